@@ -1,0 +1,76 @@
+"""Every error and warning that landprior raises on purpose.
+
+All errors derive from :class:`LandpriorError`, and each also from the builtin that callers
+already catch. The text says what is wrong, where, and what to do next; the command line prints
+it as one line.
+"""
+
+from __future__ import annotations
+
+
+class LandpriorError(Exception):
+    """Root of all errors raised on purpose by landprior."""
+
+
+class InputError(LandpriorError, ValueError):
+    """Input data or an option does not make sense."""
+
+
+class GridMismatchError(InputError):
+    """Two rasters that must share one grid do not."""
+
+
+class SchemeError(InputError):
+    """A class scheme is missing, malformed or does not know a code."""
+
+
+class PriorError(InputError):
+    """A prior, or what it is built from, cannot be used."""
+
+
+class ModelError(InputError):
+    """A model file cannot be used, or does not fit the data."""
+
+
+class ConfigError(InputError):
+    """A preset or configuration file is malformed or unknown."""
+
+
+class MissingInputError(LandpriorError, FileNotFoundError):
+    """A file that is needed does not exist."""
+
+
+class OutputExistsError(LandpriorError, FileExistsError):
+    """A result is already there and may not be replaced."""
+
+
+class RasterReadError(LandpriorError, OSError):
+    """A raster cannot be opened or read, or is damaged."""
+
+
+class RasterWriteError(LandpriorError, OSError):
+    """A raster cannot be written."""
+
+
+class TrainingError(LandpriorError, RuntimeError):
+    """Training cannot go on."""
+
+
+class TrainingInterruptedError(LandpriorError, RuntimeError):
+    """Training was stopped by the user; a checkpoint was kept."""
+
+
+class LandpriorWarning(UserWarning):
+    """Root of all warnings issued by landprior."""
+
+
+class CollapseWarning(LandpriorWarning):
+    """The network predicts one class (nearly) everywhere: the degenerate solution."""
+
+
+class HarmWarning(LandpriorWarning):
+    """The trained posterior looks worse than its prior."""
+
+
+class CooccurrenceWarning(LandpriorWarning):
+    """Part of a cooccurrence matrix rests on a fallback, not on data."""

@@ -1,0 +1,89 @@
+"""Networks and the smoothing of their output."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OUTPUT_SMOOTHING = 1e-4
+"""Added to every class probability of the land-cover network, then renormalised [R E.1.3]."""
+
+SUPERVISED_SMOOTHING = 1e-8
+"""The same for supervised runs."""
+
+
+class SmoothedNetwork(nn.Module):
+    """A network whose output is log q with q = (softmax + s) / (1 + C s).
+
+    Parameters
+    ----------
+    body
+        Gives logits, class axis 1.
+    smoothing
+        The constant s.
+    halo
+        How many pixels around a pixel its output depends on.
+    """
+
+    def __init__(self, body: nn.Module, *, smoothing: float = OUTPUT_SMOOTHING, halo: int = 0) -> None:
+        super().__init__()
+        self.body = body
+        self.smoothing = smoothing
+        self.halo = halo
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log q, same layout as the body's logits, in float32 or wider."""
+        logits = self.body(x)
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        log_q = torch.log_softmax(logits, dim=1)
+        if self.smoothing == 0:
+            return log_q
+        return torch.log((log_q.exp() + self.smoothing) / (1 + log_q.shape[1] * self.smoothing))
+
+
+FCN_HALO = 5
+"""Half of the FCN's receptive field of 11 x 11."""
+
+
+def build_fcn(
+    bands: int, classes: int, *, filters: int = 128, smoothing: float = OUTPUT_SMOOTHING
+) -> SmoothedNetwork:
+    """Build the land-cover network [R E.1.3]: five 3 x 3 convolutions and a 1 x 1 head.
+
+    Parameters
+    ----------
+    bands, classes
+        Channels in and out.
+    filters
+        Channels in between; the paper's 128.
+    smoothing
+        See :class:`SmoothedNetwork`.
+
+    Returns
+    -------
+    SmoothedNetwork
+        ``torchgeo.models.FCN`` with smoothed log-probabilities; receptive field 11 x 11.
+    """
+    from torchgeo.models import FCN
+
+    return SmoothedNetwork(FCN(bands, classes, filters), smoothing=smoothing, halo=FCN_HALO)
+
+
+def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
+    """Smooth a prior and take its log, as the paper's loader does [R E.1.3].
+
+    Parameters
+    ----------
+    prior
+        Probabilities, class axis 1.
+    smoothing
+        Added to every class, then renormalised; 0 keeps hard zeros.
+    """
+    total = prior.sum(dim=1, keepdim=True) + prior.shape[1] * smoothing
+    return torch.log((prior + smoothing) / total.clamp_min(math.ulp(0.0)))

@@ -1,0 +1,312 @@
+"""P(class | NLCD code): reading, measuring and writing cooccurrence matrices.
+
+The matrix turns a coarse code into a belief over fine classes [Rolf et al. 2022, E.1.2]. It is
+measured once, where fine labels exist, and used where they do not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landprior.errors import ConfigError, CooccurrenceWarning, InputError, PriorError
+from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, load_scheme
+from landprior.resources import find_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+NLCD_NODATA = (0, 250, 255)
+"""NLCD values that stand for no data."""
+
+# The layout of the published .npy matrices: rows are EnviroAtlas's eleven classes, columns NLCD's seventeen.
+_PUBLISHED_NLCD = (0, 11, 12, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95)
+_PUBLISHED_ENVIROATLAS = (0, 10, 20, 30, 40, 52, 70, 80, 82, 91, 92)
+_SHRUB, _TREES = 52, 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cooccurrence:
+    """P(class | coarse code) for some codes.
+
+    Parameters
+    ----------
+    scheme
+        The fine classes, the columns.
+    probabilities
+        Coarse code -> probabilities, shape (C,), sum 1.
+    pixels
+        Coarse code -> how many fine pixels the row rests on; empty if not known.
+    source
+        Where it comes from, for messages and metadata.
+    """
+
+    scheme: ClassScheme
+    probabilities: Mapping[int, NDArray[np.float64]]
+    pixels: Mapping[int, int] = field(default_factory=dict)
+    source: str = ""
+
+    def table(self, codes: Iterable[int]) -> NDArray[np.float32]:
+        """Return a lookup table, shape (256, C): row = code, zeros for no data.
+
+        Parameters
+        ----------
+        codes
+            The codes that occur. One that is an NLCD code but not in the matrix gets the shipped
+            default's row (or, without one, the mean of the matrix's rows), with a warning.
+
+        Raises
+        ------
+        PriorError
+            If a code is no NLCD code at all.
+        """
+        table = np.zeros((256, len(self.scheme)), dtype=np.float32)
+        wanted = sorted(set(codes) - set(NLCD_NODATA))
+        nlcd = set(load_scheme("nlcd").codes.tolist())
+        unknown = [code for code in wanted if code not in nlcd and code not in self.probabilities]
+        if unknown:
+            msg = (
+                f"code(s) {', '.join(map(str, unknown))} are no NLCD codes and not in the matrix {self.source}; "
+                "is this the original NLCD legend? Give a matrix that has them with --cooccurrence FILE.csv"
+            )
+            raise PriorError(msg)
+        missing = [code for code in wanted if code not in self.probabilities]
+        fallback = self._fallback(missing)
+        for code in wanted:
+            table[code] = self.probabilities[code] if code in self.probabilities else fallback[code]
+        return table
+
+    def _fallback(self, missing: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+        if not missing:
+            return {}
+        rows: dict[int, NDArray[np.float64]] = {}
+        default = find_default(self.scheme)
+        weights = [max(self.pixels.get(code, 1), 1) for code in self.probabilities]
+        mean = np.average(list(self.probabilities.values()), axis=0, weights=weights)
+        for code in missing:
+            known = default.probabilities.get(code) if default is not None and default is not self else None
+            rows[code] = mean if known is None else known
+        kind = "the mean of its rows" if default is None else "the shipped default's rows"
+        warnings.warn(
+            f"the matrix {self.source} says nothing of NLCD code(s) {', '.join(map(str, missing))}; using {kind} for them",
+            CooccurrenceWarning,
+            stacklevel=3,
+        )
+        return rows
+
+
+def find_default(scheme: ClassScheme) -> Cooccurrence | None:
+    """Return the matrix shipped for a scheme, or None if there is none."""
+    try:
+        path = find_config(scheme.name, "cooccurrence", (".csv",))
+    except ConfigError:
+        return None
+    return _read_csv(path, scheme, source=f"shipped default for {scheme.name}")
+
+
+def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurrence:
+    """Load a matrix from a file, or the shipped default.
+
+    Parameters
+    ----------
+    path
+        A ``.csv`` (column ``nlcd`` and one column per class, by name or code), a ``.npy`` (see below), a
+        shipped name, or None for the default of the scheme.
+    scheme
+        The fine classes.
+
+    Notes
+    -----
+    A ``.npy`` may have the published layout, shape (11, 17) (EnviroAtlas classes x NLCD classes; shrub
+    is added to trees, the other left-out classes go, columns are normalised), or shape (C, 17) with
+    the scheme's classes in order and NLCD's seventeen codes (0, 11, 12, ... 95) in order, or (256, C)
+    with one row per code. Pickled arrays are refused.
+
+    Raises
+    ------
+    PriorError
+        If there is no default, or the file does not fit the scheme.
+    """
+    if path is None:
+        default = find_default(scheme)
+        if default is None:
+            msg = (
+                f"no cooccurrence matrix ships for scheme {scheme.name!r}; give one with --cooccurrence FILE "
+                "(measure it with: landprior cooccurrence NLCD.tif LABELS.tif -o FILE.csv)"
+            )
+            raise PriorError(msg)
+        return default
+    if str(path).endswith(".npy"):
+        return _read_npy(find_config(path, "cooccurrence", (".npy",)), scheme)
+    return _read_csv(find_config(path, "cooccurrence", (".csv",)), scheme, source=str(path))
+
+
+def _read_csv(path: Path, scheme: ClassScheme, *, source: str) -> Cooccurrence:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not a text file; a cooccurrence matrix is a .csv or .npy"
+        raise PriorError(msg) from error
+    header, *rows = list(csv.reader(io.StringIO("\n".join(lines)))) or [[]]
+    header = [name.strip().lower() for name in header]
+    if not header or header[0] not in ("nlcd", "nlcd_code", "code"):
+        msg = f"{path}: the first column must be 'nlcd' (the coarse code); it is {header[:1] or 'missing'}"
+        raise PriorError(msg)
+    columns = []
+    for c in scheme.classes:
+        name = next((n for n in (c.name.lower(), str(c.code)) if n in header), None)
+        if name is None:
+            msg = f"{path} has no column for class {c.name!r} of scheme {scheme.name!r}; its columns are {', '.join(header)}"
+            raise PriorError(msg)
+        columns.append(header.index(name))
+    pixels_at = header.index("pixels") if "pixels" in header else None
+    table: dict[int, NDArray[np.float64]] = {}
+    pixels: dict[int, int] = {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            code = int(row[0])
+            values = np.array([float(row[i]) for i in columns])
+            if pixels_at is not None:
+                pixels[code] = int(row[pixels_at])
+        except (ValueError, IndexError) as error:
+            msg = f"{path}: row {number} is not numbers: {','.join(row)!r}"
+            raise PriorError(msg) from error
+        if not np.isfinite(values).all() or (values < 0).any():
+            msg = f"{path}: the probabilities of code {code} must be finite and not negative"
+            raise PriorError(msg)
+        if values.sum() > 0:
+            table[code] = values / values.sum()
+    return _checked(Cooccurrence(scheme=scheme, probabilities=table, pixels=pixels, source=source), path)
+
+
+def _read_npy(path: Path, scheme: ClassScheme) -> Cooccurrence:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        msg = f"{path} is not a plain .npy array ({error})"
+        raise PriorError(msg) from error
+    count = len(scheme)
+    if array.ndim == 2 and np.issubdtype(array.dtype, np.number) and np.isfinite(array).all():
+        array = array.astype(np.float64)
+        published = (len(_PUBLISHED_ENVIROATLAS), len(_PUBLISHED_NLCD))
+        if array.shape == published and count != published[0]:
+            rows = {code: array[i].copy() for i, code in enumerate(_PUBLISHED_ENVIROATLAS)}
+            rows[_TREES] += rows[_SHRUB]
+            absent = [c for c in scheme.codes.tolist() if c not in rows]
+            if not absent:
+                by_class = np.stack([rows[c] for c in scheme.codes.tolist()])
+                return _from_columns(by_class, _PUBLISHED_NLCD, scheme, path)
+        elif array.shape == (count, len(_PUBLISHED_NLCD)):
+            return _from_columns(array, _PUBLISHED_NLCD, scheme, path)
+        elif array.shape == (256, count):
+            return _from_columns(array.T, range(256), scheme, path)
+    msg = (
+        f"{path} has shape {array.shape}; a .npy matrix for scheme {scheme.name!r} is (11, 17) as published for "
+        f"EnviroAtlas, ({count}, 17), or (256, {count}); a .csv with names is safer"
+    )
+    raise PriorError(msg)
+
+
+def _from_columns(
+    by_class: NDArray[np.float64], codes: Iterable[int], scheme: ClassScheme, path: Path
+) -> Cooccurrence:
+    sums = by_class.sum(axis=0)
+    table = {
+        int(code): by_class[:, j] / sums[j]
+        for j, code in enumerate(codes)
+        if sums[j] > 0 and code not in NLCD_NODATA
+    }
+    return _checked(Cooccurrence(scheme=scheme, probabilities=table, source=str(path)), path)
+
+
+def _checked(matrix: Cooccurrence, path: Path) -> Cooccurrence:
+    if not matrix.probabilities:
+        msg = f"{path} has no row with any probability"
+        raise PriorError(msg)
+    return matrix
+
+
+def measure_cooccurrence(
+    pairs: Sequence[tuple[str | Path, str | Path]],
+    scheme: ClassScheme,
+    *,
+    label_map: Mapping[int, int] | None = None,
+    progress: bool = False,
+) -> Cooccurrence:
+    """Measure P(class | NLCD code) where fine labels exist.
+
+    Streamed: memory does not depend on the size or number of rasters. An NLCD raster on another grid
+    than the labels is put on the labels' grid by nearest neighbour as it is read.
+
+    Parameters
+    ----------
+    pairs
+        (NLCD raster, label raster) paths; an NLCD raster may serve several label rasters.
+    scheme
+        The classes of the labels.
+    label_map
+        See :meth:`ClassScheme.encode`.
+    progress
+        Progress bars on stderr.
+
+    Raises
+    ------
+    GridMismatchError
+        If a pair cannot be brought on one grid (no CRS and another grid).
+    InputError
+        If a pair does not overlap, or nothing is labelled.
+    SchemeError
+        If the labels have codes the scheme does not know.
+    """
+    from landprior.raster.files import open_on_grid, open_raster, read_valid, read_window
+    from landprior.raster.grid import Grid
+    from landprior.raster.windows import Block, stream
+
+    counts = np.zeros((256, len(scheme)), dtype=np.int64)
+    for nlcd_path, labels_path in pairs:
+        before = counts.sum()
+        with ExitStack() as stack:
+            labels = stack.enter_context(open_raster(labels_path))
+            nlcd = stack.enter_context(open_on_grid(nlcd_path, Grid.of(labels), like=labels_path))
+
+            def count(block: Block, labels=labels, nlcd=nlcd, path=labels_path) -> dict[str, NDArray[np.generic]]:  # type: ignore[no-untyped-def]
+                fine = scheme.encode(
+                    read_window(labels, block.core, 1), label_map=label_map, nodata=labels.nodata, where=str(path)
+                )
+                coarse = read_window(nlcd, block.core, 1)
+                good = (fine != IGNORED_INDEX) & read_valid(nlcd, block.core) & ~np.isin(coarse, NLCD_NODATA)
+                both = coarse[good].astype(np.intp) * len(scheme) + fine[good]
+                counts.ravel()[:] += np.bincount(both, minlength=counts.size)
+                return {}
+
+            stream(count, grid=Grid.of(labels), sinks={}, label=Path(labels_path).name, progress=progress)
+        if counts.sum() == before:
+            msg = f"{nlcd_path} and {labels_path} share no pixel with both an NLCD code and a label"
+            raise InputError(msg)
+    table = {code: counts[code] / counts[code].sum() for code in np.flatnonzero(counts.sum(1)).tolist()}
+    pixels = {code: int(counts[code].sum()) for code in table}
+    return Cooccurrence(scheme=scheme, probabilities=table, pixels=pixels, source="measured")
+
+
+def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a matrix as .csv (codes, probabilities to six digits, pixel counts)."""
+    from landprior.raster.files import replacing
+
+    if Path(path).suffix != ".csv":
+        msg = f"{path}: a cooccurrence matrix is written as .csv"
+        raise InputError(msg)
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+        out.write(f"# P(class | NLCD code) for {matrix.scheme.name}; {matrix.source}\n")
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["nlcd", *matrix.scheme.names, "pixels"])
+        for code, row in sorted(matrix.probabilities.items()):
+            writer.writerow([code, *(f"{p:.6f}" for p in row), matrix.pixels.get(code, 0)])

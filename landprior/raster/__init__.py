@@ -1,0 +1,1 @@
+"""Grids, windows, COG writing and class schemes. Knows rasters, knows no networks (no torch)."""

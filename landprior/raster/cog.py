@@ -1,0 +1,245 @@
+"""The one writer of rasters: streamed, Cloud-Optimized, whole or not at all."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, get_args
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+from rasterio.shutil import copy as gdal_copy
+
+from landprior.errors import RasterWriteError
+from landprior.raster.files import GDAL_CACHE_BYTES, check_output, local_grids_allowed, replacing
+from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.windows import BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetWriter
+    from rasterio.windows import Window
+
+    from landprior.raster.grid import Grid
+    from landprior.raster.scheme import ClassScheme
+
+Encoding = Literal["float16", "uint8", "float32"]
+"""How probabilities lie on disk: half floats (default), uint8 of 255 p rounded, or single floats."""
+
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
+TAG_DOMAIN = "landprior"
+"""Metadata domain of the tags landprior writes (``rio info --namespace landprior``)."""
+
+
+class CogWriter(AbstractContextManager["CogWriter"]):
+    """Write a Cloud-Optimized GeoTIFF window by window.
+
+    Windows go to a temporary tiled GeoTIFF beside the target; when the block ends well GDAL's COG
+    driver adds overviews and lays it out, and the result is moved into place. On an error or an
+    interruption nothing is left and an older file stays as it was. Needs, for a while, about twice
+    the space of the result on disk; memory does not depend on the size.
+
+    Parameters
+    ----------
+    path
+        Where the result goes.
+    grid
+        Its grid.
+    count
+        Number of bands.
+    dtype
+        ``"uint8"``, ``"int16"``, ``"uint16"``, ``"float32"``, or ``"float16"`` (half floats on disk, which
+        GDAL reads as float32).
+    nodata
+        The nodata value, or None.
+    overviews
+        ``"mode"`` for classes, ``"average"`` for quantities.
+    scale
+        What a stored integer is to be multiplied by, written as the bands' scale.
+    descriptions
+        Band names.
+    tags
+        Written to the metadata domain ``landprior``.
+    scheme
+        For a class map: writes its colour table, and its names to ``<path>.aux.xml``.
+    overwrite
+        Replace what is there.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        If the result cannot be put there, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        grid: Grid,
+        *,
+        count: int = 1,
+        dtype: str = "uint8",
+        nodata: float | None = None,
+        overviews: Literal["mode", "average", "nearest"] = "average",
+        scale: float | None = None,
+        descriptions: Sequence[str] = (),
+        tags: Mapping[str, str] | None = None,
+        scheme: ClassScheme | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = check_output(path, overwrite=overwrite)
+        self.grid = grid
+        self._overviews = overviews
+        self._nbits = {"nbits": 16} if dtype == "float16" else {}
+        self._profile = {
+            "driver": "GTiff",
+            "height": grid.height,
+            "width": grid.width,
+            "transform": grid.transform,
+            "crs": grid.crs,
+            "count": count,
+            "dtype": "float32" if dtype == "float16" else dtype,
+            "nodata": nodata,
+            "tiled": True,
+            "blockxsize": BLOCK,
+            "blockysize": BLOCK,
+            "compress": "zstd",
+            "zstd_level": 1,
+            "bigtiff": "IF_SAFER",
+            "sparse_ok": True,
+            "interleave": "band",
+            **self._nbits,
+        }
+        self._scale = scale
+        self._descriptions = tuple(descriptions)
+        self.tags = dict(tags or {})
+        self._scheme = scheme
+        self._overwrite = overwrite
+        self._stack = ExitStack()
+        self._dst: DatasetWriter | None = None
+
+    def __enter__(self) -> Self:
+        """Open the temporary file."""
+        stack = ExitStack()
+        try:
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
+            self._final = stack.enter_context(replacing(self.path, overwrite=self._overwrite))
+            self._draft = self._final.with_name(f"{self._final.name}.draft.tif")
+            with local_grids_allowed():
+                self._dst = rasterio.open(self._draft, "w", **self._profile)
+            if self._scale is not None:
+                self._dst.scales = (self._scale,) * self._dst.count
+            if self._descriptions:
+                self._dst.descriptions = self._descriptions
+            if self._scheme is not None:
+                table = {int(c.code): (*c.rgb, 255) for c in self._scheme.classes}
+                self._dst.write_colormap(1, {**table, MAP_NODATA: (0, 0, 0, 0)})
+        except BaseException:
+            stack.close()
+            raise
+        self._stack = stack
+        return self
+
+    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
+        """Write a window, shape (H, W) or (bands, H, W)."""
+        if self._dst is None:
+            msg = "the writer is not open; use it in a with block"
+            raise RuntimeError(msg)
+        array = values[None] if values.ndim == 2 else values
+        try:
+            self._dst.write(array, window=window)
+        except RasterioError as error:
+            raise self._failure(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lay the COG out and move it into place; on an error leave everything as it was."""
+        dst, self._dst = self._dst, None
+        try:
+            if dst is not None and kind is None:
+                if self.tags:
+                    dst.update_tags(ns=TAG_DOMAIN, **self.tags)
+                self._finish(dst)
+            elif dst is not None:
+                dst.close()
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+        if kind is None and self._scheme is not None:
+            write_category_names(self.path, self._scheme)
+
+    def _finish(self, dst: DatasetWriter) -> None:
+        try:
+            dst.close()
+            with local_grids_allowed():
+                gdal_copy(
+                    str(self._draft),
+                    str(self._final),
+                    driver="COG",
+                    compress="DEFLATE",
+                    predictor="YES",
+                    blocksize=BLOCK,
+                    bigtiff="IF_SAFER",
+                    overview_resampling=self._overviews.upper(),
+                    copy_src_mdd="YES",
+                    sparse_ok="YES",
+                    **self._nbits,
+                )
+                # GDAL reports a write that fails at the very end (full disk) as success: look.
+                with rasterio.open(self._final) as check:
+                    check.read(1, window=((check.height - 1, check.height), (check.width - 1, check.width)))
+        except RasterioError as error:
+            raise self._failure(error) from error
+        self._draft.unlink(missing_ok=True)
+
+    def _failure(self, error: Exception) -> RasterWriteError:
+        cause = " ".join(str(error.__cause__ or error).split())
+        msg = f"cannot write {self.path} ({cause}); is the disk full?"
+        return RasterWriteError(msg)
+
+
+def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **options: object) -> Path:
+    """Write an array that is in memory, shape (H, W) or (bands, H, W); options as :class:`CogWriter`."""
+    count = 1 if values.ndim == 2 else values.shape[0]
+    dtype = str(options.pop("dtype", values.dtype.name))
+    with CogWriter(path, grid, count=count, dtype=dtype, **options) as writer:  # type: ignore[arg-type]
+        writer.write(values)
+    return writer.path
+
+
+def write_category_names(path: Path, scheme: ClassScheme) -> None:
+    """Write class names where GDAL and QGIS look for them: ``<path>.aux.xml``.
+
+    TIFF has no place for category names; GDAL keeps them in this side file.
+    """
+    names = {int(c.code): c.name for c in scheme.classes}
+    rows = "".join(f"      <Category>{escape(names.get(i, ''))}</Category>\n" for i in range(max(names) + 1))
+    text = (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+    with replacing(path.with_name(f"{path.name}.aux.xml"), overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]:
+    """Turn probabilities in 0..1 (NaN: no data) into what lies on disk.
+
+    ``uint8`` rounds 255 p; no data becomes zero in every band, which a probability never is.
+    """
+    if encoding == "uint8":
+        return np.rint(np.nan_to_num(values, nan=0.0) * 255).astype(np.uint8)
+    return values.astype(np.float32)
+
+
+def encoding_options(encoding: Encoding) -> dict[str, object]:
+    """Return the :class:`CogWriter` options of an encoding."""
+    if encoding == "uint8":
+        return {"dtype": "uint8", "scale": 1 / 255, "nodata": None}
+    return {"dtype": encoding, "nodata": float("nan")}

@@ -1,0 +1,221 @@
+"""Opening rasters and putting results in place, with errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
+
+from landprior.errors import (
+    GridMismatchError,
+    InputError,
+    MissingInputError,
+    OutputExistsError,
+    RasterReadError,
+    RasterWriteError,
+)
+from landprior.raster.grid import Grid, require_same_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+    from rasterio.windows import Window
+
+GDAL_CACHE_BYTES = 64 * 2**20
+"""GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
+
+
+def open_raster(path: str | Path) -> DatasetReader:
+    """Open a raster for reading.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    RasterReadError
+        If it is a folder, or no raster that GDAL can read.
+    """
+    text = str(path)
+    if "://" not in text and not text.startswith("/vsi"):
+        if Path(text).is_dir():
+            msg = f"{text} is a folder; give the path of one raster file"
+            raise RasterReadError(msg)
+        if not Path(text).exists():
+            msg = f"no such file: {text}"
+            raise MissingInputError(msg)
+    try:
+        with local_grids_allowed():
+            return rasterio.open(text)
+    except RasterioError as error:
+        msg = f"{text} cannot be read as a raster ({_reason(error)}); is it complete, and a GeoTIFF?"
+        raise RasterReadError(msg) from error
+
+
+@contextmanager
+def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path) -> Iterator[DatasetReader]:
+    """Open a raster of classes on a grid, warping it by nearest neighbour as it is read if need be.
+
+    Parameters
+    ----------
+    path
+        The raster.
+    grid
+        The grid wanted.
+    like
+        The file that has this grid, for messages.
+
+    Raises
+    ------
+    GridMismatchError
+        If the grids differ and a CRS is missing, so that nothing can be warped, or nothing overlaps.
+    """
+    with open_raster(path) as src:
+        own = Grid.of(src)
+        if own.matches(grid):
+            yield src
+            return
+        if own.crs is None or grid.crs is None:
+            require_same_grid(grid, own, names=(str(like), str(path)))
+        left, bottom, right, top = transform_bounds(own.crs, grid.crs, *own.bounds)
+        wanted = grid.bounds
+        if right <= wanted.left or left >= wanted.right or top <= wanted.bottom or bottom >= wanted.top:
+            msg = f"{path} and {like} do not overlap: {_box(left, bottom, right, top)} and {_box(*wanted)} in {like}'s CRS"
+            raise GridMismatchError(msg)
+        nodata = src.nodata if src.nodata is not None else 0
+        with WarpedVRT(
+            src,
+            crs=grid.crs,
+            transform=grid.transform,
+            width=grid.width,
+            height=grid.height,
+            resampling=Resampling.nearest,
+            src_nodata=src.nodata,
+            nodata=nodata,
+        ) as warped:
+            yield warped
+
+
+def _box(left: float, bottom: float, right: float, top: float) -> str:
+    return f"({left:.6g}, {bottom:.6g}, {right:.6g}, {top:.6g})"
+
+
+def read_window(
+    src: DatasetReader, window: Window | None = None, bands: Sequence[int] | int | None = None
+) -> NDArray[np.generic]:
+    """Read pixels of an open raster.
+
+    Raises
+    ------
+    RasterReadError
+        If the file is truncated or damaged there; names the file and the place.
+    """
+    try:
+        return np.asarray(src.read(bands, window=window))
+    except (RasterioError, OSError) as error:
+        place = "" if window is None else f" at column {window.col_off:.0f}, row {window.row_off:.0f}"
+        msg = f"{src.name} is damaged or truncated{place} ({_reason(error)}); copy or download it again"
+        raise RasterReadError(msg) from error
+
+
+def read_valid(src: DatasetReader, window: Window | None = None) -> NDArray[np.bool_]:
+    """Say where an open raster has data (its nodata value, alpha or mask band), shape (H, W)."""
+    try:
+        return np.asarray(src.dataset_mask(window=window)) > 0
+    except (RasterioError, OSError) as error:
+        msg = f"{src.name} is damaged or truncated ({_reason(error)}); copy or download it again"
+        raise RasterReadError(msg) from error
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> Path:
+    """Check, before any work, that a result can be put at ``path``; make its folder.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there and ``overwrite`` is False.
+    InputError
+        If the path is a folder.
+    RasterWriteError
+        If the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        msg = f"{path} is a folder; give the path of a file to write"
+        raise InputError(msg)
+    if path.exists() and not overwrite:
+        msg = f"{path} exists and is left as it is; give --overwrite to replace it, or another path"
+        raise OutputExistsError(msg)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot make the folder {path.parent} ({error.strerror})"
+        raise RasterWriteError(msg) from error
+    if not os.access(path.parent, os.W_OK):
+        msg = f"the folder {path.parent} cannot be written to; choose another output path"
+        raise RasterWriteError(msg)
+    return path
+
+
+@contextmanager
+def local_grids_allowed() -> Iterator[None]:
+    """Silence rasterio's remark on missing georeferencing; Grid.pixel_size says it where it matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
+def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it there when the block ends well.
+
+    If the block fails or is interrupted, the temporary file goes and what was at ``path`` stays.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        As :func:`check_output`; also if the disk is full.
+    """
+    path = check_output(path, overwrite=overwrite)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        try:
+            yield temporary
+        except RasterioIOError as error:
+            msg = f"cannot write {path} ({_reason(error)}); is the disk full?"
+            raise RasterWriteError(msg) from error
+        except OSError as error:
+            if isinstance(error, (RasterReadError, MissingInputError)) or error.errno is None:
+                raise
+            msg = f"cannot write {path} ({error.strerror})"
+            raise RasterWriteError(msg) from error
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        for leftover in path.parent.iterdir():
+            if leftover.name.startswith(temporary.name):
+                leftover.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split()) or type(cause).__name__

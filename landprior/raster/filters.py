@@ -1,0 +1,108 @@
+"""Separable filters as matrices: one product per axis, exact at any window.
+
+A separable filter of a window is ``rows @ values @ columns.T`` where each matrix holds the filter's
+weights for the output pixels asked for, with the reflection at the true edges of the raster folded
+in. So a window gives what the whole raster gives (up to rounding), a fractional width is only
+another weight, and the work is a dense matrix product, the fastest thing a processor does. On
+2,000 x 2,000 px the 101-tap blur of five classes is tens of times faster than a 2-D convolution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landprior.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def gaussian_taps(sigma: float, radius: float, pixel: float = 1.0) -> NDArray[np.float64]:
+    """Return the normalised weights of a truncated Gaussian.
+
+    Parameters
+    ----------
+    sigma, radius
+        Standard deviation and half width of the cut, in metres. The paper: 31 and 50.
+    pixel
+        Pixel size in metres. At 1 m the taps are those of ``torchvision``'s ``GaussianBlur(101, 31)``.
+
+    Returns
+    -------
+    ndarray of float64
+        Weights of offsets -n..n, sum 1.
+    """
+    if not (sigma > 0 and radius >= 0):
+        msg = f"the blur needs sigma > 0 and radius >= 0 (metres), not {sigma} and {radius}"
+        raise InputError(msg)
+    cut = box_taps(2 * radius + pixel, pixel)
+    offsets = (np.arange(cut.size) - cut.size // 2) * pixel
+    taps = cut * np.exp(-0.5 * (offsets / sigma) ** 2)
+    return taps / taps.sum()
+
+
+def box_taps(width: float, pixel: float = 1.0) -> NDArray[np.float64]:
+    """Return the normalised weights of a box mean, the two edge pixels weighted by their share.
+
+    Parameters
+    ----------
+    width
+        Full width in metres (the paper's 9 x 9 px at 1 m is 9).
+    pixel
+        Pixel size in metres; a box narrower than a pixel is that pixel.
+
+    Returns
+    -------
+    ndarray of float64
+        Weights of offsets -n..n, sum 1.
+    """
+    half = (max(width / pixel, 1.0) - 1) / 2
+    n = int(np.ceil(half - 1e-9))
+    taps = np.ones(2 * n + 1)
+    if n:
+        taps[0] = taps[-1] = half - (n - 1)
+    return taps / taps.sum()
+
+
+def axis_matrix(
+    taps: NDArray[np.float64], *, size: int, out: tuple[int, int], source: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the matrix that filters one axis of a window.
+
+    Parameters
+    ----------
+    taps
+        Weights of offsets -n..n.
+    size
+        Length of the whole axis; beyond its ends the signal is reflected without repeating the edge
+        (``numpy.pad(mode="reflect")``, as often as needed).
+    out
+        First and one-past-last position wanted.
+    source
+        First and one-past-last position at hand; must hold every position the output needs.
+
+    Returns
+    -------
+    ndarray of float32, shape (out length, source length)
+    """
+    n = taps.size // 2
+    positions = np.arange(out[0], out[1])[:, None] + np.arange(-n, n + 1)[None, :]
+    period = max(2 * (size - 1), 1)
+    folded = np.abs(positions) % period
+    folded = np.where(folded > size - 1, period - folded, folded) - source[0]
+    if folded.min() < 0 or folded.max() >= source[1] - source[0]:
+        msg = f"the filter of positions {out} needs more than positions {source}"
+        raise ValueError(msg)
+    matrix = np.zeros((out[1] - out[0], source[1] - source[0]))
+    rows = np.broadcast_to(np.arange(matrix.shape[0])[:, None], folded.shape)
+    np.add.at(matrix, (rows, folded), np.broadcast_to(taps, folded.shape))
+    return matrix.astype(np.float32)
+
+
+def filter_window(
+    values: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Apply a filter to the last two axes of ``values``: ``rows @ values @ columns.T``."""
+    return np.asarray(rows @ (values @ columns.T), dtype=np.float32)

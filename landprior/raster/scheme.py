@@ -1,0 +1,263 @@
+"""Class schemes: the codes, names and colours of a land-cover legend, as data.
+
+One :class:`ClassScheme` serves priors, colour tables, metrics and legends. Schemes are YAML files
+(``configs/schemes``, or the user's own)::
+
+    name: my-scheme
+    title: My land cover
+    classes:
+      - {code: 1, name: water, colour: "#00c5ff", role: water}
+      - {code: 2, name: trees, colour: "#267300", merge: [21, 22]}
+      - {code: 3, name: built, colour: "#9c9c9c", role: impervious}
+    ignored: [0, 15]
+
+``merge`` lists other codes that stand for the class in label rasters; ``ignored`` lists codes that
+are no data for training and scoring. ``role`` tells the hand-coded prior which class roads and
+buildings (``impervious``) and water layers (``water``) add to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from landprior.errors import ConfigError, InputError, SchemeError
+from landprior.resources import find_config, read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+MAP_NODATA = 255
+"""The nodata value of every class map landprior writes; no class may have this code."""
+
+IGNORED_INDEX = -1
+"""What :meth:`ClassScheme.encode` gives for ignored codes and nodata."""
+
+Role = Literal["water", "impervious"]
+Code = Annotated[int, Field(ge=0, lt=MAP_NODATA)]
+
+
+class LandClass(BaseModel):
+    """One class of a scheme."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: Code
+    name: str = Field(min_length=1)
+    colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    merge: tuple[int, ...] = ()
+    role: Role | None = None
+    description: str = ""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, 0-255."""
+        return (int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16))
+
+
+class ClassScheme(BaseModel):
+    """An ordered set of classes; the order is the order of bands in priors and probabilities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    title: str = ""
+    source: str = ""
+    classes: tuple[LandClass, ...] = Field(min_length=2)
+    ignored: tuple[int, ...] = ()
+
+    @field_validator("classes")
+    @classmethod
+    def _names_are_unique(cls, classes: tuple[LandClass, ...]) -> tuple[LandClass, ...]:
+        twice = [name for name, n in Counter(c.name for c in classes).items() if n > 1]
+        if twice:
+            msg = f"class names must be unique; {', '.join(twice)} stands twice"
+            raise ValueError(msg)
+        return classes
+
+    @model_validator(mode="after")
+    def _codes_are_unique(self) -> ClassScheme:
+        codes = [c for k in self.classes for c in (k.code, *k.merge)] + list(self.ignored)
+        twice = sorted(code for code, n in Counter(codes).items() if n > 1)
+        if twice:
+            msg = f"a code may stand for one class only; {twice} stand for several"
+            raise ValueError(msg)
+        return self
+
+    def __len__(self) -> int:
+        """Return the number of classes."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        """Class names, in order."""
+        return [c.name for c in self.classes]
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """Class codes, in order, shape (C,)."""
+        return np.array([c.code for c in self.classes], dtype=np.uint8)
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """Class colours, shape (C, 3), red green blue."""
+        return np.array([c.rgb for c in self.classes], dtype=np.uint8)
+
+    def index(self, key: str | int) -> int:
+        """Return the position of a class given by name or by code (merged codes count).
+
+        Raises
+        ------
+        SchemeError
+            If the scheme has no such class.
+        """
+        text = str(key).strip().lower()
+        for i, c in enumerate(self.classes):
+            if text == c.name.lower() or (text.isdecimal() and int(text) in (c.code, *c.merge)):
+                return i
+        known = ", ".join(f"{c.code} {c.name}" for c in self.classes)
+        msg = f"{key!r} is not a class of scheme {self.name!r}; it has: {known}"
+        raise SchemeError(msg)
+
+    def role_index(self, role: Role) -> int | None:
+        """Return the position of the class with a role, or None."""
+        return next((i for i, c in enumerate(self.classes) if c.role == role), None)
+
+    def encode(
+        self,
+        labels: NDArray[np.integer],
+        *,
+        label_map: Mapping[int, int] | None = None,
+        nodata: float | None = None,
+        where: str = "labels",
+    ) -> NDArray[np.int16]:
+        """Turn label codes into class positions.
+
+        Parameters
+        ----------
+        labels
+            Integer codes, any shape.
+        label_map
+            Codes of the labels -> codes of this scheme, applied first (``{10: 1, 20: 4}``). A code
+            that it does not name keeps its meaning; map it to a code in ``ignored`` to leave it out.
+        nodata
+            A code to leave out besides ``ignored`` and 255.
+        where
+            What the labels are called in an error.
+
+        Returns
+        -------
+        ndarray of int16
+            Positions 0..C-1, and -1 where the code is ignored.
+
+        Raises
+        ------
+        SchemeError
+            If a code is neither a class, merged, mapped nor ignored.
+        """
+        codes, inverse = np.unique(labels, return_inverse=True)
+        positions = {code: i for i, c in enumerate(self.classes) for code in (c.code, *c.merge)}
+        ignored = {*self.ignored, MAP_NODATA}
+        if nodata is not None and float(nodata).is_integer():
+            ignored.add(int(nodata))
+        table = np.empty(codes.size, dtype=np.int16)
+        unknown = []
+        for i, code in enumerate(codes.tolist()):
+            mapped = label_map.get(code) if label_map else None
+            if mapped is not None:
+                target = positions.get(mapped, IGNORED_INDEX if mapped in ignored else None)
+            elif code in ignored:
+                target = IGNORED_INDEX
+            else:
+                target = positions.get(code)
+            if target is None:
+                unknown.append(code)
+                continue
+            table[i] = target
+        if unknown:
+            msg = (
+                f"{where} has code(s) {', '.join(map(str, unknown))} that scheme {self.name!r} does not know "
+                f"(it has {', '.join(map(str, self.codes.tolist()))}); "
+                'map them with --label-map "CODE:CODE,..." or list them under merge or ignored in the scheme'
+            )
+            raise SchemeError(msg)
+        return table[inverse].reshape(labels.shape)
+
+    def decode(self, positions: NDArray[np.integer], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+        """Turn class positions into codes; where ``valid`` is False the result is 255."""
+        codes = self.codes[positions]
+        return codes if valid is None else np.where(valid, codes, np.uint8(MAP_NODATA))
+
+    def render(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Colour an array of codes, shape (H, W), as RGBA, shape (H, W, 4); other codes are clear."""
+        table = np.zeros((256, 4), dtype=np.uint8)
+        table[self.codes] = np.column_stack([self.colours, np.full(len(self), 255, np.uint8)])
+        return table[np.asarray(codes, dtype=np.uint8)]
+
+    def blend(self, probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Colour probabilities, shape (C, H, W), as the mean of the class colours, shape (H, W, 3).
+
+        Pixels without data (NaN, or no mass) become white.
+        """
+        mass = np.nansum(probabilities, axis=0)
+        share = np.nan_to_num(probabilities) / np.where(mass > 0, mass, 1)
+        rgb = np.einsum("chw,ck->hwk", share, self.colours.astype(np.float32))
+        rgb[~(mass > 0)] = 255
+        return np.rint(rgb).astype(np.uint8)
+
+
+def load_scheme(name: str | Path) -> ClassScheme:
+    """Load a shipped scheme by name (``"enviroatlas-5"``), or the user's own YAML by path.
+
+    Raises
+    ------
+    MissingInputError, ConfigError
+        If there is no such file or name.
+    SchemeError
+        If the file does not hold a valid scheme.
+    """
+    path = find_config(name, "schemes", (".yaml", ".yml"))
+    try:
+        return ClassScheme.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise SchemeError(explain(error, path)) from error
+    except ConfigError as error:
+        raise SchemeError(str(error)) from error
+
+
+def explain(error: ValidationError, where: str | Path) -> str:
+    """Say in one line what pydantic found wrong first, and where."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {place + ': ' if place else ''}{message}{more}"
+
+
+def parse_label_map(text: str) -> dict[int, int]:
+    """Parse ``"10:1,20:2"`` into ``{10: 1, 20: 2}``.
+
+    Raises
+    ------
+    InputError
+        If the text has another form.
+    """
+    pairs: dict[int, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", part)
+        if match is None:
+            msg = f'{part!r} is not FROM:TO with two codes; write a label map like "10:1,20:2"'
+            raise InputError(msg)
+        source, target = int(match[1]), int(match[2])
+        if source in pairs and pairs[source] != target:
+            msg = f"the label map sends code {source} to both {pairs[source]} and {target}"
+            raise InputError(msg)
+        pairs[source] = target
+    return pairs

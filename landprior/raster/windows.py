@@ -1,0 +1,118 @@
+"""The one windowed engine: read with a halo, compute, write the core; memory does not grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rasterio.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    from landprior.raster.cog import CogWriter
+    from landprior.raster.grid import Grid
+
+BLOCK = 512
+"""Side of the blocks that COGs are written in, and of the windows unless one asks otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A window to write (``core``), the window to read for it (``outer``), and the way back.
+
+    ``outer`` is the core grown by the halo and cut at the edges of the raster, so a function that
+    treats the edge of what it gets as the edge of the raster is right at every block.
+    """
+
+    core: Window
+    outer: Window
+
+    @property
+    def crop(self) -> tuple[slice, slice]:
+        """Rows and columns of the core within an array of the outer window."""
+        top = int(self.core.row_off - self.outer.row_off)
+        left = int(self.core.col_off - self.outer.col_off)
+        return (slice(top, top + int(self.core.height)), slice(left, left + int(self.core.width)))
+
+
+def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Block]:
+    """Cut a grid into blocks, row by row.
+
+    Parameters
+    ----------
+    grid
+        The raster's grid.
+    size
+        Side of the core windows in pixels.
+    halo
+        How many pixels around a core the result depends on.
+    """
+    for row in range(0, grid.height, size):
+        for col in range(0, grid.width, size):
+            bottom, right = min(row + size, grid.height), min(col + size, grid.width)
+            top, left = max(row - halo, 0), max(col - halo, 0)
+            lower, further = min(bottom + halo, grid.height), min(right + halo, grid.width)
+            yield Block(
+                core=Window(col, row, right - col, bottom - row),
+                outer=Window(left, top, further - left, lower - top),
+            )
+
+
+def count_blocks(grid: Grid, *, size: int = BLOCK) -> int:
+    """Return how many blocks :func:`iter_blocks` gives."""
+    return -(-grid.height // size) * -(-grid.width // size)
+
+
+def stream(
+    compute: Callable[[Block], Mapping[str, NDArray[np.generic]]],
+    *,
+    grid: Grid,
+    sinks: Mapping[str, CogWriter],
+    halo: int = 0,
+    size: int = BLOCK,
+    label: str = "",
+    progress: bool = False,
+) -> None:
+    """Run ``compute`` over every block and write what it gives.
+
+    Parameters
+    ----------
+    compute
+        Gets a block, reads what it needs, returns one array per sink, of the block's core, shape
+        (H, W) or (bands, H, W). Names without a sink are dropped; a pass that only gathers sums
+        returns an empty mapping.
+    grid
+        The raster's grid.
+    sinks
+        Open writers by name.
+    halo, size
+        See :func:`iter_blocks`.
+    label, progress
+        A progress bar on stderr, if ``progress``.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(
+        iter_blocks(grid, size=size, halo=halo),
+        total=count_blocks(grid, size=size),
+        desc=label,
+        unit="block",
+        disable=not progress,
+        leave=False,
+    )
+    for block in bar:
+        for name, values in compute(block).items():
+            if name in sinks:
+                sinks[name].write(values, block.core)
+
+
+def read_sources(sources: Sequence[DatasetReader], block: Block) -> list[NDArray[np.generic]]:
+    """Read the outer window of a block from rasters on one grid, each (bands, H, W)."""
+    from landprior.raster.files import read_window
+
+    return [read_window(src, block.outer) for src in sources]

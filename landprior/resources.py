@@ -1,0 +1,94 @@
+"""Where the shipped configuration (presets, schemes, matrices) lies.
+
+The files are in ``configs/`` at the top of the repository; a wheel carries the same folder inside
+the package. Both are found here, so nothing else needs to know.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landprior.errors import ConfigError, MissingInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def configs_dir() -> Path:
+    """Return the folder with the shipped configuration.
+
+    Raises
+    ------
+    MissingInputError
+        If the installation lacks it.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "schemes").is_dir():
+            return folder
+    msg = f"the shipped configuration is missing beside {package}; reinstall landprior"
+    raise MissingInputError(msg)
+
+
+def shipped_names(kind: str, suffix: str = ".yaml") -> list[str]:
+    """List what is shipped of one kind, for example ``shipped_names("schemes")``."""
+    return sorted(path.name.removesuffix(suffix) for path in (configs_dir() / kind).glob(f"*{suffix}"))
+
+
+def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",)) -> Path:
+    """Find a shipped configuration by name, or a user's own by path.
+
+    Parameters
+    ----------
+    name
+        A shipped name (``"enviroatlas-5"``) or the path of a file.
+    kind
+        The folder under ``configs/``: ``"schemes"``, ``"cities"`` or ``"cooccurrence"``.
+    suffixes
+        Endings a shipped file may have.
+
+    Raises
+    ------
+    MissingInputError
+        If a path was given and there is no file.
+    ConfigError
+        If the name is not shipped; the message lists what is.
+    """
+    text = str(name)
+    suffixes = tuple(suffixes)
+    if any(text.endswith(suffix) for suffix in suffixes) or "/" in text or "\\" in text:
+        path = Path(text)
+        if path.is_file():
+            return path
+        msg = f"no such file: {text}"
+        raise MissingInputError(msg)
+    for suffix in suffixes:
+        path = configs_dir() / kind / f"{text}{suffix}"
+        if path.is_file():
+            return path
+    known = sorted({n for suffix in suffixes for n in shipped_names(kind, suffix)})
+    msg = f"{text!r} is not one of the shipped {kind} ({', '.join(known)}), nor the path of a {suffixes[0]} file"
+    raise ConfigError(msg)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not valid YAML or does not hold a mapping.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = str(error).splitlines()[0]
+        msg = f"{path} is not valid YAML: {first_line}"
+        raise ConfigError(msg) from error
+    if not isinstance(data, dict):
+        msg = f"{path} must hold a mapping of names to values, not {type(data).__name__}"
+        raise ConfigError(msg)
+    return data
