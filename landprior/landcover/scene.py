@@ -223,10 +223,10 @@ class _Painter:
             else [
                 ("pasture", GRASS, 81, 0.26),
                 ("dry grass", GRASS, 71, 0.16),
-                ("lush crop", GRASS, 82, 0.18),
-                ("stubble", BARREN, 82, 0.12),
-                ("soil", BARREN, 82, 0.16),
-                ("dark soil", BARREN, 82, 0.12),
+                ("lush crop", GRASS, 82, 0.36),  # NAIP is flown in the growing season
+                ("stubble", BARREN, 82, 0.08),
+                ("soil", BARREN, 82, 0.09),
+                ("dark soil", BARREN, 82, 0.05),
             ]
         )
         chosen = self.rng.choice(len(kinds), size=count, p=[kind[3] for kind in kinds])
