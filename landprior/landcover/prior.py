@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
+    from landprior.landcover.hints import Hints
     from landprior.raster.scheme import ClassScheme, Role
 
 LAYERS: Mapping[str, Role] = {
@@ -156,7 +157,7 @@ class PriorModel:
         prior /= np.where(empty, 1, mass)
         for name in ("roads", "buildings"):
             if name in layers:
-                prior[self._role("impervious", name)] += self._filter(name, _floats(layers[name]), outer, core)
+                prior[self.require(name)] += self._filter(name, _floats(layers[name]), outer, core)
         if "waterways" in layers or "waterbodies" in layers:
             near = self._near(core, outer)
             rows, columns = Block(core=near, outer=outer).crop
@@ -165,7 +166,7 @@ class PriorModel:
                 water |= self._filter("widening", _floats(layers["waterways"]), outer, near) > _NO_MASS
             if "waterbodies" in layers:
                 water |= layers["waterbodies"][rows, columns]
-            prior[self._role("water", "water layers")] += self._filter("water", _floats(water), near, core)
+            prior[self.require("waterbodies")] += self._filter("water", _floats(water), near, core)
         prior /= prior.sum(axis=0) + empty
         prior[:, empty] = np.nan
         return prior
@@ -179,10 +180,18 @@ class PriorModel:
         bottom = min(core.row_off + core.height + down, bottom)
         return Window(left, top, right - left, bottom - top)
 
-    def _role(self, role: Role, layer: str) -> int:
+    def require(self, layer: str) -> int:
+        """Return the position of the class a layer adds to.
+
+        Raises
+        ------
+        PriorError
+            If the scheme has no class with that role.
+        """
+        role = LAYERS[layer]
         index = self.scheme.role_index(role)
         if index is None:
-            msg = f"scheme {self.scheme.name!r} has no class with 'role: {role}', which {layer} would add to; name one"
+            msg = f"scheme {self.scheme.name!r} has no class with 'role: {role}', which {layer} add to; mark one so"
             raise PriorError(msg)
         return index
 
@@ -250,3 +259,146 @@ def prior_from_arrays(
         window = {name: mask[inside] for name, mask in layers.items()}
         prior[(slice(None), *block.core.toslices())] = model.window(block, nlcd[inside], window)
     return prior
+
+
+def build_prior(
+    nlcd: str | Path,
+    output: str | Path,
+    *,
+    cooccurrence: Cooccurrence,
+    layers: Mapping[str, str | Path] | None = None,
+    like: str | Path | None = None,
+    settings: PriorSettings | None = None,
+    pixel_size: float | None = None,
+    encoding: Encoding = "float16",
+    hints: Hints | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Build a prior and write it as a COG, streamed by windows.
+
+    Parameters
+    ----------
+    nlcd
+        NLCD raster, original codes.
+    output
+        The prior to write: one band per class, in the order of the scheme.
+    cooccurrence
+        P(class | code) and the class scheme.
+    layers
+        Paths of ``roads``, ``buildings``, ``waterways``, ``waterbodies`` rasters: nonzero is presence. None
+        of them: the NLCD-only prior.
+    like
+        Put everything on this raster's grid (by nearest neighbour); without it, the NLCD raster's own grid.
+    settings
+        Filter widths, metres.
+    pixel_size
+        Metres per pixel, for files without georeferencing.
+    encoding
+        How probabilities lie on disk.
+    hints
+        The user's own labelled points and polygons.
+    overwrite
+        Replace an older prior.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    GridMismatchError
+        If the rasters cannot be brought on one grid.
+    PriorError
+        If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme.
+    """
+    unknown = set(layers or {}) - set(LAYERS)
+    if unknown:
+        msg = f"unknown layer(s) {', '.join(sorted(unknown))}; a prior takes {', '.join(LAYERS)}"
+        raise InputError(msg)
+    settings = settings or PriorSettings()
+    target = check_output(output, overwrite=overwrite)
+    with ExitStack() as stack:
+        reference = like or nlcd
+        grid = Grid.of(stack.enter_context(open_raster(reference)))
+        coarse = stack.enter_context(open_on_grid(nlcd, grid, like=reference))
+        sources = {
+            name: stack.enter_context(open_on_grid(path, grid, like=reference))
+            for name, path in (layers or {}).items()
+        }
+        size = grid.pixel_size(pixel_size, where=reference)
+        table = cooccurrence.table(_codes(coarse, nlcd, grid, progress=progress))
+        model = PriorModel(cooccurrence.scheme, table, grid, settings=settings, pixel_size=size)
+        for name in sources:
+            model.require(name)
+        writer = stack.enter_context(
+            CogWriter(
+                target,
+                grid,
+                count=len(cooccurrence.scheme),
+                descriptions=cooccurrence.scheme.names,
+                tags=_tags(cooccurrence, settings, sources, encoding, hints),
+                overwrite=overwrite,
+                **encoding_options(encoding),
+            )
+        )
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            codes = _masked_codes(coarse, block.outer)
+            presence = {
+                name: (read_window(src, block.outer, 1) > 0) & read_valid(src, block.outer)
+                for name, src in sources.items()
+            }
+            prior = model.window(block, codes, presence)
+            if hints is not None:
+                prior = hints.apply(prior, grid.window(block.core))
+            return {"prior": encode_probabilities(prior, encoding)}
+
+        stream(compute, grid=grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
+    return target
+
+
+def _masked_codes(src: DatasetReader, window: Window) -> NDArray[np.integer]:
+    codes = read_window(src, window, 1)
+    return np.where(read_valid(src, window), codes, NLCD_NODATA[0]).astype(np.int64)
+
+
+def _codes(src: DatasetReader, path: str | Path, grid: Grid, *, progress: bool) -> set[int]:
+    """Gather the codes of an NLCD raster, streamed."""
+    found: set[int] = set()
+
+    def gather(block: Block) -> dict[str, NDArray[np.generic]]:
+        found.update(np.unique(_masked_codes(src, block.core)).tolist())
+        return {}
+
+    stream(gather, grid=grid, sinks={}, label="NLCD codes", progress=progress)
+    wrong = sorted(code for code in found if not 0 <= code <= 255)
+    if wrong:
+        msg = f"{path} has values such as {wrong[0]}, which are no NLCD codes (0-255); is it another layer?"
+        raise PriorError(msg)
+    if not found - set(NLCD_NODATA):
+        msg = f"{path} has no NLCD code at all here (only no data: {sorted(found)}), so the prior would have no mass"
+        raise PriorError(msg)
+    return found
+
+
+def _tags(
+    cooccurrence: Cooccurrence,
+    settings: PriorSettings,
+    sources: Mapping[str, object],
+    encoding: Encoding,
+    hints: Hints | None,
+) -> dict[str, str]:
+    return {
+        "kind": "prior",
+        "version": landprior.__version__,
+        "scheme": cooccurrence.scheme.model_dump_json(exclude_defaults=True),
+        "cooccurrence": cooccurrence.source,
+        "layers": ",".join(sources) or "none",
+        "settings": settings.model_dump_json(),
+        "encoding": encoding,
+        "hints": json.dumps(None if hints is None else hints.describe()),
+    }

@@ -155,7 +155,7 @@ class _Painter:
         self._single_trees(village, woods)
         image = self._light()
         nlcd = self._nlcd()
-        to_map = Affine.translation(_ORIGIN[0], _ORIGIN[1] + n) * Affine.scale(1, -1)
+        to_map = Affine.translation(_ORIGIN[0], _ORIGIN[1] + n) @ Affine.scale(1, -1)
         grid = Grid(width=n, height=n, transform=to_map, crs=SCENE_CRS)
         layers = {name: self._burn(shapes, name) for name, shapes in self.vectors.items()}
         frame = box(0, 0, n, n)

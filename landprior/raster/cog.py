@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 
@@ -152,7 +153,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         array = values[None] if values.ndim == 2 else values
         try:
             self._dst.write(array, window=window)
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             raise self._failure(error) from error
 
     def __exit__(
@@ -194,7 +195,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                 # GDAL reports a write that fails at the very end (full disk) as success: look.
                 with rasterio.open(self._final) as check:
                     check.read(1, window=((check.height - 1, check.height), (check.width - 1, check.width)))
-        except RasterioError as error:
+        except (RasterioError, CPLE_BaseError) as error:
             raise self._failure(error) from error
         self._draft.unlink(missing_ok=True)
 
@@ -235,6 +236,8 @@ def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> ND
     """
     if encoding == "uint8":
         return np.rint(np.nan_to_num(values, nan=0.0) * 255).astype(np.uint8)
+    if encoding == "float16":  # GDAL cuts the mantissa; round it here
+        values = values.astype(np.float16)
     return values.astype(np.float32)
 
 

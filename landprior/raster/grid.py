@@ -62,7 +62,7 @@ class Grid:
     @property
     def bounds(self) -> Bounds:
         """Extent in map units; the envelope if the grid is rotated."""
-        corners = [self.transform * corner for corner in self._corners()]
+        corners = [self.transform @ corner for corner in self._corners()]
         xs, ys = zip(*corners, strict=True)
         return Bounds(min(xs), min(ys), max(xs), max(ys))
 
@@ -72,7 +72,7 @@ class Grid:
     def window(self, window: Window) -> Grid:
         """Return the grid of a window."""
         offset = Affine.translation(window.col_off, window.row_off)
-        return Grid(width=int(window.width), height=int(window.height), transform=self.transform * offset, crs=self.crs)
+        return Grid(width=int(window.width), height=int(window.height), transform=self.transform @ offset, crs=self.crs)
 
     def matches(self, other: Grid) -> bool:
         """Say whether both grids have the same CRS, size and corners (to a hundredth of a pixel)."""
@@ -86,8 +86,8 @@ class Grid:
         if self.shape != other.shape:
             found.append(f"{self.width} x {self.height} px and {other.width} x {other.height} px")
         elif self.crs == other.crs:
-            to_pixels = ~self.transform * other.transform
-            shift = max(math.dist(to_pixels * corner, corner) for corner in self._corners())
+            to_pixels = ~self.transform @ other.transform
+            shift = max(math.dist(to_pixels @ corner, corner) for corner in self._corners())
             if shift > _TOLERANCE:
                 found.append(f"corners up to {shift:.3g} px apart")
         return found

@@ -1,0 +1,165 @@
+"""The user's own sparse labels: points and polygons that sharpen a prior in place.
+
+A label says one class (``trees``), several allowed ones (``trees|grass``), or what a place is not
+(``!water``); names or codes of the scheme. Where it lies, the prior becomes
+
+    p <- (1 - W) p + W p restricted to the allowed classes, renormalised,
+
+so W = 1 is certainty and W = 0 changes nothing. If the prior gives the allowed classes no mass they
+share W equally.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rasterio.features import geometry_mask
+
+from landprior.errors import InputError, MissingInputError, SchemeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import geopandas
+    from numpy.typing import NDArray
+
+    from landprior.raster.grid import Grid
+    from landprior.raster.scheme import ClassScheme
+
+COLUMN = "class"
+"""The attribute that holds the label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """Labelled geometries in the CRS of a grid.
+
+    Parameters
+    ----------
+    frame
+        Geometries with a column ``allowed``: a tuple of allowed class positions.
+    weight
+        W, in 0..1.
+    source
+        The file, for metadata.
+    """
+
+    frame: geopandas.GeoDataFrame
+    weight: float
+    source: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes into a prior's metadata."""
+        return {"source": self.source, "weight": self.weight, "count": len(self.frame)}
+
+    def apply(self, prior: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+        """Sharpen the prior of a window.
+
+        Parameters
+        ----------
+        prior
+            Shape (C, H, W), NaN where there is none.
+        grid
+            The window's grid.
+
+        Returns
+        -------
+        ndarray of float32
+            A new array; pixels without a label, or without a prior, are as before.
+        """
+        near = self.frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
+        if near.empty:
+            return prior
+        prior = prior.copy()
+        for allowed, group in near.groupby("allowed", sort=True):
+            # a point counts for the pixel it lies in, a polygon for the pixels whose centre it holds
+            points = group.geometry.geom_type.isin(["Point", "MultiPoint"])
+            inside = np.zeros(prior.shape[1:], dtype=bool)
+            for shapes, touched in ((group.geometry[points], True), (group.geometry[~points], False)):
+                if len(shapes):
+                    inside |= geometry_mask(
+                        list(shapes), prior.shape[1:], grid.transform, all_touched=touched, invert=True
+                    )
+            prior[:, inside] = restrict(prior[:, inside], allowed, self.weight)
+        return prior
+
+
+def restrict(prior: NDArray[np.float32], allowed: Sequence[int], weight: float) -> NDArray[np.float32]:
+    """Mix a prior with itself restricted to some classes; (C, N) -> (C, N), rows as documented above."""
+    kept = np.zeros_like(prior)
+    kept[list(allowed)] = prior[list(allowed)]
+    mass = kept.sum(axis=0)
+    kept[:, mass == 0] = 0
+    kept[np.ix_(list(allowed), np.flatnonzero(mass == 0))] = 1
+    mass = np.where(mass == 0, len(allowed), mass)
+    return np.asarray((1 - weight) * prior + weight * kept / mass, dtype=np.float32)
+
+
+def parse_allowed(text: str, scheme: ClassScheme) -> tuple[int, ...]:
+    """Turn ``"trees"``, ``"trees|grass"`` or ``"!water"`` into allowed class positions.
+
+    Raises
+    ------
+    SchemeError
+        If a name or code is not in the scheme, or nothing is left.
+    """
+    text = text.strip()
+    if text.startswith("!"):
+        excluded = {scheme.index(part) for part in text[1:].split("|")}
+        allowed = tuple(i for i in range(len(scheme)) if i not in excluded)
+    else:
+        allowed = tuple(sorted({scheme.index(part) for part in text.split("|")}))
+    if not allowed:
+        msg = f"{text!r} leaves no class of scheme {scheme.name!r}"
+        raise SchemeError(msg)
+    return allowed
+
+
+def read_hints(
+    path: str | Path, scheme: ClassScheme, grid: Grid, *, weight: float = 0.9, column: str = COLUMN
+) -> Hints:
+    """Read labelled points or polygons (any vector file GDAL reads) for a grid.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        If the file is missing, has no such column, no usable feature, or lies elsewhere.
+    SchemeError
+        If a label is not in the scheme.
+    """
+    from pathlib import Path
+
+    import geopandas
+    from pyogrio.errors import DataSourceError
+
+    if not 0 < weight <= 1:
+        msg = f"the label weight must be above 0 and at most 1, not {weight}"
+        raise InputError(msg)
+    if not Path(path).exists():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    try:
+        frame = geopandas.read_file(path)
+    except DataSourceError as error:
+        msg = f"{path} cannot be read as vector data ({error}); GeoPackage and GeoJSON work"
+        raise InputError(msg) from error
+    if column not in frame.columns:
+        msg = f"{path} has no column {column!r} with the label (it has {', '.join(map(str, frame.columns))})"
+        raise InputError(msg)
+    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty & frame[column].notna()]
+    if frame.crs is not None and grid.crs is not None:
+        frame = frame.to_crs(grid.crs.to_wkt())
+    near = frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
+    if near.empty:
+        msg = f"no labelled feature of {path} lies on the prior's grid {tuple(round(b, 1) for b in grid.bounds)}; check its CRS"
+        raise InputError(msg)
+    allowed = [parse_allowed(_text(label), scheme) for label in frame[column]]
+    return Hints(frame=frame[["geometry"]].assign(allowed=allowed), weight=weight, source=str(path))
+
+
+def _text(label: object) -> str:
+    """Write a label as text; a numeric column comes as floats."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)

@@ -1,0 +1,75 @@
+"""Fixtures: small rasters made from a seed, and where the real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+from rasterio.crs import CRS
+
+from landprior.raster.cog import write_raster
+from landprior.raster.grid import Grid
+from landprior.raster.scheme import load_scheme
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real land-cover sets; skips the test where they are absent."""
+    folder = Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "landcover"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set LANDPRIOR_TEST_DATA to the folder that holds landcover/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def enviroatlas():
+    return load_scheme("enviroatlas-5")
+
+
+@pytest.fixture(scope="session")
+def chesapeake():
+    return load_scheme("chesapeake-4")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20221)
+
+
+@pytest.fixture
+def make_grid():
+    """Return a factory of UTM grids at 1 m."""
+
+    def make(height=64, width=80, *, pixel=1.0, left=600_000.0, top=4_500_000.0, epsg=26917):
+        crs = None if epsg is None else CRS.from_epsg(epsg)
+        return Grid(width=width, height=height, transform=Affine(pixel, 0, left, 0, -pixel, top), crs=crs)
+
+    return make
+
+
+@pytest.fixture
+def make_raster(tmp_path, make_grid):
+    """Return a factory of rasters on disk."""
+
+    def make(name, values, *, grid=None, **options):
+        values = np.asarray(values)
+        grid = grid or make_grid(*values.shape[-2:])
+        return write_raster(tmp_path / name, values, grid, **options)
+
+    return make
+
+
+@pytest.fixture
+def coarse(rng):
+    """Return a factory of NLCD-like codes: 30-pixel cells of a few codes."""
+
+    def make(height, width, codes=(11, 21, 22, 41, 81, 82)):
+        cells = rng.choice(codes, size=(height // 30 + 1, width // 30 + 1))
+        return np.kron(cells, np.ones((30, 30), dtype=np.int64))[:height, :width].astype(np.uint8)
+
+    return make
