@@ -47,13 +47,6 @@ _SUN = (0.8, 0.6)
 _COLOURS = {
     "deciduous": (66, 86, 60, 142),
     "evergreen": (50, 68, 52, 108),
-    "lawn": (108, 128, 86, 160),
-    "pasture": (118, 128, 90, 142),
-    "dry grass": (160, 146, 110, 134),
-    "lush crop": (72, 94, 62, 148),
-    "stubble": (168, 150, 116, 136),
-    "soil": (158, 134, 108, 124),
-    "dark soil": (114, 100, 84, 98),
     "gravel": (192, 178, 152, 158),
     "desert": (178, 154, 126, 140),
     "asphalt": (124, 124, 124, 104),
@@ -65,6 +58,9 @@ _COLOURS = {
     "river": (84, 92, 78, 46),
     "pond": (48, 64, 66, 30),
 }
+# Herbs run from lush to dry, soil from dark to pale; a patch of ground is somewhere in between.
+_HERBS = ((72, 94, 62, 150), (112, 128, 86, 152), (160, 146, 110, 134))
+_SOILS = ((114, 100, 84, 98), (158, 134, 108, 124), (174, 156, 124, 142))
 _ROOFS = ("dark roof", "brown roof", "red roof", "white roof", "concrete")
 
 
@@ -217,35 +213,46 @@ class _Painter:
         bend = 6 * self._noise(self.n / 24)
         parcels = cKDTree(seeds).query(np.stack([rows + bend, columns * 1.0], -1).reshape(-1, 2))[1]
         self.parcels = parcels.reshape(self.n, self.n)
-        kinds: list[tuple[str, int, int, float]] = (
-            [("desert", BARREN, 52, 0.62), ("dry grass", GRASS, 71, 0.2), ("soil", BARREN, 82, 0.18)]
+        # (code, NLCD use, tone of lush..dry or dark..pale, share of the parcels)
+        kinds: list[tuple[int, int, tuple[float, float], float]] = (
+            [(BARREN, 52, (0.6, 1.0), 0.62), (GRASS, 71, (0.6, 1.0), 0.2), (BARREN, 82, (0.2, 0.8), 0.18)]
             if self.arid
             else [
-                ("pasture", GRASS, 81, 0.26),
-                ("dry grass", GRASS, 71, 0.16),
-                ("lush crop", GRASS, 82, 0.36),  # NAIP is flown in the growing season
-                ("stubble", BARREN, 82, 0.08),
-                ("soil", BARREN, 82, 0.09),
-                ("dark soil", BARREN, 82, 0.05),
+                (GRASS, 81, (0.2, 0.7), 0.26),
+                (GRASS, 71, (0.5, 1.0), 0.16),
+                (GRASS, 82, (0.0, 0.6), 0.36),  # NAIP is flown in the growing season
+                (BARREN, 82, (0.0, 1.0), 0.22),
             ]
         )
         chosen = self.rng.choice(len(kinds), size=count, p=[kind[3] for kind in kinds])
+        tone = 0.22 * self._noise(9) + 0.12 * self._noise(4)
         for parcel in range(count):
-            material, code, use, _ = kinds[chosen[parcel]]
+            code, use, (low, high), _ = kinds[chosen[parcel]]
             where = self.parcels == parcel
-            self._paint(where, material, code, texture=0.05)
+            self._soften(where, code, tone + self.rng.uniform(low, high))
             self.use[where] = use
             if use == 82:  # drilling rows
                 angle = self.rng.uniform(0, np.pi)
                 phase = (columns * np.cos(angle) + rows * np.sin(angle)) * (2 * np.pi / self.rng.uniform(4, 9))
                 self.colour[:, where] *= 1 + 0.05 * np.sin(phase[where])
-        self._paint(village, "desert" if self.arid else "lawn", BARREN if self.arid else GRASS, texture=0.06)
+        self._soften(village, BARREN if self.arid else GRASS, tone + (0.8 if self.arid else 0.4))
         self.use[village] = 52 if self.arid else 71
-        if not self.arid:  # worn and dry patches of lawns and pastures
-            worn = (self.truth == GRASS) & (self._noise(5) > 0.9)
-            self._paint(worn, "dry grass", GRASS, texture=0.06)
-        patches = 1 + 0.09 * self._noise(9) + 0.10 * self._noise(1.6)
+        bare = (self._noise(3.5) > 2.3) & (self.truth == GRASS)  # worn ground, building sites, tracks
+        self._soften(bare, BARREN, tone + 0.6)
+        patches = 1 + 0.08 * self._noise(9) + 0.13 * self._noise(1.6)
         self.colour *= patches
+
+    def _soften(self, where: NDArray[np.bool_], code: int, tone: NDArray[np.float32]) -> None:
+        """Cover ground with herbs or soil; the tone, 0..1, runs from lush to dry or from dark to pale."""
+        steps = np.array(_SOILS if code == BARREN else _HERBS, dtype=np.float32)
+        at = np.clip(tone[where], 0, 1) * (len(steps) - 1)
+        low = np.minimum(at.astype(int), len(steps) - 2)
+        share = (at - low)[:, None]
+        tint = 1 + 0.02 * self.rng.standard_normal((4, 1))
+        grain = 1 + 0.05 * self.rng.standard_normal(int(where.sum()))
+        self.colour[:, where] = ((1 - share) * steps[low] + share * steps[low + 1]).T * tint * grain
+        self.truth[where] = code
+        self.height[where] = 0
 
     def _river(self) -> LineString:
         t = np.linspace(-0.1, 1.1, 60)
@@ -422,7 +429,7 @@ class _Painter:
         image = self.colour * ndimage.gaussian_filter(depth, (0, 0.5, 0.5))
         image *= 1 + 0.04 * self._noise(self.n / 5)
         image = ndimage.gaussian_filter(image, (0, 0.65, 0.65))
-        image += self.rng.normal(0, 4.0, image.shape)
+        image += self.rng.normal(0, 5.0, image.shape)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def _nlcd(self) -> NDArray[np.uint8]:
