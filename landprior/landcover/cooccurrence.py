@@ -267,7 +267,7 @@ def measure_cooccurrence(
     SchemeError
         If the labels have codes the scheme does not know.
     """
-    from landprior.raster.files import open_on_grid, open_raster, read_valid, read_window
+    from landprior.raster.files import open_on_grid, open_raster, read_classes, read_valid, read_window
     from landprior.raster.grid import Grid
     from landprior.raster.windows import Block, stream
 
@@ -279,9 +279,7 @@ def measure_cooccurrence(
             nlcd = stack.enter_context(open_on_grid(nlcd_path, Grid.of(labels), like=labels_path))
 
             def count(block: Block, labels=labels, nlcd=nlcd, path=labels_path) -> dict[str, NDArray[np.generic]]:  # type: ignore[no-untyped-def]
-                fine = scheme.encode(
-                    read_window(labels, block.core, 1), label_map=label_map, nodata=labels.nodata, where=str(path)
-                )
+                fine = read_classes(labels, block.core, scheme, codes=label_map, where=path)
                 coarse = read_window(nlcd, block.core, 1)
                 good = (fine != IGNORED_INDEX) & read_valid(nlcd, block.core) & ~np.isin(coarse, NLCD_NODATA)
                 both = coarse[good].astype(np.intp) * len(scheme) + fine[good]

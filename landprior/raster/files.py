@@ -25,13 +25,16 @@ from landprior.errors import (
     RasterWriteError,
 )
 from landprior.raster.grid import Grid, require_same_grid
+from landprior.raster.scheme import MAP_NODATA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
     from rasterio.windows import Window
+
+    from landprior.raster.scheme import ClassScheme
 
 GDAL_CACHE_BYTES = 64 * 2**20
 """GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
@@ -136,6 +139,37 @@ def read_valid(src: DatasetReader, window: Window | None = None) -> NDArray[np.b
     except (RasterioError, OSError) as error:
         msg = f"{src.name} is damaged or truncated ({_reason(error)}); copy or download it again"
         raise RasterReadError(msg) from error
+
+
+def read_classes(
+    src: DatasetReader, window: Window, scheme: ClassScheme, *, codes: Mapping[int, int] | None, where: str | Path
+) -> NDArray[np.int16]:
+    """Read a raster of class codes as class positions, -1 where there is no data.
+
+    Parameters
+    ----------
+    src, window
+        An open raster and the pixels wanted.
+    scheme
+        The classes.
+    codes
+        Codes of the raster -> codes of the scheme, see :meth:`ClassScheme.encode`.
+    where
+        What the raster is called in an error.
+
+    Raises
+    ------
+    InputError
+        If it does not hold integers.
+    SchemeError
+        If it has codes the scheme does not know.
+    """
+    values = read_window(src, window, 1)
+    if values.dtype.kind not in "iu":
+        msg = f"{where} holds {values.dtype} numbers, not class codes; is it a prior or probabilities?"
+        raise InputError(msg)
+    known = np.where(read_valid(src, window), values.astype(np.int64), MAP_NODATA)
+    return scheme.encode(known, label_map=codes, where=str(where))
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> Path:

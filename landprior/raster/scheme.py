@@ -135,7 +135,6 @@ class ClassScheme(BaseModel):
         labels: NDArray[np.integer],
         *,
         label_map: Mapping[int, int] | None = None,
-        nodata: float | None = None,
         where: str = "labels",
     ) -> NDArray[np.int16]:
         """Turn label codes into class positions.
@@ -147,8 +146,6 @@ class ClassScheme(BaseModel):
         label_map
             Codes of the labels -> codes of this scheme, applied first (``{10: 1, 20: 4}``). A code
             that it does not name keeps its meaning; map it to a code in ``ignored`` to leave it out.
-        nodata
-            A code to leave out besides ``ignored`` and 255.
         where
             What the labels are called in an error.
 
@@ -165,8 +162,6 @@ class ClassScheme(BaseModel):
         codes, inverse = np.unique(labels, return_inverse=True)
         positions = {code: i for i, c in enumerate(self.classes) for code in (c.code, *c.merge)}
         ignored = {*self.ignored, MAP_NODATA}
-        if nodata is not None and float(nodata).is_integer():
-            ignored.add(int(nodata))
         table = np.empty(codes.size, dtype=np.int16)
         unknown = []
         for i, code in enumerate(codes.tolist()):

@@ -35,10 +35,6 @@ def test_encode_names_unknown_codes_and_the_way_out(enviroatlas):
         enviroatlas.encode(np.array([10, 5, 99]), where="map.tif")
 
 
-def test_encode_leaves_the_files_own_nodata_out(enviroatlas):
-    assert enviroatlas.encode(np.array([10, 9]), nodata=9).tolist() == [0, -1]
-
-
 @given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=50))
 def test_decode_is_the_inverse_of_encode(positions):
     scheme = load_scheme("chesapeake-4")

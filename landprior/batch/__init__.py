@@ -1,0 +1,1 @@
+"""Many tiles on many machines (to come)."""

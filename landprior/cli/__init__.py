@@ -1,0 +1,118 @@
+"""The command line: ``landprior COMMAND``. One module per command; nothing heavy is imported to show help."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landprior import __version__
+
+if TYPE_CHECKING:
+    import logging
+
+_COMMANDS = {
+    "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
+    "train": ("landprior.cli.train", "Train a network on a tile against its prior."),
+    "predict": ("landprior.cli.predict", "Map an image with a trained model."),
+    "evaluate": ("landprior.cli.evaluate", "Score maps against labels."),
+    "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
+    "run": ("landprior.cli.run", "Do all of it for the tiles of a workspace."),
+    "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),
+    "doctor": ("landprior.cli.doctor", "Say what is installed, what is missing, and what to do."),
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a command's module only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in _COMMANDS:
+            return None
+        command = importlib.import_module(_COMMANDS[name][0]).command
+        if not isinstance(command, click.Command):  # pragma: no cover - a mistake of ours
+            msg = f"{_COMMANDS[name][0]} has no command"
+            raise TypeError(msg)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        """Run a command; turn our errors into one line and exit code 1, ctrl-C into 130."""
+        from landprior.errors import LandpriorError, TrainingInterruptedError
+
+        try:
+            return super().invoke(ctx)
+        except TrainingInterruptedError as error:
+            click.echo(f"\nInterrupted: {error}", err=True)
+            ctx.exit(130)
+        except LandpriorError as error:
+            if ctx.params.get("verbose", 0) > 1:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; nothing was left half-written.", err=True)
+            ctx.exit(130)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: landprior demo. Each command has its own --help with examples.",
+)
+@click.option("-v", "--verbose", count=True, help="Say more; twice for debugging, with tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Say less: no progress bars, warnings only.")
+@click.version_option(__version__, prog_name="landprior")
+@click.pass_context
+def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
+    """Land-cover maps at 1 m without 1 m labels.
+
+    Coarse layers (NLCD, roads, buildings, water) become a prior; a small network is trained on the
+    place itself; its map is written as a Cloud-Optimized GeoTIFF.
+    """
+    import logging
+    import sys
+
+    level = logging.WARNING if quiet else (logging.DEBUG if verbose > 1 else logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
+    logger = logging.getLogger("landprior")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+    _show_warnings(logger)
+    ctx.obj = {"progress": not quiet}
+
+
+def _show_warnings(logger: logging.Logger) -> None:
+    """Show our warnings as one line each, and drop other libraries' chatter."""
+    import warnings
+
+    from landprior.errors import LandpriorWarning
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, LandpriorWarning):
+            logger.warning("Warning: %s", message)
+        else:
+            logger.debug("%s: %s", category.__name__, message)
+
+    warnings.showwarning = show  # type: ignore[assignment]

@@ -1,0 +1,85 @@
+"""``landprior cooccurrence``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    label_map_option,
+    overwrite_option,
+    pair_option,
+    scheme_option,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="cooccurrence")
+@click.argument("nlcd", metavar="[NLCD", type=INPUT, required=False)
+@click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
+@pair_option
+@scheme_option(required=True)
+@label_map_option
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The matrix to write, a .csv.")
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    nlcd: Path | None,
+    labels: tuple[Path, ...],
+    pairs: tuple[tuple[Path, Path], ...],
+    scheme: ClassScheme,
+    label_map: dict[int, int] | None,
+    output: Path,
+    overwrite: bool,
+) -> None:
+    """Measure P(class | NLCD code) where fine labels exist.
+
+    \b
+    landprior cooccurrence nlcd.tif labels.tif --scheme chesapeake-4 -o cooc.csv
+    landprior cooccurrence nlcd_us.tif tile1_lc.tif tile2_lc.tif --scheme chesapeake-4 -o cooc.csv
+    landprior cooccurrence --pair a_nlcd.tif a_lc.tif --pair b_nlcd.tif b_lc.tif --scheme chesapeake-4 -o cooc.csv
+
+    Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix measured on the place you map uses
+    labels of that place: say so with your results.
+    """  # noqa: D301
+    from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
+    from landprior.raster.files import check_output
+
+    if nlcd is not None and not labels:
+        msg = "LABELS is missing: give an NLCD raster and one or more label rasters, or --pair NLCD LABELS"
+        raise click.UsageError(msg)
+    every = [*((nlcd, path) for path in labels if nlcd is not None), *pairs]
+    if not every:
+        msg = "nothing to measure: give NLCD LABELS..., or --pair NLCD LABELS"
+        raise click.UsageError(msg)
+    check_output(output, overwrite=overwrite)
+    matrix = measure_cooccurrence(every, scheme, label_map=label_map, progress=show_progress(ctx))
+    write_cooccurrence(matrix, output, overwrite=overwrite)
+    width = max(len(name) for name in scheme.names)
+    click.echo(f"{'NLCD':>4} {'pixels':>12}  " + "  ".join(f"{name:>{width}}" for name in scheme.names))
+    for code, row in matrix.probabilities.items():
+        shares = "  ".join(f"{p:>{width}.3f}" for p in row)
+        click.echo(f"{code:>4} {matrix.pixels[code]:>12d}  {shares}")
+    click.echo(f"written: {output}", err=True)
+    missing = _unseen(matrix.probabilities)
+    if missing:
+        click.echo(
+            f"NLCD codes without labels here: {', '.join(map(str, missing))} (a prior falls back for them)", err=True
+        )
+
+
+def _unseen(seen: object) -> list[int]:
+    from landprior.raster.scheme import load_scheme
+
+    alaska = {51, 72, 73, 74}
+    return [code for code in load_scheme("nlcd").codes.tolist() if code not in seen and code not in alaska]  # type: ignore[operator]

@@ -1,0 +1,77 @@
+"""``landprior evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    LabelMapType,
+    json_option,
+    label_map_option,
+    pair_option,
+    scheme_option,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="evaluate")
+@click.argument("map_path", metavar="MAP", type=INPUT)
+@click.argument("labels", metavar="LABELS", type=INPUT)
+@pair_option
+@scheme_option(help="Classes to score in; by default the map's own.")
+@label_map_option
+@click.option("--map-map", type=LabelMapType(), help="The same for the codes of the map, when it has another scheme.")
+@json_option
+@click.option("--figure", type=click.Path(path_type=Path), help="Write a picture: image, prior, q, r, labels side by side.")
+@click.option("--image", type=INPUT, help="The image, for the figure.")
+@click.option("--prior", type=INPUT, help="The prior, for the figure.")
+@click.option("--model", type=INPUT, help="The model, for q and r in the figure.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    map_path: Path,
+    labels: Path,
+    pairs: tuple[tuple[Path, Path], ...],
+    scheme: ClassScheme | None,
+    label_map: dict[int, int] | None,
+    map_map: dict[int, int] | None,
+    as_json: bool,
+    figure: Path | None,
+    image: Path | None,
+    prior: Path | None,
+    model: Path | None,
+) -> None:
+    """Score MAP against LABELS: accuracy, IoU, precision, recall, confusion.
+
+    \b
+    landprior evaluate map.tif labels.tif
+    landprior evaluate map.tif labels.tif --label-map "0:1,1:2,2:3,3:4" --json
+    landprior evaluate a.tif a_labels.tif --pair b.tif b_labels.tif
+    landprior evaluate map.tif labels.tif --figure map.png --image naip.tif --prior prior.tif
+
+    Pixels without data on either side, and codes the scheme ignores, do not count. Classes in neither
+    map nor labels are left out of the mean IoU and named.
+    """  # noqa: D301 - \b is click's
+    from landprior.landcover.evaluation import evaluate, scheme_of_map
+
+    scheme = scheme or scheme_of_map(map_path)
+    scores = evaluate(
+        [(map_path, labels), *pairs], scheme, label_map=label_map, map_map=map_map, progress=show_progress(ctx)
+    )
+    if figure is not None:
+        from landprior.landcover.figures import draw_comparison
+
+        draw_comparison(
+            figure, scheme, mapped=map_path, labels=labels, label_map=label_map, image=image, prior=prior, model=model
+        )
+        click.echo(f"figure: {figure}", err=True)
+    click.echo(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())

@@ -1,0 +1,120 @@
+"""``landprior predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    city_option,
+    device_option,
+    nodata_option,
+    overwrite_option,
+    show_progress,
+    tile_option,
+    workspace_option,
+)
+
+
+@click.command(name="predict")
+@click.argument("image", type=INPUT, required=False)
+@click.option("--model", type=INPUT, help="A model written by train.")
+@click.option("-o", "--output", type=OUTPUT, help="The map to write.  [default: <image>_landcover.tif]")
+@click.option("--posterior", type=INPUT, metavar="PRIOR", help="A prior: map the posterior r instead of the network's q.")
+@click.option("--force", is_flag=True, help="Map r even where the model's own check found it worse than the prior.")
+@click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")
+@click.option("--confidence", is_flag=True, help="Also write largest probability and entropy, <map>_confidence.tif.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["float16", "uint8", "float32"]),
+    default="float16",
+    show_default=True,
+    help="How probabilities lie on disk.",
+)
+@click.option("--style", is_flag=True, help="Also write a QGIS style, <map>.qml.")
+@click.option("--quicklook", is_flag=True, help="Also write a picture, <map>.png.")
+@nodata_option
+@device_option
+@city_option
+@tile_option
+@workspace_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    image: Path | None,
+    model: Path | None,
+    output: Path | None,
+    posterior: Path | None,
+    force: bool,
+    probabilities: bool,
+    confidence: bool,
+    encoding: str,
+    style: bool,
+    quicklook: bool,
+    nodata: float | None,
+    device: str,
+    city: str | None,
+    tiles: tuple[str, ...],
+    workspace: Path,
+    overwrite: bool,
+) -> None:
+    """Map IMAGE with a trained model, in windows: any size of raster in bounded memory.
+
+    \b
+    landprior predict naip.tif --model model.safetensors -o map.tif
+    landprior predict naip.tif --model model.safetensors --posterior prior.tif --probabilities -o map.tif
+    landprior predict --city pittsburgh --quicklook
+
+    The map is a Cloud-Optimized GeoTIFF of class codes with colours and names, 255 where there is no data.
+    """  # noqa: D301
+    from landprior.landcover.prediction import Products, predict
+
+    products = Products(
+        probabilities=probabilities,
+        confidence=confidence,
+        encoding=encoding,  # type: ignore[arg-type]  # click.Choice gave one of them
+        style=style,
+        quicklook=quicklook,
+    )
+    if image is None:
+        if city is None:
+            msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
+            raise click.UsageError(msg)
+        from landprior.landcover.pipeline import PipelineSettings, Workspace, map_of_tile
+
+        pipeline = PipelineSettings.for_city(city)
+        for tile in Workspace(workspace).tiles(city, only=tiles):
+            path = map_of_tile(
+                tile,
+                pipeline,
+                products=products,
+                device=device,
+                overwrite=overwrite,
+                progress=show_progress(ctx),
+            )
+            click.echo(str(path))
+        return
+    if model is None:
+        msg = "--model is missing; train one with: landprior train --image IMAGE --prior PRIOR -o model.safetensors"
+        raise click.UsageError(msg)
+    from landprior.landcover.model import load_model
+
+    output = output or image.with_name(f"{image.stem}_landcover.tif")
+    predict(
+        image,
+        output,
+        load_model(model),
+        posterior=posterior,
+        products=products,
+        force=force,
+        nodata=nodata,
+        device=device,
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    click.echo(str(output))

@@ -1,0 +1,159 @@
+"""``landprior train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    city_option,
+    device_option,
+    nodata_option,
+    overwrite_option,
+    scheme_option,
+    show_progress,
+    tile_option,
+    workspace_option,
+)
+
+if TYPE_CHECKING:
+    from landprior.landcover.training import TileSettings
+    from landprior.raster.scheme import ClassScheme
+
+LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-union"]
+"""The names of :data:`landprior.implicit.losses.LossName`, here without importing torch; a test compares them."""
+
+
+@click.command(name="train")
+@click.option("--image", "images", type=INPUT, multiple=True, help="An image; may repeat, with --prior, for one joint model.")
+@click.option("--prior", "priors", type=INPUT, multiple=True, help="Its prior, on the same grid.")
+@click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
+@click.option("--loss", type=click.Choice(LOSS_NAMES), default="qr", show_default=True, help="Training objective.")
+@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="Warm-up before qr, qr-kl, rq.  [default: 200]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
+@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 64]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
+@click.option("--init", type=INPUT, metavar="MODEL", help="Start from this model's weights.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 on CUDA, fp32 on a CPU; bf16 is faster on CPUs that have it.",
+)
+@scheme_option(help="Classes of the prior, if its file does not say.")
+@nodata_option
+@device_option
+@city_option
+@tile_option
+@click.option("--joint", is_flag=True, help="One model for all tiles of the city (with -o), not one per tile.")
+@workspace_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    images: tuple[Path, ...],
+    priors: tuple[Path, ...],
+    output: Path | None,
+    loss: str,
+    recipe: str,
+    steps: int | None,
+    warmup_steps: int | None,
+    learning_rate: float | None,
+    filters: int | None,
+    patch_size: int | None,
+    batch_size: int | None,
+    seed: int,
+    init: Path | None,
+    precision: str,
+    scheme: ClassScheme | None,
+    nodata: float | None,
+    device: str,
+    city: str | None,
+    tiles: tuple[str, ...],
+    joint: bool,
+    workspace: Path,
+    overwrite: bool,
+) -> None:
+    """Train a network on a tile against its prior; nothing else is needed.
+
+    \b
+    landprior train --image naip.tif --prior prior.tif --loss qr --seed 0 -o model.safetensors
+    landprior train --image a.tif --prior a_prior.tif --image b.tif --prior b_prior.tif -o joint.safetensors
+    landprior train --city pittsburgh --loss qr
+
+    The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
+    given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
+    """  # noqa: D301
+    settings = _settings(
+        loss,
+        recipe,
+        {"steps": steps, "warmup_steps": warmup_steps, "learning_rate": learning_rate},
+        {"filters": filters, "patch_size": patch_size, "batch_size": batch_size},
+        seed=seed,
+        precision=precision,
+    )
+    progress = show_progress(ctx)
+    if images or priors:
+        from landprior.landcover.training import train_files
+
+        if len(images) != len(priors):
+            msg = f"{len(images)} --image and {len(priors)} --prior were given; each image needs its prior"
+            raise click.UsageError(msg)
+        if output is None:
+            msg = "-o is missing: where to write the model"
+            raise click.UsageError(msg)
+        train_files(
+            list(zip(images, priors, strict=True)),
+            output,
+            settings,
+            scheme=scheme,
+            nodata=nodata,
+            init=init,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        click.echo(str(output))
+        return
+    if city is None:
+        msg = "give --image and --prior for plain files, or --city NAME for a workspace"
+        raise click.UsageError(msg)
+    from landprior.landcover.pipeline import PipelineSettings, Workspace, model_of_tile, train_city
+
+    pipeline = PipelineSettings.for_city(city, scheme=scheme, training=settings)
+    found = Workspace(workspace).tiles(city, only=tiles)
+    if joint:
+        target = output or workspace / city / "model.safetensors"
+        click.echo(str(train_city(found, target, pipeline, device=device, overwrite=overwrite, progress=progress)))
+        return
+    for tile in found:
+        click.echo(str(model_of_tile(tile, pipeline, device=device, overwrite=overwrite, progress=progress)))
+
+
+def _settings(
+    loss: str,
+    recipe: str,
+    loop: dict[str, float | None],
+    network: dict[str, int | None],
+    *,
+    seed: int,
+    precision: str,
+) -> TileSettings:
+    """Put what was given over the recipe."""
+    from landprior.landcover.training import TileSettings
+
+    base = TileSettings.paper(loss) if recipe == "paper" else TileSettings()
+    training = base.training.model_copy(
+        update={"loss": loss, "seed": seed, "precision": precision} | {k: v for k, v in loop.items() if v is not None}
+    )
+    return base.model_copy(update={"training": training} | {k: v for k, v in network.items() if v is not None})

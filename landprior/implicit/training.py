@@ -1,0 +1,410 @@
+"""The one training loop, on Lightning Fabric; every command that trains uses it.
+
+A *feed* gives the batch of a step as a pure function of the step number, so a run that is interrupted
+and resumed sees the same batches as one that is not, and ends with the same weights.
+
+The recipe: first the network is fitted to its own current posterior by cross-entropy with r held fixed
+(expectation-maximisation; as q starts flat, r starts at the prior, so this begins as cross-entropy on
+the soft prior and sharpens by itself). That breaks the symmetry between classes. Then the loss asked
+for takes over. The learning rate rises over a few steps and falls along a cosine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from landprior.errors import CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
+from landprior.implicit.losses import LOSSES, Loss, LossName, ce
+from landprior.implicit.posterior import log_posterior
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lightning.fabric import Fabric
+
+Warmup = Literal["posterior", "ce", "none"]
+"""What is fitted first: the current posterior (EM), the prior (plain cross-entropy), or nothing."""
+
+Schedule = Literal["cosine", "plateau", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+COLLAPSE_SHARE = 0.995
+"""A class predicted for more than this share of the pixels, where the prior's mean is far lower, is a collapse."""
+
+
+class TrainingSettings(BaseModel):
+    """How a network is trained. The defaults are the recipe of ``docs/accuracy.md``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: LossName = "qr"
+    steps: int = Field(600, ge=1, description="optimiser steps in all")
+    warmup: Warmup = "posterior"
+    warmup_steps: int = Field(200, ge=0, description="steps of the warm-up, part of `steps`; none for ce, nll, ...")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Schedule = "cosine"
+    ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epoch_steps: int = Field(25, ge=1, description="steps between two looks at the metrics")
+    plateau_epochs: int = Field(4, ge=1, description="epochs without progress before the rate is cut (plateau)")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a feed gives for a step.
+
+    Parameters
+    ----------
+    inputs
+        Network input, (N, ...).
+    log_prior
+        Log prior, class axis 1, the layout of the network's output.
+    mask
+        True for items that count, without axis 1; None for all.
+    border
+        Pixels to leave out along the edges of height and width, where the network sees padding.
+    """
+
+    inputs: Tensor
+    log_prior: Tensor
+    mask: Tensor | None = None
+    border: int = 0
+
+    def cropped(self, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return log q, log prior and mask without the border."""
+        if not self.border:
+            return log_q, self.log_prior, self.mask
+        inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
+        return log_q[inner], self.log_prior[inner], None if self.mask is None else self.mask[inner]
+
+
+@dataclass
+class Epoch:
+    """Metrics of one look.
+
+    ``loss`` is the mean over the epoch's steps. The others are of its last batch: mean entropy of q
+    in nats, share of items where q and the prior have the same most probable class, and the share of
+    the class q predicts most.
+    """
+
+    step: int
+    loss: float
+    entropy: float
+    agreement: float
+    top_share: float
+    learning_rate: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class History:
+    """What happened in a run."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best_step: int = 0
+    stopped: str = "all steps done"
+
+    def summary(self) -> dict[str, Any]:
+        """Return a short record for a model's metadata."""
+        last = self.epochs[-1] if self.epochs else None
+        return {"steps": last.step if last else 0, "best_step": self.best_step, "stopped": self.stopped} | (
+            {"loss": last.loss, "entropy": last.entropy, "agreement": last.agreement} if last else {}
+        )
+
+
+def em(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation."""
+    with torch.no_grad():
+        log_r = log_posterior(log_q, log_prior, mask)
+    return ce(log_q, log_r, mask)
+
+
+_WARMUPS: Mapping[str, Loss] = {"posterior": em, "ce": ce}
+
+
+def fit(
+    network: nn.Module,
+    feed: Callable[[int], Batch],
+    settings: TrainingSettings,
+    *,
+    fabric: Fabric | None = None,
+    monitor: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    criterion: str | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> History:
+    """Train a network in place.
+
+    Parameters
+    ----------
+    network
+        Gives log q, class axis 1 (:class:`landprior.implicit.networks.SmoothedNetwork`).
+    feed
+        Gives the batch of a step, on the device or not; a pure function of the step.
+    settings
+        See :class:`TrainingSettings`.
+    fabric
+        Device and precision; by default :func:`make_fabric`.
+    monitor
+        Called with the network after every epoch; what it returns is kept in the history and shown.
+    criterion
+        Name of a value of ``monitor`` to be made as large as possible: at the end the network has the
+        weights of the epoch where it was largest (warm-up excluded).
+    checkpoint
+        A file that holds the state after every epoch; if it is there and belongs to the same settings
+        the run goes on from it. It is removed at the end.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    TrainingError
+        If the loss becomes NaN or infinite.
+    TrainingInterruptedError
+        On ctrl-C, after the checkpoint was written.
+    """
+    from tqdm import tqdm
+
+    fabric = fabric or make_fabric(settings.precision)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    network, optimiser = fabric.setup(network, optimiser)
+    run = _Run(network, optimiser, settings, checkpoint)
+    run.resume()
+    bar = tqdm(total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False)
+    with bar:
+        try:
+            while run.step < settings.steps and not run.history_stopped:
+                batch = feed(run.step)
+                run.advance(batch, fabric)
+                bar.update()
+                if run.step % settings.epoch_steps == 0 or run.step == settings.steps:
+                    extra = _look(network, monitor)
+                    run.close_epoch(extra, criterion)
+                    shown = run.history.epochs[-1]
+                    bar.set_postfix(
+                        loss=f"{shown.loss:.3f}", entropy=f"{shown.entropy:.2f}", agree=f"{shown.agreement:.2f}"
+                    )
+        except KeyboardInterrupt:
+            where = "nothing was kept"
+            if checkpoint is not None and run.save():
+                where = f"its state is in {checkpoint}; the same command goes on from there"
+            msg = f"training was interrupted after {run.step} of {settings.steps} steps; {where}"
+            raise TrainingInterruptedError(msg) from None
+    run.finish(criterion)
+    return run.history
+
+
+def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
+    """Pick device and precision: CUDA with bf16 where there is one, otherwise CPU with fp32.
+
+    Parameters
+    ----------
+    precision
+        ``"bf16"`` also works on a CPU and is faster on those that have it in hardware.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lightning's own deprecations on import
+        from lightning.fabric import Fabric
+
+    if device == "cuda" and not torch.cuda.is_available():
+        msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
+        raise ModelError(msg)
+    accelerator = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    half = precision == "bf16" or (precision == "auto" and accelerator == "cuda")
+    return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
+
+
+def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:
+    if monitor is None:
+        return {}
+    network.eval()
+    try:
+        with torch.no_grad():
+            return dict(monitor(network))
+    finally:
+        network.train()
+
+
+class _Run:
+    """The state of a run: what a checkpoint holds."""
+
+    def __init__(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainingSettings, path: Path | None
+    ) -> None:
+        self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
+        self.step = 0
+        self.history = History()
+        self.history_stopped = False
+        self._losses: list[Tensor] = []
+        self._last: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._best = -math.inf
+        self._best_state: dict[str, Tensor] | None = None
+        self._lowest, self._since, self._cuts = math.inf, 0, 0
+        self._warned = False
+
+    # -- a step ----------------------------------------------------------------------------------
+
+    def advance(self, batch: Batch, fabric: Fabric) -> None:
+        settings = self.settings
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * self._rate()
+        inputs, prior = fabric.to_device(batch.inputs), fabric.to_device(batch.log_prior)
+        mask = None if batch.mask is None else fabric.to_device(batch.mask)
+        log_q, log_prior, mask = Batch(inputs, prior, mask, batch.border).cropped(self.network(inputs))
+        loss = self._objective()(log_q, log_prior, mask)
+        self.optimiser.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
+        self.optimiser.step()
+        self._losses.append(loss.detach())
+        self._last = (log_q.detach(), log_prior, mask)
+        self.step += 1
+
+    def _objective(self) -> Loss:
+        settings = self.settings
+        warming = self.step < settings.warmup_steps and settings.loss in ("qr", "qr-kl", "rq")
+        return _WARMUPS.get(settings.warmup, LOSSES[settings.loss]) if warming else LOSSES[settings.loss]
+
+    def _rate(self) -> float:
+        """Return the learning rate of this step, as a share of the full one."""
+        settings = self.settings
+        if settings.schedule == "plateau":
+            return float(0.1**self._cuts)
+        if settings.schedule == "constant":
+            return 1.0
+        ramp = min(1.0, (self.step + 1) / max(settings.ramp_steps, 1))
+        return ramp * (0.5 * (1 + math.cos(math.pi * self.step / settings.steps)) + 1e-3)
+
+    # -- an epoch --------------------------------------------------------------------------------
+
+    def close_epoch(self, extra: dict[str, float], criterion: str | None) -> None:
+        settings = self.settings
+        loss = torch.stack(self._losses).mean().item()
+        self._losses.clear()
+        if not math.isfinite(loss):
+            msg = (
+                f"the loss became {loss} at step {self.step}; lower --learning-rate, "
+                "and check the image for extreme values"
+            )
+            raise TrainingError(msg)
+        entropy, agreement, share, prior_share = self._describe()
+        rate = float(self.optimiser.param_groups[0]["lr"])
+        self.history.epochs.append(Epoch(self.step, loss, entropy, agreement, share, rate, extra))
+        if share > COLLAPSE_SHARE and prior_share < 0.9 and self.step > settings.warmup_steps and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"q predicts one class for {share:.1%} of the pixels, where the prior's mean is {prior_share:.0%}: the "
+                "degenerate solution. Try another --seed, a lower --learning-rate, more --warmup-steps, or larger batches",
+                CollapseWarning,
+                stacklevel=3,
+            )
+        if criterion is not None and self.step > settings.warmup_steps and extra[criterion] > self._best:
+            self._best, self.history.best_step = extra[criterion], self.step
+            self._best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self._watch_plateau(loss)
+        self.save()
+
+    def _describe(self) -> tuple[float, float, float, float]:
+        """Return entropy of q, agreement with the prior, largest share of a class in q, and the prior's mean of it."""
+        if self._last is None:
+            return math.nan, math.nan, 0.0, 1.0
+        log_q, log_prior, mask = self._last
+        keep = torch.ones_like(log_q[:, 0], dtype=torch.bool) if mask is None else mask
+        best = log_q.argmax(1)
+        counts = torch.bincount(best[keep], minlength=log_q.shape[1])
+        top = int(counts.argmax())
+        entropy = -(log_q.exp() * log_q.clamp_min(-100)).sum(1)[keep].mean()
+        agreement = (best == log_prior.argmax(1))[keep].float().mean()
+        prior_share = log_prior[:, top].exp()[keep].mean()
+        return entropy.item(), agreement.item(), (counts[top] / counts.sum().clamp_min(1)).item(), prior_share.item()
+
+    def _watch_plateau(self, loss: float) -> None:
+        settings = self.settings
+        if self.step <= settings.warmup_steps:
+            return  # another objective
+        if loss < self._lowest - 1e-4 * abs(self._lowest if math.isfinite(self._lowest) else 0.0):
+            self._lowest, self._since = loss, 0
+            return
+        self._since += 1
+        if settings.schedule == "plateau" and self._since % settings.plateau_epochs == 0:
+            self._cuts += 1
+        if settings.patience is not None and self._since >= settings.patience:
+            self.history_stopped = True
+            self.history.stopped = f"no progress of the loss in {settings.patience} epochs"
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self) -> bool:
+        """Write the state, whole or not at all; say whether there is a file to go on from."""
+        if self.path is None:
+            return False
+        if self._losses:  # in the middle of an epoch: the file of the last one is the one to go on from
+            return self.path.exists()
+        state = {
+            "settings": self.settings.model_dump_json(),
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "history": asdict(self.history),
+            "best": self._best,
+            "best_state": self._best_state,
+            "plateau": [self._lowest, self._since, self._cuts],
+        }
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+        os.close(handle)
+        try:
+            torch.save(state, name)
+            Path(name).replace(self.path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return True
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if it is there and of the same settings."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+            if state["settings"] != self.settings.model_dump_json():
+                return
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+            warnings.warn(f"{self.path} is no usable checkpoint ({error}); starting anew", stacklevel=3)
+            return
+        self.step = state["step"]
+        record = state["history"]
+        self.history = History([Epoch(**e) for e in record["epochs"]], record["best_step"], record["stopped"])
+        self._best, self._best_state = state["best"], state["best_state"]
+        self._lowest, self._since, self._cuts = state["plateau"]
+
+    def finish(self, criterion: str | None) -> None:
+        """Leave the weights that are wanted in the network and remove the checkpoint."""
+        if criterion is not None and self._best_state is not None:
+            self.network.load_state_dict(self._best_state)
+        else:
+            self.history.best_step = self.step
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""Scoring maps against labels: a pooled confusion matrix and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.errors import InputError, SchemeError
+from landprior.raster.cog import TAG_DOMAIN
+from landprior.raster.files import open_on_grid, open_raster, read_classes
+from landprior.raster.grid import Grid
+from landprior.raster.scheme import IGNORED_INDEX, ClassScheme
+from landprior.raster.windows import Block, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a confusion matrix says.
+
+    Parameters
+    ----------
+    scheme
+        The classes.
+    confusion
+        Pixel counts, shape (C, C); row = label, column = map.
+    """
+
+    scheme: ClassScheme
+    confusion: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, mapped: NDArray[np.integer], labels: NDArray[np.integer], scheme: ClassScheme) -> Scores:
+        """Score class positions (-1 is left out), any shape."""
+        return cls(scheme=scheme, confusion=count_pairs(mapped, labels, len(scheme)))
+
+    def __add__(self, other: Scores) -> Scores:
+        """Pool two sets of pixels."""
+        return Scores(scheme=self.scheme, confusion=self.confusion + other.confusion)
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels were compared."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pixels that are right."""
+        return float(np.trace(self.confusion) / max(self.pixels, 1))
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which classes occur in the labels or the map, shape (C,)."""
+        return np.asarray((self.confusion.sum(0) + self.confusion.sum(1)) > 0)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union per class, shape (C,); NaN for a class in neither."""
+        right = np.diag(self.confusion)
+        return _ratio(right, self.confusion.sum(0) + self.confusion.sum(1) - right)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """Share of a class's map pixels that are right (user's accuracy), shape (C,)."""
+        return _ratio(np.diag(self.confusion), self.confusion.sum(0))
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """Share of a class's label pixels that are found (producer's accuracy), shape (C,)."""
+        return _ratio(np.diag(self.confusion), self.confusion.sum(1))
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes that occur in the labels or the map."""
+        return float(self.iou[self.present].mean()) if self.present.any() else float("nan")
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes in neither labels nor map, which the mean leaves out."""
+        return [name for name, here in zip(self.scheme.names, self.present, strict=True) if not here]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON; NaN becomes None."""
+        classes = [
+            {
+                "code": c.code,
+                "name": c.name,
+                "iou": _plain(self.iou[i]),
+                "precision": _plain(self.precision[i]),
+                "recall": _plain(self.recall[i]),
+                "label_pixels": int(self.confusion[i].sum()),
+                "map_pixels": int(self.confusion[:, i].sum()),
+            }
+            for i, c in enumerate(self.scheme.classes)
+        ]
+        return {
+            "scheme": self.scheme.name,
+            "pixels": self.pixels,
+            "accuracy": self.accuracy,
+            "mean_iou": _plain(self.mean_iou),
+            "absent": self.absent,
+            "classes": classes,
+            "confusion": self.confusion.tolist(),
+        }
+
+    def to_text(self) -> str:
+        """Return a table for the terminal."""
+        width = max(len("class"), *(len(name) for name in self.scheme.names))
+        lines = [f"{'class':<{width}}     IoU  precision  recall   label px     map px"]
+        for i, name in enumerate(self.scheme.names):
+            values = f"{self.iou[i]:8.3f} {self.precision[i]:10.3f} {self.recall[i]:7.3f}".replace("nan", "  -")
+            lines.append(
+                f"{name:<{width}} {values} {self.confusion[i].sum():10d} {self.confusion[:, i].sum():10d}"
+            )
+        lines.append("")
+        lines.append(f"accuracy {self.accuracy:.4f}   mean IoU {self.mean_iou:.4f}   {self.pixels} pixels")
+        if self.absent:
+            lines.append(f"not in labels or map, left out of the mean: {', '.join(self.absent)}")
+        lines.extend(["", "confusion (rows: labels, columns: map)"])
+        columns = [max(len(name), 9) for name in self.scheme.names]
+        lines.append(" " * width + "".join(f" {n:>{w}}" for n, w in zip(self.scheme.names, columns, strict=True)))
+        for name, row in zip(self.scheme.names, self.confusion, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f" {v:>{w}d}" for v, w in zip(row, columns, strict=True)))
+        return "\n".join(lines)
+
+
+def count_pairs(mapped: NDArray[np.integer], labels: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """Count (label, map) pairs of class positions, shape (C, C); pairs with a -1 are left out."""
+    keep = (mapped != IGNORED_INDEX) & (labels != IGNORED_INDEX)
+    both = labels[keep].astype(np.int64) * count + mapped[keep]
+    return np.bincount(both, minlength=count * count).reshape(count, count)
+
+
+def evaluate(
+    pairs: Sequence[tuple[str | Path, str | Path]],
+    scheme: ClassScheme,
+    *,
+    label_map: Mapping[int, int] | None = None,
+    map_map: Mapping[int, int] | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Score maps against labels, pooled over all pairs, streamed.
+
+    Parameters
+    ----------
+    pairs
+        (map, labels) rasters. Labels on another grid are put on the map's by nearest neighbour.
+    scheme
+        The classes to score in. Codes of either side that are neither its own, merged, mapped nor ignored
+        are an error.
+    label_map, map_map
+        Codes of the labels, of the map -> codes of the scheme; see :meth:`ClassScheme.encode`.
+    progress
+        Progress bars on stderr.
+
+    Raises
+    ------
+    GridMismatchError
+        If a pair cannot be brought on one grid.
+    SchemeError
+        If a code is not known.
+    InputError
+        If the labels of a pair are all nodata or ignored, or nothing is mapped there.
+    """
+    total = Scores(scheme=scheme, confusion=np.zeros((len(scheme), len(scheme)), dtype=np.int64))
+    for map_path, label_path in pairs:
+        scores = _score_pair(map_path, label_path, scheme, label_map or {}, map_map or {}, progress=progress)
+        total += scores
+    return total
+
+
+def _score_pair(
+    map_path: str | Path,
+    label_path: str | Path,
+    scheme: ClassScheme,
+    label_map: Mapping[int, int],
+    map_map: Mapping[int, int],
+    *,
+    progress: bool,
+) -> Scores:
+    counts = np.zeros((len(scheme), len(scheme)), dtype=np.int64)
+    labelled = 0
+    with open_raster(map_path) as mapped:
+        grid = Grid.of(mapped)
+        with open_on_grid(label_path, grid, like=map_path) as labels:
+
+            def count(block: Block) -> dict[str, NDArray[np.generic]]:
+                nonlocal labelled
+                found = read_classes(mapped, block.core, scheme, codes=map_map, where=map_path)
+                truth = read_classes(labels, block.core, scheme, codes=label_map, where=label_path)
+                labelled += int((truth != IGNORED_INDEX).sum())
+                counts[:] += count_pairs(found, truth, len(scheme))
+                return {}
+
+            stream(count, grid=grid, sinks={}, label="evaluate", progress=progress)
+    if not labelled:
+        msg = f"{label_path} has no usable label on the grid of {map_path}: all are nodata or ignored"
+        raise InputError(msg)
+    if not counts.sum():
+        msg = f"{map_path} has no data where {label_path} has labels"
+        raise InputError(msg)
+    return Scores(scheme=scheme, confusion=counts)
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def scheme_of_map(path: str | Path) -> ClassScheme:
+    """Return the class scheme a map of ours carries in its tags.
+
+    Raises
+    ------
+    SchemeError
+        If it carries none.
+    """
+    with open_raster(path) as src:
+        text = src.tags(ns=TAG_DOMAIN).get("scheme")
+    if text is None:
+        msg = f"{path} does not say its classes; give --scheme (a shipped name or a YAML file)"
+        raise SchemeError(msg)
+    return ClassScheme.model_validate_json(text)

@@ -1,0 +1,181 @@
+"""Reading images and priors by windows, with their checks, for training and prediction alike."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from landprior.errors import InputError, PriorError, SchemeError
+from landprior.raster.cog import TAG_DOMAIN
+from landprior.raster.files import open_raster, read_valid, read_window
+from landprior.raster.grid import Grid
+from landprior.raster.scheme import ClassScheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from rasterio.windows import Window
+
+
+class _Layer(AbstractContextManager["_Layer"]):
+    """An open raster."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.src = open_raster(path)
+        self.grid = Grid.of(self.src)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.src.close()
+
+
+class ImageLayer(_Layer):
+    """An image: any number of bands, any numeric type.
+
+    Parameters
+    ----------
+    path
+        The raster.
+    nodata
+        A value that marks no data when the file has no nodata of its own: a pixel with this value in
+        every band. A file's own nodata, alpha or mask always counts.
+    """
+
+    def __init__(self, path: str | Path, *, nodata: float | None = None) -> None:
+        super().__init__(path)
+        self._nodata = nodata
+
+    @property
+    def bands(self) -> int:
+        """Number of bands (an alpha band is the mask, not data)."""
+        return len(self._indexes())
+
+    def _indexes(self) -> list[int]:
+        from rasterio.enums import ColorInterp
+
+        kinds = self.src.colorinterp
+        return [i for i, kind in enumerate(kinds, start=1) if kind != ColorInterp.alpha] or [1]
+
+    def read(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read pixels.
+
+        Returns
+        -------
+        values : ndarray, shape (B, H, W)
+            In the file's own type; invalid pixels are 0.
+        valid : ndarray of bool, shape (H, W)
+
+        Raises
+        ------
+        InputError
+            If there is NaN or infinity where the file says there is data.
+        """
+        values = read_window(self.src, window, self._indexes())
+        valid = read_valid(self.src, window)
+        if self._nodata is not None:
+            valid &= ~(values == self._nodata).all(axis=0)
+        if values.dtype.kind == "f":
+            broken = valid & ~np.isfinite(values).all(axis=0)
+            if broken.any():
+                row, col = np.argwhere(broken)[0]
+                at = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
+                msg = (
+                    f"{self.path} has NaN or infinity at row {row + at[0]}, column {col + at[1]} but no NaN nodata; "
+                    f"mark it with: rio edit-info --nodata nan {self.path}"
+                )
+                raise InputError(msg)
+        return np.where(valid, values, 0).astype(values.dtype), valid
+
+
+class PriorLayer(_Layer):
+    """A prior: one band per class, as written by ``build-prior`` or as published (uint8 of 255 p).
+
+    Parameters
+    ----------
+    path
+        The raster.
+    scheme
+        Its classes; None to take them from the file's own tags.
+
+    Raises
+    ------
+    SchemeError
+        If no scheme is given and the file names none, or it names another.
+    PriorError
+        If the number of bands is not the number of classes.
+    """
+
+    def __init__(self, path: str | Path, *, scheme: ClassScheme | None = None) -> None:
+        super().__init__(path)
+        self.tags: dict[str, str] = self.src.tags(ns=TAG_DOMAIN)
+        try:
+            self.scheme = self._find_scheme(scheme)
+            if self.src.count != len(self.scheme):
+                msg = (
+                    f"{path} has {self.src.count} bands and scheme {self.scheme.name!r} has {len(self.scheme)} classes; "
+                    "a prior has one band per class"
+                )
+                raise PriorError(msg)
+        except Exception:
+            self.src.close()
+            raise
+
+    def _find_scheme(self, given: ClassScheme | None) -> ClassScheme:
+        text = self.tags.get("scheme")
+        if text is None:
+            if given is None:
+                msg = f"{self.path} does not say its classes; give --scheme (a shipped name or a YAML file)"
+                raise SchemeError(msg)
+            return given
+        try:
+            own = ClassScheme.model_validate(json.loads(text))
+        except (ValueError, ValidationError) as error:
+            msg = f"the class scheme in {self.path} cannot be read ({error}); build the prior again"
+            raise SchemeError(msg) from error
+        if given is not None and (given.names, given.codes.tolist()) != (own.names, own.codes.tolist()):
+            msg = f"{self.path} was built for scheme {own.name!r}, not {given.name!r}; build it again or drop --scheme"
+            raise SchemeError(msg)
+        return own
+
+    def read(self, window: Window | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read probabilities.
+
+        Returns
+        -------
+        prior : ndarray of float32, shape (C, H, W)
+            Sum 1 where valid, 0 elsewhere.
+        valid : ndarray of bool, shape (H, W)
+            False where every band is nodata or zero.
+
+        Raises
+        ------
+        PriorError
+            If some bands of a pixel are NaN and others not, or a value is negative.
+        """
+        values = read_window(self.src, window).astype(np.float32)
+        valid = read_valid(self.src, window)
+        missing = np.isnan(values)
+        torn = missing.any(axis=0) & ~missing.all(axis=0)
+        if torn.any() or (values < 0).any():
+            row, col = np.argwhere(torn | (values < 0).any(axis=0))[0]
+            at = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
+            msg = (
+                f"{self.path} is no prior: NaN in some bands or a negative value at row {row + at[0]}, "
+                f"column {col + at[1]}; build it with: landprior build-prior"
+            )
+            raise PriorError(msg)
+        values[:, missing.all(axis=0)] = 0
+        mass = values.sum(axis=0)
+        valid = valid & (mass > 0)
+        return np.where(valid, values / np.where(mass > 0, mass, 1), 0).astype(np.float32), valid

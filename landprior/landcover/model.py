@@ -1,0 +1,167 @@
+"""A trained land-cover model as one file: weights, class scheme, band statistics, how it was trained.
+
+The file is safetensors (no pickle); everything but the weights is JSON in its metadata under the key
+``landprior``. It can be loaded alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+import landprior
+from landprior.errors import MissingInputError, ModelError
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
+from landprior.raster.files import replacing
+from landprior.raster.scheme import ClassScheme, explain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+KEY = "landprior"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandStatistics:
+    """Mean and standard deviation of each band over a tile's valid pixels, shape (B,), in the image's units."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    def standardise(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean."""
+        shape = (-1, 1, 1)
+        mean = torch.as_tensor(self.mean, dtype=torch.float32, device=image.device).reshape(shape)
+        std = torch.as_tensor(self.std, dtype=torch.float32, device=image.device).reshape(shape)
+        return torch.where(valid.unsqueeze(-3), (image.float() - mean) / std, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandcoverModel:
+    """A network with all that is needed to map with it.
+
+    Parameters
+    ----------
+    network
+        Gives log q of a standardised image.
+    scheme
+        What its classes are.
+    statistics
+        How its bands are standardised.
+    filters
+        Width of the network.
+    record
+        How it was trained: settings, inputs, history, the verdict on harm.
+    """
+
+    network: SmoothedNetwork
+    scheme: ClassScheme
+    statistics: BandStatistics
+    filters: int
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> int:
+        """Number of image bands it expects."""
+        return len(self.statistics.mean)
+
+    def digest(self) -> str:
+        """Return a short hash of weights and scheme, for the tags of what it maps."""
+        sha = hashlib.sha256(self.scheme.model_dump_json().encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        See :func:`landprior.raster.files.replacing`.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": FORMAT,
+        "version": landprior.__version__,
+        "network": {
+            "kind": "fcn",
+            "bands": model.bands,
+            "classes": len(model.scheme),
+            "filters": model.filters,
+            "smoothing": model.network.smoothing,
+        },
+        "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
+        "statistics": {"mean": model.statistics.mean.tolist(), "std": model.statistics.std.tolist()},
+        "record": model.record,
+    }
+    state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    with replacing(path, overwrite=overwrite) as temporary:
+        save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
+    return Path(path)
+
+
+def load_model(path: str | Path) -> LandcoverModel:
+    """Load a model file.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ModelError
+        If it is not a model of landprior, is damaged, or of a newer format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        msg = f"no model at {path}; train one with: landprior train --image IMAGE --prior PRIOR -o {path}"
+        raise MissingInputError(msg)
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get(KEY)
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        msg = f"{path} is not a safetensors model, or is damaged ({error})"
+        raise ModelError(msg) from error
+    if text is None:
+        msg = f"{path} was not written by landprior (its metadata lacks {KEY!r})"
+        raise ModelError(msg)
+    metadata = json.loads(text)
+    if metadata.get("format", 0) > FORMAT:
+        msg = f"{path} was written by landprior {metadata.get('version')}, which is newer; update landprior"
+        raise ModelError(msg)
+    try:
+        scheme = ClassScheme.model_validate(metadata["scheme"])
+        shape = metadata["network"]
+        network = build_fcn(
+            shape["bands"], shape["classes"], filters=shape["filters"], smoothing=shape.get("smoothing", OUTPUT_SMOOTHING)
+        )
+        network.load_state_dict(state)
+        statistics = BandStatistics(
+            mean=np.array(metadata["statistics"]["mean"]), std=np.array(metadata["statistics"]["std"])
+        )
+    except ValidationError as error:
+        raise ModelError(explain(error, path)) from error
+    except (KeyError, RuntimeError, TypeError) as error:
+        msg = f"{path} is damaged: its metadata and weights do not fit ({error})"
+        raise ModelError(msg) from error
+    network.eval()
+    return LandcoverModel(
+        network=network,
+        scheme=scheme,
+        statistics=statistics,
+        filters=shape["filters"],
+        record=metadata.get("record", {}),
+    )

@@ -1,0 +1,327 @@
+"""Prediction: from a model and an image of any size to a map, streamed.
+
+Windows are read with the network's halo and cut at the edges of the raster, where the network pads as
+it does for a whole image, so the result does not depend on the windows. The posterior r needs the
+network's class sums over the whole tile [R eq. 3], so it takes a first pass that only sums.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import torch
+
+import landprior
+from landprior.errors import InputError, ModelError
+from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.posterior import log_posterior
+from landprior.landcover.layers import ImageLayer, PriorLayer
+from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
+from landprior.raster.files import check_output, open_raster, replacing
+from landprior.raster.grid import require_same_grid
+from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.windows import BLOCK, Block, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.landcover.model import LandcoverModel
+    from landprior.raster.grid import Grid
+    from landprior.raster.scheme import ClassScheme
+
+CONFIDENCE_LEVELS = 250
+"""Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
+
+CONFIDENCE_NODATA = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """What :func:`predict` writes besides the map, and how.
+
+    Parameters
+    ----------
+    probabilities
+        Also write the class probabilities (q, or r with a prior) to ``<stem>_probabilities.tif``.
+    confidence
+        Also write the largest probability and the normalised entropy, as uint8 with scale 1/250, to
+        ``<stem>_confidence.tif``.
+    encoding
+        Of the probabilities.
+    style
+        Also write a QGIS style ``<stem>.qml``.
+    quicklook
+        Also write a picture ``<stem>.png`` of at most 1024 px.
+    """
+
+    probabilities: bool = False
+    confidence: bool = False
+    encoding: Encoding = "float16"
+    style: bool = False
+    quicklook: bool = False
+
+
+def predict(
+    image: str | Path,
+    output: str | Path,
+    model: LandcoverModel,
+    *,
+    posterior: str | Path | None = None,
+    products: Products | None = None,
+    nodata: float | None = None,
+    device: str = "auto",
+    window_size: int = BLOCK,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map an image.
+
+    Parameters
+    ----------
+    image
+        Raster with the bands the model was trained on.
+    output
+        The map: a COG of class codes, 255 where there is no data.
+    model
+        See :func:`landprior.landcover.model.load_model`.
+    posterior
+        A prior on the image's grid; the map and probabilities are then of the posterior r [R eq. 3] instead
+        of the network's q. Pixels without a prior keep q.
+    products
+        What else to write.
+    nodata
+        See :class:`ImageLayer`.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    window_size
+        Side of the windows; changes memory and time, not the result.
+    tags
+        Further tags for the map.
+    overwrite
+        Replace older results.
+    progress
+        Progress bars on stderr.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    ModelError
+        If the image has other bands than the model.
+    GridMismatchError
+        If the prior is on another grid.
+    SchemeError
+        If the prior has other classes.
+    InputError
+        If no pixel of the image is valid.
+    """
+    products = products or Products()
+    target = check_output(output, overwrite=overwrite)
+    with ExitStack() as stack:
+        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        if pixels.bands != model.bands:
+            msg = f"{image} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
+            raise ModelError(msg)
+        belief = None
+        if posterior is not None:
+            belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
+            require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
+        mapper = Mapper(model, pixels, belief, device=device)
+        options = {"halo": mapper.halo, "size": window_size, "progress": progress}
+        if belief is not None:
+            stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
+        sinks = _open_sinks(stack, target, model, pixels.grid, products, tags or {}, overwrite=overwrite)
+        stream(mapper.compute, grid=pixels.grid, sinks=sinks, label="map", **options)
+        if not mapper.seen:
+            msg = f"{image} has no valid pixel; is its nodata value right?"
+            raise InputError(msg)
+    if products.style:
+        write_style(target.with_suffix(".qml"), model.scheme)
+    if products.quicklook:
+        write_quicklook(target, target.with_suffix(".png"), model.scheme)
+    return target
+
+
+class Mapper:
+    """Computes q, and r where there is a prior, of any window of an image.
+
+    Parameters
+    ----------
+    model, pixels, belief
+        The model, the image and, for r, the prior.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self, model: LandcoverModel, pixels: ImageLayer, belief: PriorLayer | None = None, *, device: str = "auto"
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
+            raise ModelError(msg)
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        self._device = torch.device("cuda" if cuda else "cpu")
+        self._network = model.network.to(self._device, memory_format=torch.channels_last).eval()
+        self._model = model
+        self._pixels = pixels
+        self._belief = belief
+        self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
+        self.seen = False
+
+    @property
+    def halo(self) -> int:
+        """How many pixels around a pixel its map depends on."""
+        return self._network.halo
+
+    @torch.inference_mode()
+    def log_q(self, block: Block) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return log q, shape (1, C, h, w), and validity, (h, w), of a block's core."""
+        values, valid = self._pixels.read(block.outer)
+        rows, columns = block.crop
+        inside = valid[rows, columns]
+        if not inside.any():  # nothing to compute
+            return torch.full((1, len(self._model.scheme), *inside.shape), -np.inf), inside
+        wide = values.astype(np.float32) if values.dtype.kind == "u" and values.itemsize > 1 else values
+        x = self._model.statistics.standardise(
+            torch.from_numpy(wide).to(self._device), torch.from_numpy(valid).to(self._device)
+        )[None].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
+            log_q = self._network(x)
+        return log_q[:, :, rows, columns], inside
+
+    def gather(self, block: Block) -> dict[str, NDArray[np.generic]]:
+        """Add a block to the class sums."""
+        log_q, valid = self.log_q(block)
+        if valid.any():
+            kept = log_q[0, :, torch.from_numpy(valid).to(log_q.device)]
+            self._sums += kept.exp().double().sum(1).cpu()
+        return {}
+
+    @torch.inference_mode()
+    def compute(self, block: Block) -> dict[str, NDArray[np.generic]]:
+        """Return the products of a block."""
+        log_q, valid = self.log_q(block)
+        self.seen |= bool(valid.any())
+        scheme = self._model.scheme
+        if not valid.any():
+            return {
+                "map": np.full(valid.shape, MAP_NODATA, np.uint8),
+                "probabilities": np.full((len(scheme), *valid.shape), np.nan, dtype=np.float32),
+                "confidence": np.full((2, *valid.shape), CONFIDENCE_NODATA, dtype=np.uint8),
+            }
+        log_p = self._posterior(log_q, block)[0]
+        shares = log_p.exp().float()
+        entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(scheme))
+        levels = torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().cpu().numpy()
+        return {
+            "map": scheme.decode(log_p.argmax(0).cpu().numpy(), valid),
+            "probabilities": np.where(valid, shares.cpu().numpy(), np.float32(np.nan)),
+            "confidence": np.where(valid, levels, CONFIDENCE_NODATA).astype(np.uint8),
+        }
+
+    def _posterior(self, log_q: Tensor, block: Block) -> Tensor:
+        """Return log r where there is a prior, log q elsewhere."""
+        if self._belief is None:
+            return log_q
+        prior, believed = self._belief.read(block.core)
+        log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
+        log_r = log_posterior(log_q, log_p, log_marginal=self.log_marginal.to(log_q.device, log_q.dtype))
+        return torch.where(torch.from_numpy(believed).to(log_q.device), log_r, log_q)
+
+    @property
+    def log_marginal(self) -> Tensor:
+        """Log of the mean prediction over what was gathered, shape (C,)."""
+        return torch.log(self._sums / self._sums.sum())
+
+
+def _open_sinks(
+    stack: ExitStack,
+    target: Path,
+    model: LandcoverModel,
+    grid: Grid,
+    products: Products,
+    tags: Mapping[str, str],
+    *,
+    overwrite: bool,
+) -> dict[str, CogWriter]:
+    tags = {"version": landprior.__version__, "model": model.digest(), **tags}
+    sinks = {
+        "map": CogWriter(
+            target,
+            grid,
+            nodata=MAP_NODATA,
+            overviews="mode",
+            scheme=model.scheme,
+            descriptions=["land cover"],
+            tags={"kind": "map", "scheme": model.scheme.model_dump_json(exclude_defaults=True), **tags},
+            overwrite=overwrite,
+        )
+    }
+    if products.probabilities:
+        sinks["probabilities"] = CogWriter(
+            beside(target, "probabilities"),
+            grid,
+            count=len(model.scheme),
+            descriptions=model.scheme.names,
+            tags={"kind": "probabilities", "encoding": products.encoding, **tags},
+            overwrite=overwrite,
+            **encoding_options(products.encoding),
+        )
+    if products.confidence:
+        sinks["confidence"] = CogWriter(
+            beside(target, "confidence"),
+            grid,
+            count=2,
+            nodata=CONFIDENCE_NODATA,
+            scale=1 / CONFIDENCE_LEVELS,
+            descriptions=["largest probability", "normalised entropy"],
+            tags={"kind": "confidence", **tags},
+            overwrite=overwrite,
+        )
+    return {name: stack.enter_context(sink) for name, sink in sinks.items()}
+
+
+def beside(target: Path, kind: str) -> Path:
+    """Return the path of a further product of a map: ``map.tif`` -> ``map_<kind>.tif``."""
+    return target.with_name(f"{target.stem}_{kind}{target.suffix}")
+
+
+def write_style(path: Path, scheme: ClassScheme) -> None:
+    """Write a QGIS style: QGIS loads ``map.qml`` with ``map.tif`` by itself."""
+    entries = "".join(
+        f'        <paletteEntry value="{c.code}" color="{c.colour.lower()}" alpha="255" label={quoteattr(c.name)}/>\n'
+        for c in scheme.classes
+    )
+    text = (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        '<qgis styleCategories="Symbology">\n  <pipe>\n'
+        '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">\n'
+        f"      <colorPalette>\n{entries}      </colorPalette>\n    </rasterrenderer>\n  </pipe>\n</qgis>\n"
+    )
+    with replacing(path, overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int = 1024) -> None:
+    """Write a picture of a map, at most ``side`` pixels, no data clear; reads the overviews."""
+    from matplotlib.image import imsave
+
+    with open_raster(source) as src:
+        shrink = max(1.0, max(src.shape) / side)
+        shape = tuple(max(1, round(n / shrink)) for n in src.shape)
+        codes = src.read(1, out_shape=shape)
+    with replacing(path, overwrite=True) as temporary:
+        imsave(temporary, scheme.render(codes))

@@ -1,0 +1,244 @@
+"""Tiles in memory: image, prior and mask on the device, and patches cut from them there.
+
+A tile lies on the device in the image's own type (uint8 for NAIP) and the prior in half floats; a batch
+is gathered by index arithmetic, so no file is read while training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from landprior.errors import GridMismatchError, InputError, PriorError
+from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.training import Batch
+from landprior.landcover.layers import ImageLayer, PriorLayer
+from landprior.landcover.model import BandStatistics
+from landprior.raster.grid import require_same_grid
+from landprior.raster.windows import iter_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from landprior.raster.scheme import ClassScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One tile, ready to cut patches from.
+
+    Parameters
+    ----------
+    name
+        For messages and for the seed of the tile.
+    image
+        Shape (B, H, W), in the file's own type.
+    prior
+        Shape (C, H, W), half floats; sum 1 where valid.
+    valid
+        Shape (H, W): image and prior have data.
+    scheme
+        The prior's classes.
+    """
+
+    name: str
+    image: Tensor
+    prior: Tensor
+    valid: Tensor
+    scheme: ClassScheme
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return (int(self.image.shape[-2]), int(self.image.shape[-1]))
+
+    def to(self, device: torch.device) -> Tile:
+        """Return the tile on a device."""
+        return Tile(
+            name=self.name,
+            image=self.image.to(device),
+            prior=self.prior.to(device),
+            valid=self.valid.to(device),
+            scheme=self.scheme,
+        )
+
+
+_TORCH_TYPES = {"uint16": np.int32, "uint32": np.int64, "float64": np.float32, "int8": np.int16}
+"""Types torch cannot index or does not have, and what holds them."""
+
+
+def read_tile(
+    image: str | Path,
+    prior: str | Path,
+    *,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+) -> Tile:
+    """Read an image and its prior into memory.
+
+    Parameters
+    ----------
+    image, prior
+        Rasters on one grid.
+    scheme
+        The prior's classes, if its file does not say.
+    nodata
+        See :class:`ImageLayer`.
+
+    Raises
+    ------
+    GridMismatchError
+        If they are on different grids.
+    PriorError
+        If no pixel has both image and prior.
+    InputError, SchemeError
+        See :class:`ImageLayer` and :class:`PriorLayer`.
+    """
+    with ImageLayer(image, nodata=nodata) as pixels, PriorLayer(prior, scheme=scheme) as belief:
+        require_same_grid(pixels.grid, belief.grid, names=(str(image), str(prior)))
+        height, width = pixels.grid.shape
+        dtype = _TORCH_TYPES.get(pixels.src.dtypes[0], np.dtype(pixels.src.dtypes[0]))
+        values = np.empty((pixels.bands, height, width), dtype=dtype)
+        shares = np.empty((len(belief.scheme), height, width), dtype=np.float16)
+        valid = np.empty((height, width), dtype=bool)
+        for block in iter_blocks(pixels.grid, size=2048):  # by blocks, so that float32 copies stay small
+            at = block.core.toslices()
+            values[(slice(None), *at)], seen = pixels.read(block.core)
+            shares[(slice(None), *at)], believed = belief.read(block.core)
+            valid[at] = seen & believed
+        if not valid.any():
+            msg = f"{image} and {prior} share no pixel with data: the prior has no mass where the image is valid"
+            raise PriorError(msg)
+        return Tile(
+            name=Path(image).name,
+            image=torch.from_numpy(values),
+            prior=torch.from_numpy(shares),
+            valid=torch.from_numpy(valid),
+            scheme=belief.scheme,
+        )
+
+
+def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
+    """Measure mean and standard deviation of each band over the valid pixels of all tiles."""
+    count, total, squares = 0, 0.0, 0.0
+    for tile in tiles:
+        for rows in torch.arange(tile.shape[0]).split(512):
+            here = tile.image[:, rows][:, tile.valid[rows]].double()
+            count += here.shape[1]
+            total = total + here.sum(1)
+            squares = squares + here.square().sum(1)
+    mean = torch.as_tensor(total) / count
+    variance = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0)
+    std = variance.sqrt()
+    # a constant band carries nothing; dividing by one keeps it harmless
+    std = torch.where(std > 0, std, 1.0)
+    return BandStatistics(mean=mean.cpu().numpy(), std=std.cpu().numpy())
+
+
+def require_compatible(tiles: Sequence[Tile]) -> None:
+    """Refuse tiles that cannot share one model.
+
+    Raises
+    ------
+    InputError
+        If bands or classes differ; names the two tiles.
+    """
+    first = tiles[0]
+    for tile in tiles[1:]:
+        if tile.image.shape[0] != first.image.shape[0]:
+            msg = (
+                f"{tile.name} has {tile.image.shape[0]} bands and {first.name} has {first.image.shape[0]}; "
+                "one model needs the same bands everywhere"
+            )
+            raise InputError(msg)
+        if tile.scheme.names != first.scheme.names:
+            msg = f"{tile.name} and {first.name} have priors of different schemes; build them with one --scheme"
+            raise GridMismatchError(msg)
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Derive the seed of a tile from the run's seed and the tile's name, never from its place in a list."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+class PatchFeed:
+    """Cuts random patches from tiles: the batch of a step is a function of (seed, step) alone.
+
+    Parameters
+    ----------
+    tiles
+        On the device the network is on. A tile is chosen in proportion to its valid pixels.
+    statistics
+        How bands are standardised.
+    patch_size, batch_size
+        Side in pixels and number of patches; the side shrinks to the smallest tile.
+    seed
+        See :func:`derive_seed`.
+    smoothing
+        Added to the prior, see :func:`landprior.implicit.networks.log_prior`.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        statistics: BandStatistics,
+        *,
+        patch_size: int = 64,
+        batch_size: int = 16,
+        seed: int = 0,
+        smoothing: float = OUTPUT_SMOOTHING,
+    ) -> None:
+        require_compatible(tiles)
+        self._tiles = list(tiles)
+        self._statistics = statistics
+        self._side = min(patch_size, *(side for tile in tiles for side in tile.shape))
+        if self._side <= 2 * FCN_HALO:
+            smallest = min(tiles, key=lambda tile: min(tile.shape))
+            msg = (
+                f"patches of {self._side} px leave nothing inside the {FCN_HALO} px border that is left out; "
+                f"use --patch-size of at least {2 * FCN_HALO + 1} and tiles as large ({smallest.name} is {smallest.shape})"
+            )
+            raise InputError(msg)
+        self._count = batch_size
+        self._seed = seed
+        self._smoothing = smoothing
+        weights = torch.tensor([float(tile.valid.sum()) for tile in tiles])
+        self._weights = weights / weights.sum()
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
+        chosen = torch.multinomial(self._weights, self._count, replacement=True, generator=generator)
+        places = torch.rand((self._count, 2), generator=generator)
+        return self._gather(chosen, places)
+
+    def _gather(self, chosen: Tensor, places: Tensor) -> Batch:
+        side = self._side
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in chosen.unique().tolist():
+            tile = self._tiles[index]
+            mine = places[chosen == index]
+            height, width = tile.shape
+            span = torch.arange(side, device=tile.image.device)
+            top = (mine[:, 0] * (height - side + 1)).long().to(tile.image.device)
+            left = (mine[:, 1] * (width - side + 1)).long().to(tile.image.device)
+            rows, columns = top[:, None, None] + span[:, None], left[:, None, None] + span
+            valid = tile.valid[rows, columns]
+            image = tile.image[:, rows, columns].transpose(0, 1)
+            prior = tile.prior[:, rows, columns].transpose(0, 1)
+            parts.append((self._statistics.standardise(image, valid), prior.float(), valid))
+        image, prior, valid = (torch.cat(same) for same in zip(*parts, strict=True))
+        return Batch(
+            inputs=image.contiguous(memory_format=torch.channels_last),
+            log_prior=log_prior(prior, smoothing=self._smoothing),
+            mask=valid,
+            border=FCN_HALO,
+        )

@@ -1,0 +1,180 @@
+"""Training a land-cover model on a tile, or on several jointly, against their priors."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.errors import InputError, ModelError
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
+from landprior.implicit.training import TrainingSettings, fit, make_fabric
+from landprior.landcover.model import LandcoverModel, load_model, save_model
+from landprior.landcover.tiles import PatchFeed, Tile, derive_seed, measure_bands, read_tile, require_compatible
+from landprior.raster.files import check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+
+class TileSettings(BaseModel):
+    """How a land-cover model is trained: the loop's settings, the network and the patches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: TrainingSettings = TrainingSettings()
+    filters: int = Field(32, ge=1, description="channels of the network's inner layers")
+    patch_size: int = Field(64, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(16, ge=1, description="patches a step")
+    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
+
+    @classmethod
+    def paper(cls, loss: str = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
+        """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128."""
+        rate = learning_rate or (1e-3 if loss == "rq" else 1e-4)
+        training = TrainingSettings(
+            loss=loss,  # type: ignore[arg-type]
+            steps=20_000,
+            warmup="none",
+            warmup_steps=0,
+            learning_rate=rate,
+            schedule="plateau",
+            epoch_steps=100,
+            plateau_epochs=5,
+        )
+        return cls(**{"training": training, "filters": 128, "patch_size": 128, "batch_size": 128} | changes)
+
+
+def train_model(
+    tiles: Sequence[Tile],
+    settings: TileSettings | None = None,
+    *,
+    init: LandcoverModel | None = None,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train one model on tiles in memory.
+
+    Parameters
+    ----------
+    tiles
+        See :func:`landprior.landcover.tiles.read_tile`; several share one joint model.
+    settings
+        See :class:`TileSettings`.
+    init
+        Start from this model's weights instead of a random network.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Where the state is kept after every epoch, so that an interrupted run goes on.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If tiles have different bands or classes, or are smaller than the network's border.
+    ModelError
+        If ``init`` has other bands, classes or filters.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
+    settings = settings or TileSettings()
+    if not tiles:
+        msg = "there is no tile to train on"
+        raise InputError(msg)
+    require_compatible(tiles)
+    names = sorted(tile.name for tile in tiles)
+    seed = derive_seed(settings.training.seed, "|".join(names))
+    fabric = make_fabric(settings.training.precision, device)
+    on_device = [tile.to(fabric.device) for tile in tiles]
+    statistics = measure_bands(on_device)
+    network = _start(on_device[0], settings, init, seed)
+    feed = PatchFeed(
+        on_device,
+        statistics,
+        patch_size=settings.patch_size,
+        batch_size=settings.batch_size,
+        seed=seed,
+        smoothing=settings.smoothing,
+    )
+    history = fit(network, feed, settings.training, fabric=fabric, checkpoint=checkpoint, progress=progress)
+    network.eval()
+    return LandcoverModel(
+        network=network,
+        scheme=tiles[0].scheme,
+        statistics=statistics,
+        filters=settings.filters,
+        record={
+            "settings": settings.model_dump(mode="json"),
+            "tiles": names,
+            "history": history.summary(),
+            "device": fabric.device.type,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, seed: int) -> SmoothedNetwork:
+    """Build the network, from the seed or from another model."""
+    bands, classes = int(tile.image.shape[0]), len(tile.scheme)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_fcn(bands, classes, filters=settings.filters, smoothing=settings.smoothing)
+    if init is not None:
+        own, other = (bands, tile.scheme.names, settings.filters), (init.bands, init.scheme.names, init.filters)
+        if own != other:
+            msg = (
+                f"the model to start from has {other[0]} bands, {other[2]} filters and classes {', '.join(other[1])}; "
+                f"this run has {own[0]} bands, {own[2]} filters and classes {', '.join(own[1])}"
+            )
+            raise ModelError(msg)
+        network.load_state_dict(init.network.state_dict())
+    return network.to(memory_format=torch.channels_last)
+
+
+def train_files(
+    pairs: Sequence[tuple[str | Path, str | Path]],
+    output: str | Path,
+    settings: TileSettings | None = None,
+    *,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+    init: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train on (image, prior) files and write the model; several pairs make one joint model.
+
+    While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
+    interruption goes on from there, and ends with the same weights as without.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`train_model`, :func:`landprior.landcover.tiles.read_tile` and
+        :func:`landprior.landcover.model.save_model`.
+    """
+    target = check_output(output, overwrite=overwrite)
+    start = None if init is None else load_model(init)
+    tiles = [read_tile(image, prior, scheme=scheme, nodata=nodata) for image, prior in pairs]
+    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    if checkpoint.exists():
+        logger.info("going on from %s", checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        model = train_model(
+            tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress
+        )
+    save_model(model, target, overwrite=overwrite)
+    return model

@@ -1,0 +1,238 @@
+"""The workspace: ``<root>/<city>/<tile>/`` with one file per layer and ``item.json``, a STAC Item.
+
+``item.json`` lists the files with checksums, and for every result what it was made from, so that a rerun
+skips what is done and current and redoes what a changed input or configuration makes stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landprior.errors import ConfigError, MissingInputError, RasterReadError
+from landprior.raster.files import open_raster, replacing
+from landprior.raster.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
+RESULTS = ("prior", "model", "prediction")
+ITEM = "item.json"
+_STEPS = "landprior:steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileFolder:
+    """The files of one tile.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    city
+        Name of the city it belongs to.
+    """
+
+    path: Path
+    city: str
+
+    @property
+    def name(self) -> str:
+        """Name of the tile."""
+        return self.path.name
+
+    def file(self, layer: str) -> Path:
+        """Return the path of a layer, there or not."""
+        return self.path / (f"{layer}.safetensors" if layer == "model" else f"{layer}.tif")
+
+    def require(self, layer: str, *, hint: str) -> Path:
+        """Return the path of a layer that must be there.
+
+        Raises
+        ------
+        MissingInputError
+            Says what to do, by ``hint``.
+        """
+        path = self.file(layer)
+        if not path.is_file():
+            msg = f"{path} is missing; {hint}"
+            raise MissingInputError(msg)
+        return path
+
+    def present(self, layers: Sequence[str]) -> dict[str, Path]:
+        """Return those of some layers that are there."""
+        return {name: self.file(name) for name in layers if self.file(name).is_file()}
+
+    # -- what was done -----------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Return what ``item.json`` says was done."""
+        return dict(self._read_item().get("properties", {}).get(_STEPS, {}))
+
+    def state(self, step: str, key: str) -> str:
+        """Compare a result with what would be made now: ``"current"``, ``"missing"`` or ``"stale"``.
+
+        Parameters
+        ----------
+        step
+            The result: ``prior``, ``model`` or ``prediction``.
+        key
+            Of :func:`make_key`.
+        """
+        if not self.file(step).is_file():
+            return "missing"
+        done = self.steps().get(step)
+        if done is None or done.get("key") != key or done.get("sha256") != checksum(self.file(step)):
+            return "stale"
+        return "current"
+
+    def record(self, step: str, key: str, **properties: object) -> None:
+        """Note a result in ``item.json``."""
+        item = self._read_item() or self._new_item()
+        steps = item["properties"].setdefault(_STEPS, {})
+        path = self.file(step)
+        steps[step] = {"key": key, "when": _now(), **properties}
+        if path.is_file():
+            steps[step]["sha256"] = checksum(path)
+        item["properties"]["updated"] = _now()
+        item["assets"] = self._assets()
+        with replacing(self.path / ITEM, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+
+    def _read_item(self) -> dict[str, Any]:
+        path = self.path / ITEM
+        if not path.is_file():
+            return {}
+        try:
+            item = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            logger.warning("%s is damaged; writing it anew", path)
+            return {}
+        return item if isinstance(item, dict) else {}
+
+    def _new_item(self) -> dict[str, Any]:
+        import pystac
+        from rasterio.warp import transform_bounds
+        from shapely.geometry import box, mapping
+
+        with open_raster(self.require("naip", hint="every tile needs its image")) as src:
+            grid = Grid.of(src)
+        bounds = list(transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)) if grid.crs is not None else None
+        item = pystac.Item(
+            id=f"{self.city}-{self.name}",
+            geometry=None if bounds is None else mapping(box(*bounds)),
+            bbox=bounds,
+            datetime=datetime.now(UTC),
+            properties={"proj:shape": list(grid.shape), "proj:transform": list(grid.transform)[:6], "created": _now()}
+            | ({} if grid.crs is None else {"proj:code": f"EPSG:{grid.crs.to_epsg()}"}),
+        )
+        return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+    def _assets(self) -> dict[str, Any]:
+        assets = {}
+        for name, path in self.present([*INPUTS, *RESULTS]).items():
+            is_model = name == "model"
+            assets[name] = {
+                "href": f"./{path.name}",
+                "type": "application/octet-stream" if is_model else "image/tiff; application=geotiff",
+                "roles": ["data"],
+                "file:size": path.stat().st_size,
+                "file:checksum": f"1220{checksum(path)}",  # multihash: sha2-256, 32 bytes
+            }
+        return assets
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder of cities and tiles."""
+
+    root: Path
+
+    def tiles(self, city: str | None = None, *, only: Sequence[str] = ()) -> list[TileFolder]:
+        """List tiles: folders that hold ``naip.tif``.
+
+        Parameters
+        ----------
+        city
+            Only of this city; None for all.
+        only
+            Only these tiles.
+
+        Raises
+        ------
+        MissingInputError
+            If the workspace, city or a tile is not there; says what is.
+        """
+        if not self.root.is_dir():
+            msg = f"no workspace at {self.root}; name one with --data, or start with: landprior demo"
+            raise MissingInputError(msg)
+        cities = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if city is not None and city not in cities:
+            msg = (
+                f"the workspace {self.root} has no city {city!r} (it has: {', '.join(cities) or 'none'}); "
+                f"put its layers in {self.root / city}/<tile>/naip.tif, nlcd.tif, ..."
+            )
+            raise MissingInputError(msg)
+        chosen = cities if city is None else [city]
+        found = [
+            TileFolder(path=path.parent, city=name)
+            for name in chosen
+            for path in sorted((self.root / name).glob("*/naip.tif"))
+        ]
+        if only:
+            missing = sorted(set(only) - {tile.name for tile in found})
+            if missing:
+                msg = f"no tile {', '.join(missing)} there; the tiles are: {', '.join(t.name for t in found) or 'none'}"
+                raise MissingInputError(msg)
+            found = [tile for tile in found if tile.name in only]
+        if not found:
+            msg = f"no tile with a naip.tif below {self.root}{'' if city is None else '/' + city}"
+            raise MissingInputError(msg)
+        return found
+
+
+def make_key(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
+    """Return a hash of a configuration and of the contents of the files it is applied to."""
+    text = json.dumps(
+        {"settings": settings, "inputs": {name: checksum(path) for name, path in sorted(inputs.items())}},
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_SUMS: dict[tuple[str, int, int], str] = {}
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file; computed once per run for an unchanged file."""
+    try:
+        status = path.stat()
+        known = (str(path), status.st_size, status.st_mtime_ns)
+        if known not in _SUMS:
+            with path.open("rb") as stream:
+                _SUMS[known] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return _SUMS[known]
+    except OSError as error:
+        msg = f"cannot read {path} ({error.strerror})"
+        raise RasterReadError(msg) from error
+
+
+def require_city_name(city: str | None) -> str:
+    """Refuse a missing city where one is needed."""
+    if city is None:
+        msg = "name a city of the workspace with --city"
+        raise ConfigError(msg)
+    return city
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""Where layers come from: areas of interest now; NAIP, NLCD, OpenStreetMap, buildings and published sets next."""

@@ -1,0 +1,1 @@
+"""Label super-resolution: statistics matching, epitomes and their baselines (to come)."""
