@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
@@ -29,7 +30,6 @@ from landprior.raster.windows import BLOCK, Block, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -155,6 +155,47 @@ def predict(
     return target
 
 
+def map_prior(
+    prior: str | Path,
+    output: str | Path,
+    *,
+    scheme: ClassScheme | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map the prior's own most probable class: what one has without training."""
+    with PriorLayer(prior, scheme=scheme) as belief:
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            shares, valid = belief.read(block.core)
+            return {"map": belief.scheme.decode(shares.argmax(0), valid)}
+
+        with _map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=overwrite) as writer:
+            stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=progress)
+    return Path(output)
+
+
+def _map_writer(
+    target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str, str], *, overwrite: bool
+) -> CogWriter:
+    return CogWriter(
+        target,
+        grid,
+        nodata=MAP_NODATA,
+        overviews="mode",
+        scheme=scheme,
+        descriptions=["land cover"],
+        tags={
+            "kind": "map",
+            "version": landprior.__version__,
+            "scheme": scheme.model_dump_json(exclude_defaults=True),
+            **tags,
+        },
+        overwrite=overwrite,
+    )
+
+
 class Mapper:
     """Computes q, and r where there is a prior, of any window of an image.
 
@@ -257,19 +298,8 @@ def _open_sinks(
     *,
     overwrite: bool,
 ) -> dict[str, CogWriter]:
-    tags = {"version": landprior.__version__, "model": model.digest(), **tags}
-    sinks = {
-        "map": CogWriter(
-            target,
-            grid,
-            nodata=MAP_NODATA,
-            overviews="mode",
-            scheme=model.scheme,
-            descriptions=["land cover"],
-            tags={"kind": "map", "scheme": model.scheme.model_dump_json(exclude_defaults=True), **tags},
-            overwrite=overwrite,
-        )
-    }
+    tags = {"model": model.digest(), **tags}
+    sinks = {"map": _map_writer(target, model.scheme, grid, tags, overwrite=overwrite)}
     if products.probabilities:
         sinks["probabilities"] = CogWriter(
             beside(target, "probabilities"),
