@@ -72,5 +72,9 @@ class HarmWarning(LandpriorWarning):
     """The trained posterior looks worse than its prior."""
 
 
+class CheckpointWarning(LandpriorWarning):
+    """The state of an interrupted training cannot be used."""
+
+
 class CooccurrenceWarning(LandpriorWarning):
     """Part of a cooccurrence matrix rests on a fallback, not on data."""

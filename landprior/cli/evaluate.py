@@ -71,7 +71,7 @@ def command(
         from landprior.landcover.figures import draw_comparison
 
         draw_comparison(
-            figure, scheme, mapped=map_path, labels=labels, label_map=label_map, image=image, prior=prior, model=model
+            figure, scheme, maps={"map": map_path}, labels=labels, label_map=label_map, image=image, prior=prior, model=model
         )
         click.echo(f"figure: {figure}", err=True)
     click.echo(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())

@@ -3,10 +3,9 @@
 A *feed* gives the batch of a step as a pure function of the step number, so a run that is interrupted
 and resumed sees the same batches as one that is not, and ends with the same weights.
 
-The recipe: first the network is fitted to its own current posterior by cross-entropy with r held fixed
-(expectation-maximisation; as q starts flat, r starts at the prior, so this begins as cross-entropy on
-the soft prior and sharpens by itself). That breaks the symmetry between classes. Then the loss asked
-for takes over. The learning rate rises over a few steps and falls along a cosine.
+The recipe: cross-entropy with the soft prior breaks the symmetry between classes; then a while of
+cross-entropy with the current posterior r, held fixed (expectation-maximisation), sharpens; then the loss
+asked for takes over. The learning rate rises over a few steps and falls along a cosine.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -24,8 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from landprior.errors import CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
-from landprior.implicit.losses import LOSSES, Loss, LossName, ce
+from landprior.errors import CheckpointWarning, CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
+from landprior.implicit.losses import IMPLICIT, LOSSES, Loss, LossName, ce
 from landprior.implicit.posterior import log_posterior
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
-Warmup = Literal["posterior", "ce", "none"]
-"""What is fitted first: the current posterior (EM), the prior (plain cross-entropy), or nothing."""
+Warmup = Literal["ce-em", "ce", "em", "none"]
+"""What is fitted first: the prior (plain cross-entropy), the current posterior (EM), or the one half of the
+warm-up each."""
 
 Schedule = Literal["cosine", "plateau", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -50,9 +51,9 @@ class TrainingSettings(BaseModel):
 
     loss: LossName = "qr"
     steps: int = Field(600, ge=1, description="optimiser steps in all")
-    warmup: Warmup = "posterior"
-    warmup_steps: int = Field(200, ge=0, description="steps of the warm-up, part of `steps`; none for ce, nll, ...")
-    learning_rate: float = Field(1e-3, gt=0)
+    warmup: Warmup = "ce-em"
+    warmup_steps: int = Field(200, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq")
+    learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Schedule = "cosine"
     ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
@@ -132,9 +133,6 @@ def em(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         log_r = log_posterior(log_q, log_prior, mask)
     return ce(log_q, log_r, mask)
-
-
-_WARMUPS: Mapping[str, Loss] = {"posterior": em, "ce": ce}
 
 
 def fit(
@@ -283,8 +281,21 @@ class _Run:
 
     def _objective(self) -> Loss:
         settings = self.settings
-        warming = self.step < settings.warmup_steps and settings.loss in ("qr", "qr-kl", "rq")
-        return _WARMUPS.get(settings.warmup, LOSSES[settings.loss]) if warming else LOSSES[settings.loss]
+        if self.step >= self._warm_end:
+            return LOSSES[settings.loss]
+        first_half = 2 * self.step < self._warm_end
+        return ce if settings.warmup == "ce" or (settings.warmup == "ce-em" and first_half) else em
+
+    @property
+    def _warm_end(self) -> int:
+        """The step at which the warm-up ends; 0 without one."""
+        settings = self.settings
+        return settings.warmup_steps if settings.loss in IMPLICIT and settings.warmup != "none" else 0
+
+    @property
+    def _warm(self) -> bool:
+        """Whether the epoch that ends here had the objective asked for."""
+        return self.step > self._warm_end
 
     def _rate(self) -> float:
         """Return the learning rate of this step, as a share of the full one."""
@@ -311,7 +322,7 @@ class _Run:
         entropy, agreement, share, prior_share = self._describe()
         rate = float(self.optimiser.param_groups[0]["lr"])
         self.history.epochs.append(Epoch(self.step, loss, entropy, agreement, share, rate, extra))
-        if share > COLLAPSE_SHARE and prior_share < 0.9 and self.step > settings.warmup_steps and not self._warned:
+        if share > COLLAPSE_SHARE and prior_share < 0.9 and self._warm and not self._warned:
             self._warned = True
             warnings.warn(
                 f"q predicts one class for {share:.1%} of the pixels, where the prior's mean is {prior_share:.0%}: the "
@@ -319,7 +330,7 @@ class _Run:
                 CollapseWarning,
                 stacklevel=3,
             )
-        if criterion is not None and self.step > settings.warmup_steps and extra[criterion] > self._best:
+        if criterion is not None and self._warm and extra[criterion] > self._best:
             self._best, self.history.best_step = extra[criterion], self.step
             self._best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._watch_plateau(loss)
@@ -341,7 +352,7 @@ class _Run:
 
     def _watch_plateau(self, loss: float) -> None:
         settings = self.settings
-        if self.step <= settings.warmup_steps:
+        if not self._warm:
             return  # another objective
         if loss < self._lowest - 1e-4 * abs(self._lowest if math.isfinite(self._lowest) else 0.0):
             self._lowest, self._since = loss, 0
@@ -372,9 +383,9 @@ class _Run:
             "plateau": [self._lowest, self._since, self._cuts],
         }
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-        os.close(handle)
         try:
-            torch.save(state, name)
+            with os.fdopen(handle, "wb") as stream:
+                torch.save(state, stream)
             Path(name).replace(self.path)
         finally:
             Path(name).unlink(missing_ok=True)
@@ -390,8 +401,9 @@ class _Run:
                 return
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-            warnings.warn(f"{self.path} is no usable checkpoint ({error}); starting anew", stacklevel=3)
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{self.path} is no usable checkpoint ({reason}); starting anew", CheckpointWarning, stacklevel=3)
             return
         self.step = state["step"]
         record = state["history"]

@@ -20,6 +20,8 @@ from landprior.raster.scheme import MAP_NODATA, load_scheme
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from landprior.landcover.scene import Climate
+
 logger = logging.getLogger(__name__)
 
 FILTERS = 16
@@ -52,10 +54,12 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def write_scene(folder: Path, *, size: int = 768, seed: int = 0, overwrite: bool = False) -> TileFolder:
-    """Write a scene's layers as a tile of a workspace: ``<folder>/scene/seed-<seed>/``."""
-    tile = TileFolder(path=folder / "scene" / f"seed-{seed}", city="scene")
-    scene = make_scene(size, seed=seed)
+def write_scene(
+    folder: Path, *, size: int = 768, seed: int = 0, climate: Climate = "temperate", overwrite: bool = False
+) -> TileFolder:
+    """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``."""
+    tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
+    scene = make_scene(size, seed=seed, climate=climate)
     scheme, nlcd = load_scheme("enviroatlas-5"), load_scheme("nlcd")
     options = {"overwrite": overwrite}
     write_raster(

@@ -84,8 +84,7 @@ def draw_comparison(
                 panels.append((title, _on_white(scheme.render(_shrunken(src)[0]))))
     if labels is not None:
         with open_on_grid(labels, grid, like=first) as src:
-            window = None
-            positions = read_classes(src, window, scheme, codes=label_map, where=labels)
+            positions = read_classes(src, None, scheme, codes=label_map, where=labels)
             codes = scheme.decode(np.maximum(positions, 0), positions >= 0)
             step = max(1, round(max(codes.shape) / SIDE))
             panels.append(("labels", _on_white(scheme.render(codes[::step, ::step]))))

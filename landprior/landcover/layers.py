@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import ValidationError
 
-from landprior.errors import InputError, PriorError, SchemeError
+from rasterio.enums import ColorInterp
+from rasterio.windows import Window
+
+from landprior.errors import InputError, PriorError, RasterReadError, SchemeError
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, read_valid, read_window
 from landprior.raster.grid import Grid
@@ -20,7 +24,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
-    from rasterio.windows import Window
+
+
+logger = logging.getLogger(__name__)
+
+_TORCH_TYPES = {
+    "uint16": np.dtype(np.int32),
+    "uint32": np.dtype(np.int64),
+    "float64": np.dtype(np.float32),
+    "int8": np.dtype(np.int16),
+}
+"""Types torch does not compute with, and what holds their values."""
 
 
 class _Layer(AbstractContextManager["_Layer"]):
@@ -43,6 +57,9 @@ class _Layer(AbstractContextManager["_Layer"]):
 class ImageLayer(_Layer):
     """An image: any number of bands, any numeric type.
 
+    Many 4-band NAIP files say that their near infrared is an alpha band (GDAL's default for four bands of
+    bytes). A band called alpha counts as a mask only if it looks like one: 0 and full, nothing between.
+
     Parameters
     ----------
     path
@@ -55,17 +72,46 @@ class ImageLayer(_Layer):
     def __init__(self, path: str | Path, *, nodata: float | None = None) -> None:
         super().__init__(path)
         self._nodata = nodata
+        tagged = [i for i, kind in enumerate(self.src.colorinterp, start=1) if kind == ColorInterp.alpha]
+        try:
+            masks = [i for i in tagged if self._looks_like_a_mask(i)]
+        except RasterReadError:
+            self.src.close()
+            raise
+        self._indexes = [i for i in range(1, self.src.count + 1) if i not in masks] or [1]
+        self._mistagged = bool(tagged) and not masks
+        if self._mistagged:
+            logger.info("%s: band %d is called alpha but holds data; using it as a band", path, tagged[0])
 
     @property
     def bands(self) -> int:
         """Number of bands (an alpha band is the mask, not data)."""
-        return len(self._indexes())
+        return len(self._indexes)
 
-    def _indexes(self) -> list[int]:
-        from rasterio.enums import ColorInterp
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What :meth:`read` gives: the file's type where torch computes with it, else one that holds its values."""
+        own = np.dtype(self.src.dtypes[0])
+        return _TORCH_TYPES.get(own.name, own)
 
-        kinds = self.src.colorinterp
-        return [i for i, kind in enumerate(kinds, start=1) if kind != ColorInterp.alpha] or [1]
+    def _looks_like_a_mask(self, index: int) -> bool:
+        """Say whether a band is 0 and full only, in sixteen places."""
+        height, width = self.grid.shape
+        full = np.iinfo(self.src.dtypes[index - 1]).max if self.src.dtypes[index - 1].startswith(("u", "i")) else 1
+        side = 64
+        for row in np.linspace(0, max(height - side, 0), 4):
+            for column in np.linspace(0, max(width - side, 0), 4):
+                window = Window(int(column), int(row), min(side, width), min(side, height))
+                if not np.isin(read_window(self.src, window, index), (0, full)).all():
+                    return False
+        return True
+
+    def _valid(self, values: NDArray[np.generic], window: Window | None) -> NDArray[np.bool_]:
+        if not self._mistagged:
+            return read_valid(self.src, window)
+        if self.src.nodata is None:
+            return np.ones(values.shape[-2:], dtype=bool)
+        return ~(values == self.src.nodata).all(axis=0)
 
     def read(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read pixels.
@@ -73,7 +119,7 @@ class ImageLayer(_Layer):
         Returns
         -------
         values : ndarray, shape (B, H, W)
-            In the file's own type; invalid pixels are 0.
+            Of :attr:`dtype`; invalid pixels are 0.
         valid : ndarray of bool, shape (H, W)
 
         Raises
@@ -81,8 +127,8 @@ class ImageLayer(_Layer):
         InputError
             If there is NaN or infinity where the file says there is data.
         """
-        values = read_window(self.src, window, self._indexes())
-        valid = read_valid(self.src, window)
+        values = read_window(self.src, window, self._indexes)
+        valid = self._valid(values, window)
         if self._nodata is not None:
             valid &= ~(values == self._nodata).all(axis=0)
         if values.dtype.kind == "f":
@@ -95,7 +141,7 @@ class ImageLayer(_Layer):
                     f"mark it with: rio edit-info --nodata nan {self.path}"
                 )
                 raise InputError(msg)
-        return np.where(valid, values, 0).astype(values.dtype), valid
+        return np.where(valid, values, 0).astype(self.dtype), valid
 
 
 class PriorLayer(_Layer):

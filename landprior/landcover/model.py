@@ -74,6 +74,11 @@ class LandcoverModel:
         """Number of image bands it expects."""
         return len(self.statistics.mean)
 
+    @property
+    def loss(self) -> str:
+        """Name of the loss it was trained with."""
+        return str(self.record.get("settings", {}).get("training", {}).get("loss", "unknown"))
+
     def digest(self) -> str:
         """Return a short hash of weights and scheme, for the tags of what it maps."""
         sha = hashlib.sha256(self.scheme.model_dump_json().encode())
@@ -152,9 +157,12 @@ def load_model(path: str | Path) -> LandcoverModel:
         statistics = BandStatistics(
             mean=np.array(metadata["statistics"]["mean"]), std=np.array(metadata["statistics"]["std"])
         )
+        if (len(scheme), len(statistics.mean), len(statistics.std)) != (shape["classes"], shape["bands"], shape["bands"]):
+            msg = f"{len(scheme)} classes and {len(statistics.mean)} bands, the network has {shape}"
+            raise ValueError(msg)
     except ValidationError as error:
         raise ModelError(explain(error, path)) from error
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
         msg = f"{path} is damaged: its metadata and weights do not fit ({error})"
         raise ModelError(msg) from error
     network.eval()

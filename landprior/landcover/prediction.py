@@ -8,6 +8,7 @@ network's class sums over the whole tile [R eq. 3], so it takes a first pass tha
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 import landprior
-from landprior.errors import InputError, ModelError
+from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.posterior import log_posterior
 from landprior.landcover.layers import ImageLayer, PriorLayer
@@ -77,6 +78,7 @@ def predict(
     *,
     posterior: str | Path | None = None,
     products: Products | None = None,
+    force: bool = False,
     nodata: float | None = None,
     device: str = "auto",
     window_size: int = BLOCK,
@@ -96,9 +98,13 @@ def predict(
         See :func:`landprior.landcover.model.load_model`.
     posterior
         A prior on the image's grid; the map and probabilities are then of the posterior r [R eq. 3] instead
-        of the network's q. Pixels without a prior keep q.
+        of the network's q. Pixels without a prior keep q. If the model's own verdict was that r is worse than
+        its prior (:mod:`landprior.landcover.verdict`) the prior is handed back, with a warning and the tag
+        ``decision=abstained``.
     products
         What else to write.
+    force
+        Map r whatever the verdict.
     nodata
         See :class:`ImageLayer`.
     device
@@ -139,11 +145,14 @@ def predict(
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
-        mapper = Mapper(model, pixels, belief, device=device)
+        decision = _decide(model, belief, force=force)
+        mapper = Mapper(model, pixels, belief, abstain=decision == "abstained", device=device)
+        tags = {"model": model.digest(), "loss": model.loss, "maps": "q" if belief is None else "r"} | (tags or {})
+        tags = tags | ({} if decision is None else {"decision": decision})
+        sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
         options = {"halo": mapper.halo, "size": window_size, "progress": progress}
-        if belief is not None:
+        if belief is not None and decision != "abstained":
             stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
-        sinks = _open_sinks(stack, target, model, pixels.grid, products, tags or {}, overwrite=overwrite)
         stream(mapper.compute, grid=pixels.grid, sinks=sinks, label="map", **options)
         if not mapper.seen:
             msg = f"{image} has no valid pixel; is its nodata value right?"
@@ -153,6 +162,23 @@ def predict(
     if products.quicklook:
         write_quicklook(target, target.with_suffix(".png"), model.scheme)
     return target
+
+
+def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) -> str | None:
+    """Return ``"kept"``, ``"abstained"`` or ``"forced"`` by the model's verdict; None where it has none to follow."""
+    verdict = model.record.get("verdict")
+    if verdict is None or verdict["decision"] == "kept":
+        return None if verdict is None else "kept"
+    if belief is None or force:
+        warnings.warn(f"this model was judged worse than its prior ({verdict['why']})", HarmWarning, stacklevel=3)
+        return "forced"
+    warnings.warn(
+        f"this model was judged worse than its prior ({verdict['why']}), so the prior's own classes are mapped; "
+        "--force maps the posterior all the same",
+        HarmWarning,
+        stacklevel=3,
+    )
+    return "abstained"
 
 
 def map_prior(
@@ -203,12 +229,20 @@ class Mapper:
     ----------
     model, pixels, belief
         The model, the image and, for r, the prior.
+    abstain
+        Give the prior itself where there is one.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     """
 
     def __init__(
-        self, model: LandcoverModel, pixels: ImageLayer, belief: PriorLayer | None = None, *, device: str = "auto"
+        self,
+        model: LandcoverModel,
+        pixels: ImageLayer,
+        belief: PriorLayer | None = None,
+        *,
+        abstain: bool = False,
+        device: str = "auto",
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
@@ -219,6 +253,7 @@ class Mapper:
         self._model = model
         self._pixels = pixels
         self._belief = belief
+        self._abstain = abstain
         self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
         self.seen = False
 
@@ -235,9 +270,8 @@ class Mapper:
         inside = valid[rows, columns]
         if not inside.any():  # nothing to compute
             return torch.full((1, len(self._model.scheme), *inside.shape), -np.inf), inside
-        wide = values.astype(np.float32) if values.dtype.kind == "u" and values.itemsize > 1 else values
         x = self._model.statistics.standardise(
-            torch.from_numpy(wide).to(self._device), torch.from_numpy(valid).to(self._device)
+            torch.from_numpy(values).to(self._device), torch.from_numpy(valid).to(self._device)
         )[None].contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
             log_q = self._network(x)
@@ -279,7 +313,10 @@ class Mapper:
             return log_q
         prior, believed = self._belief.read(block.core)
         log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
-        log_r = log_posterior(log_q, log_p, log_marginal=self.log_marginal.to(log_q.device, log_q.dtype))
+        if self._abstain:
+            log_r = log_p.to(log_q.dtype)
+        else:
+            log_r = log_posterior(log_q, log_p, log_marginal=self.log_marginal.to(log_q.device, log_q.dtype))
         return torch.where(torch.from_numpy(believed).to(log_q.device), log_r, log_q)
 
     @property
@@ -298,7 +335,6 @@ def _open_sinks(
     *,
     overwrite: bool,
 ) -> dict[str, CogWriter]:
-    tags = {"model": model.digest(), **tags}
     sinks = {"map": _map_writer(target, model.scheme, grid, tags, overwrite=overwrite)}
     if products.probabilities:
         sinks["probabilities"] = CogWriter(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from landprior.errors import GridMismatchError, InputError, PriorError
+from landprior.errors import InputError, PriorError, SchemeError
 from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.training import Batch
 from landprior.landcover.layers import ImageLayer, PriorLayer
@@ -70,10 +70,6 @@ class Tile:
         )
 
 
-_TORCH_TYPES = {"uint16": np.int32, "uint32": np.int64, "float64": np.float32, "int8": np.int16}
-"""Types torch cannot index or does not have, and what holds them."""
-
-
 def read_tile(
     image: str | Path,
     prior: str | Path,
@@ -104,8 +100,7 @@ def read_tile(
     with ImageLayer(image, nodata=nodata) as pixels, PriorLayer(prior, scheme=scheme) as belief:
         require_same_grid(pixels.grid, belief.grid, names=(str(image), str(prior)))
         height, width = pixels.grid.shape
-        dtype = _TORCH_TYPES.get(pixels.src.dtypes[0], np.dtype(pixels.src.dtypes[0]))
-        values = np.empty((pixels.bands, height, width), dtype=dtype)
+        values = np.empty((pixels.bands, height, width), dtype=pixels.dtype)
         shares = np.empty((len(belief.scheme), height, width), dtype=np.float16)
         valid = np.empty((height, width), dtype=bool)
         for block in iter_blocks(pixels.grid, size=2048):  # by blocks, so that float32 copies stay small
@@ -160,7 +155,7 @@ def require_compatible(tiles: Sequence[Tile]) -> None:
             raise InputError(msg)
         if tile.scheme.names != first.scheme.names:
             msg = f"{tile.name} and {first.name} have priors of different schemes; build them with one --scheme"
-            raise GridMismatchError(msg)
+            raise SchemeError(msg)
 
 
 def derive_seed(seed: int, name: str) -> int:

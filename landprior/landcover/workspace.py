@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landprior.errors import ConfigError, MissingInputError, RasterReadError
+from landprior.errors import MissingInputError, RasterReadError
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Grid
 
@@ -224,14 +224,6 @@ def checksum(path: Path) -> str:
     except OSError as error:
         msg = f"cannot read {path} ({error.strerror})"
         raise RasterReadError(msg) from error
-
-
-def require_city_name(city: str | None) -> str:
-    """Refuse a missing city where one is needed."""
-    if city is None:
-        msg = "name a city of the workspace with --city"
-        raise ConfigError(msg)
-    return city
 
 
 def _now() -> str:

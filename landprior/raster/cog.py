@@ -113,6 +113,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             "bigtiff": "IF_SAFER",
             "sparse_ok": True,
             "interleave": "band",
+            # GDAL would call the fourth of four bands alpha, and near infrared is none
+            **({} if count in (1, 3) else {"photometric": "MINISBLACK"}),
             **self._nbits,
         }
         self._scale = scale

@@ -142,14 +142,19 @@ def read_valid(src: DatasetReader, window: Window | None = None) -> NDArray[np.b
 
 
 def read_classes(
-    src: DatasetReader, window: Window, scheme: ClassScheme, *, codes: Mapping[int, int] | None, where: str | Path
+    src: DatasetReader,
+    window: Window | None,
+    scheme: ClassScheme,
+    *,
+    codes: Mapping[int, int] | None,
+    where: str | Path,
 ) -> NDArray[np.int16]:
     """Read a raster of class codes as class positions, -1 where there is no data.
 
     Parameters
     ----------
     src, window
-        An open raster and the pixels wanted.
+        An open raster and the pixels wanted; None for all.
     scheme
         The classes.
     codes

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from rasterio.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
     from landprior.raster.cog import CogWriter
     from landprior.raster.grid import Grid
@@ -109,10 +108,3 @@ def stream(
         for name, values in compute(block).items():
             if name in sinks:
                 sinks[name].write(values, block.core)
-
-
-def read_sources(sources: Sequence[DatasetReader], block: Block) -> list[NDArray[np.generic]]:
-    """Read the outer window of a block from rasters on one grid, each (bands, H, W)."""
-    from landprior.raster.files import read_window
-
-    return [read_window(src, block.outer) for src in sources]

@@ -1,0 +1,246 @@
+"""The sets the recipe is scored on, made ready as plain files: image, prior, labels.
+
+Real data is read where it lies (LANDPRIOR_TEST_DATA, or ``../shared/data`` beside the repository); what is made
+from it goes to a work folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from affine import Affine
+
+from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
+from landprior.landcover.demo import write_scene
+from landprior.landcover.prior import LAYERS, build_prior
+from landprior.raster.cog import write_raster
+from landprior.raster.files import open_raster
+from landprior.raster.grid import Grid
+from landprior.raster.scheme import load_scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.raster.scheme import ClassScheme
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CITIES = {"durham": ("durham_nc-2012", "nc"), "pittsburgh": ("pittsburgh_pa-2010", "pa"), "phoenix": ("phoenix_az-2010", "az")}
+ANOTHER = {"durham": "pa", "pittsburgh": "nc", "phoenix": "austin_tx"}
+"""The other city whose matrix stands in for a city's own."""
+
+MATRICES = {
+    "nc": "avg_nlcd_nc_whole_city_label_cooccurrences.npy",
+    "pa": "avg_nlcd_pa_whole_city_label_cooccurrences.npy",
+    "az": "avg_nlcd_az_whole_city_no_ag_label_cooccurrences.npy",
+    "austin_tx": "avg_nlcd_austin_tx_whole_city_no_ag_label_cooccurrences.npy",
+}
+TILT = np.deg2rad(7.0)
+"""How far the derived 30 m cells are turned against the image, as Albers is against UTM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One set with one prior.
+
+    Parameters
+    ----------
+    name, matrix
+        The set, and where its cooccurrence matrix comes from.
+    scheme
+        Its classes.
+    tiles
+        (image, prior, labels) paths; several train one joint model.
+    label_map
+        Codes of the labels -> codes of the scheme.
+    chosen_on
+        Whether the recipe was chosen on it.
+    local_labels
+        Whether the matrix was measured with labels of the same city.
+    """
+
+    name: str
+    matrix: str
+    scheme: ClassScheme
+    tiles: tuple[tuple[Path, Path, Path], ...]
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    chosen_on: bool = False
+    local_labels: bool = False
+
+
+def data_folder() -> Path:
+    """Return the folder of the real land-cover sets."""
+    return Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "landcover"
+
+
+def prepare(work: Path, names: list[str]) -> Iterator[Case]:
+    """Make the cases of some sets."""
+    makers = {
+        "demo": _demo,
+        "ohio": _ohio,
+        "durham": lambda folder: _city(folder, "durham"),
+        "pittsburgh": lambda folder: _city(folder, "pittsburgh"),
+        "phoenix": lambda folder: _city(folder, "phoenix"),
+        "chesapeake-wv": _west_virginia,
+        "epitome": _epitome,
+    }
+    for name in names or makers:
+        yield from makers[name](work / name)
+
+
+def _demo(folder: Path, seed: int = 0) -> Iterator[Case]:
+    scheme = load_scheme("enviroatlas-5")
+    tile = write_scene(folder, seed=seed, overwrite=True)
+    layers = tile.present(tuple(LAYERS))
+    prior = folder / f"prior-{seed}.tif"
+    build_prior(tile.file("nlcd"), prior, cooccurrence=load_cooccurrence(None, scheme), layers=layers, overwrite=True)
+    yield Case(
+        name="demo",
+        matrix="default",
+        scheme=scheme,
+        tiles=((tile.file("naip"), prior, tile.file("labels")),),
+        chosen_on=True,
+    )
+
+
+def _city(folder: Path, city: str) -> Iterator[Case]:
+    scheme = load_scheme("enviroatlas-5")
+    stem, own = CITIES[city]
+    source = data_folder() / "enviroatlas-4city-notebook"
+    matrices = data_folder() / "enviroatlas-cooccurrence"
+    choices = {
+        "own": load_cooccurrence(matrices / MATRICES[own], scheme),
+        "default": load_cooccurrence(None, scheme),
+        f"of {ANOTHER[city]}": load_cooccurrence(matrices / MATRICES[ANOTHER[city]], scheme),
+    }
+    for kind, matrix in choices.items():
+        prior = folder / f"prior-{kind.replace(' ', '-')}.tif"
+        build_prior(
+            source / f"{stem}_nlcd.tif",
+            prior,
+            cooccurrence=matrix,
+            layers={name: source / f"{stem}_{name}.tif" for name in LAYERS},
+            overwrite=True,
+        )
+        yield Case(
+            name=city,
+            matrix=kind,
+            scheme=scheme,
+            tiles=((source / f"{stem}_naip-rgb.tif", prior, source / f"{stem}_highres_labels.tif"),),
+            chosen_on=city == "durham",
+            local_labels=kind == "own",
+        )
+
+
+def _west_virginia(folder: Path) -> Iterator[Case]:
+    scheme = load_scheme("chesapeake-4")
+    source = data_folder() / "chesapeake-wv-patches"
+    matrix = load_cooccurrence(None, scheme)
+    tiles = []
+    for image in sorted(source.glob("*_naip-new.tif")):
+        stem = image.name.removesuffix("_naip-new.tif")
+        prior = folder / f"{stem}_prior.tif"
+        build_prior(source / f"{stem}_nlcd.tif", prior, cooccurrence=matrix, overwrite=True)
+        tiles.append((image, prior, source / f"{stem}_lc.tif"))
+    yield Case(name="chesapeake-wv", matrix="default (Maryland)", scheme=scheme, tiles=tuple(tiles))
+
+
+def _epitome(folder: Path) -> Iterator[Case]:
+    scheme = load_scheme("chesapeake-4")
+    source = data_folder() / "epitome-demo"
+    prior = folder / "prior.tif"
+    build_prior(source / "nlcd_214.tif", prior, cooccurrence=load_cooccurrence(None, scheme), overwrite=True)
+    yield Case(
+        name="epitome",
+        matrix="default (Maryland)",
+        scheme=scheme,
+        tiles=((source / "naip_rgb_214.tif", prior, source / "lc_214.tif"),),
+        label_map={0: 1, 1: 2, 2: 3, 3: 4},
+    )
+
+
+def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
+    """Make clusters of neighbouring tiles into one tile each; coarse codes are derived from the masks.
+
+    The matrix of a cluster is measured on all the others.
+    """
+    scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
+    files = {number: _mosaic(folder, number, ids) for number, ids in _clusters().items()}
+    for number in clusters:
+        image, codes, labels = files[number]
+        others = [(nlcd, mask) for other, (_, nlcd, mask) in files.items() if other != number]
+        matrix: Cooccurrence = measure_cooccurrence(others, scheme)
+        prior = folder / f"prior-{number}.tif"
+        build_prior(codes, prior, cooccurrence=matrix, overwrite=True)
+        yield Case(
+            name=f"ohio-{number}",
+            matrix="other clusters",
+            scheme=scheme,
+            tiles=((image, prior, labels),),
+            chosen_on=True,
+        )
+
+
+def _clusters() -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    with (data_folder() / "naip-ohio-6class" / "tiles.csv").open(encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            found[int(row["spatial_cluster"])].append(row["tile_id"])
+    return dict(found)
+
+
+def _mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, Path]:
+    """Put the tiles of a cluster together; 255 where there is none."""
+    source = data_folder() / "naip-ohio-6class"
+    images, masks, places = [], [], []
+    for one in ids:
+        with open_raster(next((source / "img").glob(f"*{one}.*"))) as src:
+            images.append(src.read())
+            places.append(src.transform)
+            crs = src.crs
+        with open_raster(next((source / "mask").glob(f"*{one}.*"))) as src:
+            masks.append(src.read(1))
+    pixel = places[0].a
+    left, top = min(t.c for t in places), max(t.f for t in places)
+    corners = [(round((top - t.f) / pixel), round((t.c - left) / pixel)) for t in places]
+    height = max(r + m.shape[0] for (r, _), m in zip(corners, masks, strict=True))
+    width = max(c + m.shape[1] for (_, c), m in zip(corners, masks, strict=True))
+    image, mask = np.zeros((4, height, width), np.uint8), np.full((height, width), 255, np.uint8)
+    for (r, c), some, codes in zip(corners, images, masks, strict=True):
+        image[:, r : r + codes.shape[0], c : c + codes.shape[1]] = np.maximum(some, 1)  # 0 marks no data
+        mask[r : r + codes.shape[0], c : c + codes.shape[1]] = codes
+    grid = Grid(width=width, height=height, transform=Affine(pixel, 0, left, 0, -pixel, top), crs=crs)
+    options = {"overwrite": True}
+    return (
+        write_raster(folder / f"image-{number}.tif", image, grid, nodata=0, **options),
+        write_raster(folder / f"nlcd-{number}.tif", derive_codes(mask, grid), grid, nodata=0, overviews="mode", **options),
+        write_raster(folder / f"labels-{number}.tif", mask, grid, nodata=255, overviews="mode", **options),
+    )
+
+
+def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """Derive NLCD-like codes from a mask by NLCD's own rules, on tilted 30 m cells.
+
+    24, 23, 22, 21 where at least 80, 50, 20, 5 % of a cell are impervious; otherwise by its most frequent class.
+    """
+    rows, columns = np.indices(mask.shape)
+    x, y = grid.transform.c + columns * grid.transform.a, grid.transform.f + rows * grid.transform.e
+    across = np.floor((x * np.cos(TILT) + y * np.sin(TILT)) / 30).astype(np.int64)
+    down = np.floor((-x * np.sin(TILT) + y * np.cos(TILT)) / 30).astype(np.int64)
+    across, down = across - across.min(), down - down.min()
+    _, cell = np.unique(across * (down.max() + 1) + down, return_inverse=True)
+    cell = cell.reshape(mask.shape)
+    valid = mask != 255
+    counts = np.zeros((cell.max() + 1, 6))
+    np.add.at(counts, (cell[valid], mask[valid]), 1)
+    total = np.maximum(counts.sum(1), 1)
+    impervious = (counts[:, 1] + counts[:, 2]) / total
+    majority = np.array([81, 24, 24, 82, 41, 11])[np.argmax(counts, axis=1)]  # by mask code 0..5
+    codes = np.select([impervious >= 0.8, impervious >= 0.5, impervious >= 0.2, impervious >= 0.05], [24, 23, 22, 21], majority)
+    return np.where(valid, codes[cell], 0).astype(np.uint8)

@@ -1,0 +1,300 @@
+"""The training loop: determinism, resuming, stopping, the degenerate solution."""
+
+import warnings
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from landprior.errors import CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
+from landprior.implicit.losses import ce, qr
+from landprior.implicit.networks import SmoothedNetwork
+from landprior.implicit.posterior import log_posterior
+from landprior.implicit.training import Batch, TrainingSettings, em, fit, make_fabric
+
+MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
+
+
+def make_network(seed=0, classes=3):
+    torch.manual_seed(seed)
+    return SmoothedNetwork(nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(), nn.Linear(16, classes)), smoothing=1e-4)
+
+
+def make_batch(step, *, noise=0.6, count=256):
+    """Three blobs in the plane; the prior says the class with the probability ``noise``, else another."""
+    generator = torch.Generator().manual_seed(step)
+    truth = torch.randint(0, 3, (count,), generator=generator)
+    inputs = MEANS[truth] + 0.5 * torch.randn((count, 2), generator=generator)
+    said = torch.where(torch.rand(count, generator=generator) < noise, truth, (truth + 1) % 3)
+    prior = torch.full((count, 3), 0.2)
+    prior[torch.arange(count), said] = 0.6
+    return Batch(inputs=inputs, log_prior=prior.log()), truth
+
+
+def feed(step):
+    return make_batch(step)[0]
+
+
+def settings(**changes):
+    return TrainingSettings(**{"steps": 60, "warmup_steps": 20, "epoch_steps": 10, "learning_rate": 1e-2} | changes)
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_learns_classes_from_a_noisy_prior():
+    network = make_network()
+    fit(network, feed, settings(steps=200), fabric=make_fabric("fp32", "cpu"))
+    batch, truth = make_batch(10_000, count=4000)
+    best = network(batch.inputs).argmax(1)
+    assert (batch.log_prior.argmax(1) == truth).float().mean() < 0.65
+    assert (best == truth).float().mean() > 0.95
+
+
+def test_same_seed_same_weights_whatever_the_global_generator():
+    first, second = make_network(3), make_network(3)
+    fit(first, feed, settings())
+    torch.manual_seed(99)
+    fit(second, feed, settings())
+    for name, value in weights(first).items():
+        torch.testing.assert_close(value, second.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
+    chosen = settings(schedule=schedule, plateau_epochs=1)
+    whole, torn = make_network(), make_network()
+    history = fit(whole, feed, chosen)
+    path = tmp_path / "state"
+
+    def interrupted(step):
+        if step == 37:
+            raise KeyboardInterrupt
+        return feed(step)
+
+    with pytest.raises(TrainingInterruptedError, match=r"after 37 of 60 steps; .*goes on from there"):
+        fit(torn, interrupted, chosen, checkpoint=path)
+    assert path.exists()
+    seen = []
+
+    def recording(step):
+        seen.append(step)
+        return feed(step)
+
+    again = fit(make_network(seed=7), recording, chosen, checkpoint=tmp_path / "absent")
+    assert [e.step for e in again.epochs] == [10, 20, 30, 40, 50, 60]
+    seen.clear()
+    fresh = make_network(seed=8)  # its weights come from the checkpoint
+    resumed = fit(fresh, recording, chosen, checkpoint=path)
+    assert seen == list(range(30, 60))
+    assert [e.loss for e in resumed.epochs] == [e.loss for e in history.epochs]
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, fresh.state_dict()[name], rtol=0, atol=0)
+    assert not path.exists()
+
+
+def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
+    def interrupted(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterruptedError, match="nothing was kept"):
+        fit(make_network(), interrupted, settings())
+
+
+def test_checkpoint_of_other_settings_is_not_used(tmp_path):
+    path = tmp_path / "state"
+
+    def stopping(step):
+        if step == 25:
+            raise KeyboardInterrupt
+        return feed(step)
+
+    with pytest.raises(TrainingInterruptedError):
+        fit(make_network(), stopping, settings(), checkpoint=path)
+    other, plain = make_network(), make_network()
+    fit(other, feed, settings(learning_rate=2e-2), checkpoint=path)
+    fit(plain, feed, settings(learning_rate=2e-2))
+    for name, value in weights(other).items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=0, atol=0)
+
+
+def test_damaged_checkpoint_is_said_and_left(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(b"no checkpoint")
+    network = make_network()
+    with pytest.warns(UserWarning, match="no usable checkpoint"):
+        fit(network, feed, settings(steps=10, warmup_steps=0), checkpoint=path)
+    assert not path.exists()
+
+
+def test_loss_that_is_not_finite_stops_with_advice():
+    def broken(step):
+        batch = feed(step)
+        return Batch(inputs=batch.inputs * float("nan"), log_prior=batch.log_prior)
+
+    with pytest.raises(TrainingError, match=r"loss became nan at step 10; lower --learning-rate"):
+        fit(make_network(), broken, settings())
+
+
+def test_collapse_is_warned_of():
+    network = make_network()
+    with torch.no_grad():
+        network.body[2].bias[:] = torch.tensor([50.0, 0.0, 0.0])
+    with pytest.warns(CollapseWarning, match=r"one class for 100.*Try another --seed"):
+        fit(network, feed, settings(loss="ce", steps=10, learning_rate=1e-6))
+
+
+def test_no_collapse_warning_where_the_prior_says_so_too():
+    def one_sided(step):
+        batch = feed(step)
+        prior = torch.tensor([0.98, 0.01, 0.01]).log().expand_as(batch.log_prior)
+        return Batch(inputs=batch.inputs, log_prior=prior)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CollapseWarning)
+        fit(make_network(), one_sided, settings(loss="ce", steps=100))
+
+
+def test_patience_stops_early():
+    history = fit(make_network(), feed, settings(steps=1000, learning_rate=1e-12, warmup_steps=0, patience=3))
+    assert history.epochs[-1].step < 1000
+    assert "no progress" in history.stopped
+
+
+def test_plateau_cuts_the_rate_by_ten():
+    history = fit(
+        make_network(),
+        feed,
+        settings(steps=200, schedule="plateau", plateau_epochs=2, learning_rate=1e-12, warmup_steps=0),
+    )
+    rates = [e.learning_rate for e in history.epochs]
+    assert rates[0] == pytest.approx(1e-12)
+    assert rates[-1] < 1e-14
+    assert {round(a / b) for a, b in zip(rates, rates[1:], strict=False)} <= {1, 10}
+
+
+def test_cosine_rises_and_falls():
+    history = fit(make_network(), feed, settings(steps=60, epoch_steps=1, ramp_steps=10, learning_rate=1.0))
+    rates = [e.learning_rate for e in history.epochs]
+    assert rates[0] == pytest.approx(0.1, rel=0.02)
+    assert max(rates) == pytest.approx(rates[9], rel=0.01)
+    assert rates[-1] < 0.01
+
+
+def test_criterion_keeps_the_best_weights():
+    seen = {}
+
+    def monitor(network):
+        step = len(seen)
+        seen[step] = weights(network)
+        return {"score": [0, 0, 0, 5, 1, 2][step]}
+
+    network = make_network()
+    history = fit(network, feed, settings(), monitor=monitor, criterion="score")
+    assert history.best_step == 40
+    for name, value in seen[3].items():
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "first", "later"),
+    [("ce-em", ce, em), ("ce", ce, ce), ("em", em, em), ("none", qr, qr)],
+)
+def test_the_objective_of_each_phase(warmup, first, later):
+    """With a vanishing learning rate the recorded loss is the objective at the starting weights."""
+    history = fit(
+        make_network(), feed, settings(warmup=warmup, warmup_steps=20, steps=30, epoch_steps=1, learning_rate=1e-15)
+    )
+    expected = [first] * 10 + [later] * 10 + [qr] * 10
+    with torch.no_grad():
+        for epoch, loss in zip(history.epochs, expected, strict=True):
+            batch = feed(epoch.step - 1)
+            assert epoch.loss == pytest.approx(loss(make_network()(batch.inputs), batch.log_prior).item(), abs=1e-5)
+
+
+def test_no_warm_up_for_losses_that_need_none():
+    history = fit(make_network(), feed, settings(loss="squared-error", steps=1, epoch_steps=1))
+    batch = feed(0)
+    q = make_network()(batch.inputs).exp()
+    expected = (q - batch.log_prior.exp()).square().sum(1).mean().item()
+    assert history.epochs[0].loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_em_is_cross_entropy_with_a_fixed_posterior():
+    network = make_network()
+    batch = feed(0)
+    log_q = network(batch.inputs)
+    em(log_q, batch.log_prior).backward()
+    own = network.body[0].weight.grad.clone()
+    network.zero_grad()
+    r = log_posterior(log_q.detach(), batch.log_prior).exp()
+    (-(r * network(batch.inputs)).sum(1).mean()).backward()
+    torch.testing.assert_close(own, network.body[0].weight.grad)
+
+
+def test_masked_items_and_borders_do_not_train():
+    """Garbage under the mask and in the border leaves the weights as they are without it."""
+
+    def conv(seed=0):
+        torch.manual_seed(seed)
+        return SmoothedNetwork(nn.Conv2d(2, 3, 1), halo=0)
+
+    def patches(garbage):
+        def cut(step):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn((4, 2, 12, 12), generator=generator)
+            p = torch.softmax(torch.randn((4, 3, 12, 12), generator=generator), 1)
+            mask = torch.ones(4, 12, 12, dtype=torch.bool)
+            mask[:, 5:7, 5:7] = False
+            x[:, :, 5:7, 5:7] = garbage
+            x[:, :, :2] = garbage
+            x[..., -2:] = garbage
+            return Batch(inputs=x, log_prior=p.log(), mask=mask, border=2)
+
+        return cut
+
+    one, other = conv(), conv()
+    fit(one, patches(0.0), settings())
+    fit(other, patches(37.0), settings())
+    for name, value in weights(one).items():
+        torch.testing.assert_close(value, other.state_dict()[name])
+
+
+def test_bf16_trains_too():
+    """Convolutions in half precision, as the land-cover network's; q and the loss stay in float32."""
+
+    def cut(step):
+        batch, _ = make_batch(step)
+        return Batch(inputs=batch.inputs.T.reshape(1, 2, 16, 16), log_prior=batch.log_prior.T.reshape(1, 3, 16, 16))
+
+    torch.manual_seed(0)
+    network = SmoothedNetwork(nn.Sequential(nn.Conv2d(2, 16, 1), nn.LeakyReLU(), nn.Conv2d(16, 3, 1)))
+    fit(network, cut, settings(steps=200), fabric=make_fabric("bf16", "cpu"))
+    batch, truth = make_batch(10_000)
+    log_q = network(batch.inputs.T.reshape(1, 2, 16, 16))
+    assert log_q.dtype == torch.float32
+    assert (log_q.argmax(1).flatten() == truth).float().mean() > 0.95
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(ValidationError):
+        TrainingSettings(loss="hinge")
+    with pytest.raises(ValidationError):
+        TrainingSettings(stepz=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_asking_for_a_gpu_that_is_not_there():
+    with pytest.raises(ModelError, match="no CUDA device"):
+        make_fabric(device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_trains_like_the_cpu():
+    network = make_network()
+    fit(network, feed, settings(steps=200), fabric=make_fabric("auto", "cuda"))
+    batch, truth = make_batch(10_000, count=2000)
+    assert (network.cpu()(batch.inputs).argmax(1) == truth).float().mean() > 0.95

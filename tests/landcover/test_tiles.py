@@ -1,0 +1,195 @@
+"""Tiles in memory and the patches cut from them."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
+from landprior.landcover.tiles import PatchFeed, derive_seed, measure_bands, read_tile
+
+
+@pytest.fixture
+def holes():
+    mask = np.zeros((70, 90), dtype=bool)
+    mask[10:30, 20:50] = True
+    return mask
+
+
+@pytest.fixture
+def tile(make_image, make_prior, holes):
+    other = np.roll(holes, 25, axis=1)
+    return read_tile(make_image("image.tif", 70, 90, holes=holes), make_prior("prior.tif", 70, 90, holes=other))
+
+
+def test_a_tile_is_its_files(make_image, make_prior, holes):
+    image, prior = make_image("image.tif", 70, 90, holes=holes), make_prior("prior.tif", 70, 90)
+    tile = read_tile(image, prior)
+    with rasterio.open(image) as src:
+        np.testing.assert_array_equal(tile.image.numpy(), src.read())
+    with rasterio.open(prior) as src:
+        np.testing.assert_allclose(tile.prior.float().numpy(), src.read(), atol=5e-4)
+    np.testing.assert_array_equal(tile.valid.numpy(), ~holes)
+    assert tile.image.dtype == torch.uint8
+    assert tile.prior.dtype == torch.float16
+
+
+def test_bands_are_measured_over_valid_pixels_only(tile):
+    statistics = measure_bands([tile])
+    values = tile.image.numpy()[:, tile.valid.numpy()].astype(float)
+    np.testing.assert_allclose(statistics.mean, values.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(statistics.std, values.std(1), rtol=1e-9)
+
+
+def test_constant_band_does_not_divide_by_zero(make_raster, make_prior):
+    values = np.full((2, 40, 40), 7, np.uint8)
+    values[1] = np.arange(40)
+    tile = read_tile(make_raster("flat.tif", values), make_prior("prior.tif", 40, 40))
+    statistics = measure_bands([tile])
+    x = statistics.standardise(tile.image, tile.valid)
+    assert (x[0] == 0).all()
+    assert x[1].std().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
+def test_every_numeric_type_trains(make_image, make_prior, dtype):
+    tile = read_tile(make_image("image.tif", 40, 40, dtype=dtype), make_prior("prior.tif", 40, 40))
+    batch = PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=2)(0)
+    assert batch.inputs.dtype == torch.float32
+    assert torch.isfinite(batch.inputs).all()
+
+
+def test_patches_are_pieces_of_the_tile(tile):
+    """Every patch is found in the tile, with its own prior and mask."""
+    statistics = measure_bands([tile])
+    batch = PatchFeed([tile], statistics, patch_size=20, batch_size=8, seed=3, smoothing=0.0)(5)
+    whole = statistics.standardise(tile.image, tile.valid)
+    places = set()
+    for i in range(8):
+        windows = whole.unfold(1, 20, 1).unfold(2, 20, 1)  # (B, rows, columns, 20, 20)
+        same = (windows == batch.inputs[i][:, None, None]).all(-1).all(-1).all(0)
+        (row, column), *_ = same.nonzero().tolist()
+        places.add((row, column))
+        at = (slice(row, row + 20), slice(column, column + 20))
+        torch.testing.assert_close(batch.mask[i], tile.valid[at])
+        prior = tile.prior[(slice(None), *at)].float()
+        prior = prior / prior.sum(0).clamp_min(1e-6)
+        inside = batch.mask[i]
+        torch.testing.assert_close(batch.log_prior[i].exp()[:, inside], prior[:, inside], atol=1e-3, rtol=0)
+    assert len(places) > 4
+
+
+def test_a_batch_depends_on_seed_and_step_alone(tile):
+    def feed(seed):
+        return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=4, seed=seed)
+
+    one, other = feed(1), feed(1)
+    one(0), one(1)
+    torch.testing.assert_close(one(7).inputs, other(7).inputs, rtol=0, atol=0)
+    assert not torch.equal(one(7).inputs, one(8).inputs)
+    assert not torch.equal(one(7).inputs, feed(2)(7).inputs)
+
+
+def test_the_seed_of_a_tile_comes_from_its_name():
+    assert derive_seed(0, "a") == derive_seed(0, "a")
+    assert derive_seed(0, "a") != derive_seed(0, "b")
+    assert derive_seed(0, "a") != derive_seed(1, "a")
+
+
+def test_tiles_are_chosen_by_their_valid_pixels(make_image, make_prior):
+    holes = np.zeros((60, 60), dtype=bool)
+    holes[:, 15:] = True  # a quarter is valid
+    full = read_tile(make_image("a.tif", 60, 60), make_prior("ap.tif", 60, 60))
+    part = read_tile(make_image("b.tif", 60, 60, holes=holes), make_prior("bp.tif", 60, 60))
+    feed = PatchFeed([full, part], measure_bands([full, part]), patch_size=60, batch_size=64)
+    wholes = sum(int(feed(step).mask.all(-1).all(-1).sum()) for step in range(20))
+    assert wholes / (20 * 64) == pytest.approx(0.8, abs=0.04)
+
+
+def test_patch_side_shrinks_to_a_small_tile(make_image, make_prior):
+    tile = read_tile(make_image("image.tif", 25, 90), make_prior("prior.tif", 25, 90))
+    assert PatchFeed([tile], measure_bands([tile]), patch_size=64)(0).inputs.shape == (16, 4, 25, 25)
+
+
+def test_tile_smaller_than_the_border_is_refused(make_image, make_prior):
+    tile = read_tile(make_image("image.tif", 10, 90), make_prior("prior.tif", 10, 90))
+    with pytest.raises(InputError, match="leave nothing inside the 5 px border"):
+        PatchFeed([tile], measure_bands([tile]))
+
+
+def test_different_grids_are_refused(make_image, make_prior, make_grid):
+    image = make_image("image.tif", 40, 40)
+    with pytest.raises(GridMismatchError, match="corners up to 3 px apart"):
+        read_tile(image, make_prior("shifted.tif", 40, 40, grid=make_grid(40, 40, left=600_003.0)))
+    with pytest.raises(GridMismatchError, match=r"CRS EPSG:26917 and EPSG:26918"):
+        read_tile(image, make_prior("zone.tif", 40, 40, grid=make_grid(40, 40, epsg=26918)))
+    with pytest.raises(GridMismatchError, match="40 x 40 px and 41 x 40 px"):
+        read_tile(image, make_prior("wider.tif", 40, 41))
+
+
+def test_prior_with_zero_mass_is_refused(make_image, make_raster, enviroatlas):
+    image = make_image("image.tif", 40, 40)
+    zero = make_raster("zero.tif", np.zeros((5, 40, 40), np.float32))
+    with pytest.raises(PriorError, match="no mass"):
+        read_tile(image, zero, scheme=enviroatlas)
+
+
+def test_prior_without_a_scheme_is_refused(make_image, make_raster):
+    image = make_image("image.tif", 40, 40)
+    with pytest.raises(SchemeError, match=r"does not say its classes; give --scheme"):
+        read_tile(image, make_raster("plain.tif", np.full((5, 40, 40), 0.2, np.float32)))
+
+
+def test_prior_of_another_scheme_is_refused(make_image, make_prior, chesapeake):
+    with pytest.raises(SchemeError, match="was built for scheme 'enviroatlas-5', not 'chesapeake-4'"):
+        read_tile(make_image("image.tif", 40, 40), make_prior("prior.tif", 40, 40), scheme=chesapeake)
+
+
+def test_prior_with_another_number_of_bands_is_refused(make_image, make_raster, enviroatlas):
+    with pytest.raises(PriorError, match="has 3 bands and scheme 'enviroatlas-5' has 5 classes"):
+        read_tile(
+            make_image("image.tif", 40, 40),
+            make_raster("three.tif", np.full((3, 40, 40), 1 / 3, np.float32)),
+            scheme=enviroatlas,
+        )
+
+
+def test_half_missing_prior_is_refused(make_image, make_raster, enviroatlas):
+    values = np.full((5, 40, 40), 0.2, np.float32)
+    values[2, 7, 9] = np.nan
+    with pytest.raises(PriorError, match="row 7, column 9"):
+        read_tile(make_image("image.tif", 40, 40), make_raster("torn.tif", values), scheme=enviroatlas)
+
+
+def test_nan_in_the_image_is_refused(make_raster, make_prior):
+    values = np.ones((3, 40, 40), np.float32)
+    values[1, 11, 5] = np.nan
+    with pytest.raises(InputError, match=r"NaN or infinity at row 11, column 5"):
+        read_tile(make_raster("nan.tif", values), make_prior("prior.tif", 40, 40))
+
+
+def test_nan_that_is_declared_nodata_is_a_hole(make_raster, make_prior):
+    values = np.ones((3, 40, 40), np.float32)
+    values[:, 11, 5] = np.nan
+    tile = read_tile(make_raster("nan.tif", values, nodata=float("nan")), make_prior("prior.tif", 40, 40))
+    assert not tile.valid[11, 5]
+    assert int(tile.valid.sum()) == 1599
+
+
+def test_nodata_given_by_the_user(make_raster, make_prior):
+    values = np.full((3, 40, 40), 9, np.uint8)
+    values[:, 0, :] = 0
+    values[0, 5, 5] = 0  # dark in one band only: data
+    tile = read_tile(make_raster("image.tif", values), make_prior("prior.tif", 40, 40), nodata=0)
+    assert not tile.valid[0].any()
+    assert tile.valid[1:].all()
+
+
+def test_tiles_of_one_model_must_fit(make_image, make_prior, chesapeake):
+    one = read_tile(make_image("a.tif", 40, 40), make_prior("ap.tif", 40, 40))
+    bands = read_tile(make_image("b.tif", 40, 40, bands=3), make_prior("bp.tif", 40, 40))
+    classes = read_tile(make_image("c.tif", 40, 40), make_prior("cp.tif", 40, 40, scheme=chesapeake))
+    with pytest.raises(InputError, match=r"b.tif has 3 bands and a.tif has 4"):
+        PatchFeed([one, bands], measure_bands([one]))
+    with pytest.raises(SchemeError, match="different schemes"):
+        PatchFeed([one, classes], measure_bands([one]))
