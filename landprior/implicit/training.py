@@ -117,13 +117,12 @@ class History:
     """What happened in a run."""
 
     epochs: list[Epoch] = field(default_factory=list)
-    best_step: int = 0
     stopped: str = "all steps done"
 
     def summary(self) -> dict[str, Any]:
         """Return a short record for a model's metadata."""
         last = self.epochs[-1] if self.epochs else None
-        return {"steps": last.step if last else 0, "best_step": self.best_step, "stopped": self.stopped} | (
+        return {"steps": last.step if last else 0, "stopped": self.stopped} | (
             {"loss": last.loss, "entropy": last.entropy, "agreement": last.agreement} if last else {}
         )
 
@@ -142,7 +141,7 @@ def fit(
     *,
     fabric: Fabric | None = None,
     monitor: Callable[[nn.Module], Mapping[str, float]] | None = None,
-    criterion: str | None = None,
+    until: Callable[[Epoch], str | None] | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> History:
@@ -160,9 +159,8 @@ def fit(
         Device and precision; by default :func:`make_fabric`.
     monitor
         Called with the network after every epoch; what it returns is kept in the history and shown.
-    criterion
-        Name of a value of ``monitor`` to be made as large as possible: at the end the network has the
-        weights of the epoch where it was largest (warm-up excluded).
+    until
+        Called after every epoch once the warm-up is over; a text, the reason, ends the run.
     checkpoint
         A file that holds the state after every epoch; if it is there and belongs to the same settings
         the run goes on from it. It is removed at the end.
@@ -187,16 +185,17 @@ def fit(
     network, optimiser = fabric.setup(network, optimiser)
     run = _Run(network, optimiser, settings, checkpoint)
     run.resume()
+    if run.step:  # a monitor that compares with the look before sees the state it saw then
+        _look(network, monitor)
     bar = tqdm(total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False)
     with bar:
         try:
-            while run.step < settings.steps and not run.history_stopped:
+            while run.step < settings.steps and not run.stopped:
                 batch = feed(run.step)
                 run.advance(batch, fabric)
                 bar.update()
                 if run.step % settings.epoch_steps == 0 or run.step == settings.steps:
-                    extra = _look(network, monitor)
-                    run.close_epoch(extra, criterion)
+                    run.close_epoch(_look(network, monitor), until)
                     shown = run.history.epochs[-1]
                     bar.set_postfix(
                         loss=f"{shown.loss:.3f}", entropy=f"{shown.entropy:.2f}", agree=f"{shown.agreement:.2f}"
@@ -207,7 +206,7 @@ def fit(
                 where = f"its state is in {checkpoint}; the same command goes on from there"
             msg = f"training was interrupted after {run.step} of {settings.steps} steps; {where}"
             raise TrainingInterruptedError(msg) from None
-    run.finish(criterion)
+    run.finish()
     return run.history
 
 
@@ -253,11 +252,9 @@ class _Run:
         self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
         self.step = 0
         self.history = History()
-        self.history_stopped = False
+        self.stopped = False
         self._losses: list[Tensor] = []
         self._last: tuple[Tensor, Tensor, Tensor | None] | None = None
-        self._best = -math.inf
-        self._best_state: dict[str, Tensor] | None = None
         self._lowest, self._since, self._cuts = math.inf, 0, 0
         self._warned = False
 
@@ -309,7 +306,7 @@ class _Run:
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def close_epoch(self, extra: dict[str, float], criterion: str | None) -> None:
+    def close_epoch(self, extra: dict[str, float], until: Callable[[Epoch], str | None] | None) -> None:
         settings = self.settings
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
@@ -330,10 +327,10 @@ class _Run:
                 CollapseWarning,
                 stacklevel=3,
             )
-        if criterion is not None and self._warm and extra[criterion] > self._best:
-            self._best, self.history.best_step = extra[criterion], self.step
-            self._best_state = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self._watch_plateau(loss)
+        reason = until(self.history.epochs[-1]) if until is not None and self._warm else None
+        if reason is not None:
+            self._stop(reason)
         self.save()
 
     def _describe(self) -> tuple[float, float, float, float]:
@@ -361,8 +358,11 @@ class _Run:
         if settings.schedule == "plateau" and self._since % settings.plateau_epochs == 0:
             self._cuts += 1
         if settings.patience is not None and self._since >= settings.patience:
-            self.history_stopped = True
-            self.history.stopped = f"no progress of the loss in {settings.patience} epochs"
+            self._stop(f"no progress of the loss in {settings.patience} epochs")
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = True
+        self.history.stopped = reason
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -378,8 +378,6 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "history": asdict(self.history),
-            "best": self._best,
-            "best_state": self._best_state,
             "plateau": [self._lowest, self._since, self._cuts],
         }
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
@@ -407,16 +405,11 @@ class _Run:
             return
         self.step = state["step"]
         record = state["history"]
-        self.history = History([Epoch(**e) for e in record["epochs"]], record["best_step"], record["stopped"])
-        self._best, self._best_state = state["best"], state["best_state"]
+        self.history = History([Epoch(**e) for e in record["epochs"]], record["stopped"])
         self._lowest, self._since, self._cuts = state["plateau"]
 
-    def finish(self, criterion: str | None) -> None:
-        """Leave the weights that are wanted in the network and remove the checkpoint."""
-        if criterion is not None and self._best_state is not None:
-            self.network.load_state_dict(self._best_state)
-        else:
-            self.history.best_step = self.step
+    def finish(self) -> None:
+        """Remove the checkpoint."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)

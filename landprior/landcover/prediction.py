@@ -153,7 +153,12 @@ def predict(
         options = {"halo": mapper.halo, "size": window_size, "progress": progress}
         if belief is not None and decision != "abstained":
             stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
-        stream(mapper.compute, grid=pixels.grid, sinks=sinks, label="map", **options)
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            found = mapper.compute(block)
+            return found | {"probabilities": encode_probabilities(found["probabilities"], products.encoding)}
+
+        stream(compute, grid=pixels.grid, sinks=sinks, label="map", **options)
         if not mapper.seen:
             msg = f"{image} has no valid pixel; is its nodata value right?"
             raise InputError(msg)

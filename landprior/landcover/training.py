@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from landprior.errors import InputError, ModelError
+from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
 from landprior.implicit.training import TrainingSettings, fit, make_fabric
 from landprior.landcover.model import LandcoverModel, load_model, save_model
 from landprior.landcover.tiles import PatchFeed, Tile, derive_seed, measure_bands, read_tile, require_compatible
+from landprior.landcover.verdict import SETTLED, Judge, Look
 from landprior.raster.files import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
 
     from landprior.raster.scheme import ClassScheme
 
@@ -60,6 +63,7 @@ def train_model(
     init: LandcoverModel | None = None,
     device: str = "auto",
     checkpoint: Path | None = None,
+    watch: Callable[[Look], Mapping[str, float]] | None = None,
     progress: bool = False,
 ) -> LandcoverModel:
     """Train one model on tiles in memory.
@@ -76,6 +80,8 @@ def train_model(
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
         Where the state is kept after every epoch, so that an interrupted run goes on.
+    watch
+        Called with every look; the values it returns are kept in the history. Nothing depends on them.
     progress
         A progress bar on stderr.
 
@@ -107,8 +113,35 @@ def train_model(
         seed=seed,
         smoothing=settings.smoothing,
     )
-    history = fit(network, feed, settings.training, fabric=fabric, checkpoint=checkpoint, progress=progress)
+    judge = Judge(on_device, statistics, smoothing=settings.smoothing)
+    look: Look | None = None
+
+    def monitor(network: nn.Module) -> dict[str, float]:
+        nonlocal look
+        look = judge.look(network)
+        figures = {"change": look.change, "evidence": look.evidence, "gain": look.gain}
+        return figures | dict(watch(look) if watch is not None else {})
+
+    history = fit(
+        network,
+        feed,
+        settings.training,
+        fabric=fabric,
+        monitor=monitor,
+        until=lambda epoch: "the map has settled" if epoch.extra["change"] < SETTLED else None,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     network.eval()
+    verdict = (look or judge.look(network)).judge()
+    logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
+    if verdict["decision"] != "kept":
+        warnings.warn(
+            f"this model looks worse than its prior ({verdict['why']}); predict --posterior will hand back the prior. Try "
+            "another --seed, a better cooccurrence matrix or more layers in the prior",
+            HarmWarning,
+            stacklevel=2,
+        )
     return LandcoverModel(
         network=network,
         scheme=tiles[0].scheme,
@@ -117,7 +150,8 @@ def train_model(
         record={
             "settings": settings.model_dump(mode="json"),
             "tiles": names,
-            "history": history.summary(),
+            "history": history.summary() | {"looks": [{"step": e.step, **e.extra} for e in history.epochs]},
+            "verdict": verdict,
             "device": fabric.device.type,
             "torch": torch.__version__,
         },

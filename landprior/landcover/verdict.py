@@ -1,103 +1,250 @@
-"""Judging a training without labels: is the map it leads to better or worse than its prior?
+"""Judging a training without labels: has the map settled, and is it better or worse than its prior?
 
-A look takes fixed crops of the tiles and compares the posterior r there with the prior.
+A *look* maps fixed crops of the tiles with the posterior r. Two things are read off it:
+
+- how many pixels changed class since the last look. Below :data:`SETTLED` the training may end: longer only
+  fits the prior's own errors.
+- how right the map is, by moments. Let y be the true class, a the map's, p the prior. If p is calibrated and the
+  map's errors do not depend on the prior given y, then with T(k, c) = P(a = k | y = c)
+
+      mean_i [a_i = k] p_i(l)  =  sum_c T(k, c) mean_i p_i(c) p_i(l),
+
+  both sides known but for T, which non-negative least squares gives; the map's estimated accuracy is
+  sum_c pbar(c) T(c, c). This is the forward model of learning from noisy labels (Patrini et al., CVPR 2017) with the
+  prior in the part of the noisy labels. The same estimate for the prior's own most probable class is what the map
+  is compared with. Neither assumption quite holds, so only a clear loss counts: a map whose estimate is more than
+  :data:`CLEAR_LOSS` below its prior's, or whose image tells nothing of the prior's classes (:data:`LEAST_EVIDENCE`), is
+  given up, and the prior is handed back ("abstained").
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
-from torch.nn import functional
 
-from landprior.implicit.networks import log_prior
+from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.posterior import log_posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from landprior.landcover.model import BandStatistics
     from landprior.landcover.tiles import Tile
 
-CROP = 512
-"""Side of the crops that are looked at, pixels."""
-
-LOOK_PIXELS = CROP * CROP
+LOOK_PIXELS = 512 * 512
 """How many pixels a look takes in all."""
 
-BLOCKS = 4
-"""A crop is compared with its prior in so many by so many blocks."""
+CROP = 128
+"""Side of the crops of a tile that is larger than its share of the look, pixels."""
+
+MOST_TILES = 64
+"""How many tiles of a joint model are looked at."""
+
+SETTLED = 0.01
+"""Share of pixels that change class between two looks, below which a map has settled."""
+
+CLEAR_LOSS = 0.05
+"""How far below its prior's a map's estimated accuracy may lie; docs/accuracy.md scores this choice."""
+
+LEAST_EVIDENCE = 0.05
+"""Evidence, in nats, below which the classes have no hold in the image (q is flat, or has collapsed)."""
+
+Decision = Literal["kept", "abstained"]
 
 
 @dataclass(frozen=True)
 class _Crop:
+    """A piece of a tile, ready for the network; ``inner`` leaves out the border that sees padding."""
+
+    tile: int
+    rows: slice
+    columns: slice
     inputs: Tensor
     log_prior: Tensor
     valid: Tensor
 
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        return (
+            slice(self.rows.start + FCN_HALO, self.rows.stop - FCN_HALO),
+            slice(self.columns.start + FCN_HALO, self.columns.stop - FCN_HALO),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What was seen at one moment of a training.
+
+    Parameters
+    ----------
+    maps
+        Per crop: index of the tile, rows and columns in it, and the most probable class of r there, -1 where not
+        valid, shape (h, w).
+    change
+        Share of pixels whose class changed since the last look; NaN at the first.
+    evidence
+        Mean log p(x) + log N in nats [R eq. 1]: how much the image tells of the prior's classes; at most 0
+        where it tells nothing.
+    estimate, prior_estimate
+        The two.
+    """
+
+    maps: list[tuple[int, tuple[slice, slice], Tensor]]
+    change: float
+    evidence: float
+    estimate: float
+    prior_estimate: float
+
+    @property
+    def gain(self) -> float:
+        """Estimated accuracy of the map less that of its prior."""
+        return self.estimate - self.prior_estimate
+
+    @property
+    def settled(self) -> bool:
+        """Whether the map has settled."""
+        return self.change < SETTLED
+
+    def judge(self) -> dict[str, Any]:
+        """Return the verdict, as it is kept with a model: decision, why, and the figures."""
+        decision: Decision = "abstained"
+        if self.evidence < LEAST_EVIDENCE:
+            why = f"the image tells nothing of the prior's classes: evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
+        else:
+            decision = "kept" if self.gain >= -CLEAR_LOSS else "abstained"
+            why = f"estimated accuracy {self.gain:+.3f} against the prior's own, at least {-CLEAR_LOSS} is asked"
+        return {
+            "decision": decision,
+            "why": why,
+            "estimate": round(self.estimate, 4),
+            "prior_estimate": round(self.prior_estimate, 4),
+            "evidence": round(self.evidence, 4),
+            "change": None if math.isnan(self.change) else round(self.change, 4),
+        }
+
 
 class Judge:
+    """Looks at a network in training.
+
+    Parameters
+    ----------
+    tiles, statistics
+        What it is trained on, on the network's device.
+    smoothing
+        Added to the prior.
+    """
+
     def __init__(self, tiles: Sequence[Tile], statistics: BandStatistics, *, smoothing: float) -> None:
         self._crops = list(_take_crops(tiles, statistics, smoothing))
-        self._before = None
+        self._before: list[Tensor] | None = None
 
-    def __call__(self, network: nn.Module) -> Mapping[str, float]:
-        with torch.no_grad():
-            maps = [network(c.inputs) for c in self._crops]
-        C = maps[0].shape[1]
-        sums = torch.zeros(C, dtype=torch.float64, device=maps[0].device)
-        n = 0
-        for q, c in zip(maps, self._crops):
-            sums += (q.exp().double() * c.valid[:, None]).sum((0, 2, 3)); n += int(c.valid.sum())
-        lm = torch.log(sums / n).float()
-        ev = 0.0; qp = 0.; maxp = 0.0; maxr = 0.; tvs, tvh, ws, kls = [], [], [], []; prb = 0.; hp = 0.; eq = 0.
-        args = []
-        pm = torch.zeros(C); rm = torch.zeros(C); hm = torch.zeros(C)
-        for q, c in zip(maps, self._crops):
-            v = c.valid[:, None].float()
-            e = torch.logsumexp(q + c.log_prior - lm.reshape(1, -1, 1, 1), 1)
-            ev += float((e * v[:, 0]).sum())
-            r = log_posterior(q, c.log_prior, log_marginal=lm).exp()
-            p = c.log_prior.exp()
-            a = r.argmax(1)
-            args.append(a)
-            h = functional.one_hot(a, C).permute(0, 3, 1, 2).float()
-            maxp += float((p.amax(1) * v[:, 0]).sum()); maxr += float((r.amax(1) * v[:, 0]).sum())
-            prb += float(((p * h).sum(1) * v[:, 0]).sum())
-            hp += float((-(p * c.log_prior).sum(1) * v[:, 0]).sum())
-            qp += float((-(q.exp() * c.log_prior).sum(1) * v[:, 0]).sum())
-            eq += float((-(q.exp() * q.clamp_min(-50)).sum(1) * v[:, 0]).sum())
-            pm += (p * v).sum((0, 2, 3)).cpu(); rm += (r * v).sum((0, 2, 3)).cpu(); hm += (h * v).sum((0, 2, 3)).cpu()
-            side = max(1, min(q.shape[-2:]) // BLOCKS)
-            pool = lambda x: functional.avg_pool2d(x * v, side, ceil_mode=True, count_include_pad=False)
-            w = pool(torch.ones_like(v)); 
-            bp, br, bh = (pool(x) / w.clamp_min(1e-6) for x in (p, r, h))
-            ok = w[:, 0] > 0.2
-            tvs.append((0.5 * (br - bp).abs().sum(1))[ok]); tvh.append((0.5 * (bh - bp).abs().sum(1))[ok]); ws.append(w[:, 0][ok])
-        ws = torch.cat(ws); W = ws.sum()
-        H = lambda m: float(-(m * m.clamp_min(1e-9).log()).sum())
-        pm, rm, hm = pm / n, rm / n, hm / n
-        ch = math.nan
+    @torch.no_grad()
+    def look(self, network: nn.Module) -> Look:
+        """Map the crops and say what is seen; the change is against the call before."""
+        inside = (..., slice(FCN_HALO, -FCN_HALO), slice(FCN_HALO, -FCN_HALO))
+        cores = [(network(c.inputs)[inside], c.log_prior[inside], c.valid[inside]) for c in self._crops]
+        total = max(1, sum(int(valid.sum()) for _, _, valid in cores))
+        sums = torch.stack([(log_q.exp().double() * valid[:, None]).sum((0, 2, 3)) for log_q, _, valid in cores]).sum(0)
+        log_marginal = torch.log(sums / total).float()
+        best, evidence = [], 0.0
+        classes = len(log_marginal)
+        moments = torch.zeros((3, classes, classes), dtype=torch.float64)
+        for log_q, log_p, valid in cores:
+            joint = torch.logsumexp(log_q + log_p - log_marginal.reshape(1, -1, 1, 1), dim=1)
+            evidence += float(joint[valid].double().sum())
+            mapped = log_posterior(log_q, log_p, log_marginal=log_marginal).argmax(1)
+            prior = log_p.exp().movedim(1, -1)[valid].double()
+            choices = (prior, _one_hot(mapped[valid], classes), _one_hot(log_p.argmax(1)[valid], classes))
+            moments += torch.stack([(chosen.T @ prior).cpu() for chosen in choices])
+            best.append(torch.where(valid, mapped, -1)[0])
+        change = math.nan
         if self._before is not None:
-            ch = sum(float(((a != b) & c.valid).sum()) for a, b, c in zip(args, self._before, self._crops)) / n
-        self._before = args
-        F = -H(lm.exp().cpu()) + qp / n
-        return dict(E=ev / n, F=F, Hpm=H(pm), Hp=hp / n, Hq=H(lm.exp().cpu()), eq=eq / n, maxp=maxp / n, maxr=maxr / n, prb=prb / n, tvb=float((torch.cat(tvs) * ws).sum() / W),
-                    tvh=float((torch.cat(tvh) * ws).sum() / W), tvg=float(0.5 * (rm - pm).abs().sum()), tvgh=float(0.5 * (hm - pm).abs().sum()), ch=ch)
+            change = sum(int((a != b).sum()) for a, b in zip(best, self._before, strict=True)) / total
+        self._before = best
+        own, mapped_moments, prior_moments = (moments / total).numpy()
+        return Look(
+            maps=[(c.tile, c.inner, b) for c, b in zip(self._crops, best, strict=True)],
+            change=change,
+            evidence=evidence / total,
+            estimate=estimate_accuracy(mapped_moments, own),
+            prior_estimate=estimate_accuracy(prior_moments, own),
+        )
 
 
-def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: float):
-    """Take evenly spread crops: whole tiles where they are small."""
-    per_tile = max(1, LOOK_PIXELS // (CROP * CROP * len(tiles)))
-    every = max(1, math.ceil(sum(min(t.shape[0], CROP) * min(t.shape[1], CROP) for t in tiles) / LOOK_PIXELS))
-    for tile in list(tiles)[::every]:
-        h, w = tile.shape
-        top, left = max(0, (h - CROP) // 2), max(0, (w - CROP) // 2)
-        at = (slice(None), slice(top, top + CROP), slice(left, left + CROP))
-        valid = tile.valid[at[1:]]
-        yield _Crop(statistics.standardise(tile.image[at], valid)[None].contiguous(memory_format=torch.channels_last),
-                    log_prior(tile.prior[at][None].float(), smoothing=smoothing), valid[None])
+def estimate_accuracy(moments: NDArray[np.float64], prior_moments: NDArray[np.float64]) -> float:
+    """Estimate a map's accuracy from its moments with a prior; see the module's head.
+
+    Parameters
+    ----------
+    moments
+        mean_i [a_i = k] p_i(l), shape (C, C).
+    prior_moments
+        mean_i p_i(c) p_i(l), shape (C, C).
+
+    Returns
+    -------
+    float
+        sum_c pbar(c) T(c, c), in 0..1.
+    """
+    from scipy.optimize import nnls
+
+    count = len(prior_moments)
+    share = prior_moments.sum(axis=1)
+    scale = 1 / np.sqrt(np.maximum(share, 1e-6))  # each class of the prior weighs by its own spread
+    # Unknowns T(k, c), row by row; the last rows ask that each column of T sums to one.
+    fit = np.kron(np.eye(count), (prior_moments * scale).T)
+    whole = np.kron(np.ones((1, count)), np.eye(count)) * 10 * np.sqrt(share)[:, None]
+    wanted = np.concatenate([(moments * scale).ravel(), 10 * np.sqrt(share)])
+    confusion = nnls(np.concatenate([fit, whole]), wanted)[0].reshape(count, count)
+    return float(min(1.0, (np.diag(confusion) * share).sum() / share.sum()))
+
+
+def _one_hot(classes: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.one_hot(classes, count).double()
+
+
+def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: float) -> Iterator[_Crop]:
+    """Take whole tiles where they are small, evenly spread crops where not."""
+    chosen = np.linspace(0, len(tiles) - 1, min(len(tiles), MOST_TILES)).round().astype(int)
+    for index in chosen.tolist():
+        tile = tiles[index]
+        for rows, columns in _choose_places(tile.valid, LOOK_PIXELS // len(chosen)):
+            at = (slice(None), rows, columns)
+            valid = tile.valid[rows, columns]
+            x = statistics.standardise(tile.image[at], valid)[None]
+            yield _Crop(
+                tile=index,
+                rows=rows,
+                columns=columns,
+                inputs=x.contiguous(memory_format=torch.channels_last),
+                log_prior=log_prior(tile.prior[at][None].float(), smoothing=smoothing),
+                valid=valid[None],
+            )
+
+
+def _choose_places(valid: Tensor, share: int) -> list[tuple[slice, slice]]:
+    """Choose the crops of a tile: evenly spread; where most is nodata, where the data is."""
+    height, width = valid.shape
+    if height * width <= share:
+        return [(slice(0, height), slice(0, width))]
+    along = max(1, round(math.sqrt(share) / CROP))
+    side = max(2 * FCN_HALO + 1, int(math.sqrt(share) / along))
+    tall, wide = min(side, height), min(side, width)
+
+    def spread(down: int, across: int) -> list[tuple[slice, slice]]:
+        tops = np.linspace(0, height - tall, down).astype(int).tolist()
+        lefts = np.linspace(0, width - wide, across).astype(int).tolist()
+        return [(slice(top, top + tall), slice(left, left + wide)) for top in tops for left in lefts]
+
+    even = spread(along, along)
+    if sum(int(valid[place].sum()) for place in even) >= tall * wide * len(even) / 2:
+        return even
+    dense = spread(-(-height // tall), -(-width // wide))
+    return sorted(dense, key=lambda place: -int(valid[place].sum()))[: len(even)]

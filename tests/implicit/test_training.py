@@ -183,19 +183,45 @@ def test_cosine_rises_and_falls():
     assert rates[-1] < 0.01
 
 
-def test_criterion_keeps_the_best_weights():
-    seen = {}
+def test_until_ends_the_run_once_the_warm_up_is_over():
+    asked = []
 
-    def monitor(network):
-        step = len(seen)
-        seen[step] = weights(network)
-        return {"score": [0, 0, 0, 5, 1, 2][step]}
+    def until(epoch):
+        asked.append(epoch.step)
+        return "enough" if epoch.extra["seen"] >= 40 else None
 
-    network = make_network()
-    history = fit(network, feed, settings(), monitor=monitor, criterion="score")
-    assert history.best_step == 40
-    for name, value in seen[3].items():
-        torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)
+    history = fit(make_network(), feed, settings(), monitor=lambda _: {"seen": len(asked) * 10 + 30}, until=until)
+    assert asked == [30, 40]
+    assert history.epochs[-1].step == 40
+    assert history.stopped == "enough"
+
+
+def test_a_monitor_that_compares_looks_resumes_exactly(tmp_path):
+    """After a resume the monitor is shown the state it saw last, so that differences between looks agree."""
+
+    def differences():
+        last = []
+
+        def monitor(network):
+            now = network.body[0].weight.detach().clone()
+            change = (now - last[-1]).abs().sum().item() if last else float("nan")
+            last.append(now)
+            return {"change": change}
+
+        return monitor
+
+    whole = fit(make_network(), feed, settings(), monitor=differences())
+    path = tmp_path / "state"
+
+    def interrupted(step):
+        if step == 25:
+            raise KeyboardInterrupt
+        return feed(step)
+
+    with pytest.raises(TrainingInterruptedError):
+        fit(make_network(), interrupted, settings(), monitor=differences(), checkpoint=path)
+    resumed = fit(make_network(5), feed, settings(), monitor=differences(), checkpoint=path)
+    assert [e.extra["change"] for e in resumed.epochs[1:]] == [e.extra["change"] for e in whole.epochs[1:]]
 
 
 @pytest.mark.parametrize(

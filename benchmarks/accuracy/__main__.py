@@ -1,0 +1,201 @@
+"""Scores the recipe on the synthetic scene and on real windows: ``python -m benchmarks.accuracy``.
+
+Every figure comes from maps that ``landprior`` wrote, scored by the function behind ``landprior evaluate``. Labels are
+read for scores alone: the training, its stopping and its verdict never see them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import torch
+
+from benchmarks.accuracy.bars import check_bars
+from benchmarks.accuracy.cases import Case, prepare
+from landprior.errors import HarmWarning
+from landprior.landcover.evaluation import Scores, evaluate
+from landprior.landcover.prediction import map_prior, predict
+from landprior.landcover.tiles import read_tile
+from landprior.landcover.training import TileSettings, train_model
+from landprior.raster.files import open_raster, read_classes
+from landprior.raster.scheme import IGNORED_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from landprior.landcover.verdict import Look
+
+LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
+"""What is trained besides QR, where the figures are asked for."""
+
+
+@dataclass
+class Row:
+    """Figures of one (set, matrix, loss, seed)."""
+
+    name: str
+    matrix: str
+    loss: str
+    seed: int
+    accuracy: dict[str, float] = field(default_factory=dict)
+    mean_iou: dict[str, float] = field(default_factory=dict)
+    decision: str = ""
+    best: float = float("nan")
+    last: float = float("nan")
+    best_step: int = 0
+    stop_step: int = 0
+    seconds: float = 0.0
+    verdict: dict[str, object] = field(default_factory=dict)
+
+    def note(self, key: str, scores: Scores) -> None:
+        """Keep the figures of one map."""
+        self.accuracy[key], self.mean_iou[key] = scores.accuracy, scores.mean_iou
+
+
+class Watch:
+    """Accuracy of r against the labels at every look, to say afterwards where the best moment was."""
+
+    def __init__(self, case: Case) -> None:
+        self._labels = []
+        for _, _, labels in case.tiles:
+            with open_raster(labels) as src:
+                self._labels.append(torch.from_numpy(read_classes(src, None, case.scheme, codes=case.label_map, where=labels)))
+
+    def __call__(self, look: Look) -> Mapping[str, float]:
+        """Score the crops of a look."""
+        right = count = 0
+        for index, at, best in look.maps:
+            labels = self._labels[index][at]
+            known = (labels != IGNORED_INDEX) & (best.cpu() != IGNORED_INDEX)
+            right += int((best.cpu()[known] == labels[known]).sum())
+            count += int(known.sum())
+        return {"label_accuracy": right / max(count, 1)}
+
+
+def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path) -> Row:
+    """Train, map and score one case."""
+    started = time.monotonic()
+    row = Row(case.name, case.matrix, loss, seed)
+    base = TileSettings(filters=filters)
+    settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
+    tiles = [read_tile(image, prior, scheme=case.scheme) for image, prior, _ in case.tiles]
+    model = train_model(tiles, settings, watch=Watch(case))
+    row.seconds = time.monotonic() - started
+    row.decision = model.record["verdict"]["decision"]
+    row.verdict = model.record["verdict"]
+    looks = [(look["step"], look["label_accuracy"]) for look in model.record["history"]["looks"]]
+    row.best_step, row.best = max(looks, key=lambda pair: pair[1])
+    row.stop_step, row.last = looks[-1]
+    maps: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HarmWarning)
+        for number, (image, prior, labels) in enumerate(case.tiles):
+            for key, options in {
+                "prior": None,
+                "q": {},
+                "r": {"posterior": prior, "force": True},
+                "handed back": {"posterior": prior},
+            }.items():
+                path = folder / f"{key.replace(' ', '-')}-{number}.tif"
+                if options is None:
+                    map_prior(prior, path, scheme=case.scheme, overwrite=True)
+                else:
+                    predict(image, path, model, overwrite=True, **options)
+                maps[key].append((path, labels))
+    for key, pairs in maps.items():
+        row.note(key, evaluate(pairs, case.scheme, label_map=case.label_map))
+    return row
+
+
+def show(rows: list[Row]) -> str:
+    """Return the table: mean and spread (highest - lowest) over the seeds."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.name, row.matrix, row.loss].append(row)
+    lines = [
+        f"{'set':<14} {'matrix':<19} {'loss':<9} {'prior':>6} {'q':>14} {'r':>14} "
+        f"{'IoU prior':>9} {'IoU q':>14} {'IoU r':>14} {'gap':>6} {'kept':>5} {'s':>4}"
+    ]
+    for (name, matrix, loss), some in groups.items():
+        cells = [_spread([row.accuracy[key] for row in some]) for key in ("q", "r")]
+        ious = [_spread([row.mean_iou[key] for row in some]) for key in ("q", "r")]
+        gap = statistics.mean(row.best - row.last for row in some)
+        kept = sum(row.decision == "kept" for row in some)
+        lines.append(
+            f"{name:<14} {matrix:<19} {loss:<9} {some[0].accuracy['prior']:6.3f} {cells[0]:>14} {cells[1]:>14} "
+            f"{some[0].mean_iou['prior']:9.3f} {ious[0]:>14} {ious[1]:>14} {gap:6.3f} {kept:>2}/{len(some)} "
+            f"{statistics.mean(row.seconds for row in some):4.0f}"
+        )
+    return "\n".join(lines)
+
+
+def show_verdicts(rows: list[Row]) -> str:
+    """Score the decisions of the verdict: harm caught and missed, gains kept and lost."""
+    counts: dict[str, int] = defaultdict(int)
+    points: dict[str, float] = defaultdict(float)
+    for row in rows:
+        gain = row.accuracy["r"] - row.accuracy["prior"]
+        kind = ("gain" if gain >= 0 else "harm") + (" kept" if row.decision == "kept" else " handed back")
+        counts[kind] += 1
+        points[kind] += gain
+    lines = ["verdict over all sets, losses and seeds (accuracy of r less the prior's, summed in points):"]
+    for kind, meaning in (
+        ("gain kept", "right"),
+        ("gain handed back", "gains lost"),
+        ("harm handed back", "harm caught"),
+        ("harm kept", "harm missed"),
+    ):
+        lines.append(f"  {kind:<17} {counts[kind]:3d} runs {100 * points[kind]:+8.1f} points   ({meaning})")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ±{(max(values) - min(values)) / 2:.3f}"
+
+
+@click.command()
+@click.option("--sets", default="", help="Comma-separated: demo,ohio,durham,pittsburgh,phoenix,chesapeake-wv,epitome.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each case.")
+@click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
+def main(sets: str, seeds: int, filters: int, json_path: Path | None) -> None:
+    """Train and score the one recipe on every set."""
+    logging.getLogger("landprior").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore", HarmWarning)
+    started = time.monotonic()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as work:
+        for case in prepare(Path(work), [name for name in sets.split(",") if name]):
+            for loss in LOSSES.get(case.name, ("qr",)):
+                for seed in range(seeds):
+                    row = run_case(case, loss, seed, filters=filters, folder=Path(work))
+                    rows.append(row)
+                    click.echo(
+                        f"{case.name} ({case.matrix}) {loss} seed {seed}: prior {row.accuracy['prior']:.3f} "
+                        f"q {row.accuracy['q']:.3f} r {row.accuracy['r']:.3f} {row.decision} {row.seconds:.0f} s",
+                        err=True,
+                    )
+                    if json_path is not None:
+                        json_path.write_text(json.dumps([asdict(r) for r in rows], indent=2), encoding="utf-8")
+    click.echo(f"{filters} filters, {seeds} seeds: mean ± half the spread; gap: best moment of r less where it ended;")
+    click.echo("kept: how often the verdict kept the posterior. 'own' matrices were measured with the city's labels.")
+    click.echo(show(rows))
+    click.echo()
+    click.echo(show_verdicts(rows))
+    click.echo()
+    click.echo(check_bars([asdict(row) for row in rows]))
+    click.echo(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

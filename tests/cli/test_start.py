@@ -1,0 +1,47 @@
+"""Help is instant: nothing heavy is imported to show it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import landprior
+from landprior.cli import _COMMANDS
+
+HEAVY = {"torch", "torchgeo", "lightning", "rasterio", "geopandas", "numpy", "pydantic", "matplotlib"}
+
+# runs the command line and then lists on stderr the packages that were imported for it
+SCRIPT = """
+import sys
+from landprior.cli import main
+main(sys.argv[1:], prog_name="landprior", standalone_mode=False)
+print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+
+
+def imported_for(*arguments):
+    """Return what a command line shows, and the packages it imports in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=Path(landprior.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, set(done.stderr.split())
+
+
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_help_imports_nothing_heavy(option):
+    shown, packages = imported_for(option)
+    assert "landprior" in shown
+    assert {"click", "landprior"} <= packages
+    assert not HEAVY & packages
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_help_of_a_command_imports_no_network_library(command):
+    shown, packages = imported_for(command, "--help")
+    assert f"landprior {command}" in shown
+    assert not {"torch", "torchgeo", "lightning"} & packages

@@ -1,0 +1,72 @@
+"""Memory does not grow with the raster: whole commands on 5,000 x 5,000 and 20,000 x 20,000 pixels."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rasterio.windows import Window
+
+from landprior.implicit.networks import build_fcn
+from landprior.landcover.model import BandStatistics, LandcoverModel, save_model
+from landprior.raster.cog import CogWriter
+
+SMALL, LARGE = 5_000, 20_000
+MOST = 1.2
+
+# The command in a process of its own, which prints its peak memory (KiB) at the end.
+RUNNER = """
+import json, resource, sys
+from landprior.cli import main
+code = main(sys.argv[1:], standalone_mode=False)
+print(json.dumps({"code": code or 0, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def measure(*args):
+    """Run a command and return its peak resident memory in MiB."""
+    done = subprocess.run([sys.executable, "-c", RUNNER, "-q", *map(str, args)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["code"] == 0, done.stderr
+    return result["peak"] / 1024
+
+
+def write(path, grid, bands, values):
+    """Write a large raster by strips; ``values(rows, columns)`` gives one band."""
+    with CogWriter(path, grid, count=bands) as writer:
+        for top in range(0, grid.height, 512):
+            height = min(512, grid.height - top)
+            strip = values(np.arange(top, top + height)[:, None], np.arange(grid.width)).astype(np.uint8)
+            writer.write(np.repeat(strip[None], bands, axis=0), Window(0, top, grid.width, height))
+    return path
+
+
+@pytest.mark.slow
+def test_predict(tmp_path, make_grid, enviroatlas):
+    network = build_fcn(4, 5, filters=8)
+    statistics = BandStatistics(mean=np.full(4, 90.0), std=np.full(4, 50.0))
+    model = LandcoverModel(network=network, scheme=enviroatlas, statistics=statistics, filters=8)
+    weights = save_model(model, tmp_path / "model.safetensors")
+    peaks = {}
+    for side in (SMALL, LARGE):
+        image = write(tmp_path / f"{side}.tif", make_grid(side, side), 4, lambda r, c: 1 + (r // 7 + c // 5) % 200)
+        output = tmp_path / f"map-{side}.tif"
+        peaks[side] = measure("predict", image, "--model", weights, "-o", output, "--device", "cpu")
+        image.unlink()
+        assert output.stat().st_size > 0
+    assert peaks[LARGE] <= MOST * peaks[SMALL], peaks
+
+
+@pytest.mark.slow
+def test_build_prior(tmp_path, make_grid):
+    codes = np.array([11, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95, 41])
+    peaks = {}
+    for side in (SMALL, LARGE):
+        nlcd = write(tmp_path / f"{side}.tif", make_grid(side, side), 1, lambda r, c: codes[(r // 30 * 7 + c // 30) % 16])
+        output = tmp_path / f"prior-{side}.tif"
+        peaks[side] = measure("build-prior", "--nlcd", nlcd, "--scheme", "enviroatlas-5", "-o", output)
+        assert output.stat().st_size > 0
+        output.unlink()
+    assert peaks[LARGE] <= MOST * peaks[SMALL], peaks
