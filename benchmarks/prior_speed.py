@@ -1,8 +1,8 @@
 """Building a prior against the published recipe, in one run: ``python -m benchmarks.prior_speed``.
 
 Baseline: the recipe as published (one-hot NLCD, ``torchvision.transforms.GaussianBlur(101, 31)``, cooccurrence matrix,
-normalise), in float32 on the same cores. Ours: :func:`landprior.landcover.prior.prior_from_arrays`. Both work in memory on
-2,000 x 2,000 px with 16 codes; the two are timed alternately and their results compared.
+normalise), in float32 on the same cores. Ours: :func:`landprior.landcover.prior.prior_from_arrays`. Both work in memory
+on 2,000 x 2,000 px with 16 codes; the two are timed alternately and their results compared.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def main(size: int, repeats: int, least: float) -> None:
     cells = rng.choice(CODES, (size // 30 + 1, size // 30 + 1))
     nlcd = np.kron(cells, np.ones((30, 30), int))[:size, :size].astype(np.uint8)
     matrix = rng.dirichlet(np.ones(len(scheme)), len(CODES)).T
-    ours = Cooccurrence(scheme=scheme, probabilities={code: matrix[:, j] for j, code in enumerate(CODES)}, source="random")
+    ours = Cooccurrence(
+        scheme=scheme, probabilities={code: matrix[:, j] for j, code in enumerate(CODES)}, source="random"
+    )
     prior_from_arrays(nlcd[:200, :200], ours)  # imports and caches
     times: dict[str, list[float]] = {"published recipe": [], "landprior": []}
     for _ in range(repeats):

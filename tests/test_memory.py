@@ -26,7 +26,9 @@ print(json.dumps({"code": code or 0, "peak": resource.getrusage(resource.RUSAGE_
 
 def measure(*args):
     """Run a command and return its peak resident memory in MiB."""
-    done = subprocess.run([sys.executable, "-c", RUNNER, "-q", *map(str, args)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, "-q", *map(str, args)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["code"] == 0, done.stderr
@@ -64,7 +66,9 @@ def test_build_prior(tmp_path, make_grid):
     codes = np.array([11, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95, 41])
     peaks = {}
     for side in (SMALL, LARGE):
-        nlcd = write(tmp_path / f"{side}.tif", make_grid(side, side), 1, lambda r, c: codes[(r // 30 * 7 + c // 30) % 16])
+        nlcd = write(
+            tmp_path / f"{side}.tif", make_grid(side, side), 1, lambda r, c: codes[(r // 30 * 7 + c // 30) % 16]
+        )
         output = tmp_path / f"prior-{side}.tif"
         peaks[side] = measure("build-prior", "--nlcd", nlcd, "--scheme", "enviroatlas-5", "-o", output)
         assert output.stat().st_size > 0

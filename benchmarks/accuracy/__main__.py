@@ -69,7 +69,9 @@ class Watch:
         self._labels = []
         for _, _, labels in case.tiles:
             with open_raster(labels) as src:
-                self._labels.append(torch.from_numpy(read_classes(src, None, case.scheme, codes=case.label_map, where=labels)))
+                self._labels.append(
+                    torch.from_numpy(read_classes(src, None, case.scheme, codes=case.label_map, where=labels))
+                )
 
     def __call__(self, look: Look) -> Mapping[str, float]:
         """Score the crops of a look."""
@@ -123,8 +125,10 @@ def show(rows: list[Row]) -> str:
     for row in rows:
         groups[row.name, row.matrix, row.loss].append(row)
     lines = [
-        f"{'set':<14} {'matrix':<19} {'loss':<9} {'prior':>6} {'q':>14} {'r':>14} "
-        f"{'IoU prior':>9} {'IoU q':>14} {'IoU r':>14} {'gap':>6} {'kept':>5} {'s':>4}"
+        (
+            f"{'set':<14} {'matrix':<19} {'loss':<9} {'prior':>6} {'q':>14} {'r':>14} "
+            f"{'IoU prior':>9} {'IoU q':>14} {'IoU r':>14} {'gap':>6} {'kept':>5} {'s':>4}"
+        )
     ]
     for (name, matrix, loss), some in groups.items():
         cells = [_spread([row.accuracy[key] for row in some]) for key in ("q", "r")]

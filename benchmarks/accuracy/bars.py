@@ -28,12 +28,19 @@ def check_bars(rows: list[dict[str, Any]]) -> str:
     virginia = ("chesapeake-wv", "default (Maryland)")
     bar("chesapeake-wv: q", mean(*virginia, "q"), 0.899)
     bar("chesapeake-wv: r not below q", mean(*virginia, "r"), mean(*virginia, "q"))
-    bar("chesapeake-wv: mean IoU of r above the prior's", mean(*virginia, "r", what="mean_iou"), mean(*virginia, "prior", what="mean_iou"))
+    bar(
+        "chesapeake-wv: mean IoU of r above the prior's",
+        mean(*virginia, "r", what="mean_iou"),
+        mean(*virginia, "prior", what="mean_iou"),
+    )
     for city, least in (("pittsburgh", 0.74), ("durham", 0.75), ("phoenix", 0.77)):
         bar(f"{city}, own matrix: r", mean(city, "own", "r"), least)
     better = []
     for city in ("pittsburgh", "durham", "phoenix"):
-        pairs = [(mean(city, "default", "r", what=w), mean(city, "default", "prior", what=w)) for w in ("accuracy", "mean_iou")]
+        pairs = [
+            (mean(city, "default", "r", what=w), mean(city, "default", "prior", what=w))
+            for w in ("accuracy", "mean_iou")
+        ]
         if all(a is not None for a, _ in pairs):
             better.append(all(a > b for a, b in pairs if a is not None and b is not None))
     if better:

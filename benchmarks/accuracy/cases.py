@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CITIES = {"durham": ("durham_nc-2012", "nc"), "pittsburgh": ("pittsburgh_pa-2010", "pa"), "phoenix": ("phoenix_az-2010", "az")}
+CITIES = {
+    "durham": ("durham_nc-2012", "nc"),
+    "pittsburgh": ("pittsburgh_pa-2010", "pa"),
+    "phoenix": ("phoenix_az-2010", "az"),
+}
 ANOTHER = {"durham": "pa", "pittsburgh": "nc", "phoenix": "austin_tx"}
 """The other city whose matrix stands in for a city's own."""
 
@@ -219,7 +223,9 @@ def _mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, Path
     options = {"overwrite": True}
     return (
         write_raster(folder / f"image-{number}.tif", image, grid, nodata=0, **options),
-        write_raster(folder / f"nlcd-{number}.tif", derive_codes(mask, grid), grid, nodata=0, overviews="mode", **options),
+        write_raster(
+            folder / f"nlcd-{number}.tif", derive_codes(mask, grid), grid, nodata=0, overviews="mode", **options
+        ),
         write_raster(folder / f"labels-{number}.tif", mask, grid, nodata=255, overviews="mode", **options),
     )
 
@@ -242,5 +248,7 @@ def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
     total = np.maximum(counts.sum(1), 1)
     impervious = (counts[:, 1] + counts[:, 2]) / total
     majority = np.array([81, 24, 24, 82, 41, 11])[np.argmax(counts, axis=1)]  # by mask code 0..5
-    codes = np.select([impervious >= 0.8, impervious >= 0.5, impervious >= 0.2, impervious >= 0.05], [24, 23, 22, 21], majority)
+    codes = np.select(
+        [impervious >= 0.8, impervious >= 0.5, impervious >= 0.2, impervious >= 0.05], [24, 23, 22, 21], majority
+    )
     return np.where(valid, codes[cell], 0).astype(np.uint8)

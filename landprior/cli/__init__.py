@@ -92,7 +92,7 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     import logging
     import sys
 
-    level = logging.WARNING if quiet else (logging.DEBUG if verbose > 1 else logging.INFO)
+    level = logging.WARNING if quiet else (logging.DEBUG if verbose else logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
     logger = logging.getLogger("landprior")
@@ -115,4 +115,4 @@ def _show_warnings(logger: logging.Logger) -> None:
         else:
             logger.debug("%s: %s", category.__name__, message)
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +12,7 @@ from landprior.cli.options import (
     city_option,
     overwrite_option,
     pixel_size_option,
+    refuse_with_city,
     scheme_option,
     show_progress,
     tile_option,
@@ -20,6 +20,8 @@ from landprior.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from landprior.raster.scheme import ClassScheme
 
 
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     "--cooccurrence", type=INPUT, help="P(class | NLCD code), .csv or .npy; by default the one shipped for the scheme."
 )
 @click.option("-o", "--output", type=OUTPUT, help="The prior to write.")
-@click.option("--blur-sigma", type=float, default=31.0, show_default=True, help="Standard deviation of the blur, metres.")
+@click.option(
+    "--blur-sigma", type=float, default=31.0, show_default=True, help="Standard deviation of the blur, metres."
+)
 @click.option("--blur-radius", type=float, default=50.0, show_default=True, help="Where the blur is cut, metres.")
 @pixel_size_option
 @click.option(
@@ -45,7 +49,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="How probabilities lie on disk; uint8 is rounded 255 p.",
 )
-@click.option("--labels", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior where they lie.")
+@click.option(
+    "--labels", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior where they lie."
+)
 @click.option(
     "--label-weight",
     type=click.FloatRange(0, 1, min_open=True),
@@ -116,6 +122,9 @@ def command(
         if city is None:
             msg = "give --nlcd FILE for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
+        refuse_with_city(
+            ctx, *given, "like", "output", "pixel_size", "encoding", "labels", "label_weight", "label_column"
+        )
         from landprior.landcover.pipeline import PipelineSettings, Workspace, prior_of_tile
 
         pipeline = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence, prior=settings)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @label_map_option
 @click.option("--map-map", type=LabelMapType(), help="The same for the codes of the map, when it has another scheme.")
 @json_option
-@click.option("--figure", type=click.Path(path_type=Path), help="Write a picture: image, prior, q, r, labels side by side.")
+@click.option(
+    "--figure", type=click.Path(path_type=Path), help="Write a picture: image, prior, q, r, labels side by side."
+)
 @click.option("--image", type=INPUT, help="The image, for the figure.")
 @click.option("--prior", type=INPUT, help="The prior, for the figure.")
 @click.option("--model", type=INPUT, help="The model, for q and r in the figure.")
@@ -71,7 +73,14 @@ def command(
         from landprior.landcover.figures import draw_comparison
 
         draw_comparison(
-            figure, scheme, maps={"map": map_path}, labels=labels, label_map=label_map, image=image, prior=prior, model=model
+            figure,
+            scheme,
+            maps={"map": map_path},
+            labels=labels,
+            label_map=label_map,
+            image=image,
+            prior=prior,
+            model=model,
         )
         click.echo(f"figure: {figure}", err=True)
     click.echo(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())

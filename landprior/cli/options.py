@@ -19,7 +19,7 @@ INPUT = click.Path(path_type=Path)
 OUTPUT = click.Path(path_type=Path)
 
 
-class SchemeType(click.ParamType):
+class SchemeType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
     """A shipped class scheme by name, or a YAML file."""
 
     name = "scheme"
@@ -37,7 +37,7 @@ class SchemeType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class LabelMapType(click.ParamType):
+class LabelMapType(click.ParamType):  # type: ignore[type-arg]
     """Codes to codes, ``"10:1,20:2"``."""
 
     name = "from:to,..."
@@ -100,8 +100,25 @@ workspace_option = click.option(
     show_envvar=True,
     help="Workspace: <city>/<tile>/ with one file per layer.",
 )
-city_option = click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+city_option = click.option(
+    "--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace."
+)
 tile_option = click.option("--tile", "tiles", multiple=True, help="Only these tiles of the city; may repeat.")
+
+
+def refuse_with_city(ctx: click.Context, *names: str) -> None:
+    """Refuse options of plain files that were given together with ``--city``.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first of them.
+    """
+    for name in names:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(p for p in ctx.command.params if p.name == name)
+            msg = f"{option.opts[0]} is for plain files; a workspace (--city) has its own files and names"
+            raise click.UsageError(msg)
 
 
 def show_progress(ctx: click.Context) -> bool:

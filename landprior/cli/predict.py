@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,17 +13,30 @@ from landprior.cli.options import (
     device_option,
     nodata_option,
     overwrite_option,
+    refuse_with_city,
     show_progress,
     tile_option,
     workspace_option,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(name="predict")
 @click.argument("image", type=INPUT, required=False)
 @click.option("--model", type=INPUT, help="A model written by train.")
 @click.option("-o", "--output", type=OUTPUT, help="The map to write.  [default: <image>_landcover.tif]")
-@click.option("--posterior", type=INPUT, metavar="PRIOR", help="A prior: map the posterior r instead of the network's q.")
+@click.option(
+    "--posterior", type=INPUT, metavar="PRIOR", help="A prior: map the posterior r instead of the network's q."
+)
+@click.option(
+    "--maps",
+    type=click.Choice(["r", "q"]),
+    default="r",
+    show_default=True,
+    help="With --city: map the posterior r or the network's q.",
+)
 @click.option("--force", is_flag=True, help="Map r even where the model's own check found it worse than the prior.")
 @click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")
 @click.option("--confidence", is_flag=True, help="Also write largest probability and entropy, <map>_confidence.tif.")
@@ -50,6 +63,7 @@ def command(
     model: Path | None,
     output: Path | None,
     posterior: Path | None,
+    maps: str,
     force: bool,
     probabilities: bool,
     confidence: bool,
@@ -69,6 +83,7 @@ def command(
     landprior predict naip.tif --model model.safetensors -o map.tif
     landprior predict naip.tif --model model.safetensors --posterior prior.tif --probabilities -o map.tif
     landprior predict --city pittsburgh --quicklook
+    landprior predict --city pittsburgh --maps q --model joint.safetensors
 
     The map is a Cloud-Optimized GeoTIFF of class codes with colours and names, 255 where there is no data.
     """  # noqa: D301
@@ -85,13 +100,15 @@ def command(
         if city is None:
             msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
-        from landprior.landcover.pipeline import PipelineSettings, Workspace, map_of_tile
+        refuse_with_city(ctx, "posterior", "output", "nodata")
+        from landprior.landcover.pipeline import Workspace, map_of_tile
 
-        pipeline = PipelineSettings.for_city(city)
         for tile in Workspace(workspace).tiles(city, only=tiles):
             path = map_of_tile(
                 tile,
-                pipeline,
+                posterior=maps == "r",
+                force=force,
+                model=model,
                 products=products,
                 device=device,
                 overwrite=overwrite,

@@ -26,13 +26,21 @@ if TYPE_CHECKING:
 
 
 @click.command(name="run")
-@click.option("--city", required=True, help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+@click.option(
+    "--city", required=True, help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace."
+)
 @tile_option
 @scheme_option(help="Classes, if the city is no preset.")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
-@click.option("--prediction", type=click.Choice(["r", "q"]), default="r", show_default=True, help="Map the posterior or the network.")
+@click.option(
+    "--maps",
+    type=click.Choice(["r", "q"]),
+    default="r",
+    show_default=True,
+    help="Map the posterior r or the network's q.",
+)
 @click.option("--quicklook", is_flag=True, help="Also write prediction.png.")
 @label_map_option
 @device_option
@@ -49,7 +57,7 @@ def command(
     cooccurrence: Path | None,
     filters: int | None,
     seed: int,
-    prediction: str,
+    maps: str,
     quicklook: bool,
     label_map: dict[int, int] | None,
     device: str,
@@ -83,10 +91,10 @@ def command(
         scheme=scheme,
         cooccurrence=cooccurrence,
         training=training,
-        posterior=prediction == "r",
+        posterior=maps == "r",
         label_map=label_map or {},
     )
-    maps, scores = run_workspace(
+    paths, scores = run_workspace(
         Workspace(workspace),
         city,
         settings,
@@ -97,11 +105,9 @@ def command(
         progress=show_progress(ctx),
     )
     if as_json:
-        click.echo(
-            json.dumps({"maps": [str(path) for path in maps], "scores": scores and scores.to_dict()}, indent=2)
-        )
+        click.echo(json.dumps({"maps": [str(path) for path in paths], "scores": scores and scores.to_dict()}, indent=2))
         return
-    for path in maps:
+    for path in paths:
         click.echo(str(path))
     if scores is not None:
         click.echo(scores.to_text())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +13,7 @@ from landprior.cli.options import (
     device_option,
     nodata_option,
     overwrite_option,
+    refuse_with_city,
     scheme_option,
     show_progress,
     tile_option,
@@ -21,6 +21,9 @@ from landprior.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.implicit.losses import LossName
     from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import ClassScheme
 
@@ -29,11 +32,15 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 
 
 @click.command(name="train")
-@click.option("--image", "images", type=INPUT, multiple=True, help="An image; may repeat, with --prior, for one joint model.")
+@click.option(
+    "--image", "images", type=INPUT, multiple=True, help="An image; may repeat, with --prior, for one joint model."
+)
 @click.option("--prior", "priors", type=INPUT, multiple=True, help="Its prior, on the same grid.")
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), default="qr", show_default=True, help="Training objective.")
-@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule.")
+@click.option(
+    "--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
 @click.option("--warmup-steps", type=click.IntRange(min=0), help="Warm-up before qr, qr-kl, rq.  [default: 200]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
@@ -64,7 +71,7 @@ def command(
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
     output: Path | None,
-    loss: str,
+    loss: LossName,
     recipe: str,
     steps: int | None,
     warmup_steps: int | None,
@@ -128,20 +135,20 @@ def command(
     if city is None:
         msg = "give --image and --prior for plain files, or --city NAME for a workspace"
         raise click.UsageError(msg)
-    from landprior.landcover.pipeline import PipelineSettings, Workspace, model_of_tile, train_city
+    refuse_with_city(ctx, "scheme", "nodata", "init", *(() if joint else ("output",)))
+    from landprior.landcover.pipeline import Workspace, model_of_tile, train_city
 
-    pipeline = PipelineSettings.for_city(city, scheme=scheme, training=settings)
     found = Workspace(workspace).tiles(city, only=tiles)
     if joint:
         target = output or workspace / city / "model.safetensors"
-        click.echo(str(train_city(found, target, pipeline, device=device, overwrite=overwrite, progress=progress)))
+        click.echo(str(train_city(found, target, settings, device=device, overwrite=overwrite, progress=progress)))
         return
     for tile in found:
-        click.echo(str(model_of_tile(tile, pipeline, device=device, overwrite=overwrite, progress=progress)))
+        click.echo(str(model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)))
 
 
 def _settings(
-    loss: str,
+    loss: LossName,
     recipe: str,
     loop: dict[str, float | None],
     network: dict[str, int | None],

@@ -51,9 +51,7 @@ FCN_HALO = 5
 """Half of the FCN's receptive field of 11 x 11."""
 
 
-def build_fcn(
-    bands: int, classes: int, *, filters: int = 128, smoothing: float = OUTPUT_SMOOTHING
-) -> SmoothedNetwork:
+def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float = OUTPUT_SMOOTHING) -> SmoothedNetwork:
     """Build the land-cover network [R E.1.3]: five 3 x 3 convolutions and a 1 x 1 head.
 
     Parameters

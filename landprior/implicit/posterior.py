@@ -21,7 +21,8 @@ def items_mask(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     if mask.shape != (log_q.shape[0], *log_q.shape[2:]):
-        msg = f"the mask has shape {tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)} it is the same without axis 1"
+        shapes = f"{tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)}"
+        msg = f"the mask has shape {shapes} it is the same without axis 1"
         raise ValueError(msg)
     return mask.unsqueeze(1)
 
@@ -50,10 +51,9 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     axes = [0, *range(2, log_q.ndim)]
     where = items_mask(log_q, mask)
-    if where is None:
-        count = math.log(log_q.numel() / log_q.shape[1])
-        return torch.logsumexp(log_q, dim=axes) - count
-    count = torch.log(mask.sum().clamp_min(1).to(log_q.dtype))  # type: ignore[union-attr]
+    if mask is None or where is None:
+        return torch.logsumexp(log_q, dim=axes) - math.log(log_q.numel() / log_q.shape[1])
+    count = torch.log(mask.sum().clamp_min(1).to(log_q.dtype))
     return torch.logsumexp(torch.where(where, log_q, -torch.inf), dim=axes) - count
 
 

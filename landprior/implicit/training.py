@@ -43,6 +43,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 COLLAPSE_SHARE = 0.995
 """A class predicted for more than this share of the pixels, where the prior's mean is far lower, is a collapse."""
 
+COLLAPSE_STEPS = 500
+"""Steps after which a collapse is one; half of a shorter run."""
+
 
 class TrainingSettings(BaseModel):
     """How a network is trained. The defaults are the recipe of ``docs/accuracy.md``."""
@@ -143,6 +146,7 @@ def fit(
     monitor: Callable[[nn.Module], Mapping[str, float]] | None = None,
     until: Callable[[Epoch], str | None] | None = None,
     checkpoint: Path | None = None,
+    identity: str = "",
     progress: bool = False,
 ) -> History:
     """Train a network in place.
@@ -162,8 +166,10 @@ def fit(
     until
         Called after every epoch once the warm-up is over; a text, the reason, ends the run.
     checkpoint
-        A file that holds the state after every epoch; if it is there and belongs to the same settings
-        the run goes on from it. It is removed at the end.
+        A file that holds the state after every epoch; if it is there and belongs to the same settings and
+        identity the run goes on from it. It is removed at the end.
+    identity
+        What the run is of (a hash of its data, say), so that a checkpoint of another is not taken for it.
     progress
         A progress bar on stderr.
 
@@ -183,11 +189,13 @@ def fit(
     fabric = fabric or make_fabric(settings.precision)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     network, optimiser = fabric.setup(network, optimiser)
-    run = _Run(network, optimiser, settings, checkpoint)
+    run = _Run(network, optimiser, settings, checkpoint, identity)
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
         _look(network, monitor)
-    bar = tqdm(total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False)
+    bar = tqdm(
+        total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False
+    )
     with bar:
         try:
             while run.step < settings.steps and not run.stopped:
@@ -247,9 +255,15 @@ class _Run:
     """The state of a run: what a checkpoint holds."""
 
     def __init__(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainingSettings, path: Path | None
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        settings: TrainingSettings,
+        path: Path | None,
+        identity: str,
     ) -> None:
         self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
+        self._identity = f"{identity}|{settings.model_dump_json()}"
         self.step = 0
         self.history = History()
         self.stopped = False
@@ -319,11 +333,12 @@ class _Run:
         entropy, agreement, share, prior_share = self._describe()
         rate = float(self.optimiser.param_groups[0]["lr"])
         self.history.epochs.append(Epoch(self.step, loss, entropy, agreement, share, rate, extra))
-        if share > COLLAPSE_SHARE and prior_share < 0.9 and self._warm and not self._warned:
+        late = self.step > max(self._warm_end, min(settings.steps // 2, COLLAPSE_STEPS))  # q starts flat
+        if share > COLLAPSE_SHARE and prior_share < 0.9 and late and not self._warned:
             self._warned = True
             warnings.warn(
                 f"q predicts one class for {share:.1%} of the pixels, where the prior's mean is {prior_share:.0%}: the "
-                "degenerate solution. Try another --seed, a lower --learning-rate, more --warmup-steps, or larger batches",
+                "degenerate solution. Try another --seed, a lower --learning-rate, more --warmup-steps, larger batches",
                 CollapseWarning,
                 stacklevel=3,
             )
@@ -373,7 +388,7 @@ class _Run:
         if self._losses:  # in the middle of an epoch: the file of the last one is the one to go on from
             return self.path.exists()
         state = {
-            "settings": self.settings.model_dump_json(),
+            "identity": self._identity,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
@@ -395,13 +410,15 @@ class _Run:
             return
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
-            if state["settings"] != self.settings.model_dump_json():
+            if state["identity"] != self._identity:
                 return
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
-            warnings.warn(f"{self.path} is no usable checkpoint ({reason}); starting anew", CheckpointWarning, stacklevel=3)
+            warnings.warn(
+                f"{self.path} is no usable checkpoint ({reason}); starting anew", CheckpointWarning, stacklevel=3
+            )
             return
         self.step = state["step"]
         record = state["history"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
 
 NLCD_NODATA = (0, 250, 255)
 """NLCD values that stand for no data."""
@@ -95,9 +96,10 @@ class Cooccurrence:
         for code in missing:
             known = default.probabilities.get(code) if default is not None and default is not self else None
             rows[code] = mean if known is None else known
-        kind = "the mean of its rows" if default is None else "the shipped default's rows"
+        known_codes = set() if default is None else set(default.probabilities)
+        kind = "the shipped default's rows" if set(missing) <= known_codes else "the mean of its rows"
         warnings.warn(
-            f"the matrix {self.source} says nothing of NLCD code(s) {', '.join(map(str, missing))}; using {kind} for them",
+            f"the matrix {self.source} says nothing of NLCD code(s) {', '.join(map(str, missing))}; using {kind}",
             CooccurrenceWarning,
             stacklevel=3,
         )
@@ -165,7 +167,10 @@ def _read_csv(path: Path, scheme: ClassScheme, *, source: str) -> Cooccurrence:
     for c in scheme.classes:
         name = next((n for n in (c.name.lower(), str(c.code)) if n in header), None)
         if name is None:
-            msg = f"{path} has no column for class {c.name!r} of scheme {scheme.name!r}; its columns are {', '.join(header)}"
+            columns_there = ", ".join(header)
+            msg = (
+                f"{path} has no column for class {c.name!r} of scheme {scheme.name!r}; its columns are {columns_there}"
+            )
             raise PriorError(msg)
         columns.append(header.index(name))
     pixels_at = header.index("pixels") if "pixels" in header else None
@@ -216,14 +221,10 @@ def _read_npy(path: Path, scheme: ClassScheme) -> Cooccurrence:
     raise PriorError(msg)
 
 
-def _from_columns(
-    by_class: NDArray[np.float64], codes: Iterable[int], scheme: ClassScheme, path: Path
-) -> Cooccurrence:
+def _from_columns(by_class: NDArray[np.float64], codes: Iterable[int], scheme: ClassScheme, path: Path) -> Cooccurrence:
     sums = by_class.sum(axis=0)
     table = {
-        int(code): by_class[:, j] / sums[j]
-        for j, code in enumerate(codes)
-        if sums[j] > 0 and code not in NLCD_NODATA
+        int(code): by_class[:, j] / sums[j] for j, code in enumerate(codes) if sums[j] > 0 and code not in NLCD_NODATA
     }
     return _checked(Cooccurrence(scheme=scheme, probabilities=table, source=str(path)), path)
 
@@ -278,7 +279,9 @@ def measure_cooccurrence(
             labels = stack.enter_context(open_raster(labels_path))
             nlcd = stack.enter_context(open_on_grid(nlcd_path, Grid.of(labels), like=labels_path))
 
-            def count(block: Block, labels=labels, nlcd=nlcd, path=labels_path) -> dict[str, NDArray[np.generic]]:  # type: ignore[no-untyped-def]
+            def count(
+                block: Block, labels: DatasetReader = labels, nlcd: DatasetReader = nlcd, path: str | Path = labels_path
+            ) -> dict[str, NDArray[np.generic]]:
                 fine = read_classes(labels, block.core, scheme, codes=label_map, where=path)
                 coarse = read_window(nlcd, block.core, 1)
                 good = (fine != IGNORED_INDEX) & read_valid(nlcd, block.core) & ~np.isin(coarse, NLCD_NODATA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.evaluation import Scores, evaluate
@@ -61,7 +61,7 @@ def write_scene(
     tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
     scene = make_scene(size, seed=seed, climate=climate)
     scheme, nlcd = load_scheme("enviroatlas-5"), load_scheme("nlcd")
-    options = {"overwrite": overwrite}
+    options: dict[str, Any] = {"overwrite": overwrite}
     write_raster(
         tile.file("naip"),
         scene.image,
@@ -116,15 +116,11 @@ def run_demo(
     for loss, name in (("ce", "CE"), ("qr", "QR")):
         logger.info("training with %s on the prior alone, no labels", name)
         base = TileSettings(filters=filters)
-        settings = base.model_copy(
-            update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})}
-        )
+        settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
         weights = tile.file("model") if loss == "qr" else tile.path / "model_ce.safetensors"
-        model = train_files(
-            [(image, prior)], weights, settings, device=device, overwrite=overwrite, progress=progress
-        )
+        model = train_files([(image, prior)], weights, settings, device=device, overwrite=overwrite, progress=progress)
         title = f"{name} q" if loss == "qr" else name
-        options = {"device": device, "overwrite": overwrite, "progress": progress}
+        options: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
         maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, **options)
         if loss == "qr":
             maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, **options)

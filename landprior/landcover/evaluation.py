@@ -116,9 +116,7 @@ class Scores:
         lines = [f"{'class':<{width}}     IoU  precision  recall   label px     map px"]
         for i, name in enumerate(self.scheme.names):
             values = f"{self.iou[i]:8.3f} {self.precision[i]:10.3f} {self.recall[i]:7.3f}".replace("nan", "  -")
-            lines.append(
-                f"{name:<{width}} {values} {self.confusion[i].sum():10d} {self.confusion[:, i].sum():10d}"
-            )
+            lines.append(f"{name:<{width}} {values} {self.confusion[i].sum():10d} {self.confusion[:, i].sum():10d}")
         lines.append("")
         lines.append(f"accuracy {self.accuracy:.4f}   mean IoU {self.mean_iou:.4f}   {self.pixels} pixels")
         if self.absent:
@@ -210,7 +208,7 @@ def _score_pair(
 
 
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0))
 
 
 def _plain(value: float) -> float | None:

@@ -73,7 +73,7 @@ def draw_comparison(
             shares = _shrunken(belief.src).astype(np.float32)
             panels.append(("prior", scheme.blend(shares)))
     with tempfile.TemporaryDirectory() as folder:
-        shown = dict(maps)
+        shown: Mapping[str, str | Path] = maps
         if model is not None:
             if image is None:
                 msg = "the figure needs --image to draw the model's q and r"
@@ -129,7 +129,7 @@ def stretch(image: NDArray[np.generic]) -> NDArray[np.uint8]:
     bands = image[:3] if image.shape[0] >= 3 else np.repeat(image[:1], 3, axis=0)
     low, high = np.percentile(bands, [2, 98])
     scaled = (bands.astype(np.float32) - low) / max(high - low, 1e-6)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255), dtype=np.uint8).transpose(1, 2, 0)
 
 
 def _shrunken(src: DatasetReader) -> NDArray[np.generic]:

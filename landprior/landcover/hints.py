@@ -93,7 +93,7 @@ def restrict(prior: NDArray[np.float32], allowed: Sequence[int], weight: float) 
     kept[list(allowed)] = prior[list(allowed)]
     mass = kept.sum(axis=0)
     kept[:, mass == 0] = 0
-    kept[np.ix_(list(allowed), np.flatnonzero(mass == 0))] = 1
+    kept[np.ix_(np.array(allowed), np.flatnonzero(mass == 0))] = 1
     mass = np.where(mass == 0, len(allowed), mass)
     return np.asarray((1 - weight) * prior + weight * kept / mass, dtype=np.float32)
 
@@ -154,7 +154,8 @@ def read_hints(
         frame = frame.to_crs(grid.crs.to_wkt())
     near = frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
     if near.empty:
-        msg = f"no labelled feature of {path} lies on the prior's grid {tuple(round(b, 1) for b in grid.bounds)}; check its CRS"
+        bounds = tuple(round(b, 1) for b in grid.bounds)
+        msg = f"no labelled feature of {path} lies on the prior's grid {bounds}; check its CRS"
         raise InputError(msg)
     allowed = [parse_allowed(_text(label), scheme) for label in frame[column]]
     return Hints(frame=frame[["geometry"]].assign(allowed=allowed), weight=weight, source=str(path))

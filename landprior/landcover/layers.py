@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import ValidationError
-
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TORCH_TYPES = {
+_TORCH_TYPES: dict[str, np.dtype[Any]] = {
     "uint16": np.dtype(np.int32),
     "uint32": np.dtype(np.int64),
     "float64": np.dtype(np.float32),
@@ -37,7 +35,7 @@ _TORCH_TYPES = {
 """Types torch does not compute with, and what holds their values."""
 
 
-class _Layer(AbstractContextManager["_Layer"]):
+class _Layer:
     """An open raster."""
 
     def __init__(self, path: str | Path) -> None:
@@ -91,7 +89,7 @@ class ImageLayer(_Layer):
     @property
     def dtype(self) -> np.dtype[Any]:
         """What :meth:`read` gives: the file's type where torch computes with it, else one that holds its values."""
-        own = np.dtype(self.src.dtypes[0])
+        own: np.dtype[Any] = np.dtype(self.src.dtypes[0])
         return _TORCH_TYPES.get(own.name, own)
 
     def _looks_like_a_mask(self, index: int) -> bool:
@@ -111,7 +109,7 @@ class ImageLayer(_Layer):
             return read_valid(self.src, window)
         if self.src.nodata is None:
             return np.ones(values.shape[-2:], dtype=bool)
-        return ~(values == self.src.nodata).all(axis=0)
+        return np.asarray(~(values == self.src.nodata).all(axis=0))
 
     def read(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read pixels.
@@ -167,15 +165,18 @@ class PriorLayer(_Layer):
         self.tags: dict[str, str] = self.src.tags(ns=TAG_DOMAIN)
         try:
             self.scheme = self._find_scheme(scheme)
-            if self.src.count != len(self.scheme):
-                msg = (
-                    f"{path} has {self.src.count} bands and scheme {self.scheme.name!r} has {len(self.scheme)} classes; "
-                    "a prior has one band per class"
-                )
-                raise PriorError(msg)
+            self._require_one_band_per_class()
         except Exception:
             self.src.close()
             raise
+
+    def _require_one_band_per_class(self) -> None:
+        if self.src.count != len(self.scheme):
+            msg = (
+                f"{self.path} has {self.src.count} bands and scheme {self.scheme.name!r} has {len(self.scheme)} "
+                "classes; a prior has one band per class"
+            )
+            raise PriorError(msg)
 
     def _find_scheme(self, given: ClassScheme | None) -> ClassScheme:
         text = self.tags.get("scheme")

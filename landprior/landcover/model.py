@@ -151,15 +151,16 @@ def load_model(path: str | Path) -> LandcoverModel:
         scheme = ClassScheme.model_validate(metadata["scheme"])
         shape = metadata["network"]
         network = build_fcn(
-            shape["bands"], shape["classes"], filters=shape["filters"], smoothing=shape.get("smoothing", OUTPUT_SMOOTHING)
+            shape["bands"],
+            shape["classes"],
+            filters=shape["filters"],
+            smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
         )
         network.load_state_dict(state)
         statistics = BandStatistics(
             mean=np.array(metadata["statistics"]["mean"]), std=np.array(metadata["statistics"]["std"])
         )
-        if (len(scheme), len(statistics.mean), len(statistics.std)) != (shape["classes"], shape["bands"], shape["bands"]):
-            msg = f"{len(scheme)} classes and {len(statistics.mean)} bands, the network has {shape}"
-            raise ValueError(msg)
+        _require_fit(scheme, statistics, shape)
     except ValidationError as error:
         raise ModelError(explain(error, path)) from error
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -173,3 +174,9 @@ def load_model(path: str | Path) -> LandcoverModel:
         filters=shape["filters"],
         record=metadata.get("record", {}),
     )
+
+
+def _require_fit(scheme: ClassScheme, statistics: BandStatistics, shape: dict[str, int]) -> None:
+    if len(scheme) != shape["classes"] or {len(statistics.mean), len(statistics.std)} != {shape["bands"]}:
+        msg = f"{len(scheme)} classes and statistics of {len(statistics.mean)} bands, the network has {shape}"
+        raise ValueError(msg)

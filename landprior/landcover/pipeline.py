@@ -11,6 +11,8 @@ from landprior.errors import ConfigError, InputError
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.prior import LAYERS, PriorSettings, build_prior
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
+from landprior.raster.files import open_raster
+from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.sources.areas import list_cities, load_city
 
@@ -104,6 +106,7 @@ def prior_of_tile(
             "scheme": settings.scheme.model_dump(mode="json"),
             "cooccurrence": {code: row.tolist() for code, row in settings.cooccurrence.probabilities.items()},
             "prior": settings.prior.model_dump(),
+            "grid": _grid_of(image),
         },
         {"nlcd": nlcd, **layers},
     )
@@ -125,7 +128,7 @@ def prior_of_tile(
 
 def model_of_tile(
     tile: TileFolder,
-    settings: PipelineSettings,
+    training: TileSettings | None = None,
     *,
     device: str = "auto",
     overwrite: bool = False,
@@ -136,21 +139,28 @@ def model_of_tile(
 
     image = tile.require("naip", hint="every tile needs its image")
     prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
-    training = settings.training or TileSettings()
+    training = training or TileSettings()
     key = make_key(training.model_dump(mode="json"), {"image": image, "prior": prior})
     if not _needed(tile, "model", key, overwrite=overwrite):
         return tile.file("model")
     model = train_files(
-        [(image, prior)], tile.file("model"), training, device=device, overwrite=True, progress=progress
+        [(image, prior)],
+        tile.file("model"),
+        training,
+        names=[tile.id],
+        device=device,
+        overwrite=True,
+        progress=progress,
     )
-    tile.record("model", key, loss=training.training.loss, history=model.record["history"])
+    history = {name: value for name, value in model.record["history"].items() if name != "looks"}
+    tile.record("model", key, loss=training.training.loss, history=history, verdict=model.record["verdict"])
     return tile.file("model")
 
 
 def train_city(
     tiles: Sequence[TileFolder],
     output: Path,
-    settings: PipelineSettings,
+    training: TileSettings | None = None,
     *,
     device: str = "auto",
     overwrite: bool = False,
@@ -166,14 +176,16 @@ def train_city(
         )
         for tile in tiles
     ]
-    train_files(pairs, output, settings.training, device=device, overwrite=overwrite, progress=progress)
+    names = [tile.id for tile in tiles]
+    train_files(pairs, output, training, names=names, device=device, overwrite=overwrite, progress=progress)
     return output
 
 
 def map_of_tile(
     tile: TileFolder,
-    settings: PipelineSettings,
     *,
+    posterior: bool = True,
+    force: bool = False,
     products: Products | None = None,
     model: Path | None = None,
     device: str = "auto",
@@ -189,10 +201,10 @@ def map_of_tile(
     weights = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
     inputs = {"image": image, "model": weights}
     prior = None
-    if settings.posterior:
+    if posterior:
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
-    key = make_key({"products": vars(products)}, inputs)
+    key = make_key({"products": vars(products), "force": force}, inputs)
     if not _needed(tile, "prediction", key, overwrite=overwrite):
         return tile.file("prediction")
     predict(
@@ -200,12 +212,13 @@ def map_of_tile(
         tile.file("prediction"),
         load_model(weights),
         posterior=prior,
+        force=force,
         products=products,
         device=device,
         overwrite=True,
         progress=progress,
     )
-    tile.record("prediction", key, posterior=settings.posterior)
+    tile.record("prediction", key, maps="r" if posterior else "q")
     return tile.file("prediction")
 
 
@@ -257,9 +270,16 @@ def run_workspace(
     for tile in workspace.tiles(city, only=only):
         logger.info("%s/%s", tile.city, tile.name)
         prior_of_tile(tile, settings, overwrite=overwrite, progress=progress)
-        model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)
+        model_of_tile(tile, settings.training, device=device, overwrite=overwrite, progress=progress)
         maps.append(
-            map_of_tile(tile, settings, products=products, device=device, overwrite=overwrite, progress=progress)
+            map_of_tile(
+                tile,
+                posterior=settings.posterior,
+                products=products,
+                device=device,
+                overwrite=overwrite,
+                progress=progress,
+            )
         )
         scores = scores_of_tile(tile, settings)
         if scores is not None:
@@ -268,6 +288,12 @@ def run_workspace(
         msg = f"{city} has no tile to run"
         raise InputError(msg)
     return maps, total
+
+
+def _grid_of(path: Path) -> str:
+    """Return what a prior depends on of its image."""
+    with open_raster(path) as src:
+        return repr(Grid.of(src))
 
 
 def _needed(tile: TileFolder, step: str, key: str, *, overwrite: bool) -> bool:

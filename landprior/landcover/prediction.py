@@ -12,7 +12,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -147,16 +147,25 @@ def predict(
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
         decision = _decide(model, belief, force=force)
         mapper = Mapper(model, pixels, belief, abstain=decision == "abstained", device=device)
-        tags = {"model": model.digest(), "loss": model.loss, "maps": "q" if belief is None else "r"} | (tags or {})
-        tags = tags | ({} if decision is None else {"decision": decision})
+        tags = {
+            "model": model.digest(),
+            "loss": model.loss,
+            "maps": "q" if belief is None else "r",
+            **({} if decision is None else {"decision": decision}),
+            **(tags or {}),
+        }
         sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
-        options = {"halo": mapper.halo, "size": window_size, "progress": progress}
+        options: dict[str, Any] = {"halo": mapper.halo, "size": window_size, "progress": progress}
         if belief is not None and decision != "abstained":
             stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
             found = mapper.compute(block)
-            return found | {"probabilities": encode_probabilities(found["probabilities"], products.encoding)}
+            if "probabilities" in sinks:
+                found["probabilities"] = encode_probabilities(
+                    found["probabilities"].astype(np.float32, copy=False), products.encoding
+                )
+            return found
 
         stream(compute, grid=pixels.grid, sinks=sinks, label="map", **options)
         if not mapper.seen:
@@ -254,7 +263,7 @@ class Mapper:
             raise ModelError(msg)
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         self._device = torch.device("cuda" if cuda else "cpu")
-        self._network = model.network.to(self._device, memory_format=torch.channels_last).eval()
+        self._network = model.network.to(self._device).to(memory_format=torch.channels_last).eval()
         self._model = model
         self._pixels = pixels
         self._belief = belief

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +28,7 @@ from landprior.raster.windows import BLOCK, Block, iter_blocks, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -326,8 +326,7 @@ def build_prior(
         grid = Grid.of(stack.enter_context(open_raster(reference)))
         coarse = stack.enter_context(open_on_grid(nlcd, grid, like=reference))
         sources = {
-            name: stack.enter_context(open_on_grid(path, grid, like=reference))
-            for name, path in (layers or {}).items()
+            name: stack.enter_context(open_on_grid(path, grid, like=reference)) for name, path in (layers or {}).items()
         }
         size = grid.pixel_size(pixel_size, where=reference)
         table = cooccurrence.table(_codes(coarse, nlcd, grid, progress=progress))
@@ -349,7 +348,7 @@ def build_prior(
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
             codes = _masked_codes(coarse, block.outer)
             presence = {
-                name: (read_window(src, block.outer, 1) > 0) & read_valid(src, block.outer)
+                name: (read_window(src, block.outer, 1) != 0) & read_valid(src, block.outer)
                 for name, src in sources.items()
             }
             prior = model.window(block, codes, presence)

@@ -170,13 +170,13 @@ class _Painter:
     def _noise(self, scale: float) -> NDArray[np.float32]:
         """Smooth noise, mean 0, deviation 1."""
         noise = ndimage.gaussian_filter(self.rng.standard_normal((self.n, self.n)), scale, mode="wrap")
-        return (noise / noise.std()).astype(np.float32)
+        return np.asarray(noise / noise.std(), dtype=np.float32)
 
     def _mask(self, shapes: Sequence[BaseGeometry]) -> NDArray[np.bool_]:
         shapes = [shape for shape in shapes if not shape.is_empty]
         if not shapes:
             return np.zeros((self.n, self.n), dtype=bool)
-        return rasterize(shapes, out_shape=(self.n, self.n), dtype="uint8").astype(bool)
+        return np.asarray(rasterize(shapes, out_shape=(self.n, self.n), dtype="uint8"), dtype=bool)
 
     def _paint(
         self, where: NDArray[np.bool_], material: str, code: int, *, texture: float = 0.05, height: float = 0.0
@@ -242,7 +242,7 @@ class _Painter:
         patches = 1 + 0.08 * self._noise(9) + 0.13 * self._noise(1.6)
         self.colour *= patches
 
-    def _soften(self, where: NDArray[np.bool_], code: int, tone: NDArray[np.float32]) -> None:
+    def _soften(self, where: NDArray[np.bool_], code: int, tone: NDArray[np.floating]) -> None:
         """Cover ground with herbs or soil; the tone, 0..1, runs from lush to dry or from dark to pale."""
         steps = np.array(_SOILS if code == BARREN else _HERBS, dtype=np.float32)
         at = np.clip(tone[where], 0, 1) * (len(steps) - 1)
@@ -277,7 +277,7 @@ class _Painter:
                 self.vectors["waterbodies"].append(affinity.translate(pond, *self.rng.normal(0, 2, 2)))
 
     def _pit(self, village: NDArray[np.bool_]) -> None:
-        """A gravel pit; NLCD calls it barren."""
+        """Dig a gravel pit; NLCD calls it barren."""
         spot = Point(self.rng.uniform(0.7, 0.9) * self.n, self.rng.uniform(0.1, 0.9) * self.n)
         where = self._mask([affinity.scale(spot.buffer(self.n / 15), 1, 0.7)]) & ~village
         self._paint(where, "gravel", BARREN, texture=0.08)
@@ -286,7 +286,7 @@ class _Painter:
     # -- what is built ---------------------------------------------------------------------------
 
     def _streets(self, village: NDArray[np.bool_]) -> list[tuple[LineString, float]]:
-        """A bent main road, a country road, and a turned grid of streets; (line, half width)."""
+        """Lay out a bent main road, a country road, and a turned grid of streets; (line, half width)."""
         n, rng = self.n, self.rng
         t = np.linspace(-0.05, 1.05, 30)
         rows, columns = np.nonzero(village)
@@ -301,9 +301,8 @@ class _Painter:
                 step = offset if turned == angle else offset * 1.5
                 line = LineString([(cx * n - 2 * n, cy * n + step), (cx * n + 2 * n, cy * n + step)])
                 part = affinity.rotate(line, turned, origin=(cx * n, cy * n)).intersection(reach)
-                for piece in getattr(part, "geoms", [part]):
-                    if isinstance(piece, LineString) and piece.length > 60:
-                        streets.append((piece, 3.0))
+                pieces = getattr(part, "geoms", [part])
+                streets.extend((p, 3.0) for p in pieces if isinstance(p, LineString) and p.length > 60)
         return streets
 
     def _roads(self, streets: list[tuple[LineString, float]]) -> None:
@@ -354,7 +353,7 @@ class _Painter:
     # -- trees -----------------------------------------------------------------------------------
 
     def _woods(self, village: NDArray[np.bool_], river: LineString) -> NDArray[np.bool_]:
-        """Closed woods, hedgerows between some parcels, a gallery along the river."""
+        """Grow closed woods, hedgerows between some parcels, a gallery along the river."""
         share = 0.03 if self.arid else 0.24
         noise = self._noise(self.n / 18)
         wooded = noise > np.quantile(noise, 1 - share)
@@ -375,7 +374,7 @@ class _Painter:
         self.use[woods & near_river] = 90
         crowns = self._scatter(woods, spacing=5.0)
         self._crowns(crowns, woods, evergreen=kind)
-        return woods
+        return np.asarray(woods, dtype=bool)
 
     def _single_trees(self, village: NDArray[np.bool_], woods: NDArray[np.bool_]) -> None:
         """Garden, street and field trees; crowns hang over roads and roofs."""
@@ -393,11 +392,9 @@ class _Painter:
         grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
         points = grid + self.rng.uniform(-spacing / 2.2, spacing / 2.2, grid.shape)
         inside = where[tuple(np.clip(points.astype(int), 0, self.n - 1).T)]
-        return points[inside]
+        return np.asarray(points[inside], dtype=np.float64)
 
-    def _crowns(
-        self, centres: NDArray[np.float64], where: NDArray[np.bool_], *, evergreen: NDArray[np.bool_]
-    ) -> None:
+    def _crowns(self, centres: NDArray[np.float64], where: NDArray[np.bool_], *, evergreen: NDArray[np.bool_]) -> None:
         """Cover pixels with crowns: each its own tint, lit on one side, dark between and behind."""
         if not len(centres) or not where.any():
             return
@@ -406,7 +403,9 @@ class _Painter:
         offset = np.column_stack([rows, columns]) - centres[nearest]
         lit = -(offset[:, 1] * _SUN[0] + offset[:, 0] * _SUN[1]) / 3.0
         shade = np.clip(1 + 0.30 * lit - 0.055 * np.maximum(away - 1.5, 0) ** 1.5, 0.42, 1.5)
-        tint = 1 + 0.12 * self.rng.standard_normal((len(centres), 1)) + 0.05 * self.rng.standard_normal((len(centres), 4))
+        tint = (
+            1 + 0.12 * self.rng.standard_normal((len(centres), 1)) + 0.05 * self.rng.standard_normal((len(centres), 4))
+        )
         base = np.where(
             evergreen[rows, columns][:, None], np.array(_COLOURS["evergreen"]), np.array(_COLOURS["deciduous"])
         )
@@ -430,7 +429,7 @@ class _Painter:
         image *= 1 + 0.04 * self._noise(self.n / 5)
         image = ndimage.gaussian_filter(image, (0, 0.65, 0.65))
         image += self.rng.normal(0, 5.0, image.shape)
-        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
     def _nlcd(self) -> NDArray[np.uint8]:
         """Code 30 m cells by NLCD's rules on impervious and canopy shares, generalise, add its errors."""
@@ -465,7 +464,7 @@ class _Painter:
         wrong = rng.random(shape) < 0.10
         for code, other in confusions.items():
             codes[wrong & (codes == code)] = other
-        return codes[i, j].astype(np.uint8)
+        return np.asarray(codes[i, j], dtype=np.uint8)
 
 
 def village_shape(village: NDArray[np.bool_]) -> Polygon:

@@ -74,6 +74,7 @@ def read_tile(
     image: str | Path,
     prior: str | Path,
     *,
+    name: str | None = None,
     scheme: ClassScheme | None = None,
     nodata: float | None = None,
 ) -> Tile:
@@ -83,6 +84,8 @@ def read_tile(
     ----------
     image, prior
         Rasters on one grid.
+    name
+        For messages and the seed; by default the image's file name.
     scheme
         The prior's classes, if its file does not say.
     nodata
@@ -112,7 +115,7 @@ def read_tile(
             msg = f"{image} and {prior} share no pixel with data: the prior has no mass where the image is valid"
             raise PriorError(msg)
         return Tile(
-            name=Path(image).name,
+            name=name or Path(image).name,
             image=torch.from_numpy(values),
             prior=torch.from_numpy(shares),
             valid=torch.from_numpy(valid),
@@ -122,16 +125,19 @@ def read_tile(
 
 def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
     """Measure mean and standard deviation of each band over the valid pixels of all tiles."""
-    count, total, squares = 0, 0.0, 0.0
+    bands, device = tiles[0].image.shape[0], tiles[0].image.device
+    count = 0
+    total = torch.zeros(bands, dtype=torch.float64, device=device)
+    squares = torch.zeros_like(total)
     for tile in tiles:
-        for rows in torch.arange(tile.shape[0]).split(512):
+        for top in range(0, tile.shape[0], 512):  # by strips: doubles of a whole tile are eight times its size
+            rows = slice(top, top + 512)
             here = tile.image[:, rows][:, tile.valid[rows]].double()
             count += here.shape[1]
-            total = total + here.sum(1)
-            squares = squares + here.square().sum(1)
-    mean = torch.as_tensor(total) / count
-    variance = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0)
-    std = variance.sqrt()
+            total += here.sum(1)
+            squares += here.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
     # a constant band carries nothing; dividing by one keeps it harmless
     std = torch.where(std > 0, std, 1.0)
     return BandStatistics(mean=mean.cpu().numpy(), std=std.cpu().numpy())
@@ -199,7 +205,7 @@ class PatchFeed:
             smallest = min(tiles, key=lambda tile: min(tile.shape))
             msg = (
                 f"patches of {self._side} px leave nothing inside the {FCN_HALO} px border that is left out; "
-                f"use --patch-size of at least {2 * FCN_HALO + 1} and tiles as large ({smallest.name} is {smallest.shape})"
+                f"use --patch-size of {2 * FCN_HALO + 1} or more and larger tiles ({smallest.name} has {smallest.shape})"
             )
             raise InputError(msg)
         self._count = batch_size
@@ -218,7 +224,7 @@ class PatchFeed:
     def _gather(self, chosen: Tensor, places: Tensor) -> Batch:
         side = self._side
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in chosen.unique().tolist():
+        for index in sorted(set(chosen.tolist())):
             tile = self._tiles[index]
             mine = places[chosen == index]
             height, width = tile.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from landprior.implicit.losses import LossName
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -40,11 +42,11 @@ class TileSettings(BaseModel):
     smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
 
     @classmethod
-    def paper(cls, loss: str = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
+    def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
         """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128."""
         rate = learning_rate or (1e-3 if loss == "rq" else 1e-4)
         training = TrainingSettings(
-            loss=loss,  # type: ignore[arg-type]
+            loss=loss,
             steps=20_000,
             warmup="none",
             warmup_steps=0,
@@ -130,6 +132,7 @@ def train_model(
         monitor=monitor,
         until=lambda epoch: "the map has settled" if epoch.extra["change"] < SETTLED else None,
         checkpoint=checkpoint,
+        identity=_identify(tiles, settings, init) if checkpoint is not None else "",
         progress=progress,
     )
     network.eval()
@@ -137,8 +140,8 @@ def train_model(
     logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
     if verdict["decision"] != "kept":
         warnings.warn(
-            f"this model looks worse than its prior ({verdict['why']}); predict --posterior will hand back the prior. Try "
-            "another --seed, a better cooccurrence matrix or more layers in the prior",
+            f"this model looks worse than its prior ({verdict['why']}); predict --posterior will hand back the prior. "
+            "Try another --seed, a better cooccurrence matrix or more layers in the prior",
             HarmWarning,
             stacklevel=2,
         )
@@ -156,6 +159,17 @@ def train_model(
             "torch": torch.__version__,
         },
     )
+
+
+def _identify(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None) -> str:
+    """Return a hash of all that a run depends on."""
+    sha = hashlib.sha256(settings.model_dump_json().encode())
+    sha.update((init.digest() if init is not None else "").encode())
+    for tile in tiles:
+        sha.update(tile.name.encode())
+        for values in (tile.image, tile.prior, tile.valid):
+            sha.update(values.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, seed: int) -> SmoothedNetwork:
@@ -181,6 +195,7 @@ def train_files(
     output: str | Path,
     settings: TileSettings | None = None,
     *,
+    names: Sequence[str] | None = None,
     scheme: ClassScheme | None = None,
     nodata: float | None = None,
     init: str | Path | None = None,
@@ -190,6 +205,7 @@ def train_files(
 ) -> LandcoverModel:
     """Train on (image, prior) files and write the model; several pairs make one joint model.
 
+    ``names`` are the tiles' names, from which their seeds derive; by default the image's file names.
     While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
     interruption goes on from there, and ends with the same weights as without.
 
@@ -201,14 +217,16 @@ def train_files(
     """
     target = check_output(output, overwrite=overwrite)
     start = None if init is None else load_model(init)
-    tiles = [read_tile(image, prior, scheme=scheme, nodata=nodata) for image, prior in pairs]
+    names = names or [Path(image).name for image, _ in pairs]
+    tiles = [
+        read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
+        for name, (image, prior) in zip(names, pairs, strict=True)
+    ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     if checkpoint.exists():
         logger.info("going on from %s", checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        model = train_model(
-            tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress
-        )
+        model = train_model(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
     return model

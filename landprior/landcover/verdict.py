@@ -1,4 +1,4 @@
-"""Judging a training without labels: has the map settled, and is it better or worse than its prior?
+"""Judging a training without labels: whether its map has settled, and whether it is worse than its prior.
 
 A *look* maps fixed crops of the tiles with the posterior r. Two things are read off it:
 
@@ -50,7 +50,7 @@ MOST_TILES = 64
 SETTLED = 0.01
 """Share of pixels that change class between two looks, below which a map has settled."""
 
-CLEAR_LOSS = 0.05
+CLEAR_LOSS = 0.02
 """How far below its prior's a map's estimated accuracy may lie; docs/accuracy.md scores this choice."""
 
 LEAST_EVIDENCE = 0.05
@@ -116,7 +116,8 @@ class Look:
         """Return the verdict, as it is kept with a model: decision, why, and the figures."""
         decision: Decision = "abstained"
         if self.evidence < LEAST_EVIDENCE:
-            why = f"the image tells nothing of the prior's classes: evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
+            asked = f"evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
+            why = f"the image tells nothing of the prior's classes: {asked}"
         else:
             decision = "kept" if self.gain >= -CLEAR_LOSS else "abstained"
             why = f"estimated accuracy {self.gain:+.3f} against the prior's own, at least {-CLEAR_LOSS} is asked"

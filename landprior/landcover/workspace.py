@@ -11,7 +11,6 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landprior.errors import MissingInputError, RasterReadError
@@ -20,6 +19,7 @@ from landprior.raster.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,10 @@ INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "lab
 RESULTS = ("prior", "model", "prediction")
 ITEM = "item.json"
 _STEPS = "landprior:steps"
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,11 @@ class TileFolder:
     def name(self) -> str:
         """Name of the tile."""
         return self.path.name
+
+    @property
+    def id(self) -> str:
+        """Name that is unique in the workspace; the tile's seed derives from it."""
+        return f"{self.city}/{self.name}"
 
     def file(self, layer: str) -> Path:
         """Return the path of a layer, there or not."""
@@ -132,7 +141,8 @@ class TileFolder:
             bbox=bounds,
             datetime=datetime.now(UTC),
             properties={"proj:shape": list(grid.shape), "proj:transform": list(grid.transform)[:6], "created": _now()}
-            | ({} if grid.crs is None else {"proj:code": f"EPSG:{grid.crs.to_epsg()}"}),
+            | _describe_crs(grid),
+            stac_extensions=list(_EXTENSIONS),
         )
         return item.to_dict(include_self_link=False, transform_hrefs=False)
 
@@ -224,6 +234,14 @@ def checksum(path: Path) -> str:
     except OSError as error:
         msg = f"cannot read {path} ({error.strerror})"
         raise RasterReadError(msg) from error
+
+
+def _describe_crs(grid: Grid) -> dict[str, str]:
+    """Return the CRS as the projection extension has it: by its code, or in full."""
+    if grid.crs is None:
+        return {}
+    code = grid.crs.to_epsg()
+    return {"proj:wkt2": grid.crs.to_wkt()} if code is None else {"proj:code": f"EPSG:{code}"}
 
 
 def _now() -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -20,6 +19,7 @@ from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -237,13 +237,13 @@ def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> ND
     ``uint8`` rounds 255 p; no data becomes zero in every band, which a probability never is.
     """
     if encoding == "uint8":
-        return np.rint(np.nan_to_num(values, nan=0.0) * 255).astype(np.uint8)
+        return np.asarray(np.rint(np.nan_to_num(values, nan=0.0) * 255), dtype=np.uint8)
     if encoding == "float16":  # GDAL cuts the mantissa; round it here
         values = values.astype(np.float16)
     return values.astype(np.float32)
 
 
-def encoding_options(encoding: Encoding) -> dict[str, object]:
+def encoding_options(encoding: Encoding) -> dict[str, Any]:
     """Return the :class:`CogWriter` options of an encoding."""
     if encoding == "uint8":
         return {"dtype": "uint8", "scale": 1 / 255, "nodata": None}

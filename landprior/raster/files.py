@@ -94,7 +94,8 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path) -> Iterator[
         left, bottom, right, top = transform_bounds(own.crs, grid.crs, *own.bounds)
         wanted = grid.bounds
         if right <= wanted.left or left >= wanted.right or top <= wanted.bottom or bottom >= wanted.top:
-            msg = f"{path} and {like} do not overlap: {_box(left, bottom, right, top)} and {_box(*wanted)} in {like}'s CRS"
+            boxes = f"{_box(left, bottom, right, top)} and {_box(*wanted)}"
+            msg = f"{path} and {like} do not overlap: {boxes} in {like}'s CRS"
             raise GridMismatchError(msg)
         nodata = src.nodata if src.nodata is not None else 0
         with WarpedVRT(

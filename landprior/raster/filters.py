@@ -40,7 +40,7 @@ def gaussian_taps(sigma: float, radius: float, pixel: float = 1.0) -> NDArray[np
     cut = box_taps(2 * radius + pixel, pixel)
     offsets = (np.arange(cut.size) - cut.size // 2) * pixel
     taps = cut * np.exp(-0.5 * (offsets / sigma) ** 2)
-    return taps / taps.sum()
+    return np.asarray(taps / taps.sum(), dtype=np.float64)
 
 
 def box_taps(width: float, pixel: float = 1.0) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ def box_taps(width: float, pixel: float = 1.0) -> NDArray[np.float64]:
     taps = np.ones(2 * n + 1)
     if n:
         taps[0] = taps[-1] = half - (n - 1)
-    return taps / taps.sum()
+    return np.asarray(taps / taps.sum(), dtype=np.float64)
 
 
 def axis_matrix(

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -31,6 +30,7 @@ from landprior.resources import find_config, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -188,7 +188,7 @@ class ClassScheme(BaseModel):
     def decode(self, positions: NDArray[np.integer], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
         """Turn class positions into codes; where ``valid`` is False the result is 255."""
         codes = self.codes[positions]
-        return codes if valid is None else np.where(valid, codes, np.uint8(MAP_NODATA))
+        return codes if valid is None else np.where(valid, codes, np.uint8(MAP_NODATA)).astype(np.uint8)
 
     def render(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Colour an array of codes, shape (H, W), as RGBA, shape (H, W, 4); other codes are clear."""
@@ -205,7 +205,7 @@ class ClassScheme(BaseModel):
         share = np.nan_to_num(probabilities) / np.where(mass > 0, mass, 1)
         rgb = np.einsum("chw,ck->hwk", share, self.colours.astype(np.float32))
         rgb[~(mass > 0)] = 255
-        return np.rint(rgb).astype(np.uint8)
+        return np.asarray(np.rint(rgb), dtype=np.uint8)
 
 
 def load_scheme(name: str | Path) -> ClassScheme:

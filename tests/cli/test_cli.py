@@ -127,6 +127,15 @@ def _logger_as_before():
     logger.handlers[:], logger.level, logger.propagate = before
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """Return a folder with a scene in plain files and what the five commands made of it, and their results."""
@@ -908,9 +917,8 @@ def whole(chain):
         return load_model("whole.safetensors")
 
 
-@pytest.mark.parametrize("step", [25, 26, 49])
-@pytest.mark.parametrize("quiet", ["", "-q "])
-def test_an_interrupted_training_goes_on_when_the_command_is_repeated(here, whole, interrupt, step, quiet):
+@pytest.mark.parametrize(("quiet", "step"), [("", 25), ("", 26), ("-q ", 49)])
+def test_an_interrupted_training_goes_on_when_the_command_is_repeated(here, whole, interrupt, quiet, step):
     interrupt(step)
     line = f"{quiet}{LONGER} -o again.safetensors"
     result = landprior(line)
@@ -1024,8 +1032,10 @@ def test_run_does_it_all_and_a_rerun_nothing(town, enviroatlas):
     again = succeed(line)
     assert again.stdout == f"data/town/centre/prediction.tif\n{scores.to_text()}\n"
     assert {name: (town / name).stat().st_mtime_ns for name in before} == before
-    shown = [text.strip() for text in on_screen(again.stderr)]
-    assert shown == ["town/centre", *(f"{name} is current" for name in before), *shown[4:]]
+    assert [text.strip() for text in on_screen(again.stderr)] == [
+        "town/centre",
+        *(f"{name} is current" for name in before),
+    ]
 
 
 def test_steps_one_by_one_make_what_run_makes(town):

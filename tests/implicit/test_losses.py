@@ -244,4 +244,3 @@ def test_qr_pulls_classes_apart_where_cross_entropy_blurs():
         found[name] = torch.softmax(table, 1)[0].max().item()
     assert found["qr"] > 0.99
     assert found["ce"] == pytest.approx(0.525, abs=0.01)
-

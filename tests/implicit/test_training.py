@@ -1,5 +1,6 @@
 """The training loop: determinism, resuming, stopping, the degenerate solution."""
 
+import itertools
 import warnings
 
 import pytest
@@ -96,7 +97,7 @@ def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
 
 
 def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
-    def interrupted(step):
+    def interrupted(_):
         raise KeyboardInterrupt
 
     with pytest.raises(TrainingInterruptedError, match="nothing was kept"):
@@ -172,7 +173,7 @@ def test_plateau_cuts_the_rate_by_ten():
     rates = [e.learning_rate for e in history.epochs]
     assert rates[0] == pytest.approx(1e-12)
     assert rates[-1] < 1e-14
-    assert {round(a / b) for a, b in zip(rates, rates[1:], strict=False)} <= {1, 10}
+    assert {round(a / b) for a, b in itertools.pairwise(rates)} <= {1, 10}
 
 
 def test_cosine_rises_and_falls():

@@ -58,7 +58,10 @@ def test_missing_codes_fall_back_to_the_default_and_say_so(tmp_path, chesapeake)
 
 def test_missing_codes_without_a_default_get_the_weighted_mean(tmp_path):
     scheme = ClassScheme.model_validate(
-        {"name": "own", "classes": [{"code": 1, "name": "a", "colour": "#000000"}, {"code": 2, "name": "b", "colour": "#ffffff"}]}
+        {
+            "name": "own",
+            "classes": [{"code": 1, "name": "a", "colour": "#000000"}, {"code": 2, "name": "b", "colour": "#ffffff"}],
+        }
     )
     (tmp_path / "m.csv").write_text("nlcd,a,b,pixels\n41,1,0,300\n42,0,1,100\n")
     with pytest.warns(CooccurrenceWarning, match="the mean of its rows"):
@@ -123,7 +126,9 @@ def test_nlcd_at_30_m_in_albers_is_put_on_the_labels_grid(make_raster, make_grid
     grid = make_grid(90, 120)
     label = np.full((90, 120), 2, np.uint8)
     label[:, 60:] = 3
-    coarse_grid = Grid(width=200, height=200, transform=Affine(30, 0, 597_000, 0, -30, 4_503_000), crs=CRS.from_epsg(26917))
+    coarse_grid = Grid(
+        width=200, height=200, transform=Affine(30, 0, 597_000, 0, -30, 4_503_000), crs=CRS.from_epsg(26917)
+    )
     codes = np.full((200, 200), 41, np.uint8)
     codes[:, 102:] = 81  # from 600 060 eastwards
     matrix = measure_cooccurrence(

@@ -64,7 +64,10 @@ def test_labels_of_another_scheme_are_merged_by_rule(make_raster, enviroatlas):
     found = np.array([[10, 20], [40, 70]], np.uint8)
     truth = np.array([[1, 5], [2, 3]], np.uint8)
     mapping = {1: 10, 5: 20, 2: 40, 3: 70}
-    assert evaluate([(make_raster("m.tif", found), make_raster("l.tif", truth))], enviroatlas, label_map=mapping).accuracy == 1
+    assert (
+        evaluate([(make_raster("m.tif", found), make_raster("l.tif", truth))], enviroatlas, label_map=mapping).accuracy
+        == 1
+    )
 
 
 def test_a_map_of_another_scheme_is_merged_by_rule(make_raster, chesapeake):
@@ -170,5 +173,8 @@ def test_figure_shows_all_panels(tmp_path, make_image, make_prior, make_model, m
 def test_figure_of_a_model_needs_the_image(tmp_path, make_raster, enviroatlas):
     with pytest.raises(InputError, match="needs --image"):
         draw_comparison(
-            tmp_path / "f.png", enviroatlas, maps={"map": make_raster("m.tif", np.full((4, 4), 70, np.uint8))}, model="m"
+            tmp_path / "f.png",
+            enviroatlas,
+            maps={"map": make_raster("m.tif", np.full((4, 4), 70, np.uint8))},
+            model="m",
         )

@@ -65,9 +65,7 @@ def test_windows_do_not_matter(tmp_path, make_image, make_model, rng, height, wi
     codes = read(tmp_path / "map.tif")[0]
     assert (codes[holes] == MAP_NODATA).all()
     sure = np.sort(expected, axis=0)[-1] - np.sort(expected, axis=0)[-2] > 1e-5
-    np.testing.assert_array_equal(
-        codes[~holes & sure], model.scheme.codes[expected.argmax(0)][~holes & sure]
-    )
+    np.testing.assert_array_equal(codes[~holes & sure], model.scheme.codes[expected.argmax(0)][~holes & sure])
 
 
 @pytest.mark.parametrize("window", [16, 37, 512])

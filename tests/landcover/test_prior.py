@@ -205,8 +205,8 @@ def test_bad_labels(tmp_path, make_grid, enviroatlas):
     geopandas.GeoDataFrame({"kind": ["water"]}, geometry=[Point(600_010, 4_499_990)], crs="EPSG:26917").to_file(path)
     with pytest.raises(InputError, match="no column 'class'"):
         read_hints(path, enviroatlas, grid)
+    geopandas.read_file(path).assign(**{"class": "lava"}).to_file(path)
     with pytest.raises(InputError, match="not a class of scheme"):
-        geopandas.read_file(path).assign(**{"class": "lava"}).to_file(path)
         read_hints(path, enviroatlas, grid)
     with pytest.raises(InputError, match="check its CRS"):
         read_hints(path, enviroatlas, replace(grid, crs=CRS.from_epsg(26913)))

@@ -13,6 +13,7 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import torch
 from rasterio.crs import CRS
 from rasterio.warp import transform
 from rasterio.windows import Window
@@ -68,6 +69,15 @@ def settings_of(*, prior=None, posterior=True, **training):
         training=TileSettings(training=TrainingSettings(**loop), filters=2, patch_size=16, batch_size=2),
         posterior=posterior,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,7 @@ from landprior.raster.windows import iter_blocks
 def write_map(path, scheme, grid, rng, **options):
     codes = scheme.codes[rng.integers(0, len(scheme), grid.shape)]
     codes[:7, :9] = MAP_NODATA
-    write_raster(
-        path, codes, grid, scheme=scheme, nodata=MAP_NODATA, overviews="mode", tags={"kind": "map"}, **options
-    )
+    write_raster(path, codes, grid, scheme=scheme, nodata=MAP_NODATA, overviews="mode", tags={"kind": "map"}, **options)
     return codes
 
 

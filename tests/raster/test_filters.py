@@ -11,9 +11,8 @@ from landprior.raster.filters import axis_matrix, box_taps, filter_window, gauss
 
 
 def test_gaussian_taps_are_those_of_torchvision():
-    from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
-
     import torch
+    from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
 
     expected = _get_gaussian_kernel1d(101, 31.0, torch.float64, torch.device("cpu")).numpy()
     np.testing.assert_allclose(gaussian_taps(31, 50), expected, atol=1e-12)

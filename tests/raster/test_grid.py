@@ -12,7 +12,7 @@ from landprior.raster.grid import Grid, require_same_grid
 
 
 def test_bounds_are_left_bottom_right_top(make_grid):
-    assert make_grid(64, 80, pixel=0.5) .bounds == (600_000, 4_499_968, 600_040, 4_500_000)
+    assert make_grid(64, 80, pixel=0.5).bounds == (600_000, 4_499_968, 600_040, 4_500_000)
 
 
 def test_window_grid_is_shifted(make_grid):

@@ -78,8 +78,10 @@ def test_own_scheme_from_yaml(tmp_path):
             "stands twice",
         ),
         (
-            "name: a\nclasses:\n  - {code: 1, name: x, colour: '#000000'}\n"
-            "  - {code: 2, name: y, colour: '#000001', merge: [1]}",
+            (
+                "name: a\nclasses:\n  - {code: 1, name: x, colour: '#000000'}\n"
+                "  - {code: 2, name: y, colour: '#000001', merge: [1]}"
+            ),
             "one class only",
         ),
         ("- 1", "mapping"),

@@ -1,0 +1,1 @@
+"""Accuracy on the synthetic scene and on real windows."""
