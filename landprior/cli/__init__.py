@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -11,6 +11,7 @@ from landprior import __version__
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable
 
 _COMMANDS = {
     "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
@@ -93,7 +94,9 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     import sys
 
     level = logging.WARNING if quiet else (logging.DEBUG if verbose else logging.INFO)
+
     handler = logging.StreamHandler(sys.stderr)
+    handler.emit = _above_progress(handler)  # type: ignore[assignment]
     handler.setFormatter(logging.Formatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
     logger = logging.getLogger("landprior")
     logger.handlers[:] = [handler]
@@ -101,6 +104,24 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     logger.propagate = False
     _show_warnings(logger)
     ctx.obj = {"progress": not quiet}
+
+
+def _above_progress(handler: logging.StreamHandler[TextIO]) -> Callable[[logging.LogRecord], None]:
+    """Return the handler's emit, which puts lines above a progress bar, not into it."""
+    emit = handler.emit
+
+    def careful(record: logging.LogRecord) -> None:
+        import sys
+
+        if "tqdm" not in sys.modules:
+            emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=handler.stream):
+            emit(record)
+
+    return careful
 
 
 def _show_warnings(logger: logging.Logger) -> None:
@@ -115,4 +136,5 @@ def _show_warnings(logger: logging.Logger) -> None:
         else:
             logger.debug("%s: %s", category.__name__, message)
 
+    warnings.simplefilter("always", LandpriorWarning)
     warnings.showwarning = show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
 
 
 @click.command(name="cooccurrence")
@@ -70,12 +73,10 @@ def command(
     for code, row in matrix.probabilities.items():
         shares = "  ".join(f"{p:>{width}.3f}" for p in row)
         click.echo(f"{code:>4} {matrix.pixels[code]:>12d}  {shares}")
-    click.echo(f"written: {output}", err=True)
+    logger.info("written: %s", output)
     missing = _unseen(matrix.probabilities)
     if missing:
-        click.echo(
-            f"NLCD codes without labels here: {', '.join(map(str, missing))} (a prior falls back for them)", err=True
-        )
+        logger.info("NLCD codes without labels here: %s (a prior falls back for them)", ", ".join(map(str, missing)))
 
 
 def _unseen(seen: object) -> list[int]:

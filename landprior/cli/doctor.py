@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 import sys
 
 import click
@@ -22,6 +24,9 @@ PACKAGES = [
     "pyogrio",
     "shapely",
     "osmnx",
+    "affine",
+    "psutil",
+    "pyyaml",
     "numpy",
     "scipy",
     "pydantic",
@@ -40,27 +45,26 @@ LOW_MEMORY = 4 * 2**30
 def command(ctx: click.Context, *, as_json: bool) -> None:
     """Say what is installed, what is missing, and what to do about it.
 
-    Exit code 1 if something needed is missing or broken.
-    """
-    import psutil
+    \b
+    landprior doctor
+    landprior doctor --json
 
+    Exit code 1 if something needed is missing or broken.
+    """  # noqa: D301
     versions, problems, notes = _packages()
     report: dict[str, object] = {
         "landprior": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "cpu_cores": psutil.cpu_count(logical=True),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "memory_free_gib": round(psutil.virtual_memory().available / 2**30, 1),
-        "disk_free_gib": round(psutil.disk_usage(".").free / 2**30, 1),
+        "cpu_cores": os.cpu_count(),
+        **_memory(notes),
+        "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
     }
     report["gdal"] = _gdal(problems)
     report["cuda"] = _cuda(problems, notes)
     report["torchgeo_fcn"] = _network(problems)
     report["configs"] = _configs(problems)
-    if psutil.virtual_memory().available < LOW_MEMORY:
-        notes.append("less than 4 GiB of memory are free: train with --filters 16 and map small tiles")
     report["problems"], report["notes"] = problems, notes
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -79,6 +83,17 @@ def _packages() -> tuple[dict[str, str | None], list[str], list[str]]:
             versions[name] = None
             problems.append(f"{name} is missing: pip install {name}")
     return versions, problems, []
+
+
+def _memory(notes: list[str]) -> dict[str, float | None]:
+    try:
+        import psutil
+    except ImportError:
+        return {"memory_gib": None, "memory_free_gib": None}
+    memory = psutil.virtual_memory()
+    if memory.available < LOW_MEMORY:
+        notes.append("less than 4 GiB of memory are free: train with --filters 16 and map small tiles")
+    return {"memory_gib": round(memory.total / 2**30, 1), "memory_free_gib": round(memory.available / 2**30, 1)}
 
 
 def _gdal(problems: list[str]) -> dict[str, object]:

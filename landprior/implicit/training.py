@@ -210,7 +210,7 @@ def fit(
                     )
         except KeyboardInterrupt:
             where = "nothing was kept"
-            if checkpoint is not None and run.save():
+            if checkpoint is not None and checkpoint.exists():
                 where = f"its state is in {checkpoint}; the same command goes on from there"
             msg = f"training was interrupted after {run.step} of {settings.steps} steps; {where}"
             raise TrainingInterruptedError(msg) from None

@@ -11,7 +11,7 @@ from landprior.errors import InputError, SchemeError
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_on_grid, open_raster, read_classes
 from landprior.raster.grid import Grid
-from landprior.raster.scheme import IGNORED_INDEX, ClassScheme
+from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
@@ -228,4 +228,4 @@ def scheme_of_map(path: str | Path) -> ClassScheme:
     if text is None:
         msg = f"{path} does not say its classes; give --scheme (a shipped name or a YAML file)"
         raise SchemeError(msg)
-    return ClassScheme.model_validate_json(text)
+    return parse_scheme(text, path)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from pydantic import ValidationError
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
@@ -15,7 +13,7 @@ from landprior.errors import InputError, PriorError, RasterReadError, SchemeErro
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, read_valid, read_window
 from landprior.raster.grid import Grid
-from landprior.raster.scheme import ClassScheme
+from landprior.raster.scheme import ClassScheme, parse_scheme
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,11 +183,7 @@ class PriorLayer(_Layer):
                 msg = f"{self.path} does not say its classes; give --scheme (a shipped name or a YAML file)"
                 raise SchemeError(msg)
             return given
-        try:
-            own = ClassScheme.model_validate(json.loads(text))
-        except (ValueError, ValidationError) as error:
-            msg = f"the class scheme in {self.path} cannot be read ({error}); build the prior again"
-            raise SchemeError(msg) from error
+        own = parse_scheme(text, self.path)
         if given is not None and (given.names, given.codes.tolist()) != (own.names, own.codes.tolist()):
             msg = f"{self.path} was built for scheme {own.name!r}, not {given.name!r}; build it again or drop --scheme"
             raise SchemeError(msg)

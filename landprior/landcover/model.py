@@ -130,6 +130,9 @@ def load_model(path: str | Path) -> LandcoverModel:
     """
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        msg = f"{path} is a folder; give the path of a model file"
+        raise ModelError(msg)
     if not Path(path).is_file():
         msg = f"no model at {path}; train one with: landprior train --image IMAGE --prior PRIOR -o {path}"
         raise MissingInputError(msg)
@@ -143,7 +146,13 @@ def load_model(path: str | Path) -> LandcoverModel:
     if text is None:
         msg = f"{path} was not written by landprior (its metadata lacks {KEY!r})"
         raise ModelError(msg)
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        msg = f"{path} is damaged: its metadata is no JSON object"
+        raise ModelError(msg)
     if metadata.get("format", 0) > FORMAT:
         msg = f"{path} was written by landprior {metadata.get('version')}, which is newer; update landprior"
         raise ModelError(msg)
@@ -164,7 +173,7 @@ def load_model(path: str | Path) -> LandcoverModel:
     except ValidationError as error:
         raise ModelError(explain(error, path)) from error
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        msg = f"{path} is damaged: its metadata and weights do not fit ({error})"
+        msg = f"{path} is damaged: its metadata and weights do not fit ({str(error).splitlines()[0]})"
         raise ModelError(msg) from error
     network.eval()
     return LandcoverModel(

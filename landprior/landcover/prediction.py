@@ -135,7 +135,7 @@ def predict(
         If no pixel of the image is valid.
     """
     products = products or Products()
-    target = check_output(output, overwrite=overwrite)
+    target = _check_outputs(output, products, overwrite=overwrite)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
         if pixels.bands != model.bands:
@@ -175,6 +175,15 @@ def predict(
         write_style(target.with_suffix(".qml"), model.scheme)
     if products.quicklook:
         write_quicklook(target, target.with_suffix(".png"), model.scheme)
+    return target
+
+
+def _check_outputs(output: str | Path, products: Products, *, overwrite: bool) -> Path:
+    """Check the side files that no writer checks before it starts."""
+    target = check_output(output, overwrite=overwrite)
+    for wanted, suffix in ((products.style, ".qml"), (products.quicklook, ".png")):
+        if wanted:
+            check_output(target.with_suffix(suffix), overwrite=overwrite)
     return target
 
 

@@ -205,7 +205,7 @@ class PatchFeed:
             smallest = min(tiles, key=lambda tile: min(tile.shape))
             msg = (
                 f"patches of {self._side} px leave nothing inside the {FCN_HALO} px border that is left out; "
-                f"use --patch-size of {2 * FCN_HALO + 1} or more and larger tiles ({smallest.name} has {smallest.shape})"
+                f"use --patch-size of {2 * FCN_HALO + 1} or more, on larger tiles ({smallest.name}: {smallest.shape})"
             )
             raise InputError(msg)
         self._count = batch_size

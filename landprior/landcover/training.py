@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
-from landprior.implicit.training import TrainingSettings, fit, make_fabric
+from landprior.implicit.training import Epoch, TrainingSettings, fit, make_fabric
 from landprior.landcover.model import LandcoverModel, load_model, save_model
 from landprior.landcover.tiles import PatchFeed, Tile, derive_seed, measure_bands, read_tile, require_compatible
 from landprior.landcover.verdict import SETTLED, Judge, Look
@@ -40,6 +41,11 @@ class TileSettings(BaseModel):
     patch_size: int = Field(64, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(16, ge=1, description="patches a step")
     smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
+    settled: float = Field(
+        SETTLED,
+        ge=0,
+        description="stop, past half of the steps, when fewer pixels change class between looks; 0: never",
+    )
 
     @classmethod
     def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
@@ -55,7 +61,9 @@ class TileSettings(BaseModel):
             epoch_steps=100,
             plateau_epochs=5,
         )
-        return cls(**{"training": training, "filters": 128, "patch_size": 128, "batch_size": 128} | changes)
+        return cls(
+            **{"training": training, "filters": 128, "patch_size": 128, "batch_size": 128, "settled": 0.0} | changes
+        )
 
 
 def train_model(
@@ -124,13 +132,17 @@ def train_model(
         figures = {"change": look.change, "evidence": look.evidence, "gain": look.gain}
         return figures | dict(watch(look) if watch is not None else {})
 
+    def until(epoch: Epoch) -> str | None:
+        late = 2 * epoch.step >= settings.training.steps
+        return "the map has settled" if late and epoch.extra["change"] < settings.settled else None
+
     history = fit(
         network,
         feed,
         settings.training,
         fabric=fabric,
         monitor=monitor,
-        until=lambda epoch: "the map has settled" if epoch.extra["change"] < SETTLED else None,
+        until=until,
         checkpoint=checkpoint,
         identity=_identify(tiles, settings, init) if checkpoint is not None else "",
         progress=progress,
@@ -153,7 +165,13 @@ def train_model(
         record={
             "settings": settings.model_dump(mode="json"),
             "tiles": names,
-            "history": history.summary() | {"looks": [{"step": e.step, **e.extra} for e in history.epochs]},
+            "history": history.summary()
+            | {
+                "looks": [
+                    {"step": e.step} | {k: None if math.isnan(v) else v for k, v in e.extra.items()}
+                    for e in history.epochs
+                ]
+            },
             "verdict": verdict,
             "device": fabric.device.type,
             "torch": torch.__version__,
@@ -225,8 +243,6 @@ def train_files(
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     if checkpoint.exists():
         logger.info("going on from %s", checkpoint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        model = train_model(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
+    model = train_model(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
     return model

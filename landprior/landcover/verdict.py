@@ -48,7 +48,7 @@ MOST_TILES = 64
 """How many tiles of a joint model are looked at."""
 
 SETTLED = 0.01
-"""Share of pixels that change class between two looks, below which a map has settled."""
+"""Share of pixels that change class between two looks, below which a map has settled (by default)."""
 
 CLEAR_LOSS = 0.02
 """How far below its prior's a map's estimated accuracy may lie; docs/accuracy.md scores this choice."""
@@ -106,11 +106,6 @@ class Look:
     def gain(self) -> float:
         """Estimated accuracy of the map less that of its prior."""
         return self.estimate - self.prior_estimate
-
-    @property
-    def settled(self) -> bool:
-        """Whether the map has settled."""
-        return self.change < SETTLED
 
     def judge(self) -> dict[str, Any]:
         """Return the verdict, as it is kept with a model: decision, why, and the figures."""

@@ -105,8 +105,9 @@ class TileFolder:
 
     def record(self, step: str, key: str, **properties: object) -> None:
         """Note a result in ``item.json``."""
-        item = self._read_item() or self._new_item()
-        steps = item["properties"].setdefault(_STEPS, {})
+        old, item = self._read_item(), self._new_item()
+        steps = item["properties"][_STEPS] = dict(old.get("properties", {}).get(_STEPS, {}))
+        item["properties"]["created"] = old.get("properties", {}).get("created", item["properties"]["created"])
         path = self.file(step)
         steps[step] = {"key": key, "when": _now(), **properties}
         if path.is_file():
@@ -125,7 +126,12 @@ class TileFolder:
         except ValueError:
             logger.warning("%s is damaged; writing it anew", path)
             return {}
-        return item if isinstance(item, dict) else {}
+        try:
+            dict(item["properties"].get(_STEPS, {}))
+        except (TypeError, KeyError, AttributeError, ValueError):
+            logger.warning("%s is damaged; writing it anew", path)
+            return {}
+        return dict(item)
 
     def _new_item(self) -> dict[str, Any]:
         import pystac
@@ -241,7 +247,7 @@ def _describe_crs(grid: Grid) -> dict[str, str]:
     if grid.crs is None:
         return {}
     code = grid.crs.to_epsg()
-    return {"proj:wkt2": grid.crs.to_wkt()} if code is None else {"proj:code": f"EPSG:{code}"}
+    return {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")} if code is None else {"proj:code": f"EPSG:{code}"}
 
 
 def _now() -> str:

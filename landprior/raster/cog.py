@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 Encoding = Literal["float16", "uint8", "float32"]
-"""How probabilities lie on disk: half floats (default), uint8 of 255 p rounded, or single floats."""
+"""How probabilities lie on disk: rounded to half floats (default), uint8 of 255 p rounded, or single floats."""
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 TAG_DOMAIN = "landprior"
@@ -54,8 +54,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     count
         Number of bands.
     dtype
-        ``"uint8"``, ``"int16"``, ``"uint16"``, ``"float32"``, or ``"float16"`` (half floats on disk, which
-        GDAL reads as float32).
+        ``"uint8"``, ``"int16"``, ``"uint16"``, ``"float32"``, or ``"float16"`` (rounded to half floats and
+        stored as float32, whose empty lower bits compress away).
     nodata
         The nodata value, or None.
     overviews
@@ -95,7 +95,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         self.path = check_output(path, overwrite=overwrite)
         self.grid = grid
         self._overviews = overviews
-        self._nbits = {"nbits": 16} if dtype == "float16" else {}
+        self._half = dtype == "float16"
         self._profile = {
             "driver": "GTiff",
             "height": grid.height,
@@ -115,7 +115,6 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             "interleave": "band",
             # GDAL would call the fourth of four bands alpha, and near infrared is none
             **({} if count in (1, 3) else {"photometric": "MINISBLACK"}),
-            **self._nbits,
         }
         self._scale = scale
         self._descriptions = tuple(descriptions)
@@ -153,6 +152,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             msg = "the writer is not open; use it in a with block"
             raise RuntimeError(msg)
         array = values[None] if values.ndim == 2 else values
+        if self._half:  # not GDAL's NBITS=16: its COG driver leaves old memory in the edge blocks of such files
+            array = array.astype(np.float16).astype(np.float32)
         try:
             self._dst.write(array, window=window)
         except (RasterioError, CPLE_BaseError) as error:
@@ -192,7 +193,6 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                     overview_resampling=self._overviews.upper(),
                     copy_src_mdd="YES",
                     sparse_ok="YES",
-                    **self._nbits,
                 )
                 # GDAL reports a write that fails at the very end (full disk) as success: look.
                 with rasterio.open(self._final) as check:
@@ -238,8 +238,6 @@ def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> ND
     """
     if encoding == "uint8":
         return np.asarray(np.rint(np.nan_to_num(values, nan=0.0) * 255), dtype=np.uint8)
-    if encoding == "float16":  # GDAL cuts the mantissa; round it here
-        values = values.astype(np.float16)
     return values.astype(np.float32)
 
 

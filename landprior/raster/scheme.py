@@ -227,6 +227,21 @@ def load_scheme(name: str | Path) -> ClassScheme:
         raise SchemeError(str(error)) from error
 
 
+def parse_scheme(text: str, where: str | Path) -> ClassScheme:
+    """Read the scheme that a file of ours carries in its tags.
+
+    Raises
+    ------
+    SchemeError
+        If it is damaged.
+    """
+    try:
+        return ClassScheme.model_validate_json(text)
+    except ValidationError as error:
+        msg = f"the class scheme in its tags cannot be read: {explain(error, where)}; make the file again"
+        raise SchemeError(msg) from error
+
+
 def explain(error: ValidationError, where: str | Path) -> str:
     """Say in one line what pydantic found wrong first, and where."""
     first = error.errors()[0]

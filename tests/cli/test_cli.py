@@ -128,11 +128,13 @@ def _logger_as_before():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
+def _one_core():
     """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -809,7 +811,6 @@ def test_starting_from_a_model_of_another_width(here):
     assert_refused(line, "has 4 bands, 2 filters", "this run has 4 bands, 3 filters")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(here):
     words = ["no CUDA device was found", "--device cpu"]
     assert_refused("train --image naip.tif --prior prior.tif --device cuda -o other.safetensors", *words)
@@ -821,7 +822,7 @@ def test_a_tile_smaller_than_the_border(here, make_raster, grid):
     make_raster("small.tif", read("naip.tif")[:, :9, :9], grid=small)
     make_raster("small_prior.tif", read("prior.tif")[:, :9, :9], grid=small, tags=tags_of("prior.tif"))
     line = "train --image small.tif --prior small_prior.tif -o other.safetensors"
-    assert_refused(line, "small.tif is (9, 9)", "--patch-size")
+    assert_refused(line, "small.tif", "(9, 9)", "--patch-size")
 
 
 def test_twice_verbose_shows_where_an_error_comes_from(here):
@@ -864,6 +865,10 @@ USAGE = {
     ),
     "no steps": ("train --image a --prior b --steps 0 -o c", ["--steps"]),
     "weight above one": ("build-prior --nlcd a --scheme enviroatlas-5 --label-weight 2 -o b", ["--label-weight"]),
+    "train of a city with -o": ("train --city town -o m.safetensors", ["-o is for plain files", "--city"]),
+    "train of a city with --scheme": ("train --city town --scheme enviroatlas-5", ["--scheme is for plain files"]),
+    "predict of a city with --posterior": ("predict --city town --posterior a", ["--posterior is for plain files"]),
+    "build-prior of a city with --roads": ("build-prior --city town --roads a.tif", ["--roads is for plain files"]),
     "an option there is not": ("train --imag a.tif", ["--imag", "--image"]),
 }
 
@@ -1040,15 +1045,18 @@ def test_run_does_it_all_and_a_rerun_nothing(town, enviroatlas):
 
 def test_steps_one_by_one_make_what_run_makes(town):
     assert succeed("build-prior --city town --scheme enviroatlas-5").stdout == "data/town/centre/prior.tif\n"
-    assert succeed("train --city town --scheme enviroatlas-5").stdout == "data/town/centre/model.safetensors\n"
+    assert succeed("train --city town").stdout == "data/town/centre/model.safetensors\n"
     assert succeed("predict --city town").stdout == "data/town/centre/prediction.tif\n"
     rerun = succeed("run --city town --scheme enviroatlas-5")
     assert rerun.stderr.count("is current") == 3
+    assert tags_of(town / "prediction.tif")["maps"] == "r"
+    succeed("predict --city town --maps q")
+    assert tags_of(town / "prediction.tif")["maps"] == "q"
 
 
 def test_a_joint_model_of_a_city_maps_its_tiles(town):
     succeed("build-prior --city town --scheme enviroatlas-5")
-    assert succeed("train --city town --scheme enviroatlas-5 --joint").stdout == "data/town/model.safetensors\n"
+    assert succeed("train --city town --joint").stdout == "data/town/model.safetensors\n"
     succeed("predict --city town --model data/town/model.safetensors")
     assert tags_of(town / "prediction.tif")["model"] == load_model("data/town/model.safetensors").digest()
 
@@ -1060,7 +1068,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
         ("run --city village --scheme enviroatlas-5", ["has no city 'village' (it has: town)"]),
         ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
-        ("train --city town --scheme enviroatlas-5", ["prior.tif is missing", "build-prior --city town"]),
+        ("train --city town", ["prior.tif is missing", "build-prior --city town"]),
         ("run --city pittsburgh", ["has no city 'pittsburgh'"]),
     ],
 )

@@ -60,7 +60,7 @@ def quick():
 
     def make(**changes):
         loop = {"steps": 12, "warmup_steps": 6, "epoch_steps": 4} | changes.pop("training", {})
-        base = TileSettings(**{"filters": 4, "patch_size": 24, "batch_size": 4} | changes)
+        base = TileSettings(**{"filters": 4, "patch_size": 24, "batch_size": 4, "settled": 0.0} | changes)
         return base.model_copy(update={"training": base.training.model_copy(update=loop)})
 
     return make

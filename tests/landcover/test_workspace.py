@@ -72,11 +72,13 @@ def settings_of(*, prior=None, posterior=True, **training):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
+def _one_core():
     """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -161,6 +163,7 @@ def test_item_is_a_stac_item_that_lies_where_the_tile_lies(done):
         assert item.id == f"town-{tile.name}"
         assert item.datetime is not None
         assert item.datetime <= datetime.now(UTC)
+        assert {url.split("/")[3] for url in item.stac_extensions} == {"projection", "file"}
         with rasterio.open(tile.file("naip")) as src:
             left, bottom, right, top = src.bounds
             xs, ys = transform(src.crs, "EPSG:4326", [left, left, right, right], [bottom, top, bottom, top])
@@ -235,6 +238,9 @@ def test_item_of_a_grid_without_an_epsg_code(tmp_path, make_grid, crs):
     item = pystac.Item.from_dict(item_of(tile))
     assert (item.bbox is None) == (crs is None)
     assert item.properties.get("proj:code") is None
+    written = item.properties.get("proj:wkt2")
+    assert (written is None) == (crs is None)
+    assert written is None or (CRS.from_wkt(written) == crs and written.startswith("PROJCRS["))
 
 
 # -- the state of a result ------------------------------------------------------------------------
@@ -562,14 +568,15 @@ def test_a_failure_keeps_what_was_done_and_a_rerun_goes_on(fresh):
 
 def test_a_joint_model_of_a_city(done, tmp_path):
     tiles = done.tiles("town")
-    path = train_city(tiles, tmp_path / "joint.safetensors", settings_of())
+    path = train_city(tiles, tmp_path / "joint.safetensors", settings_of().training)
     digest = load_model(path).digest()
+    assert load_model(path).record["tiles"] == ["town/east", "town/west"]
     assert digest not in {load_model(tile.file("model")).digest() for tile in tiles}
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        train_city(tiles, path, settings_of())
+        train_city(tiles, path, settings_of().training)
     assert load_model(path).digest() == digest
 
 
 def test_a_joint_model_needs_the_priors(fresh, tmp_path):
     with pytest.raises(MissingInputError, match=r"prior\.tif is missing; build it with: .*build-prior --city town"):
-        train_city(fresh.tiles("town"), tmp_path / "joint.safetensors", settings_of())
+        train_city(fresh.tiles("town"), tmp_path / "joint.safetensors", settings_of().training)

@@ -1,0 +1,119 @@
+"""Judging without labels: the estimate is exact where its assumptions hold, and looks are what they say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landprior.implicit.posterior import log_evidence, log_posterior
+from landprior.landcover.tiles import measure_bands, read_tile
+from landprior.landcover.verdict import CROP, LEAST_EVIDENCE, Judge, Look, estimate_accuracy
+
+
+def moments_of(seed, classes, items=5000):
+    """Return a calibrated prior's moments with a noisy map of confusion T, and the map's true accuracy."""
+    rng = np.random.default_rng(seed)
+    prior = rng.dirichlet(np.full(classes, 0.5), items)
+    confusion = 0.6 * np.eye(classes) + 0.4 * rng.dirichlet(np.ones(classes), classes).T  # columns sum to one
+    own = prior.T @ prior / items
+    return confusion @ own, own, float((np.diag(confusion) * prior.mean(0)).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_estimate_is_exact_under_its_assumptions(seed, classes):
+    moments, own, accuracy = moments_of(seed, classes)
+    assert estimate_accuracy(moments, own) == pytest.approx(accuracy, abs=2e-3)
+
+
+def test_a_perfect_map_and_a_permuted_one():
+    _, own, _ = moments_of(0, 4)
+    assert estimate_accuracy(own, own) == pytest.approx(1, abs=1e-6)
+    assert estimate_accuracy(np.roll(own, 1, axis=0), own) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_constant_map_gets_the_share_of_its_class():
+    _, own, _ = moments_of(1, 3)
+    constant = np.zeros_like(own)
+    constant[1] = own.sum(0)
+    assert estimate_accuracy(constant, own) == pytest.approx(own[1].sum(), abs=2e-3)
+
+
+def test_classes_the_prior_never_names_do_no_harm():
+    _, own, _ = moments_of(2, 3)
+    wider = np.zeros((4, 4))
+    wider[:3, :3] = own
+    assert estimate_accuracy(wider, wider) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.fixture
+def tile(make_image, make_prior, rng):
+    holes = rng.random((60, 70)) < 0.1
+    return read_tile(make_image("image.tif", 60, 70, holes=holes), make_prior("prior.tif", 60, 70))
+
+
+def test_a_look_is_the_posterior_of_the_tile(tile, make_model):
+    network = make_model().network
+    judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
+    look = judge.look(network)
+    (index, (rows, columns), best), *others = look.maps
+    assert (index, rows, columns, others) == (0, slice(5, 55), slice(5, 65), [])
+    statistics = measure_bands([tile])
+    with torch.no_grad():
+        log_q = network(statistics.standardise(tile.image, tile.valid)[None])[..., 5:-5, 5:-5]
+    prior = (tile.prior.float() + 1e-4) / (tile.prior.float().sum(0) + 5e-4)
+    log_p = prior.log()[None, :, 5:-5, 5:-5]
+    mask = tile.valid[None, 5:-5, 5:-5]
+    r = log_posterior(log_q, log_p, mask)
+    assert (best == torch.where(mask, r.argmax(1), -1)[0]).float().mean() > 0.999
+    expected = log_evidence(log_q, log_p, mask)[mask].mean() + math.log(int(mask.sum()))
+    assert look.evidence == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_change_is_the_share_of_pixels_with_another_class(tile, make_model):
+    one, other = make_model(seed=0).network, make_model(seed=1).network
+    judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
+    first = judge.look(one)
+    assert math.isnan(first.change)
+    same = judge.look(one)
+    assert same.change == 0
+    changed = judge.look(other)
+    (_, _, before), (_, _, after) = first.maps[0], changed.maps[0]
+    assert changed.change == pytest.approx((before != after).sum().item() / (before >= 0).sum().item())
+    assert changed.change > 0.1
+
+
+def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_prior, make_model):
+    holes = np.ones((700, 900), dtype=bool)
+    holes[500:, 650:] = False
+    tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
+    assert all(best.shape == (CROP - 10, CROP - 10) for _, _, best in look.maps)
+    seen = sum(int((best >= 0).sum()) for _, _, best in look.maps)
+    assert seen > 0.5 * 200 * 250
+
+
+def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
+    return Look(maps=[], change=0.001, evidence=evidence, estimate=estimate, prior_estimate=prior_estimate)
+
+
+@pytest.mark.parametrize(
+    ("look", "decision", "why"),
+    [
+        (look_of(), "kept", r"accuracy \+0\.100"),
+        (look_of(estimate=0.79), "kept", r"-0\.010"),
+        (look_of(estimate=0.7), "abstained", r"-0\.100"),
+        (look_of(evidence=LEAST_EVIDENCE - 0.01), "abstained", "tells nothing"),
+        (look_of(evidence=-0.3), "abstained", "tells nothing"),
+    ],
+)
+def test_decisions(look, decision, why):
+    import re
+
+    verdict = look.judge()
+    assert verdict["decision"] == decision
+    assert re.search(why, verdict["why"])
+    assert verdict["change"] == 0.001
