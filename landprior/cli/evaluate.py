@@ -13,6 +13,7 @@ from landprior.cli.options import (
     LabelMapType,
     json_option,
     label_map_option,
+    overwrite_option,
     pair_option,
     scheme_option,
     show_progress,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--image", type=INPUT, help="The image, for the figure.")
 @click.option("--prior", type=INPUT, help="The prior, for the figure.")
 @click.option("--model", type=INPUT, help="The model, for q and r in the figure.")
+@overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -51,6 +53,7 @@ def command(
     image: Path | None,
     prior: Path | None,
     model: Path | None,
+    overwrite: bool,
 ) -> None:
     """Score MAP against LABELS: accuracy, IoU, precision, recall, confusion.
 
@@ -64,7 +67,10 @@ def command(
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.evaluation import evaluate, scheme_of_map
+    from landprior.raster.files import check_output
 
+    if figure is not None:
+        check_output(figure, overwrite=overwrite)
     scheme = scheme or scheme_of_map(map_path)
     scores = evaluate(
         [(map_path, labels), *pairs], scheme, label_map=label_map, map_map=map_map, progress=show_progress(ctx)

@@ -96,6 +96,9 @@ def command(
         style=style,
         quicklook=quicklook,
     )
+    if city is not None and image is not None:
+        msg = "give IMAGE for plain files, or --city for a workspace, not both"
+        raise click.UsageError(msg)
     if image is None:
         if city is None:
             msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
@@ -116,6 +119,9 @@ def command(
             )
             click.echo(str(path))
         return
+    if ctx.get_parameter_source("maps") is click.core.ParameterSource.COMMANDLINE:
+        msg = "--maps is for --city; for plain files give --posterior PRIOR to map r, and leave it out to map q"
+        raise click.UsageError(msg)
     if model is None:
         msg = "--model is missing; train one with: landprior train --image IMAGE --prior PRIOR -o model.safetensors"
         raise click.UsageError(msg)

@@ -42,7 +42,9 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
     "--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule."
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="Warm-up before qr, qr-kl, rq.  [default: 200]")
+@click.option(
+    "--warmup-steps", type=click.IntRange(min=0), help="Of them, warm-up before qr, qr-kl, rq.  [default: a third]"
+)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
 @click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 64]")
@@ -110,6 +112,11 @@ def command(
         precision=precision,
     )
     progress = show_progress(ctx)
+    if city is not None:
+        refuse_with_city(ctx, "images", "priors")
+    elif joint:
+        msg = "--joint is for --city; for plain files repeat --image and --prior"
+        raise click.UsageError(msg)
     if images or priors:
         from landprior.landcover.training import train_files
 
@@ -157,10 +164,16 @@ def _settings(
     precision: str,
 ) -> TileSettings:
     """Put what was given over the recipe."""
-    from landprior.landcover.training import TileSettings
+    from pydantic import ValidationError
 
-    base = TileSettings.paper(loss) if recipe == "paper" else TileSettings()
-    training = base.training.model_copy(
-        update={"loss": loss, "seed": seed, "precision": precision} | {k: v for k, v in loop.items() if v is not None}
-    )
-    return base.model_copy(update={"training": training} | {k: v for k, v in network.items() if v is not None})
+    from landprior.landcover.training import TileSettings
+    from landprior.raster.scheme import explain
+
+    base = (TileSettings.paper(loss) if recipe == "paper" else TileSettings()).model_dump()
+    base["training"] |= {"loss": loss, "seed": seed, "precision": precision}
+    base["training"] |= {name: value for name, value in loop.items() if value is not None}
+    base |= {name: value for name, value in network.items() if value is not None}
+    try:
+        return TileSettings.model_validate(base)
+    except ValidationError as error:
+        raise click.UsageError(explain(error, "the training")) from error

@@ -11,6 +11,7 @@ asked for takes over. The learning rate rises over a few steps and falls along a
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lightning.fabric import Fabric
+
+logger = logging.getLogger(__name__)
 
 Warmup = Literal["ce-em", "ce", "em", "none"]
 """What is fitted first: the prior (plain cross-entropy), the current posterior (EM), or the one half of the
@@ -55,7 +58,9 @@ class TrainingSettings(BaseModel):
     loss: LossName = "qr"
     steps: int = Field(600, ge=1, description="optimiser steps in all")
     warmup: Warmup = "ce-em"
-    warmup_steps: int = Field(200, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq; a third by default"
+    )
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Schedule = "cosine"
@@ -66,6 +71,20 @@ class TrainingSettings(BaseModel):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
     seed: int = Field(0, ge=0)
     precision: Precision = "auto"
+
+    @model_validator(mode="after")
+    def _leaves_steps_for_the_loss(self) -> TrainingSettings:
+        if self.warm_end >= self.steps:
+            msg = f"warmup_steps ({self.warm_end}) must be fewer than steps ({self.steps}), or the loss is never used"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def warm_end(self) -> int:
+        """The step at which the warm-up ends; 0 without one."""
+        if self.loss not in IMPLICIT or self.warmup == "none":
+            return 0
+        return self.steps // 3 if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
@@ -292,21 +311,15 @@ class _Run:
 
     def _objective(self) -> Loss:
         settings = self.settings
-        if self.step >= self._warm_end:
+        if self.step >= self.settings.warm_end:
             return LOSSES[settings.loss]
-        first_half = 2 * self.step < self._warm_end
+        first_half = 2 * self.step < self.settings.warm_end
         return ce if settings.warmup == "ce" or (settings.warmup == "ce-em" and first_half) else em
-
-    @property
-    def _warm_end(self) -> int:
-        """The step at which the warm-up ends; 0 without one."""
-        settings = self.settings
-        return settings.warmup_steps if settings.loss in IMPLICIT and settings.warmup != "none" else 0
 
     @property
     def _warm(self) -> bool:
         """Whether the epoch that ends here had the objective asked for."""
-        return self.step > self._warm_end
+        return self.step > self.settings.warm_end
 
     def _rate(self) -> float:
         """Return the learning rate of this step, as a share of the full one."""
@@ -333,7 +346,7 @@ class _Run:
         entropy, agreement, share, prior_share = self._describe()
         rate = float(self.optimiser.param_groups[0]["lr"])
         self.history.epochs.append(Epoch(self.step, loss, entropy, agreement, share, rate, extra))
-        late = self.step > max(self._warm_end, min(settings.steps // 2, COLLAPSE_STEPS))  # q starts flat
+        late = self.step > max(self.settings.warm_end, min(settings.steps // 2, COLLAPSE_STEPS))  # q starts flat
         if share > COLLAPSE_SHARE and prior_share < 0.9 and late and not self._warned:
             self._warned = True
             warnings.warn(
@@ -411,6 +424,7 @@ class _Run:
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             if state["identity"] != self._identity:
+                logger.warning("%s is of other data or settings; starting anew", self.path)
                 return
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
@@ -421,6 +435,7 @@ class _Run:
             )
             return
         self.step = state["step"]
+        logger.info("going on from step %d of %s", self.step, self.path)
         record = state["history"]
         self.history = History([Epoch(**e) for e in record["epochs"]], record["stopped"])
         self._lowest, self._since, self._cuts = state["plateau"]

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
 from landprior.implicit.training import Epoch, TrainingSettings, fit, make_fabric
 from landprior.landcover.model import LandcoverModel, load_model, save_model
@@ -133,7 +134,7 @@ def train_model(
         return figures | dict(watch(look) if watch is not None else {})
 
     def until(epoch: Epoch) -> str | None:
-        late = 2 * epoch.step >= settings.training.steps
+        late = settings.training.loss in IMPLICIT and 2 * epoch.step >= settings.training.steps
         return "the map has settled" if late and epoch.extra["change"] < settings.settled else None
 
     history = fit(
@@ -241,8 +242,6 @@ def train_files(
         for name, (image, prior) in zip(names, pairs, strict=True)
     ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    if checkpoint.exists():
-        logger.info("going on from %s", checkpoint)
     model = train_model(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
     return model

@@ -50,7 +50,7 @@ MOST_TILES = 64
 SETTLED = 0.01
 """Share of pixels that change class between two looks, below which a map has settled (by default)."""
 
-CLEAR_LOSS = 0.02
+CLEAR_LOSS = 0.05
 """How far below its prior's a map's estimated accuracy may lie; docs/accuracy.md scores this choice."""
 
 LEAST_EVIDENCE = 0.05

@@ -11,6 +11,7 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landprior.errors import MissingInputError, RasterReadError
@@ -19,7 +20,6 @@ from landprior.raster.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +187,7 @@ class Workspace:
         MissingInputError
             If the workspace, city or a tile is not there; says what is.
         """
+        city = Path(city).stem if city is not None and city.endswith((".yaml", ".yml")) else city
         if not self.root.is_dir():
             msg = f"no workspace at {self.root}; name one with --data, or start with: landprior demo"
             raise MissingInputError(msg)
