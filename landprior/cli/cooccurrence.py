@@ -65,10 +65,10 @@ def command(
     if not every:
         msg = "nothing to measure: give NLCD LABELS..., or --pair NLCD LABELS"
         raise click.UsageError(msg)
+    check_output(output, overwrite=overwrite)
     if output.suffix != ".csv":
         msg = f"-o {output}: a cooccurrence matrix is written as .csv"
         raise click.UsageError(msg)
-    check_output(output, overwrite=overwrite)
     matrix = measure_cooccurrence(every, scheme, label_map=label_map, progress=show_progress(ctx))
     write_cooccurrence(matrix, output, overwrite=overwrite)
     width = max(len(name) for name in scheme.names)

@@ -169,11 +169,12 @@ def _settings(
     from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import explain
 
-    base = (TileSettings.paper(loss) if recipe == "paper" else TileSettings()).model_dump()
-    base["training"] |= {"loss": loss, "seed": seed, "precision": precision}
-    base["training"] |= {name: value for name, value in loop.items() if value is not None}
-    base |= {name: value for name, value in network.items() if value is not None}
+    base = TileSettings.paper(loss) if recipe == "paper" else TileSettings()
+    chosen = base.model_dump()
+    chosen["training"] |= {"loss": loss, "seed": seed, "precision": precision}
+    chosen["training"] |= {name: value for name, value in loop.items() if value is not None}
+    chosen |= {name: value for name, value in network.items() if value is not None}
     try:
-        return TileSettings.model_validate(base)
+        return type(base).model_validate(chosen)
     except ValidationError as error:
         raise click.UsageError(explain(error, "the training")) from error
