@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rasterio.windows import Window
 
@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from landprior.raster.cog import CogWriter
     from landprior.raster.grid import Grid
 
 BLOCK = 512
 """Side of the blocks that COGs are written in, and of the windows unless one asks otherwise."""
+
+
+class Sink(Protocol):
+    """What takes windows: :class:`landprior.raster.cog.CogWriter`."""
+
+    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
+        """Take a window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def stream(
     compute: Callable[[Block], Mapping[str, NDArray[np.generic]]],
     *,
     grid: Grid,
-    sinks: Mapping[str, CogWriter],
+    sinks: Mapping[str, Sink],
     halo: int = 0,
     size: int = BLOCK,
     label: str = "",
