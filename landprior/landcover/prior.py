@@ -151,10 +151,10 @@ class PriorModel:
         """
         layers = layers or {}
         core, outer = block.core, block.outer
-        prior = self._filter("blur", self._table[:, nlcd.astype(np.intp)], outer, core)
+        prior = self._filter("blur", np.take(self._table, nlcd, axis=1, mode="clip"), outer, core)
         mass = prior.sum(axis=0)
         empty = mass < _NO_MASS
-        prior /= np.where(empty, 1, mass)
+        prior *= np.reciprocal(mass, out=np.zeros_like(mass), where=~empty)
         for name in ("roads", "buildings"):
             if name in layers:
                 prior[self.require(name)] += self._filter(name, _floats(layers[name]), outer, core)
@@ -167,8 +167,10 @@ class PriorModel:
             if "waterbodies" in layers:
                 water |= layers["waterbodies"][rows, columns]
             prior[self.require("waterbodies")] += self._filter("water", _floats(water), near, core)
-        prior /= prior.sum(axis=0) + empty
-        prior[:, empty] = np.nan
+        if layers:
+            prior /= prior.sum(axis=0) + empty
+        if empty.any():
+            prior[:, empty] = np.nan
         return prior
 
     def _near(self, core: Window, outer: Window) -> Window:
@@ -251,7 +253,8 @@ def prior_from_arrays(
         See :meth:`PriorModel.window`.
     """
     grid = Grid(width=nlcd.shape[1], height=nlcd.shape[0], transform=Affine.scale(pixel_size, -pixel_size))
-    table = cooccurrence.table(np.unique(nlcd).tolist())
+    codes = np.flatnonzero(np.bincount(nlcd.ravel())) if nlcd.dtype == np.uint8 else np.unique(nlcd)
+    table = cooccurrence.table(codes.tolist())
     model = PriorModel(cooccurrence.scheme, table, grid, settings=settings, pixel_size=(pixel_size, pixel_size))
     prior = np.empty((len(cooccurrence.scheme), *nlcd.shape), dtype=np.float32)
     for block in iter_blocks(grid, size=size, halo=model.halo):

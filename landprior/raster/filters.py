@@ -9,6 +9,7 @@ another weight, and the work is a dense matrix product, the fastest thing a proc
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy as np
 from landprior.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -87,6 +90,13 @@ def axis_matrix(
     -------
     ndarray of float32, shape (out length, source length)
     """
+    return _axis_matrix(taps.tobytes(), size, out, source)
+
+
+@lru_cache(maxsize=64)
+def _axis_matrix(weights: bytes, size: int, out: tuple[int, int], source: tuple[int, int]) -> NDArray[np.float32]:
+    """Compute :func:`axis_matrix`; the windows of a raster share few of them."""
+    taps = np.frombuffer(weights)
     n = taps.size // 2
     positions = np.arange(out[0], out[1])[:, None] + np.arange(-n, n + 1)[None, :]
     period = max(2 * (size - 1), 1)
@@ -101,8 +111,31 @@ def axis_matrix(
     return matrix.astype(np.float32)
 
 
+BAND = 64
+"""Outputs that are computed at once: few enough that the rest of the matrix, which is zero, is not multiplied."""
+
+
 def filter_window(
     values: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Apply a filter to the last two axes of ``values``: ``rows @ values @ columns.T``."""
-    return np.asarray(rows @ (values @ columns.T), dtype=np.float32)
+    *channels, height, width = values.shape
+    flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, width)
+    across = np.empty((flat.shape[0], columns.shape[0]), dtype=np.float32)
+    for out, source, part in _bands(columns):
+        across[:, out] = flat[:, source] @ part.T
+    across = across.reshape(-1, height, columns.shape[0])
+    down = np.empty((across.shape[0], rows.shape[0], columns.shape[0]), dtype=np.float32)
+    for out, source, part in _bands(rows):
+        for channel, result in zip(across, down, strict=True):
+            np.matmul(part, channel[source], out=result[out])
+    return down.reshape(*channels, rows.shape[0], columns.shape[0])
+
+
+def _bands(matrix: NDArray[np.float32]) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
+    """Cut the matrix of an axis into runs of rows, each with the columns that are not zero there."""
+    for start in range(0, matrix.shape[0], BAND):
+        out = slice(start, min(start + BAND, matrix.shape[0]))
+        used = np.flatnonzero(matrix[out].any(axis=0))
+        source = slice(int(used[0]), int(used[-1]) + 1)
+        yield out, source, np.ascontiguousarray(matrix[out, source])
