@@ -1,13 +1,15 @@
 """The shipped configuration is found in a checkout; the wheel is told to carry it."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 from landprior import resources
 from landprior.errors import MissingInputError
 from landprior.resources import configs_dir, find_config, shipped_names
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def test_everything_that_ships_is_found():

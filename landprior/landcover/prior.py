@@ -253,8 +253,8 @@ def prior_from_arrays(
         See :meth:`PriorModel.window`.
     """
     grid = Grid(width=nlcd.shape[1], height=nlcd.shape[0], transform=Affine.scale(pixel_size, -pixel_size))
-    codes = np.flatnonzero(np.bincount(nlcd.ravel())) if nlcd.dtype == np.uint8 else np.unique(nlcd)
-    table = cooccurrence.table(codes.tolist())
+    codes = np.bincount(nlcd.ravel()).nonzero()[0].tolist() if nlcd.dtype == np.uint8 else np.unique(nlcd).tolist()
+    table = cooccurrence.table(codes)
     model = PriorModel(cooccurrence.scheme, table, grid, settings=settings, pixel_size=(pixel_size, pixel_size))
     prior = np.empty((len(cooccurrence.scheme), *nlcd.shape), dtype=np.float32)
     for block in iter_blocks(grid, size=size, halo=model.halo):

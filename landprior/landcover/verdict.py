@@ -11,10 +11,10 @@ A *look* maps fixed crops of the tiles with the posterior r. Two things are read
 
   both sides known but for T, which non-negative least squares gives; the map's estimated accuracy is
   sum_c pbar(c) T(c, c). This is the forward model of learning from noisy labels (Patrini et al., CVPR 2017) with the
-  prior in the part of the noisy labels. The same estimate for the prior's own most probable class is what the map
-  is compared with. Neither assumption quite holds, so only a clear loss counts: a map whose estimate is more than
-  :data:`CLEAR_LOSS` below its prior's, or whose image tells nothing of the prior's classes (:data:`LEAST_EVIDENCE`), is
-  given up, and the prior is handed back ("abstained").
+  prior in the part of the noisy labels. The same formula for the prior's own most probable class, which is a
+  function of p and so comes out too high, is the yardstick. Real priors are not calibrated either, so only a clear loss
+  counts: a map whose estimate is more than :data:`CLEAR_LOSS` below that, or whose image tells nothing of the prior's
+  classes (:data:`LEAST_EVIDENCE`), is given up, and the prior is handed back ("abstained").
 """
 
 from __future__ import annotations

@@ -124,10 +124,10 @@ def filter_window(
     across = np.empty((flat.shape[0], columns.shape[0]), dtype=np.float32)
     for out, source, part in _bands(columns):
         across[:, out] = flat[:, source] @ part.T
-    across = across.reshape(-1, height, columns.shape[0])
-    down = np.empty((across.shape[0], rows.shape[0], columns.shape[0]), dtype=np.float32)
+    stacked = across.reshape(-1, height, columns.shape[0])
+    down = np.empty((stacked.shape[0], rows.shape[0], columns.shape[0]), dtype=np.float32)
     for out, source, part in _bands(rows):
-        for channel, result in zip(across, down, strict=True):
+        for channel, result in zip(stacked, down, strict=True):
             np.matmul(part, channel[source], out=result[out])
     return down.reshape(*channels, rows.shape[0], columns.shape[0])
 
