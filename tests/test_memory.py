@@ -58,6 +58,7 @@ def test_predict(tmp_path, make_grid, enviroatlas):
         peaks[side] = measure("predict", image, "--model", weights, "-o", output, "--device", "cpu")
         image.unlink()
         assert output.stat().st_size > 0
+    print(f"peak memory, MiB: {peaks}, ratio {peaks[LARGE] / peaks[SMALL]:.2f}")
     assert peaks[LARGE] <= MOST * peaks[SMALL], peaks
 
 
@@ -73,4 +74,5 @@ def test_build_prior(tmp_path, make_grid):
         peaks[side] = measure("build-prior", "--nlcd", nlcd, "--scheme", "enviroatlas-5", "-o", output)
         assert output.stat().st_size > 0
         output.unlink()
+    print(f"peak memory, MiB: {peaks}, ratio {peaks[LARGE] / peaks[SMALL]:.2f}")
     assert peaks[LARGE] <= MOST * peaks[SMALL], peaks

@@ -167,13 +167,33 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ±{(max(values) - min(values)) / 2:.3f}"
 
 
+def report(rows: list[Row], filters: int) -> str:
+    """Return all tables."""
+    seeds = len({row.seed for row in rows})
+    return "\n".join(
+        [
+            f"{filters} filters, {seeds} seeds: mean ± half the spread; gap: best moment of r less where it ended;",
+            "kept: how often the verdict kept the posterior. 'own' matrices were measured with the city's labels.",
+            show(rows),
+            "",
+            show_verdicts(rows),
+            "",
+            check_bars([asdict(row) for row in rows]),
+        ]
+    )
+
+
 @click.command()
 @click.option("--sets", default="", help="Comma-separated: demo,ohio,durham,pittsburgh,phoenix,chesapeake-wv,epitome.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
-def main(sets: str, seeds: int, filters: int, json_path: Path | None) -> None:
+@click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of such a file.")
+def main(sets: str, seeds: int, filters: int, json_path: Path | None, shown: Path | None) -> None:
     """Train and score the one recipe on every set."""
+    if shown is not None:
+        click.echo(report([Row(**row) for row in json.loads(shown.read_text(encoding="utf-8"))], filters))
+        return
     logging.getLogger("landprior").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", HarmWarning)
     started = time.monotonic()
@@ -191,13 +211,7 @@ def main(sets: str, seeds: int, filters: int, json_path: Path | None) -> None:
                     )
                     if json_path is not None:
                         json_path.write_text(json.dumps([asdict(r) for r in rows], indent=2), encoding="utf-8")
-    click.echo(f"{filters} filters, {seeds} seeds: mean ± half the spread; gap: best moment of r less where it ended;")
-    click.echo("kept: how often the verdict kept the posterior. 'own' matrices were measured with the city's labels.")
-    click.echo(show(rows))
-    click.echo()
-    click.echo(show_verdicts(rows))
-    click.echo()
-    click.echo(check_bars([asdict(row) for row in rows]))
+    click.echo(report(rows, filters))
     click.echo(f"took {(time.monotonic() - started) / 60:.1f} minutes")
 
 
