@@ -30,7 +30,7 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK, Block, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -160,11 +160,10 @@ def predict(
             stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            found = mapper.compute(block)
-            if "probabilities" in sinks:
-                found["probabilities"] = encode_probabilities(
-                    found["probabilities"].astype(np.float32, copy=False), products.encoding
-                )
+            found = mapper.compute(block, sinks)
+            if "probabilities" in found:
+                values = np.asarray(found["probabilities"], dtype=np.float32)
+                found["probabilities"] = encode_probabilities(values, products.encoding)
             return found
 
         stream(compute, grid=pixels.grid, sinks=sinks, label="map", **options)
@@ -309,26 +308,21 @@ class Mapper:
         return {}
 
     @torch.inference_mode()
-    def compute(self, block: Block) -> dict[str, NDArray[np.generic]]:
-        """Return the products of a block."""
+    def compute(self, block: Block, wanted: Container[str] = ("map",)) -> dict[str, NDArray[np.generic]]:
+        """Return the products of a block that are wanted: map, probabilities (float32), confidence."""
         log_q, valid = self.log_q(block)
         self.seen |= bool(valid.any())
         scheme = self._model.scheme
-        if not valid.any():
-            return {
-                "map": np.full(valid.shape, MAP_NODATA, np.uint8),
-                "probabilities": np.full((len(scheme), *valid.shape), np.nan, dtype=np.float32),
-                "confidence": np.full((2, *valid.shape), CONFIDENCE_NODATA, dtype=np.uint8),
-            }
-        log_p = self._posterior(log_q, block)[0]
-        shares = log_p.exp().float()
-        entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(scheme))
-        levels = torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().cpu().numpy()
-        return {
-            "map": scheme.decode(log_p.argmax(0).cpu().numpy(), valid),
-            "probabilities": np.where(valid, shares.cpu().numpy(), np.float32(np.nan)),
-            "confidence": np.where(valid, levels, CONFIDENCE_NODATA).astype(np.uint8),
-        }
+        log_p = self._posterior(log_q, block)[0] if valid.any() else log_q[0]
+        found: dict[str, NDArray[np.generic]] = {"map": scheme.decode(log_p.argmax(0).cpu().numpy(), valid)}
+        if "probabilities" in wanted:
+            found["probabilities"] = np.where(valid, log_p.exp().float().cpu().numpy(), np.float32(np.nan))
+        if "confidence" in wanted:
+            shares = log_p.exp().float()
+            entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(scheme))
+            levels = torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().cpu().numpy()
+            found["confidence"] = np.where(valid, levels, CONFIDENCE_NODATA).astype(np.uint8)
+        return found
 
     def _posterior(self, log_q: Tensor, block: Block) -> Tensor:
         """Return log r where there is a prior, log q elsewhere."""

@@ -258,11 +258,11 @@ def test_interruption_while_writing_leaves_the_old_map(tmp_path, make_image, mak
     old, before = path.read_bytes(), left(tmp_path)
     compute, calls = Mapper.compute, []
 
-    def interrupted(self, block):
+    def interrupted(self, block, wanted):
         calls.append(block)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(self, block)
+        return compute(self, block, wanted)
 
     monkeypatch.setattr(Mapper, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
