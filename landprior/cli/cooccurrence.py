@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 @click.argument("nlcd", metavar="[NLCD", type=INPUT, required=False)
 @click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
 @pair_option
-@scheme_option(required=True)
+@scheme_option(help="Classes of the labels; by default what their file says, if landprior wrote it.")
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The matrix to write, a .csv.")
 @overwrite_option
@@ -40,7 +40,7 @@ def command(
     nlcd: Path | None,
     labels: tuple[Path, ...],
     pairs: tuple[tuple[Path, Path], ...],
-    scheme: ClassScheme,
+    scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
     output: Path,
     overwrite: bool,
@@ -56,6 +56,7 @@ def command(
     labels of that place: say so with your results.
     """  # noqa: D301
     from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
+    from landprior.landcover.evaluation import scheme_of_map
     from landprior.raster.files import check_output
 
     if nlcd is not None and not labels:
@@ -66,6 +67,7 @@ def command(
         msg = "nothing to measure: give NLCD LABELS..., or --pair NLCD LABELS"
         raise click.UsageError(msg)
     check_output(output, overwrite=overwrite)
+    scheme = scheme or scheme_of_map(every[0][1])
     if output.suffix != ".csv":
         msg = f"-o {output}: a cooccurrence matrix is written as .csv"
         raise click.UsageError(msg)

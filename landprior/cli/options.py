@@ -55,10 +55,10 @@ class LabelMapType(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
-def scheme_option(*, required: bool = False, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click's word
+def scheme_option(*, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click's word
     """Return the ``--scheme`` option."""
     text = help or "Class scheme: enviroatlas-5, chesapeake-4, or your own YAML file."
-    return click.option("--scheme", type=SchemeType(), required=required, help=text)
+    return click.option("--scheme", type=SchemeType(), help=text)
 
 
 label_map_option = click.option(

@@ -237,7 +237,6 @@ def _map_writer(
         tags={
             "kind": "map",
             "version": landprior.__version__,
-            "scheme": scheme.model_dump_json(exclude_defaults=True),
             **tags,
         },
         overwrite=overwrite,

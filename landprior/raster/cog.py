@@ -67,7 +67,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     tags
         Written to the metadata domain ``landprior``.
     scheme
-        For a class map: writes its colour table, and its names to ``<path>.aux.xml``.
+        For a class map: writes it to the tags, its colour table, and its names to ``<path>.aux.xml``.
     overwrite
         Replace what is there.
 
@@ -118,7 +118,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         }
         self._scale = scale
         self._descriptions = tuple(descriptions)
-        self.tags = dict(tags or {})
+        own = {} if scheme is None else {"scheme": scheme.model_dump_json(exclude_defaults=True)}
+        self.tags = own | dict(tags or {})
         self._scheme = scheme
         self._overwrite = overwrite
         self._stack = ExitStack()

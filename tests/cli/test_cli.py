@@ -337,6 +337,14 @@ def test_evaluate_draws(here):
     assert (here / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_cooccurrence_takes_the_classes_from_labels_that_say_them(here, enviroatlas):
+    with rasterio.open("labels.tif") as src:
+        write_raster("said.tif", src.read(1), Grid.of(src), scheme=enviroatlas, nodata=255)
+    succeed("cooccurrence nlcd.tif said.tif -o own.csv")
+    succeed("cooccurrence nlcd.tif labels.tif --scheme enviroatlas-5 -o given.csv")
+    assert (here / "own.csv").read_text() == (here / "given.csv").read_text()
+
+
 def test_cooccurrence_is_the_librarys(here, said, enviroatlas):
     measured = measure_cooccurrence([("nlcd.tif", "labels.tif")], enviroatlas)
     written = load_cooccurrence("cooc.csv", enviroatlas)

@@ -13,7 +13,7 @@ from rio_cogeo import cog_info, cog_validate
 
 from landprior.errors import InputError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import CogWriter, encode_probabilities, encoding_options, write_raster
-from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.scheme import MAP_NODATA, parse_scheme
 from landprior.raster.windows import iter_blocks
 
 
@@ -31,7 +31,10 @@ def test_a_class_map_is_a_strictly_valid_cog_with_colours_and_tags(tmp_path, env
     with rasterio.open(path) as src:
         np.testing.assert_array_equal(src.read(1), codes)
         assert src.nodata == MAP_NODATA
-        assert src.tags(ns="landprior") == {"kind": "map"}
+        tags = src.tags(ns="landprior")
+        assert set(tags) == {"kind", "scheme"}
+        assert tags["kind"] == "map"
+        assert parse_scheme(tags["scheme"], path) == enviroatlas
         assert src.overviews(1) == [2, 4]
         table = src.colormap(1)
         assert {code: table[code][:3] for code in (10, 20, 30, 40, 70)} == {
