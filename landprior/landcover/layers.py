@@ -9,7 +9,7 @@ import numpy as np
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from landprior.errors import InputError, PriorError, RasterReadError, SchemeError
+from landprior.errors import InputError, LandpriorError, PriorError, RasterReadError, SchemeError
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, read_valid, read_window
 from landprior.raster.grid import Grid
@@ -164,7 +164,7 @@ class PriorLayer(_Layer):
         try:
             self.scheme = self._find_scheme(scheme)
             self._require_one_band_per_class()
-        except Exception:
+        except LandpriorError:
             self.src.close()
             raise
 
