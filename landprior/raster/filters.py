@@ -90,10 +90,14 @@ def axis_matrix(
     -------
     ndarray of float32, shape (out length, source length)
     """
+    n = taps.size // 2
+    if out[0] - n >= source[0] and out[1] + n <= source[1]:  # no reflection: all such windows share one matrix
+        length = source[1] - source[0]
+        return _axis_matrix(taps.tobytes(), length, (out[0] - source[0], out[1] - source[0]), (0, length))
     return _axis_matrix(taps.tobytes(), size, out, source)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _axis_matrix(weights: bytes, size: int, out: tuple[int, int], source: tuple[int, int]) -> NDArray[np.float32]:
     """Compute :func:`axis_matrix`; the windows of a raster share few of them."""
     taps = np.frombuffer(weights)
