@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +85,10 @@ class PipelineSettings:
         preset = load_city(city) if city.endswith((".yaml", ".yml")) or name in list_cities() else None
         if scheme is None:
             if preset is None:
+                near = difflib.get_close_matches(city, list_cities(), n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
                 msg = (
-                    f"{city!r} is no preset ({', '.join(list_cities())}), so its classes are not known; "
+                    f"{city!r} is no preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
                     "give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
                 )
                 raise ConfigError(msg)

@@ -211,7 +211,8 @@ class Workspace:
                 raise MissingInputError(msg)
             found = [tile for tile in found if tile.name in only]
         if not found:
-            msg = f"no tile with a naip.tif below {self.root}{'' if city is None else '/' + city}"
+            place = self.root if city is None else self.root / city
+            msg = f"no tile with a naip.tif below {place}; put its layers in {place}/<tile>/naip.tif, nlcd.tif, ..."
             raise MissingInputError(msg)
         return found
 

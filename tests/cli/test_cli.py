@@ -1073,6 +1073,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
     ("line", "words"),
     [
         ("run --city town", ["'town' is no preset", "--scheme"]),
+        ("run --city pitsburgh", ["'pitsburgh' is no preset", "did you mean pittsburgh?"]),
         ("run --city village --scheme enviroatlas-5", ["has no city 'village' (it has: town)"]),
         ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
