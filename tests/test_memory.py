@@ -64,9 +64,6 @@ def test_predict(tmp_path, make_grid, enviroatlas):
     assert peaks[LARGE] <= MOST * peaks[SMALL], peaks
 
 
-@pytest.mark.xfail(
-    reason="GDAL's COG step takes more memory for larger rasters of several float bands: docs/performance.md"
-)
 @pytest.mark.slow
 def test_build_prior(tmp_path, make_grid):
     codes = np.array([11, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95, 41])

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 
@@ -40,8 +41,8 @@ TAG_DOMAIN = "landprior"
 class CogWriter(AbstractContextManager["CogWriter"]):
     """Write a Cloud-Optimized GeoTIFF window by window.
 
-    Windows go to a temporary tiled GeoTIFF beside the target; when the block ends well GDAL's COG
-    driver adds overviews and lays it out, and the result is moved into place. On an error or an
+    Windows go to a temporary tiled GeoTIFF beside the target; when the block ends well
+    overviews are added, GDAL's COG driver lays it out, and the result is moved into place. On an error or an
     interruption nothing is left and an older file stays as it was. Needs, for a while, about twice
     the space of the result on disk; memory does not depend on the size.
 
@@ -183,6 +184,9 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         try:
             dst.close()
             with local_grids_allowed():
+                # The COG driver would make them too, in memory that grows with the width: it joins the bands first.
+                with rasterio.open(self._draft, "r+") as draft:
+                    draft.build_overviews(overview_factors(self.grid), Resampling[self._overviews])
                 gdal_copy(
                     str(self._draft),
                     str(self._final),
@@ -191,7 +195,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                     predictor="YES",
                     blocksize=BLOCK,
                     bigtiff="IF_SAFER",
-                    overview_resampling=self._overviews.upper(),
+                    overviews="FORCE_USE_EXISTING",
                     copy_src_mdd="YES",
                     sparse_ok="YES",
                 )
@@ -206,6 +210,15 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         cause = " ".join(str(error.__cause__ or error).split())
         msg = f"cannot write {self.path} ({cause}); is the disk full?"
         return RasterWriteError(msg)
+
+
+def overview_factors(grid: Grid) -> list[int]:
+    """Return the powers of two by which to shrink a raster until it fits into one block."""
+    longest, factors = max(grid.height, grid.width), list[int]()
+    while longest > BLOCK:
+        factors.append(2 ** (len(factors) + 1))
+        longest = -(-longest // 2)
+    return factors
 
 
 def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **options: object) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import rasterio
 from rasterio.windows import Window
+
+from landprior.raster.files import GDAL_CACHE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -110,7 +113,8 @@ def stream(
         disable=not progress,
         leave=False,
     )
-    for block in bar:
-        for name, values in compute(block).items():
-            if name in sinks:
-                sinks[name].write(values, block.core)
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):  # for a pass without a writer too
+        for block in bar:
+            for name, values in compute(block).items():
+                if name in sinks:
+                    sinks[name].write(values, block.core)
