@@ -60,6 +60,26 @@ class TrainingInterruptedError(LandpriorError, RuntimeError):
     """Training was stopped by the user; a checkpoint was kept."""
 
 
+class SourceError(LandpriorError, ConnectionError):
+    """A source of data did not give what it should; nothing of it was kept."""
+
+
+class SourceBusyError(SourceError):
+    """A source is overloaded, or cannot be reached, for now."""
+
+    def __init__(self, message: str, *, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class OfflineError(SourceError):
+    """Something is not in the cache, and the network may not be used."""
+
+
+class FetchInterruptedError(LandpriorError, RuntimeError):
+    """Fetching was stopped by the user; what is whole was kept."""
+
+
 class LandpriorWarning(UserWarning):
     """Root of all warnings issued by landprior."""
 
@@ -78,3 +98,7 @@ class CheckpointWarning(LandpriorWarning):
 
 class CooccurrenceWarning(LandpriorWarning):
     """Part of a cooccurrence matrix rests on a fallback, not on data."""
+
+
+class SourceWarning(LandpriorWarning):
+    """A source had something other than was asked for, or nothing."""

@@ -31,6 +31,11 @@ def configs_dir() -> Path:
     raise MissingInputError(msg)
 
 
+def config_file(name: str) -> Path:
+    """Return the path of a shipped file that has no kind, for example ``osm.ini``."""
+    return configs_dir() / name
+
+
 def shipped_names(kind: str, suffix: str = ".yaml") -> list[str]:
     """List what is shipped of one kind, for example ``shipped_names("schemes")``."""
     return sorted(path.name.removesuffix(suffix) for path in (configs_dir() / kind).glob(f"*{suffix}"))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _COMMANDS = {
+    "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
     "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
     "train": ("landprior.cli.train", "Train a network on a tile against its prior."),
     "predict": ("landprior.cli.predict", "Map an image with a trained model."),
@@ -21,6 +22,7 @@ _COMMANDS = {
     "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
     "run": ("landprior.cli.run", "Do all of it for the tiles of a workspace."),
     "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),
+    "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
     "doctor": ("landprior.cli.doctor", "Say what is installed, what is missing, and what to do."),
 }
 
@@ -58,11 +60,11 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         """Run a command; turn our errors into one line and exit code 1, ctrl-C into 130."""
-        from landprior.errors import LandpriorError, TrainingInterruptedError
+        from landprior.errors import FetchInterruptedError, LandpriorError, TrainingInterruptedError
 
         try:
             return super().invoke(ctx)
-        except TrainingInterruptedError as error:
+        except (TrainingInterruptedError, FetchInterruptedError) as error:
             click.echo(f"\nInterrupted: {error}", err=True)
             ctx.exit(130)
         except LandpriorError as error:

@@ -106,6 +106,95 @@ city_option = click.option(
 tile_option = click.option("--tile", "tiles", multiple=True, help="Only these tiles of the city; may repeat.")
 
 
+class BoundsType(click.ParamType):  # type: ignore[type-arg]
+    """Four numbers, ``west,south,east,north``."""
+
+    name = "west,south,east,north"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, float, float, float]:
+        """Parse the text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.replace(" ", ",").split(",") if part)
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 4:
+            self.fail(
+                f"{value!r} is not four numbers west,south,east,north, such as -80.02,40.43,-79.98,40.46", param, ctx
+            )
+        return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+YEARS = click.IntRange(1985, 2100)
+
+_AREA_OPTIONS = (
+    click.option("--bbox", type=BoundsType(), help="A box in degrees: west,south,east,north (longitude first)."),
+    click.option("--place", help='A place by name, such as "Ithaca, NY" (asks Nominatim).'),
+    click.option("--aoi", type=INPUT, help="A file with the outline: GeoJSON, GeoPackage, ... in any CRS."),
+    click.option("--name", help="Folder of the place in the workspace.  [default: from the place, the file, the box]"),
+)
+_SOURCE_OPTIONS = (
+    click.option(
+        "--year", type=YEARS, help="NAIP year; the nearest there is taken.  [default: the preset's, or the latest]"
+    ),
+    click.option("--nlcd-year", type=YEARS, help="NLCD year.  [default: the preset's, or NAIP's]"),
+    click.option("--naip", type=INPUT, help="A folder of NAIP files, instead of the catalogue."),
+    click.option("--stac-url", help="Another STAC API with a collection naip.  [default: Planetary Computer]"),
+    click.option("--sign-url", help="What signs the catalogue's URLs.  [default: Planetary Computer's, for its own]"),
+    click.option("--nlcd", help="A raster of NLCD, file or URL, instead of the coverage service; may hold {year}."),
+    click.option("--nlcd-wcs", help="Another coverage service (WCS 1.0.0).  [default: USGS, Annual NLCD]"),
+    click.option("--nlcd-coverage", help="Name of its coverage."),
+    click.option("--osm", help="An extract (.osm.pbf, .gpkg) instead of Overpass; 'none': no roads and water."),
+    click.option("--overpass-url", help="Another Overpass server.  [default: overpass-api.de]"),
+    click.option("--nominatim-url", help="Another Nominatim server, for --place."),
+    click.option("--buildings", help="Footprints (GeoJSON, FlatGeobuf, GeoParquet, ...); 'none': no buildings."),
+    click.option("--buildings-index", help="Another copy of Microsoft's index of footprints."),
+    click.option("--labels", type=INPUT, multiple=True, help="Your labels, raster or vector, for scores; may repeat."),
+    click.option("--label-field", help="Attribute of vector labels with the class.  [default: class]"),
+    click.option(
+        "--road-width",
+        type=click.Choice(["fixed", "tags"]),
+        help="Roads 3 px wide, or by their tags.  [default: fixed]",
+    ),
+    click.option(
+        "--jobs", type=click.IntRange(1, 16), help="Tiles at a time; be kind to public servers.  [default: 2]"
+    ),
+)
+_NETWORK_OPTIONS = (
+    click.option("--offline", is_flag=True, help="Use the cache only; say what is missing."),
+    click.option("--refresh", is_flag=True, help="Fetch anew what is in the cache."),
+    click.option("--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Of each request."),
+)
+
+
+def area_options(command: F) -> F:
+    """Add the options that say where: ``--bbox``, ``--place``, ``--aoi``, ``--name`` (``--city`` is its own)."""
+    return _stack(command, _AREA_OPTIONS)
+
+
+def source_options(command: F) -> F:
+    """Add the options that say from where; their names are the fields of ``FetchSettings``."""
+    return _stack(command, _SOURCE_OPTIONS + _NETWORK_OPTIONS)
+
+
+def _stack(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+SOURCE_NAMES = (
+    "year", "nlcd_year", "naip", "stac_url", "sign_url", "nlcd", "nlcd_wcs", "nlcd_coverage", "osm", "overpass_url",
+    "nominatim_url", "buildings", "buildings_index", "labels", "label_field", "road_width", "jobs",
+)  # fmt: skip
+
+
 def refuse_with_city(ctx: click.Context, *names: str) -> None:
     """Refuse options of plain files that were given together with ``--city``.
 

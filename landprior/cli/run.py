@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli.options import (
     INPUT,
+    area_options,
     device_option,
     json_option,
     label_map_option,
     overwrite_option,
     scheme_option,
     show_progress,
+    source_options,
     tile_option,
     workspace_option,
 )
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
 
 
 @click.command(name="run")
-@click.option(
-    "--city", required=True, help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace."
-)
+@click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+@area_options
 @tile_option
 @scheme_option(help="Classes, if the city is no preset.")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
@@ -44,14 +45,16 @@ if TYPE_CHECKING:
 @click.option("--quicklook", is_flag=True, help="Also write prediction.png.")
 @label_map_option
 @device_option
+@source_options
 @json_option
 @workspace_option
 @overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
-    city: str,
+    city: str | None,
     tiles: tuple[str, ...],
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
@@ -64,21 +67,34 @@ def command(
     as_json: bool,
     workspace: Path,
     overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the shared options of places and sources
 ) -> None:
-    """Run the whole chain for the tiles of a city: prior, model, map, scores.
+    """Run the whole chain for a place: fetch, prior, model, map, scores.
 
     \b
     landprior run --city pittsburgh
+    landprior run --place "Ithaca, NY" --scheme enviroatlas-5
     landprior run --city mytown --scheme chesapeake-4 --data /data/landprior
 
-    A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif, and, where you have them,
-    roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores only). What is done
-    and current is skipped; item.json in each folder says what was made from what.
+    A place that has no tiles in the workspace yet is fetched first (see 'landprior fetch --help' for the
+    options of places and sources). A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif,
+    and, where there are, roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores
+    only); it may be filled by hand. What is done and current is skipped; item.json in each folder says what
+    was made from what.
     """  # noqa: D301
+    from landprior.cli.fetch import make_network, make_plan
+    from landprior.landcover.acquisition import fetch
     from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
     from landprior.landcover.prediction import Products
     from landprior.landcover.training import TileSettings
 
+    network = make_network(options)
+    if city is None or to_be_fetched(workspace, city):
+        plan, fetch_settings, place = make_plan(
+            network, workspace, city=city, scheme=scheme, label_map=label_map, options=options
+        )
+        fetch(plan, place, fetch_settings, network, progress=show_progress(ctx))
+        city = city or plan.area.name
     base = TileSettings()
     training = base.model_copy(
         update={
@@ -92,7 +108,8 @@ def command(
         cooccurrence=cooccurrence,
         training=training,
         posterior=maps == "r",
-        label_map=label_map or {},
+        # fetch has put the labels into the scheme's own codes already
+        label_map={} if options["labels"] else label_map or {},
     )
     paths, scores = run_workspace(
         Workspace(workspace),
@@ -111,3 +128,17 @@ def command(
         click.echo(str(path))
     if scores is not None:
         click.echo(scores.to_text())
+
+
+def to_be_fetched(workspace: Path, city: str) -> bool:
+    """Say whether a city is a preset that was not filled by hand: not there yet, or made by fetch (which resumes)."""
+    from pathlib import Path
+
+    from landprior.landcover.workspace import TileFolder
+    from landprior.sources.areas import list_cities
+
+    name = Path(city).stem if city.endswith((".yaml", ".yml")) else city
+    if name == city and name not in list_cities():
+        return False
+    images = list((workspace / name).glob("*/naip.tif"))
+    return not images or any("naip" in TileFolder(path=path.parent, city=name).steps() for path in images)

@@ -9,26 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from landprior.errors import MissingInputError, RasterReadError
+from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Grid
+from landprior.raster.scheme import parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from landprior.raster.grid import Bounds
 
 logger = logging.getLogger(__name__)
 
 INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
 RESULTS = ("prior", "model", "prediction")
 ITEM = "item.json"
+_COLLECTION_ID = "landprior-workspace"
 _STEPS = "landprior:steps"
+_CORE = "landprior:core_bounds"
+COLLECTION = "collection.json"
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 )
 
@@ -103,17 +115,40 @@ class TileFolder:
             return "stale"
         return "current"
 
-    def record(self, step: str, key: str, **properties: object) -> None:
-        """Note a result in ``item.json``."""
-        old, item = self._read_item(), self._new_item()
+    def record(
+        self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object
+    ) -> None:
+        """Note a result in ``item.json``.
+
+        Parameters
+        ----------
+        step
+            A layer or a result.
+        key
+            Of :func:`make_key`.
+        grid
+            The tile's, if its image is not there yet.
+        core
+            Bounds of what was asked for, without the margin around it.
+        **properties
+            What else is to be said of it.
+        """
+        old, item = self._read_item(), self._new_item(grid)
         steps = item["properties"][_STEPS] = dict(old.get("properties", {}).get(_STEPS, {}))
-        item["properties"]["created"] = old.get("properties", {}).get("created", item["properties"]["created"])
+        for name in ("created", _CORE):
+            if name in old.get("properties", {}):
+                item["properties"][name] = old["properties"][name]
+        if core is not None:
+            item["properties"][_CORE] = list(core)
         path = self.file(step)
         steps[step] = {"key": key, "when": _now(), **properties}
         if path.is_file():
             steps[step]["sha256"] = checksum(path)
         item["properties"]["updated"] = _now()
-        item["assets"] = self._assets()
+        taken = steps.get("naip", {}).get("date")
+        if taken:
+            item["properties"]["datetime"] = f"{taken}T00:00:00Z"
+        item["assets"] = self._assets(steps)
         with replacing(self.path / ITEM, overwrite=True) as temporary:
             temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
 
@@ -133,13 +168,14 @@ class TileFolder:
             return {}
         return dict(item)
 
-    def _new_item(self) -> dict[str, Any]:
+    def _new_item(self, grid: Grid | None) -> dict[str, Any]:
         import pystac
         from rasterio.warp import transform_bounds
         from shapely.geometry import box, mapping
 
-        with open_raster(self.require("naip", hint="every tile needs its image")) as src:
-            grid = Grid.of(src)
+        if grid is None:
+            with open_raster(self.require("naip", hint="every tile needs its image")) as src:
+                grid = Grid.of(src)
         bounds = list(transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)) if grid.crs is not None else None
         item = pystac.Item(
             id=f"{self.city}-{self.name}",
@@ -150,19 +186,32 @@ class TileFolder:
             | _describe_crs(grid),
             stac_extensions=list(_EXTENSIONS),
         )
-        return item.to_dict(include_self_link=False, transform_hrefs=False)
+        described = item.to_dict(include_self_link=False, transform_hrefs=False)
+        if bounds is None:
+            described.pop("bbox", None)
+        described["links"] = [
+            {"rel": rel, "href": f"../../{COLLECTION}", "type": "application/json"}
+            for rel in ("root", "parent", "collection")
+        ]
+        described["collection"] = _COLLECTION_ID
+        return described
 
-    def _assets(self) -> dict[str, Any]:
+    def _assets(self, steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         assets = {}
         for name, path in self.present([*INPUTS, *RESULTS]).items():
-            is_model = name == "model"
-            assets[name] = {
+            asset: dict[str, Any] = {
                 "href": f"./{path.name}",
-                "type": "application/octet-stream" if is_model else "image/tiff; application=geotiff",
+                "type": "application/octet-stream",
                 "roles": ["data"],
                 "file:size": path.stat().st_size,
                 "file:checksum": f"1220{checksum(path)}",  # multihash: sha2-256, 32 bytes
             }
+            if name != "model":
+                asset |= {"type": "image/tiff; application=geotiff; profile=cloud-optimized"} | _describe_raster(path)
+            origin = steps.get(name, {}).get("origin")
+            if origin:
+                asset["landprior:origin"] = origin
+            assets[name] = asset
         return assets
 
 
@@ -215,6 +264,67 @@ class Workspace:
             msg = f"no tile with a naip.tif below {place}; put its layers in {place}/<tile>/naip.tif, nlcd.tif, ..."
             raise MissingInputError(msg)
         return found
+
+    def write_collection(self) -> Path:
+        """Write ``collection.json``: a STAC Collection of all tiles that have an ``item.json``."""
+        import pystac
+
+        items = []
+        for path in sorted(self.root.glob(f"*/*/{ITEM}")):
+            item = TileFolder(path=path.parent, city=path.parent.parent.name)._read_item()  # noqa: SLF001 - same module
+            if item.get("bbox") and item.get("properties", {}).get("datetime"):
+                items.append((path, item))
+        boxes = np.array([item["bbox"] for _, item in items]).reshape(-1, 4)
+        times = sorted(datetime.fromisoformat(item["properties"]["datetime"]) for _, item in items)
+        around = [-180.0, -90.0, 180.0, 90.0]
+        if items:
+            around = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
+        span: list[datetime | None] = [times[0], times[-1]] if times else [datetime.now(UTC), None]
+        collection = pystac.Collection(
+            id=_COLLECTION_ID,
+            title="landprior workspace",
+            description="Tiles of 1 m layers (imagery, NLCD, roads, water, buildings) and what was made from them.",
+            extent=pystac.Extent(
+                spatial=pystac.SpatialExtent([around]),
+                temporal=pystac.TemporalExtent([span]),
+            ),
+            license="other",
+        )
+        described = collection.to_dict(include_self_link=False, transform_hrefs=False)
+        described["links"] = [{"rel": "root", "href": f"./{COLLECTION}", "type": "application/json"}] + [
+            {"rel": "item", "href": f"./{path.relative_to(self.root).as_posix()}", "type": "application/geo+json"}
+            for path, _ in items
+        ]
+        path = self.root / COLLECTION
+        with replacing(path, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+def _describe_raster(path: Path) -> dict[str, Any]:
+    """Return the bands of a raster and, for classes, their codes, as STAC has them."""
+    with open_raster(path) as src:
+        size = abs(src.transform.a)
+        descriptions = src.descriptions
+        bands = [
+            {"name": descriptions[i] or f"b{i + 1}", "data_type": src.dtypes[i], "raster:spatial_resolution": size}
+            | ({} if src.nodata is None else {"nodata": "nan" if np.isnan(src.nodata) else src.nodata})
+            for i in range(src.count)
+        ]
+        tags = src.tags(ns=TAG_DOMAIN)
+    described: dict[str, Any] = {"bands": bands}
+    if "scheme" in tags and tags.get("kind") != "prior" and len(bands) == 1:
+        scheme = parse_scheme(tags["scheme"], path)
+        described["classification:classes"] = [
+            {
+                "value": int(c.code),
+                "name": re.sub(r"[^0-9A-Za-z_-]+", "_", c.name),
+                "title": c.name,
+                "color_hint": "".join(f"{part:02X}" for part in c.rgb),
+            }
+            for c in scheme.classes
+        ]
+    return described
 
 
 def make_key(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

@@ -1,17 +1,25 @@
-"""Areas of interest: the city presets that ship in ``configs/cities``."""
+"""Areas of interest: city presets (``configs/cities``), boxes, outlines from files, places by name."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from shapely import make_valid
+from shapely.geometry import box
 
-from landprior.errors import ConfigError
+from landprior.errors import ConfigError, InputError
 from landprior.raster.scheme import explain
 from landprior.resources import find_config, read_yaml, shipped_names
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from shapely.geometry.base import BaseGeometry
+
+    from landprior.raster.grid import Bounds
+    from landprior.sources.network import Network
 
 Year = Annotated[int, Field(ge=1985, le=2100)]
 
@@ -70,3 +78,151 @@ def load_city(name: str | Path) -> CityPreset:
 def list_cities() -> list[str]:
     """Return the names of the presets that ship."""
     return shipped_names("cities")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """A place to fetch.
+
+    Parameters
+    ----------
+    name
+        Its folder in the workspace.
+    outline
+        Polygon or multipolygon in degrees (EPSG:4326, longitude first).
+    preset
+        The preset it comes from, if it does.
+    """
+
+    name: str
+    outline: BaseGeometry
+    preset: CityPreset | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in degrees."""
+        left, bottom, right, top = self.outline.bounds
+        return (left, bottom, right, top)
+
+
+def area_from_city(city: str | Path) -> Area:
+    """Return the area of a preset (:func:`load_city`)."""
+    preset = load_city(city)
+    return Area(name=preset.name, outline=box(*preset.bounds), preset=preset)
+
+
+def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | None = None) -> Area:
+    """Return the area of a box.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right, top (west, south, east, north) in degrees.
+    name
+        Its folder; by default made from the corner.
+
+    Raises
+    ------
+    InputError
+        If the numbers are no such box; says which order they seem to be in, and the right one.
+    """
+    left, bottom, right, top = bounds
+    if not all(abs(value) <= 360 for value in bounds):
+        msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
+        raise InputError(msg)
+    if left < right and bottom < top and left >= -180 and right <= 180 and bottom >= -90 and top <= 90:
+        if _in_america(bounds) or not _in_america((bottom, left, top, right)):
+            label = f"{abs(left):.4f}{'w' if left < 0 else 'e'}-{abs(bottom):.4f}{'s' if bottom < 0 else 'n'}"
+            return Area(name=name or label.replace(".", "_"), outline=box(*bounds))
+        meant = (bottom, left, top, right)
+        msg = f"{_text(bounds)} looks like latitude before longitude; a box is west,south,east,north: {_text(meant)}"
+        raise InputError(msg)
+    for meant, why in (
+        ((bottom, left, top, right), "looks like latitude before longitude"),
+        ((min(left, right), min(bottom, top), max(left, right), max(bottom, top)), "has its corners in another order"),
+        (
+            (min(bottom, top), min(left, right), max(bottom, top), max(left, right)),
+            "looks like latitude before longitude",
+        ),
+    ):
+        if meant[0] < meant[2] and meant[1] < meant[3] and _in_america(meant):
+            msg = f"{_text(bounds)} {why}; a box is west,south,east,north: {_text(meant)}"
+            raise InputError(msg)
+    msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example -80.02,40.43,-79.98,40.46"
+    raise InputError(msg)
+
+
+def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
+    """Return the area of the polygons of a vector file (GeoJSON, GeoPackage, ...), in any CRS.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        If the file is missing, unreadable, says no CRS, or has no polygon.
+    """
+    from landprior.sources.vectors import read_vectors
+
+    found = read_vectors(path)
+    polygons = found.geometry[found.geom_type.isin(["Polygon", "MultiPolygon"])]
+    if not len(polygons):
+        msg = f"{path} has no polygon; an outline is one or more polygons"
+        raise InputError(msg)
+    outline = make_valid(polygons.to_crs(4326).union_all())
+    left, bottom, right, top = outline.bounds
+    area_from_bounds((left, bottom, right, top))  # says it if the file's coordinates are swapped
+    return Area(name=name or slug(Path(path).stem), outline=outline)
+
+
+def area_from_place(place: str, network: Network, *, url: str | None = None, name: str | None = None) -> Area:
+    """Return the area of a place by its name, from Nominatim through osmnx.
+
+    Parameters
+    ----------
+    place
+        As one would write it: "Ithaca, NY".
+    network
+        Used once per place; the answer is cached.
+    url
+        Another Nominatim server.
+    name
+        Its folder; by default made from the place.
+
+    Raises
+    ------
+    InputError
+        If the place is not found, or is a point.
+    SourceError
+        If the server does not answer.
+    """
+    from landprior.sources.osm import geocode
+
+    return Area(name=name or slug(place), outline=geocode(place, network, url=url))
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "area"
+
+
+def check_name(name: str) -> str:
+    """Return the name of an area if it can be a folder of the workspace.
+
+    Raises
+    ------
+    InputError
+        If not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        msg = f"{name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
+        raise InputError(msg)
+    return name
+
+
+def _in_america(bounds: tuple[float, float, float, float] | Bounds) -> bool:
+    """Say whether a box may lie in the United States and their islands."""
+    left, bottom, right, top = bounds
+    return left >= -180 and right <= -60 and bottom >= 13 and top <= 72
+
+
+def _text(bounds: tuple[float, float, float, float]) -> str:
+    return ",".join(f"{value:.10g}" for value in bounds)

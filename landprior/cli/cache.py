@@ -1,0 +1,66 @@
+"""``landprior cache``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from landprior.cli.options import json_option
+
+_folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="LANDPRIOR_CACHE",
+    show_envvar=True,
+    help="The cache.  [default: the system's folder for caches]",
+)
+
+
+@click.group(name="cache")
+def command() -> None:
+    """Show or clear what was downloaded.
+
+    \b
+    landprior cache info
+    landprior cache clear --source osm --older-than 30
+
+    All workspaces share one cache: parts of NAIP files, NLCD cells, answers of OpenStreetMap, files of
+    footprints. Clearing it loses nothing that is in a workspace.
+    """  # noqa: D301
+
+
+@command.command()
+@_folder_option
+@json_option
+def info(*, folder: Path | None, as_json: bool) -> None:
+    """Show where the cache is and how much each source takes."""
+    from landprior.sources.cache import Cache
+
+    cache = Cache(folder)
+    usage = cache.usage()
+    if as_json:
+        sources = {u.source: {"files": u.entries, "bytes": u.size} for u in usage}
+        click.echo(json.dumps({"folder": str(cache.root), "sources": sources}, indent=2))
+        return
+    click.echo(str(cache.root))
+    for u in usage:
+        click.echo(f"{u.source:<12} {u.entries:>7} files {_megabytes(u.size):>12}")
+    click.echo(f"{'all':<12} {sum(u.entries for u in usage):>7} files {_megabytes(sum(u.size for u in usage)):>12}")
+
+
+@command.command()
+@_folder_option
+@click.option("--source", "sources", multiple=True, help="Only of this source, as 'info' names them; may repeat.")
+@click.option("--older-than", type=click.FloatRange(min=0), default=0.0, help="Only what is so many days old.")
+def clear(*, folder: Path | None, sources: tuple[str, ...], older_than: float) -> None:
+    """Delete what is cached."""
+    from landprior.sources.cache import Cache
+
+    freed = Cache(folder).clear(sources, older_than_days=older_than)
+    click.echo(f"{_megabytes(freed)} freed")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"

@@ -1,0 +1,127 @@
+"""Building footprints: Microsoft's, by quadkey, or any vector file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import mercantile
+
+from landprior.errors import SourceError, SourceWarning
+from landprior.raster.files import replacing
+from landprior.sources.network import DAY, Network, Origin, Remote
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import geopandas
+
+logger = logging.getLogger(__name__)
+
+BUILDINGS = Origin(
+    name="Buildings (Microsoft)",
+    folder="buildings",
+    remedy="give a file of footprints (--buildings FILE), or go without (--buildings none)",
+)
+INDEX_URL = "https://minedbuildings.z5.web.core.windows.net/global-buildings/dataset-links.csv"
+ZOOM = 9
+KEEP_INDEX = 30 * DAY
+
+
+def quadkeys_of(bounds: tuple[float, float, float, float]) -> list[str]:
+    """Return the quadkeys of level 9 that a box in degrees touches."""
+    return sorted({mercantile.quadkey(tile) for tile in mercantile.tiles(*bounds, zooms=ZOOM)})
+
+
+def list_files(
+    bounds: tuple[float, float, float, float], network: Network, *, index_url: str = INDEX_URL
+) -> dict[str, list[str]]:
+    """Return quadkey -> URLs of the files for a box in degrees, by the published index.
+
+    Raises
+    ------
+    SourceError
+        If the index cannot be had, or is none.
+    """
+    answer = network.get(index_url, BUILDINGS, keep=KEEP_INDEX, suffix=".csv", check=_check_index)
+    wanted = quadkeys_of(bounds)
+    found: dict[str, list[str]] = {key: [] for key in wanted}
+    for row in csv.DictReader(io.StringIO(answer.decode("utf-8"))):
+        key = str(row["QuadKey"]).zfill(ZOOM)  # a table program may have dropped the zeros
+        if key in found:
+            found[key].append(str(row["Url"]))
+    return found
+
+
+def download_buildings(
+    bounds: tuple[float, float, float, float], network: Network, *, index_url: str = INDEX_URL
+) -> Path:
+    """Return a FlatGeobuf, in the cache, of the footprints within a box in degrees.
+
+    A quadkey that the index does not list has no footprints, which is said by a :class:`SourceWarning`.
+
+    Raises
+    ------
+    SourceError
+        If the index or a file cannot be had, or is damaged.
+    """
+    import geopandas
+    import pandas as pd
+    import pyogrio
+
+    files = list_files(bounds, network, index_url=index_url)
+    missing = [key for key, urls in files.items() if not urls]
+    if missing:
+        msg = f"Microsoft's index has no buildings for quadkey {', '.join(missing)}: none are burnt there"
+        warnings.warn(msg, SourceWarning, stacklevel=2)
+    urls = sorted({url for several in files.values() for url in several})
+    path = network.cache.path(BUILDINGS.folder, json.dumps([urls, bounds]), ".fgb")
+    if path.is_file() and not network.refresh:
+        return path
+    frames = [_read_footprints(_download(url, network), bounds) for url in urls]
+    whole = pd.concat(frames, ignore_index=True) if frames else geopandas.GeoDataFrame(geometry=[], crs=4326)
+    with replacing(path, overwrite=True) as temporary:
+        pyogrio.write_dataframe(
+            whole[["geometry"]], temporary, driver="FlatGeobuf", geometry_type="MultiPolygon", promote_to_multi=True
+        )
+    return path
+
+
+def _download(url: str, network: Network) -> Path:
+    return network.download(Remote(url), BUILDINGS, suffix=".csv.gz", check=_check_gzip)
+
+
+def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> geopandas.GeoDataFrame:
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    try:
+        frame = pyogrio.read_dataframe(f"GeoJSONSeq:/vsigzip/{path}", bbox=bounds, columns=[])
+    except (DataSourceError, DataLayerError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        msg = f"{BUILDINGS.name}: a file is damaged and was deleted ({' '.join(str(error).split())}); run again"
+        raise SourceError(msg) from error
+    return frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
+
+
+def _check_gzip(path: Path) -> None:
+    """Raise unless a file is whole: gzip ends with a checksum."""
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError) as error:
+        msg = f"a file of footprints is damaged ({error})"
+        raise SourceError(msg) from error
+
+
+def _check_index(content: bytes) -> None:
+    head = content[:200].decode("utf-8", errors="replace").splitlines()
+    if not head or not {"QuadKey", "Url"} <= set(head[0].strip("\ufeff").split(",")):
+        msg = f"the index is no table with QuadKey and Url ({len(content)} bytes)"
+        raise SourceError(msg)

@@ -1,0 +1,166 @@
+"""The cache of what was downloaded: one folder, shared by all workspaces; good answers only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from platformdirs import user_cache_path
+
+from landprior.errors import InputError, RasterWriteError
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MARK = "CACHEDIR.TAG"
+_MARK_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# landprior's downloads; safe to delete\n"
+
+
+def default_cache() -> Path:
+    """Return the folder of ``LANDPRIOR_CACHE``, or the system's usual one."""
+    named = os.environ.get("LANDPRIOR_CACHE")
+    return Path(named) if named else user_cache_path("landprior", appauthor=False)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of the cache a source takes.
+
+    Parameters
+    ----------
+    source
+        Name of the source.
+    entries
+        Number of files.
+    size
+        Bytes.
+    """
+
+    source: str
+    entries: int
+    size: int
+
+
+class Cache:
+    """Files by source and key.
+
+    Parameters
+    ----------
+    root
+        The folder; made on first use. None: :func:`default_cache`.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else default_cache()
+
+    def path(self, source: str, key: str, suffix: str = "") -> Path:
+        """Return where something lies, there or not; its folder exists afterwards.
+
+        Parameters
+        ----------
+        source
+            Name of the source, the name of a folder.
+        key
+            What identifies it, such as a URL. Only its hash is written.
+        suffix
+            With the dot.
+
+        Raises
+        ------
+        RasterWriteError
+            If the folder cannot be made.
+        """
+        name = hashlib.sha256(key.encode()).hexdigest()
+        folder = self.root / source
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark = self.root / _MARK
+            if not mark.exists():
+                mark.write_text(_MARK_TEXT, encoding="utf-8")
+        except OSError as error:
+            msg = f"cannot use the cache {self.root} ({error.strerror}); set LANDPRIOR_CACHE to another folder"
+            raise RasterWriteError(msg) from error
+        return folder / f"{name[:32]}{suffix}"
+
+    def put(self, path: Path, content: bytes) -> Path:
+        """Write a file of the cache, whole or not at all."""
+        with replacing(path, overwrite=True) as temporary:
+            temporary.write_bytes(content)
+        return path
+
+    def usage(self) -> list[Usage]:
+        """Return what each source takes."""
+        found = []
+        for folder in self._sources():
+            sizes = [_size(path) for path in _files(folder)]
+            found.append(Usage(source=folder.name, entries=len(sizes), size=sum(sizes)))
+        return found
+
+    def clear(self, sources: tuple[str, ...] = (), *, older_than_days: float = 0.0) -> int:
+        """Delete what is cached.
+
+        Parameters
+        ----------
+        sources
+            Only of these sources; none: of all.
+        older_than_days
+            Only what was written so long ago.
+
+        Returns
+        -------
+        int
+            Bytes freed.
+
+        Raises
+        ------
+        InputError
+            If a source is not in the cache, or the folder is not a cache of landprior.
+        """
+        if not self.root.is_dir():
+            return 0
+        if not (self.root / _MARK).is_file():
+            msg = f"{self.root} is no cache of landprior (it has no {_MARK}); nothing was deleted"
+            raise InputError(msg)
+        folders = {folder.name: folder for folder in self._sources()}
+        unknown = sorted(set(sources) - set(folders))
+        if unknown:
+            msg = f"the cache has nothing of {', '.join(unknown)}; it has: {', '.join(sorted(folders)) or 'nothing'}"
+            raise InputError(msg)
+        before = time.time() - older_than_days * 86_400
+        freed = 0
+        for name in sources or tuple(folders):
+            for path in list(_files(folders[name])):
+                if older_than_days <= 0 or path.stat().st_mtime < before:
+                    freed += _size(path)
+                    path.unlink(missing_ok=True)
+            for folder in sorted((p for p in folders[name].rglob("*") if p.is_dir()), reverse=True):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+            if not any(folders[name].iterdir()):
+                folders[name].rmdir()
+        return freed
+
+    def discard(self, path: Path) -> None:
+        """Delete one file or folder of the cache."""
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+    def _sources(self) -> list[Path]:
+        if not self.root.is_dir():
+            return []
+        return sorted(path for path in self.root.iterdir() if path.is_dir())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,133 @@
+"""The user's own labels, raster or vector, on the grid of a tile, by the codes of a class scheme."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.features import rasterize
+
+from landprior.errors import GridMismatchError, InputError, SchemeError
+from landprior.raster.cog import CogWriter
+from landprior.raster.files import open_on_grid, read_classes
+from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.windows import stream
+from landprior.sources.vectors import read_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from landprior.raster.grid import Grid
+    from landprior.raster.scheme import ClassScheme
+    from landprior.raster.windows import Block
+
+logger = logging.getLogger(__name__)
+
+_RASTERS = {".tif", ".tiff", ".img", ".vrt", ".jp2"}
+
+
+def write_labels(
+    sources: Sequence[str | Path],
+    grid: Grid,
+    path: Path,
+    scheme: ClassScheme,
+    *,
+    label_map: Mapping[int, int] | None = None,
+    field: str = "class",
+    overwrite: bool = False,
+) -> bool:
+    """Put labels on the grid of a tile and write them, merged into the scheme's classes.
+
+    Parameters
+    ----------
+    sources
+        Rasters (by nearest neighbour) or vector files; where several say something, the first counts.
+    grid
+        The tile's.
+    path
+        Where they go.
+    scheme
+        The classes.
+    label_map
+        Codes of the labels -> codes of the scheme.
+    field
+        The attribute of vector files that holds the class, by name or code.
+    overwrite
+        Replace an older file.
+
+    Returns
+    -------
+    bool
+        Whether any source lies on the grid; if none does, nothing is written.
+
+    Raises
+    ------
+    InputError, SchemeError
+        If a source cannot be read, or has an unknown class.
+    """
+    parts = [part for source in sources if (part := _read(Path(source), grid, scheme, label_map, field)) is not None]
+    if not parts:
+        return False
+    classes = parts[0]
+    for part in parts[1:]:
+        classes = np.where(classes < 0, part, classes)
+    if not (classes >= 0).any():
+        return False
+    with CogWriter(
+        path, grid, nodata=MAP_NODATA, overviews="mode", scheme=scheme, tags={"kind": "labels"}, overwrite=overwrite
+    ) as writer:
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            part = classes[block.core.toslices()]
+            return {"labels": scheme.decode(np.maximum(part, 0), part >= 0)}
+
+        stream(compute, grid=grid, sinks={"labels": writer}, label="labels")
+    return True
+
+
+def _read(
+    source: Path, grid: Grid, scheme: ClassScheme, label_map: Mapping[int, int] | None, field: str
+) -> NDArray[np.int16] | None:
+    """Return class positions on the grid, -1 where there are none; None if the source lies elsewhere."""
+    if source.suffix.lower() in _RASTERS:
+        try:
+            with open_on_grid(source, grid, like="the tile") as src:
+                return read_classes(src, None, scheme, codes=label_map, where=source)
+        except GridMismatchError as error:
+            if "overlap" not in str(error):
+                raise
+            return None
+    frame = read_vectors(source, grid=grid)
+    if field not in frame.columns:
+        names = ", ".join(str(c) for c in frame.columns if c != "geometry")
+        msg = f"{source} has no column {field!r} with the class (it has {names or 'none'}); name it with --label-field"
+        raise InputError(msg)
+    frame = frame[frame[field].notna()]
+    if frame.empty:
+        return None
+    positions = [_position(value, scheme, label_map, source) for value in frame[field]]
+    shapes = [
+        (geometry, position) for geometry, position in zip(frame.geometry, positions, strict=True) if position >= 0
+    ]
+    if not shapes:
+        return None
+    burnt = rasterize(reversed(shapes), grid.shape, fill=-1, transform=grid.transform, dtype="int16")
+    return np.asarray(burnt, dtype=np.int16)
+
+
+def _position(value: object, scheme: ClassScheme, label_map: Mapping[int, int] | None, source: Path) -> int:
+    """Return the position of a class given by code or name."""
+    text = str(value).strip()
+    number = float(text) if text.replace(".", "", 1).lstrip("-").isdigit() else None
+    if number is None or not number.is_integer():
+        return scheme.index(text)
+    try:
+        found = scheme.encode(np.array([int(number)]), label_map=label_map, where=str(source))
+    except OverflowError as error:
+        msg = f"{source} has the code {text}, which no class can have"
+        raise SchemeError(msg) from error
+    return int(found[0])

@@ -1,0 +1,431 @@
+"""OpenStreetMap: roads, waterways and water bodies, from Overpass or from an extract.
+
+Whatever the source, features first become one small GeoPackage in the cache (layers ``lines`` and
+``multipolygons``, columns as in ``configs/osm.ini``), and the layers of a tile are chosen from that by
+the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
+from landprior.raster.files import replacing
+from landprior.resources import config_file
+from landprior.sources.network import USER_AGENT, Network, Origin, check_status, redact
+from landprior.sources.vectors import burn, read_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import geopandas
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+    from requests import Response
+    from shapely.geometry.base import BaseGeometry
+
+    from landprior.raster.grid import Grid
+    from landprior.sources.cache import Cache
+
+RoadWidth = Literal["fixed", "tags"]
+"""``fixed``: every road 3 pixels wide, as in the paper. ``tags``: by width, lanes or kind of road."""
+
+OVERPASS = Origin(
+    name="OpenStreetMap (Overpass)",
+    folder="osm",
+    remedy="give a local extract (--osm FILE.osm.pbf) or another server (--overpass-url)",
+)
+NOMINATIM = Origin(
+    name="Nominatim (places by name)",
+    folder="places",
+    remedy="give the place by --bbox or --aoi instead",
+)
+OVERPASS_URL = "https://overpass-api.de/api"
+NOMINATIM_URL = "https://nominatim.openstreetmap.org/"
+
+LAYERS = ("roads", "waterways", "waterbodies")
+ROAD_PIXELS = 3
+
+TAGS: dict[str, bool | str | list[str]] = {
+    "highway": True,
+    "waterway": True,
+    "natural": "water",
+    "landuse": ["reservoir", "basin"],
+}
+_COLUMNS = {
+    "lines": ("highway", "waterway", "tunnel", "covered", "location", "area", "width", "lanes"),
+    "multipolygons": (
+        "natural", "landuse", "waterway", "water", "tunnel", "covered", "location", "highway", "building",
+    ),
+}  # fmt: skip
+# not in use, or no ways: what osmnx leaves out of network_type="all"
+_NO_ROADS = (
+    "abandoned", "construction", "no", "planned", "platform", "proposed", "raceway", "razed", "rest_area", "services",
+    "bus_stop", "corridor", "elevator",
+)  # fmt: skip
+_STREAMS = ("river", "stream", "brook", "tidal_channel", "canal", "drain", "ditch")
+_PONDS = ("riverbank", "dock", "boatyard")
+_OPEN = ("no", "F", "false", "0")
+"""Values of ``tunnel`` and ``covered`` that mean there is none; F is Geofabrik's."""
+
+# metres, where the tags do not say
+_WIDTHS = {
+    "motorway": 14.0, "trunk": 12.0, "primary": 11.0, "secondary": 10.0, "tertiary": 8.0, "residential": 7.0,
+    "unclassified": 6.0, "living_street": 6.0, "motorway_link": 6.0, "trunk_link": 6.0, "primary_link": 6.0,
+    "service": 4.0, "pedestrian": 4.0, "track": 3.0, "cycleway": 2.5, "footway": 2.0, "path": 1.5, "steps": 2.0,
+    "bridleway": 2.0,
+}  # fmt: skip
+_LANE = 3.3
+_OTHER_WIDTH = 5.0
+
+# Ready-made layers that say by their name what they hold: our own, and Geofabrik's.
+_NAMED = {
+    "roads": "roads", "waterways": "waterways", "waterbodies": "waterbodies",
+    "gis_osm_roads_free": "roads", "gis_osm_waterways_free": "waterways", "gis_osm_water_a_free": "waterbodies",
+}  # fmt: skip
+
+_OSMNX = threading.Lock()
+"""osmnx is configured for the whole process, and Overpass wants one question at a time."""
+
+
+# -- where features come from ----------------------------------------------------------------------
+
+
+def download_features(grid: Grid, network: Network, *, url: str | None = None) -> Path:
+    """Ask Overpass for what lies on a grid; return the GeoPackage in the cache.
+
+    Raises
+    ------
+    SourceError
+        If there is no good answer. No features at all is a good answer.
+    """
+    from rasterio.warp import transform_bounds
+    from shapely.geometry import box
+
+    server = (url or OVERPASS_URL).rstrip("/")
+    bounds = [round(value, 6) for value in transform_bounds(grid.crs, "EPSG:4326", *grid.bounds, densify_pts=21)]
+    key = json.dumps([redact(server), bounds, TAGS], sort_keys=True)
+    path = network.cache.path(OVERPASS.folder, key, ".gpkg")
+    if path.is_file() and not network.refresh:
+        return path
+    network.require_online(OVERPASS, "OpenStreetMap of this tile")
+
+    def ask() -> geopandas.GeoDataFrame | None:
+        import osmnx
+        from osmnx._errors import InsufficientResponseError
+
+        with _osmnx(network, overpass_url=server, overpass_rate_limit=server == OVERPASS_URL):
+            try:
+                return osmnx.features_from_polygon(box(*bounds), TAGS)
+            except InsufficientResponseError:
+                return None  # every answer was good, and empty
+
+    return _write_features(network.call(OVERPASS, ask), path)
+
+
+def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float, float]) -> Path:
+    """Turn the part of a ``.osm.pbf`` or ``.osm`` file within bounds (degrees) into a GeoPackage in the cache.
+
+    GDAL reads such a file from its beginning to its end, so this is done once for a whole area.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        If it is missing or cannot be read.
+    """
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    if not path.is_file():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    status = path.stat()
+    key = json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, bounds, _COLUMNS])
+    target = cache.path(OVERPASS.folder, key, ".gpkg")
+    if target.is_file():
+        return target
+    wanted = {
+        "lines": "highway IS NOT NULL OR waterway IS NOT NULL",
+        "multipolygons": "\"natural\" = 'water' OR landuse IN ('reservoir', 'basin') OR waterway IS NOT NULL",
+    }
+    try:
+        frames = {
+            layer: pyogrio.read_dataframe(
+                path, layer=layer, bbox=bounds, where=where, CONFIG_FILE=str(config_file("osm.ini"))
+            )
+            for layer, where in wanted.items()
+        }
+    except (DataSourceError, DataLayerError, ValueError) as error:
+        msg = f"{path} cannot be read as an OpenStreetMap extract ({' '.join(str(error).split())}); download it again"
+        raise InputError(msg) from error
+    return _write_layers(frames, target)
+
+
+def is_extract(path: Path) -> bool:
+    """Say whether a file is an extract as OpenStreetMap's own formats have it."""
+    return path.name.endswith((".osm.pbf", ".pbf", ".osm"))
+
+
+def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeometry:
+    """Return the outline of a place by its name, in degrees.
+
+    Raises
+    ------
+    InputError
+        If it is not found, or is a point.
+    SourceError
+        If the server does not answer.
+    """
+    from shapely.geometry import mapping, shape
+
+    server = (url or NOMINATIM_URL).rstrip("/") + "/"
+    path = network.cache.path(NOMINATIM.folder, json.dumps([redact(server), place]), ".json")
+    if path.is_file() and not network.refresh:
+        return shape(json.loads(path.read_text(encoding="utf-8")))
+    network.require_online(NOMINATIM, repr(place))
+
+    def ask() -> BaseGeometry:
+        import osmnx
+        from osmnx._errors import InsufficientResponseError
+
+        with _osmnx(network, nominatim_url=server):
+            try:
+                return osmnx.geocode_to_gdf(place).geometry.iloc[0]
+            except InsufficientResponseError as error:
+                msg = f"{place!r} is not known to {redact(server)}; check the spelling, or give --bbox or --aoi"
+                raise InputError(msg) from error
+            except TypeError as error:
+                msg = f"{place!r} has no outline at {redact(server)}, only a point; give --bbox or --aoi"
+                raise InputError(msg) from error
+
+    outline = network.call(NOMINATIM, ask)
+    network.cache.put(path, json.dumps(mapping(outline)).encode())
+    return outline
+
+
+@contextmanager
+def _osmnx(network: Network, **settings: object) -> Iterator[None]:
+    """Configure osmnx for one question: every answer passes our checks first."""
+    import osmnx
+
+    def check(response: Response, **_: object) -> None:
+        if response.request.url is not None and response.request.url.rstrip("/").endswith("/status"):
+            return  # how busy Overpass is; osmnx copes with any answer
+        check_status(response)
+        body = network.read_body(response)
+        response._content = body  # noqa: SLF001 - it was read here, with time limits; requests would read again
+        response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
+        _check_answer(body, response.url)
+
+    changes: dict[str, Any] = {
+        "use_cache": False,  # ours is written whole or not at all
+        "log_console": False,
+        "http_user_agent": USER_AGENT,
+        "requests_timeout": network.policy.read_timeout * 3,
+        "requests_kwargs": {"hooks": {"response": check}, "stream": True},
+        "doh_url_template": None,
+        **settings,
+    }
+    with _OSMNX:
+        before = {name: getattr(osmnx.settings, name) for name in changes}
+        resolver = socket.getaddrinfo  # osmnx pins the server's address for the whole process
+        try:
+            for name, value in changes.items():
+                setattr(osmnx.settings, name, value)
+            yield
+        finally:
+            socket.getaddrinfo = resolver
+            for name, value in before.items():
+                setattr(osmnx.settings, name, value)
+
+
+def _check_answer(body: bytes, url: str) -> None:
+    """Raise unless an answer is whole; Overpass reports a failure half-way as a remark, with status 200."""
+    try:
+        answer = json.loads(body)
+    except ValueError as error:
+        msg = f"{redact(url)} sent no JSON ({len(body)} bytes)"
+        raise SourceBusyError(msg) from error
+    if isinstance(answer, dict) and "remark" in answer:
+        msg = f"{redact(url)} could not answer in full ({str(answer['remark'])[:120]})"
+        raise SourceBusyError(msg)
+    if isinstance(answer, dict) and "elements" not in answer:
+        msg = f"{redact(url)} sent JSON that is no answer of Overpass"
+        raise SourceError(msg)
+
+
+def _write_features(frame: geopandas.GeoDataFrame | None, path: Path) -> Path:
+    """Write what osmnx gives."""
+    if frame is None:
+        return _write_layers({}, path)
+    kinds = frame.geom_type
+    return _write_layers(
+        {
+            "lines": frame[kinds.isin(["LineString", "MultiLineString"])],
+            "multipolygons": frame[kinds.isin(["Polygon", "MultiPolygon"])],
+        },
+        path,
+    )
+
+
+def _write_layers(frames: dict[str, geopandas.GeoDataFrame], path: Path) -> Path:
+    import geopandas
+    import pyogrio
+
+    with replacing(path, overwrite=True) as temporary:
+        temporary.unlink()
+        for layer, kind in (("lines", "MultiLineString"), ("multipolygons", "MultiPolygon")):
+            source = frames.get(layer)
+            columns = _COLUMNS[layer]
+            if source is None or source.empty:
+                data = geopandas.GeoDataFrame({name: [] for name in columns}, geometry=[], crs=4326)
+            else:
+                data = geopandas.GeoDataFrame(
+                    {name: _column(source, name).to_numpy() for name in columns},
+                    geometry=source.geometry.to_numpy(),
+                    crs=source.crs or 4326,
+                )
+            pyogrio.write_dataframe(
+                data.astype(dict.fromkeys(columns, "object")),
+                temporary,
+                layer=layer,
+                driver="GPKG",
+                geometry_type=kind,
+                promote_to_multi=True,
+            )
+    return path
+
+
+# -- what of it is what ----------------------------------------------------------------------------
+
+
+def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
+    """Read roads, waterways and water bodies that lie on a grid, in its CRS.
+
+    Parameters
+    ----------
+    path
+        A GeoPackage (or other file) of OSM features: ours, ogr2ogr's (tags as columns), Geofabrik's, or
+        with layers named ``roads``, ``waterways``, ``waterbodies``.
+    grid
+        Where.
+
+    Returns
+    -------
+    dict
+        ``roads``, ``waterways``, ``waterbodies``; features in tunnels, culverts or under ground are left out.
+
+    Raises
+    ------
+    InputError
+        If no layer holds anything of the kind.
+    """
+    import geopandas
+    import pandas as pd
+    import pyogrio
+    from pyogrio.errors import DataSourceError
+
+    if not path.exists():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    try:
+        names = [str(name) for name, kind in pyogrio.list_layers(path) if kind not in {"Point", "MultiPoint", None}]
+    except DataSourceError as error:
+        msg = f"{path} cannot be read as vector data ({' '.join(str(error).split())})"
+        raise InputError(msg) from error
+    parts: dict[str, list[geopandas.GeoDataFrame]] = {layer: [] for layer in LAYERS}
+    used = False
+    for name in names:
+        frame = read_vectors(path, layer=name, grid=grid)
+        frame = frame[_visible(frame)]
+        tagged = {"highway", "waterway", "natural", "landuse"} & set(frame.columns)
+        by_name = _NAMED.get(name.removesuffix("_1"))
+        used |= bool(tagged) or by_name is not None
+        if tagged:
+            for layer, choose in (("roads", _is_road), ("waterways", _is_waterway), ("waterbodies", _is_waterbody)):
+                parts[layer].append(frame[choose(frame)])
+        elif by_name is not None:
+            parts[by_name].append(frame[~_column(frame, "fclass").isin(["wetland", "glacier"])])
+    if not used:
+        msg = (
+            f"{path} has no layer of roads or water (its layers: {', '.join(names) or 'none'}); "
+            "give an .osm.pbf, or a GeoPackage with OSM's tags as columns or layers roads, waterways, waterbodies"
+        )
+        raise InputError(msg)
+    empty = geopandas.GeoDataFrame(geometry=[], crs=None if grid.crs is None else grid.crs.to_wkt())
+    return {
+        layer: pd.concat(found, ignore_index=True) if (found := [f for f in frames if len(f)]) else empty
+        for layer, frames in parts.items()
+    }
+
+
+def burn_layer(
+    layer: str, frame: geopandas.GeoDataFrame, grid: Grid, *, road_width: RoadWidth = "fixed"
+) -> NDArray[np.uint8]:
+    """Burn a layer of :func:`read_layers` into a raster, shape (H, W), 1 where there is one."""
+    if layer != "roads":
+        return burn(frame.geometry, grid, touched=layer == "waterways")
+    if road_width == "fixed":
+        return burn(frame.geometry, grid, widen=ROAD_PIXELS)
+    widths = road_widths(frame)
+    return burn(frame.geometry.buffer(widths / 2, cap_style="flat"), grid, touched=False)
+
+
+def road_widths(frame: geopandas.GeoDataFrame) -> pd.Series:
+    """Return the width of roads in metres: by the tag, else by lanes, else by the kind of road."""
+    import pandas as pd
+
+    text = _column(frame, "width").astype("string").str.extract(r"^\s*([0-9.]+)\s*(m|ft|')?\s*$")
+    said = pd.to_numeric(text[0], errors="coerce") * text[1].isin(["ft", "'"]).map({True: 0.3048, False: 1.0})
+    lanes = pd.to_numeric(_column(frame, "lanes"), errors="coerce")
+    kind = _column(frame, "highway").map(_WIDTHS).astype("float64").fillna(_OTHER_WIDTH)
+    width = said.where(said > 0).fillna((lanes * _LANE).where(lanes > 0)).fillna(kind)
+    return width.clip(1.0, 60.0).astype("float64")
+
+
+def _is_road(frame: geopandas.GeoDataFrame) -> pd.Series:
+    kind = _column(frame, "highway")
+    return _is_line(frame) & kind.notna() & ~kind.isin(_NO_ROADS) & ~_column(frame, "area").eq("yes")
+
+
+def _is_waterway(frame: geopandas.GeoDataFrame) -> pd.Series:
+    return _is_line(frame) & _column(frame, "waterway").isin(_STREAMS)
+
+
+def _is_waterbody(frame: geopandas.GeoDataFrame) -> pd.Series:
+    return (
+        frame.geom_type.isin(["Polygon", "MultiPolygon"])
+        & (
+            _column(frame, "natural").eq("water")
+            | _column(frame, "landuse").isin(["reservoir", "basin"])
+            | _column(frame, "waterway").isin(_PONDS + _STREAMS)
+        )
+    )  # fmt: skip
+
+
+def _is_line(frame: geopandas.GeoDataFrame) -> pd.Series:
+    return frame.geom_type.isin(["LineString", "MultiLineString"])
+
+
+def _visible(frame: geopandas.GeoDataFrame) -> pd.Series:
+    """Say what can be seen from the air."""
+    tunnel, covered = _column(frame, "tunnel"), _column(frame, "covered")
+    hidden = (tunnel.notna() & ~tunnel.isin(_OPEN)) | covered.eq("yes")
+    return ~hidden & ~_column(frame, "location").isin(["underground", "underwater"])
+
+
+def _column(frame: geopandas.GeoDataFrame, name: str) -> pd.Series:
+    """Return a tag; from GDAL's ``other_tags`` if it is no column of its own."""
+    import pandas as pd
+
+    if name in frame.columns:
+        return frame[name]
+    if "other_tags" in frame.columns:
+        return frame["other_tags"].astype("string").str.extract(f'"{name}"=>"([^"]*)"')[0].astype("object")
+    return pd.Series(None, index=frame.index, dtype="object")
