@@ -22,8 +22,8 @@ RUN pip install --no-cache-dir . && rm -rf /src
 
 RUN useradd --create-home landprior && install -d -o landprior -g landprior /data
 USER landprior
-# a user id given with --user may have no name and no home here
-ENV HOME=/tmp USER=landprior
+# a user id given with --user may have no name and no home here; downloads outlive the container
+ENV HOME=/tmp USER=landprior LANDPRIOR_CACHE=/data/.landprior-cache
 WORKDIR /data
 
 ENTRYPOINT ["landprior"]

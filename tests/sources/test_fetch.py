@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
+import pystac
 import pytest
 import rasterio
 from rasterio.warp import transform_bounds
+from rasterio.windows import Window
 
+from landprior.errors import GridMismatchError, OfflineError, SourceError
 from landprior.landcover.acquisition import FetchSettings, fetch, plan_fetch
 from landprior.landcover.workspace import Workspace
+from landprior.raster.cog import write_raster
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.cache import Cache
 from landprior.sources.network import Network, RetryPolicy
@@ -72,3 +77,302 @@ def test_layers_lie_on_one_grid_and_hold_what_was_served(scene_files, served, in
         assert agreement.mean() > 0.999, name
     item = json.loads((tile.path / "item.json").read_text())
     assert set(item["assets"]) == {*LAYERS, "labels"}
+
+
+def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, network, tmp_path, enviroatlas):
+    left, bottom, right, top = scene_files.scene.grid.bounds
+    place = tuple(
+        transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", left + 90, bottom + 90, right - 90, top - 90)
+    )
+    whole = prior_of(place, served, network, tmp_path / "whole", enviroatlas)
+    settings = served.model_copy(update={"naip": scene_files.neighbours[0].parent})
+    parts = prior_of(place, settings, network, tmp_path / "parts", enviroatlas)
+    assert (len(whole), len(parts)) == (1, 2)
+    (complete,) = whole.values()
+    overlap = None
+    for core, prior in parts.items():
+        # exact within the core, right up to its edge: the layers reach further
+        assert np.abs(prior - window_of(complete, whole, core)).max() < 1e-3
+        overlap = core if overlap is None else intersect(overlap, core)
+    assert overlap[2] - overlap[0] > 100
+    first, second = (crop(prior, core, overlap) for core, prior in parts.items())
+    assert np.abs(first - second).max() < 1e-3
+
+
+def prior_of(place, settings, network, folder, scheme):
+    """Fetch a place and return the priors of its tiles' cores by their bounds."""
+    from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
+
+    workspace = Workspace(folder)
+    settings = settings.model_copy(update={"labels": ()})
+    plan = plan_fetch(area_from_bounds(place, name="village"), workspace, settings, network)
+    chain = PipelineSettings.for_city("village", scheme=scheme)
+    found = {}
+    for tile, folder_ in zip(plan.tiles, fetch(plan, workspace, settings, network), strict=True):
+        with rasterio.open(prior_of_tile(folder_, chain)) as src:
+            values = src.read()
+        found[tile.core] = crop(values, tile.grid.bounds, tile.core)
+    return found
+
+
+def window_of(values, tiles, core):
+    (own,) = tiles
+    shared = intersect(own, core)
+    assert shared == tuple(core), "the whole place holds its parts"
+    return crop(values, own, core)
+
+
+def intersect(a, b):
+    return (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+
+
+def crop(values, bounds, inner):
+    """Cut an array at 1 m with these bounds to others within."""
+    top, left = round(bounds[3] - inner[3]), round(inner[0] - bounds[0])
+    height, width = round(inner[3] - inner[1]), round(inner[2] - inner[0])
+    return values[:, top : top + height, left : left + width]
+
+
+def test_what_is_there_is_not_fetched_again(served, inside, file_server, network, tmp_path, enviroatlas):
+    settings = served.model_copy(update={"scheme": enviroatlas})
+    workspace = Workspace(tmp_path / "w")
+    plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
+    (tile,) = fetch(plan, workspace, settings, network)
+    url = plan.tiles[0].choice.image.origin.rpartition("/")[0]
+    before = {path.name: path.stat().st_mtime_ns for path in tile.path.glob("*.tif")}
+    asked = len(file_server.requests(url))
+    offline = Network(network.cache, offline=True, policy=QUICK)
+    plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, offline)
+    assert fetch(plan, workspace, settings, offline) == [tile]
+    assert {path.name: path.stat().st_mtime_ns for path in tile.path.glob("*.tif")} == before
+    tile.file("roads").unlink()  # another workspace, or a lost file: from the cache, without a request
+    fetch(plan, workspace, settings, offline)
+    assert tile.file("roads").is_file()
+    assert len(file_server.requests(url)) == asked
+
+
+def test_another_option_is_noticed(served, inside, network, tmp_path):
+    settings = served.model_copy(update={"labels": ()})
+    workspace = Workspace(tmp_path / "w")
+    plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
+    (tile,) = fetch(plan, workspace, settings, network)
+    with rasterio.open(tile.file("roads")) as src:
+        narrow = src.read(1).sum()
+    fetch(plan, workspace, settings.model_copy(update={"road_width": "tags"}), network)
+    with rasterio.open(tile.file("roads")) as src:
+        assert src.read(1).sum() > 1.5 * narrow  # residential: 7 m
+
+
+def test_offline_says_all_that_is_missing(served, inside, network, tmp_path, enviroatlas):
+    workspace = Workspace(tmp_path / "w")
+    settings = served.model_copy(update={"scheme": enviroatlas})
+    place = area_from_bounds(inside, name="village")
+    plan = plan_fetch(place, workspace, settings, network)  # the catalogue's answer is in the cache now
+    offline = Network(network.cache, offline=True)
+    with pytest.raises(OfflineError) as caught:
+        fetch(plan_fetch(place, workspace, settings, offline), workspace, settings, offline)
+    text = str(caught.value)
+    assert [name for name in ("NAIP", "NLCD", "Buildings", "OpenStreetMap") if name in text] == [
+        "NAIP",
+        "NLCD",
+        "Buildings",
+    ]
+    assert "--offline" in text
+    assert plan.tiles[0].folder.present(("roads", "labels"))  # local sources need no network
+    with pytest.raises(OfflineError, match=r"NAIP: .* is not in the cache"):
+        plan_fetch(place, workspace, settings, Network(Cache(tmp_path / "empty"), offline=True))
+
+
+def test_files_put_there_by_hand_are_kept(served, inside, network, tmp_path):
+    workspace = Workspace(tmp_path / "w")
+    settings = served.model_copy(update={"labels": ()})
+    plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
+    tile, grid = plan.tiles[0].folder, plan.tiles[0].grid
+    tile.path.mkdir(parents=True)
+    own = np.full(grid.shape, 41, dtype=np.uint8)
+    write_raster(tile.file("nlcd"), own, grid)
+    fetch(plan, workspace, settings, network)
+    with rasterio.open(tile.file("nlcd")) as src:
+        assert np.array_equal(src.read(1), own)
+    fetch(plan, workspace, settings, network, overwrite=True)
+    with rasterio.open(tile.file("nlcd")) as src:
+        assert len(np.unique(src.read(1))) > 3
+    write_raster(tile.file("buildings"), own[:50, :50], grid.window(Window(0, 0, 50, 50)), overwrite=True)
+    steps = json.loads((tile.path / "item.json").read_text())
+    del steps["properties"]["landprior:steps"]["buildings"]
+    (tile.path / "item.json").write_text(json.dumps(steps))
+    with pytest.raises(GridMismatchError, match=r"buildings.tif was not made by fetch and lies on another grid"):
+        fetch(plan, workspace, settings, network)
+
+
+def test_a_failing_tile_does_not_stop_the_others(served, scene_files, network, tmp_path, faulty_server):
+    left, bottom, right, top = scene_files.scene.grid.bounds
+    place = tuple(
+        transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", left + 90, bottom + 90, right - 90, top - 90)
+    )
+    server = faulty_server(scene_files.folder)
+    west, east = scene_files.neighbours
+    server.fail("503", path=east.name, times=None)
+    catalogue = {"/": root_of(server), "/search": search_of(scene_files.naip_items(server.url, west, east), server)}
+    server.routes.update(
+        {path: (lambda _, body=body: (200, {}, json.dumps(body).encode())) for path, body in catalogue.items()}
+    )
+    settings = served.model_copy(update={"stac_url": f"{server.url}/", "labels": (), "buildings": "none", "jobs": 2})
+    workspace = Workspace(tmp_path / "w")
+    plan = plan_fetch(area_from_bounds(place, name="village"), workspace, settings, network)
+    with pytest.raises(
+        SourceError, match=r"1 of 2 tiles are incomplete \(va_m.*_se_.*\); the first cause: NAIP: .* 503"
+    ) as caught:
+        fetch(plan, workspace, settings, network)
+    assert "run the same command again" in str(caught.value)
+    assert [tile.name for tile in workspace.tiles("village")] == [plan.tiles[1].folder.name]
+    server.faults.clear()
+    done = fetch(plan, workspace, settings, network)
+    assert [tile.name for tile in done] == sorted(tile.folder.name for tile in plan.tiles)
+    collection = pystac.Collection.from_file(str(workspace.root / "collection.json"))
+    assert len(list(collection.get_items())) == 2
+
+
+def root_of(server):
+    """The landing page of a STAC API, as short as it can be."""
+    conforms = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
+    links = [
+        {"rel": "search", "href": f"{server.url}/search", "type": "application/geo+json", "method": m}
+        for m in ("GET", "POST")
+    ]
+    links += [{"rel": rel, "href": f"{server.url}/", "type": "application/json"} for rel in ("root", "self")]
+    return {
+        "type": "Catalog",
+        "stac_version": "1.0.0",
+        "id": "x",
+        "description": "x",
+        "conformsTo": conforms,
+        "links": links,
+    }
+
+
+def search_of(items, server):
+    links = [{"rel": "root", "href": f"{server.url}/", "type": "application/json"}]
+    return {"type": "FeatureCollection", "features": items, "links": links}
+
+
+def test_item_and_collection_are_valid_stac(served, inside, network, tmp_path, enviroatlas):
+    from pystac.validation.stac_validator import JsonSchemaSTACValidator
+
+    workspace = Workspace(tmp_path / "w")
+    settings = served.model_copy(update={"scheme": enviroatlas})
+    plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
+    (tile,) = fetch(plan, workspace, settings, network)
+    paths = {
+        pystac.STACObjectType.ITEM: tile.path / "item.json",
+        pystac.STACObjectType.COLLECTION: workspace.root / "collection.json",
+    }
+    for kind, path in paths.items():
+        described = json.loads(path.read_text())
+        JsonSchemaSTACValidator().validate_core(described, kind, described["stac_version"], str(path))
+    item = pystac.Item.from_file(str(paths[pystac.STACObjectType.ITEM]))
+    grid = plan.tiles[0].grid
+    assert item.ext.proj.epsg == 26917
+    assert (item.ext.proj.shape, item.ext.proj.transform) == (list(grid.shape), list(grid.transform)[:6])
+    assert item.datetime.date().isoformat() == "2010-06-20"
+    assert item.properties["landprior:core_bounds"] == list(plan.tiles[0].core)
+    assert {c["value"]: c["name"] for c in item.assets["labels"].to_dict()["classification:classes"]}[40] == "trees"
+    bands = item.assets["naip"].to_dict()["bands"]
+    assert [b["name"] for b in bands] == ["red", "green", "blue", "near infrared"]
+    assert {b["data_type"] for b in bands} == {"uint8"}
+    for asset in item.assets.values():  # the checksum is of the file that lies there
+        content = (tile.path / asset.href).read_bytes()
+        assert asset.extra_fields["file:checksum"] == f"1220{hashlib.sha256(content).hexdigest()}"
+        assert asset.extra_fields["file:size"] == len(content)
+    collection = pystac.Collection.from_file(str(paths[pystac.STACObjectType.COLLECTION]))
+    assert [found.id for found in collection.get_items()] == [item.id]
+    assert collection.extent.spatial.bboxes[0] == pytest.approx(item.bbox)
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path / "cache"))
+
+    def run(*args):
+        from click.testing import CliRunner
+
+        from landprior.cli import main
+
+        return CliRunner().invoke(main, ["-q", *map(str, args)], catch_exceptions=False)
+
+    return run
+
+
+def test_dry_run_says_what_would_be_done(invoke, served, inside, tmp_path):
+    box = ",".join(map(str, inside))
+    args = ["fetch", "--bbox", box, "--name", "village", "--data", tmp_path / "w", *options_of(served), "--dry-run"]
+    done = invoke(*args, "--json")
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    (tile,) = plan["tiles"]
+    assert (tile["naip_year"], tile["nlcd_year"], tile["date"], tile["crs"]) == (2010, 2010, "2010-06-20", "EPSG:26917")
+    assert plan["covered"] == pytest.approx(1.0)
+    assert set(plan["sources"]) == {"naip", "nlcd", "osm", "buildings", "labels"}
+    assert not (tmp_path / "w").exists()
+    text = invoke(*args).stdout
+    assert "1 tile(s)" in text
+    assert "2010-06-20" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "say where, by one of --city, --bbox, --place, --aoi"),
+        (["--city", "durham", "--bbox", "-79,35,-78,36"], "say where, by one of"),
+        (["--city", "durham", "--name", "x"], "--name is for"),
+        (["--bbox", "1,2,3"], "is not four numbers west,south,east,north"),
+        (["--bbox", "40.43,-80.02,40.46,-79.98"], "-80.02,40.43,-79.98,40.46"),
+        (["--bbox", "-80.02,40.43,-79.98,40.46", "--name", "../x"], "cannot be the name of a folder"),
+        (["--city", "durhem"], "'durhem' is not one of the shipped cities"),
+        (["--aoi", "nowhere.geojson"], "no such file: nowhere.geojson"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_one_line(invoke, args, message, tmp_path):
+    done = invoke("fetch", *args, "--data", tmp_path / "w")
+    assert done.exit_code in {1, 2}
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_city_file_of_ones_own(invoke, served, inside, tmp_path):
+    preset = tmp_path / "village.yaml"
+    preset.write_text(
+        f"name: village\ntitle: A village\nbounds: {list(inside)}\nnaip_year: 2010\nnlcd_year: 2011\nepsg: 26917\n"
+        "scheme: enviroatlas-5\n"
+    )
+    done = invoke("fetch", "--city", preset, "--data", tmp_path / "w", *options_of(served), "--dry-run", "--json")
+    assert [tile["nlcd_year"] for tile in json.loads(done.stdout)["tiles"]] == [2011]
+
+
+def options_of(settings):
+    """The same sources as options of the command line."""
+    given = settings.model_dump(exclude_defaults=True, exclude={"labels", "year", "scheme"})
+    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [*options, "--year", "2010", "--labels", str(settings.labels[0])]
+
+
+@pytest.mark.slow
+def test_run_scores_as_the_demo_does(scene_files, served, invoke, tmp_path):
+    """Medians over three seeds: a single training is a few points better or worse, wherever its layers come from."""
+    from landprior.landcover.demo import FILTERS, write_scene
+
+    write_scene(tmp_path / "demo")
+    left, bottom, right, top = scene_files.scene.grid.bounds
+    place = transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", left + 1, bottom + 1, right - 1, top - 1)
+    fetched = ["--bbox", ",".join(map(str, place)), "--name", "village", "--data", tmp_path / "w", *options_of(served)]
+    accuracy = {"demo": [], "fetched": []}
+    for seed in range(3):
+        for name, where in {"demo": ["--city", "temperate", "--data", tmp_path / "demo"], "fetched": fetched}.items():
+            done = invoke("run", *where, "--scheme", "enviroatlas-5", "--filters", FILTERS, "--seed", seed, "--json")
+            assert done.exit_code == 0, done.output
+            accuracy[name].append(json.loads(done.stdout)["scores"]["accuracy"])
+    print(accuracy)
+    assert np.median(accuracy["fetched"]) > np.median(accuracy["demo"]) - 0.01
