@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,23 @@ from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_only(tmp_path_factory):
+    """Refuse connections that leave this machine, and use a cache of the tests' own."""
+    connect = socket.socket.connect
+
+    def checked(self, address):
+        if self.family != socket.AF_UNIX and not str(address[0]).startswith(("127.", "::1", "localhost")):
+            message = f"a test tried to reach {address}"
+            raise OSError(message)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", checked)
+        patch.setenv("LANDPRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,11 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes CUDA if it is there.",
 )
+starts_option = click.option(
+    "--starts",
+    type=click.IntRange(1, 32),
+    help="Train so many times from different random weights, keep the likeliest model.  [default: 1]",
+)
 pixel_size_option = click.option(
     "--pixel-size", type=click.FloatRange(min=0, min_open=True), help="Metres per pixel, for files that do not say."
 )

@@ -17,6 +17,7 @@ from landprior.cli.options import (
     scheme_option,
     show_progress,
     source_options,
+    starts_option,
     tile_option,
     workspace_option,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
+@starts_option
 @click.option(
     "--maps",
     type=click.Choice(["r", "q"]),
@@ -60,6 +62,7 @@ def command(
     cooccurrence: Path | None,
     filters: int | None,
     seed: int,
+    starts: int | None,
     maps: str,
     quicklook: bool,
     label_map: dict[int, int] | None,
@@ -100,6 +103,7 @@ def command(
         update={
             "training": base.training.model_copy(update={"seed": seed}),
             "filters": filters or base.filters,
+            "starts": starts or base.starts,
         }
     )
     settings = PipelineSettings.for_city(

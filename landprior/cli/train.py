@@ -16,6 +16,7 @@ from landprior.cli.options import (
     refuse_with_city,
     scheme_option,
     show_progress,
+    starts_option,
     tile_option,
     workspace_option,
 )
@@ -50,6 +51,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 64]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
+@starts_option
 @click.option("--init", type=INPUT, metavar="MODEL", help="Start from this model's weights.")
 @click.option(
     "--precision",
@@ -82,6 +84,7 @@ def command(
     patch_size: int | None,
     batch_size: int | None,
     seed: int,
+    starts: int | None,
     init: Path | None,
     precision: str,
     scheme: ClassScheme | None,
@@ -107,7 +110,7 @@ def command(
         loss,
         recipe,
         {"steps": steps, "warmup_steps": warmup_steps, "learning_rate": learning_rate},
-        {"filters": filters, "patch_size": patch_size, "batch_size": batch_size},
+        {"filters": filters, "patch_size": patch_size, "batch_size": batch_size, "starts": starts},
         seed=seed,
         precision=precision,
     )

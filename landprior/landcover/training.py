@@ -47,6 +47,9 @@ class TileSettings(BaseModel):
         ge=0,
         description="stop, past half of the steps, when fewer pixels change class between looks; 0: never",
     )
+    starts: int = Field(
+        1, ge=1, le=32, description="trainings from different random weights; that of the largest evidence is kept"
+    )
 
     @classmethod
     def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
@@ -72,6 +75,7 @@ def train_model(
     settings: TileSettings | None = None,
     *,
     init: LandcoverModel | None = None,
+    start: int = 0,
     device: str = "auto",
     checkpoint: Path | None = None,
     watch: Callable[[Look], Mapping[str, float]] | None = None,
@@ -87,6 +91,8 @@ def train_model(
         See :class:`TileSettings`.
     init
         Start from this model's weights instead of a random network.
+    start
+        Which of the random starts (:func:`train_best`); another start is another seed.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
@@ -111,7 +117,7 @@ def train_model(
         raise InputError(msg)
     require_compatible(tiles)
     names = sorted(tile.name for tile in tiles)
-    seed = derive_seed(settings.training.seed, "|".join(names))
+    seed = derive_seed(settings.training.seed, "|".join(names) + (f"#{start}" if start else ""))
     fabric = make_fabric(settings.training.precision, device)
     on_device = [tile.to(fabric.device) for tile in tiles]
     statistics = measure_bands(on_device)
@@ -145,7 +151,7 @@ def train_model(
         monitor=monitor,
         until=until,
         checkpoint=checkpoint,
-        identity=_identify(tiles, settings, init) if checkpoint is not None else "",
+        identity=_identify(tiles, settings, init, start) if checkpoint is not None else "",
         progress=progress,
     )
     network.eval()
@@ -180,10 +186,65 @@ def train_model(
     )
 
 
-def _identify(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None) -> str:
+def train_best(
+    tiles: Sequence[Tile],
+    settings: TileSettings | None = None,
+    *,
+    init: LandcoverModel | None = None,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train ``settings.starts`` times from different random weights and keep the model with the largest evidence.
+
+    The evidence, the mean of log p(x) under the prior, is the likelihood that these losses raise; as in
+    any fit with local optima, of several starts the likeliest is taken. Needs no labels. Arguments and errors as
+    :func:`train_model`; finished starts are kept beside the checkpoint until the last is done.
+    """
+    settings = settings or TileSettings()
+    if settings.starts == 1:
+        return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
+    models: list[LandcoverModel] = []
+    kept: list[Path] = []
+    for start in range(settings.starts):
+        done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
+        identity = _identify(tiles, settings, init, start)
+        model = _finished(done, identity)
+        if model is None:
+            model = train_model(
+                tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
+            )
+            model.record["identity"] = identity
+            if done is not None:
+                save_model(model, done, overwrite=True)
+        if done is not None:
+            kept.append(done)
+        models.append(model)
+    evidences = [model.record["verdict"]["evidence"] for model in models]
+    chosen = evidences.index(max(evidences))
+    best = models[chosen]
+    logger.info("start %d of %d has the largest evidence: %s", chosen + 1, settings.starts, evidences)
+    best.record["starts"] = {"evidence": evidences, "chosen": chosen}
+    for done in kept:
+        done.unlink(missing_ok=True)
+    return best
+
+
+def _finished(path: Path | None, identity: str) -> LandcoverModel | None:
+    """Return the model of a start that an interrupted run has finished, if it is of the same run."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        model = load_model(path)
+    except ModelError:
+        return None
+    return model if model.record.get("identity") == identity else None
+
+
+def _identify(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None, start: int) -> str:
     """Return a hash of all that a run depends on."""
     sha = hashlib.sha256(settings.model_dump_json().encode())
-    sha.update((init.digest() if init is not None else "").encode())
+    sha.update(f"{start}:{init.digest() if init is not None else ''}".encode())
     for tile in tiles:
         sha.update(tile.name.encode())
         for values in (tile.image, tile.prior, tile.valid):
@@ -242,6 +303,6 @@ def train_files(
         for name, (image, prior) in zip(names, pairs, strict=True)
     ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    model = train_model(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
+    model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
     return model

@@ -238,13 +238,15 @@ class Workspace:
         """
         city = Path(city).stem if city is not None and city.endswith((".yaml", ".yml")) else city
         if not self.root.is_dir():
-            msg = f"no workspace at {self.root}; name one with --data, or start with: landprior demo"
+            msg = (
+                f"no workspace at {self.root}; name one with --data, or start with: landprior fetch, or landprior demo"
+            )
             raise MissingInputError(msg)
         cities = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if city is not None and city not in cities:
             msg = (
                 f"the workspace {self.root} has no city {city!r} (it has: {', '.join(cities) or 'none'}); "
-                f"put its layers in {self.root / city}/<tile>/naip.tif, nlcd.tif, ..."
+                f"fetch it (landprior fetch), or put its layers in {self.root / city}/<tile>/naip.tif, nlcd.tif, ..."
             )
             raise MissingInputError(msg)
         chosen = cities if city is None else [city]
@@ -261,7 +263,10 @@ class Workspace:
             found = [tile for tile in found if tile.name in only]
         if not found:
             place = self.root if city is None else self.root / city
-            msg = f"no tile with a naip.tif below {place}; put its layers in {place}/<tile>/naip.tif, nlcd.tif, ..."
+            msg = (
+                f"no tile with a naip.tif below {place}; fetch a place (landprior fetch), "
+                f"or put its layers in {place}/<tile>/naip.tif, nlcd.tif, ..."
+            )
             raise MissingInputError(msg)
         return found
 

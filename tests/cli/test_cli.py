@@ -33,6 +33,7 @@ from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES, LossName
 from landprior.implicit.training import TrainingSettings
 from landprior.landcover import demo, hints, tiles, training
+from landprior.landcover.acquisition import FetchSettings
 from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.model import load_model, save_model
@@ -231,14 +232,16 @@ def defaults_in_help(command):
 def test_defaults_in_the_help_of_train_are_those_of_the_library():
     loop, tile = TrainingSettings(), TileSettings()
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate")}
-    expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size")}
+    expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts")}
     assert defaults_in_help(train_command) == expected
     others = {p.name: p.default for p in train_command.params if p.name in ("loss", "seed", "precision")}
     assert others == {name: getattr(loop, name) for name in others}
 
 
 def test_defaults_in_the_help_of_run_are_those_of_the_library():
-    assert defaults_in_help(run_command) == {"filters": TileSettings().filters}
+    tile = TileSettings()
+    expected = {"filters": tile.filters, "starts": tile.starts, "jobs": FetchSettings().jobs}
+    assert defaults_in_help(run_command) == expected
 
 
 def test_defaults_of_the_other_commands_are_those_of_the_library():
@@ -856,7 +859,7 @@ USAGE = {
     "evaluate without labels": ("evaluate a.tif", ["Missing argument 'LABELS'"]),
     "cooccurrence without anything": ("cooccurrence --scheme enviroatlas-5 -o a.csv", ["nothing to measure"]),
     "cooccurrence without labels": ("cooccurrence a.tif --scheme enviroatlas-5 -o a.csv", ["LABELS is missing"]),
-    "run without city": ("run", ["Missing option '--city'"]),
+    "run without city": ("run", ["say where, by one of --city, --bbox, --place, --aoi"]),
     "unknown scheme": (
         "build-prior --nlcd a.tif --scheme enviroatlas -o b.tif",
         ["'enviroatlas' is not one of the shipped schemes", "enviroatlas-5", "chesapeake-4"],
@@ -1078,7 +1081,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
         ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
         ("train --city town", ["prior.tif is missing", "build-prior --city town"]),
-        ("run --city pittsburgh", ["has no city 'pittsburgh'"]),
+        ("run --city pittsburgh --offline", ["NAIP: ", "is not in the cache", "--offline was given"]),
     ],
 )
 @pytest.mark.usefixtures("town")

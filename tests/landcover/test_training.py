@@ -155,6 +155,40 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path, pair, make_pri
     assert train_files([other], path, quick()).digest() == fresh.digest()
 
 
+def test_of_several_starts_the_likeliest_is_kept(tmp_path, pair, quick):
+    tile = [read_tile(*pair, name="image.tif")]
+    settings = quick(starts=3)
+    each = [train_model(tile, settings, start=start) for start in range(3)]
+    assert len({model.digest() for model in each}) == 3
+    evidence = [model.record["verdict"]["evidence"] for model in each]
+    best = train_files([pair], tmp_path / "model.safetensors", settings)
+    assert best.digest() == each[int(np.argmax(evidence))].digest()
+    assert best.record["starts"] == {"evidence": evidence, "chosen": int(np.argmax(evidence))}
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_an_interrupted_start_leaves_the_finished_ones(tmp_path, pair, quick, monkeypatch):
+    from landprior.errors import TrainingInterruptedError
+    from landprior.landcover import training
+
+    path, settings = tmp_path / "model.safetensors", quick(starts=2)
+    calls = []
+
+    def counted(*args, start=0, **options):
+        calls.append(start)
+        if len(calls) == 2:
+            raise TrainingInterruptedError
+        return train_model(*args, start=start, **options)
+
+    monkeypatch.setattr(training, "train_model", counted)
+    with pytest.raises(TrainingInterruptedError):
+        train_files([pair], path, settings)
+    model = train_files([pair], path, settings)
+    assert calls == [0, 1, 1]
+    assert len(model.record["starts"]["evidence"]) == 2
+    assert not list(tmp_path.glob(".model*"))
+
+
 def test_existing_model_is_refused_before_any_work(tmp_path, pair, quick, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
