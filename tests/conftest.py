@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,17 @@ def _loopback_only(tmp_path_factory):
         patch.setattr(socket.socket, "connect", checked)
         patch.setenv("LANDPRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """Undo what the command line does to logging and warnings, so that a test does not depend on those before."""
+    logger, show = logging.getLogger("landprior"), warnings.showwarning
+    before = logger.propagate, list(logger.handlers), logger.level
+    yield
+    logger.propagate, logger.handlers[:] = before[0], before[1]
+    logger.setLevel(before[2])
+    warnings.showwarning = show
 
 
 @pytest.fixture(scope="session")

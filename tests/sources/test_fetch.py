@@ -361,18 +361,21 @@ def options_of(settings):
 
 @pytest.mark.slow
 def test_run_scores_as_the_demo_does(scene_files, served, invoke, tmp_path):
-    """Medians over three seeds: a single training is a few points better or worse, wherever its layers come from."""
+    """Of three starts each: a single training is a few points better or worse, wherever its layers come from."""
     from landprior.landcover.demo import FILTERS, write_scene
 
     write_scene(tmp_path / "demo")
     left, bottom, right, top = scene_files.scene.grid.bounds
     place = transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", left + 1, bottom + 1, right - 1, top - 1)
-    fetched = ["--bbox", ",".join(map(str, place)), "--name", "village", "--data", tmp_path / "w", *options_of(served)]
-    accuracy = {"demo": [], "fetched": []}
-    for seed in range(3):
-        for name, where in {"demo": ["--city", "temperate", "--data", tmp_path / "demo"], "fetched": fetched}.items():
-            done = invoke("run", *where, "--scheme", "enviroatlas-5", "--filters", FILTERS, "--seed", seed, "--json")
-            assert done.exit_code == 0, done.output
-            accuracy[name].append(json.loads(done.stdout)["scores"]["accuracy"])
+    where = {
+        "demo": ["--city", "temperate", "--data", tmp_path / "demo"],
+        "fetched": ["--bbox", ",".join(map(str, place)), "--data", tmp_path / "w", *options_of(served)],
+    }
+    accuracy = {}
+    for name, options in where.items():
+        recipe = ["--scheme", "enviroatlas-5", "--filters", FILTERS, "--starts", 3]
+        done = invoke("run", *options, *recipe, "--json")
+        assert done.exit_code == 0, done.output
+        accuracy[name] = json.loads(done.stdout)["scores"]["accuracy"]
     print(accuracy)
-    assert np.median(accuracy["fetched"]) > np.median(accuracy["demo"]) - 0.01
+    assert accuracy["fetched"] > accuracy["demo"] - 0.01
