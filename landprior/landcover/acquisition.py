@@ -462,7 +462,10 @@ class _Job:
             return tile.choice.image.origin, {"file": local}
         if layer == "nlcd":
             if s.nlcd is not None:
-                return redact(s.nlcd), {"year": tile.nlcd_year, "file": _stamp(Path(s.nlcd))}
+                return redact(s.nlcd), {
+                    "year": tile.nlcd_year,
+                    "file": _stamp(Path(s.nlcd.replace("{year}", str(tile.nlcd_year)))),
+                }
             return redact(s.nlcd_wcs), {"year": tile.nlcd_year, "coverage": s.nlcd_coverage}
         if layer == "osm":
             options: dict[str, Any] = {"road_width": s.road_width}

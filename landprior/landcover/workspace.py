@@ -308,7 +308,11 @@ class Workspace:
 
 def _describe_raster(path: Path) -> dict[str, Any]:
     """Return the bands of a raster and, for classes, their codes, as STAC has them."""
-    with open_raster(path) as src:
+    try:
+        src = open_raster(path)
+    except RasterReadError:
+        return {}  # a damaged file is said by whoever reads it
+    with src:
         size = abs(src.transform.a)
         descriptions = src.descriptions
         bands = [

@@ -198,6 +198,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                     overviews="FORCE_USE_EXISTING",
                     copy_src_mdd="YES",
                     sparse_ok="YES",
+                    num_threads="ALL_CPUS",
                 )
                 # GDAL reports a write that fails at the very end (full disk) as success: look.
                 with rasterio.open(self._final) as check:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
@@ -95,9 +96,16 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path) -> Iterator[
         wanted = grid.bounds
         if right <= wanted.left or left >= wanted.right or top <= wanted.bottom or bottom >= wanted.top:
             boxes = f"{_box(left, bottom, right, top)} and {_box(*wanted)}"
-            msg = f"{path} and {like} do not overlap: {boxes} in {like}'s CRS"
+            msg = f"{path} and {like} do not overlap: {boxes} in {like}'s CRS; give files of one place"
             raise GridMismatchError(msg)
-        nodata = src.nodata if src.nodata is not None else 0
+        # Without a nodata value every code counts, 0 too: then an alpha band says how far the raster reaches.
+        ends: dict[str, Any] = {}
+        if src.nodata is not None:
+            ends = {"src_nodata": src.nodata, "nodata": src.nodata}
+        elif ColorInterp.alpha not in src.colorinterp:
+            ends = {"add_alpha": True}
+        left, _, right, _ = transform_bounds(grid.crs, own.crs, *grid.bounds)
+        cell_pixels = grid.width * math.sqrt(abs(own.transform.determinant)) / (right - left)
         with WarpedVRT(
             src,
             crs=grid.crs,
@@ -105,8 +113,8 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path) -> Iterator[
             width=grid.width,
             height=grid.height,
             resampling=Resampling.nearest,
-            src_nodata=src.nodata,
-            nodata=nodata,
+            tolerance=0.125 / max(cell_pixels, 1.0),  # GDAL counts in the raster's pixels; meant are the grid's
+            **ends,
         ) as warped:
             yield warped
 

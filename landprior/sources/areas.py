@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +20,6 @@ from landprior.resources import find_config, read_yaml, shipped_names
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from landprior.raster.grid import Bounds
     from landprior.sources.network import Network
 
 Year = Annotated[int, Field(ge=1985, le=2100)]
@@ -124,32 +125,12 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     Raises
     ------
     InputError
-        If the numbers are no such box; says which order they seem to be in, and the right one.
+        If the numbers are no such box, or in another order; says the right one.
     """
-    left, bottom, right, top = bounds
-    if not all(abs(value) <= 360 for value in bounds):
-        msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
-        raise InputError(msg)
-    if left < right and bottom < top and left >= -180 and right <= 180 and bottom >= -90 and top <= 90:
-        if _in_america(bounds) or not _in_america((bottom, left, top, right)):
-            label = f"{abs(left):.4f}{'w' if left < 0 else 'e'}-{abs(bottom):.4f}{'s' if bottom < 0 else 'n'}"
-            return Area(name=name or label.replace(".", "_"), outline=box(*bounds))
-        meant = (bottom, left, top, right)
-        msg = f"{_text(bounds)} looks like latitude before longitude; a box is west,south,east,north: {_text(meant)}"
-        raise InputError(msg)
-    for meant, why in (
-        ((bottom, left, top, right), "looks like latitude before longitude"),
-        ((min(left, right), min(bottom, top), max(left, right), max(bottom, top)), "has its corners in another order"),
-        (
-            (min(bottom, top), min(left, right), max(bottom, top), max(left, right)),
-            "looks like latitude before longitude",
-        ),
-    ):
-        if meant[0] < meant[2] and meant[1] < meant[3] and _in_america(meant):
-            msg = f"{_text(bounds)} {why}; a box is west,south,east,north: {_text(meant)}"
-            raise InputError(msg)
-    msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example -80.02,40.43,-79.98,40.46"
-    raise InputError(msg)
+    _check_bounds(bounds)
+    left, bottom, _, _ = bounds
+    label = f"{abs(left):.4f}{'w' if left < 0 else 'e'}-{abs(bottom):.4f}{'s' if bottom < 0 else 'n'}"
+    return Area(name=name or label.replace(".", "_"), outline=box(*bounds))
 
 
 def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
@@ -167,9 +148,13 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
     if not len(polygons):
         msg = f"{path} has no polygon; an outline is one or more polygons"
         raise InputError(msg)
-    outline = make_valid(polygons.to_crs(4326).union_all())
+    outline = polygons.make_valid().to_crs(4326).make_valid().union_all()
     left, bottom, right, top = outline.bounds
-    area_from_bounds((left, bottom, right, top))  # says it if the file's coordinates are swapped
+    try:
+        _check_bounds((left, bottom, right, top))
+    except InputError as error:
+        msg = f"{path}: {error}"
+        raise InputError(msg) from error
     return Area(name=name or slug(Path(path).stem), outline=outline)
 
 
@@ -196,12 +181,13 @@ def area_from_place(place: str, network: Network, *, url: str | None = None, nam
     """
     from landprior.sources.osm import geocode
 
-    return Area(name=name or slug(place), outline=geocode(place, network, url=url))
+    return Area(name=name or slug(place), outline=make_valid(geocode(place, network, url=url)))
 
 
 def slug(text: str) -> str:
     """Return a text as the name of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "area"
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-") or "area"
 
 
 def check_name(name: str) -> str:
@@ -218,11 +204,37 @@ def check_name(name: str) -> str:
     return name
 
 
-def _in_america(bounds: tuple[float, float, float, float] | Bounds) -> bool:
-    """Say whether a box may lie in the United States and their islands."""
+def _check_bounds(bounds: tuple[float, float, float, float]) -> None:
+    """Refuse what is no box in degrees, and say the order that is probably meant."""
+    if not all(abs(value) <= 360 for value in bounds):
+        msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
+        raise InputError(msg)
+    # the numbers of a place in the United States can be told apart, in whatever order they come
+    meant = next((order for order in permutations(bounds) if _is_box(order) and _in_america(order)), None)
+    if _is_box(bounds) and meant in {None, bounds}:
+        return
+    left, bottom, right, top = bounds
+    if meant is None:  # elsewhere only corners can be put right
+        meant = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
+    if not _is_box(meant):
+        msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example -80.02,40.43,-79.98,40.46"
+        raise InputError(msg)
+    swapped = left in meant[1::2]
+    why = "looks like latitude before longitude" if swapped else "has its numbers in another order"
+    msg = f"{_text(bounds)} {why}; a box is west,south,east,north: {_text(meant)}"
+    raise InputError(msg)
+
+
+def _is_box(bounds: tuple[float, ...]) -> bool:
+    left, bottom, right, top = bounds
+    return -180 <= left < right <= 180 and -90 <= bottom < top <= 90
+
+
+def _in_america(bounds: tuple[float, ...]) -> bool:
+    """Say whether a box may lie in the United States and their islands, the farthest ones aside."""
     left, bottom, right, top = bounds
     return left >= -180 and right <= -60 and bottom >= 13 and top <= 72
 
 
-def _text(bounds: tuple[float, float, float, float]) -> str:
+def _text(bounds: tuple[float, ...]) -> str:
     return ",".join(f"{value:.10g}" for value in bounds)

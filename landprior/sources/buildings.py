@@ -9,11 +9,13 @@ import json
 import logging
 import warnings
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 import mercantile
 
-from landprior.errors import SourceError, SourceWarning
+from landprior.errors import SourceBusyError, SourceError, SourceWarning
 from landprior.raster.files import replacing
+from landprior.sources.cache import writing_features
 from landprior.sources.network import DAY, Network, Origin, Remote
 
 if TYPE_CHECKING:
@@ -51,10 +53,10 @@ def list_files(
     answer = network.get(index_url, BUILDINGS, keep=KEEP_INDEX, suffix=".csv", check=_check_index)
     wanted = quadkeys_of(bounds)
     found: dict[str, list[str]] = {key: [] for key in wanted}
-    for row in csv.DictReader(io.StringIO(answer.decode("utf-8"))):
+    for row in csv.DictReader(io.StringIO(answer.decode("utf-8-sig", errors="replace"))):
         key = str(row["QuadKey"]).zfill(ZOOM)  # a table program may have dropped the zeros
         if key in found:
-            found[key].append(str(row["Url"]))
+            found[key].append(urljoin(index_url, str(row["Url"])))  # a copy may give addresses beside itself
     return found
 
 
@@ -85,7 +87,7 @@ def download_buildings(
         return path
     frames = [_read_footprints(_download(url, network), bounds) for url in urls]
     whole = pd.concat(frames, ignore_index=True) if frames else geopandas.GeoDataFrame(geometry=[], crs=4326)
-    with replacing(path, overwrite=True) as temporary:
+    with writing_features(path), replacing(path, overwrite=True) as temporary:
         pyogrio.write_dataframe(
             whole[["geometry"]], temporary, driver="FlatGeobuf", geometry_type="MultiPolygon", promote_to_multi=True
         )
@@ -100,6 +102,7 @@ def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> g
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
+    pyogrio.set_gdal_config_options({"CPL_VSIL_GZIP_WRITE_PROPERTIES": False})  # no side file in the cache
     try:
         frame = pyogrio.read_dataframe(f"GeoJSONSeq:/vsigzip/{path}", bbox=bounds, columns=[])
     except (DataSourceError, DataLayerError, ValueError) as error:
@@ -121,7 +124,7 @@ def _check_gzip(path: Path) -> None:
 
 
 def _check_index(content: bytes) -> None:
-    head = content[:200].decode("utf-8", errors="replace").splitlines()
-    if not head or not {"QuadKey", "Url"} <= set(head[0].strip("\ufeff").split(",")):
-        msg = f"the index is no table with QuadKey and Url ({len(content)} bytes)"
-        raise SourceError(msg)
+    head = content[:200].decode("utf-8-sig", errors="replace").splitlines()
+    if not head or not {"QuadKey", "Url"} <= set(head[0].split(",")) or not content.endswith(b"\n"):
+        msg = f"the index is no table with QuadKey and Url, or is cut off ({len(content)} bytes)"
+        raise SourceBusyError(msg)

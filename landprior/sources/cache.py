@@ -6,19 +6,21 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from landprior.errors import InputError, RasterWriteError
+from landprior.errors import InputError, LandpriorError, RasterWriteError
 from landprior.raster.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MARK = "CACHEDIR.TAG"
+_LOCKS = ".locks"
 _MARK_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# landprior's downloads; safe to delete\n"
 
 
@@ -77,7 +79,17 @@ class Cache:
             If the folder cannot be made.
         """
         name = hashlib.sha256(key.encode()).hexdigest()
-        folder = self.root / source
+        return self._folder(source) / f"{name[:32]}{suffix}"
+
+    def lock_path(self, path: Path) -> Path:
+        """Return the file that stands for the lock of another file.
+
+        It is never deleted, which would break the lock for those who wait; so it does not lie beside the other.
+        """
+        return self._folder(_LOCKS) / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.lock"
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mark = self.root / _MARK
@@ -86,19 +98,41 @@ class Cache:
         except OSError as error:
             msg = f"cannot use the cache {self.root} ({error.strerror}); set LANDPRIOR_CACHE to another folder"
             raise RasterWriteError(msg) from error
-        return folder / f"{name[:32]}{suffix}"
+        return folder
 
     def put(self, path: Path, content: bytes) -> Path:
         """Write a file of the cache, whole or not at all."""
-        with replacing(path, overwrite=True) as temporary:
+        with self.writing(path), replacing(path, overwrite=True) as temporary:
             temporary.write_bytes(content)
         return path
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Turn what the disk says within the block into a :class:`RasterWriteError` with a remedy.
+
+        Parameters
+        ----------
+        path
+            What is being written.
+        """
+        here = path.is_relative_to(self.root)
+        remedy = "make room there" + (", or set LANDPRIOR_CACHE to a folder on another disk" if here else "")
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, RasterWriteError):
+                msg = f"{error}; {remedy}"
+            elif isinstance(error, LandpriorError):  # some are OSErrors, and say enough
+                raise
+            else:
+                msg = f"cannot write {path} ({error.strerror or type(error).__name__}); {remedy}"
+            raise RasterWriteError(msg) from error
 
     def usage(self) -> list[Usage]:
         """Return what each source takes."""
         found = []
         for folder in self._sources():
-            sizes = [_size(path) for path in _files(folder)]
+            sizes = [status.st_size for _, status in _files(folder)]
             found.append(Usage(source=folder.name, entries=len(sizes), size=sum(sizes)))
         return found
 
@@ -134,16 +168,19 @@ class Cache:
             raise InputError(msg)
         before = time.time() - older_than_days * 86_400
         freed = 0
-        for name in sources or tuple(folders):
-            for path in list(_files(folders[name])):
-                if older_than_days <= 0 or path.stat().st_mtime < before:
-                    freed += _size(path)
-                    path.unlink(missing_ok=True)
-            for folder in sorted((p for p in folders[name].rglob("*") if p.is_dir()), reverse=True):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
-            if not any(folders[name].iterdir()):
-                folders[name].rmdir()
+        try:
+            for name in sources or tuple(folders):
+                for path, status in list(_files(folders[name])):
+                    if older_than_days <= 0 or status.st_mtime < before:
+                        path.unlink(missing_ok=True)
+                        freed += status.st_size
+                inner = sorted((p for p in folders[name].rglob("*") if p.is_dir()), reverse=True)
+                for folder in (*inner, folders[name]):
+                    if not any(folder.iterdir()):
+                        folder.rmdir()
+        except OSError as error:
+            msg = f"cannot delete {error.filename} ({error.strerror})"
+            raise RasterWriteError(msg) from error
         return freed
 
     def discard(self, path: Path) -> None:
@@ -155,12 +192,31 @@ class Cache:
     def _sources(self) -> list[Path]:
         if not self.root.is_dir():
             return []
-        return sorted(path for path in self.root.iterdir() if path.is_dir())
+        return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name != _LOCKS)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
+@contextmanager
+def writing_features(path: Path) -> Iterator[None]:
+    """Turn what pyogrio raises while it writes into a :class:`RasterWriteError`; it has no class for a full disk.
+
+    Parameters
+    ----------
+    path
+        What is being written.
+    """
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+
+    try:
+        yield
+    except (DataLayerError, DataSourceError, FeatureError) as error:
+        reason = " ".join(str(error).split())[-160:]
+        msg = f"cannot write {path} ({reason}); is the disk full?"
+        raise RasterWriteError(msg) from error
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Return what is there; a fetch may be writing and deleting meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            if path.is_file():
+                yield path, path.stat()

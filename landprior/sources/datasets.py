@@ -43,38 +43,33 @@ def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
     SourceError
         If an archive cannot be had, or is not what was published.
     """
-    from torchgeo.datasets import DatasetNotFoundError
-
     root = Path(root)
-    try:
-        _open(name, root)
-    except DatasetNotFoundError:
-        root.mkdir(parents=True, exist_ok=True)
-        origin = Origin(
-            name=f"The published set {name}",
-            folder="datasets",
-            remedy=f"download it by hand into {root} and run the same command again",
-        )
-        for url, filename, md5 in archives_of(name):
-            logger.info("%s -> %s", url.partition("?")[0], root / filename)
-            network.download(Remote(url), origin, path=root / filename, md5=md5)
-        try:
-            _open(name, root)
-        except (DatasetNotFoundError, zipfile.BadZipFile, OSError) as error:
-            msg = f"the archives of {name} in {root} cannot be unpacked ({type(error).__name__}: {error})"
-            raise SourceError(msg) from error
+    if _is_there(name, root):
+        return root
+    root.mkdir(parents=True, exist_ok=True)
+    origin = Origin(
+        name=f"The published set {name}",
+        folder="datasets",
+        remedy=f"download it by hand into {root} and run the same command again",
+    )
+    for url, filename, md5 in archives_of(name):
+        logger.info("%s -> %s", url.partition("?")[0], root / filename)
+        network.download(Remote(url), origin, path=root / filename, md5=md5)
+    if not _is_there(name, root):
+        msg = f"the archives of {name} in {root} do not hold the set; delete them and run the same command again"
+        raise SourceError(msg)
     return root
 
 
 def archives_of(name: str) -> list[tuple[str, str, str]]:
     """Return the archives of a published set by torchgeo's tables: URL, file name, MD5 sum."""
-    cls: Any = _class_of(name)
+    cls = _class_of(name)
     if name == "enviroatlas":
         return [(cls.url, cls.filename, cls.md5)]
     return [(cls.urls[part], cls.filenames[part], cls.md5s[part]) for part in cls.urls]
 
 
-def _class_of(name: str) -> type:
+def _class_of(name: str) -> Any:  # noqa: ANN401 - torchgeo's
     from torchgeo.datasets import ChesapeakeCVPR, EnviroAtlas
 
     classes: dict[str, type] = {"enviroatlas": EnviroAtlas, "chesapeake": ChesapeakeCVPR}
@@ -84,8 +79,18 @@ def _class_of(name: str) -> type:
     return classes[name]
 
 
-def _open(name: str, root: Path) -> object:
-    """Open a set with torchgeo's class; it unpacks archives that lie there."""
-    if name == "chesapeake":
-        return _class_of(name)(root=root, layers=["naip-new", "lc", _PRIOR_LAYER], download=False)
-    return _class_of(name)(root=root, download=False)
+def _is_there(name: str, root: Path) -> bool:
+    """Say whether torchgeo's class finds a set; it unpacks archives that lie there."""
+    from torchgeo.datasets import DatasetNotFoundError
+
+    cls = _class_of(name)
+    options = {"layers": ["naip-new", "lc", _PRIOR_LAYER]} if name == "chesapeake" else {}
+    try:
+        cls(root=root, download=False, **options)
+    except DatasetNotFoundError:
+        return False
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        msg = f"an archive of {name} in {root} cannot be used ({reason}); delete it and run the same command again"
+        raise SourceError(msg) from error
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rasterio.features import rasterize
 from landprior.errors import GridMismatchError, InputError, SchemeError
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_on_grid, read_classes
-from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA
 from landprior.raster.windows import stream
 from landprior.sources.vectors import read_vectors
 
@@ -109,25 +110,26 @@ def _read(
     frame = frame[frame[field].notna()]
     if frame.empty:
         return None
-    positions = [_position(value, scheme, label_map, source) for value in frame[field]]
+    positions = {value: _position(value, scheme, label_map, source) for value in frame[field].unique()}
     shapes = [
-        (geometry, position) for geometry, position in zip(frame.geometry, positions, strict=True) if position >= 0
+        (geometry, positions[value])
+        for geometry, value in zip(frame.geometry, frame[field], strict=True)
+        if positions[value] >= 0
     ]
     if not shapes:
         return None
-    burnt = rasterize(reversed(shapes), grid.shape, fill=-1, transform=grid.transform, dtype="int16")
+    burnt = rasterize(shapes[::-1], grid.shape, fill=IGNORED_INDEX, transform=grid.transform, dtype="int16")
     return np.asarray(burnt, dtype=np.int16)
 
 
 def _position(value: object, scheme: ClassScheme, label_map: Mapping[int, int] | None, source: Path) -> int:
     """Return the position of a class given by code or name."""
     text = str(value).strip()
-    number = float(text) if text.replace(".", "", 1).lstrip("-").isdigit() else None
-    if number is None or not number.is_integer():
-        return scheme.index(text)
+    code = re.fullmatch(r"(-?\d{1,9})(\.0*)?", text)
+    if code is not None:
+        return int(scheme.encode(np.array([int(code[1])]), label_map=label_map, where=str(source))[0])
     try:
-        found = scheme.encode(np.array([int(number)]), label_map=label_map, where=str(source))
-    except OverflowError as error:
-        msg = f"{source} has the code {text}, which no class can have"
+        return scheme.index(text)
+    except SchemeError as error:
+        msg = f"{source}: {error}"
         raise SchemeError(msg) from error
-    return int(found[0])

@@ -18,16 +18,23 @@ from urllib.parse import urlsplit
 
 import geopandas
 import numpy as np
-import rasterio
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.warp import reproject, transform_bounds
+from rasterio.enums import MaskFlags, Resampling
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import reproject, transform
+from rasterio.windows import Window
 from shapely.geometry import box, shape
 
-from landprior.errors import InputError, RasterReadError, SourceError
+from landprior.errors import (
+    InputError,
+    LandpriorError,
+    MissingInputError,
+    RasterReadError,
+    SourceBusyError,
+    SourceError,
+)
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
@@ -63,6 +70,10 @@ _PAGE = 100
 _SHRINKING = 0.95
 """Source pixels below this many metres are averaged."""
 _WINDOW = 1024
+_REACH = 8
+"""Source pixels to read around a window, more than any resampling looks at."""
+_TIFFS = {".tif", ".tiff"}
+_DATE = re.compile(r"(?:^|_)((?:19|20)\d{2})(\d{2})(\d{2})(?=_|$)")
 _LEAST_HECTARES = 1.0
 
 
@@ -134,8 +145,9 @@ def search_images(
         If the catalogue does not answer.
     """
     import pystac_client
-    from pystac_client.exceptions import APIError
     from pystac_client.stac_api_io import StacApiIO
+
+    asked: set[str] = set()
 
     class _IO(StacApiIO):
         """Asks through our network, so that all its care and the cache apply."""
@@ -147,6 +159,11 @@ def search_images(
             headers: dict[str, str] | None = None,
             parameters: dict[str, Any] | None = None,
         ) -> str:
+            question = json.dumps([href, method, parameters], sort_keys=True)
+            if question in asked:
+                msg = "its pages go round in a circle"
+                raise ValueError(msg)
+            asked.add(question)
             post = method == "POST"
             answer = network.get(
                 href,
@@ -156,7 +173,7 @@ def search_images(
                 headers=headers,
                 keep=KEEP_SEARCH,
                 suffix=".json",
-                check=_check_json,
+                check=_check_stac,
             )
             return answer.decode("utf-8")
 
@@ -168,22 +185,22 @@ def search_images(
             warnings.simplefilter("ignore")  # on conformance classes; what is missing shows in the answer
             client = pystac_client.Client.open(stac_url, stac_io=_IO())
             search = client.search(
-                collections=[collection], bbox=list(outline.bounds), limit=_PAGE, method="GET", max_items=None
+                collections=[collection], bbox=list(outline.bounds), limit=_PAGE, method="POST", max_items=None
             )
             found = [_image_of(item, signer) for item in search.items_as_dicts()]
-    except (APIError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, (SourceError, InputError)):
-            raise
-        reason = " ".join(str(error).split())[:160]
+    except LandpriorError:
+        raise
+    except Exception as error:  # pystac's errors have no root of their own, and items may be anything
+        reason = re.sub(r"\?\S+", "", " ".join(str(error).split()))[:160]  # without the query strings of URLs
         msg = f"NAIP: {redact(stac_url)} is no STAC API that can be searched ({reason}); {NAIP.remedy}"
         raise SourceError(msg) from error
     return [image for image in found if image is not None and image.footprint.intersects(outline)]
 
 
 def _image_of(item: dict[str, Any], signer: Signer | None) -> NaipImage | None:
-    """Return the image of a STAC item; None if it has no raster of ours."""
+    """Return the image of a STAC item; None if it has no raster of ours, or no place."""
     asset = item.get("assets", {}).get("image")
-    if asset is None:
+    if asset is None or not item.get("geometry"):
         return None
     properties = item.get("properties", {})
     when = str(properties.get("datetime") or properties.get("start_datetime") or "")[:10]
@@ -191,14 +208,22 @@ def _image_of(item: dict[str, Any], signer: Signer | None) -> NaipImage | None:
     code = asset.get("proj:code") or properties.get("proj:code") or properties.get("proj:epsg")
     resolution = asset.get("gsd") or properties.get("gsd")
     return NaipImage(
-        id=str(item["id"]),
+        id=re.sub(r"[^\w.-]", "_", str(item["id"])).lstrip(".") or "image",  # it names a folder
         year=int(year) if year.isdigit() else None,
         date=when,
         footprint=shapely.make_valid(shape(item["geometry"])),
         source=Remote(_readable(str(asset["href"])), signer),
         resolution=None if resolution is None else float(resolution),
-        crs=None if code is None else CRS.from_user_input(code),
+        crs=_crs_of(code),
     )
+
+
+def _crs_of(code: object) -> CRS | None:
+    """Return the CRS that a catalogue names; None if it names none, or an unknown one."""
+    try:
+        return None if code is None else CRS.from_user_input(code)
+    except CRSError:
+        return None
 
 
 def _readable(href: str) -> str:
@@ -216,66 +241,80 @@ def _check_json(content: bytes) -> None:
         json.loads(content)
     except ValueError as error:
         msg = f"the catalogue sent no JSON ({len(content)} bytes)"
-        raise SourceError(msg) from error
+        raise SourceBusyError(msg) from error
+
+
+def _check_stac(content: bytes) -> None:
+    _check_json(content)
+    answer = json.loads(content)
+    if not isinstance(answer, dict) or answer.get("type") not in {"Catalog", "Collection", "FeatureCollection"}:
+        msg = "the address leads to no STAC API"
+        raise SourceError(msg)
 
 
 def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list[NaipImage]:
     """List the images of a local folder (``*.tif``, also in folders below), or one file.
 
+    What is no image in UTM or another projected CRS with at least 3 bands of uint8 is left out, and the log says so.
+
+    Parameters
+    ----------
+    folder
+        Folder or file.
+    outline
+        Only images that touch this place (degrees); None: all.
+
     Raises
     ------
+    MissingInputError
+        If there is no such folder or file.
     InputError
-        If there is none.
+        If it has no image.
     """
     folder = Path(folder)
-    paths = (
-        [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".tif", ".tiff"})
-    )
-    images = []
+    if not folder.exists():
+        msg = f"no such folder or file: {folder}"
+        raise MissingInputError(msg)
+    paths = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in _TIFFS)
+    images, reason = [], "no .tif"
     for path in paths:
         try:
-            with open_raster(path) as src:
-                if src.crs is None or src.count < 3:
-                    logger.info("  %s is left out: it has %s", path, "no CRS" if src.crs is None else "too few bands")
-                    continue
-                bounds = transform_bounds(src.crs, "EPSG:4326", *src.bounds, densify_pts=21)
-                x, _ = Grid.of(src).pixel_size(where=path)
-                images.append(
-                    NaipImage(
-                        id=path.stem,
-                        year=_year_of(path.stem),
-                        date=_date_of(path.stem),
-                        footprint=box(*bounds) if outline is None else _outline_of(Grid.of(src)),
-                        source=path,
-                        resolution=x,
-                        crs=src.crs,
-                    )
-                )
+            images.append(_image_in(path))
         except (RasterReadError, InputError) as error:
-            logger.warning("Warning: %s is left out: %s", path.name, error)
+            reason = str(error)
+            logger.warning("Warning: %s is left out: %s", path.name, reason)
     if not images:
-        msg = f"{folder} has no georeferenced image (.tif with at least 3 bands)"
+        msg = f"{folder} has no NAIP image, georeferenced and with at least 3 bands of uint8 ({reason})"
         raise InputError(msg)
     return [image for image in images if outline is None or image.footprint.intersects(outline)]
+
+
+def _image_in(path: Path) -> NaipImage:
+    """Return the image that a local file is; raises if it is none."""
+    with open_raster(path) as src:
+        if src.crs is None:
+            msg = "it says no CRS"
+            raise InputError(msg)
+        if src.count < 3 or src.dtypes[0] != "uint8":
+            msg = f"it has {src.count} band(s) of {src.dtypes[0]}"
+            raise InputError(msg)
+        grid = Grid.of(src)
+    date = _DATE.search(path.stem)
+    return NaipImage(
+        id=path.stem,
+        year=None if date is None else int(date[1]),
+        date="" if date is None else "-".join(date.groups()),
+        footprint=_outline_of(grid),
+        source=path,
+        resolution=grid.pixel_size(where=path)[0],
+        crs=grid.crs,
+    )
 
 
 def _outline_of(grid: Grid) -> BaseGeometry:
     """Return a raster's true outline in degrees: its box is turned there."""
     series = geopandas.GeoSeries([shapely.segmentize(box(*grid.bounds), 500.0)], crs=_wkt(grid.crs))
     return series.to_crs(4326).iloc[0]
-
-
-_DATE = re.compile(r"(?:^|_)((?:19|20)\d{2})(\d{2})(\d{2})(?=_|$)")
-
-
-def _year_of(stem: str) -> int | None:
-    found = _DATE.search(stem)
-    return None if found is None else int(found[1])
-
-
-def _date_of(stem: str) -> str:
-    found = _DATE.search(stem)
-    return "" if found is None else "-".join(found.groups())
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -291,6 +330,8 @@ class Choice:
 
 def choose_images(images: Sequence[NaipImage], outline: BaseGeometry, year: int | None) -> tuple[list[Choice], float]:
     """Choose images that cover a place, of the year nearest to the one wanted wherever there are several.
+
+    Of two years as near, the later one is taken for all it covers before the earlier one.
 
     Parameters
     ----------
@@ -308,30 +349,31 @@ def choose_images(images: Sequence[NaipImage], outline: BaseGeometry, year: int 
     covered : float
         Share of the place that they cover, 0..1.
     """
-    to_metres = geopandas.GeoSeries([outline, *(image.footprint for image in images)], crs=4326).to_crs(5070)
+    # edges get points in between, as what is straight in degrees is not in metres
+    shapes = shapely.segmentize([outline, *(image.footprint for image in images)], 0.01)
+    to_metres = geopandas.GeoSeries(shapes, crs=4326).to_crs(5070)
     place, footprints = shapely.make_valid(to_metres.iloc[0]), to_metres.iloc[1:]
     target = year if year is not None else max((i.year for i in images if i.year is not None), default=0)
 
-    def distance(image: NaipImage) -> float:
-        return 0.0 if image.year is None else abs(image.year - target)
+    def rank(image: NaipImage) -> tuple[int, int]:
+        return (0, 0) if image.year is None else (abs(image.year - target), -image.year)
 
-    least = min(_LEAST_HECTARES * 1e4, 1e-3 * place.area)
+    least = max(min(_LEAST_HECTARES * 1e4, 1e-3 * place.area), 1e-9)
     left = place
     waiting = [
-        (distance(image), -(image.year or 0), image.id, image, shapely.make_valid(footprint))
-        for image, footprint in zip(images, footprints, strict=True)
+        (rank(image), image, shapely.make_valid(footprint)) for image, footprint in zip(images, footprints, strict=True)
     ]
     chosen: list[Choice] = []
-    for gap in sorted({entry[0] for entry in waiting}):
-        nearest = [entry for entry in waiting if entry[0] == gap]
+    for best in sorted({entry[0] for entry in waiting}):
+        nearest = [entry[1:] for entry in waiting if entry[0] == best]
         while nearest:
-            gains = [entry[4].intersection(left).area for entry in nearest]
-            # the largest gain; of equal ones the later year, then the name, so that the choice is the same each time
-            best = min(range(len(nearest)), key=lambda i: (-round(gains[i]), nearest[i][1], nearest[i][2]))
-            if gains[best] < max(least, 1e-9):
+            # the largest gain; of equal ones by name, so that the choice is the same each time
+            gain, _, i = min((-round(f.intersection(left).area), im.id, i) for i, (im, f) in enumerate(nearest))
+            if -gain < least:
                 break
-            image, footprint = nearest.pop(best)[3:]
-            chosen.append(Choice(image=image, part=outline.intersection(image.footprint)))
+            image, footprint = nearest.pop(i)
+            parts = shapely.get_parts(outline.intersection(image.footprint))  # where edges only touch, lines too
+            chosen.append(Choice(image=image, part=shapely.union_all(parts[shapely.area(parts) > 0])))
             left = left.difference(footprint)
     return chosen, 1.0 - left.area / max(place.area, 1e-9)
 
@@ -362,9 +404,9 @@ def tile_grid(choice: Choice, *, margin: int) -> Grid:
 
 def utm_of(crs: CRS | None, place: BaseGeometry) -> CRS:
     """Return a CRS if it is UTM, else NAD83's zone at a place (degrees)."""
-    if crs is not None and crs.to_dict().get("proj") == "utm":
+    if crs is not None and crs.to_dict().get("proj") == "utm" and crs.linear_units_factor[1] == 1.0:
         return crs
-    zone = int((place.centroid.x + 180) // 6) + 1
+    zone = min(int((place.centroid.x + 180) // 6) + 1, 60)
     return CRS.from_epsg(26900 + zone if zone <= 23 else 32600 + zone)
 
 
@@ -375,7 +417,8 @@ def write_image(image: NaipImage, grid: Grid, path: Path, network: Network, *, o
     """Warp an image onto the grid of a tile, by windows, and write it as a COG.
 
     Pixels below 1 m are averaged; pixels that lie on the grid's own are copied; others are interpolated.
-    Pixels without data (the file's nodata value, or zero in all bands) become zero in all bands.
+    Pixels without data (the file's nodata value or mask; if it has neither, zero in all bands) become zero
+    in all bands. A fourth band is near infrared, whatever it is tagged as.
 
     Raises
     ------
@@ -411,8 +454,7 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
     if src.dtypes[0] != "uint8":
         msg = f"{image.origin} holds {src.dtypes[0]}, NAIP is uint8"
         raise RasterReadError(msg)
-    bands = list(range(1, min(src.count, 4) + 1))  # named one by one: the fourth may be marked as alpha
-    source_nodata = NODATA if src.nodata is None else int(src.nodata)
+    bands = list(range(1, min(src.count, 4) + 1))  # the fourth may be marked as alpha
     resampling = _resampling(src, grid)
     with CogWriter(
         path,
@@ -428,51 +470,80 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
             window = grid.window(block.core)
-            values = np.full((len(bands), *window.shape), source_nodata, dtype=np.uint8)
+            values = np.full((len(bands), *window.shape), NODATA, dtype=np.uint8)
             try:
-                reproject(
-                    rasterio.band(src, bands),
-                    values,
-                    dst_transform=window.transform,
-                    dst_crs=window.crs,
-                    src_nodata=source_nodata,
-                    dst_nodata=source_nodata,
-                    resampling=resampling,
-                    UNIFIED_SRC_NODATA="YES",
-                )
-            except RasterioError as error:
-                if isinstance(image.source, Path):
-                    reason = " ".join(str(error.__cause__ or error).split())
-                    msg = f"{image.origin} is damaged or truncated ({reason}); copy or download it again"
-                    raise RasterReadError(msg) from error
-                raise  # Network.open_raster says it
-            if source_nodata != NODATA:
-                values = _renumber(values, source_nodata)
+                part = _read_around(src, bands, window)
+            except RasterioError as error:  # of a remote file, Network.open_raster says it better
+                reason = " ".join(str(error.__cause__ or error).split())
+                msg = f"{image.origin} is damaged or truncated ({reason}); copy or download it again"
+                raise RasterReadError(msg) from error
+            if part is not None:
+                _resample(*part, values, window, resampling)
             return {"naip": values}
 
         stream(compute, grid=grid, sinks={"naip": writer}, size=_WINDOW, label="naip")
     return path
 
 
-def _renumber(values: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
-    """Let zero in all bands mean no data, and nothing else."""
-    empty = (values == nodata).all(axis=0)
-    black = (values == NODATA).all(axis=0) & ~empty
+def _read_around(src: DatasetReader, bands: list[int], target: Grid) -> tuple[NDArray[np.uint8], Grid] | None:
+    """Read what a window of the tile's grid is made from; None if the image does not reach there.
+
+    Zero in all bands means no data, and nothing else does.
+    """
+    own = Grid.of(src)
+    along, ones = np.linspace(0, 1, 21), np.ones(21)
+    columns = target.width * np.concatenate([along, along, 0 * ones, ones])
+    rows = target.height * np.concatenate([0 * ones, ones, along, along])
+    x, y = transform(target.crs, own.crs, *(target.transform @ (columns, rows)))
+    columns, rows = ~own.transform @ (np.asarray(x), np.asarray(y))
+    left, right = np.clip([columns.min() - _REACH, columns.max() + _REACH + 1], 0, own.width).astype(int)
+    top, bottom = np.clip([rows.min() - _REACH, rows.max() + _REACH + 1], 0, own.height).astype(int)
+    if left >= right or top >= bottom:
+        return None
+    window = Window(left, top, right - left, bottom - top)
+    values = np.asarray(src.read(bands, window=window), dtype=np.uint8)
+    flags = src.mask_flag_enums[0]
+    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        empty = src.read_masks(1, window=window) == 0
+    else:
+        empty = (values == (NODATA if src.nodata is None else src.nodata)).all(axis=0)
+    values[0, ~empty & (values == NODATA).all(axis=0)] = 1
     values[:, empty] = NODATA
-    values[0, black] = 1
-    return values
+    return values, own.window(window)
+
+
+def _resample(
+    values: NDArray[np.uint8], own: Grid, result: NDArray[np.uint8], target: Grid, resampling: Resampling
+) -> None:
+    """Put pixels onto a window of the tile's grid."""
+    if resampling is Resampling.nearest:
+        column, row = (round(value) for value in ~target.transform @ own.transform @ (0, 0))
+        top, bottom = np.clip([row, row + own.height], 0, target.height)
+        left, right = np.clip([column, column + own.width], 0, target.width)
+        result[:, top:bottom, left:right] = values[:, top - row : bottom - row, left - column : right - column]
+        return
+    reproject(
+        values,
+        result,
+        src_transform=own.transform,
+        src_crs=own.crs,
+        dst_transform=target.transform,
+        dst_crs=target.crs,
+        src_nodata=NODATA,
+        dst_nodata=NODATA,
+        resampling=resampling,
+        UNIFIED_SRC_NODATA="YES",
+    )
 
 
 def _resampling(src: DatasetReader, grid: Grid) -> Resampling:
-    """Return how pixels become the tile's."""
-    x, _ = Grid.of(src).pixel_size(where=src.name)
-    if x < _SHRINKING:
+    """Return how pixels become the tile's; nearest where they lie on its own."""
+    if min(Grid.of(src).pixel_size(where=src.name)) < _SHRINKING:
         return Resampling.average
     if src.crs == grid.crs:
-        to_pixels = ~grid.transform @ src.transform
-        corner = to_pixels @ (0, 0)
-        same_size = abs(to_pixels.a - 1) < 1e-6 and abs(to_pixels.e - 1) < 1e-6
-        if same_size and all(abs(value - round(value)) < 0.01 for value in corner):
+        moved = ~grid.transform @ src.transform
+        same_size = np.allclose((moved.a, moved.b, moved.d, moved.e), (1, 0, 0, 1), rtol=0, atol=1e-6)
+        if same_size and all(abs(value - round(value)) < 0.01 for value in (moved.c, moved.f)):
             return Resampling.nearest
     return Resampling.bilinear
 
@@ -518,7 +589,7 @@ class TokenSigner:
         answer = self._network.get(self._url, NAIP, params={"href": href}, headers=headers, check=_check_json)
         try:
             signed = json.loads(answer)
-            query = urlsplit(str(signed["href"])).query
+            query = urlsplit(str(signed["href"])).query.removeprefix(urlsplit(href).query).lstrip("&")
             text = str(signed.get("msft:expiry") or "")
             until = datetime.fromisoformat(text) if text else None
         except (ValueError, KeyError, TypeError) as error:

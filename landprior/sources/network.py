@@ -12,22 +12,33 @@ import io
 import json
 import logging
 import random
+import re
+import socket
 import threading
 import time
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import rasterio
 import requests
 import urllib3
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rasterio.errors import RasterioError
 
 import landprior
-from landprior.errors import FetchInterruptedError, OfflineError, RasterWriteError, SourceBusyError, SourceError
+from landprior.errors import (
+    FetchInterruptedError,
+    LandpriorError,
+    OfflineError,
+    RasterReadError,
+    SourceBusyError,
+    SourceError,
+)
 from landprior.raster.files import GDAL_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rasterio.io import DatasetReader
+    from requests import PreparedRequest, Response
 
     from landprior.sources.cache import Cache
 
@@ -50,8 +62,19 @@ CHUNK = 512 * 1024
 _READ_AHEAD = 16
 """At most so many chunks in one request, when a file is read on and on."""
 _PIECE = 64 * 1024
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_PROGRESS = 1024 * 1024
+"""Bytes received since the last failure after which a request has all its attempts again."""
+_BUSY = {408, 425, 429}
+_NEVER = {501, 505}
+"""Server errors that the next attempt will meet too."""
 _DENIED = {401, 403}
+_REDIRECTS = 10
+_HARMLESS = {
+    "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "if-range",
+    "proxy-authorization", "range", "user-agent",
+}  # fmt: skip
+"""Headers that may go on when a server leads to another host (requests sees to the secret ones); keys may not."""
+_IDENTITY = {"Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +152,25 @@ class Remote:
 
 def redact(url: str) -> str:
     """Return a URL without what may be secret: user, password, query, fragment."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else parts.path
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that is none"
+    if parts.netloc:
+        return f"{parts.scheme}://{host}{parts.path}"
+    return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
+
+
+def _hide_queries(record: logging.LogRecord) -> bool:
+    """Take queries, which may hold signatures, out of what urllib3 logs for those who turn it on."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(a.partition("?")[0] if isinstance(a, str) else a for a in record.args)
+    return True
+
+
+for _name in ("urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_name).addFilter(_hide_queries)
 
 
 class Network:
@@ -160,12 +198,23 @@ class Network:
         self._stopped = threading.Event()
         self._local = threading.local()
         self._locks: dict[str, threading.Lock] = {}
+        self._refreshed: set[str] = set()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._guard = threading.Lock()
 
     # -- asking, again and again -------------------------------------------------------------------
 
-    def call(self, origin: Origin, action: Callable[[], T]) -> T:
+    def call(self, origin: Origin, action: Callable[[], T], *, gained: Callable[[], int] | None = None) -> T:
         """Run an action until it succeeds, fails for good, or patience ends.
+
+        Parameters
+        ----------
+        origin
+            Whom it asks.
+        action
+            Raises :class:`SourceBusyError`, or what requests raises, if trying again may help.
+        gained
+            Returns the bytes that came and are kept; while they grow, patience does not end.
 
         Raises
         ------
@@ -174,26 +223,32 @@ class Network:
         FetchInterruptedError
             After :meth:`stop`.
         """
-        attempt = 0
+        attempt, before = 0, 0 if gained is None else gained()
         while True:
             attempt += 1
             self._check_running()
             try:
                 return action()
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 failure = _translate(error)
             except SourceError as error:
                 failure = error
+            self._check_running()  # it may have failed because of stop()
             if str(failure).startswith(f"{origin.name}: "):
                 raise failure  # asked within an asking, and said in full
             if not isinstance(failure, SourceBusyError):
                 msg = f"{origin.name}: {failure}; {origin.remedy}"
                 raise type(failure)(msg) from None
-            wait = self.policy.wait(attempt) if failure.wait is None else failure.wait
-            if attempt >= self.policy.attempts or wait > self.policy.longest_wait:
-                later = f"it asks to wait {wait:.0f} s" if failure.wait is not None else f"tried {attempt} times"
+            if gained is not None and gained() - before >= _PROGRESS:
+                attempt, before = 1, gained()
+            asked = failure.wait or 0.0
+            if attempt >= self.policy.attempts or asked > self.policy.longest_wait:
+                tried = "tried once" if attempt == 1 else f"tried {attempt} times"
+                later = f"it asks to wait {asked:.0f} s" if asked > self.policy.longest_wait else tried
                 msg = f"{origin.name}: {failure} ({later}); run the same command again later, or {origin.remedy}"
                 raise SourceBusyError(msg) from None
+            # what is asked for is the least; all who were told the same should not come back at once
+            wait = self.policy.wait(attempt) if failure.wait is None else asked + self.policy.wait(1)
             logger.info(
                 "%s: %s; trying again in %.1f s (%d of %d)",
                 origin.name, failure, wait, attempt, self.policy.attempts - 1,
@@ -203,6 +258,10 @@ class Network:
     def stop(self) -> None:
         """Make every request and wait in progress end soon, with :class:`FetchInterruptedError`."""
         self._stopped.set()
+        with self._guard:
+            for connection in list(self._sockets):
+                with suppress(OSError):  # closed already
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def pause(self, seconds: float) -> None:
         """Wait, unless stopped."""
@@ -266,43 +325,41 @@ class Network:
         check
             Raises :class:`SourceError` if the answer is none; such an answer is not kept.
         """
-        key = json.dumps([url, sorted((params or {}).items()), body], sort_keys=True)
-        path = self.cache.path(origin.folder, key, suffix) if keep else None
-        if path is not None and path.is_file() and not self.refresh:
-            age = time.time() - path.stat().st_mtime
-            if age < keep or self.offline:
-                return path.read_bytes()
-        self.require_online(origin, redact(url))
 
         def ask() -> bytes:
             method = "GET" if body is None else "POST"
-            with self._session.request(
-                method,
-                url,
-                params=params,
-                json=body,
-                headers=dict(headers or {}),
-                stream=True,
-                timeout=(self.policy.connect_timeout, self.policy.read_timeout),
-            ) as response:
+            with self._request(method, url, params=params, json=body, headers=dict(headers or {})) as response:
                 check_status(response)
                 content = self.read_body(response)
             if check is not None:
                 check(content)
             return content
 
-        try:
-            content = self.call(origin, ask)
-        except SourceError as error:
-            if path is None or not path.is_file():
-                raise
-            logger.warning("%s; using the answer of %s", error, time.strftime("%x", time.gmtime(path.stat().st_mtime)))
-            return path.read_bytes()
-        if path is not None:
+        if not keep:
+            self.require_online(origin, redact(url))
+            return self.call(origin, ask)
+        key = json.dumps([url, sorted((params or {}).items()), body], sort_keys=True)
+        path = self.cache.path(origin.folder, key, suffix)
+        with self.lock(str(path)):  # threads that ask the same wait for the one answer
+            kept = _read_kept(path, check)
+            if kept is not None and not self._wants_anew(path) and (time.time() - kept[1] < keep or self.offline):
+                return kept[0]
+            self.require_online(origin, redact(url))
+            try:
+                content = self.call(origin, ask)
+            except SourceError as error:
+                if kept is None:
+                    raise
+                day = datetime.fromtimestamp(kept[1], UTC).strftime("%Y-%m-%d")
+                logger.warning("%s; using the answer of %s", error, day)
+                return kept[0]
             self.cache.put(path, content)
+            self._refreshed.add(str(path))
         return content
 
-    def read_body(self, response: requests.Response, sink: Callable[[bytes], object] | None = None) -> bytes:
+    def read_body(
+        self, response: Response, sink: Callable[[bytes], object] | None = None, *, decode: bool = True
+    ) -> bytes:
         """Read an answer's body in pieces, with the time limits, and check its length.
 
         Parameters
@@ -311,6 +368,8 @@ class Network:
             Opened with ``stream=True``.
         sink
             Takes the pieces; without, they are returned.
+        decode
+            Unpack what was packed for the way. Not for files: they are kept as they lie there.
 
         Raises
         ------
@@ -321,7 +380,7 @@ class Network:
         take, count = sink or pieces.append, self.listener
         total, began = 0, time.monotonic()
         try:
-            while piece := response.raw.read1(_PIECE, decode_content=True):
+            while piece := response.raw.read1(_PIECE, decode_content=decode):
                 self._check_running()
                 take(piece)
                 total += len(piece)
@@ -334,21 +393,42 @@ class Network:
         except urllib3.exceptions.HTTPError as error:
             msg = f"{redact(response.url)} broke off after {total} bytes ({type(error).__name__})"
             raise SourceBusyError(msg) from error
-        declared = response.headers.get("Content-Length")
-        encoded = response.headers.get("Content-Encoding", "identity") != "identity"
-        if declared is not None and declared.isdigit() and not encoded and int(declared) != total:
+        packed = decode and response.headers.get("Content-Encoding", "identity") != "identity"
+        declared = _length_of(response)
+        if declared is not None and not packed and declared != total:
             msg = f"{redact(response.url)} broke off after {total} of {declared} bytes"
             raise SourceBusyError(msg)
         return b"".join(pieces)
 
+    def _request(self, method: str, url: str, **options: Any) -> Response:  # noqa: ANN401 - those of requests
+        """Ask; the body is not read yet."""
+        timeout = (self.policy.connect_timeout, self.policy.read_timeout)
+        try:
+            return self.session.request(method, url, stream=True, timeout=timeout, **options)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            raise _translate(error, url) from None  # their texts have the whole URL
+
     @property
-    def _session(self) -> requests.Session:
+    def session(self) -> requests.Session:
+        """This thread's session; what is asked by it ends with :meth:`stop`."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             session.headers["User-Agent"] = USER_AGENT
-            session.max_redirects = 10
+            session.max_redirects = _REDIRECTS
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _Adapter(self._watch))
         return session
+
+    def _watch(self, connection: socket.socket) -> None:
+        """Remember an open connection, so that :meth:`stop` can end what waits for it."""
+        with self._guard:
+            self._sockets.add(connection)
+        self._check_running()
+
+    def _wants_anew(self, path: Path) -> bool:
+        """Say whether what is cached must not be taken: it is to be fetched anew, and was not yet."""
+        return self.refresh and str(path) not in self._refreshed
 
     # -- whole files -------------------------------------------------------------------------------
 
@@ -378,71 +458,92 @@ class Network:
             Raises :class:`SourceError` if the content is wrong; then nothing is kept.
         """
         path = path or self.cache.path(origin.folder, remote.href, suffix)
-        if path.is_file() and not self.refresh:
+        if path.is_file() and not self._wants_anew(path):
             return path
         self.require_online(origin, redact(remote.href))
-        with FileLock(f"{path}.lock"):
-            if path.is_file() and not self.refresh:
+        with self._alone(path, origin):
+            if path.is_file() and not self._wants_anew(path):
                 return path  # another process was faster
             part = path.with_name(f"{path.name}.part")
-            self.call(origin, lambda: self._download_on(remote, part))
-            try:
-                _check_file(part, remote, md5, check)
-            except SourceError as error:
-                _drop_part(part)
-                msg = f"{origin.name}: {error}; {origin.remedy}"
-                raise SourceError(msg) from error
-            part.replace(path)
-            _mark_of(part).unlink(missing_ok=True)
+            for last in (False, True):
+                self.call(origin, lambda: self._download_on(remote, part), gained=lambda: _size(part))
+                try:
+                    _check_file(part, remote, md5, check)
+                    break
+                except SourceError as error:
+                    _drop_part(part)
+                    if last:
+                        msg = f"{origin.name}: {error}; {origin.remedy}"
+                        raise SourceError(msg) from error
+                    logger.info("%s: %s; fetching it again", origin.name, error)
+            with self.cache.writing(path):
+                part.replace(path)
+            _drop_part(part)
+            self._refreshed.add(str(path))
         return path
 
     def _download_on(self, remote: Remote, part: Path) -> None:
         """Fetch what is missing of a file begun, if it is still the same file."""
         mark = _mark_of(part)
-        start = part.stat().st_size if part.is_file() and mark.is_file() else 0
-        headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers |= {"Range": f"bytes={start}-", "If-Range": mark.read_text(encoding="utf-8")}
+        version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
+        start = _size(part) if version else 0
+        headers = _IDENTITY | ({"Range": f"bytes={start}-", "If-Range": version} if start else {})
         with self._open(remote, headers) as response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                total = response.headers.get("Content-Range", "").rpartition("/")[2]
-                if total == str(start):
-                    return
-                _drop_part(part)
-                msg = f"{redact(remote.href)} has changed"
-                raise SourceBusyError(msg)
-            check_status(response)
-            resumed = response.status_code == requests.codes.partial_content
-            if resumed and _range_of(response)[0] != start:
-                _drop_part(part)
-                msg = f"{redact(remote.href)} sent another part of the file than was asked for"
-                raise SourceBusyError(msg)
-            validator = _validator(response)
-            if validator:
-                mark.write_text(validator, encoding="utf-8")
-            else:
-                mark.unlink(missing_ok=True)
-            with _writing(part, "ab" if resumed else "wb") as stream:
-                self.read_body(response, stream.write)
-        if part.stat().st_size == 0:
+            due = _due_of(response, part, start, version)
+            if due == start:
+                return  # nothing is missing
+            resumed, now = response.status_code == requests.codes.partial_content, _validator(response)
+            with self.cache.writing(part):
+                if not resumed:
+                    mark.unlink(missing_ok=True)  # first: it says what is in the part
+                with part.open("ab" if resumed else "wb") as stream:
+                    if not resumed and now:
+                        mark.write_text(now, encoding="utf-8")
+
+                    def write(piece: bytes) -> None:
+                        stream.write(piece)
+                        stream.flush()  # what has come is there even if this process is killed now
+
+                    self.read_body(response, write, decode=False)
+        size = _size(part)
+        if size == 0 or (due is not None and size > due):
             _drop_part(part)
-            msg = f"{redact(remote.href)} gave an empty file"
+        if size == 0 or (due is not None and size != due):
+            msg = f"{redact(remote.href)} gave {size} of {due or 'unknown'} bytes"
             raise SourceBusyError(msg)
 
-    def _open(self, remote: Remote, headers: Mapping[str, str]) -> requests.Response:
+    @contextmanager
+    def _alone(self, path: Path, origin: Origin) -> Iterator[None]:
+        """Keep other processes and threads from fetching the same file."""
+        said = False
+        with self.cache.writing(path):
+            lock = FileLock(self.cache.lock_path(path))
+            while True:
+                self._check_running()
+                try:
+                    lock.acquire(timeout=0.2)
+                    break
+                except Timeout:
+                    if not said:
+                        logger.info("%s: %s is being fetched by another process; waiting", origin.name, path.name)
+                    said = True
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _open(self, remote: Remote, headers: Mapping[str, str]) -> Response:
         """Ask for a file; if the signature has run out, sign anew, once."""
         for renewed in (False, True):
-            response = self._session.get(
-                remote.url,
-                headers=dict(headers),
-                stream=True,
-                timeout=(self.policy.connect_timeout, self.policy.read_timeout),
-            )
+            url = remote.url
+            response = self._request("GET", url, headers=dict(headers))
             if response.status_code not in _DENIED or remote.signer is None or renewed:
                 return response
             response.close()
             logger.debug("%s: the signature has run out; signing anew", redact(remote.href))
-            remote.signer.forget(remote.href)
+            with self.lock("signatures"):
+                if remote.url == url:  # else another thread has signed anew meanwhile
+                    remote.signer.forget(remote.href)
         raise AssertionError  # pragma: no cover - the loop returns
 
     # -- parts of files ----------------------------------------------------------------------------
@@ -457,7 +558,7 @@ class Network:
             If it cannot be read, now or later within the block.
         """
         chunks = _Chunks(self, remote, origin)
-        name = urlsplit(remote.href).path.rpartition("/")[2] or "raster"
+        name = re.sub(r"[^\w.-]", "_", urlsplit(remote.href).path.rpartition("/")[2]) or "raster"
 
         def opener(path: str, mode: str = "rb") -> RangeFile:
             if mode != "rb" or path.rpartition("/")[2] != name:
@@ -470,13 +571,22 @@ class Network:
                 rasterio.open(f"landprior/{name}", opener=opener) as src,
             ):
                 yield src
-                chunks.raise_failure()
-        except RasterioError as error:
+        except (RasterioError, RasterReadError) as error:
             chunks.raise_failure()
-            self.cache.discard(chunks.folder)
-            reason = " ".join(str(error.__cause__ or error).split())
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if cause is error and isinstance(error, RasterReadError):
+                raise  # whoever reads it does not like what it is
+            chunks.discard()
+            reason = re.sub(r"\S*/vsi\S*", name, " ".join(str(cause).split())).rstrip(".")
             msg = f"{origin.name}: {redact(remote.href)} is damaged ({reason}) and was deleted; {origin.remedy}"
             raise SourceError(msg) from error
+        except Exception:
+            chunks.raise_failure()  # whatever went wrong, this was first
+            raise
+        else:
+            chunks.raise_failure()
 
     def lock(self, name: str) -> threading.Lock:
         """Return the lock of this name, of this process."""
@@ -484,9 +594,44 @@ class Network:
             return self._locks.setdefault(name, threading.Lock())
 
 
+class _Session(requests.Session):
+    """Tells another host nothing but what it needs, when a server leads there."""
+
+    def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        old, new = response.request.url or "", prepared_request.url or ""
+        if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
+            for name in set(prepared_request.headers) - {n for n in prepared_request.headers if n.lower() in _HARMLESS}:
+                del prepared_request.headers[name]
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Shows every connection that it opens."""
+
+    def __init__(self, show: Callable[[socket.socket], None]) -> None:
+        self._show = show
+        super().__init__()
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - urllib3's
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        base, show = pool.ConnectionCls, self._show
+        if not hasattr(base, "shown"):
+
+            def connect(connection: Any) -> None:  # noqa: ANN401
+                base.connect(connection)
+                show(connection.sock)
+
+            pool.ConnectionCls = type(base.__name__, (base,), {"connect": connect, "shown": True})
+        return pool
+
+
 @dataclass
 class _Chunks:
-    """A remote file as chunks in the cache, fetched as they are asked for."""
+    """A remote file as chunks in the cache, fetched as they are asked for.
+
+    ``meta.json`` in its folder says the size and the version; the chunks of a version have a folder of their
+    own, so that two versions cannot be mixed, whoever else writes there.
+    """
 
     network: Network
     remote: Remote
@@ -497,111 +642,190 @@ class _Chunks:
     _recent: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
     _next: int = -1
     _ahead: int = 1
+    _validator: str = ""
+    _doubt: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         self.folder = self.network.cache.path(self.origin.folder, self.remote.href, ".chunks")
         self._count = self.network.listener
         self._lock = self.network.lock(str(self.folder))
-        self._validator = ""
 
     def raise_failure(self) -> None:
         """Raise what a read failed with: GDAL reports only that it did."""
         if self.failure is not None:
             raise self.failure
 
+    def discard(self) -> None:
+        """Delete all of the file."""
+        with self._lock:
+            self.network.cache.discard(self.folder)
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of a range, cut at the file's end."""
-        if self.size < 0:
-            self._begin()
-        stop = min(stop, self.size)
-        if stop <= start:
-            return b""
-        parts = [self._chunk(i) for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)]
+        with self._lock:  # of all who read this file, so that nothing is fetched twice
+            if self.size < 0:
+                self._begin()
+            stop = min(stop, self.size)
+            if stop <= start:
+                return b""
+            parts = [self._chunk(i) for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)]
         offset = start // CHUNK * CHUNK
         return b"".join(parts)[start - offset : stop - offset]
 
     def _begin(self) -> None:
-        meta = self.folder / "meta.json"
-        with self._lock:
-            if self.network.refresh and str(self.folder) not in _REFRESHED:
-                _REFRESHED.add(str(self.folder))
-                self.network.cache.discard(self.folder)
-            try:
-                known = json.loads(meta.read_text(encoding="utf-8"))
+        """Learn the file's size and version, from the cache or by asking."""
+        if not self.network._wants_anew(self.folder):  # noqa: SLF001 - the same module
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
                 self.size, self._validator = int(known["size"]), str(known["validator"])
-            except (OSError, ValueError, KeyError, TypeError):
-                self._fetch(0, 1)
+                return
+        self._fetch(0, 1)
+
+    def _path(self, index: int) -> Path:
+        version = hashlib.sha256(f"{self.size} {self._validator}".encode()).hexdigest()[:16]
+        return self.folder / version / f"{index:06d}"
+
+    def _due(self, index: int) -> int:
+        return min(CHUNK, self.size - index * CHUNK)
+
+    def _is_kept(self, index: int) -> bool:
+        return _size(self._path(index)) == self._due(index)
 
     def _chunk(self, index: int) -> bytes:
-        if index not in self._recent:
-            path = self.folder / f"{index:06d}"
-            expected = min(CHUNK, self.size - index * CHUNK)
-            with self._lock:
-                if not path.is_file() or path.stat().st_size != expected:
-                    self._ahead = min(self._ahead * 2, _READ_AHEAD) if index == self._next else 1
-                    last, count = (self.size - 1) // CHUNK, 1
-                    while count < self._ahead and index + count <= last:
-                        if (self.folder / f"{index + count:06d}").is_file():
-                            break
-                        count += 1
-                    self._fetch(index, count)
-                    self._next = index + count
-                self._recent[index] = path.read_bytes()
+        if index not in self._recent and not self._load(index):
+            self._ahead = min(self._ahead * 2, _READ_AHEAD) if index == self._next else 1
+            last, count = (self.size - 1) // CHUNK, 1
+            while count < self._ahead and index + count <= last and not self._is_kept(index + count):
+                count += 1
+            self._fetch(index, count)
+            self._next = index + count
         self._recent.move_to_end(index)
         while len(self._recent) > 2 * _READ_AHEAD:
             self._recent.popitem(last=False)
         return self._recent[index]
 
+    def _load(self, index: int) -> bool:
+        try:
+            content = self._path(index).read_bytes()
+        except OSError:
+            return False
+        if len(content) == self._due(index):
+            self._recent[index] = content
+        return index in self._recent
+
     def _fetch(self, index: int, count: int) -> None:
+        """Fetch chunks; each is kept as soon as it is whole, and then not asked for again."""
         network = self.network
         network.require_online(self.origin, redact(self.remote.href))
+        wanted, kept = range(index, index + count), set[int]()
+
+        def keep(number: int, content: bytes) -> None:
+            if not self._is_kept(number):
+                network.cache.put(self._path(number), content)
+            if number == index:
+                self._recent[number] = content
+            kept.add(number)
 
         def ask() -> None:
-            start = index * CHUNK
-            stop = start + count * CHUNK
-            headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-            with network._open(self.remote, headers) as response:  # noqa: SLF001 - the same module
-                check_status(response)
-                if response.status_code == requests.codes.partial_content:
-                    first, total = _range_of(response)
-                else:  # a server without ranges sends all
-                    first, total = 0, int(response.headers.get("Content-Length") or -1)
-                content = self._receive(response)
-                total = len(content) if total < 0 else total
-                whole = min(stop, total) - start if response.status_code == requests.codes.partial_content else total
-                if first not in {0, start} or len(content) != whole or not content:
-                    msg = f"{redact(self.remote.href)} sent {len(content)} bytes where {whole} were due"
-                    raise SourceBusyError(msg)
-                self._settle(total, _validator(response))
-            for i in range(first // CHUNK, -(-(first + len(content)) // CHUNK)):
-                piece = content[i * CHUNK - first : (i + 1) * CHUNK - first]
-                network.cache.put(self.folder / f"{i:06d}", piece)
+            first = min(set(wanted) - kept, default=None)
+            if first is None:
+                return
+            start, stop = first * CHUNK, wanted.stop * CHUNK
+            headers = _IDENTITY | {"Range": f"bytes={start}-{stop - 1}"}
+            with network._open(self.remote, headers) as response:  # noqa: SLF001
+                begin, end, total = self._look(response, start, stop)
+                if total is None:
+                    content = self._receive(response)
+                    total = end = len(content)
+                    self._settle(total, _version(response))
+                    _Cutter(begin, total, keep).take(content)
+                    return
+                self._settle(total, _version(response))
+                cutter = _Cutter(begin, total, keep)
+                self._receive(response, cutter.take)
+            if cutter.at != end:
+                msg = f"{redact(self.remote.href)} broke off at byte {cutter.at} of {end}"
+                raise SourceBusyError(msg)
 
-        network.call(self.origin, ask)
+        network.call(self.origin, ask, gained=lambda: len(kept) * CHUNK)
 
-    def _receive(self, response: requests.Response) -> bytes:
+    def _look(self, response: Response, start: int, stop: int) -> tuple[int, int | None, int | None]:
+        """Return from where to where an answer goes, and the size of the file; None: it does not say."""
+        where = redact(self.remote.href)
+        check_status(response)
+        length = _length_of(response)
+        if response.status_code != requests.codes.partial_content:  # without ranges, all is sent
+            begin, end, total = 0, length, length
+        else:
+            begin, total = _range_of(response)
+            end = min(stop, total)
+            if length is not None and begin + length != end:
+                if (total, _version(response)) == (self.size, self._validator):
+                    self._give_up()
+                msg = (
+                    f"{where} contradicts itself: {length} bytes from {begin} of {total}, where {end - begin} were due"
+                )
+                raise SourceBusyError(msg)
+            if begin != start:
+                msg = f"{where} sent another part of the file than was asked for"
+                raise SourceBusyError(msg)
+        if end == 0:
+            msg = f"{where} gave an empty file"
+            raise SourceBusyError(msg)
+        return begin, end, total
+
+    def _receive(self, response: Response, sink: Callable[[bytes], object] | None = None) -> bytes:
         if self._count is None:
-            return self.network.read_body(response)
+            return self.network.read_body(response, sink, decode=False)
         with self.network.listening(self._count):  # GDAL may read in a thread of its own
-            return self.network.read_body(response)
+            return self.network.read_body(response, sink, decode=False)
 
     def _settle(self, total: int, validator: str) -> None:
         """Note the file's size and version; refuse to mix two versions."""
-        if self.size >= 0 and (total, validator) != (self.size, self._validator):
-            changed = f"{redact(self.remote.href)} has changed while it was read, or its length is wrong"
-            if total != self.size:
-                raise SourceBusyError(changed)
-            self.network.cache.discard(self.folder)
-            raise SourceError(changed)
+        network, meta = self.network, self.folder / "meta.json"
         if self.size < 0:
-            meta = json.dumps({"size": total, "validator": validator, "href": redact(self.remote.href)})
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.network.cache.put(self.folder / "meta.json", meta.encode())
+            if network._wants_anew(self.folder):  # noqa: SLF001
+                network.cache.discard(self.folder)
+                network._refreshed.add(str(self.folder))  # noqa: SLF001
             self.size, self._validator = total, validator
+            known = {"size": total, "validator": validator, "href": redact(self.remote.href)}
+            network.cache.put(meta, json.dumps(known).encode())
+        elif (total, validator) == (self.size, self._validator):
+            self._doubt = None
+        elif (total, validator) == self._doubt or network.policy.attempts == 1:
+            self._give_up()
+        else:  # a slip of the server? What it says twice is taken for true
+            self._doubt = (total, validator)
+            msg = f"{redact(self.remote.href)} is said to have another length or version than before"
+            raise SourceBusyError(msg)
+
+    def _give_up(self) -> NoReturn:
+        self.network.cache.discard(self.folder)
+        msg = (
+            f"{redact(self.remote.href)} has changed since it was begun, or its length was wrong then; "
+            "what was kept of it may be damaged and was deleted; run the same command again"
+        )
+        raise SourceError(msg)
 
 
-_REFRESHED: set[str] = set()
-"""What this process has fetched anew already."""
+@dataclass
+class _Cutter:
+    """Cuts what comes into chunks."""
+
+    at: int
+    total: int
+    keep: Callable[[int, bytes], None]
+    _rest: bytearray = field(default_factory=bytearray)
+
+    def take(self, piece: bytes) -> None:
+        """Take the next bytes; give every chunk that is whole to ``keep``."""
+        self._rest += piece
+        self.at += len(piece)
+        begin = self.at - len(self._rest)
+        while (size := min(CHUNK, self.total - begin)) and len(self._rest) >= size:
+            self.keep(begin // CHUNK, bytes(self._rest[:size]))
+            del self._rest[:size]
+            begin += size
 
 
 class RangeFile(io.RawIOBase):
@@ -652,7 +876,7 @@ class RangeFile(io.RawIOBase):
             return b""
 
 
-def check_status(response: requests.Response) -> None:
+def check_status(response: Response) -> None:
     """Raise for an answer that is none.
 
     Raises
@@ -663,10 +887,10 @@ def check_status(response: requests.Response) -> None:
         If not.
     """
     status = response.status_code
-    if status < 400:
+    if 200 <= status < 300:
         return
     said = f"{redact(response.url)} answered {status} {response.reason or ''}".rstrip()
-    if status in _BUSY:
+    if status in _BUSY or (status >= 500 and status not in _NEVER):
         raise SourceBusyError(said, wait=_retry_after(response))
     if status in _DENIED:
         msg = f"{said}: access was denied"
@@ -674,67 +898,102 @@ def check_status(response: requests.Response) -> None:
     raise SourceError(said)
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _due_of(response: Response, part: Path, start: int, version: str) -> int | None:
+    """Return the length of the file whose rest was asked for, if the answer says it.
+
+    Raises
+    ------
+    SourceError
+        If the answer is none, or belongs to another version than the part; that is deleted then.
+    """
+    now, where = _validator(response), redact(response.url)
+    if response.status_code == requests.codes.requested_range_not_satisfiable:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        if start and total == str(start) and now in {"", version}:
+            return start
+        _drop_part(part)
+        msg = f"{where} has changed"
+        raise SourceBusyError(msg)
+    check_status(response)
+    if response.status_code == requests.codes.partial_content:
+        first, due = _range_of(response)
+        if first != start or now not in {"", version}:
+            _drop_part(part)
+            msg = f"{where} sent another part, or another version, than was asked for"
+            raise SourceBusyError(msg)
+        return due
+    length = _length_of(response)
+    if length == 0:
+        msg = f"{where} gave an empty file"
+        raise SourceBusyError(msg)
+    return length
+
+
+def _retry_after(response: Response) -> float | None:
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     try:
         when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, IndexError, TypeError):
         return None
-    return max(when.timestamp() - time.time(), 0.0)
+    return max(when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time(), 0.0)
 
 
-def _translate(error: requests.RequestException) -> SourceError:
+def _translate(error: Exception, url: str | None = None) -> SourceError:
     """Say in our words what requests' say with the whole URL."""
-    where = redact(error.request.url) if error.request is not None and error.request.url else "it"
+    request = getattr(error, "request", None)
+    where = redact(getattr(request, "url", None) or url or "the server")
     if isinstance(error, requests.TooManyRedirects):
-        return SourceError(f"{where} redirects in a loop")
-    if isinstance(error, requests.exceptions.SSLError):
+        return SourceBusyError(f"{where} redirects in a loop")
+    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
         return SourceError(f"the certificate of {where} cannot be verified")
     if isinstance(error, requests.Timeout):
         return SourceBusyError(f"{where} did not answer in time")
-    if isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+    if isinstance(error, requests.exceptions.ProxyError):
+        return SourceBusyError(f"{where} cannot be reached through the proxy")
+    broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
+    if isinstance(error, broken) and not isinstance(error, requests.exceptions.InvalidURL):
         return SourceBusyError(f"{where} cannot be reached, or broke off the connection")
     return SourceError(f"{where} cannot be asked ({type(error).__name__})")
 
 
-def _range_of(response: requests.Response) -> tuple[int, int]:
+def _range_of(response: Response) -> tuple[int, int]:
     """Return the first byte and the total of a partial answer."""
     text = response.headers.get("Content-Range", "")
-    try:
-        unit, _, rest = text.partition(" ")
-        span, _, total = rest.partition("/")
-        first = int(span.partition("-")[0])
-        if unit != "bytes":
-            _bad_range(response, text)
-        return first, int(total)
-    except ValueError:
-        _bad_range(response, text)
+    found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", text.strip())
+    if found is None:
+        msg = f"{redact(response.url)} sent a part of a file and does not say which ({text[:40]!r})"
+        raise SourceBusyError(msg)
+    return int(found[1]), int(found[2])
 
 
-def _bad_range(response: requests.Response, text: str) -> NoReturn:
-    msg = f"{redact(response.url)} sent a part of a file and does not say which ({text!r})"
-    raise SourceBusyError(msg)
+def _length_of(response: Response) -> int | None:
+    """Return the declared length of an answer's body, None if it is not said."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if re.fullmatch("[0-9]+", text) else None
 
 
-def _validator(response: requests.Response) -> str:
+def _validator(response: Response) -> str:
     """Return what tells one version of a file from another: a strong ETag, or when it was changed."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
-@contextmanager
-def _writing(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    """Open a file to write; say what is wrong with the disk."""
+def _version(response: Response) -> str:
+    """Return the validator, or a weak ETag: good enough to see a change, not to go on with a part."""
+    return _validator(response) or response.headers.get("ETag", "")
+
+
+def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:
+    """Return a cached answer and its time; None if there is none, or it is damaged."""
     try:
-        with path.open(mode) as stream:
-            yield stream
-    except OSError as error:
-        if isinstance(error, SourceError) or error.errno is None:
-            raise
-        msg = f"cannot write {path} ({error.strerror})"
-        raise RasterWriteError(msg) from error
+        content, when = path.read_bytes(), path.stat().st_mtime
+        if check is not None:
+            check(content)
+    except (OSError, LandpriorError):
+        return None
+    return content, when
 
 
 def _check_file(path: Path, remote: Remote, md5: str | None, check: Callable[[Path], None] | None) -> None:
@@ -753,6 +1012,13 @@ def _mark_of(part: Path) -> Path:
 def _drop_part(part: Path) -> None:
     part.unlink(missing_ok=True)
     _mark_of(part).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _md5(path: Path) -> str:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +40,11 @@ WCS_URL = "https://dmsdata.cr.usgs.gov/geoserver/mrlc_Land-Cover-Native_conus_ye
 COVERAGE = "mrlc_Land-Cover-Native_conus_year_data:Land-Cover-Native_conus_year_data"
 """Annual NLCD of the conterminous United States (USGS, MRLC)."""
 
-FIRST_YEAR, LAST_YEAR = 1985, 2024
+FIRST_YEAR, LAST_YEAR = 1985, 2025
 KEEP_DESCRIPTION = 30 * DAY
 _CELLS_AROUND = 2
+_ROUNDING = 1e-6
+"""Cells that a tile touches by less than this are not needed."""
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -124,9 +125,9 @@ def download_nlcd(
         If there is no good answer.
     """
     described = describe_coverage(network, url=url, coverage=coverage)
-    cells = _cells(described, grid, url)
-    key = json.dumps([redact(url), coverage, year, list(cells.bounds)])
-    path = network.cache.path(NLCD.folder, key, ".tif")
+    whole = Grid(width=described.width, height=described.height, transform=described.transform, crs=described.crs)
+    cells = whole.window(_window_around(whole, grid, url))
+    path = network.cache.path(NLCD.folder, json.dumps([url, coverage, year, list(cells.bounds)]), ".tif")
     if path.is_file() and not network.refresh:
         return path
     params = {
@@ -145,14 +146,8 @@ def download_nlcd(
     def check(content: bytes) -> None:
         _read_answer(content, cells, url)
 
-    values = _read_answer(network.get(url, NLCD, params=params, check=check), cells, url)
-    # the service's own transform may be off by rounding; ours is what was asked for
-    with replacing(path, overwrite=True) as temporary, rasterio.open(
-        temporary, "w", driver="GTiff", height=cells.height, width=cells.width, count=1, dtype="uint8",
-        crs=cells.crs, transform=cells.transform, compress="deflate",
-    ) as dst:  # fmt: skip
-        dst.write(values, 1)
-    return path
+    values, nodata = _read_answer(network.get(url, NLCD, params=params, check=check), cells, url)
+    return _write_part(path, values, cells, nodata)  # not the answer's own transform, which may be rounded
 
 
 def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network) -> Path:
@@ -166,61 +161,59 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
         Which.
     grid
         What is to be covered.
+
+    Raises
+    ------
+    GridMismatchError, InputError
+        If a remote file does not reach there, or the address is of another kind.
+    SourceError
+        If it cannot be read.
     """
     text = str(source).replace("{year}", str(year))
     if not re.match(r"https?://", text):
+        if "://" in text:
+            msg = f"{redact(text)} is neither a file nor an http address; download it and give its path (--nlcd)"
+            raise InputError(msg)
         return Path(text)
     path = network.cache.path(NLCD.folder, json.dumps([redact(text), repr(grid)]), ".tif")
     if path.is_file() and not network.refresh:
         return path
     with network.open_raster(Remote(text), NLCD) as src:
-        values, part = _read_part(src, grid, text)
+        window = _window_around(Grid.of(src), grid, text)
+        values, part, nodata = src.read(1, window=window), Grid.of(src).window(window), src.nodata
+    return _write_part(path, values, part, nodata)
+
+
+def _window_around(whole: Grid, grid: Grid, name: str) -> Window:
+    """Return the cells of a raster that cover a grid, with some around; at least 3 x 3 unless it has fewer."""
+    if whole.crs is None or grid.crs is None:
+        msg = f"{redact(name)} says no CRS, so it cannot be put on a tile's grid"
+        raise GridMismatchError(msg)
+    bounds = transform_bounds(grid.crs, whole.crs, *grid.bounds, densify_pts=21)
+    exact = from_bounds(*bounds, transform=whole.transform)
+    left, top = int(np.floor(exact.col_off + _ROUNDING)), int(np.floor(exact.row_off + _ROUNDING))
+    right = int(np.ceil(exact.col_off + exact.width - _ROUNDING))
+    bottom = int(np.ceil(exact.row_off + exact.height - _ROUNDING))
+    if right <= 0 or bottom <= 0 or left >= whole.width or top >= whole.height:
+        msg = f"NLCD: {redact(name)} has nothing at this place; {NLCD.remedy}"
+        raise GridMismatchError(msg)
+    left, top = max(left - _CELLS_AROUND, 0), max(top - _CELLS_AROUND, 0)
+    right, bottom = min(right + _CELLS_AROUND, whole.width), min(bottom + _CELLS_AROUND, whole.height)
+    return Window(left, top, right - left, bottom - top)
+
+
+def _write_part(path: Path, values: NDArray[np.generic], grid: Grid, nodata: float | None) -> Path:
+    """Write cells into the cache."""
     with replacing(path, overwrite=True) as temporary, rasterio.open(
-        temporary, "w", driver="GTiff", height=part.height, width=part.width, count=1, dtype=values.dtype,
-        crs=part.crs, transform=part.transform, nodata=src.nodata, compress="deflate",
+        temporary, "w", driver="GTiff", height=grid.height, width=grid.width, count=1, dtype=values.dtype,
+        crs=grid.crs, transform=grid.transform, nodata=nodata, compress="deflate",
     ) as dst:  # fmt: skip
         dst.write(values, 1)
     return path
 
 
-def _read_part(src: DatasetReader, grid: Grid, name: str) -> tuple[NDArray[np.generic], Grid]:
-    own = Grid.of(src)
-    if own.crs is None or grid.crs is None:
-        msg = f"{redact(name)} says no CRS, so it cannot be put on a tile's grid"
-        raise GridMismatchError(msg)
-    bounds = transform_bounds(grid.crs, own.crs, *grid.bounds, densify_pts=21)
-    window = from_bounds(*bounds, transform=own.transform)
-    left, top = int(np.floor(window.col_off)) - _CELLS_AROUND, int(np.floor(window.row_off)) - _CELLS_AROUND
-    right = int(np.ceil(window.col_off + window.width)) + _CELLS_AROUND
-    bottom = int(np.ceil(window.row_off + window.height)) + _CELLS_AROUND
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, own.width), min(bottom, own.height)
-    if right <= left or bottom <= top:
-        msg = f"{redact(name)} does not reach this place; give NLCD of the place (--nlcd)"
-        raise GridMismatchError(msg)
-    part = Window(left, top, right - left, bottom - top)
-    return np.asarray(src.read(1, window=part)), own.window(part)
-
-
-def _cells(described: Coverage, grid: Grid, url: str) -> Grid:
-    """Return the cells of a coverage that cover a grid, with some around."""
-    if grid.crs is None:
-        msg = "a tile without a CRS cannot be looked up in NLCD"
-        raise InputError(msg)
-    bounds = transform_bounds(grid.crs, described.crs, *grid.bounds, densify_pts=21)
-    window = from_bounds(*bounds, transform=described.transform)
-    left = max(int(np.floor(window.col_off + 1e-6)) - _CELLS_AROUND, 0)
-    top = max(int(np.floor(window.row_off + 1e-6)) - _CELLS_AROUND, 0)
-    right = min(int(np.ceil(window.col_off + window.width - 1e-6)) + _CELLS_AROUND, described.width)
-    bottom = min(int(np.ceil(window.row_off + window.height - 1e-6)) + _CELLS_AROUND, described.height)
-    if right <= left or bottom <= top:
-        msg = f"NLCD: {redact(url)} has nothing at this place; {NLCD.remedy}"
-        raise GridMismatchError(msg)
-    whole = Grid(width=described.width, height=described.height, transform=described.transform, crs=described.crs)
-    return whole.window(Window(left, top, right - left, bottom - top))
-
-
-def _read_answer(content: bytes, cells: Grid, url: str) -> NDArray[np.uint8]:
-    """Return the codes of an answer, if it is one."""
+def _read_answer(content: bytes, cells: Grid, url: str) -> tuple[NDArray[np.uint8], float | None]:
+    """Return the codes of an answer, if it is one, and its nodata value."""
     if not content.startswith(_TIFF):
         _raise_exception(content, url)
     try:
@@ -230,18 +223,19 @@ def _read_answer(content: bytes, cells: Grid, url: str) -> NDArray[np.uint8]:
                     f"{redact(url)} sent {src.width} x {src.height} cells where {cells.width} x {cells.height} are due"
                 )
                 raise SourceError(msg)
-            shift = abs((~cells.transform @ src.transform).c) + abs((~cells.transform @ src.transform).f)
+            corners = np.array([(0, 0), (cells.width, cells.height)]).T
+            shift = float(np.abs(~cells.transform @ (src.transform @ corners) - corners).max())
             if shift > 0.1:
                 msg = f"{redact(url)} sent another place than was asked for ({shift:.1f} cells away)"
                 raise SourceError(msg)
-            values = src.read(1)
+            values, nodata = src.read(1), src.nodata
     except RasterioError as error:
         msg = f"{redact(url)} sent a damaged raster ({' '.join(str(error).split())})"
         raise SourceBusyError(msg) from error
-    if values.min() < 0 or values.max() > 255:
-        msg = f"{redact(url)} sent values such as {values.max()}, which are no NLCD codes"
+    if values.min() < 0 or values.max() > 255 or values.dtype.kind not in "iu":
+        msg = f"{redact(url)} sent {values.dtype} numbers up to {values.max()}, which are no NLCD codes"
         raise SourceError(msg)
-    return np.asarray(values, dtype=np.uint8)
+    return np.asarray(values, dtype=np.uint8), nodata if nodata is not None and 0 <= nodata <= 255 else None
 
 
 def _require_coverage(content: bytes, url: str) -> Coverage:
@@ -255,13 +249,15 @@ def _require_coverage(content: bytes, url: str) -> Coverage:
         steps = [_numbers(e) for e in rectified.iter() if _tag(e) == "offsetVector"]
         low, high = _numbers(_find(rectified, "low")), _numbers(_find(rectified, "high"))
         width, height = (int(last - first) + 1 for first, last in zip(low, high, strict=True))
-        dx, dy = steps[0][0], steps[1][1]
-        srs, left, top = _corner(root, rectified, origin, (width, height), (dx, dy))
+        (dx, right), (down, dy) = steps
+        if not (dx > 0 > dy and right == down == 0 and width > 0 and height > 0):
+            msg = "rotated, upside down or empty"
+            raise ValueError(msg)  # noqa: TRY301 - said below, like all that is wrong with it
+        srs, left, top = _corner(root, rectified, origin, [dx, dy])
         crs = CRS.from_user_input(srs)
     except (TypeError, ValueError, IndexError, RasterioError) as error:
         msg = f"{redact(url)} does not describe its raster so that it can be used"
         raise SourceError(msg) from error
-    times = [e.text or "" for e in root.iter() if _tag(e) in {"timePosition", "beginPosition", "endPosition"}]
     formats = [e.text or "" for e in root.iter() if _tag(e) == "formats"]
     return Coverage(
         crs=crs,
@@ -269,30 +265,38 @@ def _require_coverage(content: bytes, url: str) -> Coverage:
         transform=Affine(dx, 0, left, 0, dy, top),
         width=width,
         height=height,
-        years=tuple(sorted({int(text[:4]) for text in times if re.match(r"\d{4}", text)})),
+        years=_years(root),
         format=next((name for name in formats if "tiff" in name.lower()), "image/geotiff"),
     )
 
 
-def _corner(
-    root: Element, rectified: Element, origin: list[float], size: tuple[int, int], cell: tuple[float, float]
-) -> tuple[str, float, float]:
+def _corner(root: Element, rectified: Element, origin: list[float], cell: list[float]) -> tuple[str, float, float]:
     """Return the CRS and the upper left corner of a coverage.
 
-    Some services give the centre of the first cell (the standard), others its corner: the envelope of the
-    raster's own size, among those given in several CRS, tells; without one, it is taken for a centre.
+    By the standard, and at GeoServer, the origin is the centre of the first cell. MapServer gives its
+    corner: then an envelope, of those in several CRS, begins at the origin.
     """
     srs = rectified.get("srsName") or ""
     for envelope in root.iter():
         if _tag(envelope) not in {"Envelope", "EnvelopeWithTimePeriod"}:
             continue
         xs, ys = zip(*(_numbers(e) for e in envelope.iter() if _tag(e) == "pos"), strict=True)
-        spans = ((xs, abs(size[0] * cell[0])), (ys, abs(size[1] * cell[1])))
-        if all(abs(max(values) - min(values) - span) < 0.01 * span for values, span in spans):
-            return srs or envelope.get("srsName") or "", min(xs), max(ys)
+        if abs(min(xs) - origin[0]) < abs(cell[0]) / 4 and abs(max(ys) - origin[1]) < abs(cell[1]) / 4:
+            return srs or envelope.get("srsName") or "", origin[0], origin[1]
     native = _find(root, "nativeCRSs")
-    srs = srs or (native.text if native is not None and native.text else "")
+    srs = srs or ("" if native is None else native.text or "")
     return srs, origin[0] - cell[0] / 2, origin[1] - cell[1] / 2
+
+
+def _years(root: Element) -> tuple[int, ...]:
+    """Return the years of a description, which lists times or gives periods."""
+    domain = _find(root, "temporalDomain")
+    found: set[int] = set()
+    for element in () if domain is None else domain.iter():
+        if _tag(element) in {"timePosition", "timePeriod"}:
+            years = [int(year) for year in re.findall(r"(?<!\d)\d{4}(?!\d)", " ".join(element.itertext()))]
+            found.update(range(min(years), max(years) + 1) if years else ())
+    return tuple(sorted(found))
 
 
 def _raise_exception(content: bytes, url: str) -> NoReturn:
@@ -300,7 +304,7 @@ def _raise_exception(content: bytes, url: str) -> NoReturn:
     text = ""
     if content.lstrip().startswith(b"<"):
         root = _parse(content, url)
-        text = " ".join(" ".join(e.itertext()) for e in root.iter() if "Exception" in _tag(e))
+        text = " ".join(e.text or "" for e in root.iter() if _tag(e) in {"ServiceException", "ExceptionText"})
     said = " ".join(text.split())[:200] or f"{len(content)} bytes that are no raster"
     msg = f"{redact(url)} says: {said}"
     raise SourceError(msg) if text else SourceBusyError(msg)

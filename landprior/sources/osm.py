@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
 from landprior.raster.files import replacing
 from landprior.resources import config_file
+from landprior.sources.cache import writing_features
 from landprior.sources.network import USER_AGENT, Network, Origin, check_status, redact
 from landprior.sources.vectors import burn, read_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import geopandas
@@ -48,6 +49,9 @@ NOMINATIM = Origin(
 )
 OVERPASS_URL = "https://overpass-api.de/api"
 NOMINATIM_URL = "https://nominatim.openstreetmap.org/"
+
+_OUTWARD = (-1e-6, -1e-6, 1e-6, 1e-6)
+"""Degrees by which a request reaches beyond the tile, so that rounding takes nothing off."""
 
 LAYERS = ("roads", "waterways", "waterbodies")
 ROAD_PIXELS = 3
@@ -109,8 +113,9 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
     from shapely.geometry import box
 
     server = (url or OVERPASS_URL).rstrip("/")
-    bounds = [round(value, 6) for value in transform_bounds(grid.crs, "EPSG:4326", *grid.bounds, densify_pts=21)]
-    key = json.dumps([redact(server), bounds, TAGS], sort_keys=True)
+    exact = transform_bounds(grid.crs, "EPSG:4326", *grid.bounds, densify_pts=21)
+    left, bottom, right, top = (round(value + side, 6) for value, side in zip(exact, _OUTWARD, strict=True))
+    key = json.dumps([server, (left, bottom, right, top), TAGS, _COLUMNS], sort_keys=True)
     path = network.cache.path(OVERPASS.folder, key, ".gpkg")
     if path.is_file() and not network.refresh:
         return path
@@ -120,9 +125,10 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
         import osmnx
         from osmnx._errors import InsufficientResponseError
 
-        with _osmnx(network, overpass_url=server, overpass_rate_limit=server == OVERPASS_URL):
+        limited = server == OVERPASS_URL  # only there may its status page be taken for granted
+        with _osmnx(network, _check_features, overpass_url=server, overpass_rate_limit=limited):
             try:
-                return osmnx.features_from_polygon(box(*bounds), TAGS)
+                return osmnx.features_from_polygon(box(left, bottom, right, top), TAGS)
             except InsufficientResponseError:
                 return None  # every answer was good, and empty
 
@@ -185,7 +191,7 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
     from shapely.geometry import mapping, shape
 
     server = (url or NOMINATIM_URL).rstrip("/") + "/"
-    path = network.cache.path(NOMINATIM.folder, json.dumps([redact(server), place]), ".json")
+    path = network.cache.path(NOMINATIM.folder, json.dumps([server, place]), ".json")
     if path.is_file() and not network.refresh:
         return shape(json.loads(path.read_text(encoding="utf-8")))
     network.require_online(NOMINATIM, repr(place))
@@ -194,7 +200,7 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
         import osmnx
         from osmnx._errors import InsufficientResponseError
 
-        with _osmnx(network, nominatim_url=server):
+        with _osmnx(network, _check_places, nominatim_url=server):
             try:
                 return osmnx.geocode_to_gdf(place).geometry.iloc[0]
             except InsufficientResponseError as error:
@@ -203,6 +209,9 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
             except TypeError as error:
                 msg = f"{place!r} has no outline at {redact(server)}, only a point; give --bbox or --aoi"
                 raise InputError(msg) from error
+            except (KeyError, ValueError) as error:
+                msg = f"{redact(server)} sent places that cannot be read ({type(error).__name__}: {error})"
+                raise SourceError(msg) from error
 
     outline = network.call(NOMINATIM, ask)
     network.cache.put(path, json.dumps(mapping(outline)).encode())
@@ -210,25 +219,30 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
 
 
 @contextmanager
-def _osmnx(network: Network, **settings: object) -> Iterator[None]:
+def _osmnx(network: Network, check: Callable[[bytes, str], None], **settings: object) -> Iterator[None]:
     """Configure osmnx for one question: every answer passes our checks first."""
     import osmnx
 
-    def check(response: Response, **_: object) -> None:
-        if response.request.url is not None and response.request.url.rstrip("/").endswith("/status"):
-            return  # how busy Overpass is; osmnx copes with any answer
-        check_status(response)
-        body = network.read_body(response)
+    def receive(response: Response, **_: object) -> None:
+        url = response.request.url or ""
+        if response.is_redirect or url.rstrip("/").endswith("/status"):
+            return  # requests follows the former; the latter says how busy Overpass is, and any answer will do
+        try:
+            check_status(response)
+            body = network.read_body(response)
+        except BaseException:
+            response.close()  # requests would leave that to the garbage collector
+            raise
         response._content = body  # noqa: SLF001 - it was read here, with time limits; requests would read again
         response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
-        _check_answer(body, response.url)
+        check(body, url)
 
     changes: dict[str, Any] = {
         "use_cache": False,  # ours is written whole or not at all
         "log_console": False,
         "http_user_agent": USER_AGENT,
-        "requests_timeout": network.policy.read_timeout * 3,
-        "requests_kwargs": {"hooks": {"response": check}, "stream": True},
+        "requests_timeout": round(network.policy.read_timeout * 3),  # goes into the question too, as whole seconds
+        "requests_kwargs": {"hooks": {"response": receive}, "stream": True},
         "doh_url_template": None,
         **settings,
     }
@@ -245,40 +259,45 @@ def _osmnx(network: Network, **settings: object) -> Iterator[None]:
                 setattr(osmnx.settings, name, value)
 
 
-def _check_answer(body: bytes, url: str) -> None:
-    """Raise unless an answer is whole; Overpass reports a failure half-way as a remark, with status 200."""
-    try:
-        answer = json.loads(body)
-    except ValueError as error:
-        msg = f"{redact(url)} sent no JSON ({len(body)} bytes)"
-        raise SourceBusyError(msg) from error
+def _check_features(body: bytes, url: str) -> None:
+    """Raise unless Overpass' answer is whole; it reports a failure half-way as a remark, with status 200."""
+    answer = _parse(body, url)
     if isinstance(answer, dict) and "remark" in answer:
         msg = f"{redact(url)} could not answer in full ({str(answer['remark'])[:120]})"
         raise SourceBusyError(msg)
-    if isinstance(answer, dict) and "elements" not in answer:
+    if not isinstance(answer, dict) or "elements" not in answer:
         msg = f"{redact(url)} sent JSON that is no answer of Overpass"
         raise SourceError(msg)
+
+
+def _check_places(body: bytes, url: str) -> None:
+    """Raise unless Nominatim's answer is one."""
+    answer = _parse(body, url)
+    if not isinstance(answer, list):
+        msg = f"{redact(url)} sent JSON that is no answer of Nominatim ({str(answer)[:120]})"
+        raise SourceError(msg)
+
+
+def _parse(body: bytes, url: str) -> object:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        msg = f"{redact(url)} sent no JSON ({len(body)} bytes)"
+        raise SourceBusyError(msg) from error
 
 
 def _write_features(frame: geopandas.GeoDataFrame | None, path: Path) -> Path:
     """Write what osmnx gives."""
     if frame is None:
         return _write_layers({}, path)
-    kinds = frame.geom_type
-    return _write_layers(
-        {
-            "lines": frame[kinds.isin(["LineString", "MultiLineString"])],
-            "multipolygons": frame[kinds.isin(["Polygon", "MultiPolygon"])],
-        },
-        path,
-    )
+    return _write_layers({"lines": frame[_is_line(frame)], "multipolygons": frame[_is_area(frame)]}, path)
 
 
 def _write_layers(frames: dict[str, geopandas.GeoDataFrame], path: Path) -> Path:
     import geopandas
     import pyogrio
 
-    with replacing(path, overwrite=True) as temporary:
+    with writing_features(path), replacing(path, overwrite=True) as temporary:
         temporary.unlink()
         for layer, kind in (("lines", "MultiLineString"), ("multipolygons", "MultiPolygon")):
             source = frames.get(layer)
@@ -337,7 +356,8 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
     try:
         names = [str(name) for name, kind in pyogrio.list_layers(path) if kind not in {"Point", "MultiPoint", None}]
     except DataSourceError as error:
-        msg = f"{path} cannot be read as vector data ({' '.join(str(error).split())})"
+        reason = " ".join(str(error).split())
+        msg = f"{path} cannot be read as vector data ({reason}); give .osm.pbf, .osm (unpacked) or a GeoPackage"
         raise InputError(msg) from error
     parts: dict[str, list[geopandas.GeoDataFrame]] = {layer: [] for layer in LAYERS}
     used = False
@@ -351,7 +371,9 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
             for layer, choose in (("roads", _is_road), ("waterways", _is_waterway), ("waterbodies", _is_waterbody)):
                 parts[layer].append(frame[choose(frame)])
         elif by_name is not None:
-            parts[by_name].append(frame[~_column(frame, "fclass").isin(["wetland", "glacier"])])
+            is_kind = _is_area(frame) if by_name == "waterbodies" else _is_line(frame)
+            frame = frame[is_kind & ~_column(frame, "fclass").isin(["wetland", "glacier"])]
+            parts[by_name].append(frame.rename(columns={"fclass": "highway"}))
     if not used:
         msg = (
             f"{path} has no layer of roads or water (its layers: {', '.join(names) or 'none'}); "
@@ -399,18 +421,19 @@ def _is_waterway(frame: geopandas.GeoDataFrame) -> pd.Series:
 
 
 def _is_waterbody(frame: geopandas.GeoDataFrame) -> pd.Series:
-    return (
-        frame.geom_type.isin(["Polygon", "MultiPolygon"])
-        & (
-            _column(frame, "natural").eq("water")
-            | _column(frame, "landuse").isin(["reservoir", "basin"])
-            | _column(frame, "waterway").isin(_PONDS + _STREAMS)
-        )
-    )  # fmt: skip
+    return _is_area(frame) & (
+        _column(frame, "natural").eq("water")
+        | _column(frame, "landuse").isin(["reservoir", "basin"])
+        | _column(frame, "waterway").isin(_PONDS + _STREAMS)
+    )
 
 
 def _is_line(frame: geopandas.GeoDataFrame) -> pd.Series:
     return frame.geom_type.isin(["LineString", "MultiLineString"])
+
+
+def _is_area(frame: geopandas.GeoDataFrame) -> pd.Series:
+    return frame.geom_type.isin(["Polygon", "MultiPolygon"])
 
 
 def _visible(frame: geopandas.GeoDataFrame) -> pd.Series:

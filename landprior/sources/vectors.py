@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
@@ -21,28 +24,22 @@ if TYPE_CHECKING:
 
     from landprior.raster.grid import Grid
 
+logger = logging.getLogger(__name__)
+
 _PARQUET = {".parquet", ".geoparquet", ".pq"}
 
 
-def read_vectors(
-    path: str | Path,
-    *,
-    layer: str | None = None,
-    grid: Grid | None = None,
-    **options: Any,  # noqa: ANN401 - GDAL's
-) -> geopandas.GeoDataFrame:
-    """Read features, in any format GDAL knows, or GeoParquet.
+def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | None = None) -> geopandas.GeoDataFrame:
+    """Read features, in any format GDAL knows (zipped shapefiles too), or GeoParquet.
 
     Parameters
     ----------
     path
         The file.
     layer
-        Which of its layers; None for the first.
+        Which of its layers; None for the first that has geometries.
     grid
         Only what may lie on this grid, in its CRS. None: all, in the file's.
-    **options
-        Passed to ``pyogrio.read_dataframe``: ``where``, ``columns``, and GDAL's open options.
 
     Returns
     -------
@@ -54,14 +51,13 @@ def read_vectors(
     MissingInputError, InputError
         If it is missing, cannot be read, or says no CRS.
     """
-    if not Path(path).exists():
+    path = Path(path)
+    if not path.exists():
         msg = f"no such file: {path}"
         raise MissingInputError(msg)
-    if Path(path).suffix.lower() in _PARQUET:
-        frame = _read_parquet(Path(path), grid)
-    else:
-        frame = _read_gdal(Path(path), layer, grid, options)
-    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty]
+    frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
+    shapes = frame.geometry.to_numpy()
+    frame = frame[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
     if frame.crs is None:
         msg = f"{path} says no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
         raise InputError(msg)
@@ -72,41 +68,62 @@ def read_vectors(
     return frame.cx[left:right, bottom:top]
 
 
-def _read_gdal(path: Path, layer: str | None, grid: Grid | None, options: dict[str, Any]) -> geopandas.GeoDataFrame:
+def _read_gdal(path: Path, layer: str | None, grid: Grid | None) -> geopandas.GeoDataFrame:
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
-        bounds = None
-        if grid is not None:
-            crs = pyogrio.read_info(path, layer=layer, **_open_options(options))["crs"]
-            bounds = _bounds_in(grid, crs)
-        return pyogrio.read_dataframe(path, layer=layer, bbox=bounds, **options)
-    except (DataSourceError, DataLayerError, ValueError) as error:
+        layer = layer or _first_layer(path)
+        bounds = None if grid is None else _bounds_in(grid, pyogrio.read_info(path, layer=layer)["crs"])
+        return pyogrio.read_dataframe(path, layer=layer, bbox=bounds)
+    except (DataSourceError, DataLayerError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be read as vector data ({reason}); GeoPackage, FlatGeobuf and GeoJSON work"
         raise InputError(msg) from error
 
 
-def _open_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name.isupper()}
+def _first_layer(path: Path) -> str:
+    import pyogrio
+
+    names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    if not names:
+        msg = f"{path} has no geometries; give GeoPackage, FlatGeobuf or GeoJSON"
+        raise InputError(msg)
+    if len(names) > 1:
+        logger.info("  of %s the layer %s is read (it also has %s)", path, names[0], ", ".join(names[1:]))
+    return names[0]
 
 
 def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     import geopandas
 
     try:
-        bounds = None if grid is None else _bounds_in(grid, "EPSG:4326")
+        bounds = None if grid is None else _bounds_in(grid, _parquet_crs(path))
         try:
             return geopandas.read_parquet(path, bbox=bounds)
-        except ValueError:  # no bbox column, or another CRS: read all of it
-            return geopandas.read_parquet(path)
+        except ValueError:
+            if bounds is None:
+                raise
+            return geopandas.read_parquet(path)  # it has no boxes of its features
     except ImportError as error:
         msg = f"{path} is GeoParquet, which needs pyarrow: pip install 'landprior[parquet]'"
         raise InputError(msg) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:
         msg = f"{path} cannot be read as GeoParquet ({' '.join(str(error).split())})"
         raise InputError(msg) from error
+
+
+def _parquet_crs(path: Path) -> str | None:
+    """Return the CRS of a GeoParquet file, in which its features' boxes are; None if it says none."""
+    import geopandas
+    from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
+
+    text = (read_schema(path).metadata or {}).get(b"geo")
+    if text is None:
+        return None
+    about = json.loads(text)
+    crs = about["columns"][about["primary_column"]].get("crs", "OGC:CRS84")
+    return None if crs is None else str(geopandas.GeoSeries([], crs=crs).crs.to_wkt())
 
 
 def _bounds_in(grid: Grid, crs: str | None) -> tuple[float, float, float, float] | None:

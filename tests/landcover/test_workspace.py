@@ -163,7 +163,7 @@ def test_item_is_a_stac_item_that_lies_where_the_tile_lies(done):
         assert item.id == f"town-{tile.name}"
         assert item.datetime is not None
         assert item.datetime <= datetime.now(UTC)
-        assert {url.split("/")[3] for url in item.stac_extensions} == {"projection", "file"}
+        assert {url.split("/")[3] for url in item.stac_extensions} == {"projection", "file", "raster", "classification"}
         with rasterio.open(tile.file("naip")) as src:
             left, bottom, right, top = src.bounds
             xs, ys = transform(src.crs, "EPSG:4326", [left, left, right, right], [bottom, top, bottom, top])

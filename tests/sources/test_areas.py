@@ -1,10 +1,32 @@
-"""City presets: what ships loads, and a user's own file is checked."""
+"""Areas: presets, boxes in the right order and in wrong ones, outlines from files, places by name."""
 
+from __future__ import annotations
+
+import json
+import re
+import socket
+from types import SimpleNamespace
+
+import geopandas
+import osmnx
 import pytest
+import shapely
+from shapely.geometry import LineString, Point, Polygon, box, mapping
 
-from landprior.errors import ConfigError, MissingInputError
+from landprior.errors import ConfigError, InputError, MissingInputError, OfflineError, SourceBusyError, SourceError
 from landprior.raster.scheme import load_scheme
-from landprior.sources.areas import list_cities, load_city
+from landprior.sources.areas import (
+    area_from_bounds,
+    area_from_city,
+    area_from_file,
+    area_from_place,
+    check_name,
+    list_cities,
+    load_city,
+    slug,
+)
+from landprior.sources.cache import Cache
+from landprior.sources.network import USER_AGENT, Network, RetryPolicy
 
 PAPER = {"austin": (2012, 26914), "durham": (2012, 26917), "phoenix": (2010, 26912), "pittsburgh": (2010, 26917)}
 
@@ -69,3 +91,240 @@ def test_a_mistake_is_one_line_with_the_file(tmp_path, line, message):
         load_city(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_city_is_the_box_of_its_preset():
+    area = area_from_city("pittsburgh")
+    assert (area.name, area.bounds) == ("pittsburgh", load_city("pittsburgh").bounds)
+    assert area.preset == load_city("pittsburgh")
+
+
+# -- boxes ---------------------------------------------------------------------------------------
+
+ITHACA = (-76.52, 42.42, -76.46, 42.46)
+
+
+def test_a_box_is_west_south_east_north():
+    area = area_from_bounds(ITHACA)
+    assert area.bounds == ITHACA
+    assert area.outline.equals(box(*ITHACA))
+    assert area.preset is None
+    assert area.name == check_name(area.name) == "76_5200w-42_4200n"
+    assert area_from_bounds(ITHACA, name="ithaca").name == "ithaca"
+
+
+@pytest.mark.parametrize(
+    "bounds", [(5.0, 50.0, 6.0, 51.0), (144.6, 13.2, 145.0, 13.7), (-171.0, -14.5, -170.0, -14.0), (20, -34, 21, -33)]
+)
+def test_a_box_elsewhere_is_taken_as_it_is(bounds):
+    assert area_from_bounds(bounds).bounds == bounds
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((42.42, -76.52, 42.46, -76.46), "looks like latitude before longitude"),
+        ((42.46, -76.46, 42.42, -76.52), "looks like latitude before longitude"),
+        ((42.42, 42.46, -76.52, -76.46), "looks like latitude before longitude"),
+        ((-76.46, 42.46, -76.52, 42.42), "has its numbers in another order"),
+        ((-76.52, 42.46, -76.46, 42.42), "has its numbers in another order"),
+        ((-76.52, -76.46, 42.42, 42.46), "has its numbers in another order"),
+    ],
+)
+def test_numbers_in_another_order_are_put_right_in_the_message(bounds, message):
+    with pytest.raises(InputError) as caught:
+        area_from_bounds(bounds)
+    given = ",".join(map(str, bounds))
+    assert str(caught.value) == f"{given} {message}; a box is west,south,east,north: -76.52,42.42,-76.46,42.46"
+
+
+def test_corners_elsewhere_are_put_right_too():
+    with pytest.raises(InputError, match=re.escape("a box is west,south,east,north: 5,50,6,51")):
+        area_from_bounds((6, 51, 5, 50))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((-76.5, 42.4, -76.5, 42.5), "is no box; give west,south,east,north in degrees, for example"),
+        ((-200, 42.4, -190, 42.5), "is no box"),
+        ((600_000, 4_500_000, 601_000, 4_501_000), "are no degrees; give west,south,east,north in degrees"),
+        ((float("nan"), 42.4, -76.4, 42.5), "are no degrees"),
+    ],
+)
+def test_what_is_no_box_is_said_in_a_line(bounds, message):
+    with pytest.raises(InputError, match=message) as caught:
+        area_from_bounds(bounds)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_are_folders():
+    assert slug("Ithaca, NY") == "ithaca-ny"
+    assert slug("Cañon City") == "canon-city"
+    assert slug("北京") == "area"
+    assert check_name("My-place_2.0") == "My-place_2.0"
+    for name in ("..", "a/b", "", ".hidden", "a b"):
+        with pytest.raises(InputError, match="cannot be the name of a folder"):
+            check_name(name)
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+FIELD = Polygon([(-76.5, 42.4), (-76.4, 42.4), (-76.45, 42.5)])
+
+
+@pytest.mark.parametrize(
+    ("name", "epsg"),
+    [("f.geojson", 4326), ("f.geojson", 26918), ("f.gpkg", 26918), ("f.fgb", 5070), ("f.shp", 3857)],
+)
+def test_an_outline_comes_from_any_format_in_any_crs(tmp_path, name, epsg):
+    geopandas.GeoSeries([FIELD], crs=4326).to_crs(epsg).to_file(tmp_path / name)
+    area = area_from_file(tmp_path / name)
+    assert area.name == "f"
+    assert area.outline.symmetric_difference(FIELD).area < 1e-6 * FIELD.area
+    assert area_from_file(tmp_path / name, name="field").name == "field"
+
+
+def test_several_polygons_are_one_outline_and_broken_ones_are_mended(tmp_path):
+    bow = Polygon([(-76.3, 42.0), (-76.2, 42.1), (-76.2, 42.0), (-76.3, 42.1)])
+    geopandas.GeoSeries([FIELD, bow, Point(-80, 40)], crs=4326).to_file(tmp_path / "two.geojson")
+    outline = area_from_file(tmp_path / "two.geojson").outline
+    assert outline.is_valid
+    assert outline.area == pytest.approx(FIELD.area + 0.005)
+
+
+def write_json(path, shape):
+    feature = {"type": "Feature", "properties": {}, "geometry": mapping(shape)}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    return path
+
+
+def test_outlines_that_cannot_be_used_are_said_with_the_file(tmp_path):
+    lines = write_json(tmp_path / "line.geojson", LineString(FIELD.exterior))
+    with pytest.raises(InputError, match=r"line\.geojson has no polygon"):
+        area_from_file(lines)
+    swapped = write_json(tmp_path / "swapped.geojson", shapely.transform(FIELD, lambda xy: xy[:, ::-1]))
+    message = r"swapped\.geojson: 42\.4,.* looks like latitude before longitude; .*: -76\.5,42\.4,-76\.4,42\.5$"
+    with pytest.raises(InputError, match=message):
+        area_from_file(swapped)
+    metres = write_json(tmp_path / "metres.geojson", box(600_000, 4_500_000, 601_000, 4_501_000))
+    with pytest.raises(InputError, match=r"metres\.geojson: .* are no degrees"):
+        area_from_file(metres)
+    geopandas.GeoSeries([box(0, 0, 9, 9)], crs=26918).to_file(tmp_path / "none.shp")
+    (tmp_path / "none.prj").unlink()
+    with pytest.raises(InputError, match=r"none\.shp says no CRS; set it"):
+        area_from_file(tmp_path / "none.shp")
+    with pytest.raises(MissingInputError, match="no such file"):
+        area_from_file(tmp_path / "absent.gpkg")
+    (tmp_path / "text.geojson").write_text("a place")
+    with pytest.raises(InputError, match=r"text\.geojson cannot be read as vector data"):
+        area_from_file(tmp_path / "text.geojson")
+
+
+# -- places --------------------------------------------------------------------------------------
+
+QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # a second per question
+    return Network(Cache(tmp_path / "cache"), policy=QUICK)
+
+
+def found(shape, *, kind="relation", number=217092):
+    """A result as Nominatim's search gives it with format=json and polygon_geojson=1."""
+    left, bottom, right, top = shape.bounds
+    return {
+        "place_id": 336951837,
+        "licence": "Data © OpenStreetMap contributors, ODbL 1.0. http://osm.org/copyright",
+        "osm_type": kind,
+        "osm_id": number,
+        "lat": f"{shape.centroid.y:.7f}",
+        "lon": f"{shape.centroid.x:.7f}",
+        "class": "boundary",
+        "type": "administrative",
+        "place_rank": 16,
+        "importance": 0.5723,
+        "addresstype": "city",
+        "name": "Ithaca",
+        "display_name": "Ithaca, Ithaca Town, Tompkins County, New York, United States",
+        "boundingbox": [f"{value:.7f}" for value in (bottom, top, left, right)],
+        "geojson": mapping(shape),
+    }
+
+
+@pytest.fixture
+def nominatim(faulty_server):
+    """A server whose answer is the ``results``."""
+
+    def search(_request):
+        return 200, {"Content-Type": "application/json"}, json.dumps(server.results).encode()
+
+    server = faulty_server(routes={"/search": search})
+    server.results = [found(FIELD)]
+    return server
+
+
+def test_a_place_is_its_outline_and_is_asked_for_once(nominatim, network):
+    resolver, agent = socket.getaddrinfo, osmnx.settings.http_user_agent
+    nominatim.results = [found(Point(-76.45, 42.45), kind="node", number=158857828), found(FIELD)]
+    first = area_from_place("Ithaca, NY", network, url=nominatim.url)
+    assert (first.name, first.bounds) == ("ithaca-ny", FIELD.bounds)
+    assert first.outline.equals(FIELD)
+    (request,) = nominatim.requests
+    assert request.query["q"] == "Ithaca, NY"
+    assert request.query["polygon_geojson"] == "1"
+    assert request.headers["User-Agent"] == USER_AGENT
+    assert (socket.getaddrinfo, osmnx.settings.http_user_agent) == (resolver, agent)
+    again = area_from_place("Ithaca, NY", network, url=f"{nominatim.url}/", name="town")
+    assert (again.name, again.outline) == ("town", first.outline)
+    assert len(nominatim.requests) == 1
+
+
+def test_a_broken_outline_is_mended(nominatim, network):
+    nominatim.results = [found(Polygon([(-76.3, 42.0), (-76.2, 42.1), (-76.2, 42.0), (-76.3, 42.1)]))]
+    outline = area_from_place("Ithaca", network, url=nominatim.url).outline
+    assert outline.is_valid
+    assert outline.area == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "'Ithaca' is not known to .*; check the spelling, or give --bbox or --aoi"),
+        ([found(Point(-76.45, 42.45), kind="node")], "'Ithaca' has no outline at .*, only a point; give --bbox"),
+    ],
+)
+def test_a_place_unknown_or_a_point_is_an_input_error(nominatim, network, results, message):
+    nominatim.results = results
+    for _ in range(2):  # that there is none is not kept
+        with pytest.raises(InputError, match=message):
+            area_from_place("Ithaca", network, url=nominatim.url)
+    assert len(nominatim.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"error": {"code": 400, "message": "Bad query"}}, "no answer of Nominatim .*Bad query.*; give the place by"),
+        ([{"lat": "42"}], "places that cannot be read .*; give the place by --bbox or --aoi"),
+    ],
+)
+def test_an_answer_of_another_kind_is_a_source_error(nominatim, network, results, message):
+    nominatim.results = results
+    with pytest.raises(SourceError, match=message):
+        area_from_place("Ithaca", network, url=nominatim.url)
+
+
+def test_a_busy_geocoder_is_asked_again_a_dead_one_is_said(nominatim, network, tmp_path):
+    nominatim.fail("503")
+    assert area_from_place("Ithaca", network, url=nominatim.url).bounds == FIELD.bounds
+    assert [request.fault for request in nominatim.requests] == ["503", ""]
+    nominatim.fail("429", times=None)
+    with pytest.raises(SourceBusyError, match=r"Nominatim .*answered 429.*tried 2 times.*--bbox or --aoi"):
+        area_from_place("Elmira", network, url=nominatim.url)
+    offline = Network(Cache(tmp_path / "cache"), offline=True)
+    assert area_from_place("Ithaca", offline, url=nominatim.url).bounds == FIELD.bounds
+    with pytest.raises(OfflineError, match="'Elmira' is not in the cache"):
+        area_from_place("Elmira", offline, url=nominatim.url)
