@@ -156,7 +156,7 @@ class Cache:
         InputError
             If a source is not in the cache, or the folder is not a cache of landprior.
         """
-        if not self.root.is_dir():
+        if not self.root.is_dir() or not any(self.root.iterdir()):
             return 0
         if not (self.root / _MARK).is_file():
             msg = f"{self.root} is no cache of landprior (it has no {_MARK}); nothing was deleted"

@@ -410,7 +410,7 @@ class Network:
 
     @property
     def session(self) -> requests.Session:
-        """This thread's session; what is asked by it ends with :meth:`stop`."""
+        """The session of this thread; what is asked by it ends with :meth:`stop`."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = _Session()

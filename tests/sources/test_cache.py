@@ -162,7 +162,8 @@ def test_clear_refuses_what_it_does_not_know(filled, tmp_path):
     with pytest.raises(InputError, match=r"mine is no cache of landprior \(it has no CACHEDIR.TAG\); nothing was"):
         Cache(tmp_path / "mine").clear()
     assert names(tmp_path / "mine") == ["photos/a.jpg"]
-    assert Cache(tmp_path / "none").clear() == 0
+    (tmp_path / "empty").mkdir()
+    assert [Cache(tmp_path / name).clear(("osm",)) for name in ("none", "empty")] == [0, 0]
 
 
 def test_clear_says_what_it_cannot_delete(filled, monkeypatch):

@@ -404,10 +404,10 @@ class Trouble:
     seconds: float = 0.01
     policy: RetryPolicy = QUICK
     content: bool = False  # wrong, which shows only when it is looked at
-    only: tuple[str, ...] = ()  # accesses; it takes a second, and the others share their ways
+    only: tuple[str, ...] = ()  # accesses; it takes time, and the others share their ways
 
 
-IMPATIENT = RetryPolicy(attempts=2, first_wait=0.01, read_timeout=1.0, grace=0.25)
+IMPATIENT = RetryPolicy(attempts=2, first_wait=0.01, read_timeout=0.5, grace=0.25)
 TROUBLES = {
     "connection reset": Trouble("reset"),
     "429 with Retry-After": Trouble("429", retry_after=7),
