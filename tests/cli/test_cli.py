@@ -189,8 +189,9 @@ def test_help_of_every_command_has_examples(command):
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
-def test_examples_of_the_help_are_accepted(command, monkeypatch):
+def test_examples_of_the_help_are_accepted(command, monkeypatch, tmp_path):
     """Every option in an example exists; nothing is run."""
+    monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path))
     module = importlib.import_module(_COMMANDS[command][0])
     monkeypatch.setattr(module.command, "callback", lambda **_: None)
     text = succeed(f"{command} --help").stdout.replace("\\\n", " ")
