@@ -405,7 +405,14 @@ class _Job:
 
         failures: list[LandpriorError] = []
         tile.folder.path.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(desc=tile.folder.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not self.progress)
+        bar = tqdm(
+            desc=tile.folder.name,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            bar_format="{desc}: {n_fmt}{unit} received in {elapsed}{postfix}",
+            disable=not self.progress,
+        )
 
         def count(size: int) -> None:
             bar.update(size)
