@@ -182,8 +182,8 @@ def make_image(path: Path, side: int) -> Path:
 
 
 @click.command()
-@click.option("--runs", default=5, show_default=True, help="Of each side.")
-@click.option("--side", default=6_000, show_default=True, help="Of the image to warp, pixels.")
+@click.option("--runs", default=3, show_default=True, help="Of each side.")
+@click.option("--side", default=8_000, show_default=True, help="Of the image to warp, pixels.")
 def main(runs: int, side: int) -> None:
     """Measure both."""
     measure_burning(runs)

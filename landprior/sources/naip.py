@@ -70,6 +70,8 @@ _PAGE = 100
 _SHRINKING = 0.95
 """Source pixels below this many metres are averaged."""
 _WINDOW = 1024
+_THREADS = 2
+"""Of the warping of one tile; tiles are fetched side by side, too."""
 _REACH = 8
 """Source pixels to read around a window, more than any resampling looks at."""
 _TIFFS = {".tif", ".tiff"}
@@ -532,6 +534,7 @@ def _resample(
         src_nodata=NODATA,
         dst_nodata=NODATA,
         resampling=resampling,
+        num_threads=_THREADS,
         UNIFIED_SRC_NODATA="YES",
     )
 
