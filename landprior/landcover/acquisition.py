@@ -246,7 +246,8 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
         raise InputError(msg)
     _say_years(choices, year, covered)
     tiles = []
-    for choice in sorted(choices, key=lambda c: c.image.id):
+    for found in sorted(choices, key=lambda c: c.image.id):
+        choice = naip.locate(found, network)
         grid = naip.tile_grid(choice, margin=settings.margin)
         left, bottom, right, top = grid.bounds
         m = settings.margin

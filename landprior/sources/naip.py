@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -378,6 +378,17 @@ def choose_images(images: Sequence[NaipImage], outline: BaseGeometry, year: int 
             chosen.append(Choice(image=image, part=shapely.union_all(parts[shapely.area(parts) > 0])))
             left = left.difference(footprint)
     return chosen, 1.0 - left.area / max(place.area, 1e-9)
+
+
+def locate(choice: Choice, network: Network) -> Choice:
+    """Return a choice whose image says its CRS, read from the file if the catalogue does not.
+
+    Without it a tile beside the border of a UTM zone could get the other zone, and its pixels be interpolated.
+    """
+    if choice.image.crs is not None:
+        return choice
+    with open_image(choice.image, network) as src:
+        return replace(choice, image=replace(choice.image, crs=src.crs))
 
 
 def tile_grid(choice: Choice, *, margin: int) -> Grid:

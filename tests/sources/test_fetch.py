@@ -9,15 +9,20 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-from rasterio.warp import transform_bounds
-from rasterio.windows import Window
+import shapely
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform, transform_bounds
+from rasterio.windows import Window, from_bounds
 
-from landprior.errors import GridMismatchError, OfflineError, SourceError
+from landprior.errors import GridMismatchError, OfflineError, SourceError, SourceWarning
 from landprior.landcover.acquisition import FetchSettings, fetch, plan_fetch
 from landprior.landcover.workspace import Workspace
 from landprior.raster.cog import write_raster
+from landprior.raster.grid import Grid
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.cache import Cache
+from landprior.sources.naip import list_images
 from landprior.sources.network import Network, RetryPolicy
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
@@ -287,6 +292,68 @@ def test_item_and_collection_are_valid_stac(served, inside, network, tmp_path, e
     collection = pystac.Collection.from_file(str(paths[pystac.STACObjectType.COLLECTION]))
     assert [found.id for found in collection.get_items()] == [item.id]
     assert collection.extent.spatial.bboxes[0] == pytest.approx(item.bbox)
+
+
+@pytest.mark.realdata
+def test_real_images_across_a_zone_border(real_data, file_server, stac_server, network, tmp_path):
+    """Real NAIP from real servers: neighbours in two UTM zones, each a tile in its own, NLCD over both."""
+    folder = real_data / "naip-samples"
+    url = file_server(folder)
+    local = {image.id: image for image in list_images(folder) if image.year is not None}
+    items = [item_of(image, f"{url}/{image.source.name}") for image in local.values()]
+    pair = [local["m_3607717_sw_18_1_20160620_subset"], local["m_3607824_se_17_1_20160620_subset"]]
+    both = shapely.union_all([image.footprint for image in pair])
+    settings = FetchSettings(
+        stac_url=stac_server(items), nlcd=str(write_cells(tmp_path / "nlcd.tif", both)), osm="none", buildings="none"
+    )
+    workspace = Workspace(tmp_path / "w")
+    with pytest.warns(
+        SourceWarning, match=r"NAIP images cover 9\d\.\d% of the place"
+    ):  # the box is not turned as they are
+        plan = plan_fetch(area_from_bounds(both.bounds, name="border"), workspace, settings, network)
+    tiles = fetch(plan, workspace, settings, network)
+    assert [tile.name for tile in tiles] == sorted(image.id for image in pair)
+    assert {tile.grid.crs.to_epsg() for tile in plan.tiles} == {26917, 26918}
+    for tile in tiles:
+        with rasterio.open(tile.file("naip")) as dst, rasterio.open(local[tile.name].source) as src:
+            assert dst.crs == src.crs
+            window = from_bounds(*src.bounds, transform=dst.transform).round_offsets().round_lengths()
+            assert np.array_equal(dst.read(window=window), src.read())
+        with rasterio.open(tile.file("nlcd")) as dst:
+            codes = dst.read(1)
+            # every pixel has the code of the cell that its centre lies in
+            rows, cols = np.mgrid[: dst.height : 7, : dst.width : 7]
+            x, y = transform(dst.crs, "EPSG:5070", *(dst.transform @ (cols.ravel() + 0.5, rows.ravel() + 0.5)))
+        with rasterio.open(settings.nlcd) as src:
+            expected = src.read(1)[tuple(np.floor(~src.transform @ (np.array(x), np.array(y))).astype(int)[::-1])]
+        assert (codes[rows, cols].ravel() == expected).mean() > 0.995
+    ranges = [request for request in file_server.requests(url) if request.path.endswith(".tif")]
+    assert {request.path.rpartition("/")[2] for request in ranges} == {image.source.name for image in pair}
+
+
+def item_of(image, href):
+    """Describe an image as a STAC API does."""
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": image.id,
+        "collection": "naip",
+        "geometry": shapely.geometry.mapping(image.footprint),
+        "bbox": list(image.footprint.bounds),
+        "properties": {"datetime": f"{image.date}T16:00:00Z", "gsd": image.resolution, "naip:year": str(image.year)},
+        "links": [],
+        "assets": {"image": {"href": href, "type": "image/tiff; application=geotiff", "roles": ["data"]}},
+    }
+
+
+def write_cells(path, outline):
+    """Write random NLCD codes on NLCD's own grid around a place."""
+    left, bottom, right, top = transform_bounds("EPSG:4326", "EPSG:5070", *outline.bounds)
+    left, top = (left // 30 - 10) * 30 + 15, (top // 30 + 10) * 30 + 15
+    width, height = int((right - left) // 30) + 12, int((top - bottom) // 30) + 12
+    codes = np.random.default_rng(3).choice([11, 21, 22, 41, 81, 90], (height, width)).astype(np.uint8)
+    grid = Grid(width=width, height=height, transform=Affine(30, 0, left, 0, -30, top), crs=CRS.from_epsg(5070))
+    return write_raster(path, codes, grid, nodata=0)
 
 
 # -- the command -----------------------------------------------------------------------------------
