@@ -30,10 +30,10 @@ from landprior.raster.grid import Bounds, Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm
+from landprior.sources.answers import redact
 from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import write_labels
 from landprior.sources.naip import STAC_URL
-from landprior.sources.network import redact
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
 from landprior.sources.vectors import burn, read_vectors

@@ -220,3 +220,11 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         with suppress(OSError):
             if path.is_file():
                 yield path, path.stat()
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -39,7 +39,9 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.windows import stream
-from landprior.sources.network import DAY, Network, Origin, Remote, redact
+from landprior.sources.answers import redact
+from landprior.sources.network import DAY, Network, Origin, Remote
+from landprior.sources.ranges import open_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -456,7 +458,7 @@ def open_image(image: NaipImage, network: Network) -> Iterator[DatasetReader]:
         with open_raster(image.source) as src:
             yield src
     else:
-        with network.open_raster(image.source, NAIP) as src:
+        with open_remote(network, image.source, NAIP) as src:
             yield src
 
 
@@ -486,7 +488,7 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
             values = np.full((len(bands), *window.shape), NODATA, dtype=np.uint8)
             try:
                 part = _read_around(src, bands, window)
-            except RasterioError as error:  # of a remote file, Network.open_raster says it better
+            except RasterioError as error:  # of a remote file, open_remote says it better
                 reason = " ".join(str(error.__cause__ or error).split())
                 msg = f"{image.origin} is damaged or truncated ({reason}); copy or download it again"
                 raise RasterReadError(msg) from error

@@ -22,7 +22,9 @@ from rasterio.windows import Window, from_bounds
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
 from landprior.raster.files import replacing
 from landprior.raster.grid import Grid
-from landprior.sources.network import DAY, Network, Origin, Remote, redact
+from landprior.sources.answers import redact
+from landprior.sources.network import DAY, Network, Origin, Remote
+from landprior.sources.ranges import open_remote
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -178,7 +180,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
     path = network.cache.path(NLCD.folder, json.dumps([redact(text), repr(grid)]), ".tif")
     if path.is_file() and not network.refresh:
         return path
-    with network.open_raster(Remote(text), NLCD) as src:
+    with open_remote(network, Remote(text), NLCD) as src:
         window = _window_around(Grid.of(src), grid, text)
         values, part, nodata = src.read(1, window=window), Grid.of(src).window(window), src.nodata
     return _write_part(path, values, part, nodata)

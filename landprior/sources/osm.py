@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
 from landprior.raster.files import replacing
 from landprior.resources import config_file
+from landprior.sources.answers import check_status, redact
 from landprior.sources.cache import writing_features
-from landprior.sources.network import USER_AGENT, Network, Origin, check_status, redact
+from landprior.sources.network import USER_AGENT, Network, Origin
 from landprior.sources.vectors import burn, read_vectors
 
 if TYPE_CHECKING:

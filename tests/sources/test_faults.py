@@ -38,7 +38,8 @@ from landprior.raster.grid import Grid
 from landprior.sources import buildings, naip, nlcd, osm
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.cache import Cache
-from landprior.sources.network import CHUNK, Network, Remote, RetryPolicy
+from landprior.sources.network import Network, Remote, RetryPolicy
+from landprior.sources.ranges import CHUNK, open_remote
 
 from .faulty import FaultyServer
 from .place import in_degrees, osm_elements
@@ -634,7 +635,7 @@ def signed(place, network, path=None):
 def test_a_signature_that_runs_out_half_way_is_renewed(place, revoke_after):
     asked, good = signing(place, revoke_after=revoke_after)
     network = place.network()
-    with network.open_raster(signed(place, network), naip.NAIP) as src:
+    with open_remote(network, signed(place, network), naip.NAIP) as src:
         np.testing.assert_array_equal(src.read(), place.files.scene.image)
     assert len(place.tokens) == 2
     assert len(asked) == len(good) + 1
@@ -647,7 +648,7 @@ def test_a_signature_that_is_never_good_is_an_error(place):
     place.tokens.append("another")
     network = place.network()
     remote = signed(place, network)
-    with pytest.raises(SourceError) as caught, network.open_raster(remote, naip.NAIP):
+    with pytest.raises(SourceError) as caught, open_remote(network, remote, naip.NAIP):
         pass
     assert str(caught.value) == (
         f"NAIP: {place.image.href} answered 403 Forbidden: access was denied; {naip.NAIP.remedy}"
@@ -660,14 +661,14 @@ def test_a_signature_that_cannot_be_renewed_costs_no_chunk(place, monkeypatch):
     _, good = signing(place, revoke_after=2)
     network, _ = patient(place, QUICK, monkeypatch)
     remote = signed(place, network)
-    with pytest.raises(SourceBusyError) as caught, network.open_raster(remote, naip.NAIP) as src:  # noqa: PT012
+    with pytest.raises(SourceBusyError) as caught, open_remote(network, remote, naip.NAIP) as src:  # noqa: PT012
         src.read(1, window=((0, 1), (0, 1)))
         place.server.fail("503", path="sign?", times=None)
         src.read()
     assert str(caught.value).startswith(f"NAIP: {place.url}/sign answered 503 Service Unavailable (tried 3 times)")
     place.server.faults.clear()
     again = place.network()
-    with again.open_raster(signed(place, again), naip.NAIP) as src:
+    with open_remote(again, signed(place, again), naip.NAIP) as src:
         np.testing.assert_array_equal(src.read(), place.files.scene.image)
     assert sorted(spans(good)) == [0, 1, 2, 3, 4]
 
@@ -682,7 +683,7 @@ def test_threads_renew_a_signature_once(place):
     void.append(place.tokens[0] if first.url and place.tokens else "")
 
     def read(path):
-        with network.open_raster(Remote(f"{place.url}{path}", first.signer), naip.NAIP) as src:
+        with open_remote(network, Remote(f"{place.url}{path}", first.signer), naip.NAIP) as src:
             return np.array_equal(src.read(), place.files.scene.image)
 
     with ThreadPoolExecutor(4) as pool:

@@ -32,22 +32,10 @@ from landprior.errors import (
     SourceBusyError,
     SourceError,
 )
+from landprior.sources.answers import check_status, redact, retry_after, translate
 from landprior.sources.cache import Cache
-from landprior.sources.network import (
-    CHUNK,
-    DAY,
-    USER_AGENT,
-    Network,
-    Origin,
-    RangeFile,
-    Remote,
-    RetryPolicy,
-    _Chunks,
-    _retry_after,
-    _translate,
-    check_status,
-    redact,
-)
+from landprior.sources.network import DAY, USER_AGENT, Network, Origin, Remote, RetryPolicy
+from landprior.sources.ranges import CHUNK, Chunks, RangeFile, open_remote
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=5.0, connect_timeout=2.0, read_timeout=1.0, grace=0.3)
 SOURCE = Origin(name="The source", folder="source", remedy="give a file of your own")
@@ -269,14 +257,14 @@ def test_statuses_that_will_not_pass(status):
         ("9" * 400, None), ("Mon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 99 Oct 2015 07:28:00", None),
     ],
 )  # fmt: skip
-def test_retry_after(text, seconds):
-    assert _retry_after(answer_of(503, **{"Retry-After": text})) == seconds
+def testretry_after(text, seconds):
+    assert retry_after(answer_of(503, **{"Retry-After": text})) == seconds
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000"])
 def test_retry_after_a_date(zone):
     date = email.utils.formatdate(time.time() + 90, usegmt=True).replace("GMT", zone)
-    assert _retry_after(answer_of(503, **{"Retry-After": date})) == pytest.approx(90, abs=2)
+    assert retry_after(answer_of(503, **{"Retry-After": date})) == pytest.approx(90, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +301,7 @@ def test_redact(url, shown):
     ],
 )
 def test_failures_in_our_words(error, kind, said):
-    failure = _translate(error, "http://user:secret@host/a?sig=secret")
+    failure = translate(error, "http://user:secret@host/a?sig=secret")
     assert type(failure) is kind
     assert re.match(f"(.* )?{said}", str(failure))
     assert "secret" not in str(failure)
@@ -769,7 +757,7 @@ def test_a_whole_file_offline(cache, network, faulty_server, folder):
 
 def test_a_remote_raster_reads_as_a_local_one(network, faulty_server, rasters, image):
     server = faulty_server(rasters)
-    with network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
+    with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         assert (src.crs, src.transform, src.shape, src.count) == (local.crs, local.transform, local.shape, 4)
         np.testing.assert_array_equal(src.read(), local.read())
     asked = ranges(server)
@@ -783,14 +771,14 @@ def test_a_remote_raster_reads_as_a_local_one(network, faulty_server, rasters, i
 def test_a_file_may_have_any_name(network, faulty_server, image):
     server = faulty_server(routes={"/a b:c!.tif": served(image.read_bytes(), {"ETag": '"v1"'})})
     remote = Remote(f"{server.url}/a%20b:c!.tif?x=1/2.tif")
-    with network.open_raster(remote, SOURCE) as src, rasterio.open(image) as local:
+    with open_remote(network, remote, SOURCE) as src, rasterio.open(image) as local:
         np.testing.assert_array_equal(src.read(1), local.read(1))
 
 
 def test_only_what_is_read_is_fetched(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
-    with network.open_raster(remote, SOURCE) as src, rasterio.open(image) as local:
+    with open_remote(network, remote, SOURCE) as src, rasterio.open(image) as local:
         window = ((900, 1000), (900, 1000))
         np.testing.assert_array_equal(src.read(window=window), local.read(window=window))
     fetched = sum(last + 1 - first for first, last in ranges(server))
@@ -804,11 +792,11 @@ def test_chunks_are_used_again(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     window = ((0, 100), (0, 100))
-    with network.open_raster(remote, SOURCE) as src:
+    with open_remote(network, remote, SOURCE) as src:
         values = src.read(window=window)
     before = len(server.requests)
     for again in (Network(cache, policy=QUICK), Network(cache, offline=True)):
-        with again.open_raster(remote, SOURCE) as src:
+        with open_remote(again, remote, SOURCE) as src:
             np.testing.assert_array_equal(src.read(window=window), values)
     assert len(server.requests) == before
     with pytest.raises(OfflineError, match=rf"^The source: {server.url}/image.tif is not in the cache, and --offline"):
@@ -819,7 +807,7 @@ def test_chunks_are_used_again(cache, network, faulty_server, rasters, image):
 
 
 def read_all(network, remote):
-    with network.open_raster(remote, SOURCE) as src:
+    with open_remote(network, remote, SOURCE) as src:
         return src.read()
 
 
@@ -851,7 +839,7 @@ def changing(tmp_path, faulty_server):
 def test_two_versions_are_not_mixed_while_a_file_is_read(cache, network, changing, tmp_path, options):
     _, remote, change = changing(**options)
     expected = r"^The source: .*/image.tif has changed since it was begun, .*deleted; run the same command again; give"
-    with pytest.raises(SourceError, match=expected), network.open_raster(remote, SOURCE) as src:  # noqa: PT012
+    with pytest.raises(SourceError, match=expected), open_remote(network, remote, SOURCE) as src:  # noqa: PT012
         src.read(window=WINDOW)
         change()
         src.read()
@@ -863,7 +851,7 @@ def test_two_versions_are_not_mixed_while_a_file_is_read(cache, network, changin
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_two_versions_are_not_mixed_from_run_to_run(cache, network, changing, tmp_path, options, attempts):
     _, remote, change = changing(**options)
-    with network.open_raster(remote, SOURCE) as src:
+    with open_remote(network, remote, SOURCE) as src:
         src.read(window=WINDOW)
     change()
     later = Network(cache, policy=RetryPolicy(attempts=attempts, first_wait=0.01))
@@ -877,7 +865,7 @@ def test_versions_are_told_by_what_the_server_says_of_them(network, faulty_serve
     content = image.read_bytes()
     server = faulty_server(routes={"/a.tif": served(content, validators[0])})
     remote = Remote(f"{server.url}/a.tif")
-    with pytest.raises(SourceError, match="has changed since"), network.open_raster(remote, SOURCE) as src:  # noqa: PT012
+    with pytest.raises(SourceError, match="has changed since"), open_remote(network, remote, SOURCE) as src:  # noqa: PT012
         src.read(window=WINDOW)
         server.routes["/a.tif"] = served(content, validators[1])
         src.read()
@@ -885,7 +873,7 @@ def test_versions_are_told_by_what_the_server_says_of_them(network, faulty_serve
 
 def test_a_slip_of_the_server_does_not_cost_the_chunks(network, faulty_server, rasters, image):
     server = faulty_server(rasters)
-    with network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
+    with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         src.read(window=WINDOW)
         before = len(server.requests)
         server.fail("wrong-length")
@@ -897,7 +885,7 @@ def test_a_slip_of_the_server_does_not_cost_the_chunks(network, faulty_server, r
 
 def test_two_processes_do_not_mix_versions(cache, network, changing, tmp_path):
     server, remote, change = changing(compress=None)
-    with pytest.raises(SourceError, match="has changed since"), network.open_raster(remote, SOURCE) as src:  # noqa: PT012
+    with pytest.raises(SourceError, match="has changed since"), open_remote(network, remote, SOURCE) as src:  # noqa: PT012
         src.read(window=WINDOW)
         change()
         other = Network(cache, policy=QUICK, refresh=True)  # its locks are its own, as those of a process are
@@ -923,7 +911,7 @@ def test_a_server_that_says_no_length_is_read_once(network, image):
 
 def test_of_a_broken_answer_whole_chunks_are_kept(network, faulty_server, rasters, image):
     server, content = faulty_server(rasters), image.read_bytes()
-    chunks = _Chunks(network, Remote(f"{server.url}/image.tif"), SOURCE)
+    chunks = Chunks(network, Remote(f"{server.url}/image.tif"), SOURCE)
     for number, breaks in ((0, 0), (1, 0), (2, 1), (4, 2)):
         server.faults += ["truncate"] * breaks
         start = number * CHUNK
@@ -970,7 +958,7 @@ def test_what_is_damaged_is_thrown_away(cache, network, faulty_server, rasters, 
     assert files_of(cache.root) == ["CACHEDIR.TAG"]
     with (  # noqa: PT012
         pytest.raises(SourceError, match=r"is damaged \(ZIPDecode:Decoding error.*\) and was deleted"),
-        network.open_raster(remote, SOURCE) as src,
+        open_remote(network, remote, SOURCE) as src,
     ):
         server.fail("garbage")
         src.read()
@@ -983,7 +971,7 @@ def test_errors_of_the_reader_are_its_own(cache, network, faulty_server, rasters
     msg = "not what we want"
     with (  # noqa: PT012
         pytest.raises(RasterReadError, match=rf"^{msg}$"),
-        network.open_raster(remote, SOURCE) as src,
+        open_remote(network, remote, SOURCE) as src,
     ):
         src.read(1, window=WINDOW)
         raise RasterReadError(msg)
@@ -994,7 +982,7 @@ def test_a_failed_read_is_said_even_if_nobody_minded(network, faulty_server, ras
     server = faulty_server(rasters)
 
     def read_and(then):
-        with network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as src:
+        with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src:
             server.fail("404", times=None)
             with pytest.raises(rasterio.RasterioIOError):
                 src.read()
@@ -1012,14 +1000,14 @@ def test_a_failed_read_is_said_even_if_nobody_minded(network, faulty_server, ras
 
 def test_an_interruption_within_gdal_is_not_lost(network, faulty_server, rasters, monkeypatch):
     server = faulty_server(rasters)
-    with pytest.raises(KeyboardInterrupt), network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as src:  # noqa: PT012
-        monkeypatch.setattr(network, "_open", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src:  # noqa: PT012
+        monkeypatch.setattr(network, "open", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         src.read()
 
 
 def test_a_file_that_seeks_and_tells(network, faulty_server, folder):
     server = faulty_server(folder)
-    with RangeFile(_Chunks(network, Remote(f"{server.url}/data.bin"), SOURCE)) as file:
+    with RangeFile(Chunks(network, Remote(f"{server.url}/data.bin"), SOURCE)) as file:
         assert file.readable()
         assert file.seekable()
         assert not file.writable()
@@ -1035,7 +1023,7 @@ def test_a_file_that_seeks_and_tells(network, faulty_server, folder):
 def test_memory_for_chunks_is_bounded(network, faulty_server, tmp_path):
     (tmp_path / "long.bin").write_bytes(bytes(40 * CHUNK))
     server = faulty_server(tmp_path)
-    chunks = _Chunks(network, Remote(f"{server.url}/long.bin"), SOURCE)
+    chunks = Chunks(network, Remote(f"{server.url}/long.bin"), SOURCE)
     for start in range(0, 40 * CHUNK, CHUNK):
         assert chunks.read(start, start + 10) == bytes(10)
     assert len(chunks._recent) == 32
@@ -1045,7 +1033,7 @@ def test_threads_that_read_one_file_fetch_it_once(network, faulty_server, raster
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     expected = rasterio.open(image).read()
-    chunks = _Chunks(network, remote, SOURCE)
+    chunks = Chunks(network, remote, SOURCE)
     content = image.read_bytes()
 
     def read(number):
@@ -1070,15 +1058,15 @@ def test_two_files_of_one_name_are_not_confused(network, faulty_server, rasters)
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(read, names))
     with (
-        network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as first,
-        network.open_raster(Remote(f"{server.url}/other/image.tif"), SOURCE) as second,
+        open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as first,
+        open_remote(network, Remote(f"{server.url}/other/image.tif"), SOURCE) as second,
     ):
         assert not np.array_equal(first.read(1), second.read(1))
 
 
 def test_a_cache_that_is_cleared_meanwhile(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
-    with network.open_raster(Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
+    with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         src.read(window=WINDOW)
         cache.clear()
         np.testing.assert_array_equal(src.read(), local.read())

@@ -1,0 +1,117 @@
+"""What HTTP answers say: whether they are good, how long to wait, which part of which version they hold."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from datetime import UTC
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from landprior.errors import SourceBusyError, SourceError
+
+if TYPE_CHECKING:
+    from requests import Response
+
+DENIED = {401, 403}
+IDENTITY = {"Accept-Encoding": "identity"}
+"""Header that asks for a file as it is."""
+
+_BUSY = {408, 425, 429}
+_NEVER = {501, 505}
+"""Server errors that the next attempt will meet too."""
+
+
+def redact(url: str) -> str:
+    """Return a URL without what may be secret: user, password, query, fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that is none"
+    if parts.netloc:
+        return f"{parts.scheme}://{host}{parts.path}"
+    return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
+
+
+def check_status(response: Response) -> None:
+    """Raise for an answer that is none.
+
+    Raises
+    ------
+    SourceBusyError
+        If asking again may help; has the wait the server asks for.
+    SourceError
+        If not.
+    """
+    status = response.status_code
+    if 200 <= status < 300:
+        return
+    said = f"{redact(response.url)} answered {status} {response.reason or ''}".rstrip()
+    if status in _BUSY or (status >= 500 and status not in _NEVER):
+        raise SourceBusyError(said, wait=retry_after(response))
+    if status in DENIED:
+        msg = f"{said}: access was denied"
+        raise SourceError(msg)
+    raise SourceError(said)
+
+
+def retry_after(response: Response) -> float | None:
+    """Return the seconds a server asks to wait, by number or by date; None if it does not."""
+    text = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except (ValueError, IndexError, TypeError):
+        return None
+    return max(when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time(), 0.0)
+
+
+def translate(error: Exception, url: str | None = None) -> SourceError:
+    """Say in our words what requests' say with the whole URL."""
+    request = getattr(error, "request", None)
+    where = redact(getattr(request, "url", None) or url or "the server")
+    if isinstance(error, requests.TooManyRedirects):
+        return SourceBusyError(f"{where} redirects in a loop")
+    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
+        return SourceError(f"the certificate of {where} cannot be verified")
+    if isinstance(error, requests.Timeout):
+        return SourceBusyError(f"{where} did not answer in time")
+    if isinstance(error, requests.exceptions.ProxyError):
+        return SourceBusyError(f"{where} cannot be reached through the proxy")
+    broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
+    if isinstance(error, broken) and not isinstance(error, requests.exceptions.InvalidURL):
+        return SourceBusyError(f"{where} cannot be reached, or broke off the connection")
+    return SourceError(f"{where} cannot be asked ({type(error).__name__})")
+
+
+def range_of(response: Response) -> tuple[int, int]:
+    """Return the first byte and the total of a partial answer."""
+    text = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", text.strip())
+    if found is None:
+        msg = f"{redact(response.url)} sent a part of a file and does not say which ({text[:40]!r})"
+        raise SourceBusyError(msg)
+    return int(found[1]), int(found[2])
+
+
+def length_of(response: Response) -> int | None:
+    """Return the declared length of an answer's body, None if it is not said."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if re.fullmatch("[0-9]+", text) else None
+
+
+def validator_of(response: Response) -> str:
+    """Return what tells one version of a file from another: a strong ETag, or when it was changed."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def version_of(response: Response) -> str:
+    """Return the validator, or a weak ETag: good enough to see a change, not to go on with a part."""
+    return validator_of(response) or response.headers.get("ETag", "")

@@ -1,0 +1,329 @@
+"""Remote rasters by ranges: chunks in the cache, and a file of them that GDAL can read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
+
+import rasterio
+import requests
+from rasterio.errors import RasterioError
+
+from landprior.errors import RasterReadError, SourceBusyError, SourceError
+from landprior.raster.files import GDAL_CACHE_BYTES
+from landprior.sources.answers import IDENTITY, check_status, length_of, range_of, redact, version_of
+from landprior.sources.cache import file_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from rasterio.io import DatasetReader
+    from requests import Response
+
+    from landprior.sources.network import Network, Origin, Remote
+
+CHUNK = 512 * 1024
+"""Bytes of a remote file that are read and cached at once."""
+
+_READ_AHEAD = 16
+"""At most so many chunks in one request, when a file is read on and on."""
+
+
+@contextmanager
+def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[DatasetReader]:
+    """Open a remote raster; what is read of it comes by ranges and stays in the cache.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be read, now or later within the block.
+    """
+    chunks = Chunks(network, remote, origin)
+    name = re.sub(r"[^\w.-]", "_", urlsplit(remote.href).path.rpartition("/")[2]) or "raster"
+
+    def opener(path: str, mode: str = "rb") -> RangeFile:
+        if mode != "rb" or path.rpartition("/")[2] != name:
+            raise FileNotFoundError(path)  # GDAL looks for side files
+        return RangeFile(chunks)
+
+    try:
+        with (
+            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
+            rasterio.open(f"landprior/{name}", opener=opener) as src,
+        ):
+            yield src
+    except (RasterioError, RasterReadError) as error:
+        chunks.raise_failure()
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if cause is error and isinstance(error, RasterReadError):
+            raise  # whoever reads it does not like what it is
+        chunks.discard()
+        reason = re.sub(r"\S*/vsi\S*", name, " ".join(str(cause).split())).rstrip(".")
+        msg = f"{origin.name}: {redact(remote.href)} is damaged ({reason}) and was deleted; {origin.remedy}"
+        raise SourceError(msg) from error
+    except Exception:
+        chunks.raise_failure()  # whatever went wrong, this was first
+        raise
+    else:
+        chunks.raise_failure()
+
+
+@dataclass
+class Chunks:
+    """A remote file as chunks in the cache, fetched as they are asked for.
+
+    ``meta.json`` in its folder says the size and the version; the chunks of a version have a folder of their
+    own, so that two versions cannot be mixed, whoever else writes there.
+    """
+
+    network: Network
+    remote: Remote
+    origin: Origin
+    size: int = -1
+    failure: BaseException | None = None
+    _count: Callable[[int], None] | None = None
+    _recent: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    _next: int = -1
+    _ahead: int = 1
+    _validator: str = ""
+    _doubt: tuple[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.folder = self.network.cache.path(self.origin.folder, self.remote.href, ".chunks")
+        self._count = self.network.listener
+        self._lock = self.network.lock(str(self.folder))
+
+    def raise_failure(self) -> None:
+        """Raise what a read failed with: GDAL reports only that it did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def discard(self) -> None:
+        """Delete all of the file."""
+        with self._lock:
+            self.network.cache.discard(self.folder)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes of a range, cut at the file's end."""
+        with self._lock:  # of all who read this file, so that nothing is fetched twice
+            if self.size < 0:
+                self._begin()
+            stop = min(stop, self.size)
+            if stop <= start:
+                return b""
+            parts = [self._chunk(i) for i in range(start // CHUNK, (stop - 1) // CHUNK + 1)]
+        offset = start // CHUNK * CHUNK
+        return b"".join(parts)[start - offset : stop - offset]
+
+    def _begin(self) -> None:
+        """Learn the file's size and version, from the cache or by asking."""
+        if not self.network.wants_anew(self.folder):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                known = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+                self.size, self._validator = int(known["size"]), str(known["validator"])
+                return
+        self._fetch(0, 1)
+
+    def _path(self, index: int) -> Path:
+        version = hashlib.sha256(f"{self.size} {self._validator}".encode()).hexdigest()[:16]
+        return self.folder / version / f"{index:06d}"
+
+    def _due(self, index: int) -> int:
+        return min(CHUNK, self.size - index * CHUNK)
+
+    def _is_kept(self, index: int) -> bool:
+        return file_size(self._path(index)) == self._due(index)
+
+    def _chunk(self, index: int) -> bytes:
+        if index not in self._recent and not self._load(index):
+            self._ahead = min(self._ahead * 2, _READ_AHEAD) if index == self._next else 1
+            last, count = (self.size - 1) // CHUNK, 1
+            while count < self._ahead and index + count <= last and not self._is_kept(index + count):
+                count += 1
+            self._fetch(index, count)
+            self._next = index + count
+        self._recent.move_to_end(index)
+        while len(self._recent) > 2 * _READ_AHEAD:
+            self._recent.popitem(last=False)
+        return self._recent[index]
+
+    def _load(self, index: int) -> bool:
+        try:
+            content = self._path(index).read_bytes()
+        except OSError:
+            return False
+        if len(content) == self._due(index):
+            self._recent[index] = content
+        return index in self._recent
+
+    def _fetch(self, index: int, count: int) -> None:
+        """Fetch chunks; each is kept as soon as it is whole, and then not asked for again."""
+        network = self.network
+        network.require_online(self.origin, redact(self.remote.href))
+        wanted, kept = range(index, index + count), set[int]()
+
+        def keep(number: int, content: bytes) -> None:
+            if not self._is_kept(number):
+                network.cache.put(self._path(number), content)
+            if number == index:
+                self._recent[number] = content
+            kept.add(number)
+
+        def ask() -> None:
+            first = min(set(wanted) - kept, default=None)
+            if first is None:
+                return
+            start, stop = first * CHUNK, wanted.stop * CHUNK
+            headers = IDENTITY | {"Range": f"bytes={start}-{stop - 1}"}
+            with network.open(self.remote, headers) as response:
+                begin, end, total = self._look(response, start, stop)
+                if total is None:
+                    content = self._receive(response)
+                    total = end = len(content)
+                    self._settle(total, version_of(response))
+                    _Cutter(begin, total, keep).take(content)
+                    return
+                self._settle(total, version_of(response))
+                cutter = _Cutter(begin, total, keep)
+                self._receive(response, cutter.take)
+            if cutter.at != end:
+                msg = f"{redact(self.remote.href)} broke off at byte {cutter.at} of {end}"
+                raise SourceBusyError(msg)
+
+        network.call(self.origin, ask, gained=lambda: len(kept) * CHUNK)
+
+    def _look(self, response: Response, start: int, stop: int) -> tuple[int, int | None, int | None]:
+        """Return from where to where an answer goes, and the size of the file; None: it does not say."""
+        where = redact(self.remote.href)
+        check_status(response)
+        length = length_of(response)
+        if response.status_code != requests.codes.partial_content:  # without ranges, all is sent
+            begin, end, total = 0, length, length
+        else:
+            begin, total = range_of(response)
+            end = min(stop, total)
+            if length is not None and begin + length != end:
+                if (total, version_of(response)) == (self.size, self._validator):
+                    self._give_up()
+                msg = (
+                    f"{where} contradicts itself: {length} bytes from {begin} of {total}, where {end - begin} were due"
+                )
+                raise SourceBusyError(msg)
+            if begin != start:
+                msg = f"{where} sent another part of the file than was asked for"
+                raise SourceBusyError(msg)
+        if end == 0:
+            msg = f"{where} gave an empty file"
+            raise SourceBusyError(msg)
+        return begin, end, total
+
+    def _receive(self, response: Response, sink: Callable[[bytes], object] | None = None) -> bytes:
+        if self._count is None:
+            return self.network.read_body(response, sink, decode=False)
+        with self.network.listening(self._count):  # GDAL may read in a thread of its own
+            return self.network.read_body(response, sink, decode=False)
+
+    def _settle(self, total: int, validator: str) -> None:
+        """Note the file's size and version; refuse to mix two versions."""
+        network, meta = self.network, self.folder / "meta.json"
+        if self.size < 0:
+            if network.wants_anew(self.folder):
+                network.cache.discard(self.folder)
+                network.note_refreshed(self.folder)
+            self.size, self._validator = total, validator
+            known = {"size": total, "validator": validator, "href": redact(self.remote.href)}
+            network.cache.put(meta, json.dumps(known).encode())
+        elif (total, validator) == (self.size, self._validator):
+            self._doubt = None
+        elif (total, validator) == self._doubt or network.policy.attempts == 1:
+            self._give_up()
+        else:  # a slip of the server? What it says twice is taken for true
+            self._doubt = (total, validator)
+            msg = f"{redact(self.remote.href)} is said to have another length or version than before"
+            raise SourceBusyError(msg)
+
+    def _give_up(self) -> NoReturn:
+        self.network.cache.discard(self.folder)
+        msg = (
+            f"{redact(self.remote.href)} has changed since it was begun, or its length was wrong then; "
+            "what was kept of it may be damaged and was deleted; run the same command again"
+        )
+        raise SourceError(msg)
+
+
+@dataclass
+class _Cutter:
+    """Cuts what comes into chunks."""
+
+    at: int
+    total: int
+    keep: Callable[[int, bytes], None]
+    _rest: bytearray = field(default_factory=bytearray)
+
+    def take(self, piece: bytes) -> None:
+        """Take the next bytes; give every chunk that is whole to ``keep``."""
+        self._rest += piece
+        self.at += len(piece)
+        begin = self.at - len(self._rest)
+        while (size := min(CHUNK, self.total - begin)) and len(self._rest) >= size:
+            self.keep(begin // CHUNK, bytes(self._rest[:size]))
+            del self._rest[:size]
+            begin += size
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file for GDAL: reads ranges. A failure ends the read short and is kept for the caller."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        super().__init__()
+        self._chunks = chunks
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position."""
+        if whence == io.SEEK_END:
+            self._try(lambda: self._chunks.read(0, 1))
+            offset += max(self._chunks.size, 0)
+        elif whence == io.SEEK_CUR:
+            offset += self._at
+        self._at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes; none if reading failed."""
+        stop = 2**62 if size is None or size < 0 else self._at + size
+        content = self._try(lambda: self._chunks.read(self._at, stop))
+        self._at += len(content)
+        return content
+
+    def _try(self, action: Callable[[], bytes]) -> bytes:
+        # An exception would be lost in GDAL, and noisily.
+        if self._chunks.failure is not None:
+            return b""
+        try:
+            return action()
+        except BaseException as error:  # noqa: BLE001 - raised again by Chunks.raise_failure
+            self._chunks.failure = error
+            return b""
