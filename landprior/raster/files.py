@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import math
 import os
+import re
 import tempfile
+import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
     from rasterio.windows import Window
 
     from landprior.raster.scheme import ClassScheme
+
+_LEFT_BEHIND = 86_400.0
+"""Seconds after which a temporary file is nobody's any more."""
 
 GDAL_CACHE_BYTES = 64 * 2**20
 """GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
@@ -236,6 +243,7 @@ def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         As :func:`check_output`; also if the disk is full.
     """
     path = check_output(path, overwrite=overwrite)
+    _clear_old(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -256,6 +264,16 @@ def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         for leftover in path.parent.iterdir():
             if leftover.name.startswith(temporary.name):
                 leftover.unlink(missing_ok=True)
+
+
+def _clear_old(path: Path) -> None:
+    """Delete the temporary files that a killed run has left beside ``path``, once nobody can be writing them."""
+    ours = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}(\..*)?")
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}-*"):
+        if ours.fullmatch(leftover.name):
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
+                    leftover.unlink()
 
 
 def _umask() -> int:

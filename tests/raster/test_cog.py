@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import subprocess
 import sys
@@ -201,3 +202,15 @@ def test_a_folder_that_cannot_be_made(tmp_path, make_grid):
     (tmp_path / "file").write_text("")
     with pytest.raises(RasterWriteError, match="cannot make the folder"):
         CogWriter(tmp_path / "file" / "a.tif", make_grid())
+
+
+def test_what_a_killed_run_left_is_cleared_once_it_is_old(tmp_path, make_grid):
+    old, young, other = (
+        tmp_path / name for name in (".map-ab12cd_4.tif", ".map-zz12cd_4.tif.draft.tif", ".map-notes.tif")
+    )
+    for path in (old, young, other):
+        path.write_bytes(b"x")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write_raster(tmp_path / "map.tif", np.zeros((8, 8), np.uint8), make_grid(8, 8))
+    assert sorted(p.name for p in tmp_path.glob(".*")) == sorted((young.name, other.name))
