@@ -785,7 +785,10 @@ def test_a_disk_that_is_really_full(place, expected, tmp_path):
 @contextmanager
 def running(place):
     """Run the command; it is killed in the end."""
-    command = [sys.executable, "-m", "landprior", *place.command()]
+    # whoever runs the tests in the background may ignore ctrl-C, and a child would, too
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('landprior', run_name='__main__')"
+    command = [sys.executable, "-c", start, *place.command()]
     with subprocess.Popen(command, env=environment(place.folder / "cache"), stderr=subprocess.PIPE) as process:
         try:
             yield process
