@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.features import geometry_mask
 
-from landprior.errors import InputError, MissingInputError, SchemeError
+from landprior.errors import InputError, SchemeError
+from landprior.sources.vectors import read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,28 +131,14 @@ def read_hints(
     SchemeError
         If a label is not in the scheme.
     """
-    from pathlib import Path
-
-    import geopandas
-    from pyogrio.errors import DataSourceError
-
     if not 0 < weight <= 1:
         msg = f"the label weight must be above 0 and at most 1, not {weight}"
         raise InputError(msg)
-    if not Path(path).exists():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
-    try:
-        frame = geopandas.read_file(path)
-    except DataSourceError as error:
-        msg = f"{path} cannot be read as vector data ({error}); GeoPackage and GeoJSON work"
-        raise InputError(msg) from error
+    frame = read_vectors(path, grid=grid)
     if column not in frame.columns:
         msg = f"{path} has no column {column!r} with the label (it has {', '.join(map(str, frame.columns))})"
         raise InputError(msg)
-    frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty & frame[column].notna()]
-    if frame.crs is not None and grid.crs is not None:
-        frame = frame.to_crs(grid.crs.to_wkt())
+    frame = frame[frame[column].notna()]
     near = frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
     if near.empty:
         bounds = tuple(round(b, 1) for b in grid.bounds)

@@ -39,7 +39,7 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
     layer
         Which of its layers; None for the first that has geometries.
     grid
-        Only what may lie on this grid, in its CRS. None: all, in the file's.
+        Only what may lie on this grid, in its CRS (a grid without one: all, as it is). None: all, in the file's.
 
     Returns
     -------
@@ -58,6 +58,8 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
     frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
     shapes = frame.geometry.to_numpy()
     frame = frame[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    if grid is not None and grid.crs is None:
+        return frame  # local coordinates, the grid's own
     if frame.crs is None:
         msg = f"{path} says no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
         raise InputError(msg)
