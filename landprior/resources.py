@@ -6,6 +6,7 @@ the package. Both are found here, so nothing else needs to know.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,9 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
         if path.is_file():
             return path
     known = sorted({n for suffix in suffixes for n in shipped_names(kind, suffix)})
-    msg = f"{text!r} is not one of the shipped {kind} ({', '.join(known)}), nor the path of a {suffixes[0]} file"
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    msg = f"{text!r} is not one of the shipped {kind} ({', '.join(known)}), nor the path of a {suffixes[0]} file{hint}"
     raise ConfigError(msg)
 
 

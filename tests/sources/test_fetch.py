@@ -398,7 +398,7 @@ def test_dry_run_says_what_would_be_done(invoke, served, inside, tmp_path):
         (["--bbox", "1,2,3"], "is not four numbers west,south,east,north"),
         (["--bbox", "40.43,-80.02,40.46,-79.98"], "-80.02,40.43,-79.98,40.46"),
         (["--bbox", "-80.02,40.43,-79.98,40.46", "--name", "../x"], "cannot be the name of a folder"),
-        (["--city", "durhem"], "'durhem' is not one of the shipped cities"),
+        (["--city", "durhem"], "did you mean durham?"),
         (["--aoi", "nowhere.geojson"], "no such file: nowhere.geojson"),
     ],
 )
