@@ -23,7 +23,7 @@ from landprior.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.landcover.acquisition import FetchPlan, FetchSettings
+    from landprior.landcover.plan import FetchPlan, FetchSettings
     from landprior.landcover.workspace import TileFolder, Workspace
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.areas import Area
@@ -119,7 +119,7 @@ def make_plan(
     from pydantic import ValidationError
 
     from landprior.errors import ConfigError
-    from landprior.landcover.acquisition import FetchSettings, plan_fetch
+    from landprior.landcover.plan import FetchSettings, plan_fetch
     from landprior.landcover.workspace import Workspace
     from landprior.raster.scheme import explain
 

@@ -33,10 +33,10 @@ from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES, LossName
 from landprior.implicit.training import TrainingSettings
 from landprior.landcover import demo, hints, tiles, training
-from landprior.landcover.acquisition import FetchSettings
 from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.model import load_model, save_model
+from landprior.landcover.plan import FetchSettings
 from landprior.landcover.prediction import Products, predict
 from landprior.landcover.prior import PriorSettings, build_prior
 from landprior.landcover.scene import make_scene

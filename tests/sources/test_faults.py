@@ -32,7 +32,8 @@ from rasterio.windows import Window
 from shapely.geometry import box, mapping
 
 from landprior.errors import OfflineError, RasterWriteError, SourceBusyError, SourceError
-from landprior.landcover.acquisition import FetchSettings, fetch, plan_fetch
+from landprior.landcover.acquisition import fetch
+from landprior.landcover.plan import FetchSettings, plan_fetch
 from landprior.landcover.workspace import Workspace
 from landprior.raster.grid import Grid
 from landprior.sources import buildings, naip, nlcd, osm

@@ -16,7 +16,8 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from landprior.errors import GridMismatchError, OfflineError, SourceError, SourceWarning
-from landprior.landcover.acquisition import FetchSettings, fetch, plan_fetch
+from landprior.landcover.acquisition import fetch
+from landprior.landcover.plan import FetchSettings, plan_fetch
 from landprior.landcover.workspace import Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
