@@ -73,6 +73,37 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
     return SmoothedNetwork(FCN(bands, classes, filters), smoothing=smoothing, halo=FCN_HALO)
 
 
+PRIOR_KERNELS = (11, 7, 5)
+"""Kernel sizes of the prior network [R E.1.2]."""
+
+
+def build_prior_network(
+    channels: int, classes: int, *, filters: int = 128, smoothing: float = SUPERVISED_SMOOTHING
+) -> SmoothedNetwork:
+    """Build the network of the learned prior [R E.1.2]: kernels 11, 7, 5, leaky ReLU, and a 1 x 1 head.
+
+    Parameters
+    ----------
+    channels, classes
+        Channels in (coarse classes and layers) and out.
+    filters
+        Channels in between; the paper's 128.
+    smoothing
+        See :class:`SmoothedNetwork`.
+
+    Returns
+    -------
+    SmoothedNetwork
+        Its halo is 10 pixels.
+    """
+    layers: list[nn.Module] = []
+    for kernel in PRIOR_KERNELS:
+        layers += [nn.Conv2d(channels, filters, kernel, padding=kernel // 2), nn.LeakyReLU(inplace=True)]
+        channels = filters
+    body = nn.Sequential(*layers, nn.Conv2d(filters, classes, 1))
+    return SmoothedNetwork(body, smoothing=smoothing, halo=sum(kernel // 2 for kernel in PRIOR_KERNELS))
+
+
 def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
     """Smooth a prior and take its log, as the paper's loader does [R E.1.3].
 

@@ -251,12 +251,24 @@ def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
         warnings.simplefilter("ignore")  # lightning's own deprecations on import
         from lightning.fabric import Fabric
 
-    if device == "cuda" and not torch.cuda.is_available():
-        msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
-        raise ModelError(msg)
-    accelerator = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    accelerator = choose_device(device).type
     half = precision == "bf16" or (precision == "auto" and accelerator == "cuda")
     return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device for ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    ModelError
+        If CUDA is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
+        raise ModelError(msg)
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and there) else "cpu")
 
 
 def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:

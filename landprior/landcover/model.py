@@ -18,11 +18,13 @@ from pydantic import ValidationError
 
 import landprior
 from landprior.errors import MissingInputError, ModelError
-from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn, build_prior_network
 from landprior.raster.files import replacing
 from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -37,12 +39,18 @@ class BandStatistics:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
-    def standardise(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean."""
+    def standardise(self, image: Tensor, valid: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean.
+
+        ``extra``, further channels of the same height and width, is appended as it is (0 where invalid).
+        """
         shape = (-1, 1, 1)
         mean = torch.as_tensor(self.mean, dtype=torch.float32, device=image.device).reshape(shape)
         std = torch.as_tensor(self.std, dtype=torch.float32, device=image.device).reshape(shape)
-        return torch.where(valid.unsqueeze(-3), (image.float() - mean) / std, 0.0)
+        values = (image.float() - mean) / std
+        if extra is not None:
+            values = torch.cat([values, extra.float()], dim=-3)
+        return torch.where(valid.unsqueeze(-3), values, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,9 @@ class LandcoverModel:
         How its bands are standardised.
     filters
         Width of the network.
+    extras
+        What it takes besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse
+        layers of a learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two are one channel per class.
     record
         How it was trained: settings, inputs, history, the verdict on harm.
     """
@@ -67,12 +78,23 @@ class LandcoverModel:
     scheme: ClassScheme
     statistics: BandStatistics
     filters: int
+    extras: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bands(self) -> int:
-        """Number of image bands it expects."""
+        """Number of image bands it expects; 0 for a learned prior."""
         return len(self.statistics.mean)
+
+    @property
+    def kind(self) -> str:
+        """``"fcn"``, or ``"prior-fcn"`` for a learned prior."""
+        return kind_of(self.bands)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it was trained on labels."""
+        return bool(self.record.get("labelled", False))
 
     @property
     def loss(self) -> str:
@@ -86,6 +108,24 @@ class LandcoverModel:
             sha.update(name.encode())
             sha.update(value.detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()[:16]
+
+
+PER_CLASS = ("prior", "nlcd")
+"""Extra inputs with one channel per class; the others have one."""
+
+
+def kind_of(bands: int) -> str:
+    """Return which network takes so many image bands: without an image it is that of a learned prior."""
+    return "fcn" if bands else "prior-fcn"
+
+
+def build_network(
+    bands: int, scheme: ClassScheme, extras: Sequence[str] = (), *, filters: int, smoothing: float = OUTPUT_SMOOTHING
+) -> SmoothedNetwork:
+    """Build the network for an image's bands and extra inputs (:class:`LandcoverModel`)."""
+    channels = bands + sum(len(scheme) if name in PER_CLASS else 1 for name in extras)
+    build = build_fcn if kind_of(bands) == "fcn" else build_prior_network
+    return build(channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -102,8 +142,9 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
         "format": FORMAT,
         "version": landprior.__version__,
         "network": {
-            "kind": "fcn",
+            "kind": model.kind,
             "bands": model.bands,
+            "extras": list(model.extras),
             "classes": len(model.scheme),
             "filters": model.filters,
             "smoothing": model.network.smoothing,
@@ -159,9 +200,11 @@ def load_model(path: str | Path) -> LandcoverModel:
     try:
         scheme = ClassScheme.model_validate(metadata["scheme"])
         shape = metadata["network"]
-        network = build_fcn(
+        extras = tuple(shape.get("extras", ()))
+        network = build_network(
             shape["bands"],
-            shape["classes"],
+            scheme,
+            extras,
             filters=shape["filters"],
             smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
         )
@@ -181,11 +224,12 @@ def load_model(path: str | Path) -> LandcoverModel:
         scheme=scheme,
         statistics=statistics,
         filters=shape["filters"],
+        extras=extras,
         record=metadata.get("record", {}),
     )
 
 
-def _require_fit(scheme: ClassScheme, statistics: BandStatistics, shape: dict[str, int]) -> None:
+def _require_fit(scheme: ClassScheme, statistics: BandStatistics, shape: dict[str, Any]) -> None:
     if len(scheme) != shape["classes"] or {len(statistics.mean), len(statistics.std)} != {shape["bands"]}:
         msg = f"{len(scheme)} classes and statistics of {len(statistics.mean)} bands, the network has {shape}"
         raise ValueError(msg)

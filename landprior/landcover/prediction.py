@@ -22,6 +22,7 @@ import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.posterior import log_posterior
+from landprior.implicit.training import choose_device
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
 from landprior.raster.files import check_output, open_raster, replacing
@@ -77,6 +78,7 @@ def predict(
     model: LandcoverModel,
     *,
     posterior: str | Path | None = None,
+    prior: str | Path | None = None,
     products: Products | None = None,
     force: bool = False,
     nodata: float | None = None,
@@ -101,6 +103,9 @@ def predict(
         of the network's q. Pixels without a prior keep q. If the model's own verdict was that r is worse than
         its prior (:mod:`landprior.landcover.verdict`) the prior is handed back, with a warning and the tag
         ``decision=abstained``.
+    prior
+        For a model that takes a prior as input (``train --labels --prior``): the prior, on the image's grid. Pixels
+        without it have no data in the map.
     products
         What else to write.
     force
@@ -145,8 +150,12 @@ def predict(
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
+        hint = None
+        if _takes_prior(model, prior):
+            hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))  # type: ignore[arg-type]  # not None
+            require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
-        mapper = Mapper(model, pixels, belief, abstain=decision == "abstained", device=device)
+        mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", device=device)
         tags = {
             "model": model.digest(),
             "loss": model.loss,
@@ -184,6 +193,21 @@ def _check_outputs(output: str | Path, products: Products, *, overwrite: bool) -
         if wanted:
             check_output(target.with_suffix(suffix), overwrite=overwrite)
     return target
+
+
+def _takes_prior(model: LandcoverModel, prior: str | Path | None) -> bool:
+    """Say whether a prior is to be read as input, and refuse what does not fit."""
+    if model.bands == 0:
+        msg = "this model is a learned prior, not a map's; use it with: landprior build-prior --learned"
+        raise ModelError(msg)
+    wanted = "prior" in model.extras
+    if wanted and prior is None:
+        msg = "this model was trained on image and prior; give the prior of this image with --prior PRIOR"
+        raise ModelError(msg)
+    if prior is not None and not wanted:
+        msg = "this model takes the image alone; drop --prior (for the posterior r there is --posterior PRIOR)"
+        raise ModelError(msg)
+    return wanted
 
 
 def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) -> str | None:
@@ -250,6 +274,8 @@ class Mapper:
     ----------
     model, pixels, belief
         The model, the image and, for r, the prior.
+    hint
+        The prior as the model's input.
     abstain
         Give the prior itself where there is one.
     device
@@ -261,19 +287,17 @@ class Mapper:
         model: LandcoverModel,
         pixels: ImageLayer,
         belief: PriorLayer | None = None,
+        hint: PriorLayer | None = None,
         *,
         abstain: bool = False,
         device: str = "auto",
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
-            raise ModelError(msg)
-        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-        self._device = torch.device("cuda" if cuda else "cpu")
+        self._device = choose_device(device)
         self._network = model.network.to(self._device).to(memory_format=torch.channels_last).eval()
         self._model = model
         self._pixels = pixels
         self._belief = belief
+        self._hint = hint
         self._abstain = abstain
         self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
         self.seen = False
@@ -287,12 +311,16 @@ class Mapper:
     def log_q(self, block: Block) -> tuple[Tensor, NDArray[np.bool_]]:
         """Return log q, shape (1, C, h, w), and validity, (h, w), of a block's core."""
         values, valid = self._pixels.read(block.outer)
+        extra = None
+        if self._hint is not None:
+            shares, believed = self._hint.read(block.outer)
+            extra, valid = torch.from_numpy(shares).to(self._device), valid & believed
         rows, columns = block.crop
         inside = valid[rows, columns]
         if not inside.any():  # nothing to compute
             return torch.full((1, len(self._model.scheme), *inside.shape), -np.inf), inside
         x = self._model.statistics.standardise(
-            torch.from_numpy(values).to(self._device), torch.from_numpy(valid).to(self._device)
+            torch.from_numpy(values).to(self._device), torch.from_numpy(valid).to(self._device), extra
         )[None].contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
             log_q = self._network(x)

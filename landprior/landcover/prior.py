@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from affine import Affine
@@ -27,13 +27,15 @@ from landprior.raster.grid import Grid
 from landprior.raster.windows import BLOCK, Block, iter_blocks, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
 
     from landprior.landcover.hints import Hints
+    from landprior.landcover.learned_prior import LearnedPrior
+    from landprior.landcover.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme, Role
 
 LAYERS: Mapping[str, Role] = {
@@ -275,6 +277,8 @@ def build_prior(
     pixel_size: float | None = None,
     encoding: Encoding = "float16",
     hints: Hints | None = None,
+    learned: LandcoverModel | None = None,
+    device: str = "auto",
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -301,6 +305,11 @@ def build_prior(
         How probabilities lie on disk.
     hints
         The user's own labelled points and polygons.
+    learned
+        A learned prior (:func:`landprior.landcover.learned_prior.learn_prior`) that fuses the layers, instead of
+        adding them by hand. Its scheme, layers and filter widths must be those given here.
+    device
+        Where the learned prior is computed: ``"auto"``, ``"cpu"`` or ``"cuda"``.
     overwrite
         Replace an older prior.
     progress
@@ -316,51 +325,119 @@ def build_prior(
     GridMismatchError
         If the rasters cannot be brought on one grid.
     PriorError
-        If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme.
+        If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
+        prior was made for other classes, layers or widths.
     """
-    unknown = set(layers or {}) - set(LAYERS)
-    if unknown:
-        msg = f"unknown layer(s) {', '.join(sorted(unknown))}; a prior takes {', '.join(LAYERS)}"
-        raise InputError(msg)
-    settings = settings or PriorSettings()
     target = check_output(output, overwrite=overwrite)
     with ExitStack() as stack:
-        reference = like or nlcd
-        grid = Grid.of(stack.enter_context(open_raster(reference)))
-        coarse = stack.enter_context(open_on_grid(nlcd, grid, like=reference))
-        sources = {
-            name: stack.enter_context(open_on_grid(path, grid, like=reference)) for name, path in (layers or {}).items()
-        }
-        size = grid.pixel_size(pixel_size, where=reference)
-        table = cooccurrence.table(_codes(coarse, nlcd, grid, progress=progress))
-        model = PriorModel(cooccurrence.scheme, table, grid, settings=settings, pixel_size=size)
-        for name in sources:
-            model.require(name)
+        coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
+        model: PriorModel | LearnedPrior
+        if learned is None:
+            model = coarse.model(cooccurrence, settings=settings, pixel_size=pixel_size)
+            for name in coarse.names:
+                model.require(name)
+        else:
+            from landprior.landcover.learned_prior import LearnedPrior, require_match, settings_of
+
+            require_match(learned, cooccurrence.scheme, coarse.names, settings)
+            settings = settings or settings_of(learned)
+            base = coarse.model(cooccurrence, settings=settings, pixel_size=pixel_size)
+            model = LearnedPrior(learned, base, device=device)
+        tags = _tags(cooccurrence, settings or PriorSettings(), coarse.names, encoding, hints)
+        if learned is not None:
+            tags["learned"] = learned.digest()
         writer = stack.enter_context(
             CogWriter(
                 target,
-                grid,
+                coarse.grid,
                 count=len(cooccurrence.scheme),
                 descriptions=cooccurrence.scheme.names,
-                tags=_tags(cooccurrence, settings, sources, encoding, hints),
+                tags=tags,
                 overwrite=overwrite,
                 **encoding_options(encoding),
             )
         )
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            codes = _masked_codes(coarse, block.outer)
-            presence = {
-                name: (read_window(src, block.outer, 1) != 0) & read_valid(src, block.outer)
-                for name, src in sources.items()
-            }
-            prior = model.window(block, codes, presence)
+            prior = model.window(block, *coarse.read(block.outer))
             if hints is not None:
-                prior = hints.apply(prior, grid.window(block.core))
+                prior = hints.apply(prior, coarse.grid.window(block.core))
             return {"prior": encode_probabilities(prior, encoding)}
 
-        stream(compute, grid=grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
+        stream(compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
     return target
+
+
+class CoarseLayers:
+    """NLCD and the layers beside it, open on one grid.
+
+    Parameters
+    ----------
+    nlcd, layers, like
+        See :func:`build_prior`.
+    progress
+        A progress bar on stderr while NLCD's codes are gathered.
+
+    Raises
+    ------
+    InputError
+        If a layer is not one of :data:`LAYERS`.
+    GridMismatchError, RasterReadError
+        If a raster cannot be brought on the grid, or read.
+    """
+
+    def __init__(
+        self,
+        nlcd: str | Path,
+        layers: Mapping[str, str | Path] | None = None,
+        *,
+        like: str | Path | None = None,
+        progress: bool = False,
+    ) -> None:
+        layers = layers or {}
+        unknown = set(layers) - set(LAYERS)
+        if unknown:
+            msg = f"unknown layer(s) {', '.join(sorted(unknown))}; a prior takes {', '.join(LAYERS)}"
+            raise InputError(msg)
+        self._path, self._reference, self._progress = nlcd, like or nlcd, progress
+        with ExitStack() as stack:
+            self.grid = Grid.of(stack.enter_context(open_raster(self._reference)))
+            self._nlcd = stack.enter_context(open_on_grid(nlcd, self.grid, like=self._reference))
+            self._layers = {
+                name: stack.enter_context(open_on_grid(path, self.grid, like=self._reference))
+                for name, path in layers.items()
+            }
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers besides NLCD."""
+        return tuple(self._layers)
+
+    def model(
+        self,
+        cooccurrence: Cooccurrence,
+        *,
+        settings: PriorSettings | None = None,
+        pixel_size: float | None = None,
+    ) -> PriorModel:
+        """Return what computes the hand-coded prior from these layers."""
+        size = self.grid.pixel_size(pixel_size, where=self._reference)
+        table = cooccurrence.table(_codes(self._nlcd, self._path, self.grid, progress=self._progress))
+        return PriorModel(cooccurrence.scheme, table, self.grid, settings=settings, pixel_size=size)
+
+    def read(self, window: Window) -> tuple[NDArray[np.integer], dict[str, NDArray[np.bool_]]]:
+        """Read NLCD codes and the layers' presence, each of shape (H, W)."""
+        presence = {
+            name: (read_window(src, window, 1) != 0) & read_valid(src, window) for name, src in self._layers.items()
+        }
+        return _masked_codes(self._nlcd, window), presence
 
 
 def _masked_codes(src: DatasetReader, window: Window) -> NDArray[np.integer]:
@@ -390,7 +467,7 @@ def _codes(src: DatasetReader, path: str | Path, grid: Grid, *, progress: bool) 
 def _tags(
     cooccurrence: Cooccurrence,
     settings: PriorSettings,
-    sources: Mapping[str, object],
+    layers: Sequence[str],
     encoding: Encoding,
     hints: Hints | None,
 ) -> dict[str, str]:
@@ -399,7 +476,7 @@ def _tags(
         "version": landprior.__version__,
         "scheme": cooccurrence.scheme.model_dump_json(exclude_defaults=True),
         "cooccurrence": cooccurrence.source,
-        "layers": ",".join(sources) or "none",
+        "layers": ",".join(layers) or "none",
         "settings": settings.model_dump_json(),
         "encoding": encoding,
         "hints": json.dumps(None if hints is None else hints.describe()),

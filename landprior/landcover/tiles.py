@@ -7,7 +7,8 @@ is gathered by index arithmetic, so no file is read while training.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,20 @@ from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.training import Batch
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import BandStatistics
+from landprior.raster.files import open_on_grid, read_classes
 from landprior.raster.grid import require_same_grid
+from landprior.raster.scheme import IGNORED_INDEX
 from landprior.raster.windows import iter_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from landprior.raster.scheme import ClassScheme
+
+    Index = slice | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +47,17 @@ class Tile:
     image
         Shape (B, H, W), in the file's own type.
     prior
-        Shape (C, H, W), half floats; sum 1 where valid.
+        Shape (C, H, W), half floats; sum 1 where valid. What is fitted: a belief, or labels as one-hot vectors.
     valid
-        Shape (H, W): image and prior have data.
+        Shape (H, W): all inputs and the prior have data; the pixels that count.
     scheme
         The prior's classes.
+    extra
+        Further inputs, shape (K, H, W), half floats, and their names (:class:`LandcoverModel`).
+    seen
+        Shape (H, W): all inputs have data; by default :attr:`valid`.
+    labelled
+        Whether :attr:`prior` holds labels.
     """
 
     name: str
@@ -53,6 +65,10 @@ class Tile:
     prior: Tensor
     valid: Tensor
     scheme: ClassScheme
+    extra: Tensor | None = None
+    extras: tuple[str, ...] = ()
+    seen: Tensor | None = None
+    labelled: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,13 +77,28 @@ class Tile:
 
     def to(self, device: torch.device) -> Tile:
         """Return the tile on a device."""
-        return Tile(
-            name=self.name,
+        return replace(
+            self,
             image=self.image.to(device),
             prior=self.prior.to(device),
             valid=self.valid.to(device),
-            scheme=self.scheme,
+            extra=None if self.extra is None else self.extra.to(device),
+            seen=None if self.seen is None else self.seen.to(device),
         )
+
+    @property
+    def visible(self) -> Tensor:
+        """Where all inputs have data, shape (H, W)."""
+        return self.valid if self.seen is None else self.seen
+
+    def inputs(self, statistics: BandStatistics, rows: Index, columns: Index) -> Tensor:
+        """Return a piece of the network's input, (channels, ...), or (N, channels, ...) for index arrays (N, h, w)."""
+        image = self.image[:, rows, columns]
+        extra = None if self.extra is None else self.extra[:, rows, columns]
+        if image.ndim == 4:
+            image = image.transpose(0, 1)
+            extra = None if extra is None else extra.transpose(0, 1)
+        return statistics.standardise(image, self.visible[rows, columns], extra)
 
 
 def read_tile(
@@ -78,7 +109,7 @@ def read_tile(
     scheme: ClassScheme | None = None,
     nodata: float | None = None,
 ) -> Tile:
-    """Read an image and its prior into memory.
+    """Read an image and its prior into memory, to fit the prior.
 
     Parameters
     ----------
@@ -123,8 +154,110 @@ def read_tile(
         )
 
 
+def read_labelled_tile(
+    image: str | Path,
+    labels: str | Path,
+    *,
+    scheme: ClassScheme,
+    prior: str | Path | None = None,
+    label_map: Mapping[int, int] | None = None,
+    name: str | None = None,
+    nodata: float | None = None,
+) -> Tile:
+    """Read an image and its labels into memory, to fit the labels.
+
+    Parameters
+    ----------
+    image
+        Raster.
+    labels
+        Raster of codes; on another grid it is put on the image's by nearest neighbour. Pixels without a label are
+        seen by the network and do not count.
+    scheme
+        The classes.
+    prior
+        A prior on the image's grid, as further input ("HR + aux" of the paper).
+    label_map
+        Codes of the labels -> codes of the scheme.
+    name, nodata
+        See :func:`read_tile`.
+
+    Raises
+    ------
+    InputError
+        If no pixel has both image and label.
+    GridMismatchError, SchemeError
+        See :func:`read_tile`; codes that the scheme does not know.
+    """
+    with ExitStack() as stack:
+        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        truth = stack.enter_context(open_on_grid(labels, pixels.grid, like=image))
+        belief = None
+        if prior is not None:
+            belief = stack.enter_context(PriorLayer(prior, scheme=scheme))
+            require_same_grid(pixels.grid, belief.grid, names=(str(image), str(prior)))
+        shape = pixels.grid.shape
+        values = np.empty((pixels.bands, *shape), dtype=pixels.dtype)
+        extra = None if belief is None else np.empty((len(scheme), *shape), dtype=np.float16)
+        seen, classes = np.empty(shape, dtype=bool), np.empty(shape, dtype=np.int16)
+        for block in iter_blocks(pixels.grid, size=2048):
+            at = block.core.toslices()
+            values[(slice(None), *at)], seen[at] = pixels.read(block.core)
+            classes[at] = read_classes(truth, block.core, scheme, codes=label_map or {}, where=labels)
+            if belief is not None and extra is not None:
+                extra[(slice(None), *at)], believed = belief.read(block.core)
+                seen[at] &= believed
+    return label_tile(
+        name or Path(image).name,
+        torch.from_numpy(values),
+        classes,
+        scheme=scheme,
+        seen=seen,
+        extra=extra,
+        extras=() if extra is None else ("prior",),
+        where=labels,
+    )
+
+
+def label_tile(
+    name: str,
+    image: Tensor,
+    classes: NDArray[np.integer],
+    *,
+    scheme: ClassScheme,
+    seen: NDArray[np.bool_],
+    extra: NDArray[np.float16] | None = None,
+    extras: tuple[str, ...] = (),
+    where: str | Path = "the labels",
+) -> Tile:
+    """Make a tile to fit labels on: class positions, shape (H, W), -1 where there is none.
+
+    Raises
+    ------
+    InputError
+        If no pixel has both inputs and a label.
+    """
+    valid = seen & (classes != IGNORED_INDEX)
+    if not valid.any():
+        msg = f"{where} has no label where {name} has data, so there is nothing to learn from"
+        raise InputError(msg)
+    target = np.zeros((len(scheme), *classes.shape), dtype=np.float16)
+    np.put_along_axis(target, np.where(valid, classes, 0)[None].astype(np.int64), np.float16(1), axis=0)
+    return Tile(
+        name=name,
+        image=image,
+        prior=torch.from_numpy(target),
+        valid=torch.from_numpy(valid),
+        scheme=scheme,
+        extra=None if extra is None else torch.from_numpy(extra),
+        extras=extras,
+        seen=torch.from_numpy(seen),
+        labelled=True,
+    )
+
+
 def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
-    """Measure mean and standard deviation of each band over the valid pixels of all tiles."""
+    """Measure mean and standard deviation of each band over the pixels of all tiles that have data."""
     bands, device = tiles[0].image.shape[0], tiles[0].image.device
     count = 0
     total = torch.zeros(bands, dtype=torch.float64, device=device)
@@ -132,7 +265,7 @@ def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
     for tile in tiles:
         for top in range(0, tile.shape[0], 512):  # by strips: doubles of a whole tile are eight times its size
             rows = slice(top, top + 512)
-            here = tile.image[:, rows][:, tile.valid[rows]].double()
+            here = tile.image[:, rows][:, tile.visible[rows]].double()
             count += here.shape[1]
             total += here.sum(1)
             squares += here.square().sum(1)
@@ -162,6 +295,9 @@ def require_compatible(tiles: Sequence[Tile]) -> None:
         if tile.scheme.names != first.scheme.names:
             msg = f"{tile.name} and {first.name} have priors of different schemes; build them with one --scheme"
             raise SchemeError(msg)
+        if (tile.extras, tile.labelled) != (first.extras, first.labelled):
+            msg = f"{tile.name} and {first.name} have different inputs or targets; give the same kinds of files for all"
+            raise InputError(msg)
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -184,7 +320,9 @@ class PatchFeed:
     seed
         See :func:`derive_seed`.
     smoothing
-        Added to the prior, see :func:`landprior.implicit.networks.log_prior`.
+        Added to the prior, see :func:`landprior.implicit.networks.log_prior`; labels are taken as they are.
+    halo
+        Border of the patches that does not count: how far the network looks.
     """
 
     def __init__(
@@ -196,21 +334,23 @@ class PatchFeed:
         batch_size: int = 16,
         seed: int = 0,
         smoothing: float = OUTPUT_SMOOTHING,
+        halo: int = FCN_HALO,
     ) -> None:
         require_compatible(tiles)
         self._tiles = list(tiles)
         self._statistics = statistics
         self._side = min(patch_size, *(side for tile in tiles for side in tile.shape))
-        if self._side <= 2 * FCN_HALO:
+        if self._side <= 2 * halo:
             smallest = min(tiles, key=lambda tile: min(tile.shape))
             msg = (
-                f"patches of {self._side} px leave nothing inside the {FCN_HALO} px border that is left out; "
-                f"use --patch-size of {2 * FCN_HALO + 1} or more, on larger tiles ({smallest.name}: {smallest.shape})"
+                f"patches of {self._side} px leave nothing inside the {halo} px border that is left out; "
+                f"use --patch-size of {2 * halo + 1} or more, on larger tiles ({smallest.name}: {smallest.shape})"
             )
             raise InputError(msg)
         self._count = batch_size
         self._seed = seed
-        self._smoothing = smoothing
+        self._smoothing = 0.0 if tiles[0].labelled else smoothing
+        self._halo = halo
         weights = torch.tensor([float(tile.valid.sum()) for tile in tiles])
         self._weights = weights / weights.sum()
 
@@ -232,14 +372,12 @@ class PatchFeed:
             top = (mine[:, 0] * (height - side + 1)).long().to(tile.image.device)
             left = (mine[:, 1] * (width - side + 1)).long().to(tile.image.device)
             rows, columns = top[:, None, None] + span[:, None], left[:, None, None] + span
-            valid = tile.valid[rows, columns]
-            image = tile.image[:, rows, columns].transpose(0, 1)
             prior = tile.prior[:, rows, columns].transpose(0, 1)
-            parts.append((self._statistics.standardise(image, valid), prior.float(), valid))
+            parts.append((tile.inputs(self._statistics, rows, columns), prior.float(), tile.valid[rows, columns]))
         image, prior, valid = (torch.cat(same) for same in zip(*parts, strict=True))
         return Batch(
             inputs=image.contiguous(memory_format=torch.channels_last),
             log_prior=log_prior(prior, smoothing=self._smoothing),
             mask=valid,
-            border=FCN_HALO,
+            border=self._halo,
         )

@@ -14,10 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.losses import IMPLICIT
-from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, SmoothedNetwork
 from landprior.implicit.training import Epoch, TrainingSettings, fit, make_fabric
-from landprior.landcover.model import LandcoverModel, load_model, save_model
-from landprior.landcover.tiles import PatchFeed, Tile, derive_seed, measure_bands, read_tile, require_compatible
+from landprior.landcover.model import LandcoverModel, build_network, load_model, save_model
+from landprior.landcover.tiles import (
+    PatchFeed,
+    Tile,
+    derive_seed,
+    measure_bands,
+    read_labelled_tile,
+    read_tile,
+    require_compatible,
+)
 from landprior.landcover.verdict import SETTLED, Judge, Look
 from landprior.raster.files import check_output
 
@@ -50,6 +58,14 @@ class TileSettings(BaseModel):
     starts: int = Field(
         1, ge=1, le=32, description="trainings from different random weights; that of the largest evidence is kept"
     )
+
+    @classmethod
+    def supervised(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
+        """Return the settings to fit labels: cross-entropy, output smoothed by 1e-8 [R E.1.3]."""
+        training = {"loss": "ce"} | changes.pop("training", {})
+        return cls(
+            training=TrainingSettings(**training), **{"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} | changes
+        )
 
     @classmethod
     def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
@@ -121,6 +137,8 @@ def train_model(
     fabric = make_fabric(settings.training.precision, device)
     on_device = [tile.to(fabric.device) for tile in tiles]
     statistics = measure_bands(on_device)
+    labelled = tiles[0].labelled
+    _require_targets(labelled, settings.training.loss)
     network = _start(on_device[0], settings, init, seed)
     feed = PatchFeed(
         on_device,
@@ -129,18 +147,21 @@ def train_model(
         batch_size=settings.batch_size,
         seed=seed,
         smoothing=settings.smoothing,
+        halo=network.halo,
     )
-    judge = Judge(on_device, statistics, smoothing=settings.smoothing)
+    judge = None if labelled else Judge(on_device, statistics, smoothing=settings.smoothing)
     look: Look | None = None
 
     def monitor(network: nn.Module) -> dict[str, float]:
         nonlocal look
+        if judge is None:  # labels need no judgement
+            return {}
         look = judge.look(network)
         figures = {"change": look.change, "evidence": look.evidence, "gain": look.gain}
         return figures | dict(watch(look) if watch is not None else {})
 
     def until(epoch: Epoch) -> str | None:
-        late = settings.training.loss in IMPLICIT and 2 * epoch.step >= settings.training.steps
+        late = judge is not None and settings.training.loss in IMPLICIT and 2 * epoch.step >= settings.training.steps
         return "the map has settled" if late and epoch.extra["change"] < settings.settled else None
 
     history = fit(
@@ -155,9 +176,10 @@ def train_model(
         progress=progress,
     )
     network.eval()
-    verdict = (look or judge.look(network)).judge()
-    logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
-    if verdict["decision"] != "kept":
+    verdict = None if judge is None else (look or judge.look(network)).judge()
+    if verdict is not None:
+        logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
+    if verdict is not None and verdict["decision"] != "kept":
         warnings.warn(
             f"this model looks worse than its prior ({verdict['why']}); predict --posterior will hand back the prior. "
             "Try another --seed, a better cooccurrence matrix or more layers in the prior",
@@ -169,9 +191,11 @@ def train_model(
         scheme=tiles[0].scheme,
         statistics=statistics,
         filters=settings.filters,
+        extras=tiles[0].extras,
         record={
             "settings": settings.model_dump(mode="json"),
             "tiles": names,
+            "labelled": labelled,
             "history": history.summary()
             | {
                 "looks": [
@@ -179,7 +203,7 @@ def train_model(
                     for e in history.epochs
                 ]
             },
-            "verdict": verdict,
+            **({} if verdict is None else {"verdict": verdict}),
             "device": fabric.device.type,
             "torch": torch.__version__,
         },
@@ -202,7 +226,7 @@ def train_best(
     :func:`train_model`; finished starts are kept beside the checkpoint until the last is done.
     """
     settings = settings or TileSettings()
-    if settings.starts == 1:
+    if settings.starts == 1 or (tiles and tiles[0].labelled):  # a fit to labels has no evidence to choose by
         return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
     models: list[LandcoverModel] = []
     kept: list[Path] = []
@@ -247,34 +271,46 @@ def _identify(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverMode
     sha.update(f"{start}:{init.digest() if init is not None else ''}".encode())
     for tile in tiles:
         sha.update(tile.name.encode())
-        for values in (tile.image, tile.prior, tile.valid):
-            sha.update(values.cpu().contiguous().numpy().tobytes())
+        for values in (tile.image, tile.prior, tile.valid, tile.extra, tile.seen):
+            if values is not None:
+                sha.update(values.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
+
+
+def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - private
+    if labelled and loss in IMPLICIT:
+        msg = f"{loss} fits a prior, not labels; with labels use --loss ce, or give the prior without labels"
+        raise InputError(msg)
 
 
 def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, seed: int) -> SmoothedNetwork:
     """Build the network, from the seed or from another model."""
-    bands, classes = int(tile.image.shape[0]), len(tile.scheme)
+    bands = int(tile.image.shape[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_fcn(bands, classes, filters=settings.filters, smoothing=settings.smoothing)
+        network = build_network(bands, tile.scheme, tile.extras, filters=settings.filters, smoothing=settings.smoothing)
     if init is not None:
-        own, other = (bands, tile.scheme.names, settings.filters), (init.bands, init.scheme.names, init.filters)
+        own = (bands, tile.scheme.names, settings.filters, tile.extras)
+        other = (init.bands, init.scheme.names, init.filters, init.extras)
         if own != other:
-            msg = (
-                f"the model to start from has {other[0]} bands, {other[2]} filters and classes {', '.join(other[1])}; "
-                f"this run has {own[0]} bands, {own[2]} filters and classes {', '.join(own[1])}"
-            )
+            msg = f"the model to start from has {_describe(*other)}; this run has {_describe(*own)}"
             raise ModelError(msg)
         network.load_state_dict(init.network.state_dict())
     return network.to(memory_format=torch.channels_last)
 
 
+def _describe(bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
+    more = f", {' and '.join(extras)} as input" if extras else ""
+    return f"{bands} bands{more}, {filters} filters and classes {', '.join(classes)}"
+
+
 def train_files(
-    pairs: Sequence[tuple[str | Path, str | Path]],
+    pairs: Sequence[tuple[str | Path, str | Path | None]],
     output: str | Path,
     settings: TileSettings | None = None,
     *,
+    labels: Sequence[str | Path] = (),
+    label_map: Mapping[int, int] | None = None,
     names: Sequence[str] | None = None,
     scheme: ClassScheme | None = None,
     nodata: float | None = None,
@@ -285,6 +321,7 @@ def train_files(
 ) -> LandcoverModel:
     """Train on (image, prior) files and write the model; several pairs make one joint model.
 
+    With ``labels``, one raster per image, the labels are fitted; the prior is then an input, or None.
     ``names`` are the tiles' names, from which their seeds derive; by default the image's file names.
     While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
     interruption goes on from there, and ends with the same weights as without.
@@ -298,11 +335,34 @@ def train_files(
     target = check_output(output, overwrite=overwrite)
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
+    truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
     tiles = [
-        read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
-        for name, (image, prior) in zip(names, pairs, strict=True)
+        _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=nodata)
+        for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
     return model
+
+
+def _read(
+    image: str | Path,
+    prior: str | Path | None,
+    labels: str | Path | None,
+    *,
+    name: str,
+    scheme: ClassScheme | None,
+    label_map: Mapping[int, int] | None,
+    nodata: float | None,
+) -> Tile:
+    """Read a tile to fit its labels where there are some, its prior where not."""
+    if labels is None:
+        if prior is None:
+            msg = f"{image} has neither prior nor labels to learn from"
+            raise InputError(msg)
+        return read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
+    if scheme is None:
+        msg = "labels need --scheme, which says what their codes are"
+        raise InputError(msg)
+    return read_labelled_tile(image, labels, scheme=scheme, prior=prior, label_map=label_map, name=name, nodata=nodata)

@@ -212,15 +212,14 @@ def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: fl
     for index in chosen.tolist():
         tile = tiles[index]
         for rows, columns in _choose_places(tile.valid, LOOK_PIXELS // len(chosen)):
-            at = (slice(None), rows, columns)
             valid = tile.valid[rows, columns]
-            x = statistics.standardise(tile.image[at], valid)[None]
+            x = tile.inputs(statistics, rows, columns)[None]
             yield _Crop(
                 tile=index,
                 rows=rows,
                 columns=columns,
                 inputs=x.contiguous(memory_format=torch.channels_last),
-                log_prior=log_prior(tile.prior[at][None].float(), smoothing=smoothing),
+                log_prior=log_prior(tile.prior[None, :, rows, columns].float(), smoothing=smoothing),
                 valid=valid[None],
             )
 
