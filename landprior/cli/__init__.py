@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
     "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
+    "learn-prior": ("landprior.cli.learn_prior", "Learn a prior from coarse layers on labelled tiles."),
     "train": ("landprior.cli.train", "Train a network on a tile against its prior."),
     "predict": ("landprior.cli.predict", "Map an image with a trained model."),
-    "evaluate": ("landprior.cli.evaluate", "Score maps against labels."),
+    "evaluate": ("landprior.cli.evaluate", "Score maps against labels, or estimate areas from points."),
+    "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an honest accuracy."),
     "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
     "run": ("landprior.cli.run", "Do all of it for the tiles of a workspace."),
     "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),

@@ -10,6 +10,7 @@ from landprior.cli.options import (
     INPUT,
     OUTPUT,
     city_option,
+    device_option,
     overwrite_option,
     pixel_size_option,
     refuse_with_city,
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     help="How far to trust them; 1 is certainty.",
 )
 @click.option("--label-column", default="class", show_default=True, help="Their attribute with the label.")
+@click.option(
+    "--learned", type=INPUT, metavar="MODEL", help="A prior from learn-prior, which fuses the layers in place of sums."
+)
+@device_option
 @city_option
 @tile_option
 @workspace_option
@@ -84,6 +89,8 @@ def command(
     labels: Path | None,
     label_weight: float,
     label_column: str,
+    learned: Path | None,
+    device: str,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
@@ -96,6 +103,7 @@ def command(
     landprior build-prior --nlcd nlcd.tif --roads roads.tif --buildings buildings.tif \\
         --waterways waterways.tif --waterbodies waterbodies.tif --scheme enviroatlas-5 -o prior.tif
     landprior build-prior --nlcd nlcd_30m.tif --like naip.tif --scheme chesapeake-4 -o prior.tif
+    landprior build-prior --nlcd nlcd.tif --roads roads.tif --scheme enviroatlas-5 --learned MODEL -o prior.tif
     landprior build-prior --city pittsburgh
 
     NLCD codes become class probabilities through the cooccurrence matrix and are blurred; roads and buildings
@@ -111,10 +119,17 @@ def command(
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import explain
 
+    asked = [ctx.get_parameter_source(name) for name in ("blur_sigma", "blur_radius")]
+    as_learned = learned is not None and click.core.ParameterSource.COMMANDLINE not in asked
     try:
-        settings = PriorSettings(blur_sigma=blur_sigma, blur_radius=blur_radius)
+        settings = None if as_learned else PriorSettings(blur_sigma=blur_sigma, blur_radius=blur_radius)
     except ValidationError as error:
         raise click.UsageError(explain(error, "the blur")) from error
+    model = None
+    if learned is not None:
+        from landprior.landcover.model import load_model
+
+        model = load_model(learned)
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
     layers = {name: path for name, path in given.items() if path is not None}
 
@@ -127,7 +142,9 @@ def command(
         )
         from landprior.landcover.pipeline import PipelineSettings, Workspace, prior_of_tile
 
-        pipeline = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence, prior=settings)
+        pipeline = PipelineSettings.for_city(
+            city, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model, device=device
+        )
         for tile in Workspace(workspace).tiles(city, only=tiles):
             path = prior_of_tile(tile, pipeline, overwrite=overwrite, progress=show_progress(ctx))
             click.echo(str(path))
@@ -151,6 +168,8 @@ def command(
         pixel_size=pixel_size,
         encoding=encoding,  # type: ignore[arg-type]  # click.Choice gave one of them
         hints=hints,
+        learned=model,
+        device=device,
         overwrite=overwrite,
         progress=show_progress(ctx),
     )

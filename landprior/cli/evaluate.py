@@ -15,6 +15,8 @@ from landprior.cli.options import (
     label_map_option,
     overwrite_option,
     pair_option,
+    pixel_size_option,
+    refuse_options,
     scheme_option,
     show_progress,
 )
@@ -30,6 +32,14 @@ if TYPE_CHECKING:
 @scheme_option(help="Classes to score in; by default the map's own.")
 @label_map_option
 @click.option("--map-map", type=LabelMapType(), help="The same for the codes of the map, when it has another scheme.")
+@click.option(
+    "--exclude", type=INPUT, help="Vector file: leave out pixels under it, such as points the prior was given."
+)
+@click.option(
+    "--exclude-buffer", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Metres around them too."
+)
+@click.option("--label-column", default="reference", show_default=True, help="Points: their attribute with the class.")
+@pixel_size_option
 @json_option
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Write a picture: image, prior, q, r, labels side by side."
@@ -48,6 +58,10 @@ def command(
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
     map_map: dict[int, int] | None,
+    exclude: Path | None,
+    exclude_buffer: float,
+    label_column: str,
+    pixel_size: float | None,
     as_json: bool,
     figure: Path | None,
     image: Path | None,
@@ -55,25 +69,51 @@ def command(
     model: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score MAP against LABELS: accuracy, IoU, precision, recall, confusion.
+    """Score MAP against LABELS: accuracy, IoU, precision, recall, confusion; or areas, where LABELS are points.
 
     \b
     landprior evaluate map.tif labels.tif
     landprior evaluate map.tif labels.tif --label-map "0:1,1:2,2:3,3:4" --json
     landprior evaluate a.tif a_labels.tif --pair b.tif b_labels.tif
     landprior evaluate map.tif labels.tif --figure map.png --image naip.tif --prior prior.tif
+    landprior evaluate map.tif labels.tif --exclude points.gpkg --exclude-buffer 20
+    landprior evaluate map.tif points.gpkg
 
+    Points are those of landprior sample, interpreted: the figures are then weighted by area, with 95 % intervals.
     Pixels without data on either side, and codes the scheme ignores, do not count. Classes in neither
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.evaluation import evaluate, scheme_of_map
     from landprior.raster.files import check_output
+    from landprior.sources.labels import is_raster
 
     if figure is not None:
         check_output(figure, overwrite=overwrite)
     scheme = scheme or scheme_of_map(map_path)
+    if not is_raster(labels):
+        refuse_options(ctx, "points", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model")
+        from landprior.landcover.estimation import evaluate_points
+
+        found = evaluate_points(
+            map_path,
+            labels,
+            scheme,
+            column=label_column,
+            map_map=map_map,
+            label_map=label_map,
+            pixel_size=pixel_size,
+            progress=show_progress(ctx),
+        )
+        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
+        return
     scores = evaluate(
-        [(map_path, labels), *pairs], scheme, label_map=label_map, map_map=map_map, progress=show_progress(ctx)
+        [(map_path, labels), *pairs],
+        scheme,
+        label_map=label_map,
+        map_map=map_map,
+        exclude=exclude,
+        buffer=exclude_buffer,
+        progress=show_progress(ctx),
     )
     if figure is not None:
         from landprior.landcover.figures import draw_comparison

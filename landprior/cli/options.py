@@ -208,10 +208,25 @@ def refuse_with_city(ctx: click.Context, *names: str) -> None:
     click.UsageError
         Names the first of them.
     """
+    _refuse(ctx, names, "is for plain files; a workspace (--city) has its own files and names")
+
+
+def refuse_options(ctx: click.Context, what: str, *names: str) -> None:
+    """Refuse options that say nothing about what was given.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first of them.
+    """
+    _refuse(ctx, names, f"does not go with {what}")
+
+
+def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = next(p for p in ctx.command.params if p.name == name)
-            msg = f"{option.opts[0]} is for plain files; a workspace (--city) has its own files and names"
+            msg = f"{option.opts[0]} {why}"
             raise click.UsageError(msg)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--posterior", type=INPUT, metavar="PRIOR", help="A prior: map the posterior r instead of the network's q."
 )
+@click.option("--prior", type=INPUT, help="The prior as input, for a model trained on image and prior.")
 @click.option(
     "--maps",
     type=click.Choice(["r", "q"]),
@@ -63,6 +64,7 @@ def command(
     model: Path | None,
     output: Path | None,
     posterior: Path | None,
+    prior: Path | None,
     maps: str,
     force: bool,
     probabilities: bool,
@@ -103,7 +105,7 @@ def command(
         if city is None:
             msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
-        refuse_with_city(ctx, "posterior", "output", "nodata")
+        refuse_with_city(ctx, "posterior", "prior", "output", "nodata")
         from landprior.landcover.pipeline import Workspace, map_of_tile
 
         for tile in Workspace(workspace).tiles(city, only=tiles):
@@ -133,6 +135,7 @@ def command(
         output,
         load_model(model),
         posterior=posterior,
+        prior=prior,
         products=products,
         force=force,
         nodata=nodata,

@@ -11,6 +11,7 @@ from landprior.cli.options import (
     OUTPUT,
     city_option,
     device_option,
+    label_map_option,
     nodata_option,
     overwrite_option,
     refuse_with_city,
@@ -37,8 +38,12 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
     "--image", "images", type=INPUT, multiple=True, help="An image; may repeat, with --prior, for one joint model."
 )
 @click.option("--prior", "priors", type=INPUT, multiple=True, help="Its prior, on the same grid.")
+@click.option(
+    "--labels", type=INPUT, multiple=True, help="Its 1 m labels: fit them instead of the prior, which becomes an input."
+)
+@label_map_option
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
-@click.option("--loss", type=click.Choice(LOSS_NAMES), default="qr", show_default=True, help="Training objective.")
+@click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
 @click.option(
     "--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule."
 )
@@ -74,8 +79,10 @@ def command(
     *,
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
+    labels: tuple[Path, ...],
+    label_map: dict[int, int] | None,
     output: Path | None,
-    loss: LossName,
+    loss: LossName | None,
     recipe: str,
     steps: int | None,
     warmup_steps: int | None,
@@ -96,43 +103,51 @@ def command(
     workspace: Path,
     overwrite: bool,
 ) -> None:
-    """Train a network on a tile against its prior; nothing else is needed.
+    """Train a network on a tile against its prior; nothing else is needed. Or, with --labels, on labels.
 
     \b
     landprior train --image naip.tif --prior prior.tif --loss qr --seed 0 -o model.safetensors
     landprior train --image a.tif --prior a_prior.tif --image b.tif --prior b_prior.tif -o joint.safetensors
     landprior train --city pittsburgh --loss qr
+    landprior train --image naip.tif --labels labels.tif --scheme enviroatlas-5 -o supervised.safetensors
+    landprior train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 -o aux.safetensors
+    landprior train --image there.tif --prior there_prior.tif --init supervised.safetensors -o tuned.safetensors
 
     The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
     settings = _settings(
-        loss,
+        loss or ("ce" if labels else "qr"),
         recipe,
         {"steps": steps, "warmup_steps": warmup_steps, "learning_rate": learning_rate},
         {"filters": filters, "patch_size": patch_size, "batch_size": batch_size, "starts": starts},
         seed=seed,
         precision=precision,
+        labelled=bool(labels),
     )
     progress = show_progress(ctx)
     if city is not None:
-        refuse_with_city(ctx, "images", "priors")
+        refuse_with_city(ctx, "images", "priors", "labels")
     elif joint:
         msg = "--joint is for --city; for plain files repeat --image and --prior"
         raise click.UsageError(msg)
-    if images or priors:
+    if images or priors or labels:
         from landprior.landcover.training import train_files
 
-        if len(images) != len(priors):
-            msg = f"{len(images)} --image and {len(priors)} --prior were given; each image needs its prior"
-            raise click.UsageError(msg)
+        for name, paths in (("prior", priors), ("labels", labels)):
+            wanted = bool(paths) or (name == "prior" and not labels)
+            if wanted and len(paths) != len(images):
+                msg = f"{len(images)} --image and {len(paths)} --{name} were given; each image needs its own"
+                raise click.UsageError(msg)
         if output is None:
             msg = "-o is missing: where to write the model"
             raise click.UsageError(msg)
         train_files(
-            list(zip(images, priors, strict=True)),
+            list(zip(images, priors or [None] * len(images), strict=True)),
             output,
             settings,
+            labels=labels,
+            label_map=label_map,
             scheme=scheme,
             nodata=nodata,
             init=init,
@@ -165,14 +180,18 @@ def _settings(
     *,
     seed: int,
     precision: str,
+    labelled: bool,
 ) -> TileSettings:
     """Put what was given over the recipe."""
     from pydantic import ValidationError
 
+    from landprior.implicit.networks import SUPERVISED_SMOOTHING
     from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import explain
 
     base = TileSettings.paper(loss) if recipe == "paper" else TileSettings()
+    if labelled:
+        base = base.model_copy(update={"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0})
     chosen = base.model_dump()
     chosen["training"] |= {"loss": loss, "seed": seed, "precision": precision}
     chosen["training"] |= {name: value for name, value in loop.items() if value is not None}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rasterio.features import geometry_mask
 
 from landprior.errors import InputError, SchemeError
 from landprior.raster.cog import TAG_DOMAIN
@@ -13,11 +14,13 @@ from landprior.raster.files import open_on_grid, open_raster, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
+from landprior.sources.vectors import read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import geopandas
     from numpy.typing import NDArray
 
 
@@ -142,6 +145,8 @@ def evaluate(
     *,
     label_map: Mapping[int, int] | None = None,
     map_map: Mapping[int, int] | None = None,
+    exclude: str | Path | None = None,
+    buffer: float = 0.0,
     progress: bool = False,
 ) -> Scores:
     """Score maps against labels, pooled over all pairs, streamed.
@@ -155,6 +160,8 @@ def evaluate(
         are an error.
     label_map, map_map
         Codes of the labels, of the map -> codes of the scheme; see :meth:`ClassScheme.encode`.
+    exclude, buffer
+        A vector file, and metres around its features: pixels that do not count (labels the map was made with, say).
     progress
         Progress bars on stderr.
 
@@ -169,9 +176,42 @@ def evaluate(
     """
     total = Scores(scheme=scheme, confusion=np.zeros((len(scheme), len(scheme)), dtype=np.int64))
     for map_path, label_path in pairs:
-        scores = _score_pair(map_path, label_path, scheme, label_map or {}, map_map or {}, progress=progress)
-        total += scores
+        with open_raster(map_path) as mapped:
+            outside = None if exclude is None else read_exclusion(exclude, Grid.of(mapped), buffer=buffer)
+        total += _score_pair(map_path, label_path, scheme, label_map or {}, map_map or {}, outside, progress=progress)
     return total
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Shapes in a grid's CRS; pixels they touch do not count."""
+
+    shapes: geopandas.GeoSeries
+
+    def covers(self, grid: Grid) -> NDArray[np.bool_]:
+        """Say which pixels of a window's grid are touched, shape (H, W)."""
+        bounds = grid.bounds
+        near = self.shapes.cx[bounds.left : bounds.right, bounds.bottom : bounds.top]
+        if near.empty:
+            return np.zeros(grid.shape, dtype=bool)
+        mask = geometry_mask(list(near), grid.shape, grid.transform, all_touched=True, invert=True)
+        return np.asarray(mask, dtype=bool)
+
+
+def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Exclusion:
+    """Read the shapes of a vector file, grown by some metres, for a map's grid.
+
+    Raises
+    ------
+    InputError
+        If the map is in degrees, where a buffer in metres makes no sense.
+    """
+    if buffer and grid.crs is not None and grid.crs.is_geographic:
+        msg = f"--exclude-buffer needs a map in metres, not in degrees ({grid.crs}); give a projected one"
+        raise InputError(msg)
+    units = 1.0 if grid.crs is None else float(grid.crs.linear_units_factor[1])
+    shapes = read_vectors(path, grid=grid).geometry
+    return Exclusion(shapes.buffer(buffer / units) if buffer else shapes)
 
 
 def _score_pair(
@@ -180,6 +220,7 @@ def _score_pair(
     scheme: ClassScheme,
     label_map: Mapping[int, int],
     map_map: Mapping[int, int],
+    exclusion: Exclusion | None,
     *,
     progress: bool,
 ) -> Scores:
@@ -194,6 +235,8 @@ def _score_pair(
                 found = read_classes(mapped, block.core, scheme, codes=map_map, where=map_path)
                 truth = read_classes(labels, block.core, scheme, codes=label_map, where=label_path)
                 labelled += int((truth != IGNORED_INDEX).sum())
+                if exclusion is not None:
+                    truth = np.where(exclusion.covers(grid.window(block.core)), IGNORED_INDEX, truth)
                 counts[:] += count_pairs(found, truth, len(scheme))
                 return {}
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from landprior.landcover.evaluation import Scores
+    from landprior.landcover.model import LandcoverModel
     from landprior.landcover.prediction import Products
     from landprior.landcover.training import TileSettings
 
@@ -49,7 +50,11 @@ class PipelineSettings:
     cooccurrence
         P(class | NLCD code).
     prior
-        Filter widths.
+        Filter widths; None for the paper's, or those of the learned prior.
+    learned
+        A learned prior that fuses the layers.
+    device
+        Where the learned prior is computed.
     training
         Settings of :func:`landprior.landcover.training.train_model`; None for its defaults.
     posterior
@@ -60,7 +65,9 @@ class PipelineSettings:
 
     scheme: ClassScheme
     cooccurrence: Cooccurrence
-    prior: PriorSettings = field(default_factory=PriorSettings)
+    prior: PriorSettings | None = None
+    learned: LandcoverModel | None = None
+    device: str = "auto"
     training: TileSettings | None = None
     posterior: bool = True
     label_map: Mapping[int, int] = field(default_factory=dict)
@@ -108,9 +115,10 @@ def prior_of_tile(
         {
             "scheme": settings.scheme.model_dump(mode="json"),
             "cooccurrence": {code: row.tolist() for code, row in settings.cooccurrence.probabilities.items()},
-            "prior": settings.prior.model_dump(),
+            "prior": (settings.prior or PriorSettings()).model_dump(),
             "grid": _grid_of(image),
-        },
+        }
+        | ({} if settings.learned is None else {"learned": settings.learned.digest()}),
         {"nlcd": nlcd, **layers},
     )
     if not _needed(tile, "prior", key, overwrite=overwrite):
@@ -122,6 +130,8 @@ def prior_of_tile(
         layers=layers,
         like=image,
         settings=settings.prior,
+        learned=settings.learned,
+        device=settings.device,
         overwrite=True,
         progress=progress,
     )

@@ -141,6 +141,7 @@ def predict(
     """
     products = products or Products()
     target = _check_outputs(output, products, overwrite=overwrite)
+    takes_prior = _takes_prior(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
         if pixels.bands != model.bands:
@@ -151,8 +152,8 @@ def predict(
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
         hint = None
-        if _takes_prior(model, prior):
-            hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))  # type: ignore[arg-type]  # not None
+        if prior is not None and takes_prior:
+            hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
         mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", device=device)

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 _RASTERS = {".tif", ".tiff", ".img", ".vrt", ".jp2"}
 
 
+def is_raster(path: str | Path) -> bool:
+    """Say, by its name, whether labels are a raster; other files are vector data."""
+    return Path(path).suffix.lower() in _RASTERS
+
+
 def write_labels(
     sources: Sequence[str | Path],
     grid: Grid,
@@ -94,7 +99,7 @@ def _read(
     source: Path, grid: Grid, scheme: ClassScheme, label_map: Mapping[int, int] | None, field: str
 ) -> NDArray[np.int16] | None:
     """Return class positions on the grid, -1 where there are none; None if the source lies elsewhere."""
-    if source.suffix.lower() in _RASTERS:
+    if is_raster(source):
         try:
             with open_on_grid(source, grid, like="the tile") as src:
                 return read_classes(src, None, scheme, codes=label_map, where=source)
@@ -110,7 +115,7 @@ def _read(
     frame = frame[frame[field].notna()]
     if frame.empty:
         return None
-    positions = {value: _position(value, scheme, label_map, source) for value in frame[field].unique()}
+    positions = {value: class_position(value, scheme, label_map, source) for value in frame[field].unique()}
     shapes = [
         (geometry, positions[value])
         for geometry, value in zip(frame.geometry, frame[field], strict=True)
@@ -122,8 +127,14 @@ def _read(
     return np.asarray(burnt, dtype=np.int16)
 
 
-def _position(value: object, scheme: ClassScheme, label_map: Mapping[int, int] | None, source: Path) -> int:
-    """Return the position of a class given by code or name."""
+def class_position(value: object, scheme: ClassScheme, label_map: Mapping[int, int] | None, source: str | Path) -> int:
+    """Return the position of a class given by code or name, -1 for an ignored code.
+
+    Raises
+    ------
+    SchemeError
+        If the scheme has no such class.
+    """
     text = str(value).strip()
     code = re.fullmatch(r"(-?\d{1,9})(\.0*)?", text)
     if code is not None:

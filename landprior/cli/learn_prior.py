@@ -1,0 +1,190 @@
+"""``landprior learn-prior``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    city_option,
+    device_option,
+    label_map_option,
+    overwrite_option,
+    pixel_size_option,
+    refuse_with_city,
+    scheme_option,
+    show_progress,
+    tile_option,
+    workspace_option,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.landcover.learned_prior import LabelledPlace
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="learn-prior")
+@click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD raster of a labelled tile; may repeat.")
+@click.option("--labels", type=INPUT, multiple=True, help="Its 1 m labels, which say the grid.")
+@click.option("--roads", type=INPUT, multiple=True, help="Its roads raster; a layer is given for every tile or none.")
+@click.option("--buildings", type=INPUT, multiple=True, help="Its building footprints raster.")
+@click.option("--waterways", type=INPUT, multiple=True, help="Its waterways raster.")
+@click.option("--waterbodies", type=INPUT, multiple=True, help="Its water bodies raster.")
+@scheme_option()
+@label_map_option
+@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code) of the place; by default the scheme's own.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The learned prior to write, a .safetensors file.")
+@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Optimiser steps.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True, help="Step size."
+)
+@click.option(
+    "--filters", type=click.IntRange(min=1), default=128, show_default=True, help="Width; 16 to 32 is for CPUs."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same prior.")
+@click.option("--blur-sigma", type=float, default=31.0, show_default=True, help="Blur of NLCD, metres; kept with it.")
+@click.option("--blur-radius", type=float, default=50.0, show_default=True, help="Where the blur is cut, metres.")
+@pixel_size_option
+@device_option
+@city_option
+@tile_option
+@workspace_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    nlcds: tuple[Path, ...],
+    labels: tuple[Path, ...],
+    roads: tuple[Path, ...],
+    buildings: tuple[Path, ...],
+    waterways: tuple[Path, ...],
+    waterbodies: tuple[Path, ...],
+    scheme: ClassScheme | None,
+    label_map: dict[int, int] | None,
+    cooccurrence: Path | None,
+    output: Path,
+    steps: int,
+    learning_rate: float,
+    filters: int,
+    seed: int,
+    blur_sigma: float,
+    blur_radius: float,
+    pixel_size: float | None,
+    device: str,
+    city: str | None,
+    tiles: tuple[str, ...],
+    workspace: Path,
+    overwrite: bool,
+) -> None:
+    """Learn how coarse layers say the classes, on a few labelled tiles.
+
+    \b
+    landprior learn-prior --nlcd nlcd.tif --roads roads.tif --buildings buildings.tif --labels labels.tif \\
+        --scheme enviroatlas-5 -o learned.safetensors
+    landprior learn-prior --city pittsburgh --tile a --tile b -o learned.safetensors
+    landprior build-prior --nlcd there.tif --roads there_roads.tif --buildings there_buildings.tif \\
+        --scheme enviroatlas-5 --learned learned.safetensors -o prior.tif
+
+    A network (kernels 11, 7, 5) sees the blurred NLCD, roads, buildings and water, no image. Several tiles: repeat
+    the options in the same order. Never score a map on tiles its prior was learned on.
+    """  # noqa: D301
+    from pydantic import ValidationError
+
+    from landprior.landcover.learned_prior import learn_prior, prior_settings
+    from landprior.landcover.prior import PriorSettings
+    from landprior.raster.scheme import explain
+
+    try:
+        widths = PriorSettings(blur_sigma=blur_sigma, blur_radius=blur_radius)
+        settings = prior_settings(
+            filters=filters, training={"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        )
+    except ValidationError as error:
+        raise click.UsageError(explain(error, "the settings")) from error
+    given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
+    if nlcds or labels:
+        places = _places_of_files(nlcds, labels, given, scheme, cooccurrence, label_map)
+    elif city is not None:
+        refuse_with_city(ctx, *given, "pixel_size")
+        places = _places_of_city(workspace, city, tiles, scheme, cooccurrence, label_map)
+    else:
+        msg = "give --nlcd and --labels for plain files, or --city NAME for a workspace"
+        raise click.UsageError(msg)
+    learn_prior(
+        places,
+        output,
+        settings,
+        prior=widths,
+        pixel_size=pixel_size,
+        device=device,
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    click.echo(str(output))
+
+
+def _places_of_files(
+    nlcds: tuple[Path, ...],
+    labels: tuple[Path, ...],
+    given: dict[str, tuple[Path, ...]],
+    scheme: ClassScheme | None,
+    cooccurrence: Path | None,
+    label_map: dict[int, int] | None,
+) -> list[LabelledPlace]:
+    """Put the repeated options together, tile by tile."""
+    from landprior.landcover.cooccurrence import load_cooccurrence
+    from landprior.landcover.learned_prior import LabelledPlace
+
+    if scheme is None:
+        msg = "plain files need --scheme"
+        raise click.UsageError(msg)
+    for name, paths in {"labels": labels, **{name: paths for name, paths in given.items() if paths}}.items():
+        if len(paths) != len(nlcds):
+            msg = f"{len(nlcds)} --nlcd and {len(paths)} --{name} were given; each tile needs its own"
+            raise click.UsageError(msg)
+    matrix = load_cooccurrence(cooccurrence, scheme)
+    return [
+        LabelledPlace(
+            nlcd=nlcd,
+            labels=truth,
+            layers={name: paths[index] for name, paths in given.items() if paths},
+            cooccurrence=matrix,
+            label_map=label_map or {},
+        )
+        for index, (nlcd, truth) in enumerate(zip(nlcds, labels, strict=True))
+    ]
+
+
+def _places_of_city(
+    workspace: Path,
+    city: str,
+    only: tuple[str, ...],
+    scheme: ClassScheme | None,
+    cooccurrence: Path | None,
+    label_map: dict[int, int] | None,
+) -> list[LabelledPlace]:
+    """Take the tiles of a workspace that have labels."""
+    from landprior.landcover.learned_prior import LabelledPlace
+    from landprior.landcover.pipeline import PipelineSettings, Workspace
+    from landprior.landcover.prior import LAYERS
+
+    pipeline = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence)
+    found = Workspace(workspace).tiles(city, only=only)
+    return [
+        LabelledPlace(
+            nlcd=tile.require("nlcd", hint="a tile to learn from needs its NLCD"),
+            labels=tile.require("labels", hint="name labelled tiles with --tile"),
+            layers=tile.present(tuple(LAYERS)),
+            cooccurrence=pipeline.cooccurrence,
+            label_map=label_map or {},
+            name=tile.id,
+        )
+        for tile in found
+        if only or tile.file("labels").is_file()
+    ]

@@ -1,0 +1,79 @@
+"""``landprior sample``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import INPUT, OUTPUT, overwrite_option, scheme_option, show_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+
+@click.command(name="sample")
+@click.argument("map_path", metavar="MAP", type=INPUT)
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The points to write, a .gpkg.")
+@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Points in all.")
+@click.option(
+    "--allocation",
+    type=click.Choice(["balanced", "proportional", "equal"]),
+    default="balanced",
+    show_default=True,
+    help="Points of a class: by its area but at least --least, by its area, or the same for all.",
+)
+@click.option("--least", type=click.IntRange(min=2), default=50, show_default=True, help="Of each class, if balanced.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same points.")
+@scheme_option(help="Classes of the map, if its file does not say.")
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    map_path: Path,
+    output: Path,
+    count: int,
+    allocation: str,
+    least: int,
+    seed: int,
+    scheme: ClassScheme | None,
+    overwrite: bool,
+) -> None:
+    """Draw points of MAP to interpret, for an honest accuracy where there is no complete truth.
+
+    \b
+    landprior sample map.tif -o points.gpkg
+    landprior sample map.tif --count 640 --allocation balanced -o points.gpkg
+    (look at each point in QGIS, over imagery, and choose its class in the column "reference")
+    landprior evaluate map.tif points.gpkg
+
+    A stratified random sample, the map's classes being the strata. QGIS finds a style beside the file, with a list of
+    the classes to choose from and the map's own class hidden. Points that cannot be told stay empty.
+    """  # noqa: D301
+    from landprior.landcover.evaluation import scheme_of_map
+    from landprior.landcover.sampling import draw_sample, write_sample
+    from landprior.raster.files import check_output
+
+    check_output(output, overwrite=overwrite)
+    scheme = scheme or scheme_of_map(map_path)
+    sample = draw_sample(
+        map_path,
+        scheme,
+        count=count,
+        allocation=allocation,  # type: ignore[arg-type]  # click.Choice gave one of them
+        least=least,
+        seed=seed,
+        progress=show_progress(ctx),
+    )
+    write_sample(sample, output, scheme, overwrite=overwrite)
+    drawn = sample["stratum"].value_counts()
+    width = max(len(name) for name in scheme.names)
+    for c in scheme.classes:
+        logger.info("%-*s %5d points", width, c.name, drawn.get(c.code, 0))
+    click.echo(str(output))

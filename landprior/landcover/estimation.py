@@ -1,0 +1,339 @@
+"""Area-weighted accuracy and areas from interpreted points, with their uncertainty.
+
+The estimators are those of Stehman (2014, "Estimating area and map accuracy for stratified random sampling when the
+strata are different from the map classes", International Journal of Remote Sensing 35); where the strata are the
+classes of the map that is evaluated they are, term by term, those of Olofsson et al. (2014, Remote Sensing of
+Environment 148, eq. 1-11).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.errors import InputError
+from landprior.landcover.sampling import REFERENCE, count_classes
+from landprior.raster.files import open_raster
+from landprior.raster.grid import Grid
+from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA
+from landprior.sources.labels import class_position
+from landprior.sources.vectors import read_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import geopandas
+    from numpy.typing import NDArray
+
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+Z95 = 1.959963984540054
+"""Half width of a 95 % interval of the normal distribution, in standard errors."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate and its standard error, in the same units."""
+
+    value: float
+    error: float
+
+    @property
+    def margin(self) -> float:
+        """Half width of the 95 % interval."""
+        return Z95 * self.error
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return value, standard error and the ends of the 95 % interval; NaN becomes None."""
+        low, high = self.value - self.margin, self.value + self.margin
+        figures = {"value": self.value, "standard_error": self.error, "low": low, "high": high}
+        return {name: None if np.isnan(figure) else float(figure) for name, figure in figures.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaEstimates:
+    """What a sample says of a map.
+
+    Parameters
+    ----------
+    scheme
+        The classes.
+    counts
+        Points by (map class, reference class), shape (C, C).
+    proportions
+        Estimated share of the area by (map class, reference class), shape (C, C).
+    overall
+        Share of the area that is mapped right.
+    users, producers
+        Of each class, in the order of the scheme; NaN where nothing is mapped, or nothing is there.
+    shares
+        Estimated share of the area that is each class.
+    hectares
+        The whole area; None where the map has no CRS.
+    """
+
+    scheme: ClassScheme
+    counts: NDArray[np.int64]
+    proportions: NDArray[np.float64]
+    overall: Estimate
+    users: tuple[Estimate, ...]
+    producers: tuple[Estimate, ...]
+    shares: tuple[Estimate, ...]
+    hectares: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        classes = []
+        for i, c in enumerate(self.scheme.classes):
+            share = self.shares[i].to_dict()
+            area = None if self.hectares is None else {k: v and v * self.hectares for k, v in share.items()}
+            mapped = float(self.proportions[i].sum())
+            classes.append(
+                {
+                    "code": c.code,
+                    "name": c.name,
+                    "users_accuracy": self.users[i].to_dict(),
+                    "producers_accuracy": self.producers[i].to_dict(),
+                    "share": share,
+                    "mapped_share": mapped,
+                    "hectares": area,
+                }
+            )
+        return {
+            "scheme": self.scheme.name,
+            "points": int(self.counts.sum()),
+            "hectares": self.hectares,
+            "overall_accuracy": self.overall.to_dict(),
+            "classes": classes,
+            "counts": self.counts.tolist(),
+            "proportions": self.proportions.tolist(),
+        }
+
+    def to_text(self) -> str:
+        """Return a table for the terminal."""
+        width = max(len("class"), *(len(name) for name in self.scheme.names))
+        head = f"{'class':<{width}}  {'user accuracy':>15}  {'producer':>15}  {'share':>17}  {'mapped':>6}"
+        head += "" if self.hectares is None else f"  {'hectares':>20}"
+        lines = [head]
+        for i, name in enumerate(self.scheme.names):
+            cells = [_plus_minus(e, 3) for e in (self.users[i], self.producers[i])]
+            line = f"{name:<{width}}  {cells[0]:>15}  {cells[1]:>15}  {_plus_minus(self.shares[i], 4):>17}"
+            line += f"  {self.proportions[i].sum():6.4f}"
+            if self.hectares is not None:
+                area = Estimate(self.shares[i].value * self.hectares, self.shares[i].error * self.hectares)
+                line += f"  {_plus_minus(area, 2 if self.hectares < 1e4 else 0):>20}"
+            lines.append(line)
+        lines += [
+            "",
+            f"overall accuracy {_plus_minus(self.overall, 4)}   {self.counts.sum()} points; ± is the 95 % interval",
+            "",
+            "points (rows: map, columns: reference)",
+        ]
+        columns = [max(len(name), 6) for name in self.scheme.names]
+        lines.append(" " * width + "".join(f" {n:>{w}}" for n, w in zip(self.scheme.names, columns, strict=True)))
+        for name, row in zip(self.scheme.names, self.counts, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f" {v:>{w}d}" for v, w in zip(row, columns, strict=True)))
+        return "\n".join(lines)
+
+
+def _plus_minus(estimate: Estimate, digits: int) -> str:
+    if np.isnan(estimate.value):
+        return "-"
+    return f"{estimate.value:.{digits}f} ±{estimate.margin:.{digits}f}"
+
+
+def estimate_areas(
+    mapped: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    strata: NDArray[np.integer],
+    sizes: Mapping[int, int],
+    scheme: ClassScheme,
+    *,
+    hectares: float | None = None,
+) -> AreaEstimates:
+    """Estimate accuracy and areas from points.
+
+    Parameters
+    ----------
+    mapped, reference
+        Class positions of each point on the map and in truth, shape (n,).
+    strata
+        Stratum of each point, shape (n,).
+    sizes
+        Stratum -> its pixels.
+    scheme
+        The classes.
+    hectares
+        The whole area.
+
+    Raises
+    ------
+    InputError
+        If a stratum has one point only, whose spread is not known, or none.
+    """
+    _require_points(strata, sizes)
+    total = sum(sizes.values())
+    count = len(scheme)
+    groups = [(strata == name, sizes[name] / total) for name in sizes]
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return float(sum(weight * values[inside].mean() for inside, weight in groups))
+
+    def error(residuals: NDArray[np.float64]) -> float:
+        # Stehman 2014, eq. 25 and 28, without the correction for a finite population
+        parts = (weight**2 * residuals[inside].var(ddof=1) / inside.sum() for inside, weight in groups)
+        return float(np.sqrt(sum(parts)))
+
+    def ratio(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Estimate:
+        size = mean(whole.astype(np.float64))
+        if size == 0:
+            return Estimate(float("nan"), float("nan"))
+        value = mean(part.astype(np.float64)) / size
+        return Estimate(value, error(part - value * whole) / size)
+
+    right = (mapped == reference).astype(np.float64)
+    proportions = np.zeros((count, count))
+    counts = np.zeros((count, count), dtype=np.int64)
+    for inside, weight in groups:
+        here = np.zeros((count, count), dtype=np.int64)
+        np.add.at(here, (mapped[inside], reference[inside]), 1)
+        counts += here
+        proportions += weight * here / inside.sum()
+    shares = [(reference == i).astype(np.float64) for i in range(count)]
+    return AreaEstimates(
+        scheme=scheme,
+        counts=counts,
+        proportions=proportions,
+        overall=Estimate(mean(right), error(right)),
+        users=tuple(ratio((mapped == i) & (reference == i), mapped == i) for i in range(count)),
+        producers=tuple(ratio((mapped == i) & (reference == i), reference == i) for i in range(count)),
+        shares=tuple(Estimate(mean(here), error(here)) for here in shares),
+        hectares=hectares,
+    )
+
+
+def _require_points(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
+    few = {name: int((strata == name).sum()) for name in sizes}
+    lacking = [f"{name} ({n})" for name, n in few.items() if n < 2]
+    if lacking:
+        msg = f"at least two interpreted points are needed in every stratum; too few in: {', '.join(lacking)}"
+        raise InputError(msg)
+
+
+def evaluate_points(
+    path: str | Path,
+    points: str | Path,
+    scheme: ClassScheme,
+    *,
+    column: str = REFERENCE,
+    map_map: Mapping[int, int] | None = None,
+    label_map: Mapping[int, int] | None = None,
+    pixel_size: float | None = None,
+    progress: bool = False,
+) -> AreaEstimates:
+    """Estimate a map's accuracy and class areas from interpreted points.
+
+    Parameters
+    ----------
+    path
+        The map. It need not be the one the points were drawn on, if they carry their strata.
+    points
+        A vector file with points, as ``landprior sample`` draws them and an interpreter fills in. Without the columns
+        ``stratum`` and ``stratum_pixels`` the points are taken for a simple random sample, stratified afterwards by
+        the map's classes.
+    scheme
+        The classes.
+    column
+        The attribute with the class that was seen, a name or code; points without one are left out.
+    map_map, label_map
+        Codes of the map, of the points -> codes of the scheme.
+    pixel_size
+        Metres per pixel, for a map without georeferencing.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If the file has no such column, no interpreted point, points outside the map, or a stratum has too few.
+    SchemeError
+        If a class is not known.
+    """
+    with open_raster(path) as src:
+        grid = Grid.of(src)
+        everything = _read_points(points, grid, column)
+        frame = _interpreted(everything, points, column)
+        centres = frame.geometry
+        xy = list(zip(centres.x, centres.y, strict=True))
+        masked = np.ma.stack(list(src.sample(xy, indexes=1, masked=True))).ravel()
+    codes = np.ma.filled(masked.astype(np.int64), MAP_NODATA)
+    mapped = scheme.encode(codes, label_map=dict(map_map or {}), where=str(path)).astype(np.int64)
+    if (mapped == IGNORED_INDEX).any():
+        msg = (
+            f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the right map?"
+        )
+        raise InputError(msg)
+    reference = np.array([class_position(c, scheme, label_map, points) for c in frame[column]], dtype=np.int64)
+    if (reference == IGNORED_INDEX).any():
+        msg = f"{points} has points with a code that scheme {scheme.name!r} ignores; leave their class empty instead"
+        raise InputError(msg)
+    if {"stratum", "stratum_pixels"} <= set(frame.columns):
+        strata = frame["stratum"].to_numpy().astype(np.int64)
+        sizes = _sizes_of(everything, points)  # a stratum whose points were all left out must not vanish
+    else:
+        logger.info("%s does not say its strata; it is taken for a simple random sample", points)
+        pixels = count_classes(path, scheme, map_map=map_map, progress=progress)
+        strata = scheme.codes[mapped].astype(np.int64)
+        sizes = {int(code): int(n) for code, n in zip(scheme.codes, pixels, strict=True) if n}
+    hectares = None
+    if grid.crs is not None or pixel_size is not None:
+        width, height = grid.pixel_size(pixel_size, where=path)
+        hectares = sum(sizes.values()) * width * height / 1e4
+    return estimate_areas(mapped, reference, strata, sizes, scheme, hectares=hectares)
+
+
+def _read_points(points: str | Path, grid: Grid, column: str) -> geopandas.GeoDataFrame:
+    """Read points, all of them on the grid."""
+    everything = read_vectors(points)
+    frame = read_vectors(points, grid=grid)
+    if column not in everything.columns:
+        names = ", ".join(str(name) for name in everything.columns)
+        msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --label-column"
+        raise InputError(msg)
+    if len(frame) < len(everything):
+        msg = f"{len(everything) - len(frame)} of {len(everything)} points of {points} lie outside the map"
+        raise InputError(msg)
+    if not (frame.geometry.geom_type == "Point").all():
+        msg = f"{points} holds {', '.join(sorted(set(frame.geometry.geom_type)))}; points are needed"
+        raise InputError(msg)
+    return frame
+
+
+def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> geopandas.GeoDataFrame:
+    """Return the points that have a class."""
+    done = frame[frame[column].notna() & (frame[column].astype(str).str.strip() != "")]
+    if done.empty:
+        msg = f"no point of {points} has a class in its column {column!r} yet; fill it in (in QGIS, say)"
+        raise InputError(msg)
+    if len(done) < len(frame):
+        logger.warning(
+            "%d of %d points have no class and are left out; if they were hard to interpret, the figures are too good",
+            len(frame) - len(done),
+            len(frame),
+        )
+    return done
+
+
+def _sizes_of(frame: geopandas.GeoDataFrame, points: str | Path) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    for name, size in zip(frame["stratum"].astype(int), frame["stratum_pixels"].astype(int), strict=True):
+        if sizes.setdefault(name, size) != size or size < 1:
+            msg = f"{points} gives stratum {name} several sizes, or none; is it several samples in one file?"
+            raise InputError(msg)
+    return sizes
