@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from landprior.errors import HarmWarning, InputError, MissingInputError, ModelError, OutputExistsError
 from landprior.landcover.model import load_model
-from landprior.landcover.tiles import PatchFeed, read_tile
+from landprior.landcover.prediction import predict
+from landprior.landcover.tiles import PatchFeed, measure_bands, read_labelled_tile, read_tile
 from landprior.landcover.training import TileSettings, train_files, train_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -208,3 +210,115 @@ def test_the_papers_schedule():
     assert (paper.filters, paper.patch_size, paper.batch_size) == (128, 128, 128)
     assert (paper.training.learning_rate, paper.training.schedule, paper.training.warmup) == (1e-3, "plateau", "none")
     assert TileSettings.paper("qr").training.learning_rate == 1e-4
+
+
+@pytest.fixture
+def labelled(easy, make_raster):
+    """The easy image, its prior and its labels, of which a third is missing."""
+    (image, prior), truth = easy
+    codes = np.where(truth, 20, 70)
+    codes[:, 48:] = 0
+    return image, prior, make_raster("labels.tif", codes.astype(np.uint8)), truth
+
+
+def supervised(**changes):
+    training = {"steps": 80, "ramp_steps": 5, "learning_rate": 1e-2, "epoch_steps": 20} | changes.pop("training", {})
+    return TileSettings.supervised(filters=8, patch_size=32, batch_size=8, training=training, **changes)
+
+
+def score(path, truth):
+    with rasterio.open(path) as src:
+        return (src.read(1) == np.where(truth, 20, 70)).mean()
+
+
+def test_labels_are_fitted_without_a_prior(tmp_path, labelled, enviroatlas):
+    image, _, labels, truth = labelled
+    model = train_files([(image, None)], tmp_path / "hr.safetensors", supervised(), labels=[labels], scheme=enviroatlas)
+    assert model.extras == ()
+    assert model.supervised
+    assert "verdict" not in model.record
+    assert model.network.smoothing == 1e-8
+    predict(image, tmp_path / "map.tif", load_model(tmp_path / "hr.safetensors"))
+    assert score(tmp_path / "map.tif", truth) > 0.97  # also where there was no label
+
+
+def test_pixels_without_a_label_are_seen_and_do_not_count(labelled, enviroatlas):
+    image, _, labels, _ = labelled
+    tile = read_labelled_tile(image, labels, scheme=enviroatlas)
+    assert tile.visible.all()
+    assert tile.valid[:, :48].all()
+    assert not tile.valid[:, 48:].any()
+    assert (tile.prior.sum(0)[:, :48] == 1).all()
+    batch = PatchFeed([tile], measure_bands([tile]), patch_size=60, batch_size=2)(0)
+    assert (batch.inputs[~batch.mask.unsqueeze(1).expand_as(batch.inputs)] != 0).all()
+
+
+def test_the_prior_can_be_an_input(tmp_path, labelled, enviroatlas):
+    image, prior, labels, truth = labelled
+    path = tmp_path / "aux.safetensors"
+    model = train_files([(image, prior)], path, supervised(), labels=[labels], scheme=enviroatlas)
+    assert model.extras == ("prior",)
+    assert next(iter(model.network.parameters())).shape[1] == 3 + 5
+    again = load_model(path)
+    predict(image, tmp_path / "map.tif", again, prior=prior)
+    assert score(tmp_path / "map.tif", truth) > 0.97
+    with pytest.raises(ModelError, match="give the prior of this image with --prior"):
+        predict(image, tmp_path / "b.tif", again)
+    with pytest.raises(ModelError, match="takes the image alone"):
+        predict(
+            image,
+            tmp_path / "c.tif",
+            train_files([(image, prior)], tmp_path / "q.safetensors", supervised()),
+            prior=prior,
+        )
+
+
+def test_the_prior_as_input_matters(labelled, enviroatlas):
+    """The input is the prior's own values, after the standardised bands."""
+    image, prior, labels, _ = labelled
+    tile = read_labelled_tile(image, labels, scheme=enviroatlas, prior=prior)
+    batch = PatchFeed([tile], measure_bands([tile]), patch_size=60, batch_size=2)(0)
+    assert batch.inputs.shape[1] == 3 + 5
+    np.testing.assert_allclose(batch.inputs[:, 3:].sum(1), 1, atol=2e-3)
+    assert abs(float(batch.inputs[:, :3].mean())) < 0.2
+
+
+def test_from_labels_elsewhere_to_the_prior_here(tmp_path, labelled, enviroatlas):
+    image, prior, labels, truth = labelled
+    hr = tmp_path / "hr.safetensors"
+    train_files([(image, None)], hr, supervised(), labels=[labels], scheme=enviroatlas)
+    settings = TileSettings(filters=8, patch_size=32, batch_size=8)
+    loop = {"steps": 30, "warmup": "none", "learning_rate": 1e-4, "ramp_steps": 5}
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update=loop)})
+    model = train_files([(image, prior)], tmp_path / "qr.safetensors", settings, init=hr)
+    assert model.loss == "qr"
+    predict(image, tmp_path / "map.tif", model, posterior=prior, force=True)
+    assert score(tmp_path / "map.tif", truth) > 0.95
+    aux = tmp_path / "aux.safetensors"
+    train_files([(image, prior)], aux, supervised(training={"steps": 4}), labels=[labels], scheme=enviroatlas)
+    with pytest.raises(ModelError, match=r"3 bands, prior as input, 8 filters .*; this run has 3 bands, 8 filters"):
+        train_files([(image, prior)], tmp_path / "x.safetensors", settings, init=aux)
+
+
+def test_labels_and_losses_that_do_not_go_together(tmp_path, labelled, enviroatlas, make_raster):
+    image, prior, labels, _ = labelled
+    target = tmp_path / "x.safetensors"
+    with pytest.raises(InputError, match="qr fits a prior, not labels"):
+        train_files([(image, prior)], target, TileSettings(filters=4), labels=[labels], scheme=enviroatlas)
+    with pytest.raises(InputError, match="labels need --scheme"):
+        train_files([(image, None)], target, supervised(), labels=[labels])
+    with pytest.raises(InputError, match="neither prior nor labels"):
+        train_files([(image, None)], target, supervised())
+    none = make_raster("none.tif", np.zeros((72, 72), np.uint8))
+    with pytest.raises(InputError, match="no label where"):
+        train_files([(image, None)], target, supervised(), labels=[none], scheme=enviroatlas)
+    assert not target.exists()
+
+
+def test_labels_of_other_codes_are_mapped(tmp_path, labelled, enviroatlas, make_raster):
+    image, _, _, truth = labelled
+    labels = make_raster("ones.tif", np.where(truth, 1, 2).astype(np.uint8))
+    target = tmp_path / "m.safetensors"
+    train_files([(image, None)], target, supervised(), labels=[labels], scheme=enviroatlas, label_map={1: 20, 2: 70})
+    predict(image, tmp_path / "map.tif", load_model(target))
+    assert score(tmp_path / "map.tif", truth) > 0.97
