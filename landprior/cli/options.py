@@ -85,6 +85,18 @@ starts_option = click.option(
     type=click.IntRange(1, 32),
     help="Train so many times from different random weights, keep the likeliest model.  [default: 1]",
 )
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(["default", "best", "paper"]),
+    default="default",
+    show_default=True,
+    help="best: three networks and mirrored images, averaged; paper: the published schedule.",
+)
+members_option = click.option(
+    "--members",
+    type=click.IntRange(1, 32),
+    help="Train so many times from different random weights, average their predictions.  [default: 1; best: 3]",
+)
 pixel_size_option = click.option(
     "--pixel-size", type=click.FloatRange(min=0, min_open=True), help="Metres per pixel, for files that do not say."
 )

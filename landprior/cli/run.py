@@ -14,6 +14,7 @@ from landprior.cli.options import (
     json_option,
     label_map_option,
     overwrite_option,
+    recipe_option,
     scheme_option,
     show_progress,
     source_options,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
+@recipe_option
 @starts_option
 @click.option(
     "--maps",
@@ -62,6 +64,7 @@ def command(
     cooccurrence: Path | None,
     filters: int | None,
     seed: int,
+    recipe: str,
     starts: int | None,
     maps: str,
     quicklook: bool,
@@ -89,7 +92,7 @@ def command(
     from landprior.landcover.acquisition import fetch
     from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training import make_settings
 
     network = make_network(options)
     if city is None or to_be_fetched(workspace, city):
@@ -98,14 +101,7 @@ def command(
         )
         fetch(plan, place, fetch_settings, network, progress=show_progress(ctx))
         city = city or plan.area.name
-    base = TileSettings()
-    training = base.model_copy(
-        update={
-            "training": base.training.model_copy(update={"seed": seed}),
-            "filters": filters or base.filters,
-            "starts": starts or base.starts,
-        }
-    )
+    training = make_settings(recipe, seed=seed, filters=filters, starts=starts)
     settings = PipelineSettings.for_city(
         city,
         scheme=scheme,

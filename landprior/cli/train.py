@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,10 @@ from landprior.cli.options import (
     city_option,
     device_option,
     label_map_option,
+    members_option,
     nodata_option,
     overwrite_option,
+    recipe_option,
     refuse_with_city,
     scheme_option,
     show_progress,
@@ -44,9 +46,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
-@click.option(
-    "--recipe", type=click.Choice(["default", "paper"]), default="default", show_default=True, help="Schedule."
-)
+@recipe_option
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
 @click.option(
     "--warmup-steps", type=click.IntRange(min=0), help="Of them, warm-up before qr, qr-kl, rq.  [default: a third]"
@@ -57,6 +57,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
 @starts_option
+@members_option
 @click.option("--init", type=INPUT, metavar="MODEL", help="Start from this model's weights.")
 @click.option(
     "--precision",
@@ -92,6 +93,7 @@ def command(
     batch_size: int | None,
     seed: int,
     starts: int | None,
+    members: int | None,
     init: Path | None,
     precision: str,
     scheme: ClassScheme | None,
@@ -117,13 +119,19 @@ def command(
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
     settings = _settings(
-        loss or ("ce" if labels else "qr"),
         recipe,
-        {"steps": steps, "warmup_steps": warmup_steps, "learning_rate": learning_rate},
-        {"filters": filters, "patch_size": patch_size, "batch_size": batch_size, "starts": starts},
+        labelled=bool(labels),
+        loss=loss,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        learning_rate=learning_rate,
         seed=seed,
         precision=precision,
-        labelled=bool(labels),
+        filters=filters,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        starts=starts,
+        members=members,
     )
     progress = show_progress(ctx)
     if city is not None:
@@ -172,31 +180,14 @@ def command(
         click.echo(str(model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)))
 
 
-def _settings(
-    loss: LossName,
-    recipe: str,
-    loop: dict[str, float | None],
-    network: dict[str, int | None],
-    *,
-    seed: int,
-    precision: str,
-    labelled: bool,
-) -> TileSettings:
+def _settings(recipe: str, *, labelled: bool, **changes: Any) -> TileSettings:  # noqa: ANN401 - the options
     """Put what was given over the recipe."""
     from pydantic import ValidationError
 
-    from landprior.implicit.networks import SUPERVISED_SMOOTHING
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training import make_settings
     from landprior.raster.scheme import explain
 
-    base = TileSettings.paper(loss) if recipe == "paper" else TileSettings()
-    if labelled:
-        base = base.model_copy(update={"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0})
-    chosen = base.model_dump()
-    chosen["training"] |= {"loss": loss, "seed": seed, "precision": precision}
-    chosen["training"] |= {name: value for name, value in loop.items() if value is not None}
-    chosen |= {name: value for name, value in network.items() if value is not None}
     try:
-        return type(base).model_validate(chosen)
+        return make_settings(recipe, labelled=labelled, **changes)
     except ValidationError as error:
         raise click.UsageError(explain(error, "the training")) from error

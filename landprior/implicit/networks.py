@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 OUTPUT_SMOOTHING = 1e-4
@@ -45,6 +47,39 @@ class SmoothedNetwork(nn.Module):
         if self.smoothing == 0:
             return log_q
         return torch.log((log_q.exp() + self.smoothing) / (1 + log_q.shape[1] * self.smoothing))
+
+
+class Ensemble(nn.Module):
+    """The mean of the predictions of several networks, each also on the mirrored input if asked.
+
+    Parameters
+    ----------
+    members
+        Networks of one shape that give log q.
+    flips
+        Also predict the input mirrored left to right, top to bottom, and both, and mirror back.
+    """
+
+    def __init__(self, members: Sequence[SmoothedNetwork], *, flips: bool = False) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.flips = flips
+        self.smoothing = members[0].smoothing
+        self.halo = members[0].halo
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log of the mean q, (N, C, H, W)."""
+        total: Tensor | None = None
+        axes = ((), (2,), (3,), (2, 3)) if self.flips else ((),)
+        for member in self.members:
+            for axis in axes:
+                log_q = member(torch.flip(x, axis) if axis else x)
+                log_q = torch.flip(log_q, axis) if axis else log_q
+                total = log_q if total is None else torch.logaddexp(total, log_q)  # one at a time: memory
+        if total is None:  # pragma: no cover - there is always a member
+            msg = "an ensemble needs a member"
+            raise ValueError(msg)
+        return total - math.log(len(self.members) * len(axes))
 
 
 FCN_HALO = 5

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 import landprior
 from landprior.errors import MissingInputError, ModelError
-from landprior.implicit.networks import OUTPUT_SMOOTHING, SmoothedNetwork, build_fcn, build_prior_network
+from landprior.implicit.networks import OUTPUT_SMOOTHING, Ensemble, SmoothedNetwork, build_fcn, build_prior_network
 from landprior.raster.files import replacing
 from landprior.raster.scheme import ClassScheme, explain
 
@@ -74,7 +74,7 @@ class LandcoverModel:
         How it was trained: settings, inputs, history, the verdict on harm.
     """
 
-    network: SmoothedNetwork
+    network: SmoothedNetwork | Ensemble
     scheme: ClassScheme
     statistics: BandStatistics
     filters: int
@@ -90,6 +90,21 @@ class LandcoverModel:
     def kind(self) -> str:
         """``"fcn"``, or ``"prior-fcn"`` for a learned prior."""
         return kind_of(self.bands)
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether several networks answer together."""
+        return isinstance(self.network, Ensemble)
+
+    @property
+    def members(self) -> list[SmoothedNetwork]:
+        """The networks, one for most models."""
+        return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]  # type: ignore[arg-type]
+
+    @property
+    def unsupported(self) -> tuple[int, ...]:
+        """Positions of the classes that r would name against the network's own word."""
+        return tuple(self.record.get("verdict", {}).get("unsupported", ()))
 
     @property
     def supervised(self) -> bool:
@@ -122,7 +137,7 @@ def kind_of(bands: int) -> str:
 def build_network(
     bands: int, scheme: ClassScheme, extras: Sequence[str] = (), *, filters: int, smoothing: float = OUTPUT_SMOOTHING
 ) -> SmoothedNetwork:
-    """Build the network for an image's bands and extra inputs (:class:`LandcoverModel`)."""
+    """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`)."""
     channels = bands + sum(len(scheme) if name in PER_CLASS else 1 for name in extras)
     build = build_fcn if kind_of(bands) == "fcn" else build_prior_network
     return build(channels, len(scheme), filters=filters, smoothing=smoothing)
@@ -148,6 +163,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
             "classes": len(model.scheme),
             "filters": model.filters,
             "smoothing": model.network.smoothing,
+            **({"members": len(model.members), "flips": model.network.flips} if model.ensemble else {}),
         },
         "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
         "statistics": {"mean": model.statistics.mean.tolist(), "std": model.statistics.std.tolist()},
@@ -201,13 +217,17 @@ def load_model(path: str | Path) -> LandcoverModel:
         scheme = ClassScheme.model_validate(metadata["scheme"])
         shape = metadata["network"]
         extras = tuple(shape.get("extras", ()))
-        network = build_network(
-            shape["bands"],
-            scheme,
-            extras,
-            filters=shape["filters"],
-            smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
-        )
+        members = [
+            build_network(
+                shape["bands"],
+                scheme,
+                extras,
+                filters=shape["filters"],
+                smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
+            )
+            for _ in range(shape.get("members", 1))
+        ]
+        network = Ensemble(members, flips=shape["flips"]) if "members" in shape else members[0]
         network.load_state_dict(state)
         statistics = BandStatistics(
             mean=np.array(metadata["statistics"]["mean"]), std=np.array(metadata["statistics"]["std"])

@@ -31,7 +31,7 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK, Block, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -109,7 +109,7 @@ def predict(
     products
         What else to write.
     force
-        Map r whatever the verdict.
+        Map r whatever the verdict, with all classes.
     nodata
         See :class:`ImageLayer`.
     device
@@ -156,12 +156,14 @@ def predict(
             hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
-        mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", device=device)
+        dropped = [] if belief is None or force else list(model.unsupported)
+        mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", dropped=dropped, device=device)
         tags = {
             "model": model.digest(),
             "loss": model.loss,
             "maps": "q" if belief is None else "r",
             **({} if decision is None else {"decision": decision}),
+            **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
             **(tags or {}),
         }
         sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
@@ -279,6 +281,8 @@ class Mapper:
         The prior as the model's input.
     abstain
         Give the prior itself where there is one.
+    dropped
+        Positions of classes that r leaves out.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     """
@@ -291,6 +295,7 @@ class Mapper:
         hint: PriorLayer | None = None,
         *,
         abstain: bool = False,
+        dropped: Sequence[int] = (),
         device: str = "auto",
     ) -> None:
         self._device = choose_device(device)
@@ -300,6 +305,7 @@ class Mapper:
         self._belief = belief
         self._hint = hint
         self._abstain = abstain
+        self._dropped = list(dropped)
         self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
         self.seen = False
 
@@ -358,6 +364,8 @@ class Mapper:
             return log_q
         prior, believed = self._belief.read(block.core)
         log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
+        if self._dropped and not self._abstain:
+            log_p[:, self._dropped] = -torch.inf
         if self._abstain:
             log_r = log_p.to(log_q.dtype)
         else:

@@ -1,9 +1,12 @@
 """Judging a training without labels: whether its map has settled, and whether it is worse than its prior.
 
-A *look* maps fixed crops of the tiles with the posterior r. Two things are read off it:
+A *look* maps fixed crops of the tiles with the posterior r. Three things are read off it:
 
 - how many pixels changed class since the last look. Below :data:`SETTLED` the training may end: longer only
   fits the prior's own errors.
+- which classes r names against the network's own word. r divides q by its mean over the tile, so a class that the
+  network nowhere finds (q small and flat) is named where the prior alone says so. If the network gives a class, where
+  r names it, less than :data:`LEAST_SUPPORT` on average, maps leave that class out.
 - how right the map is, by moments. Let y be the true class, a the map's, p the prior. If p is calibrated and the
   map's errors do not depend on the prior given y, then with T(k, c) = P(a = k | y = c)
 
@@ -56,6 +59,9 @@ CLEAR_LOSS = 0.05
 LEAST_EVIDENCE = 0.05
 """Evidence, in nats, below which the classes have no hold in the image (q is flat, or has collapsed)."""
 
+LEAST_SUPPORT = 0.25
+"""Mean q, over the pixels that r gives a class, below which r names it against the network's own word."""
+
 Decision = Literal["kept", "abstained"]
 
 
@@ -94,6 +100,8 @@ class Look:
         where it tells nothing.
     estimate, prior_estimate
         The two.
+    support
+        For each class the mean of q over the pixels where r names it; NaN where it names none.
     """
 
     maps: list[tuple[int, tuple[slice, slice], Tensor]]
@@ -101,6 +109,7 @@ class Look:
     evidence: float
     estimate: float
     prior_estimate: float
+    support: tuple[float, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -123,6 +132,8 @@ class Look:
             "prior_estimate": round(self.prior_estimate, 4),
             "evidence": round(self.evidence, 4),
             "change": None if math.isnan(self.change) else round(self.change, 4),
+            "support": [None if math.isnan(value) else round(value, 4) for value in self.support],
+            "unsupported": [index for index, value in enumerate(self.support) if value < LEAST_SUPPORT],
         }
 
 
@@ -151,11 +162,14 @@ class Judge:
         log_marginal = torch.log(sums / total).float()
         best, evidence = [], 0.0
         classes = len(log_marginal)
+        named, given = torch.zeros((2, classes), dtype=torch.float64, device=log_marginal.device)
         moments = torch.zeros((3, classes, classes), dtype=torch.float64)
         for log_q, log_p, valid in cores:
             joint = torch.logsumexp(log_q + log_p - log_marginal.reshape(1, -1, 1, 1), dim=1)
             evidence += float(joint[valid].double().sum())
             mapped = log_posterior(log_q, log_p, log_marginal=log_marginal).argmax(1)
+            named += torch.bincount(mapped[valid], minlength=classes)
+            given.index_add_(0, mapped[valid], log_q.gather(1, mapped[:, None])[:, 0][valid].exp().double())
             prior = log_p.exp().movedim(1, -1)[valid].double()
             choices = (prior, _one_hot(mapped[valid], classes), _one_hot(log_p.argmax(1)[valid], classes))
             moments += torch.stack([(chosen.T @ prior).cpu() for chosen in choices])
@@ -171,6 +185,7 @@ class Judge:
             evidence=evidence / total,
             estimate=estimate_accuracy(mapped_moments, own),
             prior_estimate=estimate_accuracy(prior_moments, own),
+            support=tuple((given / named).tolist()),  # 0 / 0 is NaN
         )
 
 

@@ -1,0 +1,1 @@
+"""Experiments: whole tables of rows by regions, from a YAML file, resumable, with a report."""

@@ -1,0 +1,256 @@
+"""The tiles of an experiment: torchgeo's directories as they are, or files named by a pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+
+from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.landcover.prior import LAYERS
+from landprior.raster.cog import write_raster
+from landprior.raster.files import open_raster
+from landprior.raster.grid import Grid
+from landprior.raster.windows import iter_blocks
+from landprior.sources.vectors import read_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from landprior.landcover.experiments.config import Data, Experiment, Region
+
+ENVIROATLAS_FOLDER = "enviroatlas_lotp"
+"""Where torchgeo unpacks EnviroAtlas, below its root."""
+
+_ENVIROATLAS = {
+    "image": "naip",
+    "nlcd": "nlcd",
+    "roads": "roads",
+    "buildings": "buildings",
+    "waterways": "waterways",
+    "waterbodies": "waterbodies",
+    "labels": "lc",
+}
+"""Our layers and the columns of torchgeo's index that name their files."""
+
+_CHESAPEAKE = {"image": "naip-new", "nlcd": "nlcd", "buildings": "buildings", "labels": "lc"}
+_CHESAPEAKE_PRIOR = "prior_from_cooccurrences_101_31_no_osm_no_buildings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One tile with its files.
+
+    Parameters
+    ----------
+    name
+        Unique within its split.
+    region
+        The region whose matrix and label map it has.
+    split
+        The data set's own split.
+    image, labels
+        Rasters.
+    nlcd, prior
+        Rasters; None where the data has none.
+    layers
+        Roads, buildings, waterways, waterbodies, those that are there.
+    """
+
+    name: str
+    region: str
+    split: str
+    image: Path
+    labels: Path
+    nlcd: Path | None = None
+    prior: Path | None = None
+    layers: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Unique in the experiment; seeds derive from it."""
+        return f"{self.split}/{self.name}"
+
+
+class Places:
+    """Finds the tiles of an experiment's regions.
+
+    Parameters
+    ----------
+    experiment
+        See :class:`Experiment`.
+    root
+        The data: torchgeo's root of the set, or the folder that the patterns start from.
+    work
+        Where halves of files go.
+    """
+
+    def __init__(self, experiment: Experiment, root: Path, work: Path) -> None:
+        self._regions = experiment.regions
+        self._data, self._root, self._work = experiment.data, root, work
+        self._known: dict[str, list[Place]] = {}
+        if not root.is_dir():
+            msg = f"no data at {root}; torchgeo's sets are fetched with: landprior fetch --dataset NAME --root {root}"
+            raise MissingInputError(msg)
+
+    def members(self, region: str) -> tuple[str, ...]:
+        """Return the regions that one consists of, itself for most."""
+        return self._regions[region].of or (region,)
+
+    def region(self, name: str) -> Region:
+        """Return a region by name."""
+        return self._regions[name]
+
+    def find(self, region: str, split: str = "test") -> list[Place]:
+        """List the tiles of a split of a region, without those that its rules leave out.
+
+        Raises
+        ------
+        ConfigError
+            If the region has no such split.
+        InputError
+            If nothing is left.
+        """
+        found: list[Place] = []
+        for member in self.members(region):
+            key = f"{member}/{split}"
+            if key not in self._known:
+                self._known[key] = self._find(member, split)
+            found += self._known[key]
+        return found
+
+    def _find(self, region: str, split: str) -> list[Place]:
+        rules = self._regions[region]
+        if split not in rules.splits:
+            msg = f"region {region!r} has no split {split!r} (it has {', '.join(rules.splits) or 'none'})"
+            raise ConfigError(msg)
+        readers = {"enviroatlas": _read_enviroatlas, "chesapeake": _read_chesapeake}
+        found: list[Place] = []
+        for own in rules.splits[split]:
+            if self._data.kind == "files":
+                found += _read_files(self._root, region, own, self._data, self._work)
+            else:
+                found += readers[self._data.kind](self._root, region, own)
+        kept = [place for place in found if not (rules.leave_out and _holds(place.labels, rules.leave_out))]
+        if not kept:
+            msg = f"{self._root} has no tile of {region} in {', '.join(rules.splits[split])} to use"
+            raise InputError(msg)
+        return kept
+
+
+def _read_enviroatlas(root: Path, region: str, split: str) -> list[Place]:
+    """Read torchgeo's EnviroAtlas directory."""
+    folder = root / ENVIROATLAS_FOLDER
+    places = []
+    for row in _index(folder, split):
+        image = folder / row["naip"]
+        stem = image.name.removesuffix("_a_naip.tif")
+        places.append(
+            Place(
+                name=stem,
+                region=region,
+                split=split,
+                image=image,
+                labels=folder / row[_ENVIROATLAS["labels"]],
+                nlcd=folder / row["nlcd"],
+                prior=image.with_name(f"{stem}_prior_from_cooccurrences_101_31.tif"),
+                layers={name: folder / row[_ENVIROATLAS[name]] for name in LAYERS},
+            )
+        )
+    return places
+
+
+def _read_chesapeake(root: Path, region: str, split: str) -> list[Place]:
+    """Read torchgeo's ChesapeakeCVPR directory, with the prior extension where it is."""
+    places = []
+    for row in _index(root, split):
+        labels = root / row[_CHESAPEAKE["labels"]]
+        stem = labels.name.removesuffix("_lc.tif")
+        prior = labels.with_name(f"{stem}_{_CHESAPEAKE_PRIOR}.tif")
+        places.append(
+            Place(
+                name=stem,
+                region=region,
+                split=split,
+                image=root / row[_CHESAPEAKE["image"]],
+                labels=labels,
+                nlcd=root / row[_CHESAPEAKE["nlcd"]],
+                prior=prior if prior.is_file() else None,
+                layers={"buildings": root / row[_CHESAPEAKE["buildings"]]},
+            )
+        )
+    return places
+
+
+def _index(folder: Path, split: str) -> list[dict[str, str]]:
+    """Return the rows of torchgeo's index of a split, by path."""
+    path = folder / "spatial_index.geojson"
+    if not path.is_file():
+        msg = f"{path} is missing; is --root the root of torchgeo's data set?"
+        raise MissingInputError(msg)
+    frame = read_vectors(path)
+    if "split" not in frame.columns:
+        msg = f"{path} has no column 'split'; it is not torchgeo's index"
+        raise InputError(msg)
+    rows = frame[frame["split"] == split].drop(columns="geometry").to_dict("records")
+    return sorted(rows, key=lambda row: str(row.get("naip", row.get("lc"))))
+
+
+def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> list[Place]:
+    """Read files named by a pattern; one tile, or its two halves."""
+    files: dict[str, Path] = {}
+    for layer, pattern in data.layers.items():
+        path = root / pattern.format(split=split)
+        if not path.is_file():
+            msg = f"{path} is missing ({layer} of {region})"
+            raise MissingInputError(msg)
+        files[layer] = path
+    parts = {"": files}
+    if data.halves:
+        parts = {
+            side: {
+                layer: _half(path, work / "halves" / f"{split}-{side}-{layer}.tif", side)
+                for layer, path in files.items()
+            }
+            for side in ("left", "right")
+        }
+    return [
+        Place(
+            name=side or split,
+            region=region,
+            split=split,
+            image=some["image"],
+            labels=some["labels"],
+            nlcd=some.get("nlcd"),
+            prior=some.get("prior"),
+            layers={name: some[name] for name in LAYERS if name in some},
+        )
+        for side, some in parts.items()
+    ]
+
+
+def _half(source: Path, target: Path, side: str) -> Path:
+    """Write the left or the right half of a raster."""
+    if target.is_file():
+        return target
+    with open_raster(source) as src:
+        middle = src.width // 2
+        window = (
+            Window(0, 0, middle, src.height) if side == "left" else Window(middle, 0, src.width - middle, src.height)
+        )
+        grid = Grid.of(src).window(window)
+        values = src.read(window=window)
+        # no alpha, no mask: what the source holds as bands stays bands
+        write_raster(target, values, grid, nodata=src.nodata, overviews="nearest", overwrite=True)
+    return target
+
+
+def _holds(labels: Path, codes: Sequence[int]) -> bool:
+    """Say whether labels have one of some codes anywhere."""
+    with open_raster(labels) as src:
+        return any(
+            bool(np.isin(src.read(1, window=block.core), codes).any()) for block in iter_blocks(Grid.of(src), size=2048)
+        )
