@@ -12,6 +12,7 @@ from landprior.raster.scheme import explain
 from landprior.resources import find_config, read_yaml, shipped_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 Method = Literal["prior", "supervised", "weak", "external"]
@@ -43,6 +44,7 @@ class Region(_Part):
     cooccurrence: str | None = Field(None, description="a shipped name or a path within the data; null: the scheme's")
     measure: tuple[str, ...] = Field((), description="splits on which to measure the matrix instead")
     label_map: dict[int, int] = {}
+    first: int | None = Field(None, ge=1, description="only so many tiles of a split")
     leave_out: tuple[int, ...] = Field((), description="tiles whose labels have one of these codes are left out")
 
 
@@ -64,7 +66,7 @@ class Data(_Part):
 class Learned(_Part):
     """On what a prior is learned: the other tiles of the same region, other regions, or a split of the region."""
 
-    on: str = "siblings"
+    source: str = "siblings"
     filters: int = Field(128, ge=1)
     steps: int = Field(300, ge=1)
     learning_rate: Rate = 1e-3
@@ -96,6 +98,7 @@ class Row(_Part):
     regions: tuple[str, ...] = ()
     path: str = Field("", description="external: map files, with {region}, {split} and {tile}")
     map_map: dict[int, int] = {}
+    optional: bool = Field(default=False, description="external: leave the row out where its maps are not there")
     published: dict[str, dict[str, tuple[float | None, float | None]]] = Field(
         {}, description="region -> map -> (accuracy, mean IoU), percent"
     )
@@ -156,6 +159,41 @@ class Experiment(_Part):
     def columns(self) -> tuple[str, ...]:
         """The regions that are scored."""
         return self.scored or tuple(self.regions)
+
+    def narrowed(
+        self, *, rows: Sequence[str] = (), regions: Sequence[str] = (), external: Mapping[str, str] | None = None
+    ) -> Experiment:
+        """Return the experiment with some rows and regions only, and with further maps of others to score.
+
+        Raises
+        ------
+        ConfigError
+            If it has no such row or region.
+        """
+        content = self.model_dump(mode="json")
+        for asked, known, what in ((rows, [row.name for row in self.rows], "row"), (regions, self.columns, "region")):
+            wrong = [name for name in asked if name not in known]
+            if wrong:
+                msg = f"{wrong[0]!r} is no {what} of this experiment ({', '.join(known)})"
+                raise ConfigError(msg)
+        if rows:
+            wanted = {*rows, *(row.init for row in self.rows if row.name in rows)}
+            content["rows"] = [row for row in content["rows"] if row["name"] in wanted]
+        if regions:
+            content["scored"] = list(regions)
+            content["rows"] = [
+                row | {"regions": [name for name in row["regions"] if name in regions]}
+                for row in content["rows"]
+                if not row["regions"] or set(row["regions"]) & set(regions)
+            ]
+        for name, path in (external or {}).items():
+            known_row = next((row for row in content["rows"] if row["name"] == name), {"name": name})
+            changed = known_row | {"method": "external", "path": path, "optional": False}
+            content["rows"] = [row for row in content["rows"] if row["name"] != name] + [changed]
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(explain(error, self.title)) from error
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -135,6 +135,7 @@ class Places:
             else:
                 found += readers[self._data.kind](self._root, region, own)
         kept = [place for place in found if not (rules.leave_out and _holds(place.labels, rules.leave_out))]
+        kept = kept[: rules.first]
         if not kept:
             msg = f"{self._root} has no tile of {region} in {', '.join(rules.splits[split])} to use"
             raise InputError(msg)

@@ -1,0 +1,129 @@
+"""``landprior experiment``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landprior.cli.options import INPUT, device_option, json_option, show_progress
+
+if TYPE_CHECKING:
+    from landprior.landcover.experiments.config import Experiment
+
+
+@click.command(name="experiment")
+@click.argument("name", required=False)
+@click.option("--root", type=INPUT, help="The data: torchgeo's root of the set, or the folder of the files.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of priors, models, maps, results, report.  [default: landprior-experiments/NAME]",
+)
+@click.option("--list", "listed", is_flag=True, help="List the shipped experiments and end.")
+@click.option("--joint", is_flag=True, help="Only one model over all tiles of a region, as in the paper.")
+@click.option("--per-tile", is_flag=True, help="Only one model per tile.")
+@click.option("--row", "rows", multiple=True, help="Only these rows (and those they start from); may repeat.")
+@click.option("--region", "regions", multiple=True, help="Only these regions; may repeat.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each cell.  [default: the experiment's]")
+@click.option("--recipe", type=click.Choice(["paper", "default", "best"]), help="Instead of the experiment's own.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for a smaller machine.")
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the networks.")
+@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
+@click.option(
+    "--map", "maps", type=(str, str), multiple=True, metavar="NAME PATTERN",
+    help="Also score maps of others: a name, and their files under --root with {region}, {split}, {tile}.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only list the cells and which are done.")
+@device_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    name: str | None,
+    root: Path | None,
+    output: Path | None,
+    listed: bool,
+    joint: bool,
+    per_tile: bool,
+    rows: tuple[str, ...],
+    regions: tuple[str, ...],
+    seeds: int | None,
+    recipe: str | None,
+    steps: int | None,
+    filters: int | None,
+    patch_size: int | None,
+    batch_size: int | None,
+    maps: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Run the experiment NAME (or a YAML file of yours): rows by regions, with a report.
+
+    \b
+    landprior experiment --list
+    landprior fetch --dataset enviroatlas --root enviroatlas
+    landprior experiment table-2 --root enviroatlas
+    landprior experiment table-2 --root enviroatlas --filters 32 --steps 2000 --region durham --joint
+    landprior experiment table-e2 --root enviroatlas --map "Robinson 2019" "maps/{tile}.tif"
+
+    Each finished cell is one line of results.jsonl; the same command after an interruption goes on, and ends with
+    the same figures. Another configuration needs another folder. The report (Markdown, JSON, PNG) has the
+    published figure, ours and the difference.
+    """  # noqa: D301
+    from landprior.landcover.experiments.config import list_experiments, load_experiment
+
+    if listed or name is None:
+        for known in list_experiments():
+            click.echo(f"{known:<16} {load_experiment(known).title}")
+        if not listed:
+            click.echo("\nrun one with: landprior experiment NAME --root DATA", err=True)
+        return
+    if root is None:
+        msg = "--root is missing: where the data lies (landprior fetch --dataset enviroatlas|chesapeake --root DIR)"
+        raise click.UsageError(msg)
+    if joint and per_tile:
+        msg = "--joint and --per-tile exclude each other; leave both out to have both"
+        raise click.UsageError(msg)
+    small = {"recipe": recipe, "steps": steps, "filters": filters, "patch_size": patch_size, "batch_size": batch_size}
+    changes: dict[str, Any] = {"settings": {key: value for key, value in small.items() if value is not None}}
+    if joint or per_tile:
+        changes["modes"] = ("joint",) if joint else ("tile",)
+    if seeds is not None:
+        changes["seeds"] = seeds
+    experiment = load_experiment(name, **changes).narrowed(rows=rows, regions=regions, external=dict(maps))
+    folder = output or Path("landprior-experiments") / Path(name).stem
+    _run(experiment, root, folder, device=device, progress=show_progress(ctx), dry_run=dry_run, as_json=as_json)
+
+
+def _run(
+    experiment: Experiment, root: Path, folder: Path, *, device: str, progress: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Run or list the cells, write the report, print it."""
+    from landprior.landcover.experiments.report import summarise, to_dict, to_markdown, write_report
+    from landprior.landcover.experiments.runner import Runner
+
+    runner = Runner(experiment, root, folder, device=device, progress=progress)
+    if dry_run:
+        done = {result.key for result in runner.results()}
+        for cell in runner.cells():
+            state = "done" if cell.key in done else "to do"
+            click.echo(f"{state:<6} {cell.row}, {cell.region}, {cell.mode}, seed {cell.seed}")
+        return
+    try:
+        runner.run()
+    finally:  # after a failure or ctrl-C there is a report of what is done
+        found = runner.results()
+        missing = len({cell.key for cell in runner.cells()} - {result.key for result in found})
+        if found:
+            write_report(folder, experiment, found, missing=missing)
+            runner.draw_panels(found)
+    lines = summarise(experiment, found)
+    click.echo(json.dumps(to_dict(experiment, lines), indent=2) if as_json else to_markdown(experiment, lines))
+    click.echo(f"report: {folder / 'report.md'}", err=True)

@@ -1,0 +1,447 @@
+"""Running an experiment: every cell once, one line of results per finished one, whatever happens in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import landprior
+from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
+from landprior.landcover.evaluation import Scores, evaluate
+from landprior.landcover.experiments.places import Place, Places
+from landprior.landcover.experiments.results import Cell, Result, read_results, write_results
+from landprior.landcover.figures import draw_comparison
+from landprior.landcover.learned_prior import LabelledPlace, learn_prior, prior_settings
+from landprior.landcover.model import LandcoverModel, load_model
+from landprior.landcover.prediction import map_prior, predict
+from landprior.landcover.prior import build_prior
+from landprior.landcover.training import TileSettings, make_settings, train_files
+from landprior.landcover.tuning import TrainingTile, best_of, tune
+from landprior.raster.files import replacing
+from landprior.raster.scheme import load_scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from landprior.landcover.experiments.config import Experiment, Learned, Row
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "experiment.json"
+
+
+class Runner:
+    """Runs an experiment in a folder of its own.
+
+    Parameters
+    ----------
+    experiment
+        See :func:`landprior.landcover.experiments.config.load_experiment`.
+    root
+        The data.
+    folder
+        Where priors, models, maps and results go. A folder of another configuration is refused.
+    device, progress
+        See :func:`landprior.landcover.training.train_files`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds results of another configuration.
+    MissingInputError, InputError
+        If the data is not there.
+    """
+
+    def __init__(
+        self, experiment: Experiment, root: Path, folder: Path, *, device: str = "auto", progress: bool = False
+    ) -> None:
+        self.experiment, self.folder = experiment, folder
+        self._device, self._progress = device, progress
+        self._scheme = load_scheme(experiment.scheme)
+        self._places = Places(experiment, root, folder)
+        self._root = root
+        self._matrices: dict[str, Cooccurrence] = {}
+        self._rows = {row.name: row for row in experiment.rows}
+        self._claim()
+
+    # -- the folder ------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        """Write the configuration into a new folder; refuse one of another."""
+        path = self.folder / CONFIG
+        content = self.experiment.model_dump(mode="json")
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        if path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                before = {}
+            if before.get("digest") != digest:
+                changed = _differences(before.get("experiment", {}), content)
+                msg = (
+                    f"{self.folder} holds results of another configuration (it differs in {', '.join(changed)}); "
+                    "give another folder with -o, or delete it"
+                )
+                raise ConfigError(msg)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path, overwrite=True) as temporary:
+            record = {"digest": digest, "landprior": landprior.__version__, "experiment": content}
+            temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+    def results(self) -> list[Result]:
+        """Read what is done."""
+        return read_results(self.folder)
+
+    def cells(self) -> Iterator[Cell]:
+        """List all cells, in the order of the rows."""
+        for row in self.experiment.rows:
+            trained = row.method == "weak"
+            if row.optional and not self._is_there(row):
+                continue
+            for mode in self.experiment.modes if trained else ("joint",):
+                for region in row.regions or self.experiment.columns:
+                    for seed in range(self.experiment.seeds if row.method in ("weak", "supervised") else 1):
+                        yield Cell(row.name, mode, region, seed)
+
+    def _is_there(self, row: Row) -> bool:
+        """Say whether the maps of an external row are there."""
+        regions = row.regions or self.experiment.columns
+        places = [place for region in regions for place in self._places.find(region)]
+        return all(self._external_path(row, place).is_file() for place in places)
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def run(self) -> list[Result]:
+        """Run every cell that is not done; return all results.
+
+        Raises
+        ------
+        LandpriorError
+            The first failure. What is finished stays, and the same call goes on from there.
+        """
+        from tqdm import tqdm
+
+        done = self.results()
+        known = {result.key for result in done}
+        cells = list(self.cells())
+        bar = tqdm(cells, desc=self.experiment.title[:40], unit="cell", disable=not self._progress, leave=False)
+        for cell in bar:
+            if cell.key in known:
+                continue
+            logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
+            done += self._run_cell(cell)
+            write_results(self.folder, done)
+        return done
+
+    def _run_cell(self, cell: Cell) -> list[Result]:
+        row = self._rows[cell.row]
+        places = self._places.find(cell.region)
+        rate: float | None = None
+        if row.method == "prior":
+            paths = {"prior": [self._map_of_prior(row, place) for place in places]}
+        elif row.method == "external":
+            paths = {row.shown[0]: [self._external(row, place) for place in places]}
+        elif row.method == "supervised":
+            model = load_model(self._supervised(row, cell))
+            rate = float(model.record["settings"]["training"]["learning_rate"])
+            paths = {"q": [self._predict(row, cell, place, model, "q") for place in places]}
+        else:
+            paths, rate = self._weak(row, cell, places)
+        return [self._score(row, cell, kind, maps, places, rate) for kind, maps in paths.items() if kind in row.shown]
+
+    def _weak(self, row: Row, cell: Cell, places: Sequence[Place]) -> tuple[dict[str, list[Path]], float | None]:
+        """Train on the region's own tiles against their priors, jointly or one by one."""
+        groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
+        paths: dict[str, list[Path]] = {"q": [], "r": []}
+        rate = self._learning_rate(row, cell)
+        for group in groups:
+            model = self._train(row, cell, group, rate)
+            for place in group:
+                for kind in row.shown:
+                    paths[kind].append(self._predict(row, cell, place, model, kind))
+        return paths, rate
+
+    def _score(
+        self, row: Row, cell: Cell, kind: str, maps: Sequence[Path], places: Sequence[Place], rate: float | None
+    ) -> Result:
+        """Score maps against labels, pooled over the tiles."""
+        total: Scores | None = None
+        for path, place in zip(maps, places, strict=True):
+            scores = evaluate(
+                [(path, place.labels)],
+                self._scheme,
+                label_map=self._places.region(place.region).label_map,
+                map_map=row.map_map,
+            )
+            total = scores if total is None else total + scores
+        if total is None:  # pragma: no cover - find() gives at least one place
+            msg = f"{cell.region} has no tile"
+            raise InputError(msg)
+        return Result(
+            **asdict(cell),
+            map=kind,
+            accuracy=total.accuracy,
+            mean_iou=total.mean_iou,
+            pixels=total.pixels,
+            tiles=len(places),
+            confusion=total.confusion.tolist(),
+            learning_rate=rate,
+        )
+
+    # -- priors ----------------------------------------------------------------------------------
+
+    def _matrix(self, region: str) -> Cooccurrence:
+        """Return P(class | NLCD code) of a region: named, measured on its other splits, or the scheme's."""
+        if region not in self._matrices:
+            rules = self._places.region(region)
+            if rules.measure:
+                tiles = [place for split in rules.measure for place in self._places.find(region, split)]
+                pairs = [(_needed(place.nlcd, "NLCD", place), place.labels) for place in tiles]
+                self._matrices[region] = measure_cooccurrence(pairs, self._scheme, label_map=rules.label_map)
+            else:
+                own = None if rules.cooccurrence is None else self._root / rules.cooccurrence
+                self._matrices[region] = load_cooccurrence(
+                    rules.cooccurrence if own is None or not own.is_file() else own, self._scheme
+                )
+        return self._matrices[region]
+
+    def _prior(self, row: Row, cell_region: str, place: Place) -> Path:
+        """Return a tile's prior of the row's kind, built if need be."""
+        if row.prior == "published":
+            return _needed(place.prior, "published prior", place)
+        name = row.prior if row.prior != "learned" else f"learned-{row.learned.source}"
+        name += f" than {cell_region}" if name == "learned-others" else ""
+        path = self.folder / "priors" / _slug(name) / f"{_slug(place.id)}.tif"
+        if path.is_file():
+            return path
+        learned = self._learned(row.learned, cell_region, place) if row.prior == "learned" else None
+        build_prior(
+            _needed(place.nlcd, "NLCD", place),
+            path,
+            cooccurrence=self._matrix(place.region),
+            layers={} if row.prior == "nlcd" else place.layers,
+            like=place.image,
+            learned=learned,
+            device=self._device,
+            overwrite=True,
+            progress=self._progress,
+        )
+        return path
+
+    def _learned(self, learned: Learned, cell_region: str, place: Place) -> LandcoverModel:
+        """Learn a prior on tiles that are not the one it is for."""
+        if learned.source == "siblings":
+            source = [other for other in self._places.find(place.region) if other.id != place.id]
+            name = f"siblings of {place.id}"
+        elif learned.source == "others":
+            members = self._places.members(cell_region)
+            others = [name for name in self.experiment.columns if name not in members]
+            source = [other for region in others for other in self._places.find(region)]
+            name = f"others than {cell_region}"
+        else:
+            source = self._places.find(place.region, learned.source)
+            name = f"{place.region} {learned.source}"
+        if any(other.id == place.id for other in source) or not source:
+            msg = f"a prior for {place.id} cannot be learned on {name!r}: it holds the tile itself, or nothing"
+            raise ConfigError(msg)
+        path = self.folder / "models" / f"prior-{_slug(name)}.safetensors"
+        if path.is_file():
+            return load_model(path)
+        labelled = [
+            LabelledPlace(
+                nlcd=_needed(other.nlcd, "NLCD", other),
+                labels=other.labels,
+                layers=other.layers,
+                cooccurrence=self._matrix(other.region),
+                label_map=self._places.region(other.region).label_map,
+                name=other.id,
+            )
+            for other in source
+        ]
+        settings = prior_settings(
+            filters=learned.filters, training={"steps": learned.steps, "learning_rate": learned.learning_rate}
+        )
+        return learn_prior(labelled, path, settings, device=self._device, overwrite=True, progress=self._progress)
+
+    # -- models ----------------------------------------------------------------------------------
+
+    def _settings(self, row: Row, seed: int, rate: float | None, *, labelled: bool) -> TileSettings:
+        changes = self.experiment.settings.model_dump(exclude={"recipe"})
+        recipe = row.recipe or self.experiment.settings.recipe
+        return make_settings(
+            recipe, labelled=labelled, loss=row.loss, seed=seed, learning_rate=rate or row.learning_rate, **changes
+        )
+
+    def _learning_rate(self, row: Row, cell: Cell) -> float | None:
+        """Return the row's learning rate, chosen on its validation region where it asks for it."""
+        if row.tune is None:
+            return row.learning_rate
+        validation = self._places.find(row.tune.region, row.tune.split)
+        labelled = row.method == "supervised"
+        tiles = self._training_places(row, cell) if labelled else validation
+        trials = tune(
+            [self._files(row, cell.region, place, labels=labelled) for place in tiles],
+            [self._files(row, cell.region, place, labels=True) for place in validation],
+            self.folder / "tuning" / _slug(f"{row.name} seed {cell.seed}"),
+            self._settings(row, cell.seed, None, labelled=labelled),
+            rates=row.tune.rates,
+            scheme=self._scheme,
+            label_map=self._places.region(validation[0].region).label_map,
+            device=self._device,
+            progress=self._progress,
+        )
+        return best_of(trials).learning_rate
+
+    def _files(self, row: Row, region: str, place: Place, *, labels: bool) -> TrainingTile:
+        wants_prior = row.method == "weak" or "prior" in row.inputs
+        return TrainingTile(
+            image=place.image,
+            prior=self._prior(row, region, place) if wants_prior else None,
+            labels=place.labels if labels else None,
+            name=place.id,
+        )
+
+    def _training_places(self, row: Row, cell: Cell) -> list[Place]:
+        """Return the labelled tiles of a supervised row; never those that are scored."""
+        if row.train == "others":
+            members = self._places.members(cell.region)
+            others = [name for name in self.experiment.columns if name not in members]
+            return [place for region in others for place in self._places.find(region)]
+        region, _, split = row.train.partition("/")
+        return self._places.find(region, split or "test")
+
+    def _supervised(self, row: Row, cell: Cell) -> Path:
+        """Return the model of a supervised row, trained once for all regions that share its tiles."""
+        tiles = self._training_places(row, cell)
+        scored = {place.id for place in self._places.find(cell.region)}
+        if scored & {place.id for place in tiles}:
+            msg = f"row {row.name!r} would be trained on tiles of {cell.region} that it is scored on"
+            raise ConfigError(msg)
+        where = f"not {cell.region}" if row.train == "others" else row.train
+        path = self.folder / "models" / f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors"
+        if path.is_file():
+            return path
+        rate = self._learning_rate(row, cell)
+        files = [self._files(row, cell.region, place, labels=True) for place in tiles]
+        maps = {tuple(sorted(self._places.region(place.region).label_map.items())) for place in tiles}
+        if len(maps) > 1:
+            msg = f"row {row.name!r} is trained on regions with different label maps; give them one"
+            raise ConfigError(msg)
+        train_files(
+            [(tile.image, tile.prior) for tile in files],
+            path,
+            self._settings(row, cell.seed, rate, labelled=True),
+            labels=[place.labels for place in tiles],
+            label_map=dict(maps.pop()),
+            names=[tile.name for tile in files],
+            scheme=self._scheme,
+            device=self._device,
+            overwrite=True,
+            progress=self._progress,
+        )
+        return path
+
+    def _train(self, row: Row, cell: Cell, group: Sequence[Place], rate: float | None) -> LandcoverModel:
+        """Train on the priors of some tiles."""
+        where = group[0].id if cell.mode == "tile" else cell.region
+        path = self.folder / "models" / f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors"
+        if path.is_file():
+            return load_model(path)
+        init = None if row.init is None else self._supervised(self._rows[row.init], cell)
+        return train_files(
+            [(place.image, self._prior(row, cell.region, place)) for place in group],
+            path,
+            self._settings(row, cell.seed, rate, labelled=False),
+            names=[place.id for place in group],
+            scheme=self._scheme,
+            init=init,
+            device=self._device,
+            overwrite=True,
+            progress=self._progress,
+        )
+
+    # -- maps ------------------------------------------------------------------------------------
+
+    def _predict(self, row: Row, cell: Cell, place: Place, model: LandcoverModel, kind: str) -> Path:
+        return predict(
+            place.image,
+            self._map_path(row, cell, place, kind),
+            model,
+            prior=self._prior(row, cell.region, place) if "prior" in model.extras else None,
+            posterior=self._prior(row, cell.region, place) if kind == "r" else None,
+            force=(row.recipe or self.experiment.settings.recipe) != "best",  # the other rows are r as in the paper
+            device=self._device,
+            overwrite=True,
+            progress=self._progress,
+        )
+
+    def _map_path(self, row: Row, cell: Cell, place: Place, kind: str) -> Path:
+        folder = self.folder / "maps" / _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
+        return folder / f"{_slug(place.id)}_{kind}.tif"
+
+    def _map_of_prior(self, row: Row, place: Place) -> Path:
+        path = self.folder / "maps" / _slug(row.name) / f"{_slug(place.id)}_prior.tif"
+        return map_prior(
+            self._prior(row, place.region, place), path, scheme=self._scheme, overwrite=True, progress=self._progress
+        )
+
+    def _external_path(self, row: Row, place: Place) -> Path:
+        return self._root / row.path.format(region=place.region, split=place.split, tile=place.name)
+
+    def _external(self, row: Row, place: Place) -> Path:
+        path = self._external_path(row, place)
+        if not path.is_file():
+            msg = f"{path} is missing: the map of row {row.name!r} for {place.id}"
+            raise MissingInputError(msg)
+        return path
+
+    def draw_panels(self, results: Sequence[Result]) -> Path | None:
+        """Draw image, prior, the maps of all rows and labels of the first tile side by side, if that is asked for."""
+        if not self.experiment.panels:
+            return None
+        place = self._places.find(self.experiment.columns[0])[0]
+        seen = [r for r in results if r.region == self.experiment.columns[0] and r.seed == 0]
+        maps = {
+            f"{r.row}: {r.map}": self._map_path(self._rows[r.row], Cell(r.row, r.mode, r.region, r.seed), place, r.map)
+            for r in seen
+            if r.map != "prior"
+        }
+        there = {title: path for title, path in maps.items() if path.is_file()}
+        if not there:
+            return None
+        rules = self._places.region(place.region)
+        first = next(row for row in self.experiment.rows if row.method in ("prior", "weak"))
+        return draw_comparison(
+            self.folder / "maps.png",
+            self._scheme,
+            maps=there,
+            labels=place.labels,
+            label_map=rules.label_map,
+            image=place.image,
+            prior=self._prior(first, place.region, place),
+        )
+
+
+def _needed(path: Path | None, what: str, place: Place) -> Path:
+    if path is None or not path.is_file():
+        msg = f"{place.id} has no {what}{'' if path is None else f' ({path} is missing)'}"
+        raise MissingInputError(msg)
+    return path
+
+
+def _slug(text: str) -> str:
+    """Turn a name into a file name; different names stay different."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-").lower()
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in now if before.get(name) != now[name]]
+    return names or ["its format"]
