@@ -1,8 +1,9 @@
 """The best recipe against plain QR, on sets that it was not chosen on: ``python -m benchmarks.recipe``.
 
-Plain QR has no warm-up, one start, and the posterior r of the paper's eq. 3. The default recipe adds the warm-up; the best
-one averages three networks and mirrored images and leaves classes out that the network does not support. All have the same
-data, steps, learning rate and network. Chosen on the demo scenes, Ohio and Durham; scored here on the other four.
+Plain QR has no warm-up, one start, and the posterior r of the paper's eq. 3. The default recipe adds the warm-up; the
+best one averages three networks and mirrored images and leaves classes out that the network does not support. All have
+the same data, steps, learning rate and network. Chosen on the demo scenes, Ohio and Durham; scored here on the other
+four.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import click
 from benchmarks.accuracy.cases import Case, prepare
 from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.evaluation import evaluate
-from landprior.landcover.model import LandcoverModel
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import make_settings, train_best
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from landprior.landcover.model import LandcoverModel
 
 SETS = ("pittsburgh", "phoenix", "chesapeake-wv", "epitome")
 MATRICES = {"pittsburgh": "own", "phoenix": "own"}
