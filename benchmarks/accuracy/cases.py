@@ -175,7 +175,7 @@ def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
     The matrix of a cluster is measured on all the others.
     """
     scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
-    files = {number: _mosaic(folder, number, ids) for number, ids in _clusters().items()}
+    files = {number: make_mosaic(folder, number, ids) for number, ids in list_clusters().items()}
     for number in clusters:
         image, codes, labels = files[number]
         others = [(nlcd, mask) for other, (_, nlcd, mask) in files.items() if other != number]
@@ -191,7 +191,8 @@ def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
         )
 
 
-def _clusters() -> dict[int, list[str]]:
+def list_clusters() -> dict[int, list[str]]:
+    """Return the tiles of each spatial cluster."""
     found: dict[int, list[str]] = defaultdict(list)
     with (data_folder() / "naip-ohio-6class" / "tiles.csv").open(encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
@@ -199,7 +200,7 @@ def _clusters() -> dict[int, list[str]]:
     return dict(found)
 
 
-def _mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, Path]:
+def make_mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, Path]:
     """Put the tiles of a cluster together; 255 where there is none."""
     source = data_folder() / "naip-ohio-6class"
     images, masks, places = [], [], []
@@ -235,6 +236,18 @@ def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
     24, 23, 22, 21 where at least 80, 50, 20, 5 % of a cell are impervious; otherwise by its most frequent class.
     """
+    cell, counts = count_cells(mask, grid)
+    total = np.maximum(counts.sum(1), 1)
+    impervious = (counts[:, 1] + counts[:, 2]) / total
+    majority = np.array([81, 24, 24, 82, 41, 11])[np.argmax(counts, axis=1)]  # by mask code 0..5
+    codes = np.select(
+        [impervious >= 0.8, impervious >= 0.5, impervious >= 0.2, impervious >= 0.05], [24, 23, 22, 21], majority
+    )
+    return np.where(mask != 255, codes[cell], 0).astype(np.uint8)
+
+
+def count_cells(mask: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a mask into tilted 30 m cells: the cell of each pixel, and the cells' pixels by mask code 0..5."""
     rows, columns = np.indices(mask.shape)
     x, y = grid.transform.c + columns * grid.transform.a, grid.transform.f + rows * grid.transform.e
     across = np.floor((x * np.cos(TILT) + y * np.sin(TILT)) / 30).astype(np.int64)
@@ -245,10 +258,4 @@ def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
     valid = mask != 255
     counts = np.zeros((cell.max() + 1, 6))
     np.add.at(counts, (cell[valid], mask[valid]), 1)
-    total = np.maximum(counts.sum(1), 1)
-    impervious = (counts[:, 1] + counts[:, 2]) / total
-    majority = np.array([81, 24, 24, 82, 41, 11])[np.argmax(counts, axis=1)]  # by mask code 0..5
-    codes = np.select(
-        [impervious >= 0.8, impervious >= 0.5, impervious >= 0.2, impervious >= 0.05], [24, 23, 22, 21], majority
-    )
-    return np.where(valid, codes[cell], 0).astype(np.uint8)
+    return cell, counts

@@ -62,6 +62,11 @@ if TYPE_CHECKING:
 )
 @click.option("--label-column", default="class", show_default=True, help="Their attribute with the label.")
 @click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="Fit the whole prior's class shares and sharpness to the points too; they should be a random sample.",
+)
+@click.option(
     "--learned", type=INPUT, metavar="MODEL", help="A prior from learn-prior, which fuses the layers in place of sums."
 )
 @device_option
@@ -89,6 +94,7 @@ def command(
     labels: Path | None,
     label_weight: float,
     label_column: str,
+    recalibrate: bool,
     learned: Path | None,
     device: str,
     city: str | None,
@@ -108,7 +114,7 @@ def command(
 
     NLCD codes become class probabilities through the cooccurrence matrix and are blurred; roads and buildings
     add to impervious, water layers to water. Labels (--labels) say one class ("trees"), several ("trees|grass")
-    or what a place is not ("!water").
+    or what a place is not ("!water"). With a hundred random points, --recalibrate mends the whole prior too.
     """  # noqa: D301
     from pydantic import ValidationError
 
@@ -138,7 +144,16 @@ def command(
             msg = "give --nlcd FILE for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
         refuse_with_city(
-            ctx, *given, "like", "output", "pixel_size", "encoding", "labels", "label_weight", "label_column"
+            ctx,
+            *given,
+            "like",
+            "output",
+            "pixel_size",
+            "encoding",
+            "labels",
+            "label_weight",
+            "label_column",
+            "recalibrate",
         )
         from landprior.landcover.pipeline import PipelineSettings, Workspace, prior_of_tile
 
@@ -168,6 +183,7 @@ def command(
         pixel_size=pixel_size,
         encoding=encoding,  # type: ignore[arg-type]  # click.Choice gave one of them
         hints=hints,
+        recalibrate=recalibrate,
         learned=model,
         device=device,
         overwrite=overwrite,

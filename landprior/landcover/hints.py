@@ -41,7 +41,8 @@ class Hints:
     Parameters
     ----------
     frame
-        Geometries with a column ``allowed``: a tuple of allowed class positions.
+        Geometries with a column ``allowed``: a tuple of allowed class positions; and ``share``: how much area a
+        point of a stratified sample stands for, 1 for others.
     weight
         W, in 0..1.
     source
@@ -55,6 +56,16 @@ class Hints:
     def describe(self) -> dict[str, Any]:
         """Return what goes into a prior's metadata."""
         return {"source": self.source, "weight": self.weight, "count": len(self.frame)}
+
+    def points(self, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+        """Return rows, columns, class positions and shares of the points on a grid that say one class."""
+        single = self.frame.geometry.geom_type.eq("Point") & self.frame["allowed"].map(len).eq(1)
+        frame = self.frame[single]
+        columns, rows = ~grid.transform @ (frame.geometry.x.to_numpy(), frame.geometry.y.to_numpy())
+        rows, columns = np.floor(rows).astype(np.intp), np.floor(columns).astype(np.intp)
+        inside = (rows >= 0) & (rows < grid.height) & (columns >= 0) & (columns < grid.width)
+        classes = np.array([allowed[0] for allowed in frame["allowed"]], dtype=np.intp)
+        return rows[inside], columns[inside], classes[inside], frame["share"].to_numpy()[inside]
 
     def apply(self, prior: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
         """Sharpen the prior of a window.
@@ -145,7 +156,11 @@ def read_hints(
         msg = f"no labelled feature of {path} lies on the prior's grid {bounds}; check its CRS"
         raise InputError(msg)
     allowed = [parse_allowed(_text(label), scheme) for label in frame[column]]
-    return Hints(frame=frame[["geometry"]].assign(allowed=allowed), weight=weight, source=str(path))
+    shares = np.ones(len(frame))
+    if {"stratum", "stratum_pixels"} <= set(frame.columns):  # of landprior sample
+        shares = frame["stratum_pixels"] / frame.groupby("stratum")["stratum"].transform("size")
+    labelled = frame[["geometry"]].assign(allowed=allowed, share=np.asarray(shares, dtype=np.float64))
+    return Hints(frame=labelled, weight=weight, source=str(path))
 
 
 def _text(label: object) -> str:

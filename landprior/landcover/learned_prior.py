@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rasterio.windows import Window
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.networks import SUPERVISED_SMOOTHING
@@ -23,7 +22,7 @@ from landprior.landcover.prior import LAYERS, CoarseLayers, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, train_model
 from landprior.raster.files import check_output, open_on_grid, read_classes
-from landprior.raster.windows import Block, iter_blocks
+from landprior.raster.windows import Block, grow_window, iter_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,6 +203,11 @@ class LearnedPrior:
         self._statistics, self._names, self._base = model.statistics, model.extras[1:], base
 
     @property
+    def scheme(self) -> ClassScheme:
+        """The classes."""
+        return self._base.scheme
+
+    @property
     def halo(self) -> int:
         """How many pixels around a pixel its prior depends on: the blur's reach and the network's."""
         return self._base.halo + self._network.halo
@@ -213,7 +217,7 @@ class LearnedPrior:
         self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]] | None = None
     ) -> NDArray[np.float32]:
         """Compute the prior of a block's core; as :meth:`landprior.landcover.prior.PriorModel.window`."""
-        near = Block(core=_grow(block.core, self._network.halo, block.outer), outer=block.outer)
+        near = Block(core=grow_window(block.core, self._network.halo, block.outer), outer=block.outer)
         values, seen = stack_layers(self._base, self._names, near, nlcd, layers or {})
         rows, columns = Block(core=block.core, outer=near.core).crop
         if not seen[rows, columns].any():
@@ -225,14 +229,6 @@ class LearnedPrior:
         )[None].contiguous(memory_format=torch.channels_last)
         prior = self._network(inputs)[0, :, rows, columns].exp().cpu().numpy()
         return np.where(seen[rows, columns], prior, np.float32(np.nan))
-
-
-def _grow(core: Window, halo: int, outer: Window) -> Window:
-    """Grow a window on all sides, within another."""
-    left, top = max(core.col_off - halo, outer.col_off), max(core.row_off - halo, outer.row_off)
-    right = min(core.col_off + core.width + halo, outer.col_off + outer.width)
-    bottom = min(core.row_off + core.height + halo, outer.row_off + outer.height)
-    return Window(left, top, right - left, bottom - top)
 
 
 def settings_of(model: LandcoverModel) -> PriorSettings:

@@ -19,12 +19,13 @@ from rasterio.windows import Window
 
 import landprior
 from landprior.errors import InputError, PriorError
+from landprior.landcover.calibration import Calibration, calibrate
 from landprior.landcover.cooccurrence import NLCD_NODATA, Cooccurrence
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
 from landprior.raster.files import check_output, open_on_grid, open_raster, read_valid, read_window
 from landprior.raster.filters import axis_matrix, box_taps, filter_window, gaussian_taps
 from landprior.raster.grid import Grid
-from landprior.raster.windows import BLOCK, Block, iter_blocks, stream
+from landprior.raster.windows import BLOCK, Block, grow_window, iter_blocks, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -277,6 +278,7 @@ def build_prior(
     pixel_size: float | None = None,
     encoding: Encoding = "float16",
     hints: Hints | None = None,
+    recalibrate: bool = False,
     learned: LandcoverModel | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -305,6 +307,9 @@ def build_prior(
         How probabilities lie on disk.
     hints
         The user's own labelled points and polygons.
+    recalibrate
+        Also fit the whole prior's class shares and sharpness to the points
+        (:mod:`landprior.landcover.calibration`), which should be a random sample of the place.
     learned
         A learned prior (:func:`landprior.landcover.learned_prior.learn_prior`) that fuses the layers, instead of
         adding them by hand. Its scheme, layers and filter widths must be those given here.
@@ -343,9 +348,14 @@ def build_prior(
             settings = settings or settings_of(learned)
             base = coarse.model(cooccurrence, settings=settings, pixel_size=pixel_size)
             model = LearnedPrior(learned, base, device=device)
+        calibration = None
+        if recalibrate:
+            calibration = _calibrate(model, coarse, hints)
         tags = _tags(cooccurrence, settings or PriorSettings(), coarse.names, encoding, hints)
         if learned is not None:
             tags["learned"] = learned.digest()
+        if calibration is not None:
+            tags["calibration"] = json.dumps(calibration.describe())
         writer = stack.enter_context(
             CogWriter(
                 target,
@@ -360,12 +370,29 @@ def build_prior(
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
             prior = model.window(block, *coarse.read(block.outer))
+            if calibration is not None:
+                prior = calibration.apply(prior)
             if hints is not None:
                 prior = hints.apply(prior, coarse.grid.window(block.core))
             return {"prior": encode_probabilities(prior, encoding)}
 
         stream(compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
     return target
+
+
+def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hints | None) -> Calibration:
+    """Fit a calibration to the prior at the labelled points, each computed from a window of its own."""
+    if hints is None:
+        msg = "a prior is recalibrated with labelled points; give them (--labels)"
+        raise InputError(msg)
+    rows, columns, classes, shares = hints.points(coarse.grid)
+    found = np.full((len(model.scheme), len(rows)), np.nan, dtype=np.float32)
+    for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        core = Window(column, row, 1, 1)
+        block = Block(core=core, outer=grow_window(core, model.halo, coarse.grid))
+        found[:, index] = model.window(block, *coarse.read(block.outer))[:, 0, 0]
+    known = ~np.isnan(found[0])
+    return calibrate(found[:, known], classes[known], shares[known])
 
 
 class CoarseLayers:

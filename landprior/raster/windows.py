@@ -48,6 +48,15 @@ class Block:
         return (slice(top, top + int(self.core.height)), slice(left, left + int(self.core.width)))
 
 
+def grow_window(window: Window, halo: int, within: Grid | Window) -> Window:
+    """Grow a window on all sides, as far as a raster or another window goes."""
+    outer = within if isinstance(within, Window) else Window(0, 0, within.width, within.height)
+    left, top = max(window.col_off - halo, outer.col_off), max(window.row_off - halo, outer.row_off)
+    right = min(window.col_off + window.width + halo, outer.col_off + outer.width)
+    lower = min(window.row_off + window.height + halo, outer.row_off + outer.height)
+    return Window(left, top, right - left, lower - top)
+
+
 def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Block]:
     """Cut a grid into blocks, row by row.
 
@@ -63,12 +72,8 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
     for row in range(0, grid.height, size):
         for col in range(0, grid.width, size):
             bottom, right = min(row + size, grid.height), min(col + size, grid.width)
-            top, left = max(row - halo, 0), max(col - halo, 0)
-            lower, further = min(bottom + halo, grid.height), min(right + halo, grid.width)
-            yield Block(
-                core=Window(col, row, right - col, bottom - row),
-                outer=Window(left, top, further - left, lower - top),
-            )
+            core = Window(col, row, right - col, bottom - row)
+            yield Block(core=core, outer=grow_window(core, halo, grid))
 
 
 def count_blocks(grid: Grid, *, size: int = BLOCK) -> int:

@@ -1,0 +1,102 @@
+"""Recalibrating a prior with a few labelled points: shares of classes and sharpness, for the whole place.
+
+A hundred points say little of the pixels they lie on and much of how wrong the cooccurrence matrix is here. With p the
+prior at a point and y its label, the prior becomes
+
+    p'(l)  proportional to  p(l)^a exp(b(l)),
+
+the sharpness a and the biases b chosen by maximum likelihood of the labels, kept near a = 1 and b = 0 by Gaussian
+penalties (bias-corrected temperature scaling: Alexandari et al., "Maximum likelihood with bias-corrected calibration
+is hard-to-beat at label shift adaptation", ICML 2020). The points should be a random sample of the place; those of
+``landprior sample`` carry their strata, and each then counts for the area it stands for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FLOOR = 1e-3
+"""Probabilities below this are taken for it, so that one point cannot forbid or enforce a class."""
+
+BIAS_SPREAD = 2.0
+"""Standard deviation of the penalty on each bias, in nats."""
+
+SHARPNESS_SPREAD = 0.5
+"""Standard deviation of the penalty on log a."""
+
+LEAST_POINTS = 20
+"""Fewer labelled points than this are no base for a calibration."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A change of a prior: p^sharpness exp(bias), renormalised; ``bias`` has shape (C,)."""
+
+    sharpness: float
+    bias: tuple[float, ...]
+    points: int
+
+    def apply(self, prior: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Recalibrate a prior, shape (C, ...); NaN stays NaN."""
+        log_p = self.sharpness * np.log(np.maximum(prior, np.float32(FLOOR)))
+        log_p += np.array(self.bias, dtype=np.float32).reshape(-1, *([1] * (prior.ndim - 1)))
+        shares = np.exp(log_p - log_p.max(axis=0))
+        return np.asarray(shares / shares.sum(axis=0), dtype=np.float32)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes into a prior's metadata."""
+        return {"sharpness": self.sharpness, "bias": list(self.bias), "points": self.points}
+
+
+def calibrate(
+    prior: NDArray[np.floating], classes: NDArray[np.integer], weights: NDArray[np.floating] | None = None
+) -> Calibration:
+    """Fit a calibration.
+
+    Parameters
+    ----------
+    prior
+        The prior at the points, shape (C, n).
+    classes
+        Class positions of the labels, shape (n,).
+    weights
+        What each point counts for, shape (n,); scaled to mean 1.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than :data:`LEAST_POINTS` points.
+    """
+    from scipy.optimize import minimize
+
+    count, number = prior.shape
+    if number < LEAST_POINTS:
+        msg = f"{number} labelled points lie where there is a prior; to recalibrate it takes {LEAST_POINTS} or more"
+        raise InputError(msg)
+    log_p = np.log(np.maximum(prior.astype(np.float64), FLOOR))
+    share = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64) * number / np.sum(weights)
+    chosen = np.zeros((count, number))
+    chosen[classes, np.arange(number)] = 1
+
+    def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        sharpness, bias = np.exp(x[0]), x[1:]
+        scores = sharpness * log_p + bias[:, None]
+        scores -= scores.max(axis=0)
+        log_q = scores - np.log(np.exp(scores).sum(axis=0))
+        miss = (np.exp(log_q) - chosen) * share
+        loss = -(share * (chosen * log_q).sum(axis=0)).sum()
+        loss += 0.5 * (x[0] / SHARPNESS_SPREAD) ** 2 + 0.5 * ((bias / BIAS_SPREAD) ** 2).sum()
+        slope = np.concatenate([[(miss * log_p).sum() * sharpness + x[0] / SHARPNESS_SPREAD**2], miss.sum(axis=1)])
+        slope[1:] += bias / BIAS_SPREAD**2
+        return float(loss), slope
+
+    found = minimize(objective, np.zeros(count + 1), jac=True, method="L-BFGS-B")
+    return Calibration(float(np.exp(found.x[0])), tuple(float(b) for b in found.x[1:]), number)
