@@ -2,8 +2,8 @@
 
 Plain QR has no warm-up, one start, and the posterior r of the paper's eq. 3. The default recipe adds the warm-up; the
 best one averages three networks and mirrored images and leaves classes out that the network does not support. All have
-the same data, steps, learning rate and network. Chosen on the demo scenes, Ohio and Durham; scored here on the other
-four.
+the same data, steps, learning rate and network. Chosen on the demo scenes, Ohio and Durham; scored here on the
+others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.model import LandcoverModel
 
-SETS = ("pittsburgh", "phoenix", "chesapeake-wv", "epitome")
+SETS = ("pittsburgh", "phoenix", "chesapeake-wv", "epitome", "pennsylvania")
 MATRICES = {"pittsburgh": "own", "phoenix": "own"}
 KINDS = ("prior", "plain", "default", "best")
 

@@ -93,8 +93,9 @@ def prepare(work: Path, names: list[str]) -> Iterator[Case]:
         "phoenix": lambda folder: _city(folder, "phoenix"),
         "chesapeake-wv": _west_virginia,
         "epitome": _epitome,
+        "pennsylvania": _pennsylvania,
     }
-    for name in names or makers:
+    for name in names or [name for name in makers if name != "pennsylvania"]:
         yield from makers[name](work / name)
 
 
@@ -165,6 +166,20 @@ def _epitome(folder: Path) -> Iterator[Case]:
         matrix="default (Maryland)",
         scheme=scheme,
         tiles=((source / "naip_rgb_214.tif", prior, source / "lc_214.tif"),),
+        label_map={0: 1, 1: 2, 2: 3, 3: 4},
+    )
+
+
+def _pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers' signature
+    """Take the paper's own window of a Pennsylvania tile with its prior, shrunk to 3.7 m; for the recipes only."""
+    source = data_folder() / "chesapeake-ny-pa-notebook"
+    stem = "pa_m_3907614_ne_18_1"
+    files = tuple(source / f"{stem}_{layer}.tif" for layer in ("naip-rgb", "prior", "highres_labels"))
+    yield Case(
+        name="pennsylvania",
+        matrix="the paper's prior",
+        scheme=load_scheme("chesapeake-4"),
+        tiles=((files[0], files[1], files[2]),),
         label_map={0: 1, 1: 2, 2: 3, 3: 4},
     )
 

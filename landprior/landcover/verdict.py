@@ -5,8 +5,9 @@ A *look* maps fixed crops of the tiles with the posterior r. Three things are re
 - how many pixels changed class since the last look. Below :data:`SETTLED` the training may end: longer only
   fits the prior's own errors.
 - which classes r names against the network's own word. r divides q by its mean over the tile, so a class that the
-  network nowhere finds (q small and flat) is named where the prior alone says so. If the network gives a class, where
-  r names it, less than :data:`LEAST_SUPPORT` on average, maps leave that class out.
+  network nowhere finds (q small and flat) is named in a few places by the prior alone. A class is not supported, and
+  maps leave it out, if r names less than :data:`LEAST_FOUND` of what the prior expects of it, and the network, where r
+  does name it, gives it less than :data:`LEAST_SUPPORT` on average.
 - how right the map is, by moments. Let y be the true class, a the map's, p the prior. If p is calibrated and the
   map's errors do not depend on the prior given y, then with T(k, c) = P(a = k | y = c)
 
@@ -59,8 +60,11 @@ CLEAR_LOSS = 0.05
 LEAST_EVIDENCE = 0.05
 """Evidence, in nats, below which the classes have no hold in the image (q is flat, or has collapsed)."""
 
-LEAST_SUPPORT = 0.25
-"""Mean q, over the pixels that r gives a class, below which r names it against the network's own word."""
+LEAST_SUPPORT = 0.5
+"""Mean q over the pixels that r gives a class, below which the network does not stand behind it."""
+
+LEAST_FOUND = 0.5
+"""Share of a class on the map, as a part of its mean in the prior, below which it was not found."""
 
 Decision = Literal["kept", "abstained"]
 
@@ -100,8 +104,9 @@ class Look:
         where it tells nothing.
     estimate, prior_estimate
         The two.
-    support
-        For each class the mean of q over the pixels where r names it; NaN where it names none.
+    support, found
+        For each class the mean of q over the pixels where r names it (NaN where it names none), and their share of the
+        pixels as a part of the prior's mean of the class.
     """
 
     maps: list[tuple[int, tuple[slice, slice], Tensor]]
@@ -110,11 +115,18 @@ class Look:
     estimate: float
     prior_estimate: float
     support: tuple[float, ...] = ()
+    found: tuple[float, ...] = ()
 
     @property
     def gain(self) -> float:
         """Estimated accuracy of the map less that of its prior."""
         return self.estimate - self.prior_estimate
+
+    @property
+    def unsupported(self) -> list[int]:
+        """Positions of the classes that r names and that nothing but the prior speaks for."""
+        pairs = enumerate(zip(self.support, self.found, strict=True))
+        return [index for index, (support, found) in pairs if support < LEAST_SUPPORT and found < LEAST_FOUND]
 
     def judge(self) -> dict[str, Any]:
         """Return the verdict, as it is kept with a model: decision, why, and the figures."""
@@ -133,7 +145,8 @@ class Look:
             "evidence": round(self.evidence, 4),
             "change": None if math.isnan(self.change) else round(self.change, 4),
             "support": [None if math.isnan(value) else round(value, 4) for value in self.support],
-            "unsupported": [index for index, value in enumerate(self.support) if value < LEAST_SUPPORT],
+            "found": [round(value, 4) for value in self.found],
+            "unsupported": self.unsupported,
         }
 
 
@@ -186,6 +199,7 @@ class Judge:
             estimate=estimate_accuracy(mapped_moments, own),
             prior_estimate=estimate_accuracy(prior_moments, own),
             support=tuple((given / named).tolist()),  # 0 / 0 is NaN
+            found=tuple((named.cpu() / total / torch.from_numpy(own.sum(axis=1)).clamp_min(1e-6)).tolist()),
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from landprior.errors import (
     RasterReadError,
     SchemeError,
 )
-from landprior.implicit.networks import log_prior
+from landprior.implicit.networks import Ensemble, log_prior
 from landprior.implicit.posterior import log_posterior
+from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, map_prior, predict
 from landprior.raster.scheme import MAP_NODATA
 
@@ -294,3 +296,48 @@ def test_a_true_alpha_band_is_a_mask(tmp_path, rng, make_grid, make_model):
         dst.write(values)
     predict(path, tmp_path / "map.tif", make_model(bands=3))
     np.testing.assert_array_equal(read(tmp_path / "map.tif")[0] == MAP_NODATA, values[3] == 0)
+
+
+def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_prior, make_model):
+    """r over the other classes, the tag says which; --force maps all of them."""
+    image, prior = make_image("image.tif", 40, 50), make_prior("prior.tif", 40, 50)
+    verdict = {"decision": "kept", "why": "a test", "unsupported": [1, 3]}
+    model = make_model(record={"verdict": verdict})
+    full = predict(
+        image, tmp_path / "all.tif", model, posterior=prior, force=True, products=Products(probabilities=True)
+    )
+    some = predict(image, tmp_path / "some.tif", model, posterior=prior, products=Products(probabilities=True))
+    with rasterio.open(full) as src:
+        assert "dropped" not in src.tags(ns="landprior")
+    with rasterio.open(some) as src:
+        assert src.tags(ns="landprior")["dropped"] == "impervious,trees"
+    whole, rest = (read(path.with_name(f"{path.stem}_probabilities.tif")) for path in (full, some))
+    assert set(np.unique(read(some))) <= {10, 30, 70}
+    kept = whole[[0, 2, 4]] / whole[[0, 2, 4]].sum(0)
+    np.testing.assert_allclose(rest[[0, 2, 4]], kept, atol=3e-3)
+    assert rest[[1, 3]].max() == 0
+    plain = predict(image, tmp_path / "q.tif", model)  # q has all classes
+    assert {20, 40} & set(np.unique(read(plain)))
+
+
+def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, make_model):
+    """In windows, from its file, the mean over networks and mirrored images, by hand."""
+    image = make_image("image.tif", 40, 52)
+    models = [make_model(seed=seed) for seed in (0, 1)]
+    ensemble = replace(models[0], network=Ensemble([m.network for m in models], flips=True).eval())
+    save_model(ensemble, tmp_path / "two.safetensors")
+    again = load_model(tmp_path / "two.safetensors")
+    assert again.digest() == ensemble.digest()
+    assert again.network.flips
+    assert len(again.members) == 2
+    path = predict(
+        image, tmp_path / "map.tif", again, window_size=16, products=Products(probabilities=True, encoding="float32")
+    )
+    with rasterio.open(image) as src:
+        values = torch.from_numpy(src.read())
+    x = models[0].statistics.standardise(values, torch.ones(values.shape[1:], dtype=torch.bool))[None]
+    with torch.no_grad():
+        each = [m.network(x.flip(axes)).flip(axes).exp() for m in models for axes in ((), (2,), (3,), (2, 3))]
+    expected = torch.stack(each).mean(0)[0].numpy()
+    found = read(path.with_name("map_probabilities.tif"))
+    np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from pydantic import ValidationError
 
 from landprior.errors import HarmWarning, InputError, MissingInputError, ModelError, OutputExistsError
 from landprior.landcover.model import load_model
 from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import PatchFeed, measure_bands, read_labelled_tile, read_tile
-from landprior.landcover.training import TileSettings, train_files, train_model
+from landprior.landcover.training import TileSettings, make_settings, train_best, train_files, train_model
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::landprior.errors.HarmWarning", "ignore::landprior.errors.CollapseWarning"
@@ -322,3 +323,35 @@ def test_labels_of_other_codes_are_mapped(tmp_path, labelled, enviroatlas, make_
     train_files([(image, None)], target, supervised(), labels=[labels], scheme=enviroatlas, label_map={1: 20, 2: 70})
     predict(image, tmp_path / "map.tif", load_model(target))
     assert score(tmp_path / "map.tif", truth) > 0.97
+
+
+def test_members_are_all_kept_and_judged_together(tmp_path, pair, quick):
+    tile = read_tile(*pair)
+    joint = train_best([tile], quick(members=2, flips=True))
+    single = [train_model([tile], quick(members=2, flips=True), start=start) for start in (0, 1)]
+    for member, model in zip(joint.members, single, strict=True):
+        for name, value in model.network.state_dict().items():
+            torch.testing.assert_close(member.state_dict()[name], value, atol=0, rtol=0)
+    assert joint.network.flips
+    assert len(joint.record["members"]) == 2
+    assert joint.record["members"][0]["verdict"] == single[0].record["verdict"]
+    assert joint.record["verdict"] != single[0].record["verdict"]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_flips_alone_make_one_member(pair, quick):
+    tile = read_tile(*pair)
+    assert len(train_best([tile], quick(flips=True)).members) == 1
+    assert train_best([tile], quick(flips=True)).ensemble
+
+
+def test_recipes():
+    assert make_settings() == TileSettings()
+    assert make_settings("best") == TileSettings.best()
+    assert make_settings("paper", loss="rq") == TileSettings.paper("rq")
+    best = make_settings("best", steps=90, filters=8, seed=None)
+    assert (best.members, best.flips, best.training.steps, best.filters, best.training.seed) == (3, True, 90, 8, 0)
+    labelled = make_settings(labelled=True, learning_rate=1e-2)
+    assert (labelled.training.loss, labelled.smoothing, labelled.settled) == ("ce", 1e-8, 0.0)
+    with pytest.raises(ValidationError, match="give one of the two"):
+        make_settings("best", starts=2)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_evidence, log_posterior
 from landprior.landcover.tiles import measure_bands, read_tile
 from landprior.landcover.verdict import CROP, LEAST_EVIDENCE, Judge, Look, estimate_accuracy
@@ -117,3 +118,37 @@ def test_decisions(look, decision, why):
     assert verdict["decision"] == decision
     assert re.search(why, verdict["why"])
     assert verdict["change"] == 0.001
+
+
+def test_support_and_found_by_hand(tile, make_model):
+    """Mean q where r names a class, and how much of the prior's share of it is named; over the inner pixels."""
+    model = make_model()
+    look = Judge([tile], model.statistics, smoothing=1e-4).look(model.network)
+    inner = (..., slice(5, -5), slice(5, -5))
+    with torch.no_grad():
+        log_q = model.network(tile.inputs(model.statistics, slice(None), slice(None))[None])[inner]
+    log_p, valid = log_prior(tile.prior[None].float())[inner], tile.valid[None][inner]
+    named = log_posterior(log_q, log_p, valid).argmax(1)[valid]
+    q, p = log_q[0].exp()[:, valid[0]], log_p[0].exp()[:, valid[0]]
+    for index in range(5):
+        here = named == index
+        if here.any():
+            assert look.support[index] == pytest.approx(float(q[index][here].mean()), rel=1e-4)
+        else:
+            assert np.isnan(look.support[index])
+        assert look.found[index] == pytest.approx(float(here.float().mean() / p[index].mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("support", "found", "expected"),
+    [
+        ((0.9, 0.9, 0.9), (1.0, 0.2, 1.1), []),  # hardly found, but the network is sure of it
+        ((0.9, 0.2, 0.9), (1.0, 0.8, 1.1), []),  # the network is not sure, but most of it is found
+        ((0.9, 0.2, 0.9), (1.0, 0.2, 1.1), [1]),
+        ((0.9, float("nan"), 0.9), (1.0, 0.0, 1.1), []),  # never named: nothing to leave out
+    ],
+)
+def test_classes_without_support(support, found, expected):
+    look = Look(maps=[], change=0.1, evidence=1.0, estimate=0.8, prior_estimate=0.7, support=support, found=found)
+    assert look.unsupported == expected
+    assert look.judge()["unsupported"] == expected
