@@ -195,6 +195,10 @@ class Runner:
             learning_rate=rate,
         )
 
+    def priors(self, row: str, region: str) -> list[tuple[Place, Path]]:
+        """Return a region's tiles with their priors as a row has them, built if need be."""
+        return [(place, self._prior(self._rows[row], region, place)) for place in self._places.find(region)]
+
     # -- priors ----------------------------------------------------------------------------------
 
     def _matrix(self, region: str) -> Cooccurrence:

@@ -1,0 +1,241 @@
+"""The commands that learn from labels, sample, and run experiments, on small plain files."""
+
+# ruff: noqa: ARG001 - many tests want a fixture for the directory it changes to
+
+import json
+import shlex
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from click.testing import CliRunner
+
+from landprior.cli import main
+from landprior.landcover.model import load_model
+from landprior.landcover.sampling import REFERENCE
+from landprior.landcover.scene import make_scene
+from landprior.raster.cog import write_raster
+
+pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
+
+TINY = "--steps 6 --filters 2 --batch-size 2"
+LAYERS = "--roads roads.tif --buildings buildings.tif --waterways waterways.tif --waterbodies waterbodies.tif"
+LEARN = (
+    f"learn-prior --nlcd nlcd.tif --labels labels.tif {LAYERS} --scheme enviroatlas-5 --steps 4 --filters 2 "
+    "-o learned.safetensors"
+)
+BUILD = f"build-prior --nlcd nlcd.tif {LAYERS} --scheme enviroatlas-5"
+
+
+def run(line):
+    return CliRunner().invoke(main, shlex.split(line), prog_name="landprior")
+
+
+def good(line):
+    result = run(f"-q {line}")
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(128, seed=1)
+
+
+@pytest.fixture
+def files(tmp_path, scene, enviroatlas, monkeypatch):
+    """A scene's layers in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    arrays = {"naip": scene.image, "nlcd": scene.nlcd, "labels": scene.truth, **scene.layers}
+    for name, values in arrays.items():
+        scheme = {"scheme": enviroatlas, "nodata": 255} if name == "labels" else {}
+        write_raster(tmp_path / f"{name}.tif", values, scene.grid, overviews="nearest", **scheme)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["learn-prior", "train", "tune", "sample", "evaluate", "experiment", "build-prior"])
+def test_help_teaches_by_examples(command):
+    text = good(f"{command} --help")
+    assert f"landprior {command}" in text
+
+
+def test_a_prior_is_learned_and_used(files):
+    assert good(LEARN).strip() == "learned.safetensors"
+    assert load_model("learned.safetensors").extras == ("nlcd", "roads", "buildings", "waterways", "waterbodies")
+    good(f"{BUILD} --learned learned.safetensors -o prior.tif")
+    with rasterio.open("prior.tif") as src:
+        np.testing.assert_allclose(src.read().sum(0), 1, atol=5e-3)
+    missing = run("-q build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --learned learned.safetensors -o b.tif")
+    assert missing.exit_code == 1
+    assert "give --roads, --buildings, --waterways, --waterbodies" in missing.stderr
+    other = run(f"-q {BUILD} --learned learned.safetensors --blur-sigma 9 -o b.tif")
+    assert other.exit_code == 1
+    assert "sigma 31 m" in other.stderr
+
+
+def test_two_tiles_teach_together_and_their_options_must_match(files):
+    good(LEARN.replace("-o learned", "--nlcd nlcd.tif --labels labels.tif " + LAYERS + " -o two"))
+    assert len(load_model("two.safetensors").record["tiles"]) == 2
+    result = run(f"-q {LEARN} --nlcd nlcd.tif")
+    assert result.exit_code == 2
+    assert "2 --nlcd and 1 --labels were given" in result.stderr
+    assert run("learn-prior -o x.safetensors").exit_code == 2
+
+
+def test_a_workspace_teaches_with_its_labelled_tiles(files):
+    for tile in ("one", "two"):
+        folder = files / "landprior-data" / "town" / tile
+        folder.mkdir(parents=True)
+        for path in files.glob("*.tif"):
+            if path.name != "labels.tif" or tile == "one":
+                (folder / path.name).write_bytes(path.read_bytes())
+    options = "--city town --scheme enviroatlas-5 --steps 4 --filters 2"
+    good(f"learn-prior {options} -o city.safetensors")
+    assert load_model("city.safetensors").record["tiles"] == ["town/one"]
+    good("build-prior --city town --scheme enviroatlas-5 --tile two --learned city.safetensors")
+    refused = run(f"-q learn-prior {options} --tile two -o b.safetensors")
+    assert refused.exit_code == 1
+    assert "name labelled tiles with --tile" in refused.stderr
+    with rasterio.open(files / "landprior-data" / "town" / "two" / "prior.tif") as src:
+        assert src.tags(ns="landprior")["learned"] == load_model("city.safetensors").digest()
+
+
+def test_from_labels_to_a_map_and_on_to_qr(files):
+    good(f"{BUILD} -o prior.tif")
+    good(f"train --image naip.tif --labels labels.tif --scheme enviroatlas-5 {TINY} -o hr.safetensors")
+    good(
+        f"train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 {TINY} -o aux.safetensors"
+    )
+    assert load_model("hr.safetensors").loss == "ce"
+    assert load_model("hr.safetensors").network.smoothing == 1e-8
+    good("predict naip.tif --model hr.safetensors -o hr.tif")
+    good("predict naip.tif --model aux.safetensors --prior prior.tif -o aux.tif")
+    good(f"train --image naip.tif --prior prior.tif --init hr.safetensors {TINY} --warmup-steps 2 -o qr.safetensors")
+    assert load_model("qr.safetensors").loss == "qr"
+    lacking = run("-q predict naip.tif --model aux.safetensors -o b.tif")
+    assert (lacking.exit_code, "--prior PRIOR" in lacking.stderr) == (1, True)
+    wrong = run(
+        f"-q train --image naip.tif --labels labels.tif --loss qr --scheme enviroatlas-5 {TINY} -o b.safetensors"
+    )
+    assert (wrong.exit_code, "use --loss ce" in wrong.stderr) == (1, True)
+    both = run(f"-q train --image naip.tif --labels labels.tif --labels labels.tif {TINY} -o b.safetensors")
+    assert (both.exit_code, "1 --image and 2 --labels" in both.stderr) == (2, True)
+
+
+def test_recipes_of_the_command_line(files):
+    good(f"{BUILD} -o prior.tif")
+    good(f"train --image naip.tif --prior prior.tif --recipe best {TINY} --warmup-steps 2 -o best.safetensors")
+    assert len(load_model("best.safetensors").members) == 3
+    good(f"train --image naip.tif --prior prior.tif --members 2 {TINY} --warmup-steps 2 -o two.safetensors")
+    two = load_model("two.safetensors")
+    assert (len(two.members), two.network.flips) == (2, False)
+    wrong = run(f"-q train --image naip.tif --prior prior.tif --members 2 --starts 2 {TINY} -o b.safetensors")
+    assert (wrong.exit_code, "give one of the two" in wrong.stderr) == (2, True)
+
+
+def test_tune_prints_the_grid_and_the_best(files):
+    good(f"{BUILD} -o prior.tif")
+    line = f"tune --image naip.tif --prior prior.tif --validation-labels labels.tif {TINY} --rates 1e-2,1e-3 -o tuning"
+    first = good(line)
+    assert first.count("<- best") == 1
+    assert "its model: tuning" in first
+    stamps = {path: path.stat().st_mtime_ns for path in (files / "tuning").glob("*.safetensors")}
+    found = json.loads(good(f"{line} --json"))
+    assert {path: path.stat().st_mtime_ns for path in (files / "tuning").glob("*.safetensors")} == stamps
+    best = max(found["trials"], key=lambda trial: trial["accuracy"])
+    assert found["learning_rate"] == best["learning_rate"]
+    assert load_model(found["model"]).record["settings"]["training"]["learning_rate"] == best["learning_rate"]
+    wrong = run("-q tune --image naip.tif --validation-labels labels.tif -o t")
+    assert (wrong.exit_code, "give --prior or --labels" in wrong.stderr) == (2, True)
+    rates = run("-q tune --image naip.tif --prior prior.tif --validation-labels labels.tif --rates no -o t")
+    assert (rates.exit_code, "no list of positive numbers" in rates.stderr) == (2, True)
+    labels = good(
+        "tune --image naip.tif --labels labels.tif --validation-image naip.tif --validation-labels labels.tif "
+        f"--scheme enviroatlas-5 {TINY} --rates 1e-2,1e-3 -o supervised"
+    )
+    assert "0.01" in labels
+
+
+def interpret(path, scene, enviroatlas):
+    """Fill in what the points are, from the scene's truth."""
+    frame = geopandas.read_file(path)
+    columns, rows = ~scene.grid.transform @ (frame.geometry.x.to_numpy(), frame.geometry.y.to_numpy())
+    codes = scene.truth[rows.astype(int), columns.astype(int)]
+    frame[REFERENCE] = [enviroatlas.names[enviroatlas.index(int(code))] for code in codes]
+    path.unlink()
+    frame.to_file(path)
+
+
+def test_points_from_the_draw_to_the_estimate(files, scene, enviroatlas):
+    assert good("sample labels.tif --count 120 -o points.gpkg").strip() == "points.gpkg"
+    early = run("-q evaluate labels.tif points.gpkg")
+    assert (early.exit_code, "fill it in" in early.stderr) == (1, True)
+    interpret(files / "points.gpkg", scene, enviroatlas)
+    found = json.loads(good("evaluate labels.tif points.gpkg --json"))
+    assert found["overall_accuracy"]["value"] == 1.0  # the map is the truth
+    assert found["hectares"] == pytest.approx(128 * 128 / 1e4)
+    text = good("evaluate labels.tif points.gpkg")
+    assert "95 % interval" in text
+    pointless = run("-q evaluate labels.tif points.gpkg --exclude points.gpkg")
+    assert (pointless.exit_code, "--exclude does not go with points" in pointless.stderr) == (2, True)
+
+
+def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, enviroatlas):
+    good("sample labels.tif --count 120 -o points.gpkg")
+    interpret(files / "points.gpkg", scene, enviroatlas)
+    good(f"{BUILD} --labels points.gpkg --label-column reference --recalibrate -o prior.tif")
+    with rasterio.open("prior.tif") as src:
+        assert json.loads(src.tags(ns="landprior")["calibration"])["points"] == 120
+    whole = json.loads(good("evaluate labels.tif labels.tif --json"))
+    rest = json.loads(good("evaluate labels.tif labels.tif --exclude points.gpkg --exclude-buffer 1.2 --json"))
+    assert whole["pixels"] == 128 * 128
+    assert 120 * 4 < whole["pixels"] - rest["pixels"] <= 120 * 21  # discs of 1.2 m, some over each other or the edge
+    refused = run(f"-q {BUILD} --recalibrate -o b.tif")
+    assert (refused.exit_code, "--labels" in refused.stderr) == (1, True)
+
+
+def test_an_experiment_of_ones_own(files):
+    content = {
+        "title": "Mine",
+        "scheme": "enviroatlas-5",
+        "data": {
+            "kind": "files",
+            "halves": True,
+            "layers": {"image": "{split}.tif", "nlcd": "nlcd.tif", "labels": "labels.tif"},
+        },
+        "regions": {"here": {"splits": {"test": ["naip"]}}},
+        "rows": [
+            {"name": "prior", "method": "prior", "prior": "nlcd", "published": {"here": {"prior": [50, 20]}}},
+            {"name": "QR", "method": "weak", "prior": "nlcd"},
+        ],
+        "settings": {"steps": 6, "filters": 2, "patch_size": 24, "batch_size": 2},
+    }
+    (files / "mine.yaml").write_text(yaml.safe_dump(content))
+    listed = good("experiment mine.yaml --root . --dry-run")
+    assert listed.count("to do") == 3  # the prior, QR jointly, QR per tile
+    text = good("experiment mine.yaml --root .")
+    assert "| QR | per tile | r |" in text
+    assert "| 50.0 / 20.0 |" in text
+    folder = files / "landprior-experiments" / "mine"
+    assert {path.name for path in folder.glob("report.*")} == {"report.md", "report.json", "report.png"}
+    assert good("experiment mine.yaml --root . --dry-run").count("done") == 3
+    assert json.loads(good("experiment mine.yaml --root . --json"))["missing_cells"] == 0
+    changed = run("-q experiment mine.yaml --root . --steps 7")
+    assert (changed.exit_code, "another configuration (it differs in settings)" in changed.stderr) == (1, True)
+
+
+def test_experiments_say_what_they_need(files):
+    listed = good("experiment --list")
+    for name in ("table-1", "table-2", "table-e2", "figure-e3", "city-windows"):
+        assert name in listed
+    for line, code, text in (
+        ("experiment table-2", 2, "--root is missing"),
+        ("experiment table-3 --root .", 1, "did you mean table-"),
+        ("experiment table-2 --root . --joint --per-tile", 2, "exclude each other"),
+        ("experiment table-2 --root .", 1, "spatial_index.geojson is missing"),
+        ("experiment table-2 --root nowhere", 1, "fetch --dataset"),
+    ):
+        result = run(f"-q {line}")
+        assert (result.exit_code, text in result.stderr) == (code, True), result.stderr
