@@ -215,13 +215,11 @@ def draw_dots(path: Path, experiment: Experiment, lines: Sequence[Line]) -> None
             axis.set_title(experiment.regions[region].title or region)
             axis.set_yticks(range(len(labels)), labels[::-1])
             axis.grid(axis="x", color="0.9")
+        legend = [("C0", "C0", "accuracy"), ("C1", "C1", "mean IoU")]
+        legend += [("none", "0.4", "published")] if any(line.published != (None, None) for line in shown) else []
         handles = [
-            axes[0].plot([], [], style, mfc=fill, mec=colour, color=colour, label=label)[0]
-            for style, fill, colour, label in (
-                ("o", "C0", "C0", "accuracy"),
-                ("o", "C1", "C1", "mean IoU"),
-                ("o", "none", "0.4", "published"),
-            )
+            axes[0].plot([], [], "o", mfc=fill, mec=colour, color=colour, label=label)[0]
+            for fill, colour, label in legend
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path, dpi=150)
@@ -229,4 +227,4 @@ def draw_dots(path: Path, experiment: Experiment, lines: Sequence[Line]) -> None
 
 def _label(line: Line) -> str:
     mode = " (per tile)" if line.mode == "tile" else ""
-    return f"{line.row}{mode}: {line.map}"
+    return line.row if line.map == "prior" else f"{line.row}{mode}: {line.map}"
