@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks.accuracy.cases import CITIES, data_folder
 from landprior.errors import CollapseWarning, HarmWarning
+from landprior.landcover.coarse import LAYERS
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.hints import read_hints
 from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.prior import LAYERS, build_prior
+from landprior.landcover.prior import build_prior
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import make_settings, train_best
 from landprior.raster.files import open_raster, read_classes

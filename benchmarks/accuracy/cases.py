@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from affine import Affine
 
+from landprior.landcover.coarse import LAYERS
 from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
 from landprior.landcover.demo import write_scene
-from landprior.landcover.prior import LAYERS, build_prior
+from landprior.landcover.prior import build_prior
 from landprior.raster.cog import write_raster
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid

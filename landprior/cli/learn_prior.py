@@ -170,9 +170,9 @@ def _places_of_city(
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
     """Take the tiles of a workspace that have labels."""
+    from landprior.landcover.coarse import LAYERS
     from landprior.landcover.learned_prior import LabelledPlace
     from landprior.landcover.pipeline import PipelineSettings, Workspace
-    from landprior.landcover.prior import LAYERS
 
     pipeline = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence)
     found = Workspace(workspace).tiles(city, only=only)

@@ -17,8 +17,9 @@ import torch
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.networks import SUPERVISED_SMOOTHING
 from landprior.implicit.training import TrainingSettings, choose_device
+from landprior.landcover.coarse import LAYERS, CoarseLayers
 from landprior.landcover.model import save_model
-from landprior.landcover.prior import LAYERS, CoarseLayers, PriorSettings
+from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, train_model
 from landprior.raster.files import check_output, open_on_grid, read_classes
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.model import LandcoverModel
-    from landprior.landcover.prior import PriorModel
     from landprior.raster.scheme import ClassScheme
 
 
@@ -130,7 +130,7 @@ def read_place(
     scheme = place.cooccurrence.scheme
     names = tuple(name for name in LAYERS if name in place.layers)
     with CoarseLayers(place.nlcd, place.layers, like=place.labels, progress=progress) as coarse:
-        base = coarse.model(place.cooccurrence, settings=settings, pixel_size=pixel_size)
+        base = PriorModel.of(coarse, place.cooccurrence, settings=settings, pixel_size=pixel_size)
         shape = coarse.grid.shape
         stacked = np.empty((len(scheme) + len(names), *shape), dtype=np.float16)
         seen, classes = np.empty(shape, dtype=bool), np.empty(shape, dtype=np.int16)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landprior.errors import ConfigError, InputError
+from landprior.landcover.coarse import LAYERS
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
-from landprior.landcover.prior import LAYERS, PriorSettings, build_prior
+from landprior.landcover.prior import PriorSettings, build_prior
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid

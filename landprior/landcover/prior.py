@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from affine import Affine
@@ -20,9 +20,9 @@ from rasterio.windows import Window
 import landprior
 from landprior.errors import InputError, PriorError
 from landprior.landcover.calibration import Calibration, calibrate
-from landprior.landcover.cooccurrence import NLCD_NODATA, Cooccurrence
+from landprior.landcover.coarse import LAYERS, CoarseLayers
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
-from landprior.raster.files import check_output, open_on_grid, open_raster, read_valid, read_window
+from landprior.raster.files import check_output
 from landprior.raster.filters import axis_matrix, box_taps, filter_window, gaussian_taps
 from landprior.raster.grid import Grid
 from landprior.raster.windows import BLOCK, Block, grow_window, iter_blocks, stream
@@ -32,20 +32,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
+    from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.hints import Hints
     from landprior.landcover.learned_prior import LearnedPrior
     from landprior.landcover.model import LandcoverModel
-    from landprior.raster.scheme import ClassScheme, Role
-
-LAYERS: Mapping[str, Role] = {
-    "roads": "impervious",
-    "buildings": "impervious",
-    "waterways": "water",
-    "waterbodies": "water",
-}
-"""The layers of the hand-coded prior and the class role each adds to."""
+    from landprior.raster.scheme import ClassScheme
 
 
 _NO_MASS = 1e-6
@@ -127,6 +119,20 @@ class PriorModel:
         self._table = np.ascontiguousarray(table.T)
         self._grid = grid
         self._columns, self._rows = (_Filters.at(settings, size) for size in pixel_size)
+
+    @classmethod
+    def of(
+        cls,
+        coarse: CoarseLayers,
+        cooccurrence: Cooccurrence,
+        *,
+        settings: PriorSettings | None = None,
+        pixel_size: float | None = None,
+    ) -> PriorModel:
+        """Return the model for some open layers."""
+        table = cooccurrence.table(coarse.codes())
+        size = coarse.pixel_size(pixel_size)
+        return cls(cooccurrence.scheme, table, coarse.grid, settings=settings, pixel_size=size)
 
     @property
     def halo(self) -> int:
@@ -338,7 +344,7 @@ def build_prior(
         coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
         model: PriorModel | LearnedPrior
         if learned is None:
-            model = coarse.model(cooccurrence, settings=settings, pixel_size=pixel_size)
+            model = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
             for name in coarse.names:
                 model.require(name)
         else:
@@ -346,7 +352,7 @@ def build_prior(
 
             require_match(learned, cooccurrence.scheme, coarse.names, settings)
             settings = settings or settings_of(learned)
-            base = coarse.model(cooccurrence, settings=settings, pixel_size=pixel_size)
+            base = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
             model = LearnedPrior(learned, base, device=device)
         calibration = None
         if recalibrate:
@@ -393,102 +399,6 @@ def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hi
         found[:, index] = model.window(block, *coarse.read(block.outer))[:, 0, 0]
     known = ~np.isnan(found[0])
     return calibrate(found[:, known], classes[known], shares[known])
-
-
-class CoarseLayers:
-    """NLCD and the layers beside it, open on one grid.
-
-    Parameters
-    ----------
-    nlcd, layers, like
-        See :func:`build_prior`.
-    progress
-        A progress bar on stderr while NLCD's codes are gathered.
-
-    Raises
-    ------
-    InputError
-        If a layer is not one of :data:`LAYERS`.
-    GridMismatchError, RasterReadError
-        If a raster cannot be brought on the grid, or read.
-    """
-
-    def __init__(
-        self,
-        nlcd: str | Path,
-        layers: Mapping[str, str | Path] | None = None,
-        *,
-        like: str | Path | None = None,
-        progress: bool = False,
-    ) -> None:
-        layers = layers or {}
-        unknown = set(layers) - set(LAYERS)
-        if unknown:
-            msg = f"unknown layer(s) {', '.join(sorted(unknown))}; a prior takes {', '.join(LAYERS)}"
-            raise InputError(msg)
-        self._path, self._reference, self._progress = nlcd, like or nlcd, progress
-        with ExitStack() as stack:
-            self.grid = Grid.of(stack.enter_context(open_raster(self._reference)))
-            self._nlcd = stack.enter_context(open_on_grid(nlcd, self.grid, like=self._reference))
-            self._layers = {
-                name: stack.enter_context(open_on_grid(path, self.grid, like=self._reference))
-                for name, path in layers.items()
-            }
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The layers besides NLCD."""
-        return tuple(self._layers)
-
-    def model(
-        self,
-        cooccurrence: Cooccurrence,
-        *,
-        settings: PriorSettings | None = None,
-        pixel_size: float | None = None,
-    ) -> PriorModel:
-        """Return what computes the hand-coded prior from these layers."""
-        size = self.grid.pixel_size(pixel_size, where=self._reference)
-        table = cooccurrence.table(_codes(self._nlcd, self._path, self.grid, progress=self._progress))
-        return PriorModel(cooccurrence.scheme, table, self.grid, settings=settings, pixel_size=size)
-
-    def read(self, window: Window) -> tuple[NDArray[np.integer], dict[str, NDArray[np.bool_]]]:
-        """Read NLCD codes and the layers' presence, each of shape (H, W)."""
-        presence = {
-            name: (read_window(src, window, 1) != 0) & read_valid(src, window) for name, src in self._layers.items()
-        }
-        return _masked_codes(self._nlcd, window), presence
-
-
-def _masked_codes(src: DatasetReader, window: Window) -> NDArray[np.integer]:
-    codes = read_window(src, window, 1)
-    return np.where(read_valid(src, window), codes, NLCD_NODATA[0]).astype(np.int64)
-
-
-def _codes(src: DatasetReader, path: str | Path, grid: Grid, *, progress: bool) -> set[int]:
-    """Gather the codes of an NLCD raster, streamed."""
-    found: set[int] = set()
-
-    def gather(block: Block) -> dict[str, NDArray[np.generic]]:
-        found.update(np.unique(_masked_codes(src, block.core)).tolist())
-        return {}
-
-    stream(gather, grid=grid, sinks={}, label="NLCD codes", progress=progress)
-    wrong = sorted(code for code in found if not 0 <= code <= 255)
-    if wrong:
-        msg = f"{path} has values such as {wrong[0]}, which are no NLCD codes (0-255); is it another layer?"
-        raise PriorError(msg)
-    if not found - set(NLCD_NODATA):
-        msg = f"{path} has no NLCD code at all here (only no data: {sorted(found)}), so the prior would have no mass"
-        raise PriorError(msg)
-    return found
 
 
 def _tags(

@@ -122,12 +122,15 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
     """
     given = {name: value for name, value in changes.items() if value is not None}
     given.setdefault("loss", "ce" if labelled else "qr")
-    base = {"paper": TileSettings.paper(given["loss"]), "best": TileSettings.best()}.get(recipe, TileSettings())
+    if recipe == "paper":
+        base = TileSettings.paper(given["loss"])
+    else:
+        base = TileSettings.best() if recipe == "best" else TileSettings()
     chosen = base.model_dump() | ({"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} if labelled else {})
     inner = set(TrainingSettings.model_fields)
     chosen["training"] |= {name: value for name, value in given.items() if name in inner}
     chosen |= {name: value for name, value in given.items() if name not in inner}
-    return TileSettings.model_validate(chosen)
+    return type(base).model_validate(chosen)
 
 
 def train_model(

@@ -235,8 +235,9 @@ def test_defaults_in_the_help_of_train_are_those_of_the_library():
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate")}
     expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts")}
     assert defaults_in_help(train_command) == expected
-    others = {p.name: p.default for p in train_command.params if p.name in ("loss", "seed", "precision")}
+    others = {p.name: p.default for p in train_command.params if p.name in ("seed", "precision")}
     assert others == {name: getattr(loop, name) for name in others}
+    assert f"[default: {loop.loss}; ce with --labels]" in next(p for p in train_command.params if p.name == "loss").help
 
 
 def test_defaults_in_the_help_of_run_are_those_of_the_library():
@@ -259,10 +260,11 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_options_of_train_go_over_the_recipe(loss):
-    given = _settings(loss, "default", {"steps": 7, "learning_rate": None}, {"filters": 3}, seed=5, precision="fp32")
+    options = {"steps": 7, "learning_rate": None, "filters": 3, "seed": 5, "precision": "fp32"}
+    given = _settings("default", labelled=False, loss=loss, **options)
     expected = TileSettings(training=TrainingSettings(loss=loss, steps=7, seed=5, precision="fp32"), filters=3)
     assert given == expected
-    paper = _settings(loss, "paper", {"steps": None}, {"batch_size": 4}, seed=0, precision="auto")
+    paper = _settings("paper", labelled=False, loss=loss, steps=None, batch_size=4, seed=0, precision="auto")
     assert paper == TileSettings.paper(loss, batch_size=4)
 
 
@@ -849,7 +851,7 @@ USAGE = {
     "cooccurrence without -o": ("cooccurrence a.tif b.tif --scheme enviroatlas-5", ["Missing option '-o'"]),
     "more images than priors": (
         "train --image a.tif --image b.tif --prior c.tif -o m.safetensors",
-        ["2 --image and 1 --prior were given", "each image needs its prior"],
+        ["2 --image and 1 --prior were given", "each image needs its own"],
     ),
     "a prior without image": ("train --prior c.tif -o m.safetensors", ["0 --image and 1 --prior were given"]),
     "train without anything": ("train -o m.safetensors", ["--image and --prior", "--city"]),

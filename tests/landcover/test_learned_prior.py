@@ -9,12 +9,13 @@ import torch
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.networks import build_prior_network
+from landprior.landcover.coarse import CoarseLayers
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.layers import PriorLayer
 from landprior.landcover.learned_prior import LabelledPlace, LearnedPrior, learn_prior, prior_settings, settings_of
 from landprior.landcover.model import load_model
 from landprior.landcover.prediction import predict
-from landprior.landcover.prior import CoarseLayers, PriorSettings, build_prior
+from landprior.landcover.prior import PriorModel, PriorSettings, build_prior
 from landprior.raster.windows import iter_blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")  # of runs of eight steps
@@ -90,7 +91,7 @@ def test_it_learns_what_the_layers_say(tmp_path, place, enviroatlas):
 
 def test_windows_give_what_the_whole_gives(place, learned):
     with CoarseLayers(place.nlcd, place.layers) as coarse:
-        base = coarse.model(place.cooccurrence, settings=NARROW)
+        base = PriorModel.of(coarse, place.cooccurrence, settings=NARROW)
         prior = LearnedPrior(learned, base, device="cpu")
         assert prior.halo == base.halo + 10
         (whole,) = iter_blocks(coarse.grid, size=4096, halo=prior.halo)

@@ -9,7 +9,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.landcover.prior import LAYERS
+from landprior.landcover.coarse import LAYERS
 from landprior.raster.cog import write_raster
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
