@@ -74,7 +74,7 @@ def test_the_network_sees_ten_pixels_around_and_no_more():
 
 
 def test_it_learns_what_the_layers_say(tmp_path, place, enviroatlas):
-    settings = prior_settings(filters=8, patch_size=48, batch_size=8, training={"steps": 150, "learning_rate": 5e-3})
+    settings = prior_settings(filters=16, patch_size=48, batch_size=8, training={"steps": 300, "learning_rate": 1e-2})
     model = learn_prior([place], tmp_path / "learned.safetensors", settings, prior=NARROW)
     assert model.bands == 0
     assert model.extras == ("nlcd", "roads", "waterbodies")  # in one order, however they were given
