@@ -141,7 +141,7 @@ def report(seeds: list[dict[str, list[Scores]]]) -> str:
     lines += [
         "",
         f"QR r above the 30 m majority map in mean IoU: {100 * gain:+.1f} points (bar: 10)",
-        f"QR r below the network trained on labels of other clusters: {100 * lack[OTHERS]:+.1f} points (bar: at most 8)",
+        f"QR r below the network trained on labels of others: {100 * lack[OTHERS]:+.1f} points (bar: at most 8)",
         f"QR r below the network trained on the labels of the tiles scored: {100 * lack[SAME]:+.1f} points",
     ]
     return "\n".join(lines)

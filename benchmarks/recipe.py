@@ -65,7 +65,7 @@ def run_case(case: Case, seed: int, filters: int, folder: Path) -> dict[str, Any
         "plain": score(case, plain, folder, force=True),
         "default": score(case, first, folder, force=True),
         "best": score(case, best, folder, force=False),
-        "dropped": [case.scheme.names[index] for index in best.unsupported],
+        "dropped": [case.scheme.names[index] for index in best.dropped],
         "decision": best.record["verdict"]["decision"],
     }
 

@@ -11,8 +11,10 @@ from landprior.cli.options import (
     OUTPUT,
     city_option,
     device_option,
+    learned_option,
     overwrite_option,
     pixel_size_option,
+    refuse_options,
     refuse_with_city,
     scheme_option,
     show_progress,
@@ -66,9 +68,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Fit the whole prior's class shares and sharpness to the points too; they should be a random sample.",
 )
-@click.option(
-    "--learned", type=INPUT, metavar="MODEL", help="A prior from learn-prior, which fuses the layers in place of sums."
-)
+@learned_option
 @device_option
 @city_option
 @tile_option
@@ -169,7 +169,9 @@ def command(
         msg = "plain files need --scheme and -o OUTPUT"
         raise click.UsageError(msg)
     hints = None
-    if labels is not None:
+    if labels is None:
+        refuse_options(ctx, "a prior without --labels", "label_weight", "label_column")
+    else:
         with open_raster(like or nlcd) as src:
             grid = Grid.of(src)
         hints = read_hints(labels, scheme, grid, weight=label_weight, column=label_column)

@@ -106,6 +106,9 @@ def command(
         )
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
         return
+    refuse_options(ctx, "raster labels, only with points", "label_column", "pixel_size")
+    if exclude is None:
+        refuse_options(ctx, "a score of all pixels; name what is left out with --exclude", "exclude_buffer")
     scores = evaluate(
         [(map_path, labels), *pairs],
         scheme,

@@ -123,7 +123,7 @@ def _run(
         missing = len({cell.key for cell in runner.cells()} - {result.key for result in found})
         if found:
             write_report(folder, experiment, found, missing=missing)
-            runner.draw_panels(found)
+    runner.draw_panels(found)
     lines = summarise(experiment, found)
     click.echo(json.dumps(to_dict(experiment, lines), indent=2) if as_json else to_markdown(experiment, lines))
     click.echo(f"report: {folder / 'report.md'}", err=True)

@@ -109,6 +109,8 @@ def command(
         raise click.UsageError(explain(error, "the settings")) from error
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
     if nlcds or labels:
+        if city is not None:
+            refuse_with_city(ctx, "nlcds", "labels")
         places = _places_of_files(nlcds, labels, given, scheme, cooccurrence, label_map)
     elif city is not None:
         refuse_with_city(ctx, *given, "pixel_size")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import ClassScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,7 +91,11 @@ recipe_option = click.option(
     type=click.Choice(["default", "best", "paper"]),
     default="default",
     show_default=True,
-    help="best: three networks and mirrored images, averaged; paper: the published schedule.",
+    help="best: three networks and mirrored images, averaged, classes that look made up left out; paper: the "
+    "published schedule.",
+)
+learned_option = click.option(
+    "--learned", type=INPUT, metavar="MODEL", help="A prior from learn-prior, which fuses the layers in place of sums."
 )
 members_option = click.option(
     "--members",
@@ -240,6 +245,25 @@ def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
             option = next(p for p in ctx.command.params if p.name == name)
             msg = f"{option.opts[0]} {why}"
             raise click.UsageError(msg)
+
+
+def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401
+    """Put what was given over the recipe.
+
+    Raises
+    ------
+    click.UsageError
+        If a value is out of its range, or options contradict each other.
+    """
+    from pydantic import ValidationError
+
+    from landprior.landcover.training import make_settings
+    from landprior.raster.scheme import explain
+
+    try:
+        return make_settings(recipe, labelled=labelled, **changes)
+    except ValidationError as error:
+        raise click.UsageError(explain(error, "the training")) from error
 
 
 def show_progress(ctx: click.Context) -> bool:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --city: map the posterior r or the network's q.",
 )
-@click.option("--force", is_flag=True, help="Map r even where the model's own check found it worse than the prior.")
+@click.option("--force", is_flag=True, help="Map r, of all classes, whatever the model's own check found.")
 @click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")
 @click.option("--confidence", is_flag=True, help="Also write largest probability and entropy, <map>_confidence.tif.")
 @click.option(

@@ -13,6 +13,7 @@ from landprior.cli.options import (
     device_option,
     json_option,
     label_map_option,
+    learned_option,
     overwrite_option,
     recipe_option,
     scheme_option,
@@ -20,6 +21,7 @@ from landprior.cli.options import (
     source_options,
     starts_option,
     tile_option,
+    training_settings,
     workspace_option,
 )
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @tile_option
 @scheme_option(help="Classes, if the city is no preset.")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
+@learned_option
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
 @recipe_option
@@ -62,6 +65,7 @@ def command(
     tiles: tuple[str, ...],
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
+    learned: Path | None,
     filters: int | None,
     seed: int,
     recipe: str,
@@ -92,8 +96,13 @@ def command(
     from landprior.landcover.acquisition import fetch
     from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import make_settings
 
+    training = training_settings(recipe, seed=seed, filters=filters, starts=starts)
+    model = None
+    if learned is not None:
+        from landprior.landcover.model import load_model
+
+        model = load_model(learned)
     network = make_network(options)
     if city is None or to_be_fetched(workspace, city):
         plan, fetch_settings, place = make_plan(
@@ -101,12 +110,13 @@ def command(
         )
         fetch(plan, place, fetch_settings, network, progress=show_progress(ctx))
         city = city or plan.area.name
-    training = make_settings(recipe, seed=seed, filters=filters, starts=starts)
     settings = PipelineSettings.for_city(
         city,
         scheme=scheme,
         cooccurrence=cooccurrence,
         training=training,
+        learned=model,
+        device=device,
         posterior=maps == "r",
         # fetch has put the labels into the scheme's own codes already
         label_map={} if options["labels"] else label_map or {},

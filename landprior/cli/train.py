@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,11 +16,13 @@ from landprior.cli.options import (
     nodata_option,
     overwrite_option,
     recipe_option,
+    refuse_options,
     refuse_with_city,
     scheme_option,
     show_progress,
     starts_option,
     tile_option,
+    training_settings,
     workspace_option,
 )
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.implicit.losses import LossName
-    from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import ClassScheme
 
 LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-union"]
@@ -47,14 +48,22 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
 @recipe_option
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; paper 20000]")
 @click.option(
-    "--warmup-steps", type=click.IntRange(min=0), help="Of them, warm-up before qr, qr-kl, rq.  [default: a third]"
+    "--warmup-steps",
+    type=click.IntRange(min=0),
+    help="Of them, warm-up before qr, qr-kl, rq.  [default: a third; paper: none]",
 )
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32]")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 64]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16]")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002; paper 1e-4, rq 1e-3]"
+)
+@click.option(
+    "--filters", type=click.IntRange(min=1), help="Width of the network; fewer is faster.  [default: 32; paper 128]"
+)
+@click.option(
+    "--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 64; paper 128]"
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16; paper 128]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
 @starts_option
 @members_option
@@ -118,7 +127,7 @@ def command(
     The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
-    settings = _settings(
+    settings = training_settings(
         recipe,
         labelled=bool(labels),
         loss=loss,
@@ -134,11 +143,7 @@ def command(
         members=members,
     )
     progress = show_progress(ctx)
-    if city is not None:
-        refuse_with_city(ctx, "images", "priors", "labels")
-    elif joint:
-        msg = "--joint is for --city; for plain files repeat --image and --prior"
-        raise click.UsageError(msg)
+    _check_options(ctx, labelled=bool(labels), city=city is not None, joint=joint)
     if images or priors or labels:
         from landprior.landcover.training import train_files
 
@@ -180,14 +185,14 @@ def command(
         click.echo(str(model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)))
 
 
-def _settings(recipe: str, *, labelled: bool, **changes: Any) -> TileSettings:  # noqa: ANN401 - the options
-    """Put what was given over the recipe."""
-    from pydantic import ValidationError
-
-    from landprior.landcover.training import make_settings
-    from landprior.raster.scheme import explain
-
-    try:
-        return make_settings(recipe, labelled=labelled, **changes)
-    except ValidationError as error:
-        raise click.UsageError(explain(error, "the training")) from error
+def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool) -> None:
+    """Refuse options that would say nothing."""
+    if labelled:
+        refuse_options(ctx, "--labels: they give no evidence to choose by", "starts")
+    else:
+        refuse_options(ctx, "a prior, only with --labels", "label_map")
+    if city:
+        refuse_with_city(ctx, "images", "priors", "labels")
+    elif joint:
+        msg = "--joint is for --city; for plain files repeat --image and --prior"
+        raise click.UsageError(msg)

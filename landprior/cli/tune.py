@@ -15,6 +15,7 @@ from landprior.cli.options import (
     recipe_option,
     scheme_option,
     show_progress,
+    training_settings,
 )
 from landprior.cli.train import LOSS_NAMES
 
@@ -53,7 +54,11 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 @click.option("--prior", "priors", type=INPUT, multiple=True, help="Its prior.")
 @click.option("--labels", type=INPUT, multiple=True, help="Its labels: fit them instead of the prior.")
 @click.option(
-    "--validation-image", "v_images", type=INPUT, multiple=True, help="To score on.  [default: the images themselves]"
+    "--validation-image",
+    "v_images",
+    type=INPUT,
+    multiple=True,
+    help="To score on.  [default: the images themselves; with --labels it must be given]",
 )
 @click.option("--validation-prior", "v_priors", type=INPUT, multiple=True, help="Their priors.")
 @click.option("--validation-labels", "v_labels", type=INPUT, multiple=True, required=True, help="Their 1 m labels.")
@@ -104,16 +109,9 @@ def command(
     """  # noqa: D301
     from pathlib import Path
 
-    from pydantic import ValidationError
-
-    from landprior.landcover.training import make_settings
     from landprior.landcover.tuning import best_model, best_of, tune
-    from landprior.raster.scheme import explain
 
-    try:
-        settings = make_settings(recipe, labelled=bool(labels), loss=loss, **changes)
-    except ValidationError as error:
-        raise click.UsageError(explain(error, "the training")) from error
+    settings = training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
     if labels and scheme is None:
         msg = "labels need --scheme, which says what their codes are"
         raise click.UsageError(msg)

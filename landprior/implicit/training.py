@@ -10,7 +10,6 @@ asked for takes over. The learning rate rises over a few steps and falls along a
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -186,7 +185,8 @@ def fit(
         Called after every epoch once the warm-up is over; a text, the reason, ends the run.
     checkpoint
         A file that holds the state after every epoch; if it is there and belongs to the same settings and
-        identity the run goes on from it. It is removed at the end.
+        identity the run goes on from it, or ends at once if it was complete. Whoever calls removes it, once what
+        came of the run is safe.
     identity
         What the run is of (a hash of its data, say), so that a checkpoint of another is not taken for it.
     progress
@@ -233,7 +233,6 @@ def fit(
                 where = f"its state is in {checkpoint}; the same command goes on from there"
             msg = f"training was interrupted after {run.step} of {settings.steps} steps; {where}"
             raise TrainingInterruptedError(msg) from None
-    run.finish()
     return run.history
 
 
@@ -419,6 +418,7 @@ class _Run:
             "step": self.step,
             "history": asdict(self.history),
             "plateau": [self._lowest, self._since, self._cuts],
+            "stopped": self.stopped,
         }
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
         try:
@@ -440,6 +440,7 @@ class _Run:
                 return
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
+            self.stopped = state["stopped"]
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             warnings.warn(
@@ -451,9 +452,3 @@ class _Run:
         record = state["history"]
         self.history = History([Epoch(**e) for e in record["epochs"]], record["stopped"])
         self._lowest, self._since, self._cuts = state["plateau"]
-
-    def finish(self) -> None:
-        """Remove the checkpoint."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)

@@ -175,19 +175,24 @@ def estimate_areas(
     Raises
     ------
     InputError
-        If a stratum has one point only, whose spread is not known, or none.
+        If a stratum has one point only, whose spread is not known, or none. (One that consists of a single pixel needs
+        no more.)
     """
     _require_points(strata, sizes)
     total = sum(sizes.values())
     count = len(scheme)
     groups = [(strata == name, sizes[name] / total) for name in sizes]
+    complete = [int(inside.sum()) >= sizes[name] for (inside, _), name in zip(groups, sizes, strict=True)]
 
     def mean(values: NDArray[np.float64]) -> float:
         return float(sum(weight * values[inside].mean() for inside, weight in groups))
 
     def error(residuals: NDArray[np.float64]) -> float:
-        # Stehman 2014, eq. 25 and 28, without the correction for a finite population
-        parts = (weight**2 * residuals[inside].var(ddof=1) / inside.sum() for inside, weight in groups)
+        # Stehman 2014, eq. 25 and 28, without the correction for a finite population; a stratum seen whole has none
+        parts = [
+            0.0 if whole else weight**2 * residuals[inside].var(ddof=1) / inside.sum()
+            for (inside, weight), whole in zip(groups, complete, strict=True)
+        ]
         return float(np.sqrt(sum(parts)))
 
     def ratio(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Estimate:
@@ -220,7 +225,7 @@ def estimate_areas(
 
 def _require_points(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
     few = {name: int((strata == name).sum()) for name in sizes}
-    lacking = [f"{name} ({n})" for name, n in few.items() if n < 2]
+    lacking = [f"{name} ({n})" for name, n in few.items() if n < min(2, sizes[name])]
     if lacking:
         msg = f"at least two interpreted points are needed in every stratum; too few in: {', '.join(lacking)}"
         raise InputError(msg)
@@ -290,17 +295,43 @@ def evaluate_points(
         logger.info("%s does not say its strata; it is taken for a simple random sample", points)
         pixels = count_classes(path, scheme, map_map=map_map, progress=progress)
         strata = scheme.codes[mapped].astype(np.int64)
-        sizes = {int(code): int(n) for code, n in zip(scheme.codes, pixels, strict=True) if n}
-    hectares = None
-    if grid.crs is not None or pixel_size is not None:
+        strata, sizes = _join_small(strata, {int(c): int(n) for c, n in zip(scheme.codes, pixels, strict=True) if n})
+    # a sample says how large its strata are, whatever the pixels of the map that is evaluated
+    hectares = _hectares_of(everything) if pixel_size is None and "stratum_hectares" in everything.columns else None
+    if pixel_size is not None or (hectares is None and grid.crs is not None):
         width, height = grid.pixel_size(pixel_size, where=path)
         hectares = sum(sizes.values()) * width * height / 1e4
     return estimate_areas(mapped, reference, strata, sizes, scheme, hectares=hectares)
 
 
+def _join_small(strata: NDArray[np.int64], sizes: Mapping[int, int]) -> tuple[NDArray[np.int64], dict[int, int]]:
+    """Join strata of a simple random sample, smallest first, until each has two points."""
+    strata, left = strata.copy(), dict(sizes)
+    while len(left) > 1:
+        few = [name for name, size in left.items() if (strata == name).sum() < min(2, size)]
+        if not few:
+            break
+        name = min(few, key=lambda few: left[few])
+        into = min((other for other in left if other != name), key=lambda other: left[other])
+        strata[strata == name] = into
+        left[into] += left.pop(name)
+    if len(left) < len(sizes):
+        gone = ", ".join(str(name) for name in sizes if name not in left)
+        logger.warning(
+            "too few points in class %s of the map: its part of the area is joined with another class's", gone
+        )
+    return strata, left
+
+
+def _hectares_of(frame: geopandas.GeoDataFrame) -> float | None:
+    """Return the area of all strata of a sample, None where it is not known."""
+    total = float(frame.drop_duplicates("stratum")["stratum_hectares"].sum(skipna=False))
+    return None if np.isnan(total) else total
+
+
 def _read_points(points: str | Path, grid: Grid, column: str) -> geopandas.GeoDataFrame:
     """Read points, all of them on the grid."""
-    everything = read_vectors(points)
+    everything = read_vectors(points, grid=grid if grid.crs is None else None)
     frame = read_vectors(points, grid=grid)
     if column not in everything.columns:
         names = ", ".join(str(name) for name in everything.columns)

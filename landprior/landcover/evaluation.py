@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rasterio.features import geometry_mask
+from rasterio.windows import Window
 
 from landprior.errors import InputError, SchemeError
 from landprior.raster.cog import TAG_DOMAIN
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     import geopandas
     from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,7 @@ def evaluate(
     map_map: Mapping[int, int] | None = None,
     exclude: str | Path | None = None,
     buffer: float = 0.0,
+    on_labels: bool = False,
     progress: bool = False,
 ) -> Scores:
     """Score maps against labels, pooled over all pairs, streamed.
@@ -154,7 +158,7 @@ def evaluate(
     Parameters
     ----------
     pairs
-        (map, labels) rasters. Labels on another grid are put on the map's by nearest neighbour.
+        (map, labels) rasters. Where their grids differ, labels are put on the map's by nearest neighbour.
     scheme
         The classes to score in. Codes of either side that are neither its own, merged, mapped nor ignored
         are an error.
@@ -162,6 +166,8 @@ def evaluate(
         Codes of the labels, of the map -> codes of the scheme; see :meth:`ClassScheme.encode`.
     exclude, buffer
         A vector file, and metres around its features: pixels that do not count (labels the map was made with, say).
+    on_labels
+        Where grids differ, put the map on the labels' grid instead: for maps of others, of any resolution and extent.
     progress
         Progress bars on stderr.
 
@@ -176,9 +182,20 @@ def evaluate(
     """
     total = Scores(scheme=scheme, confusion=np.zeros((len(scheme), len(scheme)), dtype=np.int64))
     for map_path, label_path in pairs:
-        with open_raster(map_path) as mapped:
-            outside = None if exclude is None else read_exclusion(exclude, Grid.of(mapped), buffer=buffer)
-        total += _score_pair(map_path, label_path, scheme, label_map or {}, map_map or {}, outside, progress=progress)
+        base = label_path if on_labels else map_path
+        with open_raster(base) as src:
+            grid = Grid.of(src)
+        outside = None if exclude is None else read_exclusion(exclude, grid, buffer=buffer)
+        with open_on_grid(map_path, grid, like=base) as mapped, open_on_grid(label_path, grid, like=base) as labels:
+            total += _score_pair(
+                mapped,
+                labels,
+                scheme,
+                codes=(map_map or {}, label_map or {}),
+                names=(map_path, label_path),
+                exclusion=outside,
+                progress=progress,
+            )
     return total
 
 
@@ -210,42 +227,44 @@ def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Excl
         msg = f"--exclude-buffer needs a map in metres, not in degrees ({grid.crs}); give a projected one"
         raise InputError(msg)
     units = 1.0 if grid.crs is None else float(grid.crs.linear_units_factor[1])
-    shapes = read_vectors(path, grid=grid).geometry
+    t = grid.transform
+    reach = math.ceil(buffer / units / min(math.hypot(t.a, t.d), math.hypot(t.b, t.e)))  # pixels
+    around = grid.window(Window(-reach, -reach, grid.width + 2 * reach, grid.height + 2 * reach))
+    shapes = read_vectors(path, grid=around).geometry
     return Exclusion(shapes.buffer(buffer / units) if buffer else shapes)
 
 
 def _score_pair(
-    map_path: str | Path,
-    label_path: str | Path,
+    mapped: DatasetReader,
+    labels: DatasetReader,
     scheme: ClassScheme,
-    label_map: Mapping[int, int],
-    map_map: Mapping[int, int],
-    exclusion: Exclusion | None,
     *,
+    codes: tuple[Mapping[int, int], Mapping[int, int]],
+    names: tuple[str | Path, str | Path],
+    exclusion: Exclusion | None,
     progress: bool,
 ) -> Scores:
+    """Score a map against labels on one grid; codes and names are those of map and labels."""
+    grid = Grid.of(mapped)
     counts = np.zeros((len(scheme), len(scheme)), dtype=np.int64)
     labelled = 0
-    with open_raster(map_path) as mapped:
-        grid = Grid.of(mapped)
-        with open_on_grid(label_path, grid, like=map_path) as labels:
 
-            def count(block: Block) -> dict[str, NDArray[np.generic]]:
-                nonlocal labelled
-                found = read_classes(mapped, block.core, scheme, codes=map_map, where=map_path)
-                truth = read_classes(labels, block.core, scheme, codes=label_map, where=label_path)
-                labelled += int((truth != IGNORED_INDEX).sum())
-                if exclusion is not None:
-                    truth = np.where(exclusion.covers(grid.window(block.core)), IGNORED_INDEX, truth)
-                counts[:] += count_pairs(found, truth, len(scheme))
-                return {}
+    def count(block: Block) -> dict[str, NDArray[np.generic]]:
+        nonlocal labelled
+        found = read_classes(mapped, block.core, scheme, codes=codes[0], where=names[0])
+        truth = read_classes(labels, block.core, scheme, codes=codes[1], where=names[1])
+        labelled += int((truth != IGNORED_INDEX).sum())
+        if exclusion is not None:
+            truth = np.where(exclusion.covers(grid.window(block.core)), IGNORED_INDEX, truth)
+        counts[:] += count_pairs(found, truth, len(scheme))
+        return {}
 
-            stream(count, grid=grid, sinks={}, label="evaluate", progress=progress)
+    stream(count, grid=grid, sinks={}, label="evaluate", progress=progress)
     if not labelled:
-        msg = f"{label_path} has no usable label on the grid of {map_path}: all are nodata or ignored"
+        msg = f"{names[1]} has no usable label on the grid of {names[0]}: all are nodata or ignored"
         raise InputError(msg)
     if not counts.sum():
-        msg = f"{map_path} has no data where {label_path} has labels"
+        msg = f"{names[0]} has no data where {names[1]} has labels"
         raise InputError(msg)
     return Scores(scheme=scheme, confusion=counts)
 

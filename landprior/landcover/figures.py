@@ -98,9 +98,10 @@ def _map_model(folder: Path, image: str | Path, prior: str | Path | None, model:
     from landprior.landcover.prediction import predict
 
     loaded = load_model(model)
-    found = {"q": predict(image, folder / "q.tif", loaded)}
+    hint = prior if "prior" in loaded.extras else None
+    found = {"q": predict(image, folder / "q.tif", loaded, prior=hint)}
     if prior is not None:
-        found["r"] = predict(image, folder / "r.tif", loaded, posterior=prior, force=True)
+        found["r"] = predict(image, folder / "r.tif", loaded, posterior=prior, prior=hint, force=True)
     return found
 
 

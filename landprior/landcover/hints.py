@@ -149,7 +149,7 @@ def read_hints(
     if column not in frame.columns:
         msg = f"{path} has no column {column!r} with the label (it has {', '.join(map(str, frame.columns))})"
         raise InputError(msg)
-    frame = frame[frame[column].notna()]
+    frame = frame[frame[column].notna() & (frame[column].astype(str).str.strip() != "")]
     near = frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
     if near.empty:
         bounds = tuple(round(b, 1) for b in grid.bounds)

@@ -21,7 +21,7 @@ from landprior.landcover.coarse import LAYERS, CoarseLayers
 from landprior.landcover.model import save_model
 from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
-from landprior.landcover.training import TileSettings, train_model
+from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
 from landprior.raster.files import check_output, open_on_grid, read_classes
 from landprior.raster.windows import Block, grow_window, iter_blocks
 
@@ -120,6 +120,7 @@ def learn_prior(
     model.record["prior"] = prior.model_dump()
     model.record["cooccurrence"] = sorted({place.cooccurrence.source for place in places})
     save_model(model, target, overwrite=overwrite)
+    clear_checkpoint(checkpoint)
     return model
 
 
@@ -140,7 +141,7 @@ def read_place(
                 stacked[(slice(None), *at)], seen[at] = stack_layers(base, names, block, *coarse.read(block.outer))
                 classes[at] = read_classes(truth, block.core, scheme, codes=place.label_map, where=place.labels)
     return label_tile(
-        place.name or str(place.labels),
+        place.name or place.labels.name,
         torch.zeros((0, *shape)),
         classes,
         scheme=scheme,

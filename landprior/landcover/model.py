@@ -102,8 +102,10 @@ class LandcoverModel:
         return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]  # type: ignore[arg-type]
 
     @property
-    def unsupported(self) -> tuple[int, ...]:
-        """Positions of the classes that r would name against the network's own word."""
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the classes that r leaves out: named against the network's own word, if the recipe asks."""
+        if not self.record.get("settings", {}).get("drop_unsupported", False):
+            return ()
         return tuple(self.record.get("verdict", {}).get("unsupported", ()))
 
     @property

@@ -214,18 +214,22 @@ def map_of_tile(
     image = tile.require("naip", hint="every tile needs its image")
     weights = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
     inputs = {"image": image, "model": weights}
+    weighed = load_model(weights)
+    takes_prior = "prior" in weighed.extras
     prior = None
-    if posterior:
+    if posterior or takes_prior:
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
-    key = make_key({"products": vars(products), "force": force}, inputs)
+    asked = {"products": vars(products), "force": force} | ({"posterior": posterior} if takes_prior else {})
+    key = make_key(asked, inputs)
     if not _needed(tile, "prediction", key, overwrite=overwrite):
         return tile.file("prediction")
     predict(
         image,
         tile.file("prediction"),
-        load_model(weights),
-        posterior=prior,
+        weighed,
+        posterior=prior if posterior else None,
+        prior=prior if takes_prior else None,
         force=force,
         products=products,
         device=device,

@@ -7,6 +7,7 @@ network's class sums over the whole tile [R eq. 3], so it takes a first pass tha
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from contextlib import ExitStack
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from landprior.landcover.model import LandcoverModel
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
 
 CONFIDENCE_LEVELS = 250
 """Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
@@ -102,7 +105,8 @@ def predict(
         A prior on the image's grid; the map and probabilities are then of the posterior r [R eq. 3] instead
         of the network's q. Pixels without a prior keep q. If the model's own verdict was that r is worse than
         its prior (:mod:`landprior.landcover.verdict`) the prior is handed back, with a warning and the tag
-        ``decision=abstained``.
+        ``decision=abstained``. A model of the recipe ``best`` leaves out of r the classes that its verdict found
+        made up on the tiles it was trained on (tag ``dropped``).
     prior
         For a model that takes a prior as input (``train --labels --prior``): the prior, on the image's grid. Pixels
         without it have no data in the map.
@@ -156,7 +160,7 @@ def predict(
             hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
-        dropped = [] if belief is None or force else list(model.unsupported)
+        dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
         mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", dropped=dropped, device=device)
         tags = {
             "model": model.digest(),
@@ -228,6 +232,14 @@ def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) ->
         stacklevel=3,
     )
     return "abstained"
+
+
+def _drop(model: LandcoverModel) -> list[int]:
+    """Return the positions of the classes that r leaves out, and say so."""
+    if model.dropped:
+        names = ", ".join(model.scheme.names[index] for index in model.dropped)
+        logger.warning("r leaves out %s, which the training found made up (--force maps all classes)", names)
+    return list(model.dropped)
 
 
 def map_prior(
@@ -364,7 +376,7 @@ class Mapper:
             return log_q
         prior, believed = self._belief.read(block.core)
         log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
-        if self._dropped and not self._abstain:
+        if self._dropped:
             log_p[:, self._dropped] = -torch.inf
         if self._abstain:
             log_r = log_p.to(log_q.dtype)

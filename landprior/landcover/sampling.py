@@ -8,6 +8,7 @@ of Environment 148, 2014).
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
@@ -126,7 +127,8 @@ def draw_sample(
     -------
     GeoDataFrame
         Pixel centres in the map's CRS, in random order, with ``id``, ``reference`` and ``notes`` (to be filled in),
-        ``stratum`` (the map's class code there) and ``stratum_pixels`` (how many pixels of the map have it).
+        ``stratum`` (the map's class code there), ``stratum_pixels`` (how many pixels of the map have it) and
+        ``stratum_hectares`` (NaN for a map in degrees or without georeferencing).
 
     Raises
     ------
@@ -164,6 +166,10 @@ def draw_sample(
     order = np.random.default_rng([seed, len(places)]).permutation(len(places))
     index, rows, columns = np.array(sorted(places))[order].T
     x, y = grid.transform @ (columns + 0.5, rows + 0.5)
+    try:
+        width, height = grid.pixel_size(where=path)
+    except InputError:
+        width = height = float("nan")
     return geopandas.GeoDataFrame(
         {
             "id": np.arange(1, len(index) + 1),
@@ -171,6 +177,7 @@ def draw_sample(
             "notes": np.full(len(index), None, dtype=object),
             "stratum": scheme.codes[index].astype(np.int64),
             "stratum_pixels": pixels[index],
+            "stratum_hectares": pixels[index] * width * height / 1e4,
         },
         geometry=geopandas.points_from_xy(x, y),
         crs=None if grid.crs is None else grid.crs.to_wkt(),
@@ -195,11 +202,14 @@ def write_sample(
     if target.suffix.lower() != ".gpkg":
         msg = f"-o {target}: points are written as a GeoPackage, .gpkg"
         raise InputError(msg)
+    style = check_output(target.with_suffix(".qml"), overwrite=overwrite)
     text_columns: dict[str, Any] = {name: sample[name].astype("string") for name in (REFERENCE, "notes")}
     with replacing(target, overwrite=overwrite) as temporary:
         temporary.unlink()  # GDAL would open the empty file
-        sample.assign(**text_columns).to_file(temporary, layer=target.stem, driver="GPKG")
-    with replacing(target.with_suffix(".qml"), overwrite=True) as temporary:
+        with warnings.catch_warnings():  # a map without a CRS has points without one
+            warnings.filterwarnings("ignore", message="'crs' was not provided")
+            sample.assign(**text_columns).to_file(temporary, layer=target.stem, driver="GPKG")
+    with replacing(style, overwrite=overwrite) as temporary:
         temporary.write_text(_style(scheme), encoding="utf-8")
     return target
 
@@ -213,7 +223,7 @@ def _style(scheme: ClassScheme) -> str:
     )
     hidden = "".join(
         f'    <field name="{name}"><editWidget type="Hidden"><config><Option/></config></editWidget></field>\n'
-        for name in ("stratum", "stratum_pixels")
+        for name in ("stratum", "stratum_pixels", "stratum_hectares")
     )
     ring = "".join(
         f'<Option name="{name}" value="{value}" type="QString"/>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import logging
 import math
@@ -60,6 +62,7 @@ class TileSettings(BaseModel):
         1, ge=1, le=32, description="trainings from different random weights whose predictions are averaged"
     )
     flips: bool = Field(default=False, description="average the predictions of the mirrored image too")
+    drop_unsupported: bool = Field(default=False, description="leave classes out of r that the verdict finds made up")
     starts: int = Field(
         1, ge=1, le=32, description="trainings from different random weights; that of the largest evidence is kept"
     )
@@ -74,7 +77,7 @@ class TileSettings(BaseModel):
     @classmethod
     def best(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
         """Return the recipe of ``docs/accuracy.md`` that beats the plain one at three times the work."""
-        return cls(**{"members": 3, "flips": True} | changes)
+        return cls(**{"members": 3, "flips": True, "drop_unsupported": True} | changes)
 
     @classmethod
     def supervised(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
@@ -265,7 +268,7 @@ def train_best(
     With ``settings.starts`` the model with the largest evidence is kept: the mean of log p(x) under the prior is
     the likelihood that these losses raise, and as in any fit with local optima, of several starts the likeliest is
     taken. With ``settings.members`` all are kept, and their predictions averaged. Neither needs labels. Arguments and
-    errors as :func:`train_model`; finished trainings are kept beside the checkpoint until the last is done.
+    errors as :func:`train_model`; finished trainings are kept beside the checkpoint (:func:`clear_checkpoint`).
     """
     settings = settings or TileSettings()
     # a fit to labels has no evidence to choose by
@@ -273,7 +276,6 @@ def train_best(
     if count == 1 and not settings.flips:
         return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
     models: list[LandcoverModel] = []
-    kept: list[Path] = []
     for start in range(count):
         done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
         identity = _identify(tiles, settings, init, start)
@@ -286,10 +288,9 @@ def train_best(
                     tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
                 )
             model.record["identity"] = identity
-            if done is not None:
+            if done is not None and checkpoint is not None:
                 save_model(model, done, overwrite=True)
-        if done is not None:
-            kept.append(done)
+                checkpoint.unlink(missing_ok=True)
         models.append(model)
     if settings.members > 1 or settings.flips:
         best = join_models(models, tiles, flips=settings.flips, device=device)
@@ -299,9 +300,14 @@ def train_best(
         best = models[chosen]
         logger.info("start %d of %d has the largest evidence: %s", chosen + 1, count, evidences)
         best.record["starts"] = {"evidence": evidences, "chosen": chosen}
-    for done in kept:
-        done.unlink(missing_ok=True)
     return best
+
+
+def clear_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint, and the finished trainings beside it, once the model is safe."""
+    for path in (checkpoint, *checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def join_models(
@@ -434,6 +440,7 @@ def train_files(
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
     save_model(model, target, overwrite=overwrite)
+    clear_checkpoint(checkpoint)
     return model
 
 

@@ -36,6 +36,8 @@ class Trial:
     learning_rate: float
     accuracy: float
     mean_iou: float
+    model: str
+    """Name of its model's file in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ def tune(
     Raises
     ------
     InputError
-        If some tiles have labels and others not, or a validation tile lacks labels.
+        If some tiles have labels and others not, a validation tile lacks labels or a prior, or labels would be both
+        fitted and scored against.
     LandpriorError
         See :func:`landprior.landcover.training.train_files` and :func:`landprior.landcover.prediction.predict`.
     """
@@ -113,25 +116,47 @@ def tune(
     if not validation or any(tile.labels is None for tile in validation):
         msg = "a learning rate is chosen by scores, so every validation tile needs labels"
         raise InputError(msg)
+    if supervised and {tile.image for tile in tiles} & {tile.image for tile in validation}:
+        msg = "a learning rate chosen on the labels that are fitted says nothing; validate on another tile"
+        raise InputError(msg)
     settings = settings or (TileSettings.supervised() if supervised else TileSettings())
     rates = rates or (LABEL_RATES if supervised else PRIOR_RATES)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    unequal = [tile for tile in validation if (tile.prior is None) != (tiles[0].prior is None)]
+    if unequal:
+        msg = (
+            f"give {unequal[0].image} a prior too" if tiles[0].prior else f"{unequal[0].image} has a prior to no use"
+        ) + ": validation tiles have what the tiles to train on have"
+        raise InputError(msg)
     done = _read_done(folder / "tune.json")
-    every = enumerate((*tiles, *validation))
-    files = {f"{kind}-{number}": path for number, tile in every for kind, path in _files_of(tile).items()}
-    codes = sorted((label_map or {}).items())
+    asked = {
+        "label_map": sorted((label_map or {}).items()),
+        "scheme": None if scheme is None else scheme.model_dump(mode="json"),
+        "names": [tile.name or tile.image.name for tile in tiles],
+    }
+    files = {
+        f"{role} {number} {kind}": path
+        for role, some in (("train", tiles), ("validate", validation))
+        for number, tile in enumerate(some)
+        for kind, path in _files_of(tile).items()
+    }
     trials: list[Trial] = []
     for rate in rates:
         changed = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": rate})})
-        files = {
-            f"{kind}-{i}": path for i, t in enumerate((*tiles, *validation)) for kind, path in _files_of(t).items()
-        }
-        key = make_key({"settings": changed.model_dump(mode="json"), "label_map": codes}, files)
-        if key not in done:
+        key = make_key(asked | {"settings": changed.model_dump(mode="json")}, files)
+        stem = f"rate-{rate:g}-{key[:8]}"
+        if key not in done or not (folder / done[key].model).is_file():
             logger.info("learning rate %g", rate)
             done[key] = _try(
-                tiles, validation, folder, changed, scheme=scheme, label_map=label_map, device=device, progress=progress
+                tiles,
+                validation,
+                folder / stem,
+                changed,
+                scheme=scheme,
+                label_map=label_map,
+                device=device,
+                progress=progress,
             )
             with replacing(folder / "tune.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps({k: asdict(t) for k, t in done.items()}, indent=2), encoding="utf-8")
@@ -163,7 +188,7 @@ def _read_done(path: Path) -> dict[str, Trial]:
 def _try(
     tiles: Sequence[TrainingTile],
     validation: Sequence[TrainingTile],
-    folder: Path,
+    stem: Path,
     settings: TileSettings,
     *,
     scheme: ClassScheme | None,
@@ -173,10 +198,10 @@ def _try(
 ) -> Trial:
     """Train with one learning rate, map the validation tiles, score the maps."""
     supervised = tiles[0].labels is not None
-    rate = settings.training.learning_rate
+    path = stem.with_name(f"{stem.name}.safetensors")
     model = train_files(
         [(tile.image, tile.prior) for tile in tiles],
-        _model_file(folder, rate),
+        path,
         settings,
         labels=[tile.labels for tile in tiles if tile.labels is not None],
         label_map=label_map,
@@ -188,26 +213,26 @@ def _try(
     )
     pairs = []
     for number, tile in enumerate(validation):
-        target = folder / f"rate-{rate:g}-{number}.tif"
+        labels = tile.labels
+        if labels is None:  # pragma: no cover - tune() has checked
+            continue
+        target = stem.with_name(f"{stem.name}-{number}.tif")
         predict(
             tile.image,
             target,
             model,
             prior=tile.prior if "prior" in model.extras else None,
             posterior=None if supervised else tile.prior,
+            force=True,  # what is scored is r itself, not the prior that a harmful one would be replaced by
             device=device,
             overwrite=True,
             progress=progress,
         )
-        pairs.append((target, tile.labels or target))
+        pairs.append((target, labels))
     scores = evaluate(pairs, model.scheme, label_map=label_map)
-    return Trial(rate, scores.accuracy, scores.mean_iou)
+    return Trial(settings.training.learning_rate, scores.accuracy, scores.mean_iou, path.name)
 
 
 def best_model(folder: str | Path, trials: Sequence[Trial]) -> Path:
     """Return the path of the best trial's model, which :func:`tune` has left in its folder."""
-    return _model_file(Path(folder), best_of(trials).learning_rate)
-
-
-def _model_file(folder: Path, rate: float) -> Path:
-    return folder / f"rate-{rate:g}.safetensors"
+    return Path(folder) / best_of(trials).model

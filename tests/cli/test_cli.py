@@ -26,8 +26,9 @@ from shapely.geometry import Point, box
 
 from landprior.cli import _COMMANDS, main
 from landprior.cli.demo import command as demo_command
+from landprior.cli.options import training_settings
 from landprior.cli.run import command as run_command
-from landprior.cli.train import LOSS_NAMES, _settings
+from landprior.cli.train import LOSS_NAMES
 from landprior.cli.train import command as train_command
 from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES, LossName
@@ -226,15 +227,25 @@ def test_loss_names_are_those_of_the_library():
 
 
 def defaults_in_help(command):
-    found = {p.name: re.search(r"\[default: ([\d.]+)\]", getattr(p, "help", None) or "") for p in command.params}
+    found = {p.name: re.search(r"\[default: ([\d.]+)[;\]]", getattr(p, "help", None) or "") for p in command.params}
     return {name: float(match[1]) for name, match in found.items() if match}
 
 
 def test_defaults_in_the_help_of_train_are_those_of_the_library():
     loop, tile = TrainingSettings(), TileSettings()
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate")}
-    expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts")}
+    expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
     assert defaults_in_help(train_command) == expected
+    loop, tile = (paper := TileSettings.paper()).training, paper
+    published = {
+        "steps": loop.steps,
+        "filters": tile.filters,
+        "patch_size": tile.patch_size,
+        "batch_size": tile.batch_size,
+    }
+    text = {p.name: getattr(p, "help", "") for p in train_command.params}
+    assert all(text[name].endswith(f"paper {value}]") for name, value in published.items())
+    loop = TrainingSettings()
     others = {p.name: p.default for p in train_command.params if p.name in ("seed", "precision")}
     assert others == {name: getattr(loop, name) for name in others}
     assert f"[default: {loop.loss}; ce with --labels]" in next(p for p in train_command.params if p.name == "loss").help
@@ -261,10 +272,10 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_options_of_train_go_over_the_recipe(loss):
     options = {"steps": 7, "learning_rate": None, "filters": 3, "seed": 5, "precision": "fp32"}
-    given = _settings("default", labelled=False, loss=loss, **options)
+    given = training_settings("default", labelled=False, loss=loss, **options)
     expected = TileSettings(training=TrainingSettings(loss=loss, steps=7, seed=5, precision="fp32"), filters=3)
     assert given == expected
-    paper = _settings("paper", labelled=False, loss=loss, steps=None, batch_size=4, seed=0, precision="auto")
+    paper = training_settings("paper", labelled=False, loss=loss, steps=None, batch_size=4, seed=0, precision="auto")
     assert paper == TileSettings.paper(loss, batch_size=4)
 
 

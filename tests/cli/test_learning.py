@@ -100,6 +100,43 @@ def test_a_workspace_teaches_with_its_labelled_tiles(files):
     assert "name labelled tiles with --tile" in refused.stderr
     with rasterio.open(files / "landprior-data" / "town" / "two" / "prior.tif") as src:
         assert src.tags(ns="landprior")["learned"] == load_model("city.safetensors").digest()
+    # the whole chain takes it too, and keeps the prior that build-prior made with it
+    stamp = (files / "landprior-data" / "town" / "two" / "prior.tif").stat().st_mtime_ns
+    good("run --city town --scheme enviroatlas-5 --tile two --learned city.safetensors --filters 2")
+    assert (files / "landprior-data" / "town" / "two" / "prior.tif").stat().st_mtime_ns == stamp
+
+
+def test_a_model_of_image_and_prior_maps_a_workspace(files):
+    folder = files / "landprior-data" / "town" / "one"
+    folder.mkdir(parents=True)
+    good(f"{BUILD} -o prior.tif")
+    good(
+        f"train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 {TINY} -o aux.safetensors"
+    )
+    for path in files.glob("*.tif"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    good("predict --city town --model aux.safetensors --maps q")
+    good("predict naip.tif --model aux.safetensors --prior prior.tif -o aux.tif")
+    with rasterio.open("aux.tif") as alone, rasterio.open(folder / "prediction.tif") as inside:
+        assert (alone.read() == inside.read()).all()
+    good("evaluate aux.tif labels.tif --figure f.png --image naip.tif --prior prior.tif --model aux.safetensors")
+    assert (files / "f.png").stat().st_size > 10_000
+
+
+def test_options_that_would_say_nothing_are_refused(files):
+    good(f"{BUILD} -o prior.tif")
+    lines = {
+        "run --city town --scheme enviroatlas-5 --recipe best --starts 2": "give one of the two",
+        "train --image naip.tif --labels labels.tif --scheme enviroatlas-5 --starts 2 -o m.safetensors": "no evidence",
+        "train --image naip.tif --prior prior.tif --label-map 1:10 -o m.safetensors": "only with --labels",
+        "evaluate labels.tif labels.tif --exclude-buffer 3": "name what is left out with --exclude",
+        "evaluate labels.tif labels.tif --pixel-size 3": "only with points",
+        f"{BUILD} --label-weight 0.5 -o b.tif": "without --labels",
+        f"{LEARN} --city town": "is for plain files",
+    }
+    for line, text in lines.items():
+        result = run(f"-q {line}")
+        assert (result.exit_code, text in result.stderr) == (2, True), result.output
 
 
 def test_from_labels_to_a_map_and_on_to_qr(files):
@@ -151,8 +188,15 @@ def test_tune_prints_the_grid_and_the_best(files):
     assert (wrong.exit_code, "give --prior or --labels" in wrong.stderr) == (2, True)
     rates = run("-q tune --image naip.tif --prior prior.tif --validation-labels labels.tif --rates no -o t")
     assert (rates.exit_code, "no list of positive numbers" in rates.stderr) == (2, True)
+    own = run("-q tune --image naip.tif --labels labels.tif --validation-labels labels.tif --scheme enviroatlas-5 -o t")
+    assert (own.exit_code, "validate on another tile" in own.stderr) == (1, True)
+    (files / "other.tif").write_bytes((files / "naip.tif").read_bytes())
+    lacking = run(
+        "-q tune --image naip.tif --prior prior.tif --validation-image other.tif --validation-labels labels.tif -o t"
+    )
+    assert (lacking.exit_code, "give other.tif a prior too" in lacking.stderr) == (1, True)
     labels = good(
-        "tune --image naip.tif --labels labels.tif --validation-image naip.tif --validation-labels labels.tif "
+        "tune --image naip.tif --labels labels.tif --validation-image other.tif --validation-labels labels.tif "
         f"--scheme enviroatlas-5 {TINY} --rates 1e-2,1e-3 -o supervised"
     )
     assert "0.01" in labels
@@ -216,7 +260,7 @@ def test_an_experiment_of_ones_own(files):
     listed = good("experiment mine.yaml --root . --dry-run")
     assert listed.count("to do") == 3  # the prior, QR jointly, QR per tile
     text = good("experiment mine.yaml --root .")
-    assert "| QR | per tile | r |" in text
+    assert "| QR | per tile | 0.002 | r |" in text
     assert "| 50.0 / 20.0 |" in text
     folder = files / "landprior-experiments" / "mine"
     assert {path.name for path in folder.glob("report.*")} == {"report.md", "report.json", "report.png"}

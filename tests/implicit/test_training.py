@@ -93,7 +93,22 @@ def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
     assert [e.loss for e in resumed.epochs] == [e.loss for e in history.epochs]
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, fresh.state_dict()[name], rtol=0, atol=0)
-    assert not path.exists()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    """Its caller may have failed to write the model; the checkpoint still has everything."""
+    path = tmp_path / "state"
+
+    def until(epoch):
+        return "enough" if epoch.step == 40 else None
+
+    first, again, seen = make_network(), make_network(seed=3), []
+    history = fit(first, feed, settings(), until=until, checkpoint=path)
+    repeated = fit(again, lambda step: seen.append(step) or feed(step), settings(), until=until, checkpoint=path)
+    assert seen == []
+    assert (repeated.stopped, [e.step for e in repeated.epochs]) == ("enough", [e.step for e in history.epochs])
+    for name, value in weights(first).items():
+        torch.testing.assert_close(value, again.state_dict()[name], rtol=0, atol=0)
 
 
 def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
@@ -127,7 +142,7 @@ def test_damaged_checkpoint_is_said_and_left(tmp_path):
     network = make_network()
     with pytest.warns(UserWarning, match="no usable checkpoint"):
         fit(network, feed, settings(steps=10, warmup_steps=0), checkpoint=path)
-    assert not path.exists()
+    assert torch.load(path, weights_only=True)["step"] == 10  # a good one is in its place
 
 
 def test_loss_that_is_not_finite_stops_with_advice():

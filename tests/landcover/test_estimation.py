@@ -144,6 +144,58 @@ def test_points_without_strata_are_stratified_by_the_map(tmp_path, chart, caplog
     assert found.proportions.sum(1) == pytest.approx(np.array(counts) / sum(counts))
 
 
+def test_classes_with_too_few_points_of_a_random_sample_are_joined(tmp_path, make_raster, caplog):
+    scheme = make_scheme("a", "b", "c", "d")
+    mapped = np.ones((40, 40), dtype=np.uint8)
+    mapped[30:, :20], mapped[39, 39], mapped[0, 38:] = 2, 3, 4
+    path = make_raster("map.tif", mapped, nodata=255, scheme=scheme)
+    rows, columns = np.array([2, 5, 9, 12, 31, 33]), np.array([3, 30, 8, 20, 4, 9])
+    points = geopandas.GeoDataFrame(
+        {"reference": ["a", "a", "b", "a", "b", "b"]},
+        geometry=geopandas.points_from_xy(600_000.5 + columns, 4_500_000 - rows - 0.5),
+        crs=26917,
+    )
+    points.to_file(tmp_path / "points.gpkg")
+    found = evaluate_points(path, tmp_path / "points.gpkg", scheme)
+    assert "too few points in class 3, 4 of the map" in caplog.text
+    # classes c and d, three pixels, join b, the smallest with points: 203 of 1,600 px, all its points right
+    assert found.overall.value == pytest.approx((1397 * 3 / 4 + 203) / 1600)
+
+
+def test_a_stratum_of_one_pixel_is_known_from_one_point():
+    scheme = make_scheme("a", "b")
+    strata = np.array([0, 0, 0, 1])
+    found = estimate_areas(strata, np.array([0, 0, 1, 1]), strata, {0: 99, 1: 1}, scheme)
+    assert found.shares[1].value == pytest.approx(0.99 / 3 + 0.01)
+    assert found.users[1].margin == 0
+    alone = estimate_areas(strata[:3], np.array([0, 0, 1]), strata[:3], {0: 99}, scheme)
+    assert found.shares[0].error == pytest.approx(0.99 * alone.shares[0].error)
+
+
+def test_hectares_are_those_of_the_map_that_was_sampled(tmp_path, chart, make_raster, make_grid):
+    """Another map of the place, of 8 m pixels, is evaluated with the points of the 1 m map."""
+    scheme, path, mapped, truth = chart
+    sample = interpret(draw_sample(path, scheme, count=90, seed=1), truth, scheme)
+    write_sample(sample, tmp_path / "points.gpkg", scheme)
+    coarse = make_raster("coarse.tif", truth[4::8, 4::8], grid=make_grid(12, 15, pixel=8), nodata=255, scheme=scheme)
+    found = evaluate_points(coarse, tmp_path / "points.gpkg", scheme)
+    assert found.overall.value == 1
+    assert found.hectares == pytest.approx((mapped != 255).sum() / 1e4)
+    stated = evaluate_points(path, tmp_path / "points.gpkg", scheme, pixel_size=2)
+    assert stated.hectares == pytest.approx(4 * found.hectares)
+
+
+def test_a_map_without_a_crs_from_the_draw_to_the_estimate(tmp_path, make_raster, make_grid):
+    scheme = make_scheme("a", "b")
+    mapped = np.kron([[1, 2], [2, 1]], np.ones((20, 20))).astype(np.uint8)
+    path = make_raster("local.tif", mapped, grid=make_grid(40, 40, epsg=None), nodata=255, scheme=scheme)
+    sample = draw_sample(path, scheme, count=20)
+    sample["reference"] = [scheme.names[scheme.index(int(code))] for code in sample["stratum"]]
+    write_sample(sample, tmp_path / "points.gpkg", scheme)
+    found = evaluate_points(path, tmp_path / "points.gpkg", scheme)
+    assert found.overall.value == 1
+
+
 def test_points_not_interpreted_are_left_out_and_told(tmp_path, chart, caplog):
     scheme, path, _, truth = chart
     sample = interpret(draw_sample(path, scheme, count=90, seed=1), truth, scheme)
@@ -217,7 +269,15 @@ def test_written_points_open_as_they_were(tmp_path, chart):
     sample = draw_sample(path, scheme, count=60, seed=1)
     write_sample(sample, tmp_path / "points.gpkg", scheme)
     again = geopandas.read_file(tmp_path / "points.gpkg")
-    assert list(again.columns) == ["id", "reference", "notes", "stratum", "stratum_pixels", "geometry"]
+    assert list(again.columns) == [
+        "id",
+        "reference",
+        "notes",
+        "stratum",
+        "stratum_pixels",
+        "stratum_hectares",
+        "geometry",
+    ]
     assert again.geometry.geom_equals(sample.geometry.set_crs(again.crs, allow_override=True)).all()
     assert again["reference"].isna().all()
     assert again.crs.to_epsg() == 26917

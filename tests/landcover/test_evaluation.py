@@ -2,6 +2,7 @@
 
 import json
 
+import geopandas
 import numpy as np
 import pytest
 from hypothesis import given
@@ -144,6 +145,31 @@ def test_table_names_what_is_left_out(enviroatlas):
     text = Scores.of(np.array([0, 1, 1]), np.array([0, 1, 0]), enviroatlas).to_text()
     assert "accuracy 0.6667   mean IoU 0.5000   3 pixels" in text
     assert "not in labels or map, left out of the mean: barren, trees, grass" in text
+
+
+def test_what_is_left_out_reaches_in_from_outside(tmp_path, make_raster, enviroatlas):
+    """A point 5 m east of the map with 20 m around it: a cap of 15 m depth."""
+    path = make_raster("map.tif", np.full((100, 100), 40, dtype=np.uint8), nodata=255, scheme=enviroatlas)
+    point = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy([600_105], [4_499_950]), crs=26917)
+    point.to_crs(4326).to_file(tmp_path / "point.gpkg")
+    scores = evaluate([(path, path)], enviroatlas, exclude=tmp_path / "point.gpkg", buffer=20)
+    cap = 400 * np.arccos(5 / 20) - 5 * np.sqrt(400 - 25)
+    assert 100 * 100 - scores.pixels == pytest.approx(cap, rel=0.1)
+
+
+def test_a_map_may_be_put_on_the_grid_of_the_labels(make_raster, make_grid, enviroatlas):
+    """A coarse map counts for every labelled pixel; codes beyond the labels do not matter."""
+    labels = np.full((60, 60), 40, dtype=np.uint8)
+    labels[:, 30:] = 70
+    codes = np.full((5, 5), 40, dtype=np.uint8)
+    codes[:, 3:], codes[4] = 20, 99
+    coarse = make_raster("coarse.tif", codes, grid=make_grid(5, 5, pixel=20))
+    truth = make_raster("labels.tif", labels)
+    scores = evaluate([(coarse, truth)], enviroatlas, on_labels=True)
+    assert scores.pixels == 60 * 60
+    assert scores.accuracy == pytest.approx(0.5)
+    with pytest.raises(SchemeError, match="99"):
+        evaluate([(coarse, truth)], enviroatlas)
 
 
 def test_figure_shows_all_panels(tmp_path, make_image, make_prior, make_model, make_raster, enviroatlas):

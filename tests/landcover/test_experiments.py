@@ -128,13 +128,29 @@ def minimal(**changes):
     ("changes", "text"),
     [
         ({"rows": [{"name": "r", "method": "prior"}] * 2}, "different names"),
-        ({"rows": [{"name": "r", "method": "weak", "init": "HR"}]}, "starts from 'HR', which is no row above"),
+        (
+            {"rows": [{"name": "r", "method": "weak", "init": "HR"}]},
+            "starts from 'HR', which is no row of labels above",
+        ),
         ({"rows": [{"name": "r", "method": "supervised"}]}, "say on what it is trained"),
         ({"rows": [{"name": "r", "method": "supervised", "train": "b/train"}]}, "'b' is no region"),
         ({"rows": [{"name": "r", "method": "external"}]}, "say where its maps are"),
         ({"rows": [{"name": "r", "method": "prior", "published": {"b": {}}}]}, "'b' is no region"),
         ({"data": {"kind": "files"}}, "layers .* needed there"),
         ({"views": ["merged"]}, "need merge"),
+        ({"rows": [{"name": "r", "method": "weak", "maps": ["q", "prior"]}]}, "a row of weak has the maps q, r"),
+        ({"rows": [{"name": "r", "method": "weak", "train": "a/x"}]}, "train is for rows of method supervised"),
+        ({"rows": [{"name": "r", "method": "weak", "inputs": ["image", "prior"]}]}, "inputs are for rows of method"),
+        ({"rows": [{"name": "r", "method": "supervised", "train": "others", "loss": "rq"}]}, "rq is for priors"),
+        ({"rows": [{"name": "r", "method": "external", "path": "{name}.tif"}]}, "may hold {region}, {split} and"),
+        ({"rows": [{"name": "r", "method": "weak", "init": "r"}]}, "no row of labels above"),
+        ({"data": {"kind": "files", "layers": {"image": "i.tif"}}}, "layers need labels"),
+        ({"data": {"kind": "files", "layers": {"image": "{tile}.tif", "labels": "l.tif"}}}, "may hold {split} and"),
+        ({"regions": {"a": {"splits": {"test": ["x"]}, "measure": ["test"]}}}, "measured on the tiles that are scored"),
+        (
+            {"rows": [{"name": "r", "method": "weak", "tune": {"region": "a", "rates": [1e-2, 1e-3]}}]},
+            "chosen on tiles that are scored",
+        ),
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
@@ -149,10 +165,32 @@ def test_narrowing_keeps_what_a_row_starts_from():
     some = load_experiment("table-2").narrowed(rows=["QR from Pittsburgh"], regions=["durham"])
     assert [row.name for row in some.rows] == ["HR", "QR from Pittsburgh"]
     assert some.columns == ("durham",)
+    assert set(some.others("durham")) == {"pittsburgh", "austin", "phoenix"}  # as in the whole table
     with pytest.raises(ConfigError, match="'QQ' is no row"):
         load_experiment("table-2").narrowed(rows=["QQ"])
     with pytest.raises(ConfigError, match="'boston' is no region"):
         load_experiment("table-2").narrowed(regions=["boston"])
+
+
+def test_another_recipe_brings_its_own_learning_rates():
+    """Those of the shipped tables are of the paper's schedule."""
+    shipped, quick = (
+        load_experiment("table-2"),
+        load_experiment("table-2", settings={"recipe": "default", "filters": 8}),
+    )
+    rows = {row.name: row for row in quick.rows}
+    assert {row.learning_rate for row in shipped.rows if row.method == "weak"} - {None}
+    assert {row.learning_rate for row in quick.rows} == {None}
+    assert rows["learned prior"].learned.filters == 8
+    assert next(row for row in shipped.rows if row.name == "learned prior").learned.filters == 128
+    tuned = load_experiment("table-1", settings={"recipe": "default"})
+    assert not any(row.tune for row in tuned.rows)
+
+
+def test_elsewhere_needs_another_region():
+    alone = load_experiment("city-windows").model_copy(update={"scored": ("durham",), "elsewhere": ()})
+    with pytest.raises(ConfigError, match="no region other than 'durham' to train on"):
+        alone.others("durham")
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -207,15 +245,64 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, two_rows, enviroatlas_root, m
 
 
 def test_another_configuration_is_refused(tmp_path, two_rows, enviroatlas_root):
-    Runner(two_rows, enviroatlas_root, tmp_path / "run")
-    changed = two_rows.model_copy(update={"seeds": 2})
-    with pytest.raises(ConfigError, match=r"another configuration \(it differs in seeds\)"):
-        Runner(changed, enviroatlas_root, tmp_path / "run")
-    Runner(two_rows, enviroatlas_root, tmp_path / "run")
+    prior = two_rows.narrowed(rows=["prior"])
+    done = Runner(prior, enviroatlas_root, tmp_path / "run").run()
+    wider = two_rows.settings.model_copy(update={"filters": 4})
+    with pytest.raises(ConfigError, match=r"another configuration \(it differs in settings\)"):
+        Runner(prior.model_copy(update={"settings": wider}), enviroatlas_root, tmp_path / "run")
+    other = prior.rows[0].model_copy(update={"prior": "nlcd"})
+    with pytest.raises(ConfigError, match=r"it differs in row 'prior'"):
+        Runner(prior.model_copy(update={"rows": (other,)}), enviroatlas_root, tmp_path / "run")
+    # more rows, seeds, another title: what is done stays done
+    more = two_rows.model_copy(update={"seeds": 2, "title": "again"})
+    assert Runner(more, enviroatlas_root, tmp_path / "run").results() == done
+
+
+def test_other_data_is_refused(tmp_path, two_rows, enviroatlas_root):
+    prior = two_rows.narrowed(rows=["prior"])
+    Runner(prior, enviroatlas_root, tmp_path / "run").run()
+    index = tmp_path / "other" / "enviroatlas_lotp" / "spatial_index.geojson"
+    index.parent.mkdir(parents=True)
+    index.write_text((enviroatlas_root / "enviroatlas_lotp" / index.name).read_text() + "\n")
+    with pytest.raises(ConfigError, match="it differs in data"):
+        Runner(prior, tmp_path / "other", tmp_path / "run")
+
+
+def test_looking_claims_nothing(tmp_path, two_rows, enviroatlas_root):
+    assert list(Runner(two_rows, enviroatlas_root, tmp_path / "run").cells())
+    assert not (tmp_path / "run").exists()
+
+
+def test_learned_priors_of_two_sizes_are_two(tmp_path, enviroatlas_root):
+    content = small("table-2").narrowed(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
+    second = content["rows"][0] | {"name": "wider", "published": {}}
+    content["rows"].append(second | {"learned": second["learned"] | {"filters": 5}})
+    Runner(Experiment.model_validate(content), enviroatlas_root, tmp_path).run()
+    assert sorted(load_model(path).filters for path in (tmp_path / "models").iterdir()) == [3, 5]
+
+
+def test_a_map_of_another_resolution_is_scored_on_the_tile(tmp_path, enviroatlas_root):
+    """A 3 m mosaic that reaches further than the tile, with a code of its own out there."""
+    experiment = small("table-e2").narrowed(rows=["Robinson 2019"], regions=["durham"])
+    places = Places(experiment, enviroatlas_root, tmp_path).find("durham")
+    for place in places:
+        with rasterio.open(place.labels) as src:
+            grid = Grid.of(src)
+        side = grid.width // 3 + 20
+        codes = np.full((side, side), 3, dtype=np.uint8)
+        codes[-5:] = 99
+        transform = grid.transform @ rasterio.Affine.translation(-30, -30) @ rasterio.Affine.scale(3)
+        write_raster(
+            tmp_path / f"{place.name}.tif", codes, Grid(width=side, height=side, transform=transform, crs=grid.crs)
+        )
+    external = experiment.narrowed(external={"Robinson 2019": str(tmp_path / "{tile}.tif")})
+    (result,) = Runner(external, enviroatlas_root, tmp_path / "run").run()
+    own = [p.labels for p in places]
+    assert result.pixels == sum(int(np.isin(rasterio.open(p).read(1), (10, 20, 30, 40, 70)).sum()) for p in own)
 
 
 def test_damaged_results_are_told(tmp_path, two_rows, enviroatlas_root):
-    Runner(two_rows, enviroatlas_root, tmp_path / "run")
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / RESULTS).write_text('{"row": "prior"}\n')
     with pytest.raises(InputError, match="delete that line"):
         Runner(two_rows, enviroatlas_root, tmp_path / "run").run()
@@ -247,12 +334,12 @@ def test_table_2_in_small(tmp_path, enviroatlas_root):
     assert scores.confusion.tolist() == mine.confusion
     assert mine.pixels == 2 * (72 * 72 - 81)  # shrub is ignored
     text = to_markdown(experiment, summarise(experiment, results))
-    assert "| HR | joint | q | Durham NC | 2 |" in text
+    assert "| HR | joint | 0.002 | q | Durham NC | 2 |" in text
     assert "| 74.2 / 35.9 |" in text  # the published figure
 
 
 def test_table_1_chooses_the_rate_on_delaware(tmp_path, chesapeake_root):
-    experiment = small("table-1", modes=("joint",)).narrowed(
+    experiment = small("table-1", modes=("joint",), settings=TINY | {"recipe": "paper"}).narrowed(
         rows=["QR", "QR on the prior built here"], regions=["ny+pa"]
     )
     results = Runner(experiment, chesapeake_root, tmp_path).run()
@@ -262,7 +349,7 @@ def test_table_1_chooses_the_rate_on_delaware(tmp_path, chesapeake_root):
     assert sorted(t["learning_rate"] for t in trials.values()) == [1e-5, 1e-4, 1e-3]
     assert tuned.learning_rate == best["learning_rate"]
     assert tuned.tiles == 2
-    assert next(r for r in results if r.row != "QR").learning_rate == 1e-4
+    assert next(r for r in results if r.row != "QR").learning_rate == 1e-4  # its own, in the file
 
 
 def test_figure_e3_draws_the_maps(tmp_path, enviroatlas_root):

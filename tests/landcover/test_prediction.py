@@ -302,7 +302,8 @@ def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_pr
     """r over the other classes, the tag says which; --force maps all of them."""
     image, prior = make_image("image.tif", 40, 50), make_prior("prior.tif", 40, 50)
     verdict = {"decision": "kept", "why": "a test", "unsupported": [1, 3]}
-    model = make_model(record={"verdict": verdict})
+    model = make_model(record={"verdict": verdict, "settings": {"drop_unsupported": True}})
+    assert make_model(record={"verdict": verdict}).dropped == ()  # the paper's r is over all classes
     full = predict(
         image, tmp_path / "all.tif", model, posterior=prior, force=True, products=Products(probabilities=True)
     )

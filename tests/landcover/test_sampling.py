@@ -96,6 +96,7 @@ def test_the_style_offers_the_classes_and_hides_the_map(tmp_path, chart, enviroa
         "reference": "ValueMap",
         "stratum": "Hidden",
         "stratum_pixels": "Hidden",
+        "stratum_hectares": "Hidden",
     }
     offered = [option.get("value") for option in fields["reference"].iter("Option") if option.get("value")]
     assert offered == enviroatlas.names
@@ -106,5 +107,10 @@ def test_written_once(tmp_path, chart, enviroatlas):
     write_sample(sample, tmp_path / "points.gpkg", enviroatlas)
     with pytest.raises(OutputExistsError):
         write_sample(sample, tmp_path / "points.gpkg", enviroatlas)
+    (tmp_path / "map.qml").write_text("the map's own style")
+    with pytest.raises(OutputExistsError, match=r"map\.qml"):
+        write_sample(sample, tmp_path / "map.gpkg", enviroatlas)
+    assert (tmp_path / "map.qml").read_text() == "the map's own style"
+    assert not (tmp_path / "map.gpkg").exists()
     with pytest.raises(InputError, match=r"as a GeoPackage, \.gpkg"):
         write_sample(sample, tmp_path / "points.shp", enviroatlas)

@@ -145,6 +145,29 @@ def test_interrupted_and_resumed_gives_the_same_model(tmp_path, pair, quick):
     assert not (tmp_path / ".model.safetensors.checkpoint").exists()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_full_disk_at_the_end_costs_no_training(tmp_path, pair, quick, members):
+    from landprior.errors import RasterWriteError
+    from landprior.landcover import training
+
+    path, original = tmp_path / "model.safetensors", training.save_model
+
+    def full(model, target, **options):
+        if target == path:
+            msg = "no space left"
+            raise RasterWriteError(msg)
+        return original(model, target, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_model", full)
+        with pytest.raises(RasterWriteError):
+            train_files([pair], path, quick(members=members))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 0)  # the first step of a training would be interrupted
+        train_files([pair], path, quick(members=members))
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path, pair, make_prior, quick):
     from landprior.errors import TrainingInterruptedError
 

@@ -60,6 +60,15 @@ class Data(_Part):
         if (self.kind == "files") != bool(self.layers):
             msg = "layers (with image, nlcd, labels, ...) are for kind: files, and needed there"
             raise ValueError(msg)
+        lacking = [name for name in ("image", "labels") if self.layers and name not in self.layers]
+        wrong = [path for path in self.layers.values() if not _fits(path, "split")]
+        if lacking or wrong:
+            msg = (
+                f"layers need {lacking[0]}"
+                if lacking
+                else f"{wrong[0]!r} may hold {{split}} and nothing else in braces"
+            )
+            raise ValueError(msg)
         return self
 
 
@@ -71,9 +80,15 @@ class Learned(_Part):
     steps: int = Field(300, ge=1)
     learning_rate: Rate = 1e-3
 
+    def within(self, settings: Settings) -> Learned:
+        """Return it no larger than the settings say for networks, where they say anything."""
+        bounds = {"filters": settings.filters, "steps": settings.steps}
+        small = {name: min(getattr(self, name), most) for name, most in bounds.items() if most is not None}
+        return self.model_copy(update=small)
+
 
 class Tuning(_Part):
-    """Choose the learning rate on a region, by the accuracy of r (of q for labels) there."""
+    """Choose the learning rate on a region that is not scored, by the accuracy of r (of q for labels) there."""
 
     region: str
     split: str = "test"
@@ -85,14 +100,14 @@ class Row(_Part):
 
     name: str = Field(min_length=1)
     method: Method
-    loss: LossName = "qr"
+    loss: LossName | None = Field(None, description="by default qr, and ce for labels")
     train: str = Field("", description="supervised: region/split, or 'others': the other regions' tests")
     inputs: tuple[Literal["image", "prior"], ...] = ("image",)
     prior: PriorKind = "hand"
     learned: Learned = Learned()
     init: str | None = Field(None, description="name of a supervised row to start from")
     maps: tuple[Literal["prior", "q", "r"], ...] = ()
-    learning_rate: Rate | None = None
+    learning_rate: Rate | None = Field(None, description="of the experiment's own recipe, or the row's")
     tune: Tuning | None = None
     recipe: Literal["paper", "default", "best"] | None = None
     regions: tuple[str, ...] = ()
@@ -106,25 +121,54 @@ class Row(_Part):
     @property
     def shown(self) -> tuple[str, ...]:
         """Which maps are scored."""
-        return (
-            self.maps
-            or {"prior": ("prior",), "supervised": ("q",), "weak": ("q", "r"), "external": ("q",)}[self.method]
-        )
+        return self.maps or _MAPS[self.method]
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if self.method == "supervised" and not self.train:
-            msg = f"row {self.name!r}: say on what it is trained, train: region/split, or others"
-            raise ValueError(msg)
-        if self.method == "external" and not self.path:
-            msg = f"row {self.name!r}: say where its maps are, path: ..."
-            raise ValueError(msg)
-        if "image" not in self.inputs:
-            msg = f"row {self.name!r}: inputs need the image"
-            raise ValueError(msg)
-        if self.method == "supervised" and self.loss in IMPLICIT:
-            object.__setattr__(self, "loss", "ce")
+        problems = {
+            "say on what it is trained, train: region/split, or others": self.method == "supervised" and not self.train,
+            "say where its maps are, path: ...": self.method == "external" and not self.path,
+            "inputs need the image": "image" not in self.inputs,
+            f"a row of {self.method} has the maps {', '.join(_MAPS[self.method])}": (
+                not set(self.maps) <= set(_MAPS[self.method])
+            ),
+            "train is for rows of method supervised": self.method != "supervised" and bool(self.train),
+            "inputs are for rows of method supervised": self.method != "supervised" and self.inputs != ("image",),
+            "init is for rows of method weak": self.method != "weak" and self.init is not None,
+            "give a learning_rate or tune, not both": self.learning_rate is not None and self.tune is not None,
+            f"{self.loss} is for priors; a row of labels is trained with ce or ce-argmax": (
+                self.method == "supervised" and self.loss in IMPLICIT
+            ),
+            "its path may hold {region}, {split} and {tile}": not _fits(self.path, "region", "split", "tile"),
+        }
+        for text, wrong in problems.items():
+            if wrong:
+                msg = f"row {self.name!r}: {text}"
+                raise ValueError(msg)
         return self
+
+    @property
+    def objective(self) -> LossName:
+        """The loss it is trained with."""
+        return self.loss or ("ce" if self.method == "supervised" else "qr")
+
+
+_MAPS: dict[str, tuple[str, ...]] = {
+    "prior": ("prior",),
+    "supervised": ("q",),
+    "weak": ("q", "r"),
+    "external": ("q",),
+}
+"""Which maps a method gives."""
+
+
+def _fits(pattern: str, *names: str) -> bool:
+    """Say whether a pattern can be filled in from these names."""
+    try:
+        pattern.format(**dict.fromkeys(names, ""))
+    except (KeyError, ValueError, IndexError):
+        return False
+    return True
 
 
 class Settings(_Part):
@@ -147,6 +191,7 @@ class Experiment(_Part):
     data: Data
     regions: dict[str, Region] = Field(min_length=1)
     scored: tuple[str, ...] = Field((), description="regions that are columns; all by default")
+    elsewhere: tuple[str, ...] = Field((), description="regions that 'others' chooses from; the columns by default")
     rows: tuple[Row, ...] = Field(min_length=1)
     modes: tuple[Mode, ...] = ("joint", "tile")
     seeds: int = Field(1, ge=1)
@@ -159,6 +204,25 @@ class Experiment(_Part):
     def columns(self) -> tuple[str, ...]:
         """The regions that are scored."""
         return self.scored or tuple(self.regions)
+
+    def members(self, region: str) -> tuple[str, ...]:
+        """Return the regions that one consists of, itself for most."""
+        return self.regions[region].of or (region,)
+
+    def others(self, region: str) -> tuple[str, ...]:
+        """Return the regions that share nothing with one, for training elsewhere.
+
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        own = set(self.members(region))
+        found = [m for name in self.elsewhere or self.columns for m in self.members(name) if m not in own]
+        if not found:
+            msg = f"there is no region other than {region!r} to train on (elsewhere: [...] names them)"
+            raise ConfigError(msg)
+        return tuple(dict.fromkeys(found))
 
     def narrowed(
         self, *, rows: Sequence[str] = (), regions: Sequence[str] = (), external: Mapping[str, str] | None = None
@@ -180,7 +244,7 @@ class Experiment(_Part):
             wanted = {*rows, *(row.init for row in self.rows if row.name in rows)}
             content["rows"] = [row for row in content["rows"] if row["name"] in wanted]
         if regions:
-            content["scored"] = list(regions)
+            content["scored"], content["elsewhere"] = list(regions), list(self.elsewhere or self.columns)
             content["rows"] = [
                 row | {"regions": [name for name in row["regions"] if name in regions]}
                 for row in content["rows"]
@@ -188,7 +252,7 @@ class Experiment(_Part):
             ]
         for name, path in (external or {}).items():
             known_row = next((row for row in content["rows"] if row["name"] == name), {"name": name})
-            changed = known_row | {"method": "external", "path": path, "optional": False}
+            changed = known_row | {"method": "external", "path": path, "optional": False, "maps": []}
             content["rows"] = [row for row in content["rows"] if row["name"] != name] + [changed]
         try:
             return type(self).model_validate(content)
@@ -201,26 +265,47 @@ class Experiment(_Part):
         if len(set(names)) < len(names):
             msg = "rows must have different names"
             raise ValueError(msg)
-        asked = [*self.scored, *(r for region in self.regions.values() for r in region.of)]
+        asked = [*self.scored, *self.elsewhere, *(r for region in self.regions.values() for r in region.of)]
         for row in self.rows:
             asked += [*row.regions, *row.published]
             asked += [row.train.partition("/")[0]] if row.train and row.train != "others" else []
             asked += [row.tune.region] if row.tune else []
-            if row.init is not None and row.init not in names[: names.index(row.name)]:
-                msg = f"row {row.name!r} starts from {row.init!r}, which is no row above it"
+            above = [other.name for other in self.rows[: names.index(row.name)] if other.method == "supervised"]
+            if row.init is not None and row.init not in above:
+                msg = f"row {row.name!r} starts from {row.init!r}, which is no row of labels above it"
                 raise ValueError(msg)
         missing = [name for name in asked if name not in self.regions]
         if missing:
             msg = f"{missing[0]!r} is no region of this experiment ({', '.join(self.regions)})"
             raise ValueError(msg)
+        self._keeps_apart()
         if set(self.views) - {"all"} and self.merge is None:
             msg = "views other than 'all' need merge: [into, from]"
             raise ValueError(msg)
         return self
 
+    def _keeps_apart(self) -> None:
+        """Refuse to measure a matrix, or to choose a learning rate, on tiles that are scored."""
+        scored = {member for column in self.columns for member in self.members(column)}
+        tests = {split for name in scored for split in self.regions[name].splits.get("test", ())}
+        for name, region in self.regions.items():
+            if name in scored and tests & {own for split in region.measure for own in region.splits.get(split, ())}:
+                msg = f"region {name!r}: its matrix would be measured on the tiles that are scored"
+                raise ValueError(msg)
+        for row in self.rows:
+            if row.tune is None or row.tune.region not in self.regions:
+                continue
+            chosen = self.members(row.tune.region)
+            if tests & {own for name in chosen for own in self.regions[name].splits.get(row.tune.split, ())}:
+                msg = f"row {row.name!r}: its learning rate would be chosen on tiles that are scored"
+                raise ValueError(msg)
+
 
 def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: ANN401 - the fields
     """Load a shipped experiment by name, or the user's own YAML by path.
+
+    Another recipe than the file's brings its own learning rates: the rows' are of the file's schedule and go. Fewer
+    steps or filters hold for learned priors too.
 
     Parameters
     ----------
@@ -238,9 +323,23 @@ def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: AN
     content = read_yaml(path)
     settings = dict(content.get("settings") or {}) | changes.pop("settings", {})
     try:
-        return Experiment.model_validate(content | {"settings": settings} | changes)
+        own = Experiment.model_validate(content)
+        found = Experiment.model_validate(content | {"settings": settings} | changes)
     except ValidationError as error:
         raise ConfigError(explain(error, path)) from error
+    rates: dict[str, Any] = (
+        {} if found.settings.recipe == own.settings.recipe else {"learning_rate": None, "tune": None}
+    )
+    small = found.settings.model_copy(
+        update={
+            name: None for name in ("steps", "filters") if getattr(found.settings, name) == getattr(own.settings, name)
+        }
+    )
+    rows = [
+        row.model_copy(update={"learned": row.learned.within(small)} | (rates if row.recipe is None else {}))
+        for row in found.rows
+    ]
+    return found.model_copy(update={"rows": tuple(rows)})
 
 
 def list_experiments() -> list[str]:

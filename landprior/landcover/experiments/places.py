@@ -10,6 +10,7 @@ from rasterio.windows import Window
 
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.coarse import LAYERS
+from landprior.landcover.workspace import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 ENVIROATLAS_FOLDER = "enviroatlas_lotp"
 """Where torchgeo unpacks EnviroAtlas, below its root."""
+
+INDEX = "spatial_index.geojson"
+"""torchgeo's list of tiles and files."""
+
+_INDICES = {"enviroatlas": f"{ENVIROATLAS_FOLDER}/{INDEX}", "chesapeake": INDEX}
 
 _ENVIROATLAS = {
     "image": "naip",
@@ -89,16 +95,33 @@ class Places:
     """
 
     def __init__(self, experiment: Experiment, root: Path, work: Path) -> None:
-        self._regions = experiment.regions
+        self._experiment, self._regions = experiment, experiment.regions
         self._data, self._root, self._work = experiment.data, root, work
         self._known: dict[str, list[Place]] = {}
         if not root.is_dir():
             msg = f"no data at {root}; torchgeo's sets are fetched with: landprior fetch --dataset NAME --root {root}"
             raise MissingInputError(msg)
 
-    def members(self, region: str) -> tuple[str, ...]:
-        """Return the regions that one consists of, itself for most."""
-        return self._regions[region].of or (region,)
+    def checksum(self) -> str:
+        """Return a checksum of the data: of torchgeo's index, or of every file.
+
+        Raises
+        ------
+        MissingInputError
+            If a file is missing.
+        """
+        if self._data.kind == "files":
+            splits = {own for region in self._regions.values() for some in region.splits.values() for own in some}
+            files = {
+                f"{layer} of {split}": _need(self._root / pattern.format(split=split), f"{layer} of {split}")
+                for split in splits
+                for layer, pattern in self._data.layers.items()
+            }
+        else:
+            files = {
+                "index": _need(self._root / _INDICES[self._data.kind], "is --root the root of torchgeo's data set?")
+            }
+        return make_key({}, files)
 
     def region(self, name: str) -> Region:
         """Return a region by name."""
@@ -115,7 +138,7 @@ class Places:
             If nothing is left.
         """
         found: list[Place] = []
-        for member in self.members(region):
+        for member in self._experiment.members(region):
             key = f"{member}/{split}"
             if key not in self._known:
                 self._known[key] = self._find(member, split)
@@ -188,10 +211,7 @@ def _read_chesapeake(root: Path, region: str, split: str) -> list[Place]:
 
 def _index(folder: Path, split: str) -> list[dict[str, str]]:
     """Return the rows of torchgeo's index of a split, by path."""
-    path = folder / "spatial_index.geojson"
-    if not path.is_file():
-        msg = f"{path} is missing; is --root the root of torchgeo's data set?"
-        raise MissingInputError(msg)
+    path = _need(folder / INDEX, "is --root the root of torchgeo's data set?")
     frame = read_vectors(path)
     if "split" not in frame.columns:
         msg = f"{path} has no column 'split'; it is not torchgeo's index"
@@ -204,11 +224,7 @@ def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> 
     """Read files named by a pattern; one tile, or its two halves."""
     files: dict[str, Path] = {}
     for layer, pattern in data.layers.items():
-        path = root / pattern.format(split=split)
-        if not path.is_file():
-            msg = f"{path} is missing ({layer} of {region})"
-            raise MissingInputError(msg)
-        files[layer] = path
+        files[layer] = _need(root / pattern.format(split=split), f"{layer} of {region}")
     parts = {"": files}
     if data.halves:
         parts = {
@@ -231,6 +247,13 @@ def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> 
         )
         for side, some in parts.items()
     ]
+
+
+def _need(path: Path, why: str) -> Path:
+    if not path.is_file():
+        msg = f"{path} is missing ({why})"
+        raise MissingInputError(msg)
+    return path
 
 
 def _half(source: Path, target: Path, side: str) -> Path:

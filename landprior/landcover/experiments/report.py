@@ -38,6 +38,7 @@ class Line:
     published: tuple[float | None, float | None]
     seeds: int
     tiles: int
+    learning_rates: tuple[float, ...]
 
     def differences(self) -> tuple[float | None, float | None]:
         """Return ours less the published figures, in points."""
@@ -104,6 +105,7 @@ def summarise(experiment: Experiment, results: Sequence[Result]) -> list[Line]:
                         published=row.published.get(region, {}).get(key, (None, None)),
                         seeds=len(some),
                         tiles=some[0].tiles,
+                        learning_rates=tuple(sorted({r.learning_rate for r in some if r.learning_rate is not None})),
                     )
                 )
     return lines
@@ -167,16 +169,17 @@ def to_markdown(experiment: Experiment, lines: Sequence[Line], *, missing: int =
         )
         text += [f"## {title}", ""] if len(experiment.views) > 1 else []
         text += [
-            "| row | model | map | region | tiles | accuracy | mean IoU | published | difference |",
-            "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+            "| row | model | learning rate | map | region | tiles | accuracy | mean IoU | published | difference |",
+            "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for line in some:
             title = experiment.regions[line.region].title or line.region
             mode = "-" if line.map == "prior" else {"joint": "joint", "tile": "per tile"}[line.mode]
+            rates = ", ".join(f"{rate:g}" for rate in line.learning_rates) or "-"
             accuracy = _figure(line.accuracy, line.accuracy_spread, line.seeds)
             mean_iou = _figure(line.mean_iou, line.mean_iou_spread, line.seeds)
             text.append(
-                f"| {line.row} | {mode} | {line.map} | {title} | {line.tiles} | {accuracy} | {mean_iou} "
+                f"| {line.row} | {mode} | {rates} | {line.map} | {title} | {line.tiles} | {accuracy} | {mean_iou} "
                 f"| {_pair(line.published, '')} | {_pair(line.differences(), '+')} |"
             )
         text.append("")

@@ -22,14 +22,16 @@ from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
 from landprior.landcover.training import TileSettings, make_settings, train_files
 from landprior.landcover.tuning import TrainingTile, best_of, tune
+from landprior.landcover.workspace import checksum
 from landprior.raster.files import replacing
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from landprior.landcover.experiments.config import Experiment, Learned, Row
+    from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
 
@@ -68,36 +70,49 @@ class Runner:
         self._root = root
         self._matrices: dict[str, Cooccurrence] = {}
         self._rows = {row.name: row for row in experiment.rows}
-        self._claim()
+        self._record = self._check()
 
     # -- the folder ------------------------------------------------------------------------------
 
-    def _claim(self) -> None:
-        """Write the configuration into a new folder; refuse one of another."""
+    def _check(self) -> dict[str, Any]:
+        """Return what the folder's results hang on; refuse a folder where that was something else.
+
+        More rows, regions, models, seeds, other titles and views are no other configuration: what is done stays done.
+        """
         path = self.folder / CONFIG
-        content = self.experiment.model_dump(mode="json")
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        if path.is_file():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                before = {}
-            if before.get("digest") != digest:
-                changed = _differences(before.get("experiment", {}), content)
-                msg = (
-                    f"{self.folder} holds results of another configuration (it differs in {', '.join(changed)}); "
-                    "give another folder with -o, or delete it"
-                )
-                raise ConfigError(msg)
-            return
+        now = _describe(self.experiment, self._scheme, self._root, self._places)
+        if not path.is_file():
+            return now
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            rows = dict(before.pop("rows"))
+            version = before.pop("landprior")
+        except (ValueError, KeyError, AttributeError):
+            before, rows, version = {}, {}, None
+        mine = now["rows"]
+        changed = [name for name in now if name not in ("rows", "landprior") and before.get(name) != now[name]]
+        changed += [f"row {name!r}" for name in mine if rows.get(name, mine[name]) != mine[name]]
+        if changed:
+            msg = (
+                f"{self.folder} holds results of another configuration (it differs in {', '.join(changed)}); "
+                "give another folder with -o, or delete it"
+            )
+            raise ConfigError(msg)
+        if version != now["landprior"]:
+            logger.warning("%s was begun by landprior %s, this is %s", self.folder, version, now["landprior"])
+        return now | {"rows": rows | mine}
+
+    def _claim(self) -> None:
+        """Write the configuration into the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path, overwrite=True) as temporary:
-            record = {"digest": digest, "landprior": landprior.__version__, "experiment": content}
-            temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+        with replacing(self.folder / CONFIG, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(self._record, indent=2), encoding="utf-8")
 
     def results(self) -> list[Result]:
-        """Read what is done."""
-        return read_results(self.folder)
+        """Return what is done of this experiment's cells, in their order."""
+        place = {cell.key: number for number, cell in enumerate(self.cells())}
+        done = [result for result in read_results(self.folder) if result.key in place]
+        return sorted(done, key=lambda result: place[result.key])
 
     def cells(self) -> Iterator[Cell]:
         """List all cells, in the order of the rows."""
@@ -128,7 +143,8 @@ class Runner:
         """
         from tqdm import tqdm
 
-        done = self.results()
+        self._claim()
+        done = read_results(self.folder)
         known = {result.key for result in done}
         cells = list(self.cells())
         bar = tqdm(cells, desc=self.experiment.title[:40], unit="cell", disable=not self._progress, leave=False)
@@ -138,7 +154,7 @@ class Runner:
             logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
             done += self._run_cell(cell)
             write_results(self.folder, done)
-        return done
+        return self.results()
 
     def _run_cell(self, cell: Cell) -> list[Result]:
         row = self._rows[cell.row]
@@ -150,7 +166,7 @@ class Runner:
             paths = {row.shown[0]: [self._external(row, place) for place in places]}
         elif row.method == "supervised":
             model = load_model(self._supervised(row, cell))
-            rate = float(model.record["settings"]["training"]["learning_rate"])
+            rate = _rate_of(model)
             paths = {"q": [self._predict(row, cell, place, model, "q") for place in places]}
         else:
             paths, rate = self._weak(row, cell, places)
@@ -163,6 +179,7 @@ class Runner:
         rate = self._learning_rate(row, cell)
         for group in groups:
             model = self._train(row, cell, group, rate)
+            rate = _rate_of(model)
             for place in group:
                 for kind in row.shown:
                     paths[kind].append(self._predict(row, cell, place, model, kind))
@@ -179,6 +196,7 @@ class Runner:
                 self._scheme,
                 label_map=self._places.region(place.region).label_map,
                 map_map=row.map_map,
+                on_labels=row.method == "external",
             )
             total = scores if total is None else total + scores
         if total is None:  # pragma: no cover - find() gives at least one place
@@ -220,8 +238,7 @@ class Runner:
         """Return a tile's prior of the row's kind, built if need be."""
         if row.prior == "published":
             return _needed(place.prior, "published prior", place)
-        name = row.prior if row.prior != "learned" else f"learned-{row.learned.source}"
-        name += f" than {cell_region}" if name == "learned-others" else ""
+        name = f"{row.prior}{_suffix(row, cell_region)}"
         path = self.folder / "priors" / _slug(name) / f"{_slug(place.id)}.tif"
         if path.is_file():
             return path
@@ -241,12 +258,12 @@ class Runner:
 
     def _learned(self, learned: Learned, cell_region: str, place: Place) -> LandcoverModel:
         """Learn a prior on tiles that are not the one it is for."""
+        size = f"{learned.filters} x {learned.steps} x {learned.learning_rate:g}"
         if learned.source == "siblings":
             source = [other for other in self._places.find(place.region) if other.id != place.id]
             name = f"siblings of {place.id}"
         elif learned.source == "others":
-            members = self._places.members(cell_region)
-            others = [name for name in self.experiment.columns if name not in members]
+            others = self.experiment.others(cell_region)
             source = [other for region in others for other in self._places.find(region)]
             name = f"others than {cell_region}"
         else:
@@ -255,7 +272,7 @@ class Runner:
         if any(other.id == place.id for other in source) or not source:
             msg = f"a prior for {place.id} cannot be learned on {name!r}: it holds the tile itself, or nothing"
             raise ConfigError(msg)
-        path = self.folder / "models" / f"prior-{_slug(name)}.safetensors"
+        path = self.folder / "models" / f"prior-{_slug(f'{name} {size}')}.safetensors"
         if path.is_file():
             return load_model(path)
         labelled = [
@@ -280,7 +297,7 @@ class Runner:
         changes = self.experiment.settings.model_dump(exclude={"recipe"})
         recipe = row.recipe or self.experiment.settings.recipe
         return make_settings(
-            recipe, labelled=labelled, loss=row.loss, seed=seed, learning_rate=rate or row.learning_rate, **changes
+            recipe, labelled=labelled, loss=row.objective, seed=seed, learning_rate=rate or row.learning_rate, **changes
         )
 
     def _learning_rate(self, row: Row, cell: Cell) -> float | None:
@@ -315,9 +332,7 @@ class Runner:
     def _training_places(self, row: Row, cell: Cell) -> list[Place]:
         """Return the labelled tiles of a supervised row; never those that are scored."""
         if row.train == "others":
-            members = self._places.members(cell.region)
-            others = [name for name in self.experiment.columns if name not in members]
-            return [place for region in others for place in self._places.find(region)]
+            return [place for region in self.experiment.others(cell.region) for place in self._places.find(region)]
         region, _, split = row.train.partition("/")
         return self._places.find(region, split or "test")
 
@@ -329,6 +344,7 @@ class Runner:
             msg = f"row {row.name!r} would be trained on tiles of {cell.region} that it is scored on"
             raise ConfigError(msg)
         where = f"not {cell.region}" if row.train == "others" else row.train
+        where += _suffix(row, cell.region) if "prior" in row.inputs else ""
         path = self.folder / "models" / f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors"
         if path.is_file():
             return path
@@ -354,7 +370,7 @@ class Runner:
 
     def _train(self, row: Row, cell: Cell, group: Sequence[Place], rate: float | None) -> LandcoverModel:
         """Train on the priors of some tiles."""
-        where = group[0].id if cell.mode == "tile" else cell.region
+        where = group[0].id + _suffix(row, cell.region) if cell.mode == "tile" else cell.region
         path = self.folder / "models" / f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors"
         if path.is_file():
             return load_model(path)
@@ -446,6 +462,39 @@ def _slug(text: str) -> str:
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in now if before.get(name) != now[name]]
-    return names or ["its format"]
+def _rate_of(model: LandcoverModel) -> float:
+    return float(model.record["settings"]["training"]["learning_rate"])
+
+
+def _suffix(row: Row, cell_region: str) -> str:
+    """Say, for file names, how and where a row's prior is learned, if it is."""
+    if row.prior != "learned":
+        return ""
+    how = row.learned
+    where = f" than {cell_region}" if how.source == "others" else ""
+    return f" learned {how.source}{where} {how.filters} x {how.steps} x {how.learning_rate:g}"
+
+
+def _describe(experiment: Experiment, scheme: ClassScheme, root: Path, places: Places) -> dict[str, Any]:
+    """Return all that a cell's figures hang on, the data and the matrices by their checksums."""
+    content = experiment.model_dump(mode="json")
+    for region in content["regions"].values():
+        del region["title"]
+    own = {r.cooccurrence for r in experiment.regions.values() if r.cooccurrence and (root / r.cooccurrence).is_file()}
+    return {
+        "landprior": landprior.__version__,
+        "scheme": scheme.model_dump(mode="json"),
+        "data": content["data"] | {"checksum": places.checksum()},
+        "regions": content["regions"],
+        "elsewhere": list(experiment.elsewhere or experiment.columns),
+        "settings": content["settings"],
+        "matrices": {name: checksum(root / name) for name in sorted(own)},
+        "rows": {
+            row["name"]: {
+                key: value
+                for key, value in row.items()
+                if key not in ("regions", "published", "optional") and (key != "learned" or row["prior"] == "learned")
+            }
+            for row in content["rows"]
+        },
+    }
