@@ -131,6 +131,8 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
         base = TileSettings.best() if recipe == "best" else TileSettings()
     chosen = base.model_dump() | ({"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} if labelled else {})
     inner = set(TrainingSettings.model_fields)
+    if given.get("warmup_steps") and chosen["training"]["warmup"] == "none":  # of the paper's schedule
+        given.setdefault("warmup", TrainingSettings().warmup)
     chosen["training"] |= {name: value for name, value in given.items() if name in inner}
     chosen |= {name: value for name, value in given.items() if name not in inner}
     return type(base).model_validate(chosen)
@@ -156,7 +158,7 @@ def train_model(
     settings
         See :class:`TileSettings`.
     init
-        Start from this model's weights instead of a random network.
+        Start from this model's weights instead of a random network; of an ensemble, from those of one member.
     start
         Which of the random starts (:func:`train_best`); another start is another seed.
     device
@@ -189,7 +191,7 @@ def train_model(
     statistics = measure_bands(on_device)
     labelled = tiles[0].labelled
     _require_targets(labelled, settings.training.loss)
-    network = _start(on_device[0], settings, init, seed)
+    network = _start(on_device[0], settings, init, start, seed)
     feed = PatchFeed(
         on_device,
         statistics,
@@ -380,7 +382,7 @@ def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - priva
         raise InputError(msg)
 
 
-def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, seed: int) -> SmoothedNetwork:
+def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, start: int, seed: int) -> SmoothedNetwork:
     """Build the network, from the seed or from another model."""
     bands = int(tile.image.shape[0])
     with torch.random.fork_rng(devices=[]):
@@ -392,7 +394,7 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, seed
         if own != other:
             msg = f"the model to start from has {_describe(*other)}; this run has {_describe(*own)}"
             raise ModelError(msg)
-        network.load_state_dict(init.members[0].state_dict())
+        network.load_state_dict(init.members[start % len(init.members)].state_dict())
     return network.to(memory_format=torch.channels_last)
 
 

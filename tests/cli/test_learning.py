@@ -3,7 +3,11 @@
 # ruff: noqa: ARG001 - many tests want a fixture for the directory it changes to
 
 import json
+import os
 import shlex
+import subprocess
+import sys
+import time
 
 import geopandas
 import numpy as np
@@ -268,6 +272,39 @@ def test_an_experiment_of_ones_own(files):
     assert json.loads(good("experiment mine.yaml --root . --json"))["missing_cells"] == 0
     changed = run("-q experiment mine.yaml --root . --steps 7")
     assert (changed.exit_code, "another configuration (it differs in settings)" in changed.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_an_experiment_killed_without_warning_goes_on(files):
+    """SIGKILL after the first result; the second run ends with the very file that an undisturbed one writes."""
+    content = {
+        "title": "Mine",
+        "scheme": "enviroatlas-5",
+        "data": {"kind": "files", "layers": {"image": "{split}.tif", "nlcd": "nlcd.tif", "labels": "labels.tif"}},
+        "regions": {"here": {"splits": {"test": ["naip"]}}},
+        "rows": [
+            {"name": "prior", "method": "prior", "prior": "nlcd"},
+            {"name": "QR", "method": "weak", "prior": "nlcd"},
+            {"name": "RQ", "method": "weak", "prior": "nlcd", "loss": "rq"},
+        ],
+        "settings": {"steps": 40, "filters": 4, "patch_size": 48, "batch_size": 4},
+        "modes": ["tile"],
+    }
+    (files / "mine.yaml").write_text(yaml.safe_dump(content))
+    line = [sys.executable, "-m", "landprior", "-q", "experiment", "mine.yaml", "--root", ".", "-o"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*line, "whole"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    results = files / "cut" / "results.jsonl"
+    with subprocess.Popen([*line, "cut"], env=environment) as process:
+        while not results.is_file() and process.poll() is None:
+            time.sleep(0.02)
+        process.kill()
+    lines = (files / "whole" / "results.jsonl").read_text().splitlines()
+    assert 1 <= len(results.read_text().splitlines()) < len(lines) == 5
+    subprocess.run([*line, "cut"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert results.read_bytes() == (files / "whole" / "results.jsonl").read_bytes()
+    reports = [(files / name / "report.md").read_text() for name in ("whole", "cut")]
+    assert reports[0] == reports[1]
 
 
 def test_experiments_say_what_they_need(files):

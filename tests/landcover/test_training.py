@@ -374,6 +374,8 @@ def test_recipes():
     assert make_settings("paper", loss="rq") == TileSettings.paper("rq")
     best = make_settings("best", steps=90, filters=8, seed=None)
     assert (best.members, best.flips, best.training.steps, best.filters, best.training.seed) == (3, True, 90, 8, 0)
+    warm = make_settings("paper", warmup_steps=200).training
+    assert (warm.warmup, warm.warm_end, warm.schedule) == ("ce-em", 200, "plateau")
     labelled = make_settings(labelled=True, learning_rate=1e-2)
     assert (labelled.training.loss, labelled.smoothing, labelled.settled) == ("ce", 1e-8, 0.0)
     with pytest.raises(ValidationError, match="give one of the two"):
