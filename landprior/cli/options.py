@@ -81,6 +81,23 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes CUDA if it is there.",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a CPU OpenVINO, if it is installed (pip install 'landprior[cpu]') and the image is large.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 on CUDA, int8 with OpenVINO (measured on the image itself), else fp32.",
+)
+memory_option = click.option(
+    "--memory", type=click.IntRange(min=1), help="Megabytes to take at most.  [default: a quarter of what is free]"
+)
 starts_option = click.option(
     "--starts",
     type=click.IntRange(1, 32),

@@ -11,8 +11,11 @@ from landprior.cli.options import (
     OUTPUT,
     city_option,
     device_option,
+    engine_option,
+    memory_option,
     nodata_option,
     overwrite_option,
+    precision_option,
     refuse_with_city,
     show_progress,
     tile_option,
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
 @click.option("--quicklook", is_flag=True, help="Also write a picture, <map>.png.")
 @nodata_option
 @device_option
+@engine_option
+@precision_option
+@memory_option
 @city_option
 @tile_option
 @workspace_option
@@ -74,6 +80,9 @@ def command(
     quicklook: bool,
     nodata: float | None,
     device: str,
+    engine: str,
+    precision: str,
+    memory: int | None,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
@@ -116,6 +125,9 @@ def command(
                 model=model,
                 products=products,
                 device=device,
+                engine=engine,
+                precision=precision,
+                memory=memory,
                 overwrite=overwrite,
                 progress=show_progress(ctx),
             )
@@ -140,6 +152,9 @@ def command(
         force=force,
         nodata=nodata,
         device=device,
+        engine=engine,
+        precision=precision,
+        memory=memory,
         overwrite=overwrite,
         progress=show_progress(ctx),
     )

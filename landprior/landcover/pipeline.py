@@ -203,6 +203,9 @@ def map_of_tile(
     products: Products | None = None,
     model: Path | None = None,
     device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -221,6 +224,7 @@ def map_of_tile(
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
     asked = {"products": vars(products), "force": force} | ({"posterior": posterior} if takes_prior else {})
+    asked |= {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
     key = make_key(asked, inputs)
     if not _needed(tile, "prediction", key, overwrite=overwrite):
         return tile.file("prediction")
@@ -233,6 +237,9 @@ def map_of_tile(
         force=force,
         products=products,
         device=device,
+        engine=engine,
+        precision=precision,
+        memory=memory,
         overwrite=True,
         progress=progress,
     )

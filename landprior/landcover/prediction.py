@@ -8,7 +8,6 @@ network's class sums over the whole tile [R eq. 3], so it takes a first pass tha
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,14 +16,11 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-import torch
 
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
-from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
-from landprior.implicit.posterior import log_posterior
-from landprior.implicit.training import choose_device
 from landprior.landcover.layers import ImageLayer, PriorLayer
+from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import require_same_grid
@@ -32,21 +28,16 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK, Block, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
+    from landprior.landcover.mapper import Belief, Pixels
     from landprior.landcover.model import LandcoverModel
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
-
-CONFIDENCE_LEVELS = 250
-"""Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
-
-CONFIDENCE_NODATA = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +77,9 @@ def predict(
     force: bool = False,
     nodata: float | None = None,
     device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
     window_size: int = BLOCK,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -118,6 +112,11 @@ def predict(
         See :class:`ImageLayer`.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    engine, precision
+        What computes q, and how: see :func:`landprior.landcover.engine.make_engine`.
+    memory
+        Megabytes that the process may take; a quarter of what is free by default. What the pass that sums q's classes
+        has computed is kept for the map as far as this allows, and computed again beyond.
     window_size
         Side of the windows; changes memory and time, not the result.
     tags
@@ -141,7 +140,7 @@ def predict(
     SchemeError
         If the prior has other classes.
     InputError
-        If no pixel of the image is valid.
+        If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
     """
     products = products or Products()
     target = _check_outputs(output, products, overwrite=overwrite)
@@ -161,8 +160,21 @@ def predict(
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
-        mapper = Mapper(model, pixels, belief, hint, abstain=decision == "abstained", dropped=dropped, device=device)
+        mapper = Mapper(
+            model,
+            pixels,
+            belief,
+            hint,
+            abstain=decision == "abstained",
+            dropped=dropped,
+            device=device,
+            engine=engine,
+            precision=precision,
+            memory=memory_to_keep(memory, model, window_size),
+        )
         tags = {
+            "engine": mapper.engine.name,
+            "precision": mapper.engine.precision,
             "model": model.digest(),
             "loss": model.loss,
             "maps": "q" if belief is None else "r",
@@ -173,16 +185,16 @@ def predict(
         sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
         options: dict[str, Any] = {"halo": mapper.halo, "size": window_size, "progress": progress}
         if belief is not None and decision != "abstained":
-            stream(mapper.gather, grid=pixels.grid, sinks={}, label="class sums", **options)
+            stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks={}, label="class sums", **options)
 
-        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            found = mapper.compute(block, sinks)
+        def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, NDArray[np.generic]]:
+            found = mapper.compute(block, data, sinks)
             if "probabilities" in found:
                 values = np.asarray(found["probabilities"], dtype=np.float32)
                 found["probabilities"] = encode_probabilities(values, products.encoding)
             return found
 
-        stream(compute, grid=pixels.grid, sinks=sinks, label="map", **options)
+        stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **options)
         if not mapper.seen:
             msg = f"{image} has no valid pixel; is its nodata value right?"
             raise InputError(msg)
@@ -280,114 +292,6 @@ def _map_writer(
         },
         overwrite=overwrite,
     )
-
-
-class Mapper:
-    """Computes q, and r where there is a prior, of any window of an image.
-
-    Parameters
-    ----------
-    model, pixels, belief
-        The model, the image and, for r, the prior.
-    hint
-        The prior as the model's input.
-    abstain
-        Give the prior itself where there is one.
-    dropped
-        Positions of classes that r leaves out.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    """
-
-    def __init__(
-        self,
-        model: LandcoverModel,
-        pixels: ImageLayer,
-        belief: PriorLayer | None = None,
-        hint: PriorLayer | None = None,
-        *,
-        abstain: bool = False,
-        dropped: Sequence[int] = (),
-        device: str = "auto",
-    ) -> None:
-        self._device = choose_device(device)
-        self._network = model.network.to(self._device).to(memory_format=torch.channels_last).eval()
-        self._model = model
-        self._pixels = pixels
-        self._belief = belief
-        self._hint = hint
-        self._abstain = abstain
-        self._dropped = list(dropped)
-        self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
-        self.seen = False
-
-    @property
-    def halo(self) -> int:
-        """How many pixels around a pixel its map depends on."""
-        return self._network.halo
-
-    @torch.inference_mode()
-    def log_q(self, block: Block) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Return log q, shape (1, C, h, w), and validity, (h, w), of a block's core."""
-        values, valid = self._pixels.read(block.outer)
-        extra = None
-        if self._hint is not None:
-            shares, believed = self._hint.read(block.outer)
-            extra, valid = torch.from_numpy(shares).to(self._device), valid & believed
-        rows, columns = block.crop
-        inside = valid[rows, columns]
-        if not inside.any():  # nothing to compute
-            return torch.full((1, len(self._model.scheme), *inside.shape), -np.inf), inside
-        x = self._model.statistics.standardise(
-            torch.from_numpy(values).to(self._device), torch.from_numpy(valid).to(self._device), extra
-        )[None].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._device.type == "cuda"):
-            log_q = self._network(x)
-        return log_q[:, :, rows, columns], inside
-
-    def gather(self, block: Block) -> dict[str, NDArray[np.generic]]:
-        """Add a block to the class sums."""
-        log_q, valid = self.log_q(block)
-        if valid.any():
-            kept = log_q[0, :, torch.from_numpy(valid).to(log_q.device)]
-            self._sums += kept.exp().double().sum(1).cpu()
-        return {}
-
-    @torch.inference_mode()
-    def compute(self, block: Block, wanted: Container[str] = ("map",)) -> dict[str, NDArray[np.generic]]:
-        """Return the products of a block that are wanted: map, probabilities (float32), confidence."""
-        log_q, valid = self.log_q(block)
-        self.seen |= bool(valid.any())
-        scheme = self._model.scheme
-        log_p = self._posterior(log_q, block)[0] if valid.any() else log_q[0]
-        found: dict[str, NDArray[np.generic]] = {"map": scheme.decode(log_p.argmax(0).cpu().numpy(), valid)}
-        if "probabilities" in wanted:
-            found["probabilities"] = np.where(valid, log_p.exp().float().cpu().numpy(), np.float32(np.nan))
-        if "confidence" in wanted:
-            shares = log_p.exp().float()
-            entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(scheme))
-            levels = torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().cpu().numpy()
-            found["confidence"] = np.where(valid, levels, CONFIDENCE_NODATA).astype(np.uint8)
-        return found
-
-    def _posterior(self, log_q: Tensor, block: Block) -> Tensor:
-        """Return log r where there is a prior, log q elsewhere."""
-        if self._belief is None:
-            return log_q
-        prior, believed = self._belief.read(block.core)
-        log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
-        if self._dropped:
-            log_p[:, self._dropped] = -torch.inf
-        if self._abstain:
-            log_r = log_p.to(log_q.dtype)
-        else:
-            log_r = log_posterior(log_q, log_p, log_marginal=self.log_marginal.to(log_q.device, log_q.dtype))
-        return torch.where(torch.from_numpy(believed).to(log_q.device), log_r, log_q)
-
-    @property
-    def log_marginal(self) -> Tensor:
-        """Log of the mean prediction over what was gathered, shape (C,)."""
-        return torch.log(self._sums / self._sums.sum())
 
 
 def _open_sinks(

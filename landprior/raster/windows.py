@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import rasterio
 from rasterio.windows import Window
@@ -11,12 +14,15 @@ from rasterio.windows import Window
 from landprior.raster.files import GDAL_CACHE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
 
     from landprior.raster.grid import Grid
+
+T = TypeVar("T")
 
 BLOCK = 512
 """Side of the blocks that COGs are written in, and of the windows unless one asks otherwise."""
@@ -81,11 +87,16 @@ def count_blocks(grid: Grid, *, size: int = BLOCK) -> int:
     return -(-grid.height // size) * -(-grid.width // size)
 
 
+AHEAD = 3
+"""How many windows are read ahead, and may wait to be written."""
+
+
 def stream(
-    compute: Callable[[Block], Mapping[str, NDArray[np.generic]]],
+    compute: Callable[..., Mapping[str, NDArray[np.generic]]],
     *,
     grid: Grid,
     sinks: Mapping[str, Sink],
+    read: Callable[[Block], Any] | None = None,
     halo: int = 0,
     size: int = BLOCK,
     label: str = "",
@@ -97,12 +108,15 @@ def stream(
     ----------
     compute
         Gets a block, reads what it needs, returns one array per sink, of the block's core, shape
-        (H, W) or (bands, H, W). Names without a sink are dropped; a pass that only gathers sums
-        returns an empty mapping.
+        (H, W) or (bands, H, W). Names without a sink are dropped; a pass that only gathers sums, or a
+        block without data, returns an empty mapping: what is not written is nodata.
     grid
         The raster's grid.
     sinks
-        Open writers by name.
+        Open writers by name. They are written to from another thread, one window after the other.
+    read
+        Gets a block and returns what ``compute`` takes as its second argument; called in another thread, a few
+        blocks ahead, so that reading and computing overlap.
     halo, size
         See :func:`iter_blocks`.
     label, progress
@@ -118,8 +132,64 @@ def stream(
         disable=not progress,
         leave=False,
     )
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):  # for a pass without a writer too
-        for block in bar:
-            for name, values in compute(block).items():
-                if name in sinks:
-                    sinks[name].write(values, block.core)
+    with (
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),  # for a pass without a writer too
+        closing(_read_ahead(bar, read)) as blocks,
+        _WriteBehind(sinks) as behind,
+    ):
+        for block, *data in blocks:
+            behind.write(compute(block, *data), block.core)
+
+
+def _read_ahead(blocks: Iterable[Block], read: Callable[[Block], Any] | None) -> Generator[tuple[Any, ...]]:
+    """Give each block, with what was read for it in another thread."""
+    if read is None:
+        yield from ((block,) for block in blocks)
+        return
+    waiting: deque[tuple[Block, Future[Any]]] = deque()
+    with ThreadPoolExecutor(1, "read") as pool:
+        try:
+            for block in blocks:
+                waiting.append((block, pool.submit(_in_env, read, block)))
+                if len(waiting) > AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _in_env(call: Callable[..., T], *arguments: object) -> T:
+    """Call something in a thread that GDAL's settings and error handler do not reach by themselves."""
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
+        return call(*arguments)
+
+
+class _WriteBehind:
+    """Writes windows in another thread, in order; an error there comes up at the next window or at the end."""
+
+    def __init__(self, sinks: Mapping[str, Sink]) -> None:
+        self._sinks = sinks
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(1, "write")
+        return self
+
+    def write(self, found: Mapping[str, NDArray[np.generic]], window: Window) -> None:
+        """Queue the windows of all sinks."""
+        for name, values in found.items():
+            if name in self._sinks:
+                self._waiting.append(self._pool.submit(_in_env, self._sinks[name].write, values, window))
+        while len(self._waiting) > AHEAD:
+            self._waiting.popleft().result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)  # waits for what is under way
+        if kind is None:
+            for future in self._waiting:
+                future.result()

@@ -253,18 +253,18 @@ def test_truncated_image_leaves_the_old_map(tmp_path, make_image, make_model):
 
 
 def test_interruption_while_writing_leaves_the_old_map(tmp_path, make_image, make_model, monkeypatch):
-    from landprior.landcover.prediction import Mapper
+    from landprior.landcover.mapper import Mapper
 
     image = make_image("image.tif", 90, 90)
     path = predict(image, tmp_path / "map.tif", make_model(seed=1))
     old, before = path.read_bytes(), left(tmp_path)
     compute, calls = Mapper.compute, []
 
-    def interrupted(self, block, wanted):
+    def interrupted(self, block, data, wanted):
         calls.append(block)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(self, block, wanted)
+        return compute(self, block, data, wanted)
 
     monkeypatch.setattr(Mapper, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
