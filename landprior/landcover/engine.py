@@ -36,6 +36,10 @@ WORTHWHILE = 2_000_000
 """Pixels below which ``auto`` stays with torch: preparing OpenVINO takes some seconds."""
 
 
+_FULL_PRECISION = (r".*backbone\.0/.*", r".*body\.last/.*")
+"""First and last layer of the FCN: in int8 they cost most of the agreement and spare little time."""
+
+
 class Engine(Protocol):
     """A network made ready to predict."""
 
@@ -113,14 +117,20 @@ class OpenVinoEngine:
 
 
 def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:
-    """Return the model in int8, its scales measured on samples."""
+    """Return the model in int8 but for its ends, its scales measured on samples."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no CUDA, on import
     import nncf
 
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars
         warnings.simplefilter("ignore")
-        return nncf.quantize(model, nncf.Dataset(list(samples)), subset_size=len(samples))
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(samples)),
+            subset_size=len(samples),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(patterns=list(_FULL_PRECISION), validate=False),
+        )
 
 
 def make_engine(
