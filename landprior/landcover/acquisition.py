@@ -52,6 +52,7 @@ def fetch(
     network: Network,
     *,
     overwrite: bool = False,
+    collection: bool = True,
     progress: bool = False,
 ) -> list[TileFolder]:
     """Fetch the layers of all tiles; what is there and current is left alone.
@@ -68,6 +69,8 @@ def fetch(
         Retries, cache, offline.
     overwrite
         Fetch anew what is there, also files that were put there by hand.
+    collection
+        Write ``collection.json`` of the workspace in the end, which reads every tile's item.
     progress
         One line per tile with what it received.
 
@@ -102,7 +105,7 @@ def fetch(
                 raise
     finally:
         whole = [tile.folder for tile in plan.tiles if failures.get(tile.folder.name) == []]
-        if whole:
+        if whole and collection:
             workspace.write_collection()
     failed = {name: errors for name, errors in failures.items() if errors}
     if failed:

@@ -20,13 +20,11 @@ import numpy as np
 from landprior.errors import MissingInputError, RasterReadError
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, replacing
-from landprior.raster.grid import Grid
+from landprior.raster.grid import Bounds, Grid
 from landprior.raster.scheme import parse_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from landprior.raster.grid import Bounds
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +112,11 @@ class TileFolder:
         if done is None or done.get("key") != key or done.get("sha256") != checksum(self.file(step)):
             return "stale"
         return "current"
+
+    def core(self) -> Bounds | None:
+        """Return the bounds of the tile's own ground, without a margin, in its CRS; None where that is not known."""
+        found = self._read_item().get("properties", {}).get(_CORE)
+        return None if found is None else Bounds(*found)
 
     def record(
         self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object

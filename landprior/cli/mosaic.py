@@ -1,0 +1,66 @@
+"""``landprior mosaic``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import INPUT, OUTPUT, overwrite_option, show_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command(name="mosaic")
+@click.argument("plan", type=INPUT)
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The map over all tiles.")
+@click.option("--crs", help="Its CRS, such as EPSG:5070.  [default: that of most tiles]")
+@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), help="[default: that of the tiles]")
+@click.option("--partial", is_flag=True, help="Join what is done, even if some tiles are not.")
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    plan: Path,
+    output: Path,
+    crs: str | None,
+    pixel_size: float | None,
+    partial: bool,
+    overwrite: bool,
+) -> None:
+    """Join the maps of a PLAN to one Cloud-Optimized GeoTIFF.
+
+    \b
+    landprior mosaic plan.json -o county.tif
+    landprior mosaic plan.json -o conus.tif --crs EPSG:5070 --pixel-size 1 --partial
+
+    Where tiles overlap, a pixel is that of the tile whose own ground it lies on, not of the margin of another, so
+    the result does not depend on which tile was finished first.
+    """  # noqa: D301
+    from landprior.errors import InputError
+    from landprior.landcover.batch import read_plan
+    from landprior.landcover.mosaic import join_maps
+    from landprior.landcover.tile_runner import states_of, tile_of
+
+    found = read_plan(plan)
+    states = states_of(found)
+    done = [state.name for state in states if state.state == "done"]
+    if len(done) < len(states) and not partial:
+        msg = (
+            f"{len(states) - len(done)} of {len(states)} tiles are not done (landprior status {plan}); "
+            "finish them with landprior run, or give --partial"
+        )
+        raise InputError(msg)
+    tiles = [tile_of(found, name) for name in done]
+    path = join_maps(
+        tiles,
+        output,
+        found.recipe.scheme,
+        crs=crs,
+        pixel=pixel_size,
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    click.echo(str(path))

@@ -1,0 +1,120 @@
+"""``landprior plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    area_options,
+    json_option,
+    label_map_option,
+    learned_option,
+    overwrite_option,
+    recipe_option,
+    scheme_option,
+    show_progress,
+    source_options,
+    starts_option,
+    tile_option,
+    training_settings,
+    workspace_option,
+)
+
+if TYPE_CHECKING:
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="plan")
+@click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+@area_options
+@tile_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
+@scheme_option(help="Classes, if the city is no preset.")
+@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
+@learned_option
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 32]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
+@recipe_option
+@starts_option
+@click.option(
+    "--maps", type=click.Choice(["r", "q"]), default="r", show_default=True, help="The posterior r or the network's q."
+)
+@label_map_option
+@source_options
+@workspace_option
+@json_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    city: str | None,
+    tiles: tuple[str, ...],
+    output: Path,
+    scheme: ClassScheme | None,
+    cooccurrence: Path | None,
+    learned: Path | None,
+    filters: int | None,
+    steps: int | None,
+    seed: int,
+    recipe: str,
+    starts: int | None,
+    maps: str,
+    label_map: dict[int, int] | None,
+    workspace: Path,
+    as_json: bool,
+    overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the shared options of places and sources
+) -> None:
+    """Plan the tiles of a place or a workspace, to be run by any number of workers.
+
+    \b
+    landprior plan --city mytown --scheme enviroatlas-5 -o plan.json
+    landprior plan --aoi county.geojson --scheme chesapeake-4 --data /shared/landprior -o county.json
+    landprior run plan.json                          # here, one tile after the other
+    landprior run plan.json --ray --workers 8        # with Ray: the cores and GPUs of this machine, or a cluster
+    landprior run plan.json --shard 3/16             # one of 16 jobs of a batch array
+    landprior status plan.json
+    landprior mosaic plan.json -o map.tif
+
+    The plan is a JSON file: tiles, classes, matrix, training; and for a place that is yet to be fetched, the
+    sources. Only the catalogue of images is asked now. Every worker must see the workspace (--data).
+    """  # noqa: D301
+    from landprior.cli.fetch import make_network, make_plan
+    from landprior.cli.run import to_be_fetched
+    from landprior.landcover.batch import plan_area, plan_workspace, write_plan
+    from landprior.landcover.estimate import estimate_work
+    from landprior.landcover.pipeline import PipelineSettings, Workspace
+    from landprior.raster.files import check_output
+
+    check_output(output, overwrite=overwrite)
+    training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts)
+    changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
+    if city is None or to_be_fetched(workspace, city):
+        network = make_network(options)
+        found, fetching, place = make_plan(
+            network, workspace, city=city, scheme=scheme, label_map=label_map, options=options
+        )
+        changes["label_map"] = {} if options["labels"] else changes["label_map"]
+        settings = PipelineSettings.for_city(
+            city or found.area.name, scheme=scheme, cooccurrence=cooccurrence, **changes
+        )
+        plan = plan_area(found, place, fetching, settings, learned=learned)
+    else:
+        settings = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence, **changes)
+        plan = plan_workspace(Workspace(workspace), city, settings, only=tiles, learned=learned)
+    write_plan(plan, output, overwrite=overwrite)
+    work = estimate_work(plan)
+    if as_json:
+        click.echo(json.dumps({"plan": str(output), "hash": plan.digest, "tiles": len(plan.tiles)} | work.to_dict()))
+        return
+    click.echo(str(output))
+    if show_progress(ctx):
+        click.echo(work.to_text(), err=True)

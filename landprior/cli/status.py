@@ -1,0 +1,42 @@
+"""``landprior status``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import INPUT, json_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command(name="status")
+@click.argument("plan", type=INPUT)
+@click.option("--all", "everything", is_flag=True, help="Name every tile, the done and waiting ones too.")
+@json_option
+def command(*, plan: Path, everything: bool, as_json: bool) -> None:
+    """Say how it stands with a PLAN: tiles done, running, failed and why.
+
+    \b
+    landprior status plan.json
+    landprior status plan.json --json
+
+    A failed tile is tried again by the next run of the plan.
+    """  # noqa: D301
+    from landprior.landcover.batch import read_plan
+    from landprior.landcover.tile_runner import states_of
+
+    states = states_of(read_plan(plan))
+    counts = Counter(state.state for state in states)
+    if as_json:
+        click.echo(json.dumps({"counts": counts, "tiles": [vars(state) for state in states]}, indent=1))
+        return
+    for state in states:
+        if everything or state.state not in ("done", "waiting"):
+            click.echo(f"{state.state:<12} {state.name}  {state.detail}".rstrip())
+    text = ", ".join(f"{counts[name]} {name}" for name in ("done", "running", "failed", "interrupted", "waiting"))
+    click.echo(f"{len(states)} tiles: {text}")

@@ -1,0 +1,148 @@
+"""Running a plan on Ray (``pip install 'landprior[ray]'``): the cores and GPUs of this machine, or a cluster's.
+
+A tile is a task. When a worker or a node dies, Ray gives its tasks to others; tiles that were finished stay so. All
+nodes must see the workspace under the same path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Any
+
+from landprior.errors import ConfigError, InputError
+from landprior.landcover.tile_runner import TileRunner, TileState, report_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from landprior.landcover.batch import BatchPlan
+    from landprior.landcover.workspace import TileFolder
+    from landprior.sources.network import Network
+
+logger = logging.getLogger(__name__)
+
+
+def run_on_ray(
+    plan: BatchPlan,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    threads: int = 1,
+    gpus: float = 0.0,
+    memory: int | None = None,
+    retries: int = 3,
+    device: str = "auto",
+    network: Callable[[], Network] | None = None,
+    work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
+    progress: bool = False,
+) -> list[TileState]:
+    """Run the tiles of a plan on Ray.
+
+    Parameters
+    ----------
+    plan
+        See :func:`landprior.landcover.batch.read_plan`.
+    address
+        Of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine, for this run.
+    workers
+        Cores to use of this machine, without an address.
+    threads
+        Cores (torch threads) of each tile.
+    gpus
+        GPUs of each tile; 0.25 puts four tiles on one.
+    memory
+        Megabytes of each tile, for Ray's placement.
+    retries
+        How often a tile is tried again after its worker or node has died.
+    device, work
+        See :class:`landprior.landcover.tile_runner.TileRunner`.
+    network
+        Makes the network in the worker, for plans that fetch.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    list of TileState
+        In the order of the plan.
+
+    Raises
+    ------
+    InputError
+        If Ray is not installed.
+    ConfigError
+        If the cluster cannot be reached.
+    """
+    if importlib.util.find_spec("ray") is None:
+        msg = "Ray is not installed; get it with: pip install 'landprior[ray]', or run the plan without --ray"
+        raise InputError(msg)
+    import ray
+    from ray.exceptions import RayError
+
+    ours = not ray.is_initialized()
+    if ours:
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
+        try:
+            ray.init(address=address, **options, **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            msg = f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})"
+            raise ConfigError(msg) from error
+    try:
+        task = ray.remote(_run_tile).options(
+            num_cpus=threads,
+            num_gpus=gpus,
+            memory=None if memory is None else memory * 2**20,
+            max_retries=retries,
+            name=f"landprior {plan.city}",
+        )
+        shared = ray.put(plan)
+        waiting = {task.remote(shared, tile.name, device, threads, network, work): tile.name for tile in plan.tiles}
+        return _collect(plan, waiting, RayError, progress=progress)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception], *, progress: bool) -> list[TileState]:
+    """Wait for all tasks."""
+    import ray
+    from tqdm import tqdm
+
+    found: dict[str, TileState] = {}
+    left = list(waiting)
+    with tqdm(total=len(left), desc=plan.city, unit="tile", disable=not progress) as bar:
+        while left:
+            (done, *_), left = ray.wait(left, num_returns=1)
+            name = waiting[done]
+            try:
+                found[name] = ray.get(done)
+            except failure as error:  # its workers died, again and again
+                found[name] = TileState(name, "failed", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            report_state(found[name])
+            bar.update()
+    return [found[tile.name] for tile in plan.tiles]
+
+
+_RUNNERS: dict[tuple[str, str, str], TileRunner] = {}
+"""Of a worker process: what its tiles share."""
+
+
+def _run_tile(
+    plan: BatchPlan,
+    name: str,
+    device: str,
+    threads: int,
+    network: Callable[[], Network] | None,
+    work: Callable[[TileFolder], Mapping[str, Any]] | None,
+) -> TileState:
+    """Run a tile in a worker process."""
+    if work is None:
+        import torch
+
+        torch.set_num_threads(threads)
+    key = (plan.workspace, plan.digest, device)
+    if key not in _RUNNERS:
+        _RUNNERS[key] = TileRunner(plan, device=device, network=None if network is None else network())
+    return _RUNNERS[key].run(name, work=work)

@@ -1,0 +1,313 @@
+"""Running the tiles of a plan, one at a time, and saying how it stands with each.
+
+A tile is done when its map and ``item.json`` are in place and its ``run.json`` says so for this plan; running it again
+costs nothing. What goes wrong with one is written to its ``run.json`` and stops no other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from landprior.errors import ConfigError, InputError, LandpriorError
+from landprior.landcover.workspace import ITEM, TileFolder, Workspace, checksum
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from landprior.landcover.batch import BatchPlan
+    from landprior.landcover.pipeline import PipelineSettings
+    from landprior.landcover.plan import FetchPlan, FetchSettings
+    from landprior.sources.areas import Area
+    from landprior.sources.network import Network
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+"""In a tile's folder: what a run has to say of it."""
+
+State = Literal["waiting", "running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class TileState:
+    """What is known of a tile of a plan."""
+
+    name: str
+    state: State
+    detail: str = ""
+    seconds: float | None = None
+
+
+class TileRunner:
+    """Runs single tiles of a plan, in this process.
+
+    Parameters
+    ----------
+    plan
+        What is to be done.
+    device
+        Where tiles are trained and mapped.
+    network
+        For plans of places that are fetched.
+    """
+
+    def __init__(self, plan: BatchPlan, *, device: str = "auto", network: Network | None = None) -> None:
+        self.plan = plan
+        self._device = device
+        self._network = network
+        self._settings: PipelineSettings | None = None
+        self._fetch: tuple[FetchPlan, FetchSettings] | None = None
+
+    def run(self, name: str, *, work: Callable[[TileFolder], Mapping[str, Any]] | None = None) -> TileState:
+        """Run one tile, unless it is done or another process is at it; never raises for what is wrong with the tile.
+
+        Parameters
+        ----------
+        name
+            Of the tile.
+        work
+            Instead of the whole chain: gets the folder, returns what is to be noted.
+        """
+        from filelock import FileLock, Timeout
+
+        tile = tile_of(self.plan, name)
+        known = state_of(self.plan, name)
+        if known.state == "done":
+            return known
+        tile.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(tile.path / ".run.lock", timeout=0):
+                return self._run_locked(tile, work or self._map)
+        except Timeout:
+            return TileState(name, "running", "another process is at it")
+
+    def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:
+        start = time.monotonic()
+        with _noted(self.plan, tile) as note:
+            try:
+                note.update(work(tile))
+            except LandpriorError as error:
+                return note.close("failed", str(error), time.monotonic() - start)
+            except MemoryError:
+                return note.close("failed", "out of memory", time.monotonic() - start)
+            except Exception as error:  # a fault of ours or of a library in one tile must not stop the others
+                logger.debug("%s", tile.id, exc_info=True)
+                return note.close("failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
+            return note.close("done", "", time.monotonic() - start)
+
+    def _map(self, tile: TileFolder) -> dict[str, Any]:
+        """Fetch, build the prior, train, map and score a tile."""
+        from landprior.landcover.pipeline import map_of_tile, model_of_tile, prior_of_tile, scores_of_tile
+
+        if self.plan.fetch is not None:
+            self._fetch_tile(tile)
+        settings = self._pipeline()
+        prior_of_tile(tile, settings)
+        model_of_tile(tile, settings.training, device=self._device)
+        map_of_tile(tile, posterior=settings.posterior, device=self._device)
+        scores = scores_of_tile(tile, settings)
+        return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+
+    def _pipeline(self) -> PipelineSettings:
+        if self._settings is None:
+            self._settings = settings_of(self.plan, device=self._device)
+        return self._settings
+
+    def _fetch_tile(self, tile: TileFolder) -> None:
+        from landprior.landcover.acquisition import fetch
+        from landprior.landcover.plan import plan_fetch
+
+        workspace = Workspace(Path(self.plan.workspace))
+        if self._network is None:
+            msg = f"{tile.id} is to be fetched, and there is no network to do it with"
+            raise InputError(msg)
+        if self._fetch is None:
+            area, settings = _fetch_of(self.plan)
+            self._fetch = plan_fetch(area, workspace, settings, self._network), settings
+        found, settings = self._fetch
+        own = tuple(planned for planned in found.tiles if planned.folder.name == tile.name)
+        if not own:
+            msg = f"the catalogue no longer has the image of {tile.name}; make a new plan"
+            raise InputError(msg)
+        fetch(replace(found, tiles=own), workspace, settings, self._network, collection=False)
+
+
+def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
+    """Return the settings of the chain that a plan asks for.
+
+    Raises
+    ------
+    ConfigError
+        If the learned prior is another than when the plan was made.
+    """
+    import numpy as np
+
+    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.landcover.model import load_model
+    from landprior.landcover.pipeline import PipelineSettings
+    from landprior.landcover.training import TileSettings
+
+    recipe = plan.recipe
+    learned = None
+    if recipe.learned is not None:
+        learned = load_model(recipe.learned)
+        if checksum(Path(recipe.learned)) != recipe.learned_checksum:
+            msg = f"{recipe.learned} is another file than when the plan was made; make a new plan"
+            raise ConfigError(msg)
+    return PipelineSettings(
+        scheme=recipe.scheme,
+        cooccurrence=Cooccurrence(
+            scheme=recipe.scheme,
+            probabilities={code: np.array(row) for code, row in recipe.cooccurrence.items()},
+            source=recipe.cooccurrence_source,
+        ),
+        learned=learned,
+        device=device,
+        training=TileSettings.model_validate(recipe.training),
+        posterior=recipe.posterior,
+        label_map=recipe.label_map,
+    )
+
+
+def _fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
+    import shapely
+
+    from landprior.landcover.plan import FetchSettings
+    from landprior.sources.areas import Area, load_city
+
+    if plan.fetch is None:  # pragma: no cover - asked for by plans that fetch only
+        msg = "this plan fetches nothing"
+        raise ConfigError(msg)
+    preset = None if plan.fetch.city is None else load_city(plan.fetch.city)
+    area = Area(name=plan.city, outline=shapely.from_wkt(plan.fetch.outline), preset=preset)
+    return area, FetchSettings.model_validate(plan.fetch.settings | {"scheme": plan.recipe.scheme, "jobs": 1})
+
+
+def tile_of(plan: BatchPlan, name: str) -> TileFolder:
+    """Return the folder of a tile."""
+    return TileFolder(path=Path(plan.workspace) / plan.city / name, city=plan.city)
+
+
+# -- states ----------------------------------------------------------------------------------------
+
+
+class _Note(dict[str, Any]):
+    """What will be noted of a tile, and how it ended."""
+
+    state: State = "interrupted"
+    detail: str = ""
+    seconds: float | None = None
+
+    def close(self, state: State, detail: str, seconds: float) -> TileState:
+        self.state, self.detail, self.seconds = state, detail, seconds
+        return TileState(str(self["tile"]), state, detail, seconds)
+
+
+@contextmanager
+def _noted(plan: BatchPlan, tile: TileFolder) -> Iterator[_Note]:
+    """Write that a tile is running, and in the end how it went, ctrl-C included."""
+    note = _Note(tile=tile.name, plan=plan.digest, host=platform.node(), pid=os.getpid(), started=_now())
+    _write_note(tile, note | {"state": "running"})
+    try:
+        yield note
+    finally:
+        ended: dict[str, Any] = {"state": note.state, "ended": _now()}
+        ended |= {} if note.seconds is None else {"seconds": round(note.seconds, 3)}
+        _write_note(tile, note | ended | ({"detail": note.detail} if note.detail else {}))
+
+
+def _write_note(tile: TileFolder, content: Mapping[str, Any]) -> None:
+    with replacing(tile.path / RUN, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def state_of(plan: BatchPlan, name: str) -> TileState:
+    """Return how it stands with a tile, by its ``run.json`` and whether its map is there."""
+    tile = tile_of(plan, name)
+    try:
+        note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return TileState(name, "waiting")
+    if note.get("plan") != plan.digest:
+        return TileState(name, "waiting", "was run by another plan")
+    state, seconds = note.get("state"), note.get("seconds")
+    if state == "done":
+        whole = tile.file("prediction").is_file() and (tile.path / ITEM).is_file()
+        return TileState(name, "done", "", seconds) if whole else TileState(name, "waiting", "its map is gone")
+    if state == "running":
+        where = f"since {note.get('started')} on {note.get('host')}"
+        if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
+            return TileState(name, "interrupted", f"{where}; the process is gone")
+        return TileState(name, "running", where)
+    return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
+
+
+def states_of(plan: BatchPlan) -> list[TileState]:
+    """Return how it stands with all tiles of a plan."""
+    return [state_of(plan, tile.name) for tile in plan.tiles]
+
+
+# -- many tiles ------------------------------------------------------------------------------------
+
+
+def run_plan(
+    plan: BatchPlan,
+    *,
+    device: str = "auto",
+    network: Network | None = None,
+    work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
+    progress: bool = False,
+) -> list[TileState]:
+    """Run the tiles of a plan one after the other in this process.
+
+    Parameters
+    ----------
+    plan
+        See :func:`read_plan`, :func:`choose_shard`.
+    device, network
+        See :class:`TileRunner`.
+    work
+        See :meth:`TileRunner.run`.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    list of TileState
+        In the order of the plan; the failed ones with the reason.
+    """
+    from tqdm import tqdm
+
+    runner = TileRunner(plan, device=device, network=network)
+    found = []
+    bar = tqdm(plan.tiles, desc=plan.city, unit="tile", disable=not progress)
+    for tile in bar:
+        found.append(runner.run(tile.name, work=work))
+        report_state(found[-1])
+        bar.set_postfix(failed=sum(state.state == "failed" for state in found))
+    return found
+
+
+def report_state(state: TileState) -> None:
+    """Log how a tile went."""
+    if state.state == "failed":
+        logger.warning("%s failed: %s", state.name, state.detail)
+    else:
+        took = "" if state.seconds is None else f" ({state.seconds:.1f} s)"
+        logger.info("%s: %s%s", state.name, state.state, took)

@@ -1,0 +1,401 @@
+"""Many tiles: plans, shards, states, failures, Ray, mosaics."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+import rasterio
+
+from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.landcover.batch import (
+    choose_shard,
+    plan_workspace,
+    read_plan,
+    shard_of_environment,
+    write_plan,
+)
+from landprior.landcover.estimate import estimate_work
+from landprior.landcover.mosaic import join_maps
+from landprior.landcover.pipeline import PipelineSettings, Workspace
+from landprior.landcover.tile_runner import RUN, TileRunner, run_plan, state_of, states_of, tile_of
+from landprior.landcover.training import TileSettings
+from landprior.landcover.workspace import TileFolder
+from landprior.raster.cog import write_raster
+from landprior.raster.scheme import load_scheme
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::landprior.errors.HarmWarning",
+    "ignore::landprior.errors.CollapseWarning",
+    "ignore::landprior.errors.CooccurrenceWarning",
+)
+
+
+@pytest.fixture
+def workspace(tmp_path, make_grid, coarse, rng):
+    """Four tiles of 64 x 64 px in a row, with image, NLCD, labels."""
+    root = tmp_path / "data"
+    for number in range(4):
+        grid = make_grid(64, 64, left=600_000.0 + 60 * number)
+        folder = TileFolder(path=root / "town" / f"tile-{number}", city="town")
+        folder.path.mkdir(parents=True)
+        nlcd = coarse(64, 64, codes=(41, 81))
+        write_raster(folder.file("naip"), rng.integers(1, 255, (4, 64, 64)).astype(np.uint8), grid)
+        write_raster(folder.file("nlcd"), nlcd, grid, overviews="nearest")
+        write_raster(folder.file("labels"), np.where(nlcd == 41, 40, 70).astype(np.uint8), grid, overviews="nearest")
+    return Workspace(root)
+
+
+@pytest.fixture
+def settings():
+    training = {"steps": 8, "epoch_steps": 4, "warmup_steps": 2}
+    return PipelineSettings.for_city(
+        "town",
+        scheme=load_scheme("enviroatlas-5"),
+        training=TileSettings(training=training, filters=2, patch_size=32, batch_size=2),
+    )
+
+
+@pytest.fixture
+def plan(workspace, settings):
+    return plan_workspace(workspace, "town", settings)
+
+
+def mark(tile):
+    """Stand in for the chain: write what makes a tile done."""
+    time.sleep(0.001)
+    tile.file("prediction").write_bytes(b"map")
+    (tile.path / "item.json").write_text("{}")
+    return {"by": os.getpid()}
+
+
+def maps_of(plan):
+    return {tile.name: tile_of(plan, tile.name).file("prediction").read_bytes() for tile in plan.tiles}
+
+
+# -- plans -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path, plan):
+    path = write_plan(plan, tmp_path / "plan.json")
+    again = read_plan(path)
+    assert again == plan
+    assert again.digest == plan.digest
+    assert [(t.name, t.width, t.height) for t in again.tiles] == [(f"tile-{n}", 64, 64) for n in range(4)]
+    moved = plan.model_copy(update={"workspace": "data"})
+    assert read_plan(write_plan(moved, tmp_path / "relative.json")).workspace == plan.workspace
+    assert moved.digest == plan.digest
+
+
+def test_the_hash_is_of_what_is_done(plan):
+    training = plan.recipe.training | {"filters": 3}
+    other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"training": training})})
+    assert other.digest != plan.digest
+    assert plan.model_copy(update={"tiles": plan.tiles[:2]}).digest == plan.digest
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "text"),
+    [
+        (None, MissingInputError, "make one with: landprior plan"),
+        ("no json", ConfigError, "a plan is made by landprior plan"),
+        ('{"format": 9}', ConfigError, "a plan is made by landprior plan"),
+    ],
+)
+def test_what_is_no_plan(tmp_path, content, error, text):
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=text):
+        read_plan(path)
+
+
+def test_shards_share_all_tiles_and_nothing_twice(plan):
+    shards = [choose_shard(plan, index, 3).tiles for index in range(3)]
+    assert sorted(tile.name for shard in shards for tile in shard) == [tile.name for tile in plan.tiles]
+    for index, count in ((3, 3), (-1, 3), (4, 9)):
+        with pytest.raises(InputError, match="shard"):
+            choose_shard(plan, index, count)
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "found"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "16", "SLURM_ARRAY_TASK_MIN": "1"}, None, (6, 16)),
+        ({"AWS_BATCH_JOB_ARRAY_INDEX": "0", "AWS_BATCH_JOB_ARRAY_SIZE": "5"}, None, (0, 5)),
+        ({"JOB_COMPLETION_INDEX": "3"}, 8, (3, 8)),
+        ({"JOB_COMPLETION_INDEX": "3", "JOB_COMPLETIONS": "4"}, None, (3, 4)),
+    ],
+)
+def test_shards_of_batch_systems(environment, count, found):
+    assert shard_of_environment(environment, count) == found
+
+
+def test_what_a_batch_system_does_not_say():
+    with pytest.raises(InputError, match="JOB_COMPLETIONS is not"):
+        shard_of_environment({"JOB_COMPLETION_INDEX": "3"})
+    with pytest.raises(InputError, match="give --shard INDEX/COUNT"):
+        shard_of_environment({})
+
+
+def test_the_estimate_grows_with_what_there_is_to_do(plan):
+    work = estimate_work(plan)
+    assert work.tiles == 4
+    assert work.megapixels == pytest.approx(4 * 64 * 64 / 1e6)
+    twice = estimate_work(plan.model_copy(update={"tiles": plan.tiles * 2}))
+    assert twice.core_hours == pytest.approx(2 * work.core_hours)
+    assert "4 tiles" in work.to_text()
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_any_number_of_shards_gives_the_same_maps(plan):
+    assert {state.state for state in run_plan(plan)} == {"done"}
+    whole = maps_of(plan)
+    for tile in plan.tiles:
+        for name in ("prior", "model", "prediction"):
+            tile_of(plan, tile.name).file(name).unlink()
+        for name in (RUN, "item.json"):
+            (tile_of(plan, tile.name).path / name).unlink()
+    for index in (1, 0):
+        run_plan(choose_shard(plan, index, 2))
+    assert maps_of(plan) == whole
+    note = json.loads((tile_of(plan, "tile-0").path / RUN).read_text())
+    assert note["state"] == "done"
+    assert 0 < note["accuracy"] <= 1
+
+
+def test_done_tiles_are_left_alone_and_others_run_again(plan):
+    seen = []
+    work = lambda tile: seen.append(tile.name) or mark(tile)  # noqa: E731
+    run_plan(plan, work=work)
+    run_plan(plan, work=work)
+    assert seen == [tile.name for tile in plan.tiles]
+    tile_of(plan, "tile-2").file("prediction").unlink()
+    assert state_of(plan, "tile-2").detail == "its map is gone"
+    other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"posterior": False})})
+    assert {state.detail for state in states_of(other)} == {"was run by another plan"}
+    run_plan(plan, work=work)
+    assert seen[4:] == ["tile-2"]
+
+
+def test_one_that_fails_stops_no_other(plan):
+    bad = tile_of(plan, "tile-1").file("nlcd")
+    good = bad.read_bytes()
+    bad.write_bytes(b"no raster")
+    states = {state.name: state for state in run_plan(plan)}
+    assert [name for name, state in states.items() if state.state == "failed"] == ["tile-1"]
+    assert "nlcd.tif" in states["tile-1"].detail
+    assert state_of(plan, "tile-1") == states["tile-1"].__class__(
+        "tile-1", "failed", states["tile-1"].detail, pytest.approx(states["tile-1"].seconds, abs=0.01)
+    )
+    bad.write_bytes(good)
+    assert {state.state for state in run_plan(plan)} == {"done"}
+
+
+def test_a_fault_in_a_library_is_a_failed_tile(plan):
+    def broken(tile):
+        raise ZeroDivisionError(tile.name)
+
+    states = run_plan(plan, work=broken)
+    assert {state.state for state in states} == {"failed"}
+    assert states[0].detail == "ZeroDivisionError: tile-0"
+
+
+def test_an_interruption_stops_and_is_told(plan):
+    def stopped(tile):
+        if tile.name == "tile-1":
+            raise KeyboardInterrupt
+        return mark(tile)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(plan, work=stopped)
+    assert [state.state for state in states_of(plan)] == ["done", "interrupted", "waiting", "waiting"]
+
+
+def test_a_tile_is_run_by_one_process_at_a_time(plan):
+    inner = []
+
+    def work(tile):
+        inner.append(TileRunner(plan).run(tile.name, work=mark))
+        assert state_of(plan, tile.name).state == "running"
+        return mark(tile)
+
+    assert TileRunner(plan).run("tile-0", work=work).state == "done"
+    assert (inner[0].state, inner[0].detail) == ("running", "another process is at it")
+
+
+def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
+    states = []
+
+    def work(tile):
+        states.append(state_of(plan, tile.name).state)
+        monkeypatch.setattr(psutil, "pid_exists", lambda _: False)
+        states.append(state_of(plan, tile.name).state)
+        return mark(tile)
+
+    TileRunner(plan).run("tile-0", work=work)
+    assert states == ["running", "interrupted"]
+
+
+def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
+    from landprior.landcover.model import save_model
+
+    path = save_model(make_model(), tmp_path / "learned.safetensors")
+    recipe = plan.recipe.model_copy(update={"learned": str(path), "learned_checksum": "0"})
+    states = run_plan(plan.model_copy(update={"recipe": recipe}))
+    assert "is another file than when the plan was made" in states[0].detail
+
+
+# -- Ray -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same_maps(plan):
+    from landprior.landcover.cluster import run_on_ray
+
+    run_plan(plan)
+    alone = maps_of(plan)
+    for tile in plan.tiles:
+        for name in ("prior.tif", "model.safetensors", "prediction.tif", "item.json", RUN):
+            (tile_of(plan, tile.name).path / name).unlink()
+    broken = tile_of(plan, "tile-3").file("nlcd")
+    broken.write_bytes(b"no raster")
+    states = run_on_ray(plan, workers=2)
+    assert [state.state for state in states] == ["done", "done", "done", "failed"]
+    assert "nlcd.tif" in states[3].detail
+    del alone["tile-3"]
+    assert maps_of(plan.model_copy(update={"tiles": plan.tiles[:3]})) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
+    """A cluster of three local nodes; one is killed with SIGKILL while it works."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from landprior.landcover.cluster import run_on_ray
+
+    tiles = tuple(plan.tiles[0].model_copy(update={"name": f"many-{n}"}) for n in range(24))
+    many = plan.model_copy(update={"tiles": tiles})
+
+    def slow(tile):
+        tile.path.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / "log").open("a") as log:
+            log.write(f"{tile.name} {ray.get_runtime_context().get_node_id()}\n")
+        time.sleep(0.5)
+        return mark(tile)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    doomed = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    try:
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        from threading import Timer
+
+        def kill():
+            for process in doomed.all_processes["raylet"]:
+                for child in psutil.Process(process.process.pid).children(recursive=True):
+                    child.send_signal(signal.SIGKILL)
+                os.kill(process.process.pid, signal.SIGKILL)
+
+        timer = Timer(4, kill)
+        timer.start()
+        states = run_on_ray(many, work=slow)
+        timer.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert {state.state for state in states} == {"done"}
+    assert {state.state for state in states_of(many)} == {"done"}
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len({line.split()[1] for line in lines}) == 3  # all three nodes worked
+    assert len(lines) > 24  # what the dead one was at was begun again
+
+
+def test_without_ray_it_is_said(plan, monkeypatch):
+    from landprior.landcover import cluster
+
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'landprior\[ray\]'"):
+        cluster.run_on_ray(plan)
+
+
+# -- mosaics ---------------------------------------------------------------------------------------
+
+
+def folder_with_map(root, name, codes, grid, scheme, core=None):
+    folder = TileFolder(path=root / "town" / name, city="town")
+    folder.path.mkdir(parents=True)
+    write_raster(folder.file("naip"), np.ones((1, *codes.shape), np.uint8), grid)
+    write_raster(folder.file("prediction"), codes, grid, nodata=255, scheme=scheme)
+    if core is not None:
+        folder.record("naip", "key", core=core)
+    return folder
+
+
+def test_a_pixel_is_that_of_the_tile_on_whose_ground_it_lies(tmp_path, make_grid, enviroatlas):
+    """Two tiles of 40 px with a margin of 10; the seam runs where their grounds meet, whatever their order."""
+    from landprior.raster.grid import Bounds
+
+    left = np.full((40, 40), 40, np.uint8)
+    right = np.full((40, 40), 70, np.uint8)
+    right[:5, :] = 255
+    top = 4_500_000.0
+    one = folder_with_map(
+        tmp_path, "one", left, make_grid(40, 40), enviroatlas, Bounds(600_010.0, top - 30, 600_030.0, top - 10)
+    )
+    two = folder_with_map(
+        tmp_path,
+        "two",
+        right,
+        make_grid(40, 40, left=600_020.0),
+        enviroatlas,
+        Bounds(600_030.0, top - 30, 600_050.0, top - 10),
+    )
+    maps = []
+    for number, tiles in enumerate(([one, two], [two, one])):
+        with rasterio.open(join_maps(tiles, tmp_path / f"{number}.tif", enviroatlas)) as src:
+            assert src.bounds[:] == (600_000.0, top - 40, 600_060.0, top)
+            maps.append(src.read(1))
+    ground = (slice(10, 30), slice(10, 50))
+    np.testing.assert_array_equal(maps[0][ground], maps[1][ground])
+    assert (maps[0][10:30, 10:30] == 40).all()
+    assert (maps[0][10:30, 30:50] == 70).all()
+    assert (maps[0][:5, 20:40] == 40).all()  # no data in the other
+    assert (maps[0][:5, 40:] == 255).all()
+
+
+def test_tiles_of_two_zones_are_put_on_one_grid(tmp_path, make_grid, enviroatlas):
+    """The same ground in zones 17 and 18: warped by nearest neighbour, classes stay classes."""
+    from rasterio.warp import transform_bounds
+
+    grid = make_grid(60, 60, left=700_000.0)
+    west = folder_with_map(tmp_path, "west", np.full((60, 60), 40, np.uint8), grid, enviroatlas)
+    left, bottom, *_ = transform_bounds("EPSG:26917", "EPSG:26918", *grid.bounds)
+    other = make_grid(60, 60, left=round(left), top=round(bottom), epsg=26918)
+    east = folder_with_map(tmp_path, "east", np.full((60, 60), 70, np.uint8), other, enviroatlas)
+    with rasterio.open(join_maps([west, east], tmp_path / "map.tif", enviroatlas)) as src:
+        assert src.crs.to_epsg() == 26917
+        assert src.res == (1.0, 1.0)
+        codes, counts = np.unique(src.read(1), return_counts=True)
+    found = dict(zip(codes.tolist(), counts.tolist(), strict=True))
+    assert found[40] == 3600
+    assert found[70] == pytest.approx(3600, rel=0.02)
+    with rasterio.open(join_maps([west, east], tmp_path / "2.tif", enviroatlas, crs="EPSG:5070", pixel=2)) as src:
+        assert (src.crs.to_epsg(), src.res) == (5070, (2.0, 2.0))
+        assert (src.read(1) == 40).sum() == pytest.approx(900, rel=0.05)
+
+
+def test_maps_without_a_place_are_not_joined(tmp_path, make_grid, enviroatlas):
+    folder = folder_with_map(
+        tmp_path, "one", np.full((20, 20), 40, np.uint8), make_grid(20, 20, epsg=None), enviroatlas
+    )
+    with pytest.raises(InputError, match="has no CRS"):
+        join_maps([folder], tmp_path / "map.tif", enviroatlas)
