@@ -1,0 +1,123 @@
+"""The commands for many tiles, from a workspace to one map."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import CliRunner
+
+from landprior.cli import main
+from landprior.landcover.scene import make_scene
+from landprior.raster.cog import write_raster
+from landprior.raster.grid import Grid
+
+pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
+
+PLAN = "plan --city town --scheme enviroatlas-5 --steps 6 --filters 2"
+
+
+def run(line, **environment):
+    return CliRunner(env=environment).invoke(main, shlex.split(line), prog_name="landprior")
+
+
+def good(line, **environment):
+    result = run(f"-q {line}", **environment)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(160, seed=1)
+
+
+@pytest.fixture
+def town(tmp_path, scene, monkeypatch):
+    """A workspace of two tiles that overlap by 20 px, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    arrays = {"naip": scene.image, "nlcd": scene.nlcd, "roads": scene.layers["roads"]}
+    for name, left in (("east", 70), ("west", 0)):
+        columns = slice(left, left + 90)
+        grid = Grid(
+            width=90,
+            height=160,
+            transform=scene.grid.transform @ rasterio.Affine.translation(left, 0),
+            crs=scene.grid.crs,
+        )
+        for layer, values in arrays.items():
+            path = tmp_path / "landprior-data" / "town" / name / f"{layer}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_raster(path, values[..., columns], grid, overviews="nearest")
+    return tmp_path
+
+
+def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - its directory
+    planned = json.loads(good(f"{PLAN} --json"))
+    assert (planned["plan"], planned["tiles"]) == ("plan.json", 2)
+    assert planned["megapixels"] == pytest.approx(2 * 90 * 160 / 1e6)
+    assert "2 tiles: 0 done, 0 running, 0 failed, 0 interrupted, 2 waiting" in good("status plan.json")
+    early = run("-q mosaic plan.json -o map.tif")
+    assert (early.exit_code, "2 of 2 tiles are not done" in early.stderr) == (1, True)
+    assert good("run plan.json --shard 0/2") == "1 of 1 tiles are done\n"
+    assert good("run plan.json --shard auto/2", JOB_COMPLETION_INDEX="1") == "1 of 1 tiles are done\n"
+    states = json.loads(good("status plan.json --json"))
+    assert states["counts"] == {"done": 2}
+    assert good("run plan.json") == "2 of 2 tiles are done\n"  # nothing is left to do
+    assert good("mosaic plan.json -o map.tif").strip() == "map.tif"
+    with rasterio.open("map.tif") as src:
+        assert src.shape == (160, 160)
+        assert src.bounds == scene.grid.bounds
+        assert (src.read(1) != 255).all()
+        assert json.loads(src.tags(ns="LANDPRIOR")["scheme"])["name"] == "enviroatlas-5"
+
+
+def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
+    good(PLAN)
+    nlcd = town / "landprior-data" / "town" / "east" / "nlcd.tif"
+    nlcd.write_bytes(b"no raster")
+    result = run("-q run plan.json")
+    assert result.exit_code == 1
+    assert "1 of 2 tiles are done" in result.stdout
+    assert "1 are not; why: landprior status plan.json" in result.stderr
+    text = good("status plan.json")
+    assert "failed       east" in text
+    assert "nlcd.tif" in text
+    assert good("mosaic plan.json --partial -o map.tif").strip() == "map.tif"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "text"),
+    [
+        ("run plan.json", 1, "no plan at plan.json"),
+        ("status none.json", 1, "make one with: landprior plan"),
+        ("run --city town --scheme enviroatlas-5 --shard 0/2", 2, "--shard does not go with a place"),
+        ("run mine.json --filters 3", 2, "--filters does not go with a plan"),
+        ("run mine.json --shard 4", 2, "does not say of how many"),
+        ("run mine.json --shard a/b", 2, "neither INDEX/COUNT"),
+        ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
+        ("run mine.json --shard auto", 1, "SLURM_ARRAY_TASK_ID"),
+        ("run mine.json --workers 2", 2, "--workers does not go with a run without --ray"),
+        (f"{PLAN} -o mine.json", 1, "exists and is left as it is"),
+        ("plan --city village --scheme enviroatlas-5 -o p.json", 1, "has no city 'village'"),
+        ("plan --city town -o p.json", 1, "'town' is no preset"),
+    ],
+)
+def test_what_is_refused(town, line, code, text):  # noqa: ARG001 - its directory
+    good(f"{PLAN} -o mine.json")
+    result = run(f"-q {line}")
+    assert (result.exit_code, text in result.stderr) == (code, True), result.output
+
+
+def test_a_plan_says_what_it_will_take(town):  # noqa: ARG001 - its directory
+    result = run(PLAN)
+    assert "2 tiles, 0 megapixels: about" in result.stderr
+    assert "docs/scale.md" in result.stderr
+    assert np.isclose(json.loads(good(f"{PLAN} --recipe best --json -o b.json"))["core_hours"], 0, atol=1)
+
+
+@pytest.mark.parametrize("command", ["plan", "status", "mosaic", "run"])
+def test_help_teaches_by_examples(command):
+    text = good(f"{command} --help")
+    assert f"landprior {command} " in text
