@@ -78,14 +78,16 @@ def command(
     \b
     landprior plan --city mytown --scheme enviroatlas-5 -o plan.json
     landprior plan --aoi county.geojson --scheme chesapeake-4 --data /shared/landprior -o county.json
-    landprior run plan.json                          # here, one tile after the other
-    landprior run plan.json --ray --workers 8        # with Ray: the cores and GPUs of this machine, or a cluster
-    landprior run plan.json --shard 3/16             # one of 16 jobs of a batch array
+    landprior run plan.json
+    landprior run plan.json --ray --workers 8
+    landprior run plan.json --shard 3/16
     landprior status plan.json
     landprior mosaic plan.json -o map.tif
 
-    The plan is a JSON file: tiles, classes, matrix, training; and for a place that is yet to be fetched, the
-    sources. Only the catalogue of images is asked now. Every worker must see the workspace (--data).
+    Run it here, one tile after the other; on Ray, with the cores and GPUs of this machine or of a cluster; or as
+    an array of batch jobs, each with its shard. The plan is a JSON file: tiles, classes, matrix, training; and for
+    a place that is yet to be fetched, the sources (only the catalogue of images is asked now). Every worker must
+    see the workspace (--data).
     """  # noqa: D301
     from landprior.cli.fetch import make_network, make_plan
     from landprior.cli.run import to_be_fetched

@@ -128,12 +128,14 @@ def command(
 
     \b
     landprior run plan.json
-    landprior run plan.json --shard auto             # in a job array of Slurm, Kubernetes or AWS Batch
+    landprior run plan.json --shard auto
     landprior run plan.json --ray --workers 8
     landprior run plan.json --ray auto --gpus 0.25 --device cuda
     landprior run --city pittsburgh
     landprior run --place "Ithaca, NY" --scheme enviroatlas-5
     landprior run --city mytown --scheme chesapeake-4 --data /data/landprior
+
+    --shard auto is for job arrays of Slurm, Kubernetes or AWS Batch.
 
     A place that has no tiles in the workspace yet is fetched first (see 'landprior fetch --help' for the
     options of places and sources). A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif,

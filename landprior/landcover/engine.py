@@ -121,7 +121,7 @@ def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no CUDA, on import
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change every handler of the program
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars
         warnings.simplefilter("ignore")
         return nncf.quantize(

@@ -1,0 +1,101 @@
+"""``predict`` from file to file against the network alone: ``python -m benchmarks.whole_path``.
+
+A synthetic tile is mapped (read, network, COG with overviews) and, alternately, the same engine is run over the same
+windows, which lie ready in memory. For r the network alone is run once over the tile; for comparison the map is made
+with too little memory to keep what the first pass computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+import torch
+
+from benchmarks.feed import make_tile
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.mapper import Mapper
+from landprior.landcover.prediction import predict
+from landprior.landcover.tiles import read_tile
+from landprior.landcover.training import make_settings, train_model
+from landprior.raster.cog import CogWriter
+from landprior.raster.files import open_raster
+from landprior.raster.grid import Grid
+from landprior.raster.windows import iter_blocks
+
+
+def enlarge(source: Path, target: Path, side: int) -> Path:
+    """Write a raster that repeats another to a size, block by block."""
+    with open_raster(source) as src:
+        values, nodata = src.read(), src.nodata
+        small = Grid.of(src)
+        tags = src.tags(ns="LANDPRIOR")
+    grid = Grid(width=side, height=side, transform=small.transform, crs=small.crs)
+    options = {"count": len(values), "dtype": values.dtype.name, "nodata": nodata, "tags": tags}
+    with CogWriter(target, grid, **options) as writer:
+        for block in iter_blocks(grid):
+            rows = np.arange(block.core.row_off, block.core.row_off + block.core.height).astype(int) % small.height
+            columns = np.arange(block.core.col_off, block.core.col_off + block.core.width).astype(int) % small.width
+            writer.write(values[:, rows[:, None], columns], block.core)
+    return target
+
+
+def time_network(mapper: Mapper, inputs: list[torch.Tensor]) -> float:
+    """Return the seconds of the engine over all windows."""
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for x in inputs:
+            mapper.engine(x)
+    return time.perf_counter() - start
+
+
+@click.command()
+@click.option("--side", default=5000, show_default=True, help="Of the tile, pixels.")
+@click.option("--filters", default=32, show_default=True, help="Width of the network.")
+@click.option("--rounds", default=3, show_default=True, help="Timings of each, alternately.")
+@click.option("--engines", default="torch:fp32,openvino:int8", show_default=True, help="engine:precision, ...")
+def main(side: int, filters: int, rounds: int, engines: str) -> None:
+    """Time prediction."""
+    logging.getLogger("landprior").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        small_image, small_prior = make_tile(folder, 1000)
+        settings = make_settings(filters=filters, steps=100)
+        model = train_model([read_tile(small_image, small_prior)], settings)
+        image = enlarge(small_image, folder / "image.tif", side)
+        prior = enlarge(small_prior, folder / "prior_large.tif", side)
+        click.echo(f"{side} x {side} px, {filters} filters, {torch.get_num_threads()} threads; medians of {rounds}")
+        for text in engines.split(","):
+            name, precision = text.split(":")
+            options = {"engine": name, "precision": precision, "overwrite": True}
+            with ImageLayer(image) as pixels:
+                mapper = Mapper(model, pixels, engine=name, precision=precision)
+                inputs = [mapper._inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]  # noqa: SLF001
+            least = psutil.Process().memory_info().rss // 2**20 + 700
+            times: dict[str, list[float]] = {"network": [], "q": [], "r": [], "r, kept nothing": []}
+            for _ in range(rounds):
+                times["network"].append(time_network(mapper, inputs))
+                for kind, more in {
+                    "q": {},
+                    "r": {"posterior": prior, "force": True, "memory": least + 4000},
+                    "r, kept nothing": {"posterior": prior, "force": True, "memory": least},
+                }.items():
+                    start = time.perf_counter()
+                    predict(image, folder / "map.tif", model, **options, **more)
+                    times[kind].append(time.perf_counter() - start)
+            medians = {kind: statistics.median(some) for kind, some in times.items()}
+            cells = [f"{kind} {value:.1f} s ({value / medians['network']:.2f})" for kind, value in medians.items()]
+            click.echo(f"{name} {precision}: " + ", ".join(cells))
+            del inputs, mapper
+
+
+if __name__ == "__main__":
+    main()
