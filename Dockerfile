@@ -7,24 +7,37 @@
 # and the NVIDIA container runtime:
 #
 #   docker run --rm --gpus all -v "$PWD":/data --user "$(id -u):$(id -g)" landprior doctor
-FROM python:3.11-slim
+#
+# Build arguments: PYTHON, another version of Python; TORCH, what pip is asked for first (a pinned or another build of
+# torch and torchvision, "torch==2.9.1 torchvision==0.24.1"); EXTRAS, "[cpu]" for OpenVINO, "[ray]", "[cpu,ray]".
+ARG PYTHON=3.11
+FROM python:${PYTHON}-slim
 
 # rasterio's wheels need libexpat from the system, and the slim image has none
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libexpat1 \
     && rm -rf /var/lib/apt/lists/*
+
+ARG TORCH="torch torchvision"
+ARG EXTRAS=""
+# TORCH is several words on purpose; which versions is the builder's choice
+# hadolint ignore=SC2086,DL3013
+RUN pip install --no-cache-dir ${TORCH}
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY configs ./configs
 COPY landprior ./landprior
-RUN pip install --no-cache-dir . && rm -rf /src
+# hadolint ignore=DL3013
+RUN pip install --no-cache-dir ".${EXTRAS}" && rm -rf /src
 
-RUN useradd --create-home landprior && install -d -o landprior -g landprior /data
-USER landprior
+RUN useradd --create-home --uid 1000 landprior && install -d -o 1000 -g 1000 /data
+USER 1000
 # a user id given with --user may have no name and no home here; downloads outlive the container
 ENV HOME=/tmp USER=landprior LANDPRIOR_CACHE=/data/.landprior-cache
 WORKDIR /data
 
+HEALTHCHECK --interval=5m --timeout=60s CMD ["landprior", "doctor"]
 ENTRYPOINT ["landprior"]
 CMD ["--help"]

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from landprior.raster.scheme import ClassScheme
 
-    Index = slice | Tensor
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -91,14 +89,23 @@ class Tile:
         """Where all inputs have data, shape (H, W)."""
         return self.valid if self.seen is None else self.seen
 
-    def inputs(self, statistics: BandStatistics, rows: Index, columns: Index) -> Tensor:
-        """Return a piece of the network's input, (channels, ...), or (N, channels, ...) for index arrays (N, h, w)."""
-        image = self.image[:, rows, columns]
+    def inputs(self, statistics: BandStatistics, rows: slice, columns: slice) -> Tensor:
+        """Return a piece of the network's input, (channels, h, w)."""
         extra = None if self.extra is None else self.extra[:, rows, columns]
-        if image.ndim == 4:
-            image = image.transpose(0, 1)
-            extra = None if extra is None else extra.transpose(0, 1)
-        return statistics.standardise(image, self.visible[rows, columns], extra)
+        return statistics.standardise(self.image[:, rows, columns], self.visible[rows, columns], extra)
+
+    def patches(
+        self, statistics: BandStatistics, corners: Sequence[tuple[int, int]], side: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return inputs (N, channels, side, side), priors (N, C, side, side), validity (N, side, side) at corners."""
+
+        def cut(values: Tensor) -> Tensor:  # slices are copied many times faster than index arrays are followed
+            return torch.stack([values[..., row : row + side, column : column + side] for row, column in corners])
+
+        extra = None if self.extra is None else cut(self.extra)
+        valid = cut(self.valid)
+        seen = valid if self.seen is None else cut(self.seen)
+        return statistics.standardise(cut(self.image), seen, extra), cut(self.prior).float(), valid
 
 
 def read_tile(
@@ -368,12 +375,9 @@ class PatchFeed:
             tile = self._tiles[index]
             mine = places[chosen == index]
             height, width = tile.shape
-            span = torch.arange(side, device=tile.image.device)
-            top = (mine[:, 0] * (height - side + 1)).long().to(tile.image.device)
-            left = (mine[:, 1] * (width - side + 1)).long().to(tile.image.device)
-            rows, columns = top[:, None, None] + span[:, None], left[:, None, None] + span
-            prior = tile.prior[:, rows, columns].transpose(0, 1)
-            parts.append((tile.inputs(self._statistics, rows, columns), prior.float(), tile.valid[rows, columns]))
+            top, left = (mine[:, 0] * (height - side + 1)).long(), (mine[:, 1] * (width - side + 1)).long()
+            corners = list(zip(top.tolist(), left.tolist(), strict=True))
+            parts.append(tile.patches(self._statistics, corners, side))
         image, prior, valid = (torch.cat(same) for same in zip(*parts, strict=True))
         return Batch(
             inputs=image.contiguous(memory_format=torch.channels_last),
