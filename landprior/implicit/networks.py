@@ -150,4 +150,5 @@ def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
         Added to every class, then renormalised; 0 keeps hard zeros.
     """
     total = prior.sum(dim=1, keepdim=True) + prior.shape[1] * smoothing
-    return torch.log((prior + smoothing) / total.clamp_min(math.ulp(0.0)))
+    smooth = prior + smoothing
+    return smooth.div_(total.clamp_min_(math.ulp(0.0))).log_()  # in place: this is most of what cutting a patch costs

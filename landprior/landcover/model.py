@@ -47,10 +47,10 @@ class BandStatistics:
         shape = (-1, 1, 1)
         mean = torch.as_tensor(self.mean, dtype=torch.float32, device=image.device).reshape(shape)
         std = torch.as_tensor(self.std, dtype=torch.float32, device=image.device).reshape(shape)
-        values = (image.float() - mean) / std
+        values = (image.float() - mean).div_(std)
         if extra is not None:
             values = torch.cat([values, extra.float()], dim=-3)
-        return torch.where(valid.unsqueeze(-3), values, 0.0)
+        return values.masked_fill_(~valid.unsqueeze(-3), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -378,7 +378,7 @@ class PatchFeed:
             top, left = (mine[:, 0] * (height - side + 1)).long(), (mine[:, 1] * (width - side + 1)).long()
             corners = list(zip(top.tolist(), left.tolist(), strict=True))
             parts.append(tile.patches(self._statistics, corners, side))
-        image, prior, valid = (torch.cat(same) for same in zip(*parts, strict=True))
+        image, prior, valid = parts[0] if len(parts) == 1 else (torch.cat(same) for same in zip(*parts, strict=True))
         return Batch(
             inputs=image.contiguous(memory_format=torch.channels_last),
             log_prior=log_prior(prior, smoothing=self._smoothing),
