@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.windows import Window
 
 from landprior.implicit.networks import build_fcn
@@ -78,3 +79,49 @@ def test_build_prior(tmp_path, make_grid):
         output.unlink()
     print(f"peak memory, MiB: {peaks}, ratio {peaks[LARGE] / peaks[SMALL]:.2f}")
     assert peaks[LARGE] <= MOST * peaks[SMALL], peaks
+
+
+@pytest.mark.slow
+def test_predict_takes_no_more_than_it_is_told_to(tmp_path, make_grid, enviroatlas):
+    """Of the posterior, whose first pass keeps what there is room for."""
+    network = build_fcn(4, 5, filters=8)
+    statistics = BandStatistics(mean=np.full(4, 90.0), std=np.full(4, 50.0))
+    model = LandcoverModel(network=network, scheme=enviroatlas, statistics=statistics, filters=8)
+    weights = save_model(model, tmp_path / "model.safetensors")
+    for side, memory in ((4_000, 1_800), (9_000, 1_800), (9_000, 3_000)):
+        grid = make_grid(side, side)
+        image = tmp_path / f"{side}.tif"
+        prior = tmp_path / f"prior-{side}.tif"
+        if not image.exists():
+            write(image, grid, 4, lambda r, c: 1 + (r // 7 + c // 5) % 200)
+            write(prior, grid, 5, lambda r, c: 1 + (r // 31 + c // 17) % 50)
+        output = tmp_path / f"map-{side}-{memory}.tif"
+        peak = measure(
+            *("predict", image, "--model", weights, "--posterior", prior, "-o", output),
+            *("--device", "cpu", "--engine", "torch", "--memory", memory),
+        )
+        print(f"{side} x {side} px, --memory {memory}: peak {peak:.0f} MiB")
+        assert peak <= memory
+
+
+@pytest.mark.slow
+def test_a_sparse_raster_beyond_four_gigabytes(tmp_path, make_grid, enviroatlas):
+    """65,000 x 65,000 px with data in one corner: the rest is neither computed nor written."""
+    grid = make_grid(65_000, 65_000)
+    with CogWriter(tmp_path / "image.tif", grid, count=4, nodata=0) as writer:
+        writer.write(np.full((4, 700, 900), 7, np.uint8), Window(60_000, 61_000, 900, 700))
+    network = build_fcn(4, 5, filters=8)
+    statistics = BandStatistics(mean=np.full(4, 90.0), std=np.full(4, 50.0))
+    model = LandcoverModel(network=network, scheme=enviroatlas, statistics=statistics, filters=8)
+    weights = save_model(model, tmp_path / "model.safetensors")
+    output = tmp_path / "map.tif"
+    peak = measure(
+        "predict", tmp_path / "image.tif", "--model", weights, "-o", output, "--engine", "torch", "--memory", 2000
+    )
+    assert peak <= 2000
+    assert output.read_bytes()[2:4] == b"+\x00"  # BigTIFF
+    assert output.stat().st_size < 2**25
+    with rasterio.open(output) as src:
+        inside = src.read(1, window=Window(59_990, 60_990, 920, 720))
+        assert (inside != 255).sum() == 700 * 900
+        assert (src.read(1, window=Window(0, 0, 2000, 2000)) == 255).all()
