@@ -1,0 +1,45 @@
+"""All benchmarks by one command, ``python -m benchmarks`` (hours), or some, ``python -m benchmarks feed engines``."""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+import click
+
+BENCHMARKS = {
+    "startup": "how long landprior --help takes",
+    "prior_speed": "building a prior against the published recipe",
+    "fetch_speed": "burning and warping against rasterio's own commands",
+    "feed": "the training feed against a fixed batch, and against torchgeo's sampler",
+    "engines": "OpenVINO against torch",
+    "whole_path": "predict from file to file against the network alone",
+    "many_tiles": "what a plan costs besides its work; two workers against one",
+    "encodings": "how probabilities are best stored",
+    "accuracy": "the default recipe on all sets",
+    "recipe": "the best recipe against plain QR",
+    "points": "what a hundred labelled points add",
+    "ohio": "QR against labels",
+    "learned_prior": "drawn learned priors against the published panels",
+}
+
+
+@click.command(epilog="Each has options of its own: python -m benchmarks.NAME --help")
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
+@click.option("--list", "listed", is_flag=True, help="List them and end.")
+def main(names: tuple[str, ...], *, listed: bool) -> None:
+    """Run the benchmarks NAMES, all by default, one after the other, with their default options."""
+    if listed:
+        for name, text in BENCHMARKS.items():
+            click.echo(f"{name:<14} {text}")
+        return
+    for name in names or BENCHMARKS:
+        module = "benchmarks.accuracy.__main__" if name == "accuracy" else f"benchmarks.{name}"
+        click.echo(f"== {name}: {BENCHMARKS[name]}")
+        start = time.perf_counter()
+        importlib.import_module(module).main(args=[], standalone_mode=False)
+        click.echo(f"({time.perf_counter() - start:.0f} s)\n")
+
+
+if __name__ == "__main__":
+    main()
