@@ -9,7 +9,7 @@ from landprior.errors import InputError
 from landprior.implicit.networks import Ensemble, build_fcn
 from landprior.landcover import engine as engine_module
 from landprior.landcover import mapper as mapper_module
-from landprior.landcover.engine import ENGINES, PRECISIONS, OpenVinoEngine, TorchEngine, make_engine
+from landprior.landcover.engine import ENGINES, LEAST_STRIP, PRECISIONS, OpenVinoEngine, TorchEngine, make_engine
 from landprior.landcover.prediction import Products, predict
 from landprior.raster.files import open_raster
 
@@ -43,6 +43,14 @@ def test_ensembles_and_mirrors_too(samples):
     x = torch.randn(1, 4, 30, 41)
     found = OpenVinoEngine(network, samples, "fp32")(x)
     torch.testing.assert_close(found, expected(network, x), rtol=0, atol=1e-4)
+
+
+def test_strips_leave_no_seam(network, samples, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    engine = OpenVinoEngine(network, samples, "fp32")
+    for rows in (3 * LEAST_STRIP + 7, 3 * LEAST_STRIP - 1):  # three strips, and one
+        x = torch.randn(1, 4, rows, 50)
+        torch.testing.assert_close(engine(x), expected(network, x), rtol=0, atol=1e-4)
 
 
 def test_int8_does_not_depend_on_the_window(network, samples):
