@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
-from landprior.raster.cog import CogWriter
+from landprior.landcover.prediction import map_writer
 from landprior.raster.files import check_output, open_raster, read_window
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.scheme import MAP_NODATA
@@ -104,16 +104,7 @@ def join_maps(
     joiner = _Joiner(parts, grid)
     with (
         joiner,
-        CogWriter(
-            target,
-            grid,
-            nodata=MAP_NODATA,
-            overviews="mode",
-            scheme=scheme,
-            descriptions=["land cover"],
-            tags={"kind": "map", "tiles": str(len(parts))},
-            overwrite=overwrite,
-        ) as writer,
+        map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=overwrite) as writer,
     ):
         stream(joiner.compute, grid=grid, sinks={"map": writer}, label="mosaic", progress=progress)
     return target

@@ -270,14 +270,13 @@ def map_prior(
             shares, valid = belief.read(block.core)
             return {"map": belief.scheme.decode(shares.argmax(0), valid)}
 
-        with _map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=overwrite) as writer:
+        with map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=overwrite) as writer:
             stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=progress)
     return Path(output)
 
 
-def _map_writer(
-    target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str, str], *, overwrite: bool
-) -> CogWriter:
+def map_writer(target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str, str], *, overwrite: bool) -> CogWriter:
+    """Return the writer of a map of classes: 255 is no data, overviews by the most frequent class."""
     return CogWriter(
         target,
         grid,
@@ -304,7 +303,7 @@ def _open_sinks(
     *,
     overwrite: bool,
 ) -> dict[str, CogWriter]:
-    sinks = {"map": _map_writer(target, model.scheme, grid, tags, overwrite=overwrite)}
+    sinks = {"map": map_writer(target, model.scheme, grid, tags, overwrite=overwrite)}
     if products.probabilities:
         sinks["probabilities"] = CogWriter(
             beside(target, "probabilities"),
