@@ -1,8 +1,8 @@
 """``predict`` from file to file against the network alone: ``python -m benchmarks.whole_path``.
 
 A synthetic tile is mapped (read, network, COG with overviews) and, alternately, the same engine is run over the same
-windows, which lie ready in memory. For r the network alone is run once over the tile; for comparison the map is made
-with too little memory to keep what the first pass computed.
+windows, which lie ready in memory. For r the network alone is run once over the tile, since what the first pass computed
+is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-import psutil
 import torch
 
 from benchmarks.feed import make_tile
@@ -79,14 +78,12 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
             with ImageLayer(image) as pixels:
                 mapper = Mapper(model, pixels, engine=name, precision=precision)
                 inputs = [mapper._inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]  # noqa: SLF001
-            least = psutil.Process().memory_info().rss // 2**20 + 1500
-            times: dict[str, list[float]] = {"network": [], "q": [], "r": [], "r, kept nothing": []}
+            times: dict[str, list[float]] = {"network": [], "q": [], "r": []}
             for _ in range(rounds):
                 times["network"].append(time_network(mapper, inputs))
                 for kind, more in {
                     "q": {},
-                    "r": {"posterior": prior, "force": True, "memory": least + 4000},
-                    "r, kept nothing": {"posterior": prior, "force": True, "memory": least},
+                    "r": {"posterior": prior, "force": True},
                 }.items():
                     start = time.perf_counter()
                     predict(image, folder / "map.tif", model, **options, **more)
