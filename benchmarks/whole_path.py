@@ -1,8 +1,7 @@
 """``predict`` from file to file against the network alone: ``python -m benchmarks.whole_path``.
 
 A synthetic tile is mapped (read, network, COG with overviews) and, alternately, the same engine is run over the same
-windows, which lie ready in memory. For r the network alone is run once over the tile, since what the first pass computed
-is kept.
+windows, which lie ready in memory. For r the network alone is run once over the tile too, as the first pass is kept.
 """
 
 from __future__ import annotations
