@@ -96,7 +96,9 @@ precision_option = click.option(
     help="auto: bf16 on CUDA, int8 with OpenVINO (measured on the image itself), else fp32.",
 )
 memory_option = click.option(
-    "--memory", type=click.IntRange(min=1), help="Megabytes to take at most.  [default: a quarter of what is free]"
+    "--memory",
+    type=click.IntRange(min=1),
+    help="Megabytes to take at most.  [default: what is needed, and up to 1,024 more]",
 )
 starts_option = click.option(
     "--starts",

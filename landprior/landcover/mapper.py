@@ -35,6 +35,9 @@ CONFIDENCE_NODATA = 255
 SAMPLE_SIDE, SAMPLE_GRID = 128, 4
 """Windows of the image on which int8 is calibrated: their side in pixels, and how many each way."""
 
+MOST_KEPT = 2**30
+"""Unless told otherwise: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
+
 WORKING_BYTES = 300 * 2**20
 """What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
 
@@ -88,7 +91,7 @@ def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> in
         If it is less than what the libraries and one window need.
     """
     if memory is None:
-        return int(psutil.virtual_memory().available / 4)
+        return min(int(psutil.virtual_memory().available / 4), MOST_KEPT)
     own = psutil.Process().memory_info().rss
     side = window + 2 * model.network.halo
     activations = 4 * 4 * max(model.filters, len(model.scheme)) * side * side

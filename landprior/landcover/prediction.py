@@ -115,8 +115,8 @@ def predict(
     engine, precision
         What computes q, and how: see :func:`landprior.landcover.engine.make_engine`.
     memory
-        Megabytes that the process may take; a quarter of what is free by default. What the pass that sums q's classes
-        has computed is kept for the map as far as this allows, and computed again beyond.
+        Megabytes that the process may take. What the pass that sums q's classes has computed is kept for the map as far
+        as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
     window_size
         Side of the windows; changes memory and time, not the result.
     tags

@@ -1,5 +1,7 @@
 """What runs the network: OpenVINO against torch, choices, memory."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import rasterio
@@ -169,6 +171,12 @@ def test_too_little_memory_is_said(tmp_path, make_image, make_model):
     with pytest.raises(InputError, match=r"--memory 100 is too little for this model: give \d+ or more"):
         predict(make_image("image.tif", 40, 40), tmp_path / "map.tif", make_model(), memory=100)
     assert not (tmp_path / "map.tif").exists()
+
+
+@pytest.mark.parametrize(("free", "kept"), [(2**40, 2**30), (2**31, 2**29)])
+def test_several_workers_do_not_each_take_a_share_of_all_memory(make_model, monkeypatch, free, kept):
+    monkeypatch.setattr(mapper_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert mapper_module.memory_to_keep(None, make_model(), 512) == kept
 
 
 def test_windows_without_data_are_not_computed(tmp_path, make_model, make_raster, rng, monkeypatch):
