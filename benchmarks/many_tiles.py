@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from landprior.landcover.batch import plan_workspace, read_plan, write_plan
-from landprior.landcover.cluster import run_on_ray
+from landprior.batch.cluster import run_on_ray
+from landprior.batch.plans import plan_workspace, read_plan, write_plan
+from landprior.batch.tile_runner import run_plan, tile_of
 from landprior.landcover.coarse import LAYERS
 from landprior.landcover.pipeline import PipelineSettings, Workspace
 from landprior.landcover.scene import make_scene
-from landprior.landcover.tile_runner import run_plan, tile_of
 from landprior.landcover.training import make_settings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
@@ -30,7 +30,7 @@ from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:
-    from landprior.landcover.batch import BatchPlan
+    from landprior.batch.plans import BatchPlan
 
 TILES, SIDE = 1000, 16
 
@@ -101,7 +101,7 @@ def measure_workers(folder: Path, count: int, rounds: int) -> None:
             warm = [ray.remote(_import).remote() for _ in range(4 * workers)]
             ray.get(warm)
             start = time.perf_counter()
-            states = run_on_ray(plan, threads=1)
+            states = run_on_ray(plan)
             times.append(time.perf_counter() - start)
             ray.shutdown()
             assert {state.state for state in states} == {"done"}, states

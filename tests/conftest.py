@@ -104,3 +104,25 @@ def coarse(rng):
         return np.kron(cells, np.ones((30, 30), dtype=np.int64))[:height, :width].astype(np.uint8)
 
     return make
+
+
+@pytest.fixture
+def make_model(enviroatlas):
+    """Return a factory of models with random weights."""
+    import torch
+
+    from landprior.implicit.networks import build_fcn
+    from landprior.landcover.model import BandStatistics, LandcoverModel
+
+    def make(*, bands=4, filters=6, scheme=enviroatlas, seed=0, record=None):
+        torch.manual_seed(seed)
+        network = build_fcn(bands, len(scheme), filters=filters)
+        with torch.no_grad():
+            for value in network.parameters():
+                value.mul_(3)  # so that the classes differ from place to place
+        statistics = BandStatistics(mean=np.full(bands, 120.0), std=np.full(bands, 70.0))
+        return LandcoverModel(
+            network=network.eval(), scheme=scheme, statistics=statistics, filters=filters, record=record or {}
+        )
+
+    return make

@@ -39,10 +39,10 @@ def command(
     Where tiles overlap, a pixel is that of the tile whose own ground it lies on, not of the margin of another, so
     the result does not depend on which tile was finished first.
     """  # noqa: D301
+    from landprior.batch.mosaic import join_maps
+    from landprior.batch.plans import read_plan
+    from landprior.batch.tile_runner import states_of, tile_of
     from landprior.errors import InputError
-    from landprior.landcover.batch import read_plan
-    from landprior.landcover.mosaic import join_maps
-    from landprior.landcover.tile_runner import states_of, tile_of
 
     found = read_plan(plan)
     states = states_of(found)

@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 @click.option(
     "--maps", type=click.Choice(["r", "q"]), default="r", show_default=True, help="The posterior r or the network's q."
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Cores of each tile, wherever it is run (maps hang on it); 1 makes most of many workers.",
+)
 @label_map_option
 @source_options
 @workspace_option
@@ -67,6 +74,7 @@ def command(
     recipe: str,
     starts: int | None,
     maps: str,
+    threads: int,
     label_map: dict[int, int] | None,
     workspace: Path,
     as_json: bool,
@@ -89,10 +97,10 @@ def command(
     a place that is yet to be fetched, the sources (only the catalogue of images is asked now). Every worker must
     see the workspace (--data).
     """  # noqa: D301
+    from landprior.batch.estimate import estimate_work
+    from landprior.batch.plans import plan_area, plan_workspace, write_plan
     from landprior.cli.fetch import make_network, make_plan
     from landprior.cli.run import to_be_fetched
-    from landprior.landcover.batch import plan_area, plan_workspace, write_plan
-    from landprior.landcover.estimate import estimate_work
     from landprior.landcover.pipeline import PipelineSettings, Workspace
     from landprior.raster.files import check_output
 
@@ -108,10 +116,10 @@ def command(
         settings = PipelineSettings.for_city(
             city or found.area.name, scheme=scheme, cooccurrence=cooccurrence, **changes
         )
-        plan = plan_area(found, place, fetching, settings, learned=learned)
+        plan = plan_area(found, place, fetching, settings, learned=learned, threads=threads)
     else:
         settings = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence, **changes)
-        plan = plan_workspace(Workspace(workspace), city, settings, only=tiles, learned=learned)
+        plan = plan_workspace(Workspace(workspace), city, settings, only=tiles, learned=learned, threads=threads)
     write_plan(plan, output, overwrite=overwrite)
     work = estimate_work(plan)
     if as_json:

@@ -86,7 +86,6 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
     "--ray", is_flag=False, flag_value="here", metavar="[ADDRESS]", help="Run a PLAN on Ray: here, or a cluster."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="With --ray on this machine: cores.  [default: all]")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="With --ray: cores a tile.")
 @click.option("--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="With --ray: GPUs a tile.")
 @click.option("--memory", type=click.IntRange(min=1), help="With --ray: megabytes a tile, for placement.")
 @device_option
@@ -115,7 +114,6 @@ def command(
     shard: tuple[int | None, int | None] | None,
     ray: str | None,
     workers: int | None,
-    threads: int,
     gpus: float,
     memory: int | None,
     device: str,
@@ -154,7 +152,6 @@ def command(
             shard=shard,
             ray=ray,
             workers=workers,
-            threads=threads,
             gpus=gpus,
             memory=memory,
             device=device,
@@ -210,7 +207,7 @@ def command(
         click.echo(scores.to_text())
 
 
-OF_PLANS = ("shard", "ray", "workers", "threads", "gpus", "memory")
+OF_PLANS = ("shard", "ray", "workers", "gpus", "memory")
 """Options that are for plans only."""
 
 
@@ -229,7 +226,6 @@ def _run_plan(
     shard: tuple[int | None, int | None] | None,
     ray: str | None,
     workers: int | None,
-    threads: int,
     gpus: float,
     memory: int | None,
     device: str,
@@ -238,8 +234,8 @@ def _run_plan(
     """Run a plan, or a shard of it; exit 1 if a tile failed."""
     import os
 
-    from landprior.landcover.batch import choose_shard, read_plan, shard_of_environment
-    from landprior.landcover.tile_runner import run_plan
+    from landprior.batch.plans import choose_shard, read_plan, shard_of_environment
+    from landprior.batch.tile_runner import run_plan
 
     plan = read_plan(path)
     if shard is not None:
@@ -249,16 +245,15 @@ def _run_plan(
         plan = choose_shard(plan, index, count or 1)
     progress = show_progress(ctx)
     if ray is None:
-        refuse_options(ctx, "a run without --ray", "workers", "threads", "gpus", "memory")
+        refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
         states = run_plan(plan, device=device, network=network() if plan.fetch else None, progress=progress)
     else:
-        from landprior.landcover.cluster import run_on_ray
+        from landprior.batch.cluster import run_on_ray
 
         states = run_on_ray(
             plan,
             address=None if ray == "here" else ray,
             workers=workers,
-            threads=threads,
             gpus=gpus,
             memory=memory,
             device=device,

@@ -1,11 +1,8 @@
-"""Fixtures: a small image, its prior, and models, on disk."""
+"""Fixtures: a small image and its prior on disk, quick settings."""
 
 import numpy as np
 import pytest
-import torch
 
-from landprior.implicit.networks import build_fcn
-from landprior.landcover.model import BandStatistics, LandcoverModel
 from landprior.landcover.training import TileSettings
 
 
@@ -32,24 +29,6 @@ def make_image(make_raster, rng):
         if holes is not None:
             values[:, holes] = 0
         return make_raster(name, values, nodata=None if holes is None else 0, grid=grid)
-
-    return make
-
-
-@pytest.fixture
-def make_model(enviroatlas):
-    """Return a factory of models with random weights."""
-
-    def make(*, bands=4, filters=6, scheme=enviroatlas, seed=0, record=None):
-        torch.manual_seed(seed)
-        network = build_fcn(bands, len(scheme), filters=filters)
-        with torch.no_grad():
-            for value in network.parameters():
-                value.mul_(3)  # so that the classes differ from place to place
-        statistics = BandStatistics(mean=np.full(bands, 120.0), std=np.full(bands, 70.0))
-        return LandcoverModel(
-            network=network.eval(), scheme=scheme, statistics=statistics, filters=filters, record=record or {}
-        )
 
     return make
 

@@ -26,7 +26,7 @@ from landprior.raster.files import replacing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from landprior.landcover.batch import BatchPlan
+    from landprior.batch.plans import BatchPlan
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
     from landprior.sources.areas import Area
@@ -114,10 +114,11 @@ class TileRunner:
         if self.plan.fetch is not None:
             self._fetch_tile(tile)
         settings = self._pipeline()
-        prior_of_tile(tile, settings)
-        model_of_tile(tile, settings.training, device=self._device)
-        map_of_tile(tile, posterior=settings.posterior, device=self._device)
-        scores = scores_of_tile(tile, settings)
+        with _on_cores(self.plan.recipe.threads):
+            prior_of_tile(tile, settings)
+            model_of_tile(tile, settings.training, device=self._device)
+            map_of_tile(tile, posterior=settings.posterior, device=self._device)
+            scores = scores_of_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
 
     def _pipeline(self) -> PipelineSettings:
@@ -142,6 +143,21 @@ class TileRunner:
             msg = f"the catalogue no longer has the image of {tile.name}; make a new plan"
             raise InputError(msg)
         fetch(replace(found, tiles=own), workspace, settings, self._network, collection=False)
+
+
+@contextmanager
+def _on_cores(count: int) -> Iterator[None]:
+    """Compute on so many cores, however many this process would take: sums in another order give other last digits."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:

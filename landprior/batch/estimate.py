@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from landprior.landcover.batch import BatchPlan
+    from landprior.batch.plans import BatchPlan
 
 TRAINING_SECONDS = 2.95e-6
 """Of one CPU core, for one pixel of a patch in one step, with 32 filters in single precision."""

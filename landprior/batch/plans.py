@@ -1,7 +1,7 @@
 """Many tiles: a plan that says which and how, and a run that any number of workers may share.
 
 Each tile depends on its own files, the plan's settings and its name alone, so that the result is the same for any
-number of shards or workers (:mod:`landprior.landcover.tile_runner`).
+number of shards or workers (:mod:`landprior.batch.tile_runner`).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Recipe(_Part):
     training: dict[str, Any] = Field(description="of TileSettings")
     posterior: bool = True
     label_map: dict[int, int] = {}
+    threads: int = Field(1, ge=1, description="cores of a tile; sums of floats hang on how many share them")
 
 
 class Fetching(_Part):
@@ -92,7 +93,7 @@ class BatchPlan(_Part):
 # -- plans -----------------------------------------------------------------------------------------
 
 
-def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None) -> Recipe:
+def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, threads: int = 1) -> Recipe:
     """Return the part of a plan that says how tiles are mapped."""
     from landprior.landcover.training import TileSettings
 
@@ -105,6 +106,7 @@ def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None) 
         training=(settings.training or TileSettings()).model_dump(mode="json"),
         posterior=settings.posterior,
         label_map=dict(settings.label_map),
+        threads=threads,
     )
 
 
@@ -115,8 +117,20 @@ def plan_workspace(
     *,
     only: Sequence[str] = (),
     learned: Path | None = None,
+    threads: int = 1,
 ) -> BatchPlan:
     """Plan the tiles of a city that are in a workspace.
+
+    Parameters
+    ----------
+    workspace, city, only
+        Where the tiles are; only some of them, by name.
+    settings
+        How they are mapped.
+    learned
+        Path of the learned prior that the settings have.
+    threads
+        Cores of each tile. Part of the plan, since the last digits of sums, and so a map's pixels, hang on it.
 
     Raises
     ------
@@ -132,7 +146,7 @@ def plan_workspace(
         workspace=str(workspace.root.resolve()),
         city=Path(city).stem if city.endswith((".yaml", ".yml")) else city,
         tiles=tuple(tiles),
-        recipe=describe_recipe(settings, learned=learned),
+        recipe=describe_recipe(settings, learned=learned, threads=threads),
     )
 
 
@@ -143,8 +157,9 @@ def plan_area(
     settings: PipelineSettings,
     *,
     learned: Path | None = None,
+    threads: int = 1,
 ) -> BatchPlan:
-    """Plan the tiles of a place that is yet to be fetched."""
+    """Plan the tiles of a place that is yet to be fetched; arguments as :func:`plan_workspace`."""
     preset = found.area.preset
     return BatchPlan(
         landprior=landprior.__version__,
@@ -153,7 +168,7 @@ def plan_area(
         tiles=tuple(
             PlannedTile(name=tile.folder.name, width=tile.grid.width, height=tile.grid.height) for tile in found.tiles
         ),
-        recipe=describe_recipe(settings, learned=learned),
+        recipe=describe_recipe(settings, learned=learned, threads=threads),
         fetch=Fetching(
             outline=found.area.outline.wkt,
             city=None if preset is None else preset.name,

@@ -10,19 +10,20 @@ import numpy as np
 import psutil
 import pytest
 import rasterio
+import torch
 
-from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.landcover.batch import (
+from landprior.batch.estimate import estimate_work
+from landprior.batch.mosaic import join_maps
+from landprior.batch.plans import (
     choose_shard,
     plan_workspace,
     read_plan,
     shard_of_environment,
     write_plan,
 )
-from landprior.landcover.estimate import estimate_work
-from landprior.landcover.mosaic import join_maps
+from landprior.batch.tile_runner import RUN, TileRunner, run_plan, state_of, states_of, tile_of
+from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.pipeline import PipelineSettings, Workspace
-from landprior.landcover.tile_runner import RUN, TileRunner, run_plan, state_of, states_of, tile_of
 from landprior.landcover.training import TileSettings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
@@ -155,7 +156,11 @@ def test_the_estimate_grows_with_what_there_is_to_do(plan):
 
 
 def test_any_number_of_shards_gives_the_same_maps(plan):
+    """Whatever number of cores torch would take in each."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
     assert {state.state for state in run_plan(plan)} == {"done"}
+    assert torch.get_num_threads() == 1
     whole = maps_of(plan)
     for tile in plan.tiles:
         for name in ("prior", "model", "prediction"):
@@ -163,11 +168,26 @@ def test_any_number_of_shards_gives_the_same_maps(plan):
         for name in (RUN, "item.json"):
             (tile_of(plan, tile.name).path / name).unlink()
     for index in (1, 0):
+        torch.set_num_threads(2 + index)
         run_plan(choose_shard(plan, index, 2))
+    torch.set_num_threads(cores)
     assert maps_of(plan) == whole
     note = json.loads((tile_of(plan, "tile-0").path / RUN).read_text())
     assert note["state"] == "done"
     assert 0 < note["accuracy"] <= 1
+
+
+def test_a_tile_computes_on_the_cores_of_its_plan(plan):
+    """In torch and in the BLAS under numpy."""
+    from threadpoolctl import threadpool_info
+
+    from landprior.batch import tile_runner
+
+    with tile_runner._on_cores(2):
+        assert torch.get_num_threads() == 2
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+    two = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"threads": 2})})
+    assert two.digest != plan.digest
 
 
 def test_done_tiles_are_left_alone_and_others_run_again(plan):
@@ -258,7 +278,7 @@ def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_gives_the_same_maps(plan):
-    from landprior.landcover.cluster import run_on_ray
+    from landprior.batch.cluster import run_on_ray
 
     run_plan(plan)
     alone = maps_of(plan)
@@ -281,7 +301,7 @@ def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
     import ray
     from ray.cluster_utils import Cluster
 
-    from landprior.landcover.cluster import run_on_ray
+    from landprior.batch.cluster import run_on_ray
 
     tiles = tuple(plan.tiles[0].model_copy(update={"name": f"many-{n}"}) for n in range(24))
     many = plan.model_copy(update={"tiles": tiles})
@@ -325,8 +345,17 @@ def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
     assert len(lines) > 24  # what the dead one was at was begun again
 
 
+def test_a_tile_of_more_cores_than_there_are_is_refused():
+    """Ray would wait for ever."""
+    from landprior.batch.cluster import _require_cores
+
+    _require_cores(2, 2)
+    with pytest.raises(ConfigError, match="takes 4 cores and Ray has 2; make the plan with --threads 2"):
+        _require_cores(4, 2)
+
+
 def test_without_ray_it_is_said(plan, monkeypatch):
-    from landprior.landcover import cluster
+    from landprior.batch import cluster
 
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'landprior\[ray\]'"):

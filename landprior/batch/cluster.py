@@ -1,7 +1,7 @@
 """Running a plan on Ray (``pip install 'landprior[ray]'``): the cores and GPUs of this machine, or a cluster's.
 
-A tile is a task. When a worker or a node dies, Ray gives its tasks to others; tiles that were finished stay so. All
-nodes must see the workspace under the same path.
+A tile is a task, on as many cores as the plan says. When a worker or a node dies, Ray gives its tasks to others; tiles
+that were finished stay so. All nodes must see the workspace under the same path.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
+from landprior.batch.tile_runner import TileRunner, TileState, report_state
 from landprior.errors import ConfigError, InputError
-from landprior.landcover.tile_runner import TileRunner, TileState, report_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from landprior.landcover.batch import BatchPlan
+    from landprior.batch.plans import BatchPlan
     from landprior.landcover.workspace import TileFolder
     from landprior.sources.network import Network
 
@@ -28,7 +28,6 @@ def run_on_ray(
     *,
     address: str | None = None,
     workers: int | None = None,
-    threads: int = 1,
     gpus: float = 0.0,
     memory: int | None = None,
     retries: int = 3,
@@ -42,13 +41,11 @@ def run_on_ray(
     Parameters
     ----------
     plan
-        See :func:`landprior.landcover.batch.read_plan`.
+        See :func:`landprior.batch.plans.read_plan`.
     address
         Of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine, for this run.
     workers
         Cores to use of this machine, without an address.
-    threads
-        Cores (torch threads) of each tile.
     gpus
         GPUs of each tile; 0.25 puts four tiles on one.
     memory
@@ -56,7 +53,7 @@ def run_on_ray(
     retries
         How often a tile is tried again after its worker or node has died.
     device, work
-        See :class:`landprior.landcover.tile_runner.TileRunner`.
+        See :class:`landprior.batch.tile_runner.TileRunner`.
     network
         Makes the network in the worker, for plans that fetch.
     progress
@@ -72,7 +69,7 @@ def run_on_ray(
     InputError
         If Ray is not installed.
     ConfigError
-        If the cluster cannot be reached.
+        If the cluster cannot be reached, or this machine has fewer cores than a tile takes.
     """
     if importlib.util.find_spec("ray") is None:
         msg = "Ray is not installed; get it with: pip install 'landprior[ray]', or run the plan without --ray"
@@ -90,19 +87,27 @@ def run_on_ray(
             msg = f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})"
             raise ConfigError(msg) from error
     try:
+        if address is None:
+            _require_cores(plan.recipe.threads, int(ray.cluster_resources().get("CPU", 0)))
         task = ray.remote(_run_tile).options(
-            num_cpus=threads,
+            num_cpus=plan.recipe.threads,
             num_gpus=gpus,
             memory=None if memory is None else memory * 2**20,
             max_retries=retries,
             name=f"landprior {plan.city}",
         )
         shared = ray.put(plan)
-        waiting = {task.remote(shared, tile.name, device, threads, network, work): tile.name for tile in plan.tiles}
+        waiting = {task.remote(shared, tile.name, device, network, work): tile.name for tile in plan.tiles}
         return _collect(plan, waiting, RayError, progress=progress)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _require_cores(wanted: int, there: int) -> None:
+    if there < wanted:  # Ray would wait for a larger machine, for ever
+        msg = f"a tile of this plan takes {wanted} cores and Ray has {there}; make the plan with --threads {there}"
+        raise ConfigError(msg)
 
 
 def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception], *, progress: bool) -> list[TileState]:
@@ -133,15 +138,10 @@ def _run_tile(
     plan: BatchPlan,
     name: str,
     device: str,
-    threads: int,
     network: Callable[[], Network] | None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None,
 ) -> TileState:
     """Run a tile in a worker process."""
-    if work is None:
-        import torch
-
-        torch.set_num_threads(threads)
     key = (plan.workspace, plan.digest, device)
     if key not in _RUNNERS:
         _RUNNERS[key] = TileRunner(plan, device=device, network=None if network is None else network())
