@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
+from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.networks import build_fcn
-from landprior.implicit.training import TrainingSettings, choose_device, fit, make_fabric
+from landprior.implicit.training import TrainingSettings, fit
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.prior import build_prior
 from landprior.landcover.scene import make_scene

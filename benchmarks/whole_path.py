@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -57,7 +58,7 @@ def time_network(mapper: Mapper, inputs: list[torch.Tensor]) -> float:
 @click.command()
 @click.option("--side", default=5000, show_default=True, help="Of the tile, pixels.")
 @click.option("--filters", default=32, show_default=True, help="Width of the network.")
-@click.option("--rounds", default=3, show_default=True, help="Timings of each, alternately.")
+@click.option("--rounds", default=3, show_default=True, help="Pairs: the network, predict, the network again.")
 @click.option("--engines", default="torch:fp32,openvino:int8", show_default=True, help="engine:precision, ...")
 def main(side: int, filters: int, rounds: int, engines: str) -> None:
     """Time prediction."""
@@ -76,20 +77,24 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
             options = {"engine": name, "precision": precision, "overwrite": True}
             with ImageLayer(image) as pixels:
                 mapper = Mapper(model, pixels, engine=name, precision=precision)
-                inputs = [mapper._inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]  # noqa: SLF001
-            times: dict[str, list[float]] = {"network": [], "q": [], "r": []}
-            for _ in range(rounds):
-                times["network"].append(time_network(mapper, inputs))
-                for kind, more in {
-                    "q": {},
-                    "r": {"posterior": prior, "force": True},
-                }.items():
+                inputs = [mapper.inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]
+            kinds: dict[str, dict[str, Any]] = {"q": {}, "r": {"posterior": prior, "force": True}}
+            bare: list[float] = []
+            for kind, more in kinds.items():
+                seconds, ratios = [], []
+                for _ in range(rounds):
+                    before = time_network(mapper, inputs)
                     start = time.perf_counter()
                     predict(image, folder / "map.tif", model, **options, **more)
-                    times[kind].append(time.perf_counter() - start)
-            medians = {kind: statistics.median(some) for kind, some in times.items()}
-            cells = [f"{kind} {value:.1f} s ({value / medians['network']:.2f})" for kind, value in medians.items()]
-            click.echo(f"{name} {precision}: " + ", ".join(cells))
+                    seconds.append(time.perf_counter() - start)
+                    around = (before + time_network(mapper, inputs)) / 2  # the machine's speed wanders
+                    ratios.append(seconds[-1] / around)
+                    bare.append(around)
+                click.echo(
+                    f"{name} {precision}: network {statistics.median(bare):.1f} s, {kind} "
+                    f"{statistics.median(seconds):.1f} s: {statistics.median(ratios):.2f} times, "
+                    f"median of {rounds} pairs, {min(ratios):.2f} to {max(ratios):.2f}"
+                )
             del inputs, mapper
 
 

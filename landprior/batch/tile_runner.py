@@ -148,13 +148,14 @@ class TileRunner:
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
     """Compute on so many cores, however many this process would take: sums in another order give other last digits."""
+    import rasterio
     import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with threadpool_limits(count, user_api="blas"):
+        with threadpool_limits(count, user_api="blas"), rasterio.Env(GDAL_NUM_THREADS=str(count)):
             yield
     finally:
         torch.set_num_threads(before)

@@ -34,6 +34,7 @@ PACKAGES = [
     "platformdirs",
     "affine",
     "psutil",
+    "threadpoolctl",
     "pyyaml",
     "numpy",
     "scipy",

@@ -79,11 +79,20 @@ def log_posterior(
     Tensor
         Same shape; normalised over axis 1.
     """
+    return torch.log_softmax(log_joint(log_q, log_prior, mask, log_marginal=log_marginal), dim=1)
+
+
+def log_joint(
+    log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+) -> Tensor:
+    """Log of the implicit posterior but for its normalisation: enough to find the most probable class.
+
+    Arguments as :func:`log_posterior`.
+    """
     if log_marginal is None:
         log_marginal = log_class_marginal(log_q, mask)
     shape = (1, -1, *([1] * (log_q.ndim - 2)))
-    joint = log_q + log_prior - log_marginal.clamp_min(math.log(EPS)).reshape(shape)
-    return torch.log_softmax(joint, dim=1)
+    return log_q + (log_prior - log_marginal.clamp_min(math.log(EPS)).reshape(shape))
 
 
 def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:

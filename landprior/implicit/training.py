@@ -24,7 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from landprior.errors import CheckpointWarning, CollapseWarning, ModelError, TrainingError, TrainingInterruptedError
+from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
+from landprior.implicit.devices import Compile, Precision, compile_if_worthwhile, count_operations, make_fabric
 from landprior.implicit.losses import IMPLICIT, LOSSES, Loss, LossName, ce
 from landprior.implicit.posterior import log_posterior
 
@@ -40,7 +41,6 @@ Warmup = Literal["ce-em", "ce", "em", "none"]
 warm-up each."""
 
 Schedule = Literal["cosine", "plateau", "constant"]
-Precision = Literal["auto", "fp32", "bf16"]
 
 COLLAPSE_SHARE = 0.995
 """A class predicted for more than this share of the pixels, where the prior's mean is far lower, is a collapse."""
@@ -70,6 +70,9 @@ class TrainingSettings(BaseModel):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
     seed: int = Field(0, ge=0)
     precision: Precision = "auto"
+    compile: Compile = Field(
+        "auto", description="the network, before it is trained: on CUDA, if the run is long enough"
+    )
 
     @model_validator(mode="after")
     def _leaves_steps_for_the_loss(self) -> TrainingSettings:
@@ -206,7 +209,13 @@ def fit(
     from tqdm import tqdm
 
     fabric = fabric or make_fabric(settings.precision)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=fabric.device.type == "cuda",
+    )
+    _compile(network, feed, settings, fabric)
     network, optimiser = fabric.setup(network, optimiser)
     run = _Run(network, optimiser, settings, checkpoint, identity)
     run.resume()
@@ -236,38 +245,14 @@ def fit(
     return run.history
 
 
-def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
-    """Pick device and precision: CUDA with bf16 where there is one, otherwise CPU with fp32.
-
-    Parameters
-    ----------
-    precision
-        ``"bf16"`` also works on a CPU and is faster on those that have it in hardware.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lightning's own deprecations on import
-        from lightning.fabric import Fabric
-
-    accelerator = choose_device(device).type
-    half = precision == "bf16" or (precision == "auto" and accelerator == "cuda")
-    return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """Return the device for ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
-
-    Raises
-    ------
-    ModelError
-        If CUDA is asked for and there is none.
-    """
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
-        raise ModelError(msg)
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and there) else "cpu")
+def _compile(network: nn.Module, feed: Callable[[int], Batch], settings: TrainingSettings, fabric: Fabric) -> None:
+    """Compile the network if the run is long enough for it."""
+    operations = 0.0
+    if settings.compile == "auto" and fabric.device.type == "cuda":
+        network.to(fabric.device)
+        # forward, and twice as much backward
+        operations = 3.0 * settings.steps * count_operations(network, fabric.to_device(feed(0).inputs))
+    compile_if_worthwhile(network, operations, fabric.device, settings.compile)
 
 
 def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from contextlib import redirect_stdout
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from landprior.errors import InputError
-from landprior.implicit.training import choose_device
+from landprior.implicit.devices import choose_device, compile_if_worthwhile, count_operations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from landprior.implicit.networks import Ensemble, SmoothedNetwork
 
@@ -36,7 +38,11 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 LEAST_STRIP = 64
-"""Rows of a window below which a thread gets no strip of its own: its halo would cost more than it brings."""
+"""Rows of a window below which it is not cut into strips: their halos would cost more than they bring."""
+
+STRIP_BYTES = 10_000_000
+"""Activations of one layer that torch computes at a time on a CPU. Where they are more, the allocator gets them from
+the system anew for every layer, page by page, which takes a third of the time of a narrow network."""
 
 WORTHWHILE = 2_000_000
 """Pixels below which ``auto`` stays with torch: preparing OpenVINO takes some seconds."""
@@ -44,6 +50,27 @@ WORTHWHILE = 2_000_000
 
 _FULL_PRECISION = (r".*backbone\.0/.*", r".*body\.last/.*")
 """First and last layer of the FCN: in int8 they cost most of the agreement and spare little time."""
+
+
+class Strip(NamedTuple):
+    """Rows ``top`` to ``bottom`` of a window, and with their halo ``first`` to ``last``."""
+
+    top: int
+    bottom: int
+    first: int
+    last: int
+
+    @property
+    def inside(self) -> slice:
+        """Where the strip lies within what is computed for it."""
+        return slice(self.top - self.first, self.bottom - self.first)
+
+
+def iter_strips(rows: int, count: int, halo: int) -> Iterator[Strip]:
+    """Cut the rows of a window into strips of about equal height, each with the halo that the window has for it."""
+    edges = [rows * number // count for number in range(count + 1)]
+    for top, bottom in pairwise(edges):
+        yield Strip(top, bottom, max(top - halo, 0), min(bottom + halo, rows))
 
 
 class Engine(Protocol):
@@ -59,7 +86,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The network itself, channels last.
+    """The network itself, channels last; on a CPU strip by strip, so that its activations stay in memory at hand.
 
     Parameters
     ----------
@@ -73,13 +100,24 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(self, network: SmoothedNetwork | Ensemble, device: torch.device, precision: str) -> None:
         self.device, self.precision = device, precision
+        self._halo = network.halo
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self._width = max(layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return log q."""
         x = x.to(self.device).contiguous(memory_format=torch.channels_last)
+        if self.device.type != "cpu":
+            return self._compute(x)
+        rows, columns = x.shape[2:]
+        high = STRIP_BYTES // (4 * self._width * columns) - 2 * self._halo
+        strips = iter_strips(rows, math.ceil(rows / max(high, LEAST_STRIP)), self._halo)
+        parts = [self._compute(x[:, :, strip.first : strip.last])[:, :, strip.inside] for strip in strips]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _compute(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found: Tensor = self._network(x)
         return found
@@ -137,20 +175,17 @@ class OpenVinoEngine:
         values = x.numpy()
         rows, columns = values.shape[2:]
         found = np.empty((1, self._classes, rows, columns), dtype=np.float32)
-        strips = self._threads if rows >= self._threads * LEAST_STRIP else 1
-        edges = np.linspace(0, rows, strips + 1).astype(int).tolist()
-        for top, bottom in pairwise(edges):
-            first, last = max(top - self._halo, 0), min(bottom + self._halo, rows)
-            part = np.ascontiguousarray(values[:, :, first:last])
-            self._queue.start_async({0: part}, (found[:, :, top:bottom], top - first))
+        for strip in iter_strips(rows, self._threads if rows >= self._threads * LEAST_STRIP else 1, self._halo):
+            part = np.ascontiguousarray(values[:, :, strip.first : strip.last])
+            self._queue.start_async({0: part}, (found[:, :, strip.top : strip.bottom], strip.inside))
         self._queue.wait_all()
         return torch.from_numpy(found)
 
 
-def _take(request: Any, target: tuple[NDArray[np.float32], int]) -> None:  # noqa: ANN401 - openvino has no types
+def _take(request: Any, target: tuple[NDArray[np.float32], slice]) -> None:  # noqa: ANN401 - openvino has no types
     """Copy a strip's result, without its halo, to its place."""
-    place, top = target
-    place[:] = request.get_output_tensor().data[:, :, top : top + place.shape[2]]
+    place, inside = target
+    place[:] = request.get_output_tensor().data[:, :, inside]
 
 
 def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:
@@ -186,7 +221,7 @@ def make_engine(
     network
         Gives log q.
     samples
-        Called if OpenVINO is chosen; see :class:`OpenVinoEngine`.
+        Called for OpenVINO and for CUDA; see :class:`OpenVinoEngine`.
     name
         ``"auto"``: OpenVINO on a CPU, where it is installed and the image is large enough for it to pay.
     precision
@@ -220,6 +255,10 @@ def make_engine(
         msg = "int8 needs OpenVINO on a CPU: pip install 'landprior[cpu]', or use --precision fp32 or bf16"
         raise InputError(msg)
     chosen = ("bf16" if place.type == "cuda" else "fp32") if precision == "auto" else precision
+    if place.type == "cuda":
+        sample = torch.from_numpy(samples()[0])
+        each = count_operations(network.to("cpu"), sample) / (sample.shape[2] * sample.shape[3])
+        compile_if_worthwhile(network, each * pixels, place)
     return TorchEngine(network, place, chosen)
 
 

@@ -137,7 +137,9 @@ class ImageLayer(_Layer):
                     f"mark it with: rio edit-info --nodata nan {self.path}"
                 )
                 raise InputError(msg)
-        return np.where(valid, values, 0).astype(self.dtype), valid
+        if not valid.all():
+            values = np.where(valid, values, np.zeros((), values.dtype))
+        return values.astype(self.dtype, copy=False), valid
 
 
 class PriorLayer(_Layer):
@@ -161,6 +163,8 @@ class PriorLayer(_Layer):
     def __init__(self, path: str | Path, *, scheme: ClassScheme | None = None) -> None:
         super().__init__(path)
         self.tags: dict[str, str] = self.src.tags(ns=TAG_DOMAIN)
+        # no data as NaN is seen in the values; asking GDAL for its mask reads every band once more
+        self._masked = not (self.src.nodata is not None and np.isnan(self.src.nodata))
         try:
             self.scheme = self._find_scheme(scheme)
             self._require_one_band_per_class()
@@ -204,19 +208,26 @@ class PriorLayer(_Layer):
         PriorError
             If some bands of a pixel are NaN and others not, or a value is negative.
         """
-        values = read_window(self.src, window).astype(np.float32)
-        valid = read_valid(self.src, window)
-        missing = np.isnan(values)
-        torn = missing.any(axis=0) & ~missing.all(axis=0)
-        if torn.any() or (values < 0).any():
-            row, col = np.argwhere(torn | (values < 0).any(axis=0))[0]
+        values = read_window(self.src, window).astype(np.float32, copy=False)
+        mass = values.sum(axis=0)
+        missing = np.isnan(mass)
+        gaps = bool(missing.any())
+        wrong = (values < 0).any(axis=0)
+        if gaps:
+            wrong |= missing & ~np.isnan(values).all(axis=0)
+            values[:, missing] = 0
+        if wrong.any():
+            row, col = np.argwhere(wrong)[0]
             at = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
             msg = (
                 f"{self.path} is no prior: NaN in some bands or a negative value at row {row + at[0]}, "
                 f"column {col + at[1]}; build it with: landprior build-prior"
             )
             raise PriorError(msg)
-        values[:, missing.all(axis=0)] = 0
-        mass = values.sum(axis=0)
-        valid = valid & (mass > 0)
-        return np.where(valid, values / np.where(mass > 0, mass, 1), 0).astype(np.float32), valid
+        valid = mass > 0
+        if self._masked:
+            valid &= read_valid(self.src, window)
+        np.divide(values, mass, out=values, where=valid)
+        if not valid.all():
+            values[:, ~valid] = 0
+        return values, valid

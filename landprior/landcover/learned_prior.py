@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from landprior.errors import InputError, ModelError, PriorError
+from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import SUPERVISED_SMOOTHING
-from landprior.implicit.training import TrainingSettings, choose_device
+from landprior.implicit.training import TrainingSettings
 from landprior.landcover.coarse import LAYERS, CoarseLayers
 from landprior.landcover.model import save_model
 from landprior.landcover.prior import PriorModel, PriorSettings

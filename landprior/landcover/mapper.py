@@ -12,10 +12,13 @@ import torch
 from rasterio.windows import Window
 
 from landprior.errors import InputError
+from landprior.implicit.devices import Sent, Uplink, choose_device, fetch_later
 from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
-from landprior.implicit.posterior import log_posterior
+from landprior.implicit.posterior import log_joint, log_posterior
 from landprior.landcover.engine import make_engine
+from landprior.raster.cog import Encoding, encode_probabilities
 from landprior.raster.files import GDAL_CACHE_BYTES
+from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.layers import ImageLayer, PriorLayer
     from landprior.landcover.model import LandcoverModel
-    from landprior.raster.windows import Block
+    from landprior.raster.windows import Block, Found
 
 CONFIDENCE_LEVELS = 250
 """Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
@@ -38,48 +41,41 @@ SAMPLE_SIDE, SAMPLE_GRID = 128, 4
 MOST_KEPT = 2**30
 """Unless told otherwise: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
 
+GPU_WINDOW = 4 * BLOCK
+"""Side of the windows on a GPU: large enough to keep it busy, and a launch costs nothing beside it."""
+
 WORKING_BYTES = 300 * 2**20
 """What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """What is read for a block.
+    """What is read of the image for a block.
 
     Parameters
     ----------
-    values, valid
-        Image, shape (B, H, W), and where it has data, (H, W), of the outer window.
-    extra
-        The prior as the model's input, (C, H, W).
+    valid
+        Where it has data, shape (H, W), of the outer window.
+    sent
+        On their way to the device: the image, (B, H, W), where it has data, (H, W), or None if it has everywhere, and
+        the prior as the model's input, (C, H, W), or None. None where nothing has data.
     """
 
-    values: NDArray[np.generic]
     valid: NDArray[np.bool_]
-    extra: NDArray[np.float32] | None = None
+    sent: Sent | None = None
 
 
-Belief = tuple["NDArray[np.float32]", "NDArray[np.bool_]"]
-"""A prior, (C, h, w), and where there is one, (h, w), of a block's core."""
+Belief = Sent
+"""A prior on its way to the device, (C, h, w), and where there is one, (h, w), of a block's core."""
 
 
 def _corner(block: Block) -> tuple[int, int]:
     return int(block.core.row_off), int(block.core.col_off)
 
 
-def _send(values: NDArray[np.generic], device: torch.device | None) -> Tensor:
-    """Return an array as a tensor on a device; through pinned memory, so that a GPU need not wait."""
-    tensor = torch.from_numpy(values)
-    if device is None or device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _argmax(values: Tensor) -> NDArray[np.integer]:
-    """Return the position of the largest value along the first axis."""
-    if values.device.type != "cpu":
-        return values.argmax(0).to(torch.uint8).cpu().numpy()
-    return np.asarray(values.numpy().argmax(axis=0))  # faster than torch's
+def window_for(device: str) -> int:
+    """Return the side of the windows that suits a device."""
+    return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
 
 
 def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> int:
@@ -143,47 +139,59 @@ class Mapper:
         self._hint = hint
         self._abstain = abstain
         self._dropped = list(dropped)
-        self._sums = torch.zeros(len(model.scheme), dtype=torch.float64)
-        self._left = memory
         self._kept: dict[tuple[int, int], tuple[Tensor, NDArray[np.bool_]]] = {}
         self.seen = False
         rows, columns = pixels.grid.shape
         self.engine = make_engine(
             model.network, self._samples, name=engine, precision=precision, device=device, pixels=rows * columns
         )
+        device_ = self.engine.device
+        self._uplink = Uplink(device_)
+        self._sums = torch.zeros(len(model.scheme), dtype=torch.float64, device=device_)
+        # on a GPU what is kept stays there
+        self._left = memory if device_.type == "cpu" else torch.cuda.mem_get_info(device_)[0] // 2
 
     def _samples(self) -> list[NDArray[np.float32]]:
         """Return inputs from all over the image, as the network gets them; none without data, if there is a choice."""
         rows, columns = self._pixels.grid.shape
         side = min(SAMPLE_SIDE, rows, columns)
         corners = [np.linspace(0, size - side, SAMPLE_GRID).astype(int).tolist() for size in (rows, columns)]
-        read = [self._read_inputs(Window(left, top, side, side)) for top in corners[0] for left in corners[1]]
-        return [self._inputs(data).numpy() for data in read if data.valid.any()] or [self._inputs(read[0]).numpy()]
+        uplink = Uplink(torch.device("cpu"))
+        read = [self._read(Window(left, top, side, side), uplink) for top in corners[0] for left in corners[1]]
+        seen = [pixels for pixels in read if pixels.sent is not None]
+        if not seen:
+            return [np.zeros((1, self._model.channels, side, side), dtype=np.float32)]
+        return [self.inputs(pixels).numpy() for pixels in seen]
 
     # -- reading, in a thread of its own -------------------------------------------------------------
 
     def read_inputs(self, block: Block) -> tuple[Pixels | None, None]:
         """Read what the network needs for a block."""
-        return self._read_inputs(block.outer), None
+        return self._read(block.outer, self._uplink), None
 
     def read(self, block: Block) -> tuple[Pixels | None, Belief | None]:
         """Read what a block needs: the network's inputs, unless its log q is kept, and the prior."""
-        pixels = None if _corner(block) in self._kept else self._read_inputs(block.outer)
-        return pixels, None if self._belief is None else self._belief.read(block.core)
+        pixels = None if _corner(block) in self._kept else self._read(block.outer, self._uplink)
+        return pixels, None if self._belief is None else self._uplink.send(*self._belief.read(block.core))
 
-    def _read_inputs(self, window: Window) -> Pixels:
+    def _read(self, window: Window, uplink: Uplink) -> Pixels:
         values, valid = self._pixels.read(window)
-        if self._hint is None:
-            return Pixels(values, valid)
-        shares, believed = self._hint.read(window)
-        return Pixels(values, valid & believed, extra=shares)
+        extra = None
+        if self._hint is not None:
+            extra, believed = self._hint.read(window)
+            valid = valid & believed
+        if not valid.any():
+            return Pixels(valid)
+        return Pixels(valid, uplink.send(values, None if valid.all() else valid, extra))
 
     # -- computing -----------------------------------------------------------------------------------
 
-    def _inputs(self, data: Pixels, device: torch.device | None = None) -> Tensor:
-        """Return standardised inputs, shape (1, channels, h, w); bytes travel to the device as bytes."""
-        image, valid = _send(data.values, device), _send(data.valid, device)
-        extra = None if data.extra is None else _send(data.extra, device)
+    def inputs(self, pixels: Pixels) -> Tensor:
+        """Return standardised inputs, shape (1, channels, h, w), of a window with data, where it was sent to."""
+        image, valid, extra = pixels.sent.arrived() if pixels.sent is not None else (None, None, None)
+        if image is None:
+            msg = "a window without data has no inputs"
+            raise ValueError(msg)
         return self._model.statistics.standardise(image, valid, extra)[None]
 
     def log_q(self, block: Block, pixels: Pixels | None) -> tuple[Tensor | None, NDArray[np.bool_]]:
@@ -191,64 +199,84 @@ class Mapper:
         kept = self._kept.pop(_corner(block), None)
         if kept is not None:
             return kept
-        pixels = pixels or self._read_inputs(block.outer)
+        pixels = pixels or self._read(block.outer, self._uplink)
         rows, columns = block.crop
         inside = pixels.valid[rows, columns]
         if not inside.any():
             return None, inside
-        return self.engine(self._inputs(pixels, self.engine.device))[:, :, rows, columns], inside
+        return self.engine(self.inputs(pixels))[:, :, rows, columns], inside
 
     @torch.inference_mode()
-    def gather(self, block: Block, data: tuple[Pixels | None, None]) -> dict[str, NDArray[np.generic]]:
+    def gather(self, block: Block, data: tuple[Pixels | None, None]) -> dict[str, Found]:
         """Add a block to the class sums, and keep its log q if there is room."""
         log_q, valid = self.log_q(block, data[0])
         if log_q is None:
             return {}
         shares = log_q[0].exp()
-        shares = shares if valid.all() else shares[:, torch.from_numpy(valid).to(shares.device)]
-        self._sums += shares.reshape(len(shares), -1).sum(1, dtype=torch.float64).cpu()
+        if not valid.all():
+            shares *= self._uplink.bring(valid)
+        self._sums += shares.sum((1, 2), dtype=torch.float64)
         size = log_q.numel() * log_q.element_size()
-        if size <= self._left and log_q.device.type == "cpu":
+        if size <= self._left:
             self._left -= size
             self._kept[_corner(block)] = log_q.contiguous(), valid
         return {}
 
     @torch.inference_mode()
     def compute(
-        self, block: Block, data: tuple[Pixels | None, Belief | None], wanted: Container[str] = ("map",)
-    ) -> dict[str, NDArray[np.generic]]:
+        self,
+        block: Block,
+        data: tuple[Pixels | None, Belief | None],
+        wanted: Container[str] = ("map",),
+        *,
+        encoding: Encoding = "float32",
+    ) -> dict[str, Found]:
         """Return the products of a block that are wanted (map, probabilities, confidence), none without data."""
         log_q, valid = self.log_q(block, data[0])
         if log_q is None:
             return {}
         self.seen = True
         scheme = self._model.scheme
-        log_p = self._posterior(log_q, data[1])[0]
-        found: dict[str, NDArray[np.generic]] = {"map": scheme.decode(_argmax(log_p), valid)}
+        shares_wanted = "probabilities" in wanted or "confidence" in wanted
+        log_p = self._posterior(log_q, data[1], normalised=shares_wanted)[0]
+        best = fetch_later(log_p.max(0).indices.to(torch.uint8))
+        found: dict[str, Found] = {"map": lambda: scheme.decode(best(), valid)}
         if "probabilities" in wanted:
-            found["probabilities"] = np.where(valid, log_p.exp().float().cpu().numpy(), np.float32(np.nan))
+            shares = fetch_later(log_p.exp().float())
+            found["probabilities"] = lambda: encode_probabilities(
+                np.where(valid, shares(), np.float32(np.nan)), encoding
+            )
         if "confidence" in wanted:
-            shares = log_p.exp().float()
-            entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(scheme))
-            levels = torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().cpu().numpy()
-            found["confidence"] = np.where(valid, levels, CONFIDENCE_NODATA).astype(np.uint8)
+            levels = fetch_later(_confidence(log_p))
+            found["confidence"] = lambda: np.where(valid, levels(), np.uint8(CONFIDENCE_NODATA))
         return found
 
-    def _posterior(self, log_q: Tensor, belief: Belief | None) -> Tensor:
-        """Return log r where there is a prior, log q elsewhere."""
+    def _posterior(self, log_q: Tensor, belief: Belief | None, *, normalised: bool) -> Tensor:
+        """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
         if belief is None:
             return log_q
-        prior, believed = belief
-        log_p = log_prior(torch.from_numpy(prior)[None].to(log_q.device), smoothing=OUTPUT_SMOOTHING)
+        prior, believed = belief.arrived()
+        if prior is None or believed is None:  # pragma: no cover - both are always sent
+            msg = "the prior was not sent"
+            raise ValueError(msg)
+        log_p = log_prior(prior[None], smoothing=OUTPUT_SMOOTHING)
         if self._dropped:
             log_p[:, self._dropped] = -torch.inf
         if self._abstain:
             log_r = log_p.to(log_q.dtype)
         else:
-            log_r = log_posterior(log_q, log_p, log_marginal=self.log_marginal.to(log_q.device, log_q.dtype))
-        return torch.where(torch.from_numpy(believed).to(log_q.device), log_r, log_q)
+            combine = log_posterior if normalised else log_joint
+            log_r = combine(log_q, log_p, log_marginal=self.log_marginal.to(log_q.dtype))
+        return torch.where(believed, log_r, log_q)
 
     @property
     def log_marginal(self) -> Tensor:
         """Log of the mean prediction over what was gathered, shape (C,)."""
         return torch.log(self._sums / self._sums.sum())
+
+
+def _confidence(log_p: Tensor) -> Tensor:
+    """Return largest probability and normalised entropy as levels, uint8, shape (2, H, W)."""
+    shares = log_p.exp().float()
+    entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(shares))
+    return torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().to(torch.uint8)

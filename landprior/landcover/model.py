@@ -38,19 +38,30 @@ class BandStatistics:
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def standardise(self, image: Tensor, valid: Tensor, extra: Tensor | None = None) -> Tensor:
+    def standardise(self, image: Tensor, valid: Tensor | None, extra: Tensor | None = None) -> Tensor:
         """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean.
 
-        ``extra``, further channels of the same height and width, is appended as it is (0 where invalid).
+        ``valid`` is None where all pixels are. ``extra``, further channels of the same height and width, is appended
+        as it is (0 where invalid).
         """
-        shape = (-1, 1, 1)
-        mean = torch.as_tensor(self.mean, dtype=torch.float32, device=image.device).reshape(shape)
-        std = torch.as_tensor(self.std, dtype=torch.float32, device=image.device).reshape(shape)
-        values = (image.float() - mean).div_(std)
+        mean, scale = self._tensors(image.device)
+        values = image.to(torch.float32, copy=True).sub_(mean).mul_(scale)  # in place: it is memory that this costs
         if extra is not None:
             values = torch.cat([values, extra.float()], dim=-3)
-        return values.masked_fill_(~valid.unsqueeze(-3), 0.0)
+        return values if valid is None else values.masked_fill_(~valid.unsqueeze(-3), 0.0)
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and the inverse of the standard deviation, (B, 1, 1), on a device; sent there once."""
+        if device not in self._on_device:
+            self._on_device[device] = tuple(  # type: ignore[assignment]
+                torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+                for values in (self.mean, 1 / self.std)
+            )
+        return self._on_device[device]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +96,11 @@ class LandcoverModel:
     def bands(self) -> int:
         """Number of image bands it expects; 0 for a learned prior."""
         return len(self.statistics.mean)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network's input: bands and extras."""
+        return count_channels(self.bands, self.scheme, self.extras)
 
     @property
     def kind(self) -> str:
@@ -136,13 +152,17 @@ def kind_of(bands: int) -> str:
     return "fcn" if bands else "prior-fcn"
 
 
+def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
+    """Return how many channels a network gets for an image's bands and further inputs."""
+    return bands + sum(len(scheme) if name in PER_CLASS else 1 for name in extras)
+
+
 def build_network(
     bands: int, scheme: ClassScheme, extras: Sequence[str] = (), *, filters: int, smoothing: float = OUTPUT_SMOOTHING
 ) -> SmoothedNetwork:
     """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`)."""
-    channels = bands + sum(len(scheme) if name in PER_CLASS else 1 for name in extras)
     build = build_fcn if kind_of(bands) == "fcn" else build_prior_network
-    return build(channels, len(scheme), filters=filters, smoothing=smoothing)
+    return build(count_channels(bands, scheme, extras), len(scheme), filters=filters, smoothing=smoothing)
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:

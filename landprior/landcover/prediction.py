@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.layers import ImageLayer, PriorLayer
-from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep
-from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
+from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
+from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import require_same_grid
 from landprior.raster.scheme import MAP_NODATA
-from landprior.raster.windows import BLOCK, Block, stream
+from landprior.raster.windows import Block, Found, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from landprior.landcover.mapper import Belief, Pixels
@@ -80,7 +79,7 @@ def predict(
     engine: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    window_size: int = BLOCK,
+    window_size: int | None = None,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -118,7 +117,7 @@ def predict(
         Megabytes that the process may take. What the pass that sums q's classes has computed is kept for the map as far
         as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
     window_size
-        Side of the windows; changes memory and time, not the result.
+        Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
     tags
         Further tags for the map.
     overwrite
@@ -160,6 +159,7 @@ def predict(
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
+        window = window_size or window_for(device)
         mapper = Mapper(
             model,
             pixels,
@@ -170,7 +170,7 @@ def predict(
             device=device,
             engine=engine,
             precision=precision,
-            memory=memory_to_keep(memory, model, window_size),
+            memory=memory_to_keep(memory, model, window),
         )
         tags = {
             "engine": mapper.engine.name,
@@ -183,16 +183,12 @@ def predict(
             **(tags or {}),
         }
         sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
-        options: dict[str, Any] = {"halo": mapper.halo, "size": window_size, "progress": progress}
+        options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
         if belief is not None and decision != "abstained":
             stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks={}, label="class sums", **options)
 
-        def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, NDArray[np.generic]]:
-            found = mapper.compute(block, data, sinks)
-            if "probabilities" in found:
-                values = np.asarray(found["probabilities"], dtype=np.float32)
-                found["probabilities"] = encode_probabilities(values, products.encoding)
-            return found
+        def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
+            return mapper.compute(block, data, sinks, encoding=products.encoding)
 
         stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **options)
         if not mapper.seen:

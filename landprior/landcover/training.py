@@ -16,9 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, SmoothedNetwork
-from landprior.implicit.training import Epoch, TrainingSettings, choose_device, fit, make_fabric
+from landprior.implicit.training import Epoch, TrainingSettings, fit
 from landprior.landcover.model import LandcoverModel, build_network, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,

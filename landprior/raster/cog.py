@@ -14,7 +14,7 @@ from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 
 from landprior.errors import RasterWriteError
-from landprior.raster.files import GDAL_CACHE_BYTES, check_output, local_grids_allowed, replacing
+from landprior.raster.files import GDAL_CACHE_BYTES, check_output, gdal_cores, local_grids_allowed, replacing
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK
 
@@ -111,6 +111,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             "blockysize": BLOCK,
             "compress": "zstd",
             "zstd_level": 1,
+            "num_threads": 1,  # GDAL's other threads keep a full disk to themselves
             "bigtiff": "IF_SAFER",
             "sparse_ok": True,
             "interleave": "band",
@@ -185,20 +186,21 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             dst.close()
             with local_grids_allowed():
                 # The COG driver would make them too, in memory that grows with the width: it joins the bands first.
-                with rasterio.open(self._draft, "r+") as draft:
+                with rasterio.Env(GDAL_NUM_THREADS="1"), rasterio.open(self._draft, "r+") as draft:  # as above
                     draft.build_overviews(overview_factors(self.grid), Resampling[self._overviews])
                 gdal_copy(
                     str(self._draft),
                     str(self._final),
                     driver="COG",
                     compress="DEFLATE",
-                    predictor="YES",
+                    # differences of neighbours compress quantities; of class codes they only make more symbols
+                    predictor="YES" if self._overviews == "average" else "NO",
                     blocksize=BLOCK,
                     bigtiff="IF_SAFER",
                     overviews="FORCE_USE_EXISTING",
                     copy_src_mdd="YES",
                     sparse_ok="YES",
-                    num_threads="ALL_CPUS",
+                    num_threads=gdal_cores(),
                 )
                 # GDAL reports a write that fails at the very end (full disk) as success: look.
                 with rasterio.open(self._final) as check:

@@ -48,6 +48,12 @@ GDAL_CACHE_BYTES = 64 * 2**20
 """GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
 
 
+def gdal_cores() -> str:
+    """Return on how many cores GDAL may work: what an outer ``rasterio.Env`` or the environment says, or all."""
+    outer = rasterio.env.getenv() if rasterio.env.hasenv() else {}
+    return str(outer.get("GDAL_NUM_THREADS") or os.environ.get("GDAL_NUM_THREADS", "ALL_CPUS"))
+
+
 def open_raster(path: str | Path) -> DatasetReader:
     """Open a raster for reading.
 
@@ -67,7 +73,7 @@ def open_raster(path: str | Path) -> DatasetReader:
             msg = f"no such file: {text}"
             raise MissingInputError(msg)
     try:
-        with local_grids_allowed():
+        with local_grids_allowed(), rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
             return rasterio.open(text)
     except RasterioError as error:
         msg = f"{text} cannot be read as a raster ({_reason(error)}); is it complete, and a GeoTIFF?"

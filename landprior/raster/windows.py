@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 
 import rasterio
 from rasterio.windows import Window
@@ -33,6 +33,10 @@ class Sink(Protocol):
 
     def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
         """Take a window."""
+
+
+Found: TypeAlias = "NDArray[np.generic] | Callable[[], NDArray[np.generic]]"
+"""What is found for a window: an array, or what is left to do for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ AHEAD = 3
 
 
 def stream(
-    compute: Callable[..., Mapping[str, NDArray[np.generic]]],
+    compute: Callable[..., Mapping[str, Found]],
     *,
     grid: Grid,
     sinks: Mapping[str, Sink],
@@ -109,7 +113,8 @@ def stream(
     compute
         Gets a block, reads what it needs, returns one array per sink, of the block's core, shape
         (H, W) or (bands, H, W). Names without a sink are dropped; a pass that only gathers sums, or a
-        block without data, returns an empty mapping: what is not written is nodata.
+        block without data, returns an empty mapping: what is not written is nodata. In place of an array it may give
+        a function that returns it, which is called in the writing thread: the next block need not wait, for a GPU say.
     grid
         The raster's grid.
     sinks
@@ -178,13 +183,16 @@ class _WriteBehind:
         self._pool = ThreadPoolExecutor(1, "write")
         return self
 
-    def write(self, found: Mapping[str, NDArray[np.generic]], window: Window) -> None:
+    def write(self, found: Mapping[str, Found], window: Window) -> None:
         """Queue the windows of all sinks."""
         for name, values in found.items():
             if name in self._sinks:
-                self._waiting.append(self._pool.submit(_in_env, self._sinks[name].write, values, window))
+                self._waiting.append(self._pool.submit(_in_env, self._put, name, values, window))
         while len(self._waiting) > AHEAD:
             self._waiting.popleft().result()
+
+    def _put(self, name: str, values: Found, window: Window) -> None:
+        self._sinks[name].write(values() if callable(values) else values, window)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

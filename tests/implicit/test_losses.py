@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from landprior.implicit.losses import LOSSES, ce, nll_union, qr, qr_kl, rq
-from landprior.implicit.posterior import log_class_marginal, log_evidence, log_posterior
+from landprior.implicit.posterior import log_class_marginal, log_evidence, log_joint, log_posterior
 
 SHAPES = [(7, 3), (2, 4, 5, 6)]
 
@@ -40,6 +40,16 @@ def test_posterior_by_hand():
     torch.testing.assert_close(log_posterior(Q.log(), P.log()).exp(), expected.double())
     evidence = torch.tensor([sum(first), sum(second)]).double().log()
     torch.testing.assert_close(log_evidence(Q.log(), P.log()), evidence)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_joint_is_the_posterior_but_for_a_constant(shape):
+    log_q, log_p = logs(shape, 5)
+    difference = log_joint(log_q, log_p) - log_posterior(log_q, log_p)
+    torch.testing.assert_close(difference, difference[:, :1].expand(shape))
+    marginal = torch.rand(shape[1], dtype=torch.float64).add(0.1).log()
+    joint = log_joint(log_q, log_p, log_marginal=marginal)
+    torch.testing.assert_close(joint, log_q + log_p - marginal.reshape(-1, *[1] * (len(shape) - 2)))
 
 
 def test_free_energy_by_hand():

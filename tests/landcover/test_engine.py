@@ -55,6 +55,27 @@ def test_strips_leave_no_seam(network, samples, monkeypatch):
         torch.testing.assert_close(engine(x), expected(network, x), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, LEAST_STRIP, 3 * LEAST_STRIP + 7])
+def test_torch_computes_strips_that_leave_no_seam(network, monkeypatch, rows):
+    monkeypatch.setattr(engine_module, "STRIP_BYTES", 0)
+    engine, seen = TorchEngine(network, torch.device("cpu"), "fp32"), []
+    x = torch.randn(1, 4, rows, 50)
+    wanted = expected(network, x)
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    torch.testing.assert_close(engine(x), wanted, rtol=0, atol=1e-5)
+    assert len(seen) == -(-rows // LEAST_STRIP)
+    assert sum(seen) == rows + 2 * network.halo * (len(seen) - 1)
+
+
+def test_strips_are_as_high_as_memory_allows(network):
+    engine, seen = TorchEngine(network, torch.device("cpu"), "fp32"), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    engine(torch.randn(1, 4, 1000, 522))  # 8 filters
+    assert len(seen) > 1
+    for shape in seen:
+        assert shape[2] * shape[3] * 8 * 4 <= engine_module.STRIP_BYTES
+
+
 def test_int8_does_not_depend_on_the_window(network, samples):
     """The scales are fixed once: a window of a window is the same."""
     engine = OpenVinoEngine(network, samples, "int8")

@@ -260,11 +260,11 @@ def test_interruption_while_writing_leaves_the_old_map(tmp_path, make_image, mak
     old, before = path.read_bytes(), left(tmp_path)
     compute, calls = Mapper.compute, []
 
-    def interrupted(self, block, data, wanted):
-        calls.append(block)
+    def interrupted(self, *arguments, **options):
+        calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return compute(self, block, data, wanted)
+        return compute(self, *arguments, **options)
 
     monkeypatch.setattr(Mapper, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from rio_cogeo import cog_info, cog_validate
 
 from landprior.errors import InputError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import CogWriter, encode_probabilities, encoding_options, write_raster
+from landprior.raster.files import gdal_cores
 from landprior.raster.scheme import MAP_NODATA, parse_scheme
 from landprior.raster.windows import iter_blocks
 
@@ -166,6 +167,15 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, make_gri
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
+def test_gdal_takes_the_cores_it_is_told_to(monkeypatch):
+    monkeypatch.delenv("GDAL_NUM_THREADS", raising=False)
+    assert gdal_cores() == "ALL_CPUS"
+    monkeypatch.setenv("GDAL_NUM_THREADS", "3")
+    assert gdal_cores() == "3"
+    with rasterio.Env(GDAL_NUM_THREADS="1"):
+        assert gdal_cores() == "1"
+
+
 _FULL_DISK = """
 import resource, signal, sys
 import numpy as np
@@ -185,12 +195,14 @@ except RasterWriteError as error:
 """
 
 
+@pytest.mark.parametrize("threads", [None, "ALL_CPUS"])  # GDAL's own threads keep such errors to themselves
 @pytest.mark.parametrize("limit", [500_000, 4_200_000])  # full while writing windows, and while laying out the COG
-def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit):
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit, threads):
     path = tmp_path / "a.tif"
     path.write_text("precious")
     command = [sys.executable, "-c", _FULL_DISK, str(path), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | ({} if threads is None else {"GDAL_NUM_THREADS": threads})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 7, done.stderr
     assert "disk full" in done.stdout
     assert path.read_text() == "precious"
