@@ -53,11 +53,11 @@ def time_engines(engines: dict[str, Engine], windows: list[torch.Tensor], rounds
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     with torch.inference_mode():
         for engine in engines.values():
-            engine(windows[0])
+            engine.start(windows[0])()
         for number in range(rounds):
             for name, engine in engines.items():
                 start = time.perf_counter()
-                engine(windows[number % len(windows)])
+                engine.start(windows[number % len(windows)])()
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(some) for name, some in seconds.items()}
 

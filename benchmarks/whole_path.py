@@ -11,8 +11,9 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -27,7 +28,10 @@ from landprior.landcover.training import make_settings, train_model
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
-from landprior.raster.windows import iter_blocks
+from landprior.raster.windows import AHEAD, iter_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def enlarge(source: Path, target: Path, side: int) -> Path:
@@ -49,9 +53,14 @@ def enlarge(source: Path, target: Path, side: int) -> Path:
 def time_network(mapper: Mapper, inputs: list[torch.Tensor]) -> float:
     """Return the seconds of the engine over all windows."""
     start = time.perf_counter()
+    waiting: deque[Callable[[], torch.Tensor]] = deque()
     with torch.inference_mode():
         for x in inputs:
-            mapper.engine(x)
+            waiting.append(mapper.engine.start(x))
+            if len(waiting) > AHEAD:
+                waiting.popleft()()
+        for wait in waiting:
+            wait()
     return time.perf_counter() - start
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-import numpy as np
 import torch
 
 from landprior.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    import numpy as np
     from lightning.fabric import Fabric
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -141,19 +139,3 @@ class Uplink:
         """Send one array and return it as a tensor there, for whoever computes."""
         (tensor,) = self.send(values).arrived()
         return cast("Tensor", tensor)
-
-
-def fetch_later(values: Tensor) -> Callable[[], NDArray[Any]]:
-    """Start bringing a tensor back to the host; the function that is returned waits for it and gives the array."""
-    if values.device.type != "cuda":
-        return values.numpy
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
-
-    def wait() -> NDArray[Any]:
-        there.synchronize()
-        return np.asarray(host.numpy())
-
-    return wait

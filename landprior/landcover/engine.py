@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import warnings
+from collections import deque
 from contextlib import redirect_stdout
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
@@ -80,9 +81,14 @@ class Engine(Protocol):
     precision: str
     device: torch.device
     """Where the result lies."""
+    overlaps: bool
+    """Whether it goes on by itself after :meth:`start`, on cores that whoever waits for it may then use too."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return log q, float32, shape (1, C, H, W), of standardised inputs, shape (1, channels, H, W)."""
+    def start(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin with standardised inputs, shape (1, channels, H, W); what is returned waits for log q and gives it.
+
+        Log q is float32 with shape (1, C, H, W). Further windows may be begun before.
+        """
 
 
 class TorchEngine:
@@ -99,6 +105,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    overlaps = False
 
     def __init__(self, network: SmoothedNetwork | Ensemble, device: torch.device, precision: str) -> None:
         self.device, self.precision = device, precision
@@ -106,18 +113,21 @@ class TorchEngine:
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._width = max(layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return log q."""
-        x = x.to(self.device).contiguous(memory_format=torch.channels_last)
+    def start(self, x: Tensor) -> Callable[[], Tensor]:
+        """Compute log q; on a GPU it is under way when this returns."""
+        log_q = self._compute(x.to(self.device).contiguous(memory_format=torch.channels_last))
+        return lambda: log_q
+
+    def _compute(self, x: Tensor) -> Tensor:
         if self.device.type != "cpu":
-            return self._compute(x)
+            return self._forward(x)
         rows, columns = x.shape[2:]
         high = STRIP_BYTES // (4 * self._width * columns) - 2 * self._halo
         strips = iter_strips(rows, math.ceil(rows / max(high, LEAST_STRIP)), self._halo)
-        parts = [self._compute(x[:, :, strip.first : strip.last])[:, :, strip.inside] for strip in strips]
+        parts = [self._forward(x[:, :, strip.first : strip.last])[:, :, strip.inside] for strip in strips]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found: Tensor = self._network(x)
         return found
@@ -127,7 +137,8 @@ class OpenVinoEngine:
     """The network compiled by OpenVINO for this CPU, for windows of any size.
 
     A window is cut into as many strips as there are threads, each with the network's halo and a thread of its own: less
-    memory is touched at a time, and no thread waits for another layer by layer.
+    memory is touched at a time, and no thread waits for another layer by layer. The next window may be begun before the
+    last is done, so that no thread waits for the end of one either.
 
     Parameters
     ----------
@@ -140,6 +151,7 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    overlaps = True
 
     def __init__(
         self, network: SmoothedNetwork | Ensemble, samples: Sequence[NDArray[np.float32]], precision: str
@@ -165,27 +177,30 @@ class OpenVinoEngine:
             "NUM_STREAMS": self._threads,
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",  # of int8: of the layers that stay real numbers
         }
-        compiled = core.compile_model(model, "CPU", options)
-        self._classes = compiled.output(0).partial_shape[1].get_length()
-        self._queue = openvino.AsyncInferQueue(compiled, self._threads)
-        self._queue.set_callback(_take)
+        self._compiled = core.compile_model(model, "CPU", options)
+        self._idle: deque[Any] = deque()  # requests, to be used again
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return log q."""
+    def start(self, x: Tensor) -> Callable[[], Tensor]:
+        """Hand the strips of a window to the threads."""
         values = x.numpy()
-        rows, columns = values.shape[2:]
-        found = np.empty((1, self._classes, rows, columns), dtype=np.float32)
-        for strip in iter_strips(rows, self._threads if rows >= self._threads * LEAST_STRIP else 1, self._halo):
-            part = np.ascontiguousarray(values[:, :, strip.first : strip.last])
-            self._queue.start_async({0: part}, (found[:, :, strip.top : strip.bottom], strip.inside))
-        self._queue.wait_all()
-        return torch.from_numpy(found)
+        rows = values.shape[2]
+        count = self._threads if rows >= self._threads * LEAST_STRIP else 1
+        under_way = []
+        for strip in iter_strips(rows, count, self._halo):
+            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+            request.start_async({0: np.ascontiguousarray(values[:, :, strip.first : strip.last])})
+            under_way.append((request, strip))
 
+        def wait() -> Tensor:
+            parts = []
+            for request, strip in under_way:
+                request.wait()
+                parts.append(torch.from_numpy(request.get_output_tensor().data[:, :, strip.inside]))
+            log_q = torch.cat(parts, dim=2)  # copies: the requests' memory is used again
+            self._idle.extend(request for request, _ in under_way)
+            return log_q
 
-def _take(request: Any, target: tuple[NDArray[np.float32], slice]) -> None:  # noqa: ANN401 - openvino has no types
-    """Copy a strip's result, without its halo, to its place."""
-    place, inside = target
-    place[:] = request.get_output_tensor().data[:, :, inside]
+        return wait
 
 
 def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from rasterio.windows import Window
 
 from landprior.errors import InputError
-from landprior.implicit.devices import Sent, Uplink, choose_device, fetch_later
+from landprior.implicit.devices import Sent, Uplink, choose_device
 from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.posterior import log_joint, log_posterior
 from landprior.landcover.engine import make_engine
@@ -21,7 +22,7 @@ from landprior.raster.files import GDAL_CACHE_BYTES
 from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -98,6 +99,21 @@ def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> in
     return int(memory * 2**20 - needed)
 
 
+class ClassSums:
+    """Class sums of q, shape (C,), added up block by block: a sink of :func:`landprior.raster.windows.stream`."""
+
+    def __init__(self, classes: int) -> None:
+        self._total = np.zeros(classes)
+
+    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:  # noqa: ARG002 - a sink's
+        """Add those of a block."""
+        self._total += values.astype(np.float64)
+
+    def log_shares(self) -> Tensor:
+        """Return the log of the mean prediction over what was gathered, shape (C,), float64."""
+        return torch.log(torch.from_numpy(self._total / self._total.sum()))
+
+
 class Mapper:
     """Computes q, and r where there is a prior, of any window of an image.
 
@@ -139,7 +155,7 @@ class Mapper:
         self._hint = hint
         self._abstain = abstain
         self._dropped = list(dropped)
-        self._kept: dict[tuple[int, int], tuple[Tensor, NDArray[np.bool_]]] = {}
+        self._kept: dict[tuple[int, int], tuple[Callable[[], Tensor], NDArray[np.bool_]]] = {}
         self.seen = False
         rows, columns = pixels.grid.shape
         self.engine = make_engine(
@@ -147,7 +163,7 @@ class Mapper:
         )
         device_ = self.engine.device
         self._uplink = Uplink(device_)
-        self._sums = torch.zeros(len(model.scheme), dtype=torch.float64, device=device_)
+        self.sums = ClassSums(len(model.scheme))
         # on a GPU what is kept stays there
         self._left = memory if device_.type == "cpu" else torch.cuda.mem_get_info(device_)[0] // 2
 
@@ -194,8 +210,11 @@ class Mapper:
             raise ValueError(msg)
         return self._model.statistics.standardise(image, valid, extra)[None]
 
-    def log_q(self, block: Block, pixels: Pixels | None) -> tuple[Tensor | None, NDArray[np.bool_]]:
-        """Return log q, shape (1, C, h, w), and validity, (h, w), of a block's core; None where nothing is valid."""
+    def _log_q(self, block: Block, pixels: Pixels | None) -> tuple[Callable[[], Tensor] | None, NDArray[np.bool_]]:
+        """Begin with a block, and return what waits for log q of its core, shape (1, C, h, w), and validity, (h, w).
+
+        None in place of the first, where nothing is valid.
+        """
         kept = self._kept.pop(_corner(block), None)
         if kept is not None:
             return kept
@@ -204,23 +223,33 @@ class Mapper:
         inside = pixels.valid[rows, columns]
         if not inside.any():
             return None, inside
-        return self.engine(self.inputs(pixels))[:, :, rows, columns], inside
+        wait = self.engine.start(self.inputs(pixels))
+        return lambda: wait()[:, :, rows, columns], inside
 
     @torch.inference_mode()
     def gather(self, block: Block, data: tuple[Pixels | None, None]) -> dict[str, Found]:
-        """Add a block to the class sums, and keep its log q if there is room."""
-        log_q, valid = self.log_q(block, data[0])
-        if log_q is None:
+        """Return the class sums of a block (sums), for :attr:`sums`, and keep its log q if there is room."""
+        wait, valid = self._log_q(block, data[0])
+        if wait is None:
             return {}
-        shares = log_q[0].exp()
-        if not valid.all():
-            shares *= self._uplink.bring(valid)
-        self._sums += shares.sum((1, 2), dtype=torch.float64)
-        size = log_q.numel() * log_q.element_size()
-        if size <= self._left:
-            self._left -= size
-            self._kept[_corner(block)] = log_q.contiguous(), valid
-        return {}
+
+        @cache
+        @torch.inference_mode()
+        def compute() -> Tensor:
+            log_q = wait()
+            shares = log_q[0].exp()
+            if not valid.all():
+                shares *= self._uplink.bring(valid)
+            size = log_q.numel() * log_q.element_size()
+            if size <= self._left:
+                self._left -= size
+                kept = log_q.contiguous()
+                self._kept[_corner(block)] = (lambda: kept), valid
+            return shares.sum((1, 2), dtype=torch.float64)
+
+        if not self.engine.overlaps:
+            compute()
+        return {"sums": lambda: compute().cpu().numpy()}
 
     @torch.inference_mode()
     def compute(
@@ -232,24 +261,31 @@ class Mapper:
         encoding: Encoding = "float32",
     ) -> dict[str, Found]:
         """Return the products of a block that are wanted (map, probabilities, confidence), none without data."""
-        log_q, valid = self.log_q(block, data[0])
-        if log_q is None:
+        wait, valid = self._log_q(block, data[0])
+        if wait is None:
             return {}
         self.seen = True
-        scheme = self._model.scheme
         shares_wanted = "probabilities" in wanted or "confidence" in wanted
-        log_p = self._posterior(log_q, data[1], normalised=shares_wanted)[0]
-        best = fetch_later(log_p.max(0).indices.to(torch.uint8))
-        found: dict[str, Found] = {"map": lambda: scheme.decode(best(), valid)}
-        if "probabilities" in wanted:
-            shares = fetch_later(log_p.exp().float())
-            found["probabilities"] = lambda: encode_probabilities(
-                np.where(valid, shares(), np.float32(np.nan)), encoding
-            )
-        if "confidence" in wanted:
-            levels = fetch_later(_confidence(log_p))
-            found["confidence"] = lambda: np.where(valid, levels(), np.uint8(CONFIDENCE_NODATA))
-        return found
+
+        @cache
+        @torch.inference_mode()
+        def compute() -> dict[str, Tensor]:
+            log_p = self._posterior(wait(), data[1], normalised=shares_wanted)[0]
+            best = {"map": log_p.max(0).indices.to(torch.uint8)}
+            shares = {"probabilities": log_p.exp().float()} if "probabilities" in wanted else {}
+            return best | shares | ({"confidence": _confidence(log_p)} if "confidence" in wanted else {})
+
+        def encode(name: str) -> NDArray[np.generic]:
+            values = compute()[name].cpu().numpy()
+            if name == "map":
+                return self._model.scheme.decode(values, valid)
+            if name == "probabilities":
+                return encode_probabilities(np.where(valid, values, np.float32(np.nan)), encoding)
+            return np.where(valid, values, np.uint8(CONFIDENCE_NODATA))
+
+        if not self.engine.overlaps:
+            compute()
+        return {name: partial(encode, name) for name in ("map", "probabilities", "confidence") if name in wanted}
 
     def _posterior(self, log_q: Tensor, belief: Belief | None, *, normalised: bool) -> Tensor:
         """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
@@ -272,7 +308,7 @@ class Mapper:
     @property
     def log_marginal(self) -> Tensor:
         """Log of the mean prediction over what was gathered, shape (C,)."""
-        return torch.log(self._sums / self._sums.sum())
+        return self.sums.log_shares().to(self.engine.device)
 
 
 def _confidence(log_p: Tensor) -> Tensor:

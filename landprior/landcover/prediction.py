@@ -23,7 +23,7 @@ from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import require_same_grid
 from landprior.raster.scheme import MAP_NODATA
-from landprior.raster.windows import Block, Found, stream
+from landprior.raster.windows import Block, Found, Sink, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,7 +185,8 @@ def predict(
         sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
         options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
         if belief is not None and decision != "abstained":
-            stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks={}, label="class sums", **options)
+            sums: dict[str, Sink] = {"sums": mapper.sums}
+            stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks=sums, label="class sums", **options)
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
             return mapper.compute(block, data, sinks, encoding=products.encoding)

@@ -36,14 +36,14 @@ def test_openvino_in_single_precision_is_torch(network, samples):
     engine = OpenVinoEngine(network, samples, "fp32")
     for shape in ((64, 64), (37, 90), (11, 11)):
         x = torch.randn(1, 4, *shape)
-        torch.testing.assert_close(engine(x), expected(network, x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(engine.start(x)(), expected(network, x), rtol=0, atol=1e-4)
 
 
 def test_ensembles_and_mirrors_too(samples):
     torch.manual_seed(0)
     network = Ensemble([build_fcn(4, 5, filters=3) for _ in range(2)], flips=True).eval()
     x = torch.randn(1, 4, 30, 41)
-    found = OpenVinoEngine(network, samples, "fp32")(x)
+    found = OpenVinoEngine(network, samples, "fp32").start(x)()
     torch.testing.assert_close(found, expected(network, x), rtol=0, atol=1e-4)
 
 
@@ -52,7 +52,19 @@ def test_strips_leave_no_seam(network, samples, monkeypatch):
     engine = OpenVinoEngine(network, samples, "fp32")
     for rows in (3 * LEAST_STRIP + 7, 3 * LEAST_STRIP - 1):  # three strips, and one
         x = torch.randn(1, 4, rows, 50)
-        torch.testing.assert_close(engine(x), expected(network, x), rtol=0, atol=1e-4)
+        torch.testing.assert_close(engine.start(x)(), expected(network, x), rtol=0, atol=1e-4)
+
+
+def test_windows_may_be_begun_before_others_are_done(network, samples, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    engine = OpenVinoEngine(network, samples, "fp32")
+    windows = [torch.randn(1, 4, rows, 50) for rows in (60, 30, 200, 10)]
+    waiting = [engine.start(x) for x in windows]
+    for x, wait in reversed(list(zip(windows, waiting, strict=True))):
+        torch.testing.assert_close(wait(), expected(network, x), rtol=0, atol=1e-4)
+    assert len(engine._idle) == 5  # the third is in two strips
+    engine.start(windows[0])()
+    assert len(engine._idle) == 5  # used again
 
 
 @pytest.mark.parametrize("rows", [1, LEAST_STRIP, 3 * LEAST_STRIP + 7])
@@ -62,7 +74,7 @@ def test_torch_computes_strips_that_leave_no_seam(network, monkeypatch, rows):
     x = torch.randn(1, 4, rows, 50)
     wanted = expected(network, x)
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
-    torch.testing.assert_close(engine(x), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(engine.start(x)(), wanted, rtol=0, atol=1e-5)
     assert len(seen) == -(-rows // LEAST_STRIP)
     assert sum(seen) == rows + 2 * network.halo * (len(seen) - 1)
 
@@ -70,7 +82,7 @@ def test_torch_computes_strips_that_leave_no_seam(network, monkeypatch, rows):
 def test_strips_are_as_high_as_memory_allows(network):
     engine, seen = TorchEngine(network, torch.device("cpu"), "fp32"), []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    engine(torch.randn(1, 4, 1000, 522))  # 8 filters
+    engine.start(torch.randn(1, 4, 1000, 522))  # 8 filters
     assert len(seen) > 1
     for shape in seen:
         assert shape[2] * shape[3] * 8 * 4 <= engine_module.STRIP_BYTES
@@ -80,7 +92,7 @@ def test_int8_does_not_depend_on_the_window(network, samples):
     """The scales are fixed once: a window of a window is the same."""
     engine = OpenVinoEngine(network, samples, "int8")
     x = torch.from_numpy(samples[0])
-    whole, part = engine(x), engine(x[:, :, :40, :40])
+    whole, part = engine.start(x)(), engine.start(x[:, :, :40, :40])()
     torch.testing.assert_close(part[:, :, :35, :35], whole[:, :, :35, :35], rtol=0, atol=1e-6)
     assert (whole - expected(network, x)).abs().max() < 0.05
 
@@ -128,7 +140,7 @@ def test_names_are_those_of_the_command():
 
 def test_bf16_on_a_cpu_is_near(network):
     x = torch.randn(1, 4, 50, 50)
-    found = TorchEngine(network, torch.device("cpu"), "bf16")(x)
+    found = TorchEngine(network, torch.device("cpu"), "bf16").start(x)()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected(network, x), rtol=0, atol=0.02)
 
@@ -172,8 +184,8 @@ def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_pr
     image, prior = make_image("image.tif", 150, 170), make_prior("prior.tif", 150, 170)
     model, products = make_model(), Products(probabilities=True, encoding="float32")
     forwards = []
-    call = TorchEngine.__call__
-    monkeypatch.setattr(TorchEngine, "__call__", lambda self, x: forwards.append(x.shape) or call(self, x))
+    call = TorchEngine.start
+    monkeypatch.setattr(TorchEngine, "start", lambda self, x: forwards.append(x.shape) or call(self, x))
     found, counts = [], []
     for number, room in enumerate((0, 64 * 64 * 5 * 4 * 3, 10**9)):
         forwards.clear()
@@ -205,8 +217,8 @@ def test_windows_without_data_are_not_computed(tmp_path, make_model, make_raster
     values[:, 140:170, 20:50] = rng.integers(1, 255, (4, 30, 30))
     image = make_raster("image.tif", values, nodata=0)
     forwards = []
-    call = TorchEngine.__call__
-    monkeypatch.setattr(TorchEngine, "__call__", lambda self, x: forwards.append(x.shape) or call(self, x))
+    call = TorchEngine.start
+    monkeypatch.setattr(TorchEngine, "start", lambda self, x: forwards.append(x.shape) or call(self, x))
     codes = read(predict(image, tmp_path / "map.tif", make_model(), window_size=32))
     assert len(forwards) == 4  # of a hundred windows
     np.testing.assert_array_equal(codes == 255, (values == 0).all(0))
