@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def enlarge(source: Path, target: Path, side: int) -> Path:
+def enlarge(source: Path, target: Path, width: int, height: int) -> Path:
     """Write a raster that repeats another to a size, block by block."""
     with open_raster(source) as src:
         values, nodata = src.read(), src.nodata
         small = Grid.of(src)
         tags = src.tags(ns="LANDPRIOR")
-    grid = Grid(width=side, height=side, transform=small.transform, crs=small.crs)
+    grid = Grid(width=width, height=height, transform=small.transform, crs=small.crs)
     options = {"count": len(values), "dtype": values.dtype.name, "nodata": nodata, "tags": tags}
     with CogWriter(target, grid, **options) as writer:
         for block in iter_blocks(grid):
@@ -78,8 +78,8 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
         small_image, small_prior = make_tile(folder, 1000)
         settings = make_settings(filters=filters, steps=100)
         model = train_model([read_tile(small_image, small_prior)], settings)
-        image = enlarge(small_image, folder / "image.tif", side)
-        prior = enlarge(small_prior, folder / "prior_large.tif", side)
+        image = enlarge(small_image, folder / "image.tif", side, side)
+        prior = enlarge(small_prior, folder / "prior_large.tif", side, side)
         click.echo(f"{side} x {side} px, {filters} filters, {torch.get_num_threads()} threads; medians of {rounds}")
         for text in engines.split(","):
             name, precision = text.split(":")

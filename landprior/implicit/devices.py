@@ -57,6 +57,8 @@ def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
         from lightning.fabric import Fabric
 
     accelerator = choose_device(device).type
+    for part in ("fabric", "pytorch"):  # either announces the precision on stderr
+        logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
     half = precision == "bf16" or (precision == "auto" and accelerator == "cuda")
     return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
 
