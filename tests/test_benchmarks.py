@@ -15,21 +15,6 @@ from benchmarks.time_to_accuracy import reach
 def test_the_gpu_benchmark_runs_on_a_cpu_too():
     sizes = {"filters": 4, "width": 600, "height": 500, "patch": 32, "batch": 4, "steps": 2, "matrix": 256}
     options = [f"--{name}={value}" for name, value in sizes.items()]
-        "--filters",
-        "4",
-        "--width",
-        "600",
-        "--height",
-        "500",
-        "--patch",
-        "32",
-        "--batch",
-        "4",
-        "--steps",
-        "2",
-        "--matrix",
-        "256",
-    ]
     result = CliRunner().invoke(gpu.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     shares = [int(share) for share in re.findall(r"(\d+)% \(bar", result.output)]
