@@ -1,8 +1,8 @@
 """What runs the network: OpenVINO against torch on the same cores, ``python -m benchmarks.engines``.
 
 A network of the default width is trained on a real tile. Its forward pass over windows of 522 x 522 px of the tile
-(as ``predict`` cuts them, edges wrapped) is timed with each engine, alternately; the maps that ``predict`` makes with
-each are compared pixel by pixel.
+(as ``predict`` cuts them, edges wrapped) is timed alternately: as torch computes it, fp32 and channels last; with our
+torch engine, strip by strip; with OpenVINO. The maps that ``predict`` makes with each are compared pixel by pixel.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ from landprior.raster.files import open_raster
 
 if TYPE_CHECKING:
     from landprior.landcover.model import LandcoverModel
+
+
+class PlainEngine(TorchEngine):
+    """The baseline: torch's own forward pass of the whole window."""
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        return self._forward(x)
+
 
 SETS = ("ohio", "durham", "chesapeake-wv")
 SIDE = 522
@@ -74,7 +82,7 @@ def main(sets: str, filters: int, rounds: int) -> None:
     click.echo(
         f"{filters} filters, {torch.get_num_threads()} threads; speed as a multiple of torch fp32, channels last"
     )
-    click.echo("set              torch, ms   fp32   bf16   int8   equal q: bf16     int8   equal r: int8")
+    click.echo("set              torch, ms strips   fp32   bf16   int8   equal q: bf16     int8   equal r: int8")
     with tempfile.TemporaryDirectory() as work:
         folder, seen = Path(work), set()
         for case in prepare(folder, sets.split(",")):
@@ -85,7 +93,11 @@ def main(sets: str, filters: int, rounds: int) -> None:
             model = train_best([read_tile(image, prior, scheme=case.scheme)], make_settings(filters=filters))
             windows = cut_windows(image, model, 6)
             samples = [window[:, :, :128, :128].contiguous().numpy() for window in windows]
-            engines: dict[str, Engine] = {"torch": TorchEngine(model.network, torch.device("cpu"), "fp32")}
+            cpu = torch.device("cpu")
+            engines: dict[str, Engine] = {
+                "torch": PlainEngine(model.network, cpu, "fp32"),
+                "strips": TorchEngine(model.network, cpu, "fp32"),
+            }
             engines |= {kind: OpenVinoEngine(model.network, samples, kind) for kind in ("fp32", "bf16", "int8")}
             seconds = time_engines(engines, windows, rounds)
             equal = {}
@@ -98,7 +110,7 @@ def main(sets: str, filters: int, rounds: int) -> None:
                     with open_raster(target) as src:
                         maps[kind] = src.read(1)
                 equal |= {f"{which} {kind}": (maps[kind] == maps["torch"]).mean() for kind in ("bf16", "int8")}
-            ratios = [f"{seconds['torch'] / seconds[kind]:6.2f}" for kind in ("fp32", "bf16", "int8")]
+            ratios = [f"{seconds['torch'] / seconds[kind]:6.2f}" for kind in ("strips", "fp32", "bf16", "int8")]
             click.echo(
                 f"{case.name:<16} {1000 * seconds['torch']:>9.1f} {' '.join(ratios)}   "
                 f"{equal['q bf16']:>13.4%} {equal['q int8']:>8.4%}   {equal['r int8']:>13.4%}"
