@@ -1018,7 +1018,7 @@ def test_a_damaged_checkpoint_is_warned_of(here, whole):
 
 
 def test_an_interrupted_prediction_leaves_nothing(here, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("landprior.landcover.prediction.Mapper.compute", interrupted)
