@@ -45,7 +45,7 @@ MOST_KEPT = 2**30
 GPU_WINDOW = 4 * BLOCK
 """Side of the windows on a GPU: large enough to keep it busy, and a launch costs nothing beside it."""
 
-WORKING_BYTES = 300 * 2**20
+WORKING_BYTES = 450 * 2**20
 """What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
 
 
@@ -155,7 +155,9 @@ class Mapper:
         self._hint = hint
         self._abstain = abstain
         self._dropped = list(dropped)
-        self._kept: dict[tuple[int, int], tuple[Callable[[], Tensor], NDArray[np.bool_]]] = {}
+        self._kept: dict[tuple[int, int], tuple[Callable[[], Tensor], NDArray[np.bool_] | None]] = {}
+        self._room = torch.empty(0)
+        self._used = 0
         self.seen = False
         rows, columns = pixels.grid.shape
         self.engine = make_engine(
@@ -217,12 +219,14 @@ class Mapper:
         """
         kept = self._kept.pop(_corner(block), None)
         if kept is not None:
-            return kept
+            wait, inside = kept
+            return wait, np.ones((block.core.height, block.core.width), dtype=bool) if inside is None else inside
         pixels = pixels or self._read(block.outer, self._uplink)
         rows, columns = block.crop
         inside = pixels.valid[rows, columns]
         if not inside.any():
             return None, inside
+        inside = inside.copy()  # what is kept must not hold on to the whole window's
         wait = self.engine.start(self.inputs(pixels))
         return lambda: wait()[:, :, rows, columns], inside
 
@@ -240,16 +244,32 @@ class Mapper:
             shares = log_q[0].exp()
             if not valid.all():
                 shares *= self._uplink.bring(valid)
-            size = log_q.numel() * log_q.element_size()
+            size = log_q.nbytes + valid.nbytes
             if size <= self._left:
                 self._left -= size
-                kept = log_q.contiguous()
-                self._kept[_corner(block)] = (lambda: kept), valid
+                self._kept[_corner(block)] = self._keep(log_q), None if valid.all() else valid
             return shares.sum((1, 2), dtype=torch.float64)
 
         if not self.engine.overlaps:
             compute()
         return {"sums": lambda: compute().cpu().numpy()}
+
+    def _keep(self, log_q: Tensor) -> Callable[[], Tensor]:
+        """Copy log q to keep, and return what gives it back.
+
+        On a CPU it goes to one large piece of memory, whose pages exist once they are written to: blocks kept one by
+        one would leave the allocator's heap full of holes that nothing fits into.
+        """
+        if log_q.device.type != "cpu":
+            kept = log_q.contiguous()
+            return lambda: kept
+        if not self._used:
+            rows, columns = self._pixels.grid.shape
+            self._room = torch.empty(min(self._left + log_q.nbytes, 4 * log_q.shape[1] * rows * columns) // 4)
+        start, stop, shape = self._used, self._used + log_q.numel(), tuple(log_q.shape)
+        self._room[start:stop].view(shape).copy_(log_q)
+        self._used = stop
+        return lambda: self._room[start:stop].view(shape)
 
     @torch.inference_mode()
     def compute(

@@ -187,7 +187,7 @@ def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_pr
     call = TorchEngine.start
     monkeypatch.setattr(TorchEngine, "start", lambda self, x: forwards.append(x.shape) or call(self, x))
     found, counts = [], []
-    for number, room in enumerate((0, 64 * 64 * 5 * 4 * 3, 10**9)):
+    for number, room in enumerate((0, 64 * 64 * (5 * 4 + 1) * 3, 10**9)):
         forwards.clear()
         monkeypatch.setattr(mapper_module, "memory_to_keep", lambda *_, room=room: room)
         monkeypatch.setattr("landprior.landcover.prediction.memory_to_keep", lambda *_, room=room: room)
