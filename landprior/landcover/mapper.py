@@ -45,7 +45,7 @@ MOST_KEPT = 2**30
 GPU_WINDOW = 4 * BLOCK
 """Side of the windows on a GPU: large enough to keep it busy, and a launch costs nothing beside it."""
 
-WORKING_BYTES = 450 * 2**20
+WORKING_BYTES = 300 * 2**20
 """What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
 
 
