@@ -16,9 +16,9 @@ import os
 import pickle
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,6 +42,12 @@ warm-up each."""
 
 Schedule = Literal["cosine", "plateau", "constant"]
 
+OwnName = Literal["sr", "em", "epitome"]
+"""Names of objectives that are no function of log q and log prior alone; they are given to :func:`fit`."""
+
+WARMED = frozenset[str]({*IMPLICIT, "sr"})
+"""Objectives that a warm-up goes before."""
+
 COLLAPSE_SHARE = 0.995
 """A class predicted for more than this share of the pixels, where the prior's mean is far lower, is a collapse."""
 
@@ -54,11 +60,11 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: LossName = "qr"
+    loss: LossName | OwnName = "qr"
     steps: int = Field(600, ge=1, description="optimiser steps in all")
     warmup: Warmup = "ce-em"
     warmup_steps: int | None = Field(
-        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq; a third by default"
+        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq, sr; a third by default"
     )
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
@@ -84,7 +90,7 @@ class TrainingSettings(BaseModel):
     @property
     def warm_end(self) -> int:
         """The step at which the warm-up ends; 0 without one."""
-        if self.loss not in IMPLICIT or self.warmup == "none":
+        if self.loss not in WARMED or self.warmup == "none":
             return 0
         return self.steps // 3 if self.warmup_steps is None else self.warmup_steps
 
@@ -98,24 +104,52 @@ class Batch:
     inputs
         Network input, (N, ...).
     log_prior
-        Log prior, class axis 1, the layout of the network's output.
+        Log prior, class axis 1, the layout of the network's output; None where the objective needs none.
     mask
         True for items that count, without axis 1; None for all.
     border
         Pixels to leave out along the edges of height and width, where the network sees padding.
+    extra
+        What an objective of its own needs besides.
     """
 
     inputs: Tensor
-    log_prior: Tensor
+    log_prior: Tensor | None = None
     mask: Tensor | None = None
     border: int = 0
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def cropped(self, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return log q, log prior and mask without the border."""
+    def to(self, send: Callable[[Tensor], Tensor]) -> Self:
+        """Return the batch with all its tensors sent somewhere."""
+        return replace(
+            self,
+            inputs=send(self.inputs),
+            log_prior=None if self.log_prior is None else send(self.log_prior),
+            mask=None if self.mask is None else send(self.mask),
+            extra={name: send(values) for name, values in self.extra.items()},
+        )
+
+    def crop(self, values: Tensor) -> Tensor:
+        """Return values, (..., H, W), without the border."""
         if not self.border:
-            return log_q, self.log_prior, self.mask
-        inner = (..., slice(self.border, -self.border), slice(self.border, -self.border))
-        return log_q[inner], self.log_prior[inner], None if self.mask is None else self.mask[inner]
+            return values
+        return values[..., self.border : -self.border, self.border : -self.border]
+
+    def without_border(self) -> Self:
+        """Return the batch with prior and mask cropped, as the network's output is."""
+        return replace(
+            self,
+            log_prior=None if self.log_prior is None else self.crop(self.log_prior),
+            mask=None if self.mask is None else self.crop(self.mask),
+            border=0,
+        )
+
+
+class Objective(Protocol):
+    """What is minimised where it is more than a function of log q and log prior."""
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of a batch, whose border is cropped from output, prior and mask; not from ``extra``."""
 
 
 @dataclass
@@ -163,6 +197,7 @@ def fit(
     feed: Callable[[int], Batch],
     settings: TrainingSettings,
     *,
+    objective: Objective | None = None,
     fabric: Fabric | None = None,
     monitor: Callable[[nn.Module], Mapping[str, float]] | None = None,
     until: Callable[[Epoch], str | None] | None = None,
@@ -180,6 +215,9 @@ def fit(
         Gives the batch of a step, on the device or not; a pure function of the step.
     settings
         See :class:`TrainingSettings`.
+    objective
+        Minimised after the warm-up, instead of the loss that the settings name. Its state, if it has any, belongs into
+        buffers of the network: a checkpoint holds those.
     fabric
         Device and precision; by default :func:`make_fabric`.
     monitor
@@ -201,6 +239,8 @@ def fit(
 
     Raises
     ------
+    ValueError
+        If the settings' loss needs an objective and there is none.
     TrainingError
         If the loss becomes NaN or infinite.
     TrainingInterruptedError
@@ -208,6 +248,9 @@ def fit(
     """
     from tqdm import tqdm
 
+    if objective is None and settings.loss not in LOSSES:
+        msg = f"{settings.loss} is no loss of log q and log prior alone; give its objective"
+        raise ValueError(msg)
     fabric = fabric or make_fabric(settings.precision)
     optimiser = torch.optim.AdamW(
         network.parameters(),
@@ -217,7 +260,7 @@ def fit(
     )
     _compile(network, feed, settings, fabric)
     network, optimiser = fabric.setup(network, optimiser)
-    run = _Run(network, optimiser, settings, checkpoint, identity)
+    run = _Run(network, optimiser, settings, checkpoint, identity, objective)
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
         _look(network, monitor)
@@ -276,8 +319,10 @@ class _Run:
         settings: TrainingSettings,
         path: Path | None,
         identity: str,
+        own: Objective | None = None,
     ) -> None:
         self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
+        self._own = own
         self._identity = f"{identity}|{settings.model_dump_json()}"
         self.step = 0
         self.history = History()
@@ -293,24 +338,33 @@ class _Run:
         settings = self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = settings.learning_rate * self._rate()
-        inputs, prior = fabric.to_device(batch.inputs), fabric.to_device(batch.log_prior)
-        mask = None if batch.mask is None else fabric.to_device(batch.mask)
-        log_q, log_prior, mask = Batch(inputs, prior, mask, batch.border).cropped(self.network(inputs))
-        loss = self._objective()(log_q, log_prior, mask)
+        batch = batch.to(fabric.to_device)
+        output = batch.crop(self.network(batch.inputs))
+        batch = batch.without_border()
+        loss = self._loss(output, batch)
         self.optimiser.zero_grad(set_to_none=True)
         fabric.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimiser.step()
         self._losses.append(loss.detach())
-        self._last = (log_q.detach(), log_prior, mask)
+        self._last = None if batch.log_prior is None else (output.detach(), batch.log_prior, batch.mask)
         self.step += 1
 
-    def _objective(self) -> Loss:
+    def _loss(self, output: Tensor, batch: Batch) -> Tensor:
         settings = self.settings
-        if self.step >= self.settings.warm_end:
-            return LOSSES[settings.loss]
-        first_half = 2 * self.step < self.settings.warm_end
-        return ce if settings.warmup == "ce" or (settings.warmup == "ce-em" and first_half) else em
+        warm = self.step < settings.warm_end
+        if self._own is not None and not warm:
+            return self._own(output, batch)
+        if batch.log_prior is None:
+            msg = f"{settings.loss} and a warm-up need a prior in every batch"
+            raise ValueError(msg)
+        if not warm:
+            loss: Loss = LOSSES[settings.loss]  # type: ignore[index]  # fit() has seen to it
+        elif settings.warmup == "ce" or (settings.warmup == "ce-em" and 2 * self.step < settings.warm_end):
+            loss = ce
+        else:
+            loss = em
+        return loss(output, batch.log_prior, batch.mask)
 
     @property
     def _warm(self) -> bool:
