@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 @pair_option
 @scheme_option(help="Classes of the labels; by default what their file says, if landprior wrote it.")
 @label_map_option
+@click.option(
+    "--spread",
+    is_flag=True,
+    help="Also measure how much the 30 m cells of a code differ; train --method sr matches that too.",
+)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The matrix to write, a .csv.")
 @overwrite_option
 @click.pass_context
@@ -42,6 +47,7 @@ def command(
     pairs: tuple[tuple[Path, Path], ...],
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
+    spread: bool,
     output: Path,
     overwrite: bool,
 ) -> None:
@@ -51,10 +57,12 @@ def command(
     landprior cooccurrence nlcd.tif labels.tif --scheme chesapeake-4 -o cooc.csv
     landprior cooccurrence nlcd_us.tif tile1_lc.tif tile2_lc.tif --scheme chesapeake-4 -o cooc.csv
     landprior cooccurrence --pair a_nlcd.tif a_lc.tif --pair b_nlcd.tif b_lc.tif --scheme chesapeake-4 -o cooc.csv
+    landprior cooccurrence nlcd.tif labels.tif --scheme chesapeake-4 --spread -o cooc.csv
 
     Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix measured on the place you map uses
     labels of that place: say so with your results.
     """  # noqa: D301
+    from landprior.landcover.cells import measure_spread
     from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
     from landprior.landcover.evaluation import scheme_of_map
     from landprior.raster.files import check_output
@@ -71,13 +79,17 @@ def command(
     if output.suffix != ".csv":
         msg = f"-o {output}: a cooccurrence matrix is written as .csv"
         raise click.UsageError(msg)
-    matrix = measure_cooccurrence(every, scheme, label_map=label_map, progress=show_progress(ctx))
+    measure = measure_spread if spread else measure_cooccurrence
+    matrix = measure(every, scheme, label_map=label_map, progress=show_progress(ctx))
     write_cooccurrence(matrix, output, overwrite=overwrite)
     width = max(len(name) for name in scheme.names)
     click.echo(f"{'NLCD':>4} {'pixels':>12}  " + "  ".join(f"{name:>{width}}" for name in scheme.names))
     for code, row in matrix.probabilities.items():
         shares = "  ".join(f"{p:>{width}.3f}" for p in row)
         click.echo(f"{code:>4} {matrix.pixels[code]:>12d}  {shares}")
+        if code in matrix.spread:
+            deviations = "  ".join(f"{'±' + format(s, '.3f'):>{width}}" for s in matrix.spread[code])
+            click.echo(f"{'':>4} {f'{matrix.cells[code]} cells':>12}  {deviations}")
     logger.info("written: %s", output)
     missing = _unseen(matrix.probabilities)
     if missing:

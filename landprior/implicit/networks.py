@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from landprior.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,13 +33,16 @@ class SmoothedNetwork(nn.Module):
         The constant s.
     halo
         How many pixels around a pixel its output depends on.
+    stride
+        Windows must begin at multiples of it to give what the whole image gives; 1 without pooling.
     """
 
-    def __init__(self, body: nn.Module, *, smoothing: float = OUTPUT_SMOOTHING, halo: int = 0) -> None:
+    def __init__(self, body: nn.Module, *, smoothing: float = OUTPUT_SMOOTHING, halo: int = 0, stride: int = 1) -> None:
         super().__init__()
         self.body = body
         self.smoothing = smoothing
         self.halo = halo
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log q, same layout as the body's logits, in float32 or wider."""
@@ -66,6 +71,7 @@ class Ensemble(nn.Module):
         self.flips = flips
         self.smoothing = members[0].smoothing
         self.halo = members[0].halo
+        self.stride = members[0].stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log of the mean q, (N, C, H, W)."""
@@ -106,6 +112,69 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
     from torchgeo.models import FCN
 
     return SmoothedNetwork(FCN(bands, classes, filters), smoothing=smoothing, halo=FCN_HALO)
+
+
+UNET_FILTERS = (1, 1, 2, 2, 2, 1)
+"""Channels of the U-Net's levels and of its last, in multiples of the first: 32 to 64 at the usual width."""
+
+UNET_STRIDE = 16
+"""Four levels, each of half the resolution."""
+
+UNET_HALO = 112
+"""Its receptive field: two 3 x 3 convolutions a level, down and up, reach 92 px, and pooling 15 more; a multiple of
+the stride, so that windows with their halo begin at one too."""
+
+
+class _WholeStrides(nn.Module):
+    """Pads an image on the right and at the bottom to whole strides, and cuts the result back."""
+
+    def __init__(self, body: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.body, self._stride = body, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape[-2:]
+        padded = nn.functional.pad(x, (0, -columns % self._stride, 0, -rows % self._stride))
+        found: Tensor = self.body(padded)
+        return found[..., :rows, :columns]
+
+
+def build_unet(bands: int, classes: int, *, filters: int = 32, smoothing: float = OUTPUT_SMOOTHING) -> SmoothedNetwork:
+    """Build the U-Net of label super-resolution networks: four levels down and up, 32 to 64 filters.
+
+    Parameters
+    ----------
+    bands, classes
+        Channels in and out.
+    filters
+        Channels of the outermost level.
+    smoothing
+        See :class:`SmoothedNetwork`.
+
+    Returns
+    -------
+    SmoothedNetwork
+        ``monai.networks.nets.BasicUNet`` with smoothed log-probabilities; its stride is 16.
+
+    Raises
+    ------
+    InputError
+        If MONAI is not installed.
+    """
+    try:
+        from monai.networks.nets.basic_unet import BasicUNet
+    except ImportError as error:
+        msg = "the U-Net comes with MONAI, which is not installed; get it with: pip install 'landprior[unet]'"
+        raise InputError(msg) from error
+    body = BasicUNet(
+        spatial_dims=2,
+        in_channels=bands,
+        out_channels=classes,
+        features=[filters * times for times in UNET_FILTERS],
+        norm=("batch", {}),  # statistics of a window would make the map depend on the windows
+        upsample="deconv",  # so would interpolation between a window's corners
+    )
+    return SmoothedNetwork(_WholeStrides(body, UNET_STRIDE), smoothing=smoothing, halo=UNET_HALO, stride=UNET_STRIDE)
 
 
 PRIOR_KERNELS = (11, 7, 5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -34,6 +35,13 @@ _PUBLISHED_NLCD = (0, 11, 12, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90
 _PUBLISHED_ENVIROATLAS = (0, 10, 20, 30, 40, 52, 70, 80, 82, 91, 92)
 _SHRUB, _TREES = 52, 40
 
+USUAL_SPREAD = 2 / 3
+"""Standard deviation of a class's share between the cells of a code, in units of sqrt(p (1 - p)), which would be that
+of cells of one class each: the mean over Maryland's codes (Table 4 of "Label super-resolution networks") is 0.66."""
+
+_STD, _LOW, _HIGH = "std", "low", "high"
+"""What follows a class's name in the columns of its standard deviation, and of an interval of its share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cooccurrence:
@@ -47,6 +55,11 @@ class Cooccurrence:
         Coarse code -> probabilities, shape (C,), sum 1.
     pixels
         Coarse code -> how many fine pixels the row rests on; empty if not known.
+    spread
+        Coarse code -> standard deviation, over its 30 m cells, of each class's share of a cell, shape (C,); empty if
+        not known.
+    cells
+        Coarse code -> how many cells the spread rests on.
     source
         Where it comes from, for messages and metadata.
     """
@@ -54,6 +67,8 @@ class Cooccurrence:
     scheme: ClassScheme
     probabilities: Mapping[int, NDArray[np.float64]]
     pixels: Mapping[int, int] = field(default_factory=dict)
+    spread: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    cells: Mapping[int, int] = field(default_factory=dict)
     source: str = ""
 
     def table(self, codes: Iterable[int]) -> NDArray[np.float32]:
@@ -84,6 +99,32 @@ class Cooccurrence:
         fallback = self._fallback(missing)
         for code in wanted:
             table[code] = self.probabilities[code] if code in self.probabilities else fallback[code]
+        return table
+
+    def spread_table(self, codes: Iterable[int]) -> NDArray[np.float32]:
+        """Return the standard deviations of class shares between cells as a lookup table, shape (256, C).
+
+        Parameters
+        ----------
+        codes
+            The codes that occur. One without a measured spread gets :data:`USUAL_SPREAD` times that of a single pixel,
+            sqrt(p (1 - p)), with a warning.
+        """
+        table = np.zeros((256, len(self.scheme)), dtype=np.float32)
+        wanted = sorted(set(codes) - set(NLCD_NODATA))
+        means = self.table(wanted)
+        unknown = [code for code in wanted if code not in self.spread]
+        for code in wanted:
+            rule = USUAL_SPREAD * np.sqrt(means[code] * (1 - means[code]))
+            table[code] = self.spread.get(code, rule)
+        if unknown:
+            warnings.warn(
+                f"the matrix {self.source} says nothing of how much single cells of NLCD code(s) "
+                f"{', '.join(map(str, unknown))} differ; using what is usual (measure it with: landprior cooccurrence "
+                "--spread)",
+                CooccurrenceWarning,
+                stacklevel=2,
+            )
         return table
 
     def _fallback(self, missing: Sequence[int]) -> dict[int, NDArray[np.float64]]:
@@ -121,8 +162,9 @@ def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurre
     Parameters
     ----------
     path
-        A ``.csv`` (column ``nlcd`` and one column per class, by name or code), a ``.npy`` (see below), a
-        shipped name, or None for the default of the scheme.
+        A ``.csv``: column ``nlcd`` and one column per class, by name or code, with ``CLASS std`` if the spread between
+        cells is known; or ``CLASS low`` and ``CLASS high``, the ends of the interval in which a code's definition puts
+        the class's share. Or a ``.npy`` (see below), a shipped name, or None for the default of the scheme.
     scheme
         The fine classes.
 
@@ -163,25 +205,18 @@ def _read_csv(path: Path, scheme: ClassScheme, *, source: str) -> Cooccurrence:
     if not header or header[0] not in ("nlcd", "nlcd_code", "code"):
         msg = f"{path}: the first column must be 'nlcd' (the coarse code); it is {header[:1] or 'missing'}"
         raise PriorError(msg)
-    columns = []
-    for c in scheme.classes:
-        name = next((n for n in (c.name.lower(), str(c.code)) if n in header), None)
-        if name is None:
-            columns_there = ", ".join(header)
-            msg = (
-                f"{path} has no column for class {c.name!r} of scheme {scheme.name!r}; its columns are {columns_there}"
-            )
-            raise PriorError(msg)
-        columns.append(header.index(name))
-    pixels_at = header.index("pixels") if "pixels" in header else None
+    means, deviations = _find_columns(header, scheme, path)
+    counts = {name: header.index(name) for name in ("pixels", "cells") if name in header}
     table: dict[int, NDArray[np.float64]] = {}
-    pixels: dict[int, int] = {}
+    spread: dict[int, NDArray[np.float64]] = {}
+    numbers: dict[str, dict[int, int]] = {"pixels": {}, "cells": {}}
     for number, row in enumerate(rows, start=1):
         try:
             code = int(row[0])
-            values = np.array([float(row[i]) for i in columns])
-            if pixels_at is not None:
-                pixels[code] = int(row[pixels_at])
+            values = np.array([[float(row[i]) for i in some] for some in means]).mean(axis=1)
+            widths = np.array([[float(row[i] or "nan") for i in some] for some in deviations])
+            for name, at in counts.items():
+                numbers[name][code] = int(row[at])
         except (ValueError, IndexError) as error:
             msg = f"{path}: row {number} is not numbers: {','.join(row)!r}"
             raise PriorError(msg) from error
@@ -190,7 +225,39 @@ def _read_csv(path: Path, scheme: ClassScheme, *, source: str) -> Cooccurrence:
             raise PriorError(msg)
         if values.sum() > 0:
             table[code] = values / values.sum()
-    return _checked(Cooccurrence(scheme=scheme, probabilities=table, pixels=pixels, source=source), path)
+        if widths.size and not np.isnan(widths).any():
+            # of an interval, the standard deviation of a share that may lie anywhere in it
+            spread[code] = widths[:, 0] if widths.shape[1] == 1 else (widths[:, 1] - widths[:, 0]) / math.sqrt(12)
+            if (spread[code] < 0).any():
+                msg = f"{path}: a spread of code {code} is negative, or an interval ends below its beginning"
+                raise PriorError(msg)
+    return _checked(
+        Cooccurrence(scheme=scheme, probabilities=table, spread=spread, source=source, **numbers),
+        path,
+    )
+
+
+def _find_columns(header: Sequence[str], scheme: ClassScheme, path: Path) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the columns of each class's mean (of an interval two), and those of its spread, if there are any."""
+    means, deviations = [], []
+    for c in scheme.classes:
+        names = (c.name.lower(), str(c.code))
+        name = next((n for n in names if n in header), None)
+        ends = next((n for n in names if f"{n} {_LOW}" in header and f"{n} {_HIGH}" in header), None)
+        if name is not None:
+            means.append([header.index(name)])
+            deviations += [[header.index(f"{name} {_STD}")]] if f"{name} {_STD}" in header else []
+        elif ends is not None:
+            means.append([header.index(f"{ends} {end}") for end in (_LOW, _HIGH)])
+            deviations.append(means[-1])
+        else:
+            msg = (
+                f"{path} has no column for class {c.name!r} of scheme {scheme.name!r}; its columns are "
+                f"{', '.join(header)}"
+            )
+            raise PriorError(msg)
+    whole = len(deviations) == len(scheme) and len({len(some) for some in deviations}) == 1
+    return means, deviations if whole else []
 
 
 def _read_npy(path: Path, scheme: ClassScheme) -> Cooccurrence:
@@ -299,7 +366,7 @@ def measure_cooccurrence(
 
 
 def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a matrix as .csv (codes, probabilities to six digits, pixel counts)."""
+    """Write a matrix as .csv (codes, probabilities to six digits, spread if it is known, pixel counts)."""
     from landprior.raster.files import replacing
 
     if Path(path).suffix != ".csv":
@@ -308,6 +375,12 @@ def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: boo
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         out.write(f"# P(class | NLCD code) for {matrix.scheme.name}; {matrix.source}\n")
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["nlcd", *matrix.scheme.names, "pixels"])
+        deviations = [f"{name} {_STD}" for name in matrix.scheme.names] if matrix.spread else []
+        writer.writerow(["nlcd", *matrix.scheme.names, "pixels", *deviations, *(["cells"] if matrix.spread else [])])
         for code, row in sorted(matrix.probabilities.items()):
-            writer.writerow([code, *(f"{p:.6f}" for p in row), matrix.pixels.get(code, 0)])
+            line = [code, *(f"{p:.6f}" for p in row), matrix.pixels.get(code, 0)]
+            if matrix.spread:
+                own = matrix.spread.get(code)
+                line += [""] * len(row) if own is None else [f"{value:.6f}" for value in own]
+                line.append(matrix.cells.get(code, 0))
+            writer.writerow(line)

@@ -67,10 +67,13 @@ class Strip(NamedTuple):
         return slice(self.top - self.first, self.bottom - self.first)
 
 
-def iter_strips(rows: int, count: int, halo: int) -> Iterator[Strip]:
-    """Cut the rows of a window into strips of about equal height, each with the halo that the window has for it."""
-    edges = [rows * number // count for number in range(count + 1)]
-    for top, bottom in pairwise(edges):
+def iter_strips(rows: int, count: int, halo: int, stride: int = 1) -> Iterator[Strip]:
+    """Cut the rows of a window into strips of about equal height, each with the halo that the window has for it.
+
+    They begin at multiples of the stride, with their halo too if that is a multiple of it.
+    """
+    edges = [*(rows * number // count // stride * stride for number in range(count)), rows]
+    for top, bottom in pairwise(sorted(set(edges))):
         yield Strip(top, bottom, max(top - halo, 0), min(bottom + halo, rows))
 
 
@@ -109,9 +112,10 @@ class TorchEngine:
 
     def __init__(self, network: SmoothedNetwork | Ensemble, device: torch.device, precision: str) -> None:
         self.device, self.precision = device, precision
-        self._halo = network.halo
+        self._halo, self._stride = network.halo, network.stride
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self._width = max(layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        widths = (layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        self._width = max(widths, default=0)
 
     def start(self, x: Tensor) -> Callable[[], Tensor]:
         """Compute log q; on a GPU it is under way when this returns."""
@@ -119,11 +123,13 @@ class TorchEngine:
         return lambda: log_q
 
     def _compute(self, x: Tensor) -> Tensor:
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or not self._width:  # what has no layers of its own sees to its memory itself
             return self._forward(x)
         rows, columns = x.shape[2:]
         high = STRIP_BYTES // (4 * self._width * columns) - 2 * self._halo
-        strips = iter_strips(rows, math.ceil(rows / max(high, LEAST_STRIP)), self._halo)
+        # a halo of a third of the strip at most, or it costs more than it brings
+        least = max(high, LEAST_STRIP, 6 * self._halo)
+        strips = iter_strips(rows, math.ceil(rows / least), self._halo, self._stride)
         parts = [self._forward(x[:, :, strip.first : strip.last])[:, :, strip.inside] for strip in strips]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -252,13 +258,16 @@ def make_engine(
         If OpenVINO is asked for and is not installed, or what is asked for does not go together.
     """
     place = choose_device(device)
-    there = installed()
+    there = installed() and only_convolves(network)
     if name == "auto":
         wanted = place.type == "cpu" and there and (precision == "int8" or pixels >= WORTHWHILE)
         name = "openvino" if wanted else "torch"
     if name == "openvino":
         if place.type != "cpu":
             msg = "OpenVINO runs on the CPU here; give --device cpu with --engine openvino"
+            raise InputError(msg)
+        if not only_convolves(network):
+            msg = "OpenVINO runs the FCN only; use --engine torch, or auto, for this network"
             raise InputError(msg)
         if not there:
             msg = "OpenVINO is not installed; get it with: pip install 'landprior[cpu]', or use --engine torch"
@@ -275,6 +284,11 @@ def make_engine(
         each = count_operations(network.to("cpu"), sample) / (sample.shape[2] * sample.shape[3])
         compile_if_worthwhile(network, each * pixels, place)
     return TorchEngine(network, place, chosen)
+
+
+def only_convolves(network: SmoothedNetwork | Ensemble) -> bool:
+    """Say whether a network is convolutions at full resolution, which is what OpenVINO is given."""
+    return network.stride == 1 and any(isinstance(layer, nn.Conv2d) for layer in network.modules())
 
 
 def installed() -> bool:

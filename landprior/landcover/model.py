@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,18 +18,28 @@ from pydantic import ValidationError
 
 import landprior
 from landprior.errors import MissingInputError, ModelError
-from landprior.implicit.networks import OUTPUT_SMOOTHING, Ensemble, SmoothedNetwork, build_fcn, build_prior_network
+from landprior.implicit.networks import (
+    OUTPUT_SMOOTHING,
+    Ensemble,
+    SmoothedNetwork,
+    build_fcn,
+    build_prior_network,
+    build_unet,
+)
 from landprior.raster.files import replacing
 from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
 KEY = "landprior"
 FORMAT = 1
+
+Architecture = Literal["fcn", "unet", "epitome"]
+"""Networks for images; a learned prior, which sees no image, has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +88,10 @@ class LandcoverModel:
         How its bands are standardised.
     filters
         Width of the network.
+    architecture
+        Which network it is, unless it is a learned prior.
+    options
+        Further numbers that it is built from (:class:`landprior.implicit.epitomes.EpitomeClassifier`).
     extras
         What it takes besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse
         layers of a learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two are one channel per class.
@@ -89,6 +103,8 @@ class LandcoverModel:
     scheme: ClassScheme
     statistics: BandStatistics
     filters: int
+    architecture: Architecture = "fcn"
+    options: dict[str, int] = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -104,8 +120,8 @@ class LandcoverModel:
 
     @property
     def kind(self) -> str:
-        """``"fcn"``, or ``"prior-fcn"`` for a learned prior."""
-        return kind_of(self.bands)
+        """Its architecture, or ``"prior-fcn"`` for a learned prior."""
+        return self.architecture if self.bands else LEARNED_PRIOR
 
     @property
     def ensemble(self) -> bool:
@@ -147,9 +163,8 @@ PER_CLASS = ("prior", "nlcd")
 """Extra inputs with one channel per class; the others have one."""
 
 
-def kind_of(bands: int) -> str:
-    """Return which network takes so many image bands: without an image it is that of a learned prior."""
-    return "fcn" if bands else "prior-fcn"
+LEARNED_PRIOR = "prior-fcn"
+"""The network without image bands."""
 
 
 def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
@@ -158,11 +173,35 @@ def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> in
 
 
 def build_network(
-    bands: int, scheme: ClassScheme, extras: Sequence[str] = (), *, filters: int, smoothing: float = OUTPUT_SMOOTHING
+    bands: int,
+    scheme: ClassScheme,
+    extras: Sequence[str] = (),
+    *,
+    filters: int,
+    smoothing: float = OUTPUT_SMOOTHING,
+    architecture: str = "fcn",
+    options: Mapping[str, int] | None = None,
 ) -> SmoothedNetwork:
-    """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`)."""
-    build = build_fcn if kind_of(bands) == "fcn" else build_prior_network
-    return build(count_channels(bands, scheme, extras), len(scheme), filters=filters, smoothing=smoothing)
+    """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`).
+
+    Raises
+    ------
+    ValueError
+        If there is no such architecture.
+    InputError
+        If it needs an extra that is not installed.
+    """
+    channels = count_channels(bands, scheme, extras)
+    if architecture == "epitome":
+        from landprior.implicit.epitomes import build_epitome_classifier
+
+        return build_epitome_classifier(channels, len(scheme), smoothing=smoothing, **(options or {}))
+    builders = {"fcn": build_fcn, "unet": build_unet, LEARNED_PRIOR: build_prior_network}
+    kind = architecture if bands else LEARNED_PRIOR
+    if kind not in builders:
+        msg = f"there is no network {kind!r}; there are {', '.join(builders)} and epitome"
+        raise ValueError(msg)
+    return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -185,6 +224,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
             "classes": len(model.scheme),
             "filters": model.filters,
             "smoothing": model.network.smoothing,
+            **({"options": model.options} if model.options else {}),
             **({"members": len(model.members), "flips": model.network.flips} if model.ensemble else {}),
         },
         "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
@@ -246,6 +286,8 @@ def load_model(path: str | Path) -> LandcoverModel:
                 extras,
                 filters=shape["filters"],
                 smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
+                architecture=shape.get("kind", "fcn"),
+                options=shape.get("options"),
             )
             for _ in range(shape.get("members", 1))
         ]
@@ -266,6 +308,8 @@ def load_model(path: str | Path) -> LandcoverModel:
         scheme=scheme,
         statistics=statistics,
         filters=shape["filters"],
+        architecture="fcn" if shape["bands"] == 0 else shape.get("kind", "fcn"),
+        options=shape.get("options", {}),
         extras=extras,
         record=metadata.get("record", {}),
     )

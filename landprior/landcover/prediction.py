@@ -159,7 +159,7 @@ def predict(
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
-        window = window_size or window_for(device)
+        window = -(-(window_size or window_for(device)) // model.network.stride) * model.network.stride
         mapper = Mapper(
             model,
             pixels,

@@ -10,7 +10,7 @@ import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_BORDER = 16
+"""Pixels left out along the edges of a patch at most: the reach of a U-Net would leave nothing of it."""
+
 
 class TileSettings(BaseModel):
     """How a land-cover model is trained: the loop's settings, the network and the patches."""
@@ -50,6 +53,9 @@ class TileSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     training: TrainingSettings = TrainingSettings()
+    network: Literal["fcn", "unet"] = Field(
+        "fcn", description="the paper's, or the U-Net of label super-resolution networks"
+    )
     filters: int = Field(32, ge=1, description="channels of the network's inner layers")
     patch_size: int = Field(64, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(16, ge=1, description="patches a step")
@@ -200,7 +206,7 @@ def train_model(
         batch_size=settings.batch_size,
         seed=seed,
         smoothing=settings.smoothing,
-        halo=network.halo,
+        halo=min(network.halo, MOST_BORDER),
     )
     judge = None if labelled else Judge(on_device, statistics, smoothing=settings.smoothing)
     look: Look | None = None
@@ -238,6 +244,7 @@ def train_model(
         scheme=tiles[0].scheme,
         statistics=statistics,
         filters=settings.filters,
+        architecture=settings.network,
         extras=tiles[0].extras,
         record={
             "settings": settings.model_dump(mode="json"),
@@ -388,10 +395,17 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, star
     bands = int(tile.image.shape[0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_network(bands, tile.scheme, tile.extras, filters=settings.filters, smoothing=settings.smoothing)
+        network = build_network(
+            bands,
+            tile.scheme,
+            tile.extras,
+            filters=settings.filters,
+            smoothing=settings.smoothing,
+            architecture=settings.network,
+        )
     if init is not None:
-        own = (bands, tile.scheme.names, settings.filters, tile.extras)
-        other = (init.bands, init.scheme.names, init.filters, init.extras)
+        own = (settings.network, bands, tile.scheme.names, settings.filters, tile.extras)
+        other = (init.architecture, init.bands, init.scheme.names, init.filters, init.extras)
         if own != other:
             msg = f"the model to start from has {_describe(*other)}; this run has {_describe(*own)}"
             raise ModelError(msg)
@@ -399,9 +413,9 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, star
     return network.to(memory_format=torch.channels_last)
 
 
-def _describe(bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
+def _describe(network: str, bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
     more = f", {' and '.join(extras)} as input" if extras else ""
-    return f"{bands} bands{more}, {filters} filters and classes {', '.join(classes)}"
+    return f"{network}, {bands} bands{more}, {filters} filters and classes {', '.join(classes)}"
 
 
 def train_files(
