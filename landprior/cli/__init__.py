@@ -27,6 +27,7 @@ _COMMANDS = {
     "plan": ("landprior.cli.plan", "Plan many tiles, to be run by any number of workers."),
     "status": ("landprior.cli.status", "Say which tiles of a plan are done, running, failed."),
     "mosaic": ("landprior.cli.mosaic", "Join the maps of a plan to one."),
+    "compare": ("landprior.cli.compare", "Compare methods on labelled tiles of yours: table, figure, maps."),
     "experiment": ("landprior.cli.experiment", "Run a whole table of an experiment, resumable, with a report."),
     "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),
     "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),

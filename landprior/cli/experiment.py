@@ -11,7 +11,10 @@ import click
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from landprior.landcover.experiments.config import Experiment
+    from landprior.landcover.experiments.runner import Rival
 
 
 @click.command(name="experiment")
@@ -98,18 +101,31 @@ def command(
     if seeds is not None:
         changes["seeds"] = seeds
     experiment = load_experiment(name, **changes).narrowed(rows=rows, regions=regions, external=dict(maps))
+    from landprior.superres.rivals import RIVALS
+
     folder = output or Path("landprior-experiments") / Path(name).stem
-    _run(experiment, root, folder, device=device, progress=show_progress(ctx), dry_run=dry_run, as_json=as_json)
+    progress = show_progress(ctx)
+    run_experiment(
+        experiment, root, folder, rivals=RIVALS, device=device, progress=progress, dry_run=dry_run, as_json=as_json
+    )
 
 
-def _run(
-    experiment: Experiment, root: Path, folder: Path, *, device: str, progress: bool, dry_run: bool, as_json: bool
+def run_experiment(
+    experiment: Experiment,
+    root: Path,
+    folder: Path,
+    *,
+    rivals: Mapping[str, Rival],
+    device: str,
+    progress: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Run or list the cells, write the report, print it."""
     from landprior.landcover.experiments.report import summarise, to_dict, to_markdown, write_report
     from landprior.landcover.experiments.runner import Runner
 
-    runner = Runner(experiment, root, folder, device=device, progress=progress)
+    runner = Runner(experiment, root, folder, rivals=rivals, device=device, progress=progress)
     if dry_run:
         done = {result.key for result in runner.results()}
         for cell in runner.cells():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.implicit.losses import LossName
+    from landprior.landcover.training import TileSettings
     from landprior.raster.scheme import ClassScheme
+
+METHOD_LOSSES = {"qr": "qr", "rq": "rq", "soft-naive": "ce", "hard-naive": "ce-argmax"}
+"""Methods that are a loss against the prior."""
+
+METHODS = [*METHOD_LOSSES, "sr", "em", "epitome"]
 
 LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-union"]
 """The names of :data:`landprior.implicit.losses.LossName`, here without importing torch; a test compares them."""
@@ -47,6 +53,26 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="Instead of a loss, a method to compare: sr counts classes in NLCD's cells (label super-resolution), "
+    "soft-naive and hard-naive fit the prior or its best class, em its posterior in turns, epitome learns patches.  "
+    "[default: qr]",
+)
+@click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="Its NLCD, on any grid, for sr and epitome.")
+@click.option("--cooccurrence", type=INPUT, help="What NLCD's codes mean, for sr and epitome.  [default: the scheme's]")
+@click.option(
+    "--criterion",
+    type=click.Choice(["match", "kl", "interval", "l1", "l2"]),
+    help="For sr, how counts are compared.  [default: match]",
+)
+@click.option(
+    "--epitome-size", type=click.IntRange(min=8), help="For epitome, side of the torus, pixels.  [default: 199]"
+)
+@click.option(
+    "--network", type=click.Choice(["fcn", "unet"]), help="unet: pip install 'landprior[unet]'.  [default: fcn]"
+)
 @recipe_option
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; paper 20000]")
 @click.option(
@@ -93,6 +119,12 @@ def command(
     label_map: dict[int, int] | None,
     output: Path | None,
     loss: LossName | None,
+    method: str | None,
+    nlcds: tuple[Path, ...],
+    cooccurrence: Path | None,
+    criterion: str | None,
+    epitome_size: int | None,
+    network: str | None,
     recipe: str,
     steps: int | None,
     warmup_steps: int | None,
@@ -120,6 +152,7 @@ def command(
     landprior train --image naip.tif --prior prior.tif --loss qr --seed 0 -o model.safetensors
     landprior train --image a.tif --prior a_prior.tif --image b.tif --prior b_prior.tif -o joint.safetensors
     landprior train --city pittsburgh --loss qr
+    landprior train --image naip.tif --prior prior.tif --nlcd nlcd.tif --method sr -o sr.safetensors
     landprior train --image naip.tif --labels labels.tif --scheme enviroatlas-5 -o supervised.safetensors
     landprior train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 -o aux.safetensors
     landprior train --image there.tif --prior there_prior.tif --init supervised.safetensors -o tuned.safetensors
@@ -127,10 +160,15 @@ def command(
     The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
+    if method is not None and loss is not None:
+        msg = "--method and --loss exclude each other; qr, rq, soft-naive (ce) and hard-naive (ce-argmax) are both"
+        raise click.UsageError(msg)
+    rival = method if method not in (None, *METHOD_LOSSES) else None
     settings = training_settings(
         recipe,
-        labelled=bool(labels),
-        loss=loss,
+        labelled=bool(labels) and rival is None,
+        loss=METHOD_LOSSES.get(method or "") or loss,
+        network=network,
         steps=steps,
         warmup_steps=warmup_steps,
         learning_rate=learning_rate,
@@ -143,7 +181,30 @@ def command(
         members=members,
     )
     progress = show_progress(ctx)
-    _check_options(ctx, labelled=bool(labels), city=city is not None, joint=joint)
+    _check_options(ctx, labelled=bool(labels), city=city is not None, joint=joint, rival=rival)
+    if rival is not None:
+        _train_rival(
+            rival,
+            settings,
+            images=images,
+            priors=priors,
+            nlcds=nlcds,
+            labels=labels,
+            label_map=label_map,
+            cooccurrence=cooccurrence,
+            criterion=criterion,
+            epitome_size=epitome_size,
+            output=output,
+            scheme=scheme,
+            nodata=nodata,
+            city=city,
+            tiles=tiles,
+            workspace=workspace,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return
     if images or priors or labels:
         from landprior.landcover.training import train_files
 
@@ -185,11 +246,85 @@ def command(
         click.echo(str(model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)))
 
 
-def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool) -> None:
+def _train_rival(
+    name: str,
+    settings: TileSettings,
+    *,
+    images: tuple[Path, ...],
+    priors: tuple[Path, ...],
+    nlcds: tuple[Path, ...],
+    labels: tuple[Path, ...],
+    label_map: dict[int, int] | None,
+    cooccurrence: Path | None,
+    criterion: str | None,
+    epitome_size: int | None,
+    output: Path | None,
+    scheme: ClassScheme | None,
+    nodata: float | None,
+    city: str | None,
+    tiles: tuple[str, ...],
+    workspace: Path,
+    device: str,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """Train by a method that is more than a loss."""
+    from landprior.landcover.cooccurrence import load_cooccurrence
+    from landprior.landcover.layers import PriorLayer
+    from landprior.landcover.pipeline import Workspace, model_of_tile
+    from landprior.landcover.training import TrainingTile
+    from landprior.superres.training import Method, MethodTrainer, train_superres
+
+    chosen: dict[str, Any] = {"name": name}
+    chosen |= {"counts": {"criterion": criterion}} if criterion else {}
+    chosen |= {"epitome": {"size": epitome_size}} if epitome_size else {}
+    method = Method.model_validate(chosen)
+    run: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
+    found = Workspace(workspace).tiles(city, only=tiles) if city is not None else []
+    like = priors[0] if priors else next((tile.file("prior") for tile in found if tile.file("prior").is_file()), None)
+    matrix = None
+    if method.counts_cells and like is not None:
+        with PriorLayer(like, scheme=scheme) as belief:
+            matrix = load_cooccurrence(cooccurrence, belief.scheme)
+    if city is not None:
+        trainer = MethodTrainer(method=method, matrix=matrix)
+        for tile in found:
+            click.echo(str(model_of_tile(tile, settings, trainer=trainer, **run)))
+        return
+    for option, paths in (("prior", priors), ("nlcd", nlcds), ("labels", labels)):
+        wanted = bool(paths) or option == "prior" or (option == "nlcd" and method.counts_cells)
+        if wanted and len(paths) != len(images):
+            msg = f"{len(images)} --image and {len(paths)} --{option} were given; each image needs its own for {name}"
+            raise click.UsageError(msg)
+    if not images or output is None:
+        msg = "give --image, --prior and -o for plain files, or --city NAME for a workspace"
+        raise click.UsageError(msg)
+    files = [
+        TrainingTile(
+            image=image,
+            prior=priors[index],
+            nlcd=nlcds[index] if nlcds else None,
+            labels=labels[index] if labels else None,
+        )
+        for index, image in enumerate(images)
+    ]
+    train_superres(
+        method, files, output, settings, matrix=matrix, label_map=label_map, scheme=scheme, nodata=nodata, **run
+    )
+    click.echo(str(output))
+
+
+def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, rival: str | None) -> None:
     """Refuse options that would say nothing."""
-    if labelled:
-        refuse_options(ctx, "--labels: they give no evidence to choose by", "starts")
+    if rival is None:
+        refuse_options(ctx, "a loss; it is for --method", "nlcds", "cooccurrence", "criterion", "epitome_size")
     else:
+        unused = {"sr": ("epitome_size",), "em": ("nlcds", "cooccurrence", "criterion", "epitome_size", "labels")}
+        rest = ("criterion", "labels", "steps", "filters", "network")
+        refuse_options(ctx, f"--method {rival}", "starts", "members", "init", "joint", *unused.get(rival, rest))
+    if labelled and rival is None:
+        refuse_options(ctx, "--labels: they give no evidence to choose by", "starts")
+    elif not labelled:
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:
         refuse_with_city(ctx, "images", "priors", "labels")

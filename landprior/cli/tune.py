@@ -22,7 +22,7 @@ from landprior.cli.train import LOSS_NAMES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.landcover.tuning import TrainingTile
+    from landprior.landcover.training import TrainingTile
     from landprior.raster.scheme import ClassScheme
 
 
@@ -146,7 +146,7 @@ def _tiles(
     kind: str, images: tuple[Path, ...], priors: tuple[Path, ...], labels: tuple[Path, ...]
 ) -> list[TrainingTile]:
     """Put repeated options together."""
-    from landprior.landcover.tuning import TrainingTile
+    from landprior.landcover.training import TrainingTile
 
     for name, paths in (("prior", priors), ("labels", labels)):
         if paths and len(paths) != len(images):

@@ -22,7 +22,18 @@ SUPERVISED_SMOOTHING = 1e-8
 """The same for supervised runs."""
 
 
-class SmoothedNetwork(nn.Module):
+class PixelNetwork(nn.Module):
+    """A network that gives log q, class axis 1, for every pixel: what maps are computed with."""
+
+    halo: int
+    """How many pixels around a pixel its output depends on."""
+    smoothing: float
+    """Added to every class probability."""
+    stride: int = 1
+    """Windows must begin at multiples of it to give what the whole image gives; 1 without pooling."""
+
+
+class SmoothedNetwork(PixelNetwork):
     """A network whose output is log q with q = (softmax + s) / (1 + C s).
 
     Parameters
@@ -31,10 +42,8 @@ class SmoothedNetwork(nn.Module):
         Gives logits, class axis 1.
     smoothing
         The constant s.
-    halo
-        How many pixels around a pixel its output depends on.
-    stride
-        Windows must begin at multiples of it to give what the whole image gives; 1 without pooling.
+    halo, stride
+        See :class:`PixelNetwork`.
     """
 
     def __init__(self, body: nn.Module, *, smoothing: float = OUTPUT_SMOOTHING, halo: int = 0, stride: int = 1) -> None:
@@ -54,7 +63,7 @@ class SmoothedNetwork(nn.Module):
         return torch.log((log_q.exp() + self.smoothing) / (1 + log_q.shape[1] * self.smoothing))
 
 
-class Ensemble(nn.Module):
+class Ensemble(PixelNetwork):
     """The mean of the predictions of several networks, each also on the mirrored input if asked.
 
     Parameters
@@ -65,7 +74,7 @@ class Ensemble(nn.Module):
         Also predict the input mirrored left to right, top to bottom, and both, and mirror back.
     """
 
-    def __init__(self, members: Sequence[SmoothedNetwork], *, flips: bool = False) -> None:
+    def __init__(self, members: Sequence[PixelNetwork], *, flips: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.flips = flips

@@ -383,7 +383,7 @@ def measure_spread(
 
     The standard deviation, over the cells of a code, of the share of a class within the cell: with the mean it is what
     label super-resolution networks match ("Label super-resolution networks", eta and rho of its Table 4). Cells less
-    than nine tenths of which are labelled are left out. Streamed, as :func:`measure_cooccurrence`, which gives the means.
+    than nine tenths of which are labelled are left out. Streamed, as :func:`measure_cooccurrence`; the means are its.
 
     Parameters
     ----------

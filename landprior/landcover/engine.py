@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.implicit.networks import Ensemble, SmoothedNetwork
+    from landprior.implicit.networks import PixelNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class TorchEngine:
     name = "torch"
     overlaps = False
 
-    def __init__(self, network: SmoothedNetwork | Ensemble, device: torch.device, precision: str) -> None:
+    def __init__(self, network: PixelNetwork, device: torch.device, precision: str) -> None:
         self.device, self.precision = device, precision
         self._halo, self._stride = network.halo, network.stride
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
@@ -159,9 +159,7 @@ class OpenVinoEngine:
     name = "openvino"
     overlaps = True
 
-    def __init__(
-        self, network: SmoothedNetwork | Ensemble, samples: Sequence[NDArray[np.float32]], precision: str
-    ) -> None:
+    def __init__(self, network: PixelNetwork, samples: Sequence[NDArray[np.float32]], precision: str) -> None:
         import openvino
 
         self.device, self.precision = torch.device("cpu"), precision
@@ -227,7 +225,7 @@ def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:
 
 
 def make_engine(
-    network: SmoothedNetwork | Ensemble,
+    network: PixelNetwork,
     samples: Callable[[], Sequence[NDArray[np.float32]]],
     *,
     name: str = "auto",
@@ -286,7 +284,7 @@ def make_engine(
     return TorchEngine(network, place, chosen)
 
 
-def only_convolves(network: SmoothedNetwork | Ensemble) -> bool:
+def only_convolves(network: PixelNetwork) -> bool:
     """Say whether a network is convolutions at full resolution, which is what OpenVINO is given."""
     return network.stride == 1 and any(isinstance(layer, nn.Conv2d) for layer in network.modules())
 

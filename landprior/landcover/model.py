@@ -21,7 +21,7 @@ from landprior.errors import MissingInputError, ModelError
 from landprior.implicit.networks import (
     OUTPUT_SMOOTHING,
     Ensemble,
-    SmoothedNetwork,
+    PixelNetwork,
     build_fcn,
     build_prior_network,
     build_unet,
@@ -99,7 +99,7 @@ class LandcoverModel:
         How it was trained: settings, inputs, history, the verdict on harm.
     """
 
-    network: SmoothedNetwork | Ensemble
+    network: PixelNetwork
     scheme: ClassScheme
     statistics: BandStatistics
     filters: int
@@ -129,7 +129,7 @@ class LandcoverModel:
         return isinstance(self.network, Ensemble)
 
     @property
-    def members(self) -> list[SmoothedNetwork]:
+    def members(self) -> list[PixelNetwork]:
         """The networks, one for most models."""
         return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ def build_network(
     smoothing: float = OUTPUT_SMOOTHING,
     architecture: str = "fcn",
     options: Mapping[str, int] | None = None,
-) -> SmoothedNetwork:
+) -> PixelNetwork:
     """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`).
 
     Raises

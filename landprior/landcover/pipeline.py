@@ -6,7 +6,7 @@ import difflib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from landprior.errors import ConfigError, InputError
 from landprior.landcover.coarse import LAYERS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from landprior.landcover.evaluation import Scores
     from landprior.landcover.model import LandcoverModel
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training import TileSettings, TrainingTile
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,21 @@ __all__ = [
     "scores_of_tile",
     "train_city",
 ]
+
+
+class Trainer(Protocol):
+    """What trains a tile's model in another way than by a loss against its prior (:mod:`landprior.superres`)."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that its models hang on besides files and the settings of the training."""
+
+    @property
+    def counts_cells(self) -> bool:
+        """Whether it needs NLCD."""
+
+    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, **run: Any) -> LandcoverModel:  # noqa: ANN401
+        """Train and write a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,31 +159,36 @@ def model_of_tile(
     tile: TileFolder,
     training: TileSettings | None = None,
     *,
+    trainer: Trainer | None = None,
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Train a tile's own model, unless it is current."""
-    from landprior.landcover.training import TileSettings, train_files
+    """Train a tile's own model, by the loss of the settings or by another method, unless it is current."""
+    from landprior.landcover.training import TileSettings, TrainingTile, train_files
 
     image = tile.require("naip", hint="every tile needs its image")
     prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
     training = training or TileSettings()
-    key = make_key(training.model_dump(mode="json"), {"image": image, "prior": prior})
+    description, files = training.model_dump(mode="json"), {"image": image, "prior": prior}
+    nlcd = None
+    if trainer is not None:
+        description["method"] = trainer.description
+        if trainer.counts_cells:
+            nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
+    key = make_key(description, files)
     if not _needed(tile, "model", key, overwrite=overwrite):
         return tile.file("model")
-    model = train_files(
-        [(image, prior)],
-        tile.file("model"),
-        training,
-        names=[tile.id],
-        device=device,
-        overwrite=True,
-        progress=progress,
-    )
+    target = tile.file("model")
+    run: dict[str, Any] = {"device": device, "overwrite": True, "progress": progress}
+    if trainer is None:
+        model = train_files([(image, prior)], target, training, names=[tile.id], **run)
+    else:
+        one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
+        model = trainer.train([one], target, training, **run)
     history = {name: value for name, value in model.record["history"].items() if name != "looks"}
-    tile.record("model", key, loss=training.training.loss, history=history, verdict=model.record["verdict"])
-    return tile.file("model")
+    tile.record("model", key, loss=model.loss, history=history, verdict=model.record.get("verdict"))
+    return target
 
 
 def train_city(

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.losses import IMPLICIT
-from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, SmoothedNetwork
-from landprior.implicit.training import Epoch, TrainingSettings, fit
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
+from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit
 from landprior.landcover.model import LandcoverModel, build_network, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,
@@ -39,12 +39,38 @@ if TYPE_CHECKING:
     from torch import nn
 
     from landprior.implicit.losses import LossName
+    from landprior.implicit.training import Batch, Objective
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
 
 MOST_BORDER = 16
 """Pixels left out along the edges of a patch at most: the reach of a U-Net would leave nothing of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTile:
+    """The files of a tile to train or to validate on.
+
+    Parameters
+    ----------
+    image
+        Raster.
+    prior
+        What is fitted; with labels to train on, a further input.
+    nlcd
+        Coarse codes, for methods that count in their cells.
+    labels
+        What is fitted, or what a validation tile is scored against.
+    name
+        For the seed; by default the image's file name.
+    """
+
+    image: Path
+    prior: Path | None = None
+    nlcd: Path | None = None
+    labels: Path | None = None
+    name: str = ""
 
 
 class TileSettings(BaseModel):
@@ -151,6 +177,9 @@ def train_model(
     *,
     init: LandcoverModel | None = None,
     start: int = 0,
+    feed: Callable[..., Callable[[int], Batch]] = PatchFeed,
+    objective: Objective | None = None,
+    identity: str = "",
     device: str = "auto",
     checkpoint: Path | None = None,
     watch: Callable[[Look], Mapping[str, float]] | None = None,
@@ -168,6 +197,11 @@ def train_model(
         Start from this model's weights instead of a random network; of an ensemble, from those of one member.
     start
         Which of the random starts (:func:`train_best`); another start is another seed.
+    feed, objective
+        What makes the batches, called as :class:`PatchFeed` is, and what is minimised
+        (:func:`landprior.implicit.training.fit`), where that is not the settings' loss.
+    identity
+        What else the run depends on, for its checkpoint.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
@@ -199,7 +233,7 @@ def train_model(
     labelled = tiles[0].labelled
     _require_targets(labelled, settings.training.loss)
     network = _start(on_device[0], settings, init, start, seed)
-    feed = PatchFeed(
+    batches = feed(
         on_device,
         statistics,
         patch_size=settings.patch_size,
@@ -220,18 +254,19 @@ def train_model(
         return figures | dict(watch(look) if watch is not None else {})
 
     def until(epoch: Epoch) -> str | None:
-        late = judge is not None and settings.training.loss in IMPLICIT and 2 * epoch.step >= settings.training.steps
+        late = judge is not None and settings.training.loss in WARMED and 2 * epoch.step >= settings.training.steps
         return "the map has settled" if late and epoch.extra["change"] < settings.settled else None
 
     history = fit(
         network,
-        feed,
+        batches,
         settings.training,
+        objective=objective,
         fabric=fabric,
         monitor=monitor,
         until=until,
         checkpoint=checkpoint,
-        identity=_identify(tiles, settings, init, start) if checkpoint is not None else "",
+        identity=f"{_identify(tiles, settings, init, start)}{identity}" if checkpoint is not None else "",
         progress=progress,
     )
     network.eval()
@@ -287,21 +322,14 @@ def train_best(
         return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
     models: list[LandcoverModel] = []
     for start in range(count):
-        done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
-        identity = _identify(tiles, settings, init, start)
-        model = _finished(done, identity)
-        if model is None:
-            with warnings.catch_warnings():
-                if settings.members > 1:  # it is the ensemble that is judged
-                    warnings.simplefilter("ignore", HarmWarning)
-                model = train_model(
+        with warnings.catch_warnings():
+            if settings.members > 1:  # it is the ensemble that is judged
+                warnings.simplefilter("ignore", HarmWarning)
+            models.append(
+                train_kept(
                     tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
                 )
-            model.record["identity"] = identity
-            if done is not None and checkpoint is not None:
-                save_model(model, done, overwrite=True)
-                checkpoint.unlink(missing_ok=True)
-        models.append(model)
+            )
     if settings.members > 1 or settings.flips:
         best = join_models(models, tiles, flips=settings.flips, device=device)
     else:
@@ -311,6 +339,34 @@ def train_best(
         logger.info("start %d of %d has the largest evidence: %s", chosen + 1, count, evidences)
         best.record["starts"] = {"evidence": evidences, "chosen": chosen}
     return best
+
+
+def train_kept(
+    tiles: Sequence[Tile],
+    settings: TileSettings,
+    *,
+    init: LandcoverModel | None = None,
+    start: int = 0,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train one of several models, or take it from beside the checkpoint if an interrupted run has finished it.
+
+    Arguments and errors as :func:`train_model`.
+    """
+    done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
+    identity = _identify(tiles, settings, init, start)
+    model = _finished(done, identity)
+    if model is None:
+        model = train_model(
+            tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
+        )
+        model.record["identity"] = identity
+        if done is not None and checkpoint is not None:
+            save_model(model, done, overwrite=True)
+            checkpoint.unlink(missing_ok=True)
+    return model
 
 
 def clear_checkpoint(checkpoint: Path) -> None:
@@ -390,7 +446,7 @@ def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - priva
         raise InputError(msg)
 
 
-def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, start: int, seed: int) -> SmoothedNetwork:
+def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, start: int, seed: int) -> PixelNetwork:
     """Build the network, from the seed or from another model."""
     bands = int(tile.image.shape[0])
     with torch.random.fork_rng(devices=[]):
@@ -415,7 +471,7 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, star
 
 def _describe(network: str, bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
     more = f", {' and '.join(extras)} as input" if extras else ""
-    return f"{network}, {bands} bands{more}, {filters} filters and classes {', '.join(classes)}"
+    return f"{bands} bands{more}, {filters} filters ({network}) and classes {', '.join(classes)}"
 
 
 def train_files(

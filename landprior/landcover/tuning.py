@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from landprior.errors import InputError
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.prediction import predict
-from landprior.landcover.training import TileSettings, train_files
+from landprior.landcover.training import TileSettings, TrainingTile, train_files
 from landprior.landcover.workspace import make_key
 from landprior.raster.files import replacing
 
@@ -38,28 +38,6 @@ class Trial:
     mean_iou: float
     model: str
     """Name of its model's file in the folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTile:
-    """The files of a tile to train or to validate on.
-
-    Parameters
-    ----------
-    image
-        Raster.
-    prior
-        What is fitted; with labels to train on, a further input.
-    labels
-        What is fitted, or what a validation tile is scored against.
-    name
-        For the seed; by default the image's file name.
-    """
-
-    image: Path
-    prior: Path | None = None
-    labels: Path | None = None
-    name: str = ""
 
 
 def tune(

@@ -1,1 +1,1 @@
-"""Label super-resolution: statistics matching, epitomes and their baselines (to come)."""
+"""Label super-resolution: statistics matching, epitomes, and the baselines they are measured against."""

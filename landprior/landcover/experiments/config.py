@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-Method = Literal["prior", "supervised", "weak", "external"]
-"""Map the prior itself; fit labels; fit the prior of the place; score a map that somebody else made."""
+Method = Literal["prior", "supervised", "weak", "rival", "external"]
+"""Map the prior itself; fit labels; fit the prior of the place; map it by another method, which the runner is given by
+name; score a map that somebody else made."""
 
 Mode = Literal["joint", "tile"]
 """One model over all tiles of a region, as the paper has it, or one per tile."""
@@ -110,6 +111,9 @@ class Row(_Part):
     learning_rate: Rate | None = Field(None, description="of the experiment's own recipe, or the row's")
     tune: Tuning | None = None
     recipe: Literal["paper", "default", "best"] | None = None
+    rival: str = Field("", description="rival: name of the method")
+    options: dict[str, str | float | int | bool] = Field({}, description="rival: its settings")
+    network: Literal["fcn", "unet"] | None = None
     regions: tuple[str, ...] = ()
     path: str = Field("", description="external: map files, with {region}, {split} and {tile}")
     map_map: dict[int, int] = {}
@@ -128,6 +132,9 @@ class Row(_Part):
         problems = {
             "say on what it is trained, train: region/split, or others": self.method == "supervised" and not self.train,
             "say where its maps are, path: ...": self.method == "external" and not self.path,
+            "say which method it is, rival: ...": self.method == "rival" and not self.rival,
+            "rival and options are for rows of method rival": self.method != "rival"
+            and bool(self.rival or self.options),
             "inputs need the image": "image" not in self.inputs,
             f"a row of {self.method} has the maps {', '.join(_MAPS[self.method])}": (
                 not set(self.maps) <= set(_MAPS[self.method])
@@ -157,6 +164,7 @@ _MAPS: dict[str, tuple[str, ...]] = {
     "prior": ("prior",),
     "supervised": ("q",),
     "weak": ("q", "r"),
+    "rival": ("q",),
     "external": ("q",),
 }
 """Which maps a method gives."""

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
@@ -20,14 +20,14 @@ from landprior.landcover.learned_prior import LabelledPlace, learn_prior, prior_
 from landprior.landcover.model import LandcoverModel, load_model
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
-from landprior.landcover.training import TileSettings, make_settings, train_files
-from landprior.landcover.tuning import TrainingTile, best_of, tune
+from landprior.landcover.training import TileSettings, TrainingTile, make_settings, train_files
+from landprior.landcover.tuning import best_of, tune
 from landprior.landcover.workspace import checksum
 from landprior.raster.files import replacing
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from landprior.landcover.experiments.config import Experiment, Learned, Row
@@ -36,6 +36,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG = "experiment.json"
+
+_LATER = ("rival", "options", "network")
+"""Fields of rows that folders begun before do not know: unset, they make no other configuration."""
+
+
+class Rival(Protocol):
+    """Another method than fitting the prior by a loss (:mod:`landprior.superres.rivals`)."""
+
+    def __call__(
+        self,
+        tiles: Sequence[TrainingTile],
+        outputs: Sequence[Path],
+        work: Path,
+        settings: TileSettings,
+        *,
+        options: Mapping[str, Any],
+        matrix: Cooccurrence,
+        device: str,
+        progress: bool,
+    ) -> None:
+        """Write a map of each tile; one model for all may be kept as ``work`` and is used again if it is there."""
 
 
 class Runner:
@@ -49,21 +70,36 @@ class Runner:
         The data.
     folder
         Where priors, models, maps and results go. A folder of another configuration is refused.
+    rivals
+        Methods of rows with ``method: rival``, by name.
     device, progress
         See :func:`landprior.landcover.training.train_files`.
 
     Raises
     ------
     ConfigError
-        If the folder holds results of another configuration.
+        If the folder holds results of another configuration, or a row asks for a method that is not known.
     MissingInputError, InputError
         If the data is not there.
     """
 
     def __init__(
-        self, experiment: Experiment, root: Path, folder: Path, *, device: str = "auto", progress: bool = False
+        self,
+        experiment: Experiment,
+        root: Path,
+        folder: Path,
+        *,
+        rivals: Mapping[str, Rival] | None = None,
+        device: str = "auto",
+        progress: bool = False,
     ) -> None:
         self.experiment, self.folder = experiment, folder
+        self._rivals = rivals or {}
+        for row in experiment.rows:
+            if row.method == "rival" and row.rival not in self._rivals:
+                known = ", ".join(self._rivals) or "none here"
+                msg = f"row {row.name!r}: there is no method {row.rival!r} ({known})"
+                raise ConfigError(msg)
         self._device, self._progress = device, progress
         self._scheme = load_scheme(experiment.scheme)
         self._places = Places(experiment, root, folder)
@@ -117,12 +153,12 @@ class Runner:
     def cells(self) -> Iterator[Cell]:
         """List all cells, in the order of the rows."""
         for row in self.experiment.rows:
-            trained = row.method == "weak"
+            trained = row.method in ("weak", "rival")
             if row.optional and not self._is_there(row):
                 continue
             for mode in self.experiment.modes if trained else ("joint",):
                 for region in row.regions or self.experiment.columns:
-                    for seed in range(self.experiment.seeds if row.method in ("weak", "supervised") else 1):
+                    for seed in range(self.experiment.seeds if trained or row.method == "supervised" else 1):
                         yield Cell(row.name, mode, region, seed)
 
     def _is_there(self, row: Row) -> bool:
@@ -168,6 +204,8 @@ class Runner:
             model = load_model(self._supervised(row, cell))
             rate = _rate_of(model)
             paths = {"q": [self._predict(row, cell, place, model, "q") for place in places]}
+        elif row.method == "rival":
+            paths = {"q": self._rival(row, cell, places)}
         else:
             paths, rate = self._weak(row, cell, places)
         return [self._score(row, cell, kind, maps, places, rate) for kind, maps in paths.items() if kind in row.shown]
@@ -184,6 +222,31 @@ class Runner:
                 for kind in row.shown:
                     paths[kind].append(self._predict(row, cell, place, model, kind))
         return paths, rate
+
+    def _rival(self, row: Row, cell: Cell, places: Sequence[Place]) -> list[Path]:
+        """Map the region's own tiles by another method, jointly or one by one."""
+        groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
+        paths: list[Path] = []
+        for group in groups:
+            tiles = [
+                TrainingTile(
+                    image=place.image, prior=self._prior(row, cell.region, place), nlcd=place.nlcd, name=place.id
+                )
+                for place in group
+            ]
+            outputs = [self._map_path(row, cell, place, "q") for place in group]
+            self._rivals[row.rival](
+                tiles,
+                outputs,
+                self._model_path(row, cell, group),
+                self._settings(row, cell.seed, None, labelled=False),
+                options=row.options,
+                matrix=self._matrix(group[0].region),
+                device=self._device,
+                progress=self._progress,
+            )
+            paths += outputs
+        return paths
 
     def _score(
         self, row: Row, cell: Cell, kind: str, maps: Sequence[Path], places: Sequence[Place], rate: float | None
@@ -297,7 +360,13 @@ class Runner:
         changes = self.experiment.settings.model_dump(exclude={"recipe"})
         recipe = row.recipe or self.experiment.settings.recipe
         return make_settings(
-            recipe, labelled=labelled, loss=row.objective, seed=seed, learning_rate=rate or row.learning_rate, **changes
+            recipe,
+            labelled=labelled,
+            loss=row.objective,
+            seed=seed,
+            learning_rate=rate or row.learning_rate,
+            network=row.network,
+            **changes,
         )
 
     def _learning_rate(self, row: Row, cell: Cell) -> float | None:
@@ -370,8 +439,7 @@ class Runner:
 
     def _train(self, row: Row, cell: Cell, group: Sequence[Place], rate: float | None) -> LandcoverModel:
         """Train on the priors of some tiles."""
-        where = group[0].id + _suffix(row, cell.region) if cell.mode == "tile" else cell.region
-        path = self.folder / "models" / f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors"
+        path = self._model_path(row, cell, group)
         if path.is_file():
             return load_model(path)
         init = None if row.init is None else self._supervised(self._rows[row.init], cell)
@@ -386,6 +454,10 @@ class Runner:
             overwrite=True,
             progress=self._progress,
         )
+
+    def _model_path(self, row: Row, cell: Cell, group: Sequence[Place]) -> Path:
+        where = group[0].id + _suffix(row, cell.region) if cell.mode == "tile" else cell.region
+        return self.folder / "models" / f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors"
 
     # -- maps ------------------------------------------------------------------------------------
 
@@ -437,7 +509,7 @@ class Runner:
         if not there:
             return None
         rules = self._places.region(place.region)
-        first = next(row for row in self.experiment.rows if row.method in ("prior", "weak"))
+        first = next(row for row in self.experiment.rows if row.method in ("prior", "weak", "rival"))
         return draw_comparison(
             self.folder / "maps.png",
             self._scheme,
@@ -493,7 +565,9 @@ def _describe(experiment: Experiment, scheme: ClassScheme, root: Path, places: P
             row["name"]: {
                 key: value
                 for key, value in row.items()
-                if key not in ("regions", "published", "optional") and (key != "learned" or row["prior"] == "learned")
+                if key not in ("regions", "published", "optional")
+                and (key != "learned" or row["prior"] == "learned")
+                and (key not in _LATER or value)
             }
             for row in content["rows"]
         },

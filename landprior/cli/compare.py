@@ -1,0 +1,78 @@
+"""``landprior compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from landprior.cli.experiment import run_experiment
+from landprior.cli.options import INPUT, device_option, json_option, show_progress
+
+
+@click.command(name="compare")
+@click.argument("config", type=INPUT)
+@click.option("--root", type=INPUT, help="Where its paths start from.  [default: the folder of CONFIG]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of priors, models, maps, results, report.  [default: CONFIG's name without .yaml]",
+)
+@click.option("--method", "methods", multiple=True, help="Only these, by their names in the table; may repeat.")
+@click.option("--place", "places", multiple=True, help="Only these places; may repeat.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each method.  [default: CONFIG's, or 3]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for a smaller machine.")
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the networks.")
+@click.option("--dry-run", is_flag=True, help="Only list what is to do and what is done.")
+@device_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    config: Path,
+    root: Path | None,
+    output: Path | None,
+    methods: tuple[str, ...],
+    places: tuple[str, ...],
+    seeds: int | None,
+    steps: int | None,
+    filters: int | None,
+    dry_run: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Compare methods on tiles of yours that have labels: a table, a figure, maps side by side.
+
+    \b
+    landprior compare mine.yaml
+    landprior compare mine.yaml --method qr --method sr --seeds 1
+
+    mine.yaml:
+
+    \b
+    scheme: chesapeake-4
+    files: {image: "{tile}_naip.tif", nlcd: "{tile}_nlcd.tif", labels: "{tile}_lc.tif"}
+    places: {north: [a, b], south: [c]}
+    methods: [prior, qr, rq, sr, soft-naive, hard-naive, em, epitome, self-epitome]
+    seeds: 3
+
+    All methods get the same images and priors, and are scored by the same function. Labels are for scores
+    only. Each finished training is kept: the same command after an interruption goes on.
+    """  # noqa: D301
+    from landprior.superres.comparison import load_comparison
+    from landprior.superres.rivals import RIVALS
+
+    experiment = load_comparison(config).to_experiment(seeds=seeds, steps=steps, filters=filters)
+    experiment = experiment.narrowed(rows=methods, regions=places)
+    run_experiment(
+        experiment,
+        root or config.parent,
+        output or config.with_suffix(""),
+        rivals=RIVALS,
+        device=device,
+        progress=show_progress(ctx),
+        dry_run=dry_run,
+        as_json=as_json,
+    )

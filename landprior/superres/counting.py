@@ -1,0 +1,269 @@
+"""Training by statistics matching: a network's classes, counted in the 30 m cells of NLCD, are as a code has them.
+
+Tiles, network, loop and warm-up on the prior are those of every other training; what is minimised is
+:mod:`landprior.superres.statistics`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.errors import InputError
+from landprior.implicit.losses import ce
+from landprior.implicit.networks import FCN_HALO, log_prior
+from landprior.implicit.training import Batch
+from landprior.landcover.tiles import PatchFeed, Tile, derive_seed
+from landprior.landcover.training import MOST_BORDER, TileSettings, train_model
+from landprior.raster.scheme import IGNORED_INDEX
+from landprior.superres.statistics import CriterionName, compare_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.landcover.model import BandStatistics, LandcoverModel
+    from landprior.superres.tiles import CoarseTile
+
+logger = logging.getLogger(__name__)
+
+CELLS_ACROSS = 3
+"""Sides of a cell that a patch holds at least within its border: then it holds some whole cells."""
+
+
+class CountSettings(BaseModel):
+    """How classes are counted in cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: CriterionName = Field("match", description="how counts are compared; interval, l1, l2 to see them fail")
+    least: float = Field(0.25, ge=0, le=1, description="share of a cell that must lie in a patch for it to count")
+    weight: float = Field(
+        0.025, gt=0, le=1, description="of the cells where there are labels too; the labels have the rest"
+    )
+
+
+class CellFeed(PatchFeed):
+    """Cuts patches with the cells that lie in them; rare coarse classes come as often as frequent ones.
+
+    A coarse class is drawn first, all alike, then one of its cells by its size, then a patch that holds the cell's
+    middle: pixels are drawn in inverse proportion to how frequent their code is.
+
+    Parameters
+    ----------
+    tiles, statistics, options
+        See :class:`PatchFeed`.
+    coarse
+        Cells, and labels, of the tiles, in the same order.
+    eta, rho
+        Mean and standard deviation of class shares by code, shape (256, C).
+    least
+        See :class:`CountSettings`.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[Tile],
+        statistics: BandStatistics,
+        *,
+        coarse: Sequence[CoarseTile],
+        eta: NDArray[np.float32],
+        rho: NDArray[np.float32],
+        least: float,
+        **options: float,
+    ) -> None:
+        super().__init__(tiles, statistics, **options)  # type: ignore[arg-type]
+        device = tiles[0].image.device
+        self._device = device
+        self._index = [torch.from_numpy(one.cells.index).to(device) for one in coarse]
+        self._labels = [None if one.labels is None else torch.from_numpy(one.labels).to(device) for one in coarse]
+        self._cell_codes = [torch.from_numpy(one.cells.codes.astype(np.int64)).to(device) for one in coarse]
+        self._least = [least * one.cells.area for one in coarse]
+        self._eta, self._rho = torch.from_numpy(eta).to(device), torch.from_numpy(rho).to(device)
+        places = [_middles(one) for one in coarse]
+        owner = np.concatenate([np.full(len(rows), number) for number, (rows, _, _) in enumerate(places)])
+        rows, columns, sizes = (np.concatenate(parts) for parts in zip(*places, strict=True))
+        codes = np.concatenate([one.cells.codes for one in coarse])
+        if not sizes.any():
+            msg = "no cell of NLCD lies where image and prior have data, so there is nothing to count"
+            raise InputError(msg)
+        kinds, kind = np.unique(codes[sizes > 0], return_inverse=True)
+        chosen = np.flatnonzero(sizes > 0)
+        per_code = np.bincount(kind, sizes[chosen])
+        self._cells = torch.from_numpy(chosen)
+        self._chances = torch.from_numpy(sizes[chosen] / per_code[kind] / len(kinds))
+        self._owner, self._middle = torch.from_numpy(owner), torch.from_numpy(np.stack([rows, columns]))
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step; its ``extra`` are the cells of pixels within the border, and their statistics."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
+        drawn = self._cells[_draw(self._chances, self._count, generator)]
+        shifts = torch.rand((self._count, 2), generator=generator)
+        side, inner = self._side, self._side - 2 * self._halo
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        blocks: list[Tensor] = []
+        codes: list[Tensor] = []
+        least: list[Tensor] = []
+        labels: list[Tensor] = []
+        for cell, shift in zip(drawn.tolist(), shifts.tolist(), strict=True):
+            number = int(self._owner[cell])
+            tile = self._tiles[number]
+            corner = [
+                min(
+                    max(round(float(self._middle[axis, cell]) - self._halo - shift[axis] * (inner - 1)), 0), most - side
+                )
+                for axis, most in enumerate(tile.shape)
+            ]
+            at = tuple(slice(start + self._halo, start + self._halo + inner) for start in corner)
+            parts.append(tile.patches(self._statistics, [(corner[0], corner[1])], side))
+            index = torch.where(tile.valid[at], self._index[number][at], -1)
+            own, position = torch.unique(index, return_inverse=True)
+            first = int(own[0] < 0)  # of what is in no cell
+            before = sum(len(some) for some in codes)
+            blocks.append(torch.where(index < 0, -1, position - first + before))
+            codes.append(self._cell_codes[number][own[first:].long()])
+            least.append(torch.full((len(own) - first,), self._least[number], device=self._device))
+            known = self._labels[number]
+            labels.append(torch.full_like(index, IGNORED_INDEX) if known is None else known[at].to(index.dtype))
+        image, prior, valid = (torch.cat(same) for same in zip(*parts, strict=True))
+        every = torch.cat(codes)
+        return Batch(
+            inputs=image.contiguous(memory_format=torch.channels_last),
+            log_prior=log_prior(prior, smoothing=self._smoothing),
+            mask=valid,
+            border=self._halo,
+            extra={
+                "blocks": torch.stack(blocks),
+                "eta": self._eta[every],
+                "rho": self._rho[every],
+                "least": torch.cat(least),
+                "labels": torch.stack(labels),
+            },
+        )
+
+
+def _middles(one: CoarseTile) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return row and column of each cell's middle, and its pixels where the tile has data."""
+    inside = np.where(one.tile.valid.cpu().numpy(), one.cells.index, -1)
+    rows, columns = np.nonzero(inside >= 0)
+    cell, count = inside[rows, columns], len(one.cells.codes)
+    sizes = np.bincount(cell, minlength=count)
+    middle = [np.bincount(cell, at, count) / np.maximum(sizes, 1) for at in (rows, columns)]
+    return middle[0], middle[1], sizes
+
+
+def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw by chance, with replacement, of any number (``torch.multinomial`` takes 2^24 at most)."""
+    places = torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.searchsorted(chances.cumsum(0), places).clamp_max(len(chances) - 1)
+
+
+class CountObjective:
+    """What :func:`train_by_counts` minimises: statistics matching, and cross-entropy where there are labels.
+
+    Parameters
+    ----------
+    settings
+        See :class:`CountSettings`.
+    """
+
+    def __init__(self, settings: CountSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of a batch of a :class:`CellFeed`."""
+        extra, settings = batch.extra, self._settings
+        counted = compare_statistics(
+            output,
+            extra["blocks"],
+            extra["eta"],
+            extra["rho"],
+            criterion=settings.criterion,
+            least=extra["least"],
+        )
+        labels = extra["labels"].long()
+        known = labels != IGNORED_INDEX
+        if not known.any():
+            return counted
+        one_hot = torch.nn.functional.one_hot(labels.clamp_min(0), output.shape[1]).movedim(-1, 1)
+        fitted = ce(output, torch.log(one_hot.to(output.dtype)), known)
+        return settings.weight * counted + (1 - settings.weight) * fitted
+
+
+def train_by_counts(
+    coarse: Sequence[CoarseTile],
+    matrix: Cooccurrence,
+    settings: TileSettings | None = None,
+    counts: CountSettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train a network so that its classes, counted in the cells of a coarse class, are as that class has them.
+
+    Parameters
+    ----------
+    coarse
+        Tiles with their cells; several share one model.
+    matrix
+        Means (eta) and, best measured, spread (rho) of class shares by code.
+    settings
+        Loop, network and patches. Patches that would hold no whole cell are enlarged, and as many fewer are cut.
+    counts
+        See :class:`CountSettings`.
+    device, checkpoint, progress
+        See :func:`landprior.landcover.training.train_model`.
+
+    Raises
+    ------
+    InputError
+        If no cell lies where the tiles have data.
+    PriorError
+        If a code is not NLCD's and not in the matrix.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
+    settings, counts = settings or TileSettings(), counts or CountSettings()
+    settings = _hold_cells(settings, max(one.cells.area for one in coarse))
+    codes = {int(code) for one in coarse for code in np.unique(one.cells.codes)}
+    eta, rho = matrix.table(codes), matrix.spread_table(codes)
+    feed = partial(CellFeed, coarse=coarse, eta=eta, rho=rho, least=counts.least)
+    sha = hashlib.sha256(counts.model_dump_json().encode() + eta.tobytes() + rho.tobytes())
+    for one in coarse:
+        sha.update(one.cells.index.tobytes() + one.cells.codes.tobytes())
+        sha.update(b"" if one.labels is None else one.labels.tobytes())
+    model = train_model(
+        [one.tile for one in coarse],
+        settings,
+        feed=feed,
+        objective=CountObjective(counts),
+        identity=sha.hexdigest(),
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    model.record["method"] = {"name": "sr", **counts.model_dump(), "joint": any(c.labels is not None for c in coarse)}
+    return model
+
+
+def _hold_cells(settings: TileSettings, area: float) -> TileSettings:
+    """Return settings for statistics matching, with patches that hold some whole cells of so many pixels."""
+    side = math.ceil(CELLS_ACROSS * math.sqrt(area)) + 2 * (MOST_BORDER if settings.network == "unet" else FCN_HALO)
+    changes: dict[str, object] = {"training": settings.training.model_copy(update={"loss": "sr"})}
+    if side > settings.patch_size:
+        fewer = max(1, round(settings.batch_size * (settings.patch_size / side) ** 2))
+        changes |= {"patch_size": side, "batch_size": fewer}
+        logger.info("%d patches of %d px a step, which hold whole cells", fewer, side)
+    return settings.model_copy(update=changes)

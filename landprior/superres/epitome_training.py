@@ -1,0 +1,352 @@
+"""Training an epitome on tiles: patches, location promotion, diversification; the loop is the core's.
+
+Plain gradient descent on the mixture's likelihood leaves most positions of a large epitome unused: the ones that
+explain a patch first take all that are like it. "Mining self-similarity" (Malkin et al. 2020) has two remedies:
+*location promotion* takes positions out of the mixture once they were used, until nearly all were; *diversification*
+learns from the patches that are explained worst.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from landprior.errors import InputError
+from landprior.implicit.devices import make_fabric
+from landprior.implicit.epitomes import PATCH, SIZE, VARIANCE_FLOOR, Epitome, build_epitome
+from landprior.implicit.training import Batch, TrainingSettings, fit
+from landprior.landcover.tiles import Tile, derive_seed, measure_bands, require_compatible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from landprior.implicit.training import History
+    from landprior.landcover.model import BandStatistics
+
+DIVERSITY = 4
+"""Diversification draws so many times the patches and learns from the worst explained part of 1 / this."""
+
+
+class EpitomeSettings(BaseModel):
+    """How an epitome is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(SIZE, ge=1, description="side of the torus, pixels")
+    patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
+    epitomes: int = Field(1, ge=1, le=64, description="epitomes that are mixed")
+    steps: int = Field(2000, ge=1, description="optimiser steps")
+    patches: int = Field(256, ge=1, description="patches that a step learns from")
+    learning_rate: float = Field(3e-2, gt=0, description="of Adam, in standard deviations of the image")
+    promotion: bool = Field(default=True, description="take used positions out of the mixture until most were used")
+    promotion_share: float = Field(0.95, gt=0, le=1, description="share of used positions at which counters reset")
+    promotion_window: int | None = Field(
+        None, ge=1, description="side of the square of positions used with a position, odd; by default the patch's"
+    )
+    diversify: bool = Field(default=False, description="learn from the quarter of the patches explained worst")
+    variance: float = Field(1.0, gt=0, description="that all start with; the image is standardised")
+    variance_floor: float = Field(VARIANCE_FLOOR, ge=0, description="added to every variance")
+    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EpitomeSettings:
+        if self.patch % 2 == 0 or self.patch > self.size:
+            msg = f"patch ({self.patch}) must be odd and at most size ({self.size})"
+            raise ValueError(msg)
+        if self.window % 2 == 0 or self.window > self.size:
+            msg = f"promotion_window ({self.window}) must be odd and at most size ({self.size})"
+            raise ValueError(msg)
+        if self.variance_floor >= self.variance:
+            msg = f"variance ({self.variance}) must be above variance_floor ({self.variance_floor})"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def window(self) -> int:
+        """The promotion window in use."""
+        return self.promotion_window or self.patch
+
+    @property
+    def training(self) -> TrainingSettings:
+        """What the loop is given."""
+        return TrainingSettings(
+            loss="epitome",
+            steps=self.steps,
+            warmup="none",
+            learning_rate=self.learning_rate,
+            weight_decay=0.0,  # it would pull all means to the mean
+            seed=self.seed,
+            precision="fp32",
+            compile="off",
+        )
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What the epitome is built from."""
+        return {
+            "size": self.size,
+            "patch": self.patch,
+            "epitomes": self.epitomes,
+            "variance_floor": self.variance_floor,
+        }
+
+
+class EpitomeFeed:
+    """Cuts random patches from tiles: the batch of a step is a function of (seed, step) alone.
+
+    Only patches whose pixels are all valid are cut, all of them equally often.
+
+    Parameters
+    ----------
+    tiles
+        On the device of the training.
+    statistics
+        How bands are standardised.
+    patch, count
+        Side in pixels and number of patches.
+    seed
+        See :func:`landprior.landcover.tiles.derive_seed`.
+    shrink
+        See :class:`EpitomeSettings`.
+
+    Raises
+    ------
+    InputError
+        If no patch is valid.
+    """
+
+    def __init__(
+        self, tiles: Sequence[Tile], statistics: BandStatistics, *, patch: int, count: int, seed: int, shrink: int = 1
+    ) -> None:
+        require_compatible(tiles)
+        self._statistics, self._side, self._count, self._seed = statistics, patch, count, seed
+        self._images: list[Tensor] = []
+        self._corners: list[Tensor] = []  # flat indices of the upper left pixels of valid patches
+        for tile in tiles:
+            image, valid = shrink_image(tile.image, tile.visible, shrink)
+            self._images.append(image)
+            self._corners.append(find_corners(valid, patch))
+        total = sum(len(corners) for corners in self._corners)
+        if not total:
+            names = ", ".join(tile.name for tile in tiles[:3])
+            msg = f"{names} has no {patch} x {patch} px without a gap; give larger tiles or a smaller patch"
+            raise InputError(msg)
+        self.patches = total
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step: inputs (count, B, patch, patch)."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
+        chosen = (torch.rand(self._count, generator=generator, dtype=torch.float64) * self.patches).long()
+        parts = []
+        for image, corners in zip(self._images, self._corners, strict=True):
+            mine = chosen[(chosen >= 0) & (chosen < len(corners))]
+            chosen = chosen - len(corners)
+            if len(mine):
+                parts.append(cut_patches(image, corners[mine.to(corners.device)], self._side))
+        return Batch(inputs=self._statistics.standardise(torch.cat(parts), None))
+
+
+def shrink_image(image: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor]:
+    """Average an image, (B, H, W), over squares of ``shrink`` pixels; a square with an invalid pixel is invalid.
+
+    Rows and columns that do not fill a square are left out.
+    """
+    if shrink == 1:
+        return image, valid
+    values = F.avg_pool2d(image[None].float(), shrink)[0]
+    share = F.avg_pool2d(valid[None, None].float(), shrink)[0, 0]
+    return values, share > 1 - 0.5 / shrink**2
+
+
+def find_corners(valid: Tensor, patch: int) -> Tensor:
+    """Return the flat indices of the upper left pixels of all patches without a gap; ``valid`` is (H, W)."""
+    height, width = valid.shape
+    if min(height, width) < patch:
+        return torch.empty(0, dtype=torch.int64, device=valid.device)
+    gaps = (~valid).float()[None, None]
+    clear = F.max_pool2d(F.max_pool2d(gaps, (patch, 1), stride=1), (1, patch), stride=1)[0, 0] == 0
+    rows, columns = torch.nonzero(clear, as_tuple=True)
+    return rows * width + columns
+
+
+def cut_patches(image: Tensor, corners: Tensor, patch: int) -> Tensor:
+    """Return patches, (n, B, patch, patch), of an image, (B, H, W), at flat indices of upper left pixels."""
+    side = torch.arange(patch, device=image.device)
+    width = image.shape[-1]
+    at = corners[:, None, None] + side[:, None] * width + side
+    return image.flatten(1)[:, at].transpose(0, 1)
+
+
+class _Learner(nn.Module):
+    """What the loop trains: the epitome, on the patches that it explains worst if they are to diversify it."""
+
+    def __init__(self, epitome: Epitome, settings: EpitomeSettings) -> None:
+        super().__init__()
+        self.epitome, self._diversify = epitome, settings.diversify
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return log p(x, s) of the patches to learn from."""
+        if self._diversify and self.training:
+            with torch.no_grad():
+                known = self.epitome.unfold()
+                worst = [
+                    torch.logsumexp(self.epitome.evaluate(some, *known), dim=1)
+                    for some in torch.chunk(patches, DIVERSITY)
+                ]
+                chosen = torch.topk(torch.cat(worst), len(patches) // DIVERSITY, largest=False).indices
+            patches = patches[chosen]
+        joint: Tensor = self.epitome(patches)
+        return joint
+
+
+class EpitomeObjective:
+    """Negative mean log-likelihood, per value of a patch, with location promotion.
+
+    Positions that were used since the last reset are left out of the mixture, in value and gradient; the best of the
+    others is then counted as used, with those around it. The counters are buffers of the epitome.
+    """
+
+    def __init__(self, epitome: Epitome, settings: EpitomeSettings) -> None:
+        self._epitome, self._settings = epitome, settings
+        self._values = epitome.bands * epitome.patch**2
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 - the protocol's signature
+        """Return the loss from log p(x, s), (n, S)."""
+        if self._settings.promotion:
+            output = output.masked_fill(self._epitome.used.flatten() > 0, -torch.inf)
+        self._epitome.mark(
+            output.detach().argmax(dim=1),
+            self._settings.window,
+            self._settings.promotion_share if self._settings.promotion else torch.inf,
+        )
+        return -torch.logsumexp(output, dim=1).mean() / self._values
+
+
+def train_epitome(
+    tiles: Sequence[Tile],
+    settings: EpitomeSettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> Epitome:
+    """Train an epitome on tiles in memory.
+
+    Parameters
+    ----------
+    tiles
+        See :func:`landprior.landcover.tiles.read_tile`; of their targets nothing is used.
+    settings
+        See :class:`EpitomeSettings`.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Where the state is kept after every epoch, so that an interrupted run goes on.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    Epitome
+        Of the image standardised by :func:`landprior.landcover.tiles.measure_bands`, in evaluation mode, on the device.
+
+    Raises
+    ------
+    InputError
+        If there is no tile, tiles have different bands, or no patch is valid.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
+    return fit_epitome(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)[0]
+
+
+def fit_epitome(
+    tiles: Sequence[Tile],
+    settings: EpitomeSettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> tuple[Epitome, BandStatistics, History]:
+    """Train as :func:`train_epitome`; also return how bands were standardised and what happened."""
+    settings = settings or EpitomeSettings()
+    if not tiles:
+        msg = "there is no tile to train an epitome on"
+        raise InputError(msg)
+    require_compatible(tiles)
+    seed = derive_seed(settings.seed, "|".join(sorted(tile.name for tile in tiles)))
+    fabric = make_fabric("fp32", device)
+    on_device = [tile.to(fabric.device) for tile in tiles]
+    statistics = measure_bands(on_device)
+    feed = EpitomeFeed(
+        on_device,
+        statistics,
+        patch=settings.patch,
+        count=settings.patches * (DIVERSITY if settings.diversify else 1),
+        seed=seed,
+        shrink=settings.shrink,
+    )
+    epitome = build_epitome(int(tiles[0].image.shape[0]), seed=seed, variance=settings.variance, **settings.shape)
+    history = fit(
+        _Learner(epitome, settings),
+        feed,
+        settings.training,
+        objective=EpitomeObjective(epitome, settings),
+        fabric=fabric,
+        checkpoint=checkpoint,
+        identity=_identify(tiles, settings) if checkpoint is not None else "",
+        progress=progress,
+    )
+    return epitome.eval(), statistics, history
+
+
+def _identify(tiles: Sequence[Tile], settings: EpitomeSettings) -> str:
+    """Return a hash of all that a run depends on."""
+    sha = hashlib.sha256(settings.model_dump_json().encode())
+    for tile in tiles:
+        sha.update(tile.name.encode())
+        for values in (tile.image, tile.visible):
+            sha.update(values.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+@torch.no_grad()
+def measure_use(epitome: Epitome, feed: EpitomeFeed, *, batches: int, first: int = 0) -> tuple[float, float]:
+    """Measure how an epitome is used, without promotion.
+
+    Parameters
+    ----------
+    epitome, feed
+        Trained, and patches on its device.
+    batches, first
+        Steps of the feed that are looked at.
+
+    Returns
+    -------
+    unused : float
+        Share of the torus's pixels that no patch was put on (the best position of each, all its pixels).
+    likelihood : float
+        Mean log p(x) per value of a patch, nats.
+    """
+    known = epitome.unfold()
+    hits = torch.zeros(epitome.positions, dtype=torch.int64, device=epitome.mean.device)
+    total = count = 0.0
+    for step in range(first, first + batches):
+        patches = feed(step).inputs
+        joint = epitome.evaluate(patches, *known)
+        hits += torch.bincount(joint.argmax(1), minlength=epitome.positions)
+        total += torch.logsumexp(joint, dim=1).sum().item()
+        count += len(patches)
+    placed = hits.reshape(epitome.epitomes, 1, epitome.size, epitome.size).float()
+    spread = (
+        F.pad(placed, (epitome.patch - 1, 0, epitome.patch - 1, 0), mode="circular") if epitome.patch > 1 else placed
+    )
+    covered = F.max_pool2d(spread, epitome.patch, stride=1) > 0
+    return 1 - covered.float().mean().item(), total / count / (epitome.bands * epitome.patch**2)

@@ -1,0 +1,421 @@
+"""Self-epitomic super-resolution of one tile: the image itself is the epitome, and nothing is trained.
+
+"Mining self-similarity" (Malkin, Ortiz, Robinson, Jojic 2020), section on self-epitomic super-resolution: patches at
+random places of the tile are matched with all its positions, p(s|x) [1]; each adds the coarse codes of its pixels to
+the places it matches, n(s, c) [11]; expectation-maximisation makes class probabilities of them [8, 9]. Every position
+is a pixel, so they are the map.
+
+Three things differ from the paper, chosen on other data than what it is scored on (``docs/epitomes.md``): a patch
+does not match itself, which says nothing new; codes travel further, from match to match (``passes``); and the EM ends
+early, which keeps more of P(class | code).
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.ndimage import distance_transform_edt
+
+from landprior.errors import InputError, PriorError
+from landprior.implicit.epitomes import PATCH
+from landprior.landcover.cooccurrence import NLCD_NODATA
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.prediction import Products, beside, map_writer, write_quicklook, write_style
+from landprior.raster.cog import CogWriter, encode_probabilities, encoding_options
+from landprior.raster.files import check_output, open_on_grid, read_valid, read_window
+from landprior.superres.embedding import resolve_labels
+from landprior.superres.posteriors import Posteriors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+
+class SelfEpitomeSettings(BaseModel):
+    """How one tile is super-resolved by its own patches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
+    variance: float = Field(0.01, gt=0, description="of every value of a patch, where the image's range is 0 to 1")
+    samples: float = Field(0.05, gt=0, le=1, description="patches that are matched, per pixel of the tile")
+    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
+    without_self: bool = Field(default=True, description="a patch does not match itself")
+    own: float = Field(
+        0.01, ge=0, description="weight of a pixel's own code; that of a matching patch is its posterior"
+    )
+    passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
+    iterations: int = Field(2, ge=1, description="of the expectation-maximisation")
+    smoothing: int = Field(1, ge=0, description="times that class probabilities are averaged over matches at the end")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_centre(self) -> SelfEpitomeSettings:
+        if self.patch % 2 == 0:
+            msg = f"patch ({self.patch}) must be odd"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def published(cls, **changes: Any) -> SelfEpitomeSettings:  # noqa: ANN401 - the fields
+        """Return the paper's own procedure: patches match themselves, EM to its optimum, codes do not travel."""
+        fields = {"without_self": False, "passes": 0, "iterations": 200, "smoothing": 0, "shrink": 2}
+        return cls(**fields | changes)
+
+
+def resolve_tile(
+    image: NDArray[np.generic],
+    valid: NDArray[np.bool_],
+    codes: NDArray[np.integer],
+    table: NDArray[np.floating],
+    settings: SelfEpitomeSettings | None = None,
+    *,
+    progress: bool = False,
+) -> NDArray[np.float32]:
+    """Return class probabilities of one tile in memory.
+
+    Parameters
+    ----------
+    image
+        Shape (B, H, W). Bytes are taken as 0 to 255; of any other type each band's own range, over the valid pixels, is
+        0 to 1.
+    valid
+        Shape (H, W): where the image has data. No patch lies over a gap; a valid pixel between gaps still gets a label.
+    codes
+        Coarse codes, (H, W); those without a row in ``table`` are no data.
+    table
+        P(class | code), (codes, C), rows of zeros for codes that say nothing; see
+        :meth:`landprior.landcover.cooccurrence.Cooccurrence.table`.
+    settings
+        See :class:`SelfEpitomeSettings`.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    ndarray of float32, shape (C, H, W)
+        Sum 1 where valid, NaN elsewhere.
+
+    Raises
+    ------
+    InputError
+        If shapes do not fit, no patch is without a gap, or no pixel is valid.
+    PriorError
+        If no valid pixel has a code.
+
+    Notes
+    -----
+    Time grows with the square of the number of pixels: some seconds for 250 x 250, minutes for 1,000 x 1,000. Memory
+    is some 400 MB besides the image.
+    """
+    settings = settings or SelfEpitomeSettings()
+    if image.ndim != 3 or image.shape[1:] != valid.shape or codes.shape != valid.shape:
+        msg = f"an image of shape {image.shape}, validity {valid.shape} and codes {codes.shape} do not fit"
+        raise InputError(msg)
+    if not valid.any():
+        msg = "the image has no valid pixel; is its nodata value right?"
+        raise InputError(msg)
+    values = torch.from_numpy(scale_image(image, valid))
+    small, known, whole = _shrink(values, torch.from_numpy(np.asarray(valid)), settings.shrink)
+    coarse = _sample(np.asarray(codes), settings.shrink, known.shape)
+    present, index = _index_codes(coarse, known, np.asarray(table))
+    usable = find_usable(whole, settings.patch)
+    if usable is None or not bool(usable.any()):
+        side = settings.patch * settings.shrink
+        msg = (
+            f"the image of {valid.shape[0]} x {valid.shape[1]} px has no {side} x {side} px without a gap, so no patch "
+            "to match; give a larger tile, or a smaller --shrink"
+        )
+        raise InputError(msg)
+    corners = draw_corners(usable, round(settings.samples * int(known.sum())), settings.seed)
+    posteriors = Posteriors(
+        small, usable, corners, patch=settings.patch, variance=settings.variance, without_self=settings.without_self
+    )
+    spreader = Spreader(posteriors, corners, usable, patch=settings.patch, steps=settings, progress=progress)
+    counts = spreader.count(index, len(present))
+    for _ in range(settings.passes):
+        counts = spreader.travel(counts, index)
+    flat = counts.reshape(-1, len(present)).numpy()
+    share = np.bincount(index[index >= 0], minlength=len(present)).astype(np.float64)
+    found = resolve_labels(flat, np.asarray(table)[present], shares=share / share.sum(), iterations=settings.iterations)
+    labels = torch.from_numpy(found.labels.astype(np.float32)).reshape(*known.shape, -1)
+    for _ in range(settings.smoothing):
+        labels = spreader.smooth(labels)
+    spreader.close()
+    reached = (flat.sum(axis=1) > 0).reshape(known.shape)
+    return _finish(labels.numpy(), reached & known.numpy(), valid, settings.shrink)
+
+
+def scale_image(image: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return an image, (B, H, W), on a scale of 0 to 1: bytes by 255, else each band by its range; 0 where invalid."""
+    if image.dtype == np.uint8:
+        return np.where(valid, image.astype(np.float32) / 255, np.float32(0))
+    values = image.astype(np.float64)
+    inside = values[:, valid]
+    low, high = inside.min(axis=1), inside.max(axis=1)
+    width = np.where(high > low, high - low, 1)
+    scaled = (values - low[:, None, None]) / width[:, None, None]
+    return np.where(valid, scaled, 0).astype(np.float32)
+
+
+def find_usable(valid: Tensor, patch: int) -> Tensor | None:
+    """Return at which positions, (H - w + 1, W - w + 1), a patch has no gap; None if the tile is smaller than one."""
+    if min(valid.shape) < patch:
+        return None
+    gaps = (~valid).float()[None, None]
+    return F.max_pool2d(F.max_pool2d(gaps, (patch, 1), stride=1), (1, patch), stride=1)[0, 0] == 0
+
+
+def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
+    """Draw ``count`` of the usable positions (at most all, at least one) from a seed; flat indices."""
+    there = torch.nonzero(usable.flatten())[:, 0]
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))
+    return there[order[: max(1, min(count, len(there)))]]
+
+
+class Spreader:
+    """Carries codes and labels between patches and the positions they match."""
+
+    def __init__(
+        self,
+        posteriors: Posteriors,
+        corners: Tensor,
+        usable: Tensor,
+        *,
+        patch: int,
+        steps: SelfEpitomeSettings,
+        progress: bool,
+    ) -> None:
+        from tqdm import tqdm
+
+        self._posteriors, self._patch, self._own = posteriors, patch, steps.own
+        self._height, self._width = int(usable.shape[0]), int(usable.shape[1])
+        self._rows, self._columns = corners // self._width, corners % self._width
+        total = len(corners) * (1 + steps.passes + steps.smoothing)
+        self._bar = tqdm(total=total, desc="matching patches", unit="patch", disable=not progress, leave=False)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self._bar.close()
+
+    def count(self, index: NDArray[np.int64], codes: int) -> Tensor:
+        """Return n(s, c) [11], shape (H, W, codes), of code indices, (H, W), negative for none."""
+        own = self._one_hot(index, codes)
+        counts = own * self._own
+        for block in self._posteriors.blocks():
+            for row in range(self._patch):
+                window = self._windows(own, row, block.rows)
+                self._put(counts, block.scatter(window), row)
+            self._bar.update(len(block.rows))
+        return counts
+
+    def travel(self, counts: Tensor, index: NDArray[np.int64]) -> Tensor:
+        """Return counts after each patch has fetched the mean of its matches and sent that to them."""
+        shares = counts / counts.sum(dim=2, keepdim=True).clamp_min(1e-12)
+        after = self._one_hot(index, counts.shape[2]) * self._own
+        for block in self._posteriors.blocks():
+            for row in range(self._patch):
+                self._put(after, block.scatter(block.gather(self._table(shares, row))), row)
+            self._bar.update(len(block.rows))
+        return after
+
+    def smooth(self, labels: Tensor) -> Tensor:
+        """Return labels, (H, W, C), averaged over the matches of the patches on each pixel; others as they were."""
+        total, number = torch.zeros_like(labels), torch.zeros_like(labels[..., :1])
+        classes = labels.shape[2]
+        for block in self._posteriors.blocks():
+            here = torch.from_numpy(block.rows)
+            rows, columns = self._rows[here], self._columns[here]
+            for row in range(self._patch):
+                fetched = block.gather(self._table(labels, row)).reshape(len(here), self._patch, classes)
+                for column in range(self._patch):  # no two patches are at one place, so no place is met twice
+                    total[rows + row, columns + column] += fetched[:, column]
+                    number[rows + row, columns + column] += 1
+            self._bar.update(len(block.rows))
+        return torch.where(number > 0, total / number.clamp_min(1), labels)
+
+    def _one_hot(self, index: NDArray[np.int64], codes: int) -> Tensor:
+        where = torch.from_numpy(index)
+        found = F.one_hot(where.clamp_min(0), codes).float()
+        return found * (where >= 0)[..., None]
+
+    def _windows(self, values: Tensor, row: int, patches: NDArray[np.int64]) -> Tensor:
+        """Return one row of the patches' own windows, (r, w m), of values, (H, W, m)."""
+        here = torch.from_numpy(patches)
+        columns = self._columns[here][:, None] + torch.arange(self._patch)
+        return values[self._rows[here][:, None] + row, columns].flatten(1)
+
+    def _table(self, values: Tensor, row: int) -> Tensor:
+        """Return the same of all positions, (S, w m)."""
+        strip = values[row : row + self._height]
+        pieces = [strip[:, column : column + self._width] for column in range(self._patch)]
+        return torch.stack(pieces, dim=2).reshape(self._height * self._width, -1)
+
+    def _put(self, counts: Tensor, found: Tensor, row: int) -> None:
+        """Add what came to the positions, (S, w m), to their pixels in one row of the window, in place."""
+        parts = found.reshape(self._height, self._width, self._patch, -1)
+        for column in range(self._patch):
+            counts[row : row + self._height, column : column + self._width] += parts[:, :, column]
+
+
+def _shrink(values: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the image averaged over squares of valid pixels, where it has any, and where at least half are."""
+    if shrink == 1:
+        return values, valid, valid
+    height, width = valid.shape
+    edge = (0, -width % shrink, 0, -height % shrink)
+    weight = F.avg_pool2d(F.pad(valid[None, None].float(), edge), shrink)[0]
+    small = F.avg_pool2d(F.pad((values * valid)[None], edge), shrink)[0] / weight.clamp_min(1e-6)
+    return small, weight[0] > 0, weight[0] >= 0.5 - 1e-6
+
+
+def _sample(codes: NDArray[np.integer], shrink: int, shape: tuple[int, ...]) -> NDArray[np.integer]:
+    """Return the codes in the middle of squares: a mean of codes is no code."""
+    rows, columns = (
+        np.minimum(np.arange(n) * shrink + shrink // 2, side - 1) for n, side in zip(shape, codes.shape, strict=True)
+    )
+    return codes[np.ix_(rows, columns)]
+
+
+def _index_codes(
+    coarse: NDArray[np.integer], known: Tensor, table: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the codes that say something, and each pixel's place among them, -1 for none."""
+    codes = coarse.astype(np.int64)
+    inside = (codes >= 0) & (codes < len(table)) & known.numpy()
+    inside &= table.sum(axis=1)[np.where(inside, codes, 0)] > 0
+    present = np.unique(codes[inside])
+    if not len(present):
+        msg = "no valid pixel of the image has a coarse code with a row in the matrix; is NLCD of this place?"
+        raise PriorError(msg)
+    index = np.where(inside, np.searchsorted(present, codes), -1)
+    return present, index
+
+
+def _finish(
+    labels: NDArray[np.float32], reached: NDArray[np.bool_], valid: NDArray[np.bool_], shrink: int
+) -> NDArray[np.float32]:
+    """Return probabilities on the full grid, (C, H, W); pixels that nothing reached take their nearest neighbour's."""
+    if not reached.all():
+        nearest = distance_transform_edt(~reached, return_distances=False, return_indices=True)
+        labels = labels[nearest[0], nearest[1]]
+    height, width = valid.shape
+    full = labels.repeat(shrink, axis=0).repeat(shrink, axis=1)[:height, :width]
+    full = np.where(valid[..., None], full / full.sum(axis=2, keepdims=True), np.float32(np.nan))
+    return np.ascontiguousarray(np.moveaxis(full, 2, 0), dtype=np.float32)
+
+
+def map_by_self_epitome(
+    image: str | Path,
+    nlcd: str | Path,
+    output: str | Path,
+    *,
+    scheme: ClassScheme,
+    cooccurrence: Cooccurrence,
+    settings: SelfEpitomeSettings | None = None,
+    products: Products | None = None,
+    nodata: float | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map one tile from its image and NLCD, without training.
+
+    Parameters
+    ----------
+    image
+        Raster with any bands; the whole of it is held in memory.
+    nlcd
+        Original NLCD codes; on another grid they are put on the image's by nearest neighbour.
+    output
+        The map: a COG of class codes, 255 where the image has no data.
+    scheme, cooccurrence
+        The classes, and P(class | NLCD code).
+    settings
+        See :class:`SelfEpitomeSettings`.
+    products
+        What else to write; confidence is not.
+    nodata
+        See :class:`landprior.landcover.layers.ImageLayer`.
+    tags
+        Further tags for the map.
+    overwrite
+        Replace older results.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    InputError, PriorError, GridMismatchError
+        If a file cannot be used, see :func:`resolve_tile`; it is named.
+    OutputExistsError
+        See :func:`landprior.raster.files.check_output`.
+    """
+    settings, products = settings or SelfEpitomeSettings(), products or Products()
+    target = check_output(output, overwrite=overwrite)
+    with ImageLayer(image, nodata=nodata) as pixels:
+        values, valid = pixels.read()
+        grid = pixels.grid
+    with open_on_grid(nlcd, grid, like=image) as src:
+        found = read_window(src, None, 1)
+        if found.dtype.kind not in "iu":
+            msg = f"{nlcd} holds {found.dtype} numbers, not NLCD codes; is it another layer?"
+            raise PriorError(msg)
+        codes = np.where(read_valid(src), found.astype(np.int64), NLCD_NODATA[0])
+    wrong = codes[(codes < 0) | (codes > 255)]
+    if wrong.size:
+        msg = f"{nlcd} has values such as {wrong[0]}, which are no NLCD codes (0-255); is it another layer?"
+        raise PriorError(msg)
+    table = cooccurrence.table(np.unique(codes[valid]).tolist() if valid.any() else [])
+    try:
+        probabilities = resolve_tile(values, valid, codes, table, settings, progress=progress)
+    except (InputError, PriorError) as error:
+        msg = f"{image} with {nlcd}: {error}"
+        raise type(error)(msg) from error
+    best = np.where(valid, np.nan_to_num(probabilities).argmax(axis=0), 0)
+    marks = {
+        "method": "self-epitome",
+        "cooccurrence": cooccurrence.source,
+        "settings": settings.model_dump_json(),
+        **(tags or {}),
+    }
+    with ExitStack() as stack:
+        writer = stack.enter_context(map_writer(target, scheme, grid, marks, overwrite=overwrite))
+        writer.write(scheme.decode(best, valid))
+        if products.probabilities:
+            shares = stack.enter_context(
+                CogWriter(
+                    beside(target, "probabilities"),
+                    grid,
+                    count=len(scheme),
+                    descriptions=scheme.names,
+                    tags={"kind": "probabilities", "encoding": products.encoding, **marks},
+                    overwrite=overwrite,
+                    **encoding_options(products.encoding),
+                )
+            )
+            shares.write(encode_probabilities(probabilities, products.encoding))
+    if products.style:
+        write_style(target.with_suffix(".qml"), scheme)
+    if products.quicklook:
+        write_quicklook(target, target.with_suffix(".png"), scheme)
+    return target

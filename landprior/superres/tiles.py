@@ -1,0 +1,77 @@
+"""Tiles in memory with the cells of their coarse classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from landprior.landcover.cells import Cells, read_cells
+from landprior.landcover.tiles import Tile, read_tile
+from landprior.raster.files import open_on_grid, open_raster, read_classes
+from landprior.raster.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from landprior.raster.scheme import ClassScheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarseTile:
+    """A tile with the cells of its coarse classes.
+
+    Parameters
+    ----------
+    tile
+        Image and prior.
+    cells
+        On the tile's grid.
+    labels
+        Positions of known classes, shape (H, W), -1 where there is none; None without labels.
+    """
+
+    tile: Tile
+    cells: Cells
+    labels: NDArray[np.int16] | None = None
+
+
+def read_coarse_tile(
+    image: str | Path,
+    prior: str | Path,
+    nlcd: str | Path,
+    *,
+    labels: str | Path | None = None,
+    label_map: Mapping[int, int] | None = None,
+    name: str | None = None,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+) -> CoarseTile:
+    """Read image, prior and NLCD of one place into memory.
+
+    Parameters
+    ----------
+    image, prior, name, scheme, nodata
+        See :func:`landprior.landcover.tiles.read_tile`.
+    nlcd
+        Codes, on their own grid or on the image's.
+    labels, label_map
+        Fine labels of some of it, to be fitted as well, and what their codes mean.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.tiles.read_tile` and :func:`landprior.landcover.cells.read_cells`.
+    """
+    tile = read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
+    cells, _ = read_cells(nlcd, image)
+    known = None
+    if labels is not None:
+        with open_raster(image) as src:
+            grid = Grid.of(src)
+        with open_on_grid(labels, grid, like=image) as truth:
+            known = read_classes(truth, None, tile.scheme, codes=label_map or {}, where=labels)
+    return CoarseTile(tile=tile, cells=cells, labels=known)

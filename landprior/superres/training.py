@@ -1,0 +1,171 @@
+"""Training by label super-resolution on files: what ``landprior train --method sr|em|epitome`` calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from landprior.errors import InputError
+from landprior.landcover.cells import read_cells
+from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
+from landprior.landcover.model import save_model
+from landprior.landcover.tiles import Tile, read_tile
+from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
+from landprior.raster.files import check_output
+from landprior.superres.counting import CountSettings, train_by_counts
+from landprior.superres.epitome_training import EpitomeSettings
+from landprior.superres.maximisation import EmSettings, train_by_em
+from landprior.superres.tiles import read_coarse_tile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from landprior.landcover.model import LandcoverModel
+    from landprior.raster.scheme import ClassScheme
+
+MethodName = Literal["sr", "em", "epitome"]
+"""Methods that are more than a loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodTrainer:
+    """A method with what its codes mean, as the pipeline of a workspace takes it."""
+
+    method: Method
+    matrix: Cooccurrence | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that its models hang on besides files and the settings of the training."""
+        known = self.matrix
+        shares = {} if known is None else {int(code): row.tolist() for code, row in known.probabilities.items()}
+        spread = {} if known is None else {int(code): row.tolist() for code, row in known.spread.items()}
+        return {**self.method.model_dump(mode="json"), "shares": shares, "spread": spread}
+
+    @property
+    def counts_cells(self) -> bool:
+        """Whether it needs NLCD."""
+        return self.method.counts_cells
+
+    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, **run: Any) -> LandcoverModel:  # noqa: ANN401
+        """Train and write a model (:func:`train_superres`)."""
+        return train_superres(self.method, tiles, output, settings, matrix=self.matrix, **run)
+
+
+class Method(BaseModel):
+    """A method with its own settings, those of the training aside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: MethodName
+    counts: CountSettings = CountSettings()
+    rounds: EmSettings = EmSettings()
+    epitome: EpitomeSettings = EpitomeSettings()
+
+    @property
+    def counts_cells(self) -> bool:
+        """Whether it needs NLCD and what its codes mean, besides the prior."""
+        return self.name != "em"
+
+
+def train_superres(
+    method: Method,
+    tiles: Sequence[TrainingTile],
+    output: str | Path,
+    settings: TileSettings | None = None,
+    *,
+    matrix: Cooccurrence | None = None,
+    label_map: Mapping[int, int] | None = None,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train on files by a method of label super-resolution, and write the model.
+
+    Parameters
+    ----------
+    method
+        Which, and its settings.
+    tiles
+        Image and prior of each tile; NLCD for those that count in its cells; for ``"sr"`` also labels, to be fitted
+        together with the cells, of some.
+    output
+        The model file. While it runs, its state is kept beside it, and the same call goes on from there.
+    settings
+        Of the training; for ``"epitome"`` only its seed counts.
+    matrix
+        Shares, and for ``"sr"`` their spread, by code; by default what ships with the scheme.
+    label_map
+        What the codes of labels mean.
+    scheme, nodata, device, overwrite, progress
+        See :func:`landprior.landcover.training.train_files`.
+
+    Raises
+    ------
+    InputError
+        If a tile lacks what the method needs.
+    LandpriorError
+        See :func:`train_by_counts`, :func:`train_by_em` and :mod:`landprior.superres.epitome_model`.
+    """
+    target = check_output(output, overwrite=overwrite)
+    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    settings = settings or TileSettings()
+    run: dict[str, Any] = {"device": device, "checkpoint": checkpoint, "progress": progress}
+    if method.name == "sr":
+        coarse = [
+            read_coarse_tile(
+                one.image,
+                _needed(one.prior, "prior", one),
+                _needed(one.nlcd, "NLCD", one),
+                labels=one.labels,
+                label_map=label_map,
+                name=one.name or None,
+                scheme=scheme,
+                nodata=nodata,
+            )
+            for one in tiles
+        ]
+        known = matrix or load_cooccurrence(None, coarse[0].tile.scheme)
+        model = train_by_counts(coarse, known, settings, method.counts, **run)
+    else:
+        read = [
+            read_tile(one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=nodata)
+            for one in tiles
+        ]
+        if method.name == "em":
+            model = train_by_em(read, settings, method.rounds, **run)
+        else:
+            model = _train_epitome(method, tiles, read, settings, matrix, run)
+    save_model(model, target, overwrite=overwrite)
+    clear_checkpoint(checkpoint)
+    return model
+
+
+def _train_epitome(
+    method: Method,
+    tiles: Sequence[TrainingTile],
+    read: Sequence[Tile],
+    settings: TileSettings,
+    matrix: Cooccurrence | None,
+    run: dict[str, Any],
+) -> LandcoverModel:
+    from landprior.superres.epitome_model import train_epitome_model
+
+    codes = [read_cells(_needed(one.nlcd, "NLCD", one), one.image)[1] for one in tiles]
+    known = matrix or load_cooccurrence(None, read[0].scheme)
+    table = known.table({int(code) for some in codes for code in np.unique(some)})
+    chosen = method.epitome.model_copy(update={"seed": settings.training.seed})
+    return train_epitome_model(read, codes, table, chosen, **run)
+
+
+def _needed(path: Path | None, what: str, tile: TrainingTile) -> Path:
+    if path is None:
+        msg = f"{tile.image} has no {what}, which this method needs; give it with --{what.lower()}"
+        raise InputError(msg)
+    return path
