@@ -12,7 +12,7 @@ from landprior.cli.options import INPUT, device_option, json_option, show_progre
 
 @click.command(name="compare")
 @click.argument("config", type=INPUT)
-@click.option("--root", type=INPUT, help="Where its paths start from.  [default: the folder of CONFIG]")
+@click.option("--root", type=INPUT, help="Where its paths start from.  [default: the folder of CONFIG.yaml]")
 @click.option(
     "-o",
     "--output",
@@ -64,12 +64,15 @@ def command(
     from landprior.superres.comparison import load_comparison
     from landprior.superres.rivals import RIVALS
 
+    if root is None and config.suffix != ".yaml":
+        msg = f"--root is missing: where the data of the shipped comparison {config} lies"
+        raise click.UsageError(msg)
     experiment = load_comparison(config).to_experiment(seeds=seeds, steps=steps, filters=filters)
     experiment = experiment.narrowed(rows=methods, regions=places)
     run_experiment(
         experiment,
         root or config.parent,
-        output or config.with_suffix(""),
+        output or (config.with_suffix("") if config.suffix else Path("landprior-experiments") / config),
         rivals=RIVALS,
         device=device,
         progress=show_progress(ctx),

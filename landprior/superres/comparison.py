@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from landprior.errors import ConfigError, MissingInputError
+from landprior.errors import ConfigError
 from landprior.landcover.experiments.config import Experiment, PriorKind, Settings
 from landprior.raster.scheme import explain
-from landprior.resources import read_yaml
+from landprior.resources import find_config, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 CompareName = Literal["prior", "qr", "rq", "sr", "soft-naive", "hard-naive", "em", "epitome", "self-epitome"]
 """What can be compared: the prior itself, and what ``landprior train --method`` and ``self-epitome`` know."""
@@ -139,18 +139,16 @@ class Comparison(BaseModel):
             raise ConfigError(explain(error, self.title)) from error
 
 
-def load_comparison(path: str | Path) -> Comparison:
-    """Load a comparison's YAML.
+def load_comparison(name: str | Path) -> Comparison:
+    """Load the user's own YAML by path, or a shipped comparison by name.
 
     Raises
     ------
     MissingInputError, ConfigError
-        If there is no such file, or it is no valid comparison.
+        If there is no such file or name, or it is no valid comparison.
     """
-    if not Path(path).is_file():
-        msg = f"no such file: {path}; a comparison is a YAML file (landprior compare --help shows one)"
-        raise MissingInputError(msg)
+    path = find_config(name, "comparisons")
     try:
-        return Comparison.model_validate(read_yaml(Path(path)))
+        return Comparison.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(explain(error, path)) from error

@@ -47,6 +47,10 @@ ROWS = 256
 STRIP = 1024
 """Positions of a piece, about: the products of a piece with all rows are a megabyte."""
 
+REFINED = 1e-3
+"""Share of a posterior from which an entry is computed anew, by differences: the product's exponents are rounded to some
+1e-4, which is a share of the entry."""
+
 DENSE = 0.05
 """Share of a block's entries from which it is kept dense."""
 
@@ -243,12 +247,29 @@ class Posteriors:
         found = self._pick(pieces, near.numpy(), largest.numpy(), budget=DENSE * len(rows) * self.positions)
         if found is None:
             matrix = torch.cat([exponent for _, exponent in pieces], dim=1)
-            matrix.sub_(largest[:, None])
-            # what lies far below is nothing; exponentials that are no normal numbers are slow
-            matrix.clamp_min_(-80.0).exp_()
+            # what lies far below is nothing, and exact zeros keep subnormal numbers, which are slow, out of products
+            matrix.sub_(largest[:, None]).clamp_min_(-self._range - 10).exp_()
             matrix.div_(matrix.sum(dim=1, keepdim=True))
-            return Dense(rows, matrix)
-        return self._assemble(*found, count=len(rows))
+            return Dense(rows, F.threshold_(matrix, LEFT_OUT / self.positions, 0.0))
+        picked, positions, weights = found
+        total = np.bincount(picked, weights=weights, minlength=len(rows))
+        heavy = np.flatnonzero(weights > REFINED * total[picked])
+        squares = patches.double().square().sum(dim=1).numpy() * (self._variance / 2)
+        exact = self._measure(at[picked[heavy]], positions[heavy])
+        weights[heavy] = np.exp(squares[picked[heavy]] - exact - largest.numpy()[picked[heavy]])
+        return self._assemble(picked, positions, weights, count=len(rows))
+
+    def _measure(self, at: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return ||x - x_s||^2 / (2 variance) by differences, of patches at pixels and of positions."""
+        width = self._image.shape[-1]
+        there = torch.from_numpy(positions // self._shape[1] * width + positions % self._shape[1])
+        found = [
+            (cut_patches(self._image, one, self._patch) - cut_patches(self._image, other, self._patch))
+            .square()
+            .sum(dim=(1, 2, 3))
+            for one, other in zip(torch.split(at, 20_000), torch.split(there, 20_000), strict=True)
+        ]
+        return np.asarray(torch.cat(found).double().numpy() / (2 * self._variance))
 
     def _pick(
         self, pieces: list[tuple[int, Tensor]], near: NDArray[np.bool_], largest: NDArray[np.float32], *, budget: float

@@ -60,7 +60,7 @@ class SelfEpitomeSettings(BaseModel):
     )
     passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
     iterations: int = Field(2, ge=1, description="of the expectation-maximisation")
-    smoothing: int = Field(1, ge=0, description="times that class probabilities are averaged over matches at the end")
+    smoothing: int = Field(2, ge=0, description="times that class probabilities are averaged over matches at the end")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

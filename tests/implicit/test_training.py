@@ -334,3 +334,59 @@ def test_cuda_trains_like_the_cpu():
     fit(network, feed, settings(steps=200), fabric=make_fabric("auto", "cuda"))
     batch, truth = make_batch(10_000, count=2000)
     assert (network.cpu()(batch.inputs).argmax(1) == truth).float().mean() > 0.95
+
+
+# -- objectives of one's own -------------------------------------------------------------------------
+
+
+def test_an_objective_takes_the_place_of_the_loss_after_the_warm_up():
+    seen = []
+
+    def objective(output, batch):
+        seen.append((batch.border, sorted(batch.extra), output.shape))
+        return qr(output, batch.log_prior, batch.mask)
+
+    def with_extra(step):
+        batch = feed(step)
+        return Batch(inputs=batch.inputs, log_prior=batch.log_prior, extra={"more": torch.ones(3)})
+
+    first, second = make_network(), make_network()
+    fit(first, with_extra, settings(loss="sr"), objective=objective)
+    fit(second, feed, settings(loss="qr"))
+    assert seen == [(0, ["more"], (256, 3))] * 40
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(second)[name])
+
+
+def test_an_objective_sees_no_border():
+    network = SmoothedNetwork(nn.Conv2d(2, 3, 1), halo=2)
+    values = torch.arange(2.0 * 2 * 9 * 9).reshape(2, 2, 9, 9)
+    batch = Batch(inputs=values / 100, log_prior=values[:, :1].expand(2, 3, 9, 9), mask=values[:, 0] > 40, border=2)
+    shapes = []
+
+    def objective(output, batch):
+        shapes.append((output.shape, batch.log_prior.shape, batch.mask.shape))
+        assert torch.equal(batch.mask, (values[:, 0] > 40)[:, 2:-2, 2:-2])
+        return output.square().mean()
+
+    fit(network, lambda _: batch, settings(loss="sr", warmup="none", steps=2), objective=objective)
+    assert shapes == [((2, 3, 5, 5), (2, 3, 5, 5), (2, 5, 5))] * 2
+
+
+def test_batches_may_have_no_prior():
+    network = nn.Linear(2, 1)
+    history = fit(
+        network,
+        lambda step: Batch(inputs=torch.full((4, 2), float(step % 3))),
+        settings(loss="epitome", warmup="none", steps=30),
+        objective=lambda output, _: (output - 1).square().mean(),
+    )
+    assert history.epochs[-1].loss < history.epochs[0].loss
+    assert all(torch.isnan(torch.tensor(epoch.entropy)) for epoch in history.epochs)
+
+
+def test_what_needs_an_objective_says_so():
+    with pytest.raises(ValueError, match="sr is no loss of log q and log prior alone"):
+        fit(make_network(), feed, settings(loss="sr"))
+    with pytest.raises(ValueError, match="need a prior in every batch"):
+        fit(make_network(), lambda step: Batch(inputs=feed(step).inputs), settings(loss="ce"))
