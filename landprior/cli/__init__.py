@@ -20,6 +20,8 @@ _COMMANDS = {
     "train": ("landprior.cli.train", "Train a network on a tile against its prior."),
     "tune": ("landprior.cli.tune", "Choose the learning rate on a validation tile."),
     "predict": ("landprior.cli.predict", "Map an image with a trained model."),
+    "self-epitome": ("landprior.cli.self_epitome", "Map a small tile by its own self-similarity, without training."),
+    "epitome": ("landprior.cli.epitome", "Draw a model that is an epitome."),
     "evaluate": ("landprior.cli.evaluate", "Score maps against labels, or estimate areas from points."),
     "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an honest accuracy."),
     "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),

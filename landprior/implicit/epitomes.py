@@ -21,6 +21,7 @@ from torch import nn
 
 from landprior.errors import InputError
 from landprior.implicit.networks import PixelNetwork
+from landprior.implicit.networks import PixelNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +68,8 @@ class Epitome(nn.Module):
         Parameters, (K, B, N, N).
     log_prior
         Parameter, (K, N, N): log p(s) before it is normalised over all K N N positions.
+    floor
+        Buffer: ``variance_floor``, so that a file of weights is all there is to know.
     used
         Buffer, (K, N, N): how often a position was used since the counters were last reset (location promotion).
     visits
@@ -80,6 +83,7 @@ class Epitome(nn.Module):
         If the patch is even or larger than the torus, or a number is not positive.
     """
 
+    floor: Tensor
     used: Tensor
     visits: Tensor
     resets: Tensor
@@ -105,11 +109,11 @@ class Epitome(nn.Module):
             msg = f"a variance of {variance} must be above its floor, {variance_floor}, which must not be negative"
             raise InputError(msg)
         self.bands, self.size, self.patch, self.epitomes = bands, size, patch, epitomes
-        self.variance_floor = variance_floor
         # random, not constant: equal positions would stay equal
         self.mean = nn.Parameter(0.3 * torch.randn(epitomes, bands, size, size))
         self.log_variance = nn.Parameter(torch.full((epitomes, bands, size, size), math.log(variance - variance_floor)))
         self.log_prior = nn.Parameter(torch.zeros(epitomes, size, size))
+        self.register_buffer("floor", torch.tensor(float(variance_floor)))
         self.register_buffer("used", torch.zeros(epitomes, size, size))
         self.register_buffer("visits", torch.zeros(epitomes, size, size, dtype=torch.int64))
         self.register_buffer("resets", torch.zeros((), dtype=torch.int64))
@@ -122,7 +126,7 @@ class Epitome(nn.Module):
     @property
     def variance(self) -> Tensor:
         """Variances, (K, B, N, N)."""
-        return self.log_variance.exp() + self.variance_floor
+        return self.log_variance.exp() + self.floor
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return log p(x, s) of patches, (n, B, w, w), shape (n, S).
@@ -304,7 +308,6 @@ def build_epitome_classifier(
     patch: int = PATCH,
     epitomes: int = 1,
     smoothing: float = 0.0,
-    variance_floor: float = VARIANCE_FLOOR,
 ) -> EpitomeClassifier:
     """Build an epitome with a label embedding, to be filled with weights or by training.
 
@@ -312,12 +315,12 @@ def build_epitome_classifier(
     ----------
     bands, classes
         Channels in and out.
-    size, patch, epitomes, variance_floor
+    size, patch, epitomes
         See :class:`Epitome`.
     smoothing
         See :class:`EpitomeClassifier`.
     """
-    epitome = Epitome(bands, size=size, patch=patch, epitomes=epitomes, variance_floor=variance_floor)
+    epitome = Epitome(bands, size=size, patch=patch, epitomes=epitomes)
     return EpitomeClassifier(epitome, classes, smoothing=smoothing)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from landprior.errors import InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.epitomes import PATCH, SIZE, VARIANCE_FLOOR, Epitome, build_epitome
+from landprior.implicit.networks import OUTPUT_SMOOTHING
 from landprior.implicit.training import Batch, TrainingSettings, fit
 from landprior.landcover.tiles import Tile, derive_seed, measure_bands, require_compatible
 
@@ -53,6 +54,9 @@ class EpitomeSettings(BaseModel):
     variance: float = Field(1.0, gt=0, description="that all start with; the image is standardised")
     variance_floor: float = Field(VARIANCE_FLOOR, ge=0, description="added to every variance")
     shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
+    embedded: int = Field(20_000, ge=1, description="patches whose codes or labels are put on the epitome, about")
+    iterations: int = Field(2, ge=1, description="of the expectation-maximisation that makes labels of codes")
+    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to every class probability of the map")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

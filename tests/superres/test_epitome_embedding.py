@@ -47,7 +47,7 @@ def test_classes_are_shares_and_the_mean_where_there_is_none():
     with torch.no_grad():
         epitome.mean.copy_(torch.arange(25.0).reshape(1, 1, 5, 5))
         epitome.log_variance.fill_(-20)
-    epitome.variance_floor = 1e-4
+    epitome.floor.fill_(1e-4)
     image = epitome.mean.detach()[0, :, :2, :].clone()  # only the first two rows are matched
     labels = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     found = embed_classes(epitome, [image], [labels], 2).reshape(5, 5, 2)

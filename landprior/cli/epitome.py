@@ -1,0 +1,29 @@
+"""``landprior epitome``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import INPUT, OUTPUT, overwrite_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command(name="epitome")
+@click.argument("model", type=INPUT)
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The picture to write (.png, .pdf).")
+@overwrite_option
+def command(*, model: Path, output: Path, overwrite: bool) -> None:
+    """Draw the epitome that is MODEL: its means, the classes on it, and how its positions were used.
+
+    \b
+    landprior train --image naip.tif --prior prior.tif --method epitome --nlcd nlcd.tif -o model.safetensors
+    landprior epitome model.safetensors -o epitome.png
+    """  # noqa: D301
+    from landprior.landcover.model import load_model
+    from landprior.superres.epitome_figure import draw_epitome
+
+    click.echo(str(draw_epitome(load_model(model), output, overwrite=overwrite)))

@@ -1,0 +1,83 @@
+"""``landprior self-epitome``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    nodata_option,
+    overwrite_option,
+    scheme_option,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="self-epitome")
+@click.argument("image", type=INPUT)
+@click.option("--nlcd", type=INPUT, required=True, help="Original NLCD codes, on any grid.")
+@scheme_option()
+@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code); by default what ships with the scheme.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The map to write (COG).")
+@click.option(
+    "--shrink", type=click.IntRange(1, 16), default=1, show_default=True, help="Average N x N pixels first: 1/N^4 time."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
+@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
+@click.option("--published", is_flag=True, help="The paper's own procedure, without what was found to be better.")
+@nodata_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    image: Path,
+    nlcd: Path,
+    scheme: ClassScheme | None,
+    cooccurrence: Path | None,
+    output: Path,
+    shrink: int,
+    seed: int,
+    probabilities: bool,
+    published: bool,
+    nodata: float | None,
+    overwrite: bool,
+) -> None:
+    """Map a small tile from IMAGE and NLCD by its own self-similarity, without training.
+
+    \b
+    landprior self-epitome naip.tif --nlcd nlcd.tif -o map.tif
+    landprior self-epitome naip.tif --nlcd nlcd.tif --scheme chesapeake-4 --shrink 2 --probabilities -o map.tif
+
+    Patches of the image are matched with the whole image; what NLCD says of a patch counts wherever it matches. Time grows
+    with the square of the pixels: tiles of a few hundred px a side, or --shrink.
+    """  # noqa: D301
+    from landprior.landcover.cooccurrence import load_cooccurrence
+    from landprior.landcover.prediction import Products
+    from landprior.raster.scheme import load_scheme
+    from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome
+
+    chosen = scheme or load_scheme("chesapeake-4")
+    changes = {"shrink": shrink, "seed": seed}
+    settings = SelfEpitomeSettings.published(**changes) if published else SelfEpitomeSettings(**changes)
+    path = map_by_self_epitome(
+        image,
+        nlcd,
+        output,
+        scheme=chosen,
+        cooccurrence=load_cooccurrence(cooccurrence, chosen),
+        settings=settings,
+        products=Products(probabilities=probabilities),
+        nodata=nodata,
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    click.echo(str(path))
