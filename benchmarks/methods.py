@@ -10,7 +10,9 @@ In West Virginia there are also rows of sr by other criteria, and with a U-Net.
 
 from __future__ import annotations
 
+import statistics
 import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,11 @@ from benchmarks.accuracy.cases import REPOSITORY, count_cells, data_folder, list
 from landprior.errors import LandpriorWarning
 from landprior.landcover.cells import measure_spread
 from landprior.landcover.cooccurrence import write_cooccurrence
+from landprior.landcover.evaluation import Scores
 from landprior.landcover.experiments.report import summarise, to_markdown, write_report
 from landprior.landcover.experiments.runner import Runner
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster
+from landprior.raster.files import open_raster, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 from landprior.superres.comparison import ComparedMethod, ComparedPlace, Comparison, load_comparison
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.experiments.config import Experiment
     from landprior.landcover.experiments.report import Line
+    from landprior.landcover.experiments.results import Result
 
 CODES = 16
 """Coarse codes of Ohio."""
@@ -50,7 +54,8 @@ VARIANTS = (
     ),
     ComparedMethod(method="sr", name="sr, U-Net", network="unet"),
 )
-MASK_CODES = 6
+DEVELOPED = (21, 22, 23, 24)
+"""NLCD's developed codes; Ohio's are others."""
 
 
 def derive_ohio(folder: Path) -> Comparison:
@@ -116,6 +121,40 @@ def list_comparisons(folder: Path, sets: list[str]) -> Iterator[tuple[str, Compa
         yield "ohio", derive_ohio(root), root
 
 
+def score_developed(
+    runner: Runner, results: list[Result], experiment: Experiment
+) -> dict[tuple[str, str, str], list[float]]:
+    """Return accuracies over the pixels of developed codes, by row, map and region, one for each seed."""
+    scheme = load_scheme(experiment.scheme)
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for result in results:
+        total = Scores.of(np.empty(0, int), np.empty(0, int), scheme)
+        for place, path in runner.maps_of(result):
+            if not path.is_file() or place.nlcd is None:
+                continue
+            with open_raster(path) as mapped, open_raster(place.labels) as truth:
+                label_map = experiment.regions[result.region].label_map
+                labels = read_classes(truth, None, scheme, codes=label_map, where=place.labels)
+                classes = read_classes(mapped, None, scheme, codes=None, where=path)
+            developed = np.isin(_read(place.nlcd), DEVELOPED)
+            total += Scores.of(classes[developed], labels[developed], scheme)
+        if total.pixels:
+            found[result.row, result.map, result.region].append(100 * total.accuracy)
+    return dict(found)
+
+
+def show_developed(found: dict[tuple[str, str, str], list[float]]) -> str:
+    """Return a table of the accuracies in developed areas."""
+    regions = list(dict.fromkeys(region for _, _, region in found))
+    rows = list(dict.fromkeys((row, kind) for row, kind, _ in found))
+    lines = [f"{'accuracy in developed cells (21-24)':<36}" + "".join(f"{region:>16}" for region in regions)]
+    for row, kind in rows:
+        cells = [found.get((row, kind, region), []) for region in regions]
+        shown = [f"{statistics.mean(c):.1f} ±{(max(c) - min(c)) / 2:.1f}" if c else "" for c in cells]
+        lines.append(f"{f'{row}: {kind}':<36}" + "".join(f"{text:>16}" for text in shown))
+    return "\n".join(lines)
+
+
 def judge_claims(lines: list[Line], experiment: Experiment) -> str:
     """Say whether what the papers claim holds here."""
     found = {(line.row, line.map, line.region): line for line in lines}
@@ -153,6 +192,9 @@ def main(output: Path, sets: str, methods: tuple[str, ...], seeds: int, filters:
         lines = summarise(experiment, results)
         click.echo(to_markdown(experiment, lines))
         click.echo(judge_claims(lines, experiment))
+        developed = score_developed(runner, results, experiment)
+        if developed:
+            click.echo("\n" + show_developed(developed) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,11 +72,8 @@ class Task:
 
     def ours(self) -> np.ndarray:
         """Return n(s, c), (H, W, codes), as the library computes it."""
-        posteriors = self.posteriors()
-        spreader = Spreader(
-            posteriors, self.corners, self.usable, patch=self.settings.patch, steps=self.settings, progress=False
-        )
-        return spreader.count(self.index, self.codes).numpy()
+        spreader = Spreader(self.image, self.usable, self.corners, self.index, self.settings)
+        return spreader.count(self.codes).numpy()
 
     def posteriors(self) -> Posteriors:
         """Return our posteriors."""
@@ -86,7 +83,7 @@ class Task:
             self.corners,
             patch=self.settings.patch,
             variance=self.settings.variance,
-            without_self=self.settings.without_self,
+            own=self.settings.own_match,
         )
 
     def direct(self) -> np.ndarray:
@@ -94,7 +91,7 @@ class Task:
         side = self.settings.patch
         height, width = self.image.shape[1:]
         one_hot = F.one_hot(torch.from_numpy(self.index), self.codes).permute(2, 0, 1).float()
-        counts = self.settings.own * one_hot
+        counts = self.settings.own_code * one_hot
         for posterior, rows, columns in self.dense():
             windows = torch.stack([one_hot[:, r : r + side, c : c + side] for r, c in zip(rows, columns, strict=True)])
             counts += F.conv_transpose2d(posterior.reshape(1, len(rows), height - side + 1, width - side + 1), windows)[
@@ -113,9 +110,15 @@ class Task:
             patches = torch.stack([image[:, r : r + side, c : c + side] for r, c in zip(rows, columns, strict=True)])
             exponent = (F.conv2d(image[None], patches)[0] - squares / 2) / variance
             exponent = exponent.flatten(1)
-            if self.settings.without_self:
-                exponent[torch.arange(len(some)), some] = -torch.inf
-            yield torch.softmax(exponent, dim=1), rows, columns
+            own = self.settings.own_match
+            at = torch.arange(len(some)), some
+            if own is not None:
+                exponent[at] = -torch.inf
+            posterior = torch.softmax(exponent, dim=1)
+            if own:
+                posterior = posterior * (1 - own)
+                posterior[at] = own
+            yield posterior, rows, columns
 
     def largest_posterior_difference(self) -> float:
         """Return the largest difference of p(s|x) between the two ways, over all patches and positions."""
@@ -126,9 +129,7 @@ class Task:
             first += len(rows)
         largest = 0.0
         for block in self.posteriors().blocks():
-            matrix = (
-                block.matrix if isinstance(block.matrix, torch.Tensor) else torch.from_numpy(block.matrix.toarray())
-            )
+            matrix = block.gather(torch.eye(direct.shape[1]))
             largest = max(largest, float((direct[torch.from_numpy(block.rows)] - matrix).abs().max()))
         return largest
 
@@ -142,8 +143,7 @@ def clock(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def read_tasks(*, published: bool) -> list[Task]:
     """Read the real tiles of the comparison; codes for those without NLCD are squares of 30 px."""
-    changes = {"passes": 0, "smoothing": 0, "without_self": not published}
-    settings = SelfEpitomeSettings(**changes)
+    settings = SelfEpitomeSettings.published(shrink=1) if published else SelfEpitomeSettings()
     folder = data_folder()
     with ImageLayer(folder / "epitome-demo" / "naip_rgb_214.tif") as layer:
         demo = layer.read()[0]

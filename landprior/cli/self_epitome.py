@@ -57,8 +57,8 @@ def command(
     landprior self-epitome naip.tif --nlcd nlcd.tif -o map.tif
     landprior self-epitome naip.tif --nlcd nlcd.tif --scheme chesapeake-4 --shrink 2 --probabilities -o map.tif
 
-    Patches of the image are matched with the whole image; what NLCD says of a patch counts wherever it matches. Time grows
-    with the square of the pixels: tiles of a few hundred px a side, or --shrink.
+    Patches of the image are matched with the whole image; what NLCD says of a patch counts wherever it matches. Time
+    grows with the square of the pixels: tiles of a few hundred px a side, or --shrink.
     """  # noqa: D301
     from landprior.landcover.cooccurrence import load_cooccurrence
     from landprior.landcover.prediction import Products

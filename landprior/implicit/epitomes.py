@@ -21,7 +21,6 @@ from torch import nn
 
 from landprior.errors import InputError
 from landprior.implicit.networks import PixelNetwork
-from landprior.implicit.networks import PixelNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

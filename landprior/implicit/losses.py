@@ -3,8 +3,9 @@
 Every loss has the signature ``loss(log_q, log_prior, mask=None)``: log-probabilities of the network and
 of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items that count, (N,) or
 (N, H, W). Each returns a scalar, the mean over the items that count. Gradients flow through the
-posterior. Logs are floored at ``log(EPS)`` where an infinite value would meet a positive weight;
-nothing is smoothed here. Hard zeros of the prior stay zeros of the posterior.
+posterior; the losses that rest on it also take ``log_marginal``, the log of the mean prediction to use instead
+of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are floored at ``log(EPS)`` where
+an infinite value would meet a positive weight; nothing is smoothed here. Hard zeros of the prior stay zeros of the posterior.
 """
 
 from __future__ import annotations
@@ -34,27 +35,38 @@ class Loss(Protocol):
         """Return the mean loss of a batch."""
 
 
-def qr(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+class ImplicitLoss(Protocol):
+    """What the losses are that rest on the posterior, and so on the class marginal."""
+
+    def __call__(
+        self, log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean loss of a batch."""
+
+
+def qr(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
     """QR, the free energy [R eq. 1, 5]: sum_l qbar log qbar - mean_i sum_l q_i log p_i.
 
     The land-cover objective, the same as ``torchgeo.losses.QRLoss``. It is the variational bound on
     minus the mean log evidence, less log N.
     """
-    log_marginal = log_class_marginal(log_q, mask)
+    log_marginal = log_class_marginal(log_q, mask) if log_marginal is None else log_marginal
     entropy = (log_marginal.exp() * log_marginal.clamp_min(_FLOOR)).sum()
     expected = (log_q.exp() * log_prior.clamp_min(_FLOOR)).sum(dim=1)
     return entropy - masked_mean(expected, mask)
 
 
-def qr_kl(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def qr_kl(
+    log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+) -> Tensor:
     """QR in the form mean_i KL(q_i || r_i) [R eq. 4, Figure 2]; the free energy plus the mean log evidence."""
-    log_r = log_posterior(log_q, log_prior, mask).clamp_min(_FLOOR)
+    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal).clamp_min(_FLOOR)
     return masked_mean(_kl(log_q, log_r), mask)
 
 
-def rq(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def rq(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
     """RQ: mean_i KL(r_i || q_i) [R section 2]. With a one-hot prior this is cross-entropy."""
-    log_r = log_posterior(log_q, log_prior, mask)
+    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal)
     return masked_mean(_kl(log_r, log_q.clamp_min(_FLOOR)), mask)
 
 
@@ -98,5 +110,8 @@ LOSSES: Mapping[LossName, Loss] = {
 }
 """All losses by name."""
 
-IMPLICIT: frozenset[LossName] = frozenset({"qr", "qr-kl", "rq"})
-"""The losses that rest on the implicit posterior, so that r is the natural map."""
+IMPLICIT_LOSSES: Mapping[str, ImplicitLoss] = {"qr": qr, "qr-kl": qr_kl, "rq": rq}
+"""The losses that rest on the implicit posterior."""
+
+IMPLICIT = frozenset(IMPLICIT_LOSSES)
+"""Their names; of these r is the natural map."""

@@ -8,9 +8,13 @@ r_i(l) proportional to p_i(l) q_i(l) / sum_j q_j(l).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EPS = 1e-8
 """Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
@@ -55,6 +59,67 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None) -> Tensor:
         return torch.logsumexp(log_q, dim=axes) - math.log(log_q.numel() / log_q.shape[1])
     count = torch.log(mask.sum().clamp_min(1).to(log_q.dtype))
     return torch.logsumexp(torch.where(where, log_q, -torch.inf), dim=axes) - count
+
+
+class RunningMarginal(nn.Module):
+    """Log of the mean prediction, estimated across batches, so that small batches do (``docs/small-batches.md``).
+
+    The value is a running mean of q over the items seen, older ones fading; the gradient is that of the batch at hand
+    at full weight (scaled down, as a plain running mean has it, the losses are seen to collapse). Items count, not
+    batches: a batch of n fades what was before by 1 - n / ``memory``. So from ``memory`` items on the batch's own mean
+    is left, and one full batch is exact. Sums and counts fade alike, so that the first estimates are not biased.
+
+    Parameters
+    ----------
+    memory
+        Items (pixels, images, documents) that are remembered, roughly.
+    reduce
+        Adds a tensor up over the devices that train together; None on one.
+    devices
+        How many these are.
+
+    Raises
+    ------
+    ValueError
+        If the memory is not positive.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, memory: float, *, reduce: Callable[[Tensor], Tensor] | None = None, devices: int = 1) -> None:
+        super().__init__()
+        if not memory > 0:
+            msg = f"the memory must be a positive number of items, not {memory}"
+            raise ValueError(msg)
+        self.memory, self._reduce, self._devices = memory, reduce, devices
+        self.register_buffer("total", torch.zeros(1, dtype=torch.float64))  # of all classes, once a batch was seen
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, log_q: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Take a batch in and return the log of the estimate, shape (C,), as :func:`log_class_marginal` does.
+
+        Parameters
+        ----------
+        log_q
+            Log-probabilities, (N, C) or (N, C, H, W).
+        mask
+            True for items that count; None for all.
+        """
+        where = items_mask(log_q, mask)
+        q = log_q.exp() if where is None else torch.where(where, log_q.exp(), 0.0)
+        own = q.sum(dim=[0, *range(2, q.ndim)]).double()
+        items = own.new_tensor(q.numel() / q.shape[1]) if where is None else where.sum().double()
+        sums = own.detach()
+        if self._reduce is not None:
+            sums, items = self._reduce(sums), self._reduce(items)
+        keep = (1 - items / self.memory).clamp_min(0)
+        self.total = keep * self.total.to(sums.device) + sums
+        self.weight = keep * self.weight.to(sums.device) + items
+        mean = (self.total / self.weight.clamp_min(1)).clamp_min(1e-300)
+        # gradients are averaged over devices, so each gives its part as many times as there are devices
+        change = (own - own.detach()) * self._devices / items.clamp_min(1)
+        return (torch.log(mean) + change / mean).to(log_q.dtype)
 
 
 def log_posterior(

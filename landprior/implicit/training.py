@@ -17,6 +17,7 @@ import pickle
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
 from landprior.implicit.devices import Compile, Precision, compile_if_worthwhile, count_operations, make_fabric
-from landprior.implicit.losses import IMPLICIT, LOSSES, Loss, LossName, ce
-from landprior.implicit.posterior import log_posterior
+from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES, LOSSES, Loss, LossName, ce
+from landprior.implicit.posterior import RunningMarginal, log_posterior
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +42,11 @@ Warmup = Literal["ce-em", "ce", "em", "none"]
 warm-up each."""
 
 Schedule = Literal["cosine", "plateau", "constant"]
+
+Marginal = Literal["batch", "running"]
+
+MEMORY = 4096.0
+"""Items that a running marginal remembers: batches of more are their own marginal."""
 
 OwnName = Literal["sr", "em", "epitome"]
 """Names of objectives that are no function of log q and log prior alone; they are given to :func:`fit`."""
@@ -68,6 +74,10 @@ class TrainingSettings(BaseModel):
     )
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
+    marginal: Marginal = Field(
+        "batch", description="the mean prediction that the posterior rests on: the batch's, or a running estimate"
+    )
+    memory: float = Field(MEMORY, gt=0, description="items that a running estimate remembers, roughly")
     schedule: Schedule = "cosine"
     ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -185,10 +195,10 @@ class History:
         )
 
 
-def em(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def em(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
     """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation."""
     with torch.no_grad():
-        log_r = log_posterior(log_q, log_prior, mask)
+        log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal)
     return ce(log_q, log_r, mask)
 
 
@@ -260,7 +270,7 @@ def fit(
     )
     _compile(network, feed, settings, fabric)
     network, optimiser = fabric.setup(network, optimiser)
-    run = _Run(network, optimiser, settings, checkpoint, identity, objective)
+    run = _Run(network, optimiser, settings, checkpoint, identity, fabric, objective)
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
         _look(network, monitor)
@@ -319,10 +329,19 @@ class _Run:
         settings: TrainingSettings,
         path: Path | None,
         identity: str,
+        fabric: Fabric,
         own: Objective | None = None,
     ) -> None:
         self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
         self._own = own
+        self._marginal: RunningMarginal | None = None
+        if settings.marginal == "running":
+            several = fabric.world_size > 1
+            self._marginal = RunningMarginal(
+                settings.memory,
+                reduce=partial(fabric.all_reduce, reduce_op="sum") if several else None,
+                devices=fabric.world_size,
+            )
         self._identity = f"{identity}|{settings.model_dump_json()}"
         self.step = 0
         self.history = History()
@@ -358,13 +377,16 @@ class _Run:
         if batch.log_prior is None:
             msg = f"{settings.loss} and a warm-up need a prior in every batch"
             raise ValueError(msg)
-        if not warm:
-            loss: Loss = LOSSES[settings.loss]  # type: ignore[index]  # fit() has seen to it
-        elif settings.warmup == "ce" or (settings.warmup == "ce-em" and 2 * self.step < settings.warm_end):
-            loss = ce
-        else:
-            loss = em
-        return loss(output, batch.log_prior, batch.mask)
+        prior, mask = batch.log_prior, batch.mask
+        if warm and (settings.warmup == "ce" or (settings.warmup == "ce-em" and 2 * self.step < settings.warm_end)):
+            return ce(output, prior, mask)
+        log_marginal = None if self._marginal is None else self._marginal(output, mask)
+        if warm:
+            return em(output, prior, mask, log_marginal=log_marginal)
+        if settings.loss in IMPLICIT_LOSSES:
+            return IMPLICIT_LOSSES[settings.loss](output, prior, mask, log_marginal=log_marginal)
+        loss: Loss = LOSSES[settings.loss]  # type: ignore[index]  # fit() has seen to it
+        return loss(output, prior, mask)
 
     @property
     def _warm(self) -> bool:
@@ -458,6 +480,7 @@ class _Run:
             "history": asdict(self.history),
             "plateau": [self._lowest, self._since, self._cuts],
             "stopped": self.stopped,
+            **({} if self._marginal is None else {"marginal": self._marginal.state_dict()}),
         }
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
         try:
@@ -480,6 +503,8 @@ class _Run:
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.stopped = state["stopped"]
+            if self._marginal is not None:
+                self._marginal.total, self._marginal.weight = (state["marginal"][k] for k in ("total", "weight"))
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
             warnings.warn(

@@ -1,10 +1,10 @@
 """Posteriors of patches over all positions of the image they come from, fast and exact.
 
 The direct formulation convolves the image with every patch and takes a softmax over the whole of each result. Here
-inner products come from matrix products in pieces that stay in the processor's cache; of each piece only the rows that
-reach near their own largest value are looked at again; and what is kept of a posterior is sparse, unless the patch is
-of an even surface and matches a large part of the image, when a dense product is faster. What is left out of a
-posterior sums to less than 1e-6 of it.
+inner products come from matrix products in pieces that stay in the processor's cache. A piece holds positions whose
+patches are alike, so that many are too far from a patch to count, by the leading principal components alone. What is
+kept of a posterior is sparse, unless the patch is of an even surface and matches a large part of the image, when
+dense products are faster. What is left out of a posterior sums to less than 1e-6 of it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ MERGED_ENTRIES = 4_000_000
 ROWS = 256
 """Patches whose posteriors are computed together, at most."""
 
-STRIP = 1024
-"""Positions of a piece, about: the products of a piece with all rows are a megabyte."""
+LEAF = 1024
+"""Positions of a piece, at most: its products with all rows are a megabyte."""
 
-REFINED = 1e-3
-"""Share of a posterior from which an entry is computed anew, by differences: the product's exponents are rounded to some
-1e-4, which is a share of the entry."""
+COMPONENTS = 8
+"""Principal components that say which pieces are too far from a patch."""
+
+REFINED = 1e-2
+"""Share of a posterior from which an entry is computed anew, by differences: the product's exponents are rounded to
+some 1e-4, which is a share of the entry."""
 
 DENSE = 0.05
 """Share of a block's entries from which it is kept dense."""
@@ -74,18 +77,33 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Dense:
-    """The same, as a full matrix, (r, S)."""
+    """The same, as full matrices of some rows and positions each; good until the next block is asked for."""
 
     rows: NDArray[np.int64]
-    matrix: Tensor
+    place: Tensor
+    """Of each position in the order that the pieces are in, (S,); one past the end for none."""
+    order: Tensor
+    """The positions in that order."""
+    pieces: list[tuple[Tensor, slice, Tensor]]
+    """Rows, (m,), places, (n,), and their posteriors, (m, n)."""
 
     def gather(self, values: Tensor) -> Tensor:
         """See :meth:`Sparse.gather`."""
-        return self.matrix @ values
+        found = values.new_zeros(len(self.rows), values.shape[1])
+        sorted_values = values[self.order]
+        for rows, places, matrix in self.pieces:
+            found.index_add_(0, rows, matrix @ sorted_values[places])
+        return found
 
     def scatter(self, values: Tensor) -> Tensor:
-        """See :meth:`Sparse.scatter`."""
-        return self.matrix.T @ values
+        """See :meth:`Sparse.scatter`; the result lies in memory value by value, not position by position."""
+        found = values.new_zeros(values.shape[1], len(self.order) + 1)
+        turned = values.T.contiguous()
+        for rows, places, matrix in self.pieces:
+            # the wide matrix on the right: products of this shape are several times faster
+            here = turned if len(rows) == len(values) else turned[:, rows]
+            torch.mm(here, matrix, out=found[:, places])
+        return found[:, self.place].T
 
 
 def _multiply(matrix: csr_matrix, values: Tensor) -> Tensor:
@@ -117,8 +135,10 @@ class Posteriors:
         Positions of the patches, (P,), flat indices into ``usable``.
     patch, variance
         Side w, and variance of every value.
-    without_self
-        A patch does not match itself.
+    groups
+        A number for each patch, (P,): no block mixes patches of different numbers.
+    own
+        What a patch's match with itself weighs, 0 to 1, against 1 - own for all the others; None: what p(s|x) says.
     """
 
     def __init__(
@@ -129,7 +149,8 @@ class Posteriors:
         *,
         patch: int,
         variance: float,
-        without_self: bool,
+        own: float | None,
+        groups: Tensor | None = None,
     ) -> None:
         # inner products of centred data are small, so that exponents lose no digits
         good = F.pad(usable[None, None].float(), (patch - 1,) * 4)
@@ -137,16 +158,30 @@ class Posteriors:
         mean = image[:, seen].mean(dim=1) if bool(seen.any()) else image.flatten(1).mean(dim=1)
         self._image = torch.where(seen, image - mean[:, None, None], 0.0)
         self._shape = (int(usable.shape[0]), int(usable.shape[1]))
-        self._patch, self._variance, self._without_self = patch, variance, without_self
-        squares = F.avg_pool2d(self._image.square().sum(dim=0)[None, None], patch, stride=1)[0, 0] * patch**2
-        self._bias = torch.where(usable, squares / (-2 * variance), -torch.inf).flatten()
-        self._pieces: list[tuple[int, int, Tensor]] | None = None
-        # patches of one kind together: their posteriors are alike in size
-        energy = self._energy(corners)
-        self._order = torch.argsort(energy).numpy()
+        self._patch, self._variance, self._own = patch, variance, own
+        self._groups = np.zeros(len(corners), dtype=np.int64) if groups is None else groups.numpy()
         self._corners = corners
-        self._range = math.log(max(int(usable.sum()), 1) / LEFT_OUT)
+        there = torch.nonzero(usable.flatten())[:, 0]
+        self._range = math.log(max(len(there), 1) / LEFT_OUT)
+        squares = F.avg_pool2d(self._image.square().sum(dim=0)[None, None], patch, stride=1)[0, 0] * patch**2
+        self._squares = squares.flatten()
+        features = self._describe(there)
+        parts = _split(features, LEAF)
+        self._leaves = [there[part] for part in parts]
+        boxes = [features[part] for part in parts]
+        self._low = torch.stack([box.amin(dim=0) for box in boxes])
+        self._high = torch.stack([box.amax(dim=0) for box in boxes])
+        place = torch.full((self.positions,), len(there))
+        place[torch.cat(self._leaves)] = torch.arange(len(there))
+        self._place = place  # of a position in the order of the leaves; at the end for those that are not usable
+        lengths = torch.tensor([0, *(len(leaf) for leaf in self._leaves)])
+        self._first = torch.cumsum(lengths, dim=0).tolist()
+        self._features = features[torch.searchsorted(there, corners)]
+        # patches that are alike together, so that they leave out the same positions
+        self._order = np.lexsort((place[corners].numpy(), self._groups))
+        self._unfolded: list[Tensor | None] = [None] * len(self._leaves)
         self._kept: list[Sparse] = []
+        self._buffer: Tensor | None = None
         self._left: list[NDArray[np.int64]] | None = None
 
     @property
@@ -154,12 +189,28 @@ class Posteriors:
         """Number of positions S, usable or not."""
         return self._shape[0] * self._shape[1]
 
-    def _energy(self, corners: Tensor) -> Tensor:
-        """Return how much each patch varies."""
-        box = self._image[None]
-        mean = F.avg_pool2d(box, self._patch, stride=1)[0]
-        square = F.avg_pool2d(box.square(), self._patch, stride=1)[0]
-        return (square - mean.square()).sum(dim=0).flatten()[corners]
+    @property
+    def _count(self) -> int:
+        """Number of patches of a block, at most."""
+        return max(1, min(ROWS, BLOCK_VALUES // max(self.positions, 1)))
+
+    def _describe(self, positions: Tensor) -> Tensor:
+        """Return coordinates of patches, (n, m): distances between them are never more than between the patches.
+
+        They are the leading principal components, and the length of the rest.
+        """
+        some = positions[:: max(1, len(positions) // 4000)]
+        sample = cut_patches(self._image, self._pixels(some), self._patch).flatten(1)
+        _, axes = torch.linalg.eigh(sample.T @ sample)
+        leading = axes[:, -min(COMPONENTS, axes.shape[1]) :].flip(1)
+        kernels = leading.T.reshape(-1, self._image.shape[0], self._patch, self._patch)
+        found = F.conv2d(self._image[None], kernels.contiguous())[0].flatten(1).T[positions]
+        rest = (self._squares[positions] - found.square().sum(dim=1)).clamp_min(0).sqrt()
+        return torch.cat([found, rest[:, None]], dim=1)
+
+    def _pixels(self, positions: Tensor) -> Tensor:
+        """Return the flat index of the upper left pixel of positions."""
+        return positions // self._shape[1] * self._image.shape[-1] + positions % self._shape[1]
 
     def blocks(self) -> Iterator[Sparse | Dense]:
         """Give the posteriors of all patches, in some order; what fits is kept for the next call."""
@@ -168,6 +219,9 @@ class Posteriors:
         left: list[NDArray[np.int64]] = []
         waiting: list[tuple[NDArray[np.int64], csr_matrix]] = []
         for rows in self._todo():
+            if waiting and self._groups[waiting[0][0][0]] != self._groups[rows[0]]:
+                yield self._merge(waiting, left, keep=first)
+                waiting = []
             block = self._compute(rows)
             if isinstance(block, Dense):
                 left.append(rows)
@@ -185,8 +239,13 @@ class Posteriors:
     def _todo(self) -> list[NDArray[np.int64]]:
         if self._left is not None:
             return self._left
-        count = max(1, min(ROWS, BLOCK_VALUES // max(self.positions, 1)))
-        return [self._order[first : first + count] for first in range(0, len(self._order), count)]
+        count = self._count
+        ends = np.flatnonzero(np.diff(self._groups[self._order])) + 1
+        return [
+            group[first : first + count]
+            for group in np.split(self._order, ends)
+            for first in range(0, len(group), count)
+        ]
 
     def _merge(
         self, waiting: list[tuple[NDArray[np.int64], csr_matrix]], left: list[NDArray[np.int64]], *, keep: bool
@@ -208,89 +267,119 @@ class Posteriors:
             left.extend(some for some, _ in waiting)
         return block
 
-    def _unfolded(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Give the patches of all positions in pieces: first and last position, and (B w w, n)."""
-        if self._pieces is not None:
-            yield from self._pieces
-            return
-        height, width = self._shape
-        rows = max(1, STRIP // width)
-        size = self.positions * self._image.shape[0] * self._patch**2
-        keep: list[tuple[int, int, Tensor]] | None = [] if size <= CACHED_PATCHES else None
-        for top in range(0, height, rows):
-            lower = min(top + rows, height)
-            strip = self._image[None, :, top : lower + self._patch - 1]
-            piece = (top * width, lower * width, F.unfold(strip, self._patch)[0])
-            if keep is not None:
-                keep.append(piece)
-            yield piece
-        self._pieces = keep
+    def _unfold(self, number: int) -> Tensor:
+        """Return the patches of a leaf, (n, B w w)."""
+        known = self._unfolded[number]
+        if known is None:
+            known = cut_patches(self._image, self._pixels(self._leaves[number]), self._patch).flatten(1)
+            if self.positions * known.shape[1] <= CACHED_PATCHES:
+                self._unfolded[number] = known
+        return known
 
     def _compute(self, rows: NDArray[np.int64]) -> csr_matrix | Dense:
         corners = self._corners[rows]
-        width = self._image.shape[-1]
-        at = corners // self._shape[1] * width + corners % self._shape[1]
-        patches = cut_patches(self._image, at, self._patch).flatten(1) / self._variance
-        pieces: list[tuple[int, Tensor]] = []
-        tops: list[Tensor] = []
-        for first, last, unfolded in self._unfolded():
-            exponent = torch.addmm(self._bias[first:last], patches, unfolded)
-            if self._without_self:
-                inside = (corners >= first) & (corners < last)
-                exponent[inside, corners[inside] - first] = -torch.inf
-            tops.append(exponent.amax(dim=1))
-            pieces.append((first, exponent))
-        top = torch.stack(tops, dim=1)
-        largest = top.amax(dim=1)
-        largest = torch.where(torch.isfinite(largest), largest, 0.0)  # the only usable position, without itself
-        near = top > (largest - self._range)[:, None]
-        found = self._pick(pieces, near.numpy(), largest.numpy(), budget=DENSE * len(rows) * self.positions)
+        patches = cut_patches(self._image, self._pixels(corners), self._patch).flatten(1)
+        squares = self._squares[corners] / (2 * self._variance)
+        pieces, largest = self._reach(corners, patches / self._variance, squares, self._features[rows])
+        found = self._pick(pieces, largest, budget=DENSE * len(rows) * self.positions)
         if found is None:
-            matrix = torch.cat([exponent for _, exponent in pieces], dim=1)
-            # what lies far below is nothing, and exact zeros keep subnormal numbers, which are slow, out of products
-            matrix.sub_(largest[:, None]).clamp_min_(-self._range - 10).exp_()
-            matrix.div_(matrix.sum(dim=1, keepdim=True))
-            return Dense(rows, F.threshold_(matrix, LEFT_OUT / self.positions, 0.0))
+            return self._densify(rows, corners, pieces, largest)
         picked, positions, weights = found
         total = np.bincount(picked, weights=weights, minlength=len(rows))
         heavy = np.flatnonzero(weights > REFINED * total[picked])
-        squares = patches.double().square().sum(dim=1).numpy() * (self._variance / 2)
-        exact = self._measure(at[picked[heavy]], positions[heavy])
-        weights[heavy] = np.exp(squares[picked[heavy]] - exact - largest.numpy()[picked[heavy]])
-        return self._assemble(picked, positions, weights, count=len(rows))
+        exact = self._measure(corners[picked[heavy]], torch.from_numpy(positions[heavy]))
+        weights[heavy] = np.exp((squares - largest).double().numpy()[picked[heavy]] - exact)
+        return self._assemble(picked, positions, weights, corners.numpy())
 
-    def _measure(self, at: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return ||x - x_s||^2 / (2 variance) by differences, of patches at pixels and of positions."""
-        width = self._image.shape[-1]
-        there = torch.from_numpy(positions // self._shape[1] * width + positions % self._shape[1])
+    def _reach(
+        self, corners: Tensor, scaled: Tensor, squares: Tensor, features: Tensor
+    ) -> tuple[list[tuple[Tensor, int, Tensor]], Tensor]:
+        """Return exponents of rows and leaves that may count, and the largest of each row.
+
+        Exponents lack the row's own constant, ``squares``. A leaf's box is no farther than its positions: it is left out
+        where even that is too far.
+        """
+        gaps = (self._low - features[:, None]).clamp_min_(0) + (features[:, None] - self._high).clamp_min_(0)
+        # a little less than the distance, for rounding
+        bounds = squares[:, None] - gaps.square_().sum(dim=2) * (0.9999 / (2 * self._variance)) + 0.01
+        if self._buffer is None:
+            self._buffer = torch.empty(self._count * self.positions)  # one for all: fresh pages are slow
+        largest = torch.full((len(corners),), -torch.inf)
+        if self._own is None:
+            largest = squares - 0.01  # its match with itself
+        pieces: list[tuple[Tensor, int, Tensor]] = []
+        used = 0
+        everyone = torch.arange(len(corners))
+        for number in torch.argsort(bounds.amax(dim=0), descending=True).tolist():
+            rows = torch.nonzero(bounds[:, number] > largest - self._range)[:, 0]
+            if not len(rows):
+                continue
+            all_of_them = len(rows) > 0.7 * len(corners)
+            rows = everyone if all_of_them else rows
+            leaf = self._leaves[number]
+            exponent = self._buffer[used : used + len(rows) * len(leaf)].view(len(rows), len(leaf))
+            used += exponent.numel()
+            bias = self._squares[leaf] / (-2 * self._variance)
+            torch.addmm(bias, scaled if all_of_them else scaled[rows], self._unfold(number).T, out=exponent)
+            if self._own is not None:
+                exponent[self._find(corners[rows], number)] = -torch.inf
+            top = exponent.amax(dim=1)
+            largest[rows] = torch.maximum(largest[rows], top)
+            pieces.append((rows, number, exponent))
+        # the only usable position, without itself, has none
+        return pieces, torch.where(torch.isfinite(largest), largest, 0.0)
+
+    def _densify(
+        self, rows: NDArray[np.int64], corners: Tensor, pieces: list[tuple[Tensor, int, Tensor]], largest: Tensor
+    ) -> Dense:
+        sums = torch.zeros(len(rows), 1)
+        for here, _, exponent in pieces:
+            # what lies far below is nothing; exact zeros keep subnormal numbers, which are slow, out of products
+            exponent.sub_(largest[here][:, None]).clamp_min_(-self._range - 10).exp_()
+            F.threshold(exponent, LEFT_OUT / self.positions, 0.0, inplace=True)
+            sums.index_add_(0, here, exponent.sum(dim=1, keepdim=True))
+        found = []
+        for here, number, exponent in pieces:
+            exponent.mul_((1 - (self._own or 0)) / sums[here])
+            if self._own:
+                exponent[self._find(corners[here], number)] = self._own
+            found.append((here, slice(self._first[number], self._first[number + 1]), exponent))
+        return Dense(rows, self._place, torch.cat(self._leaves), found)
+
+    def _find(self, corners: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return which of some positions are in a leaf, and where there."""
+        at = self._place[corners] - self._first[number]
+        rows = torch.nonzero((at >= 0) & (at < len(self._leaves[number])))[:, 0]
+        return rows, at[rows]
+
+    def _measure(self, ones: Tensor, others: Tensor) -> NDArray[np.float64]:
+        """Return ||x - x_s||^2 / (2 variance) of pairs of positions, by differences."""
+        pairs = zip(torch.split(self._pixels(ones), 5_000), torch.split(self._pixels(others), 5_000), strict=True)
         found = [
             (cut_patches(self._image, one, self._patch) - cut_patches(self._image, other, self._patch))
             .square()
             .sum(dim=(1, 2, 3))
-            for one, other in zip(torch.split(at, 20_000), torch.split(there, 20_000), strict=True)
+            for one, other in pairs
         ]
         return np.asarray(torch.cat(found).double().numpy() / (2 * self._variance))
 
     def _pick(
-        self, pieces: list[tuple[int, Tensor]], near: NDArray[np.bool_], largest: NDArray[np.float32], *, budget: float
+        self, pieces: list[tuple[Tensor, int, Tensor]], largest: Tensor, *, budget: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None:
         """Return rows, positions and weights of what counts, or None if it is more than the budget."""
         parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
         total = 0
-        threshold = largest - np.float32(self._range)
-        for number, (first, exponent) in enumerate(pieces):
-            rows = np.flatnonzero(near[:, number])
-            if not len(rows):
-                continue
-            values = exponent.numpy()
-            values = values if len(rows) == len(values) else values[rows]
+        tops = largest.numpy()
+        threshold = tops - np.float32(self._range)
+        for here, number, exponent in pieces:
+            rows, values = here.numpy(), exponent.numpy()
             flat = np.flatnonzero(values > threshold[rows, None])
             total += len(flat)
             if total > budget:
                 return None
-            row, position = np.divmod(flat, values.shape[1])
+            row, at = np.divmod(flat, values.shape[1])
             row = rows[row]
-            parts.append((row, position + first, np.exp(values.ravel()[flat] - largest[row])))
+            parts.append((row, self._leaves[number].numpy()[at], np.exp(values.ravel()[flat] - tops[row])))
         if not parts:
             nothing = np.empty(0, dtype=np.int64)
             return nothing, nothing, np.empty(0, dtype=np.float32)
@@ -298,14 +387,34 @@ class Posteriors:
         return rows, positions, weights
 
     def _assemble(
-        self, rows: NDArray[np.int64], positions: NDArray[np.int64], weights: NDArray[np.float32], *, count: int
+        self,
+        rows: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        corners: NDArray[np.int64],
     ) -> csr_matrix:
         """Return a matrix with rows that sum to one, without the entries that sum to next to nothing."""
+        count = len(corners)
         total = np.bincount(rows, weights=weights, minlength=count)
         number = np.bincount(rows, minlength=count)
         share = weights / total[rows].astype(np.float32)
         kept = share > (LEFT_OUT / np.maximum(number, 1)).astype(np.float32)[rows]
-        return csr_matrix(
-            (share[kept], (rows[kept].astype(np.int32), positions[kept].astype(np.int32))),
-            shape=(count, self.positions),
-        )
+        share, rows, positions = share[kept], rows[kept], positions[kept]
+        if self._own:
+            share = np.concatenate([share * np.float32(1 - self._own), np.full(count, self._own, np.float32)])
+            rows, positions = np.concatenate([rows, np.arange(count)]), np.concatenate([positions, corners])
+        return csr_matrix((share, (rows.astype(np.int32), positions.astype(np.int32))), shape=(count, self.positions))
+
+
+def _split(features: Tensor, size: int) -> list[Tensor]:
+    """Split points, (n, m), into parts of at most ``size`` that are close together: by quarters of the widest axis."""
+    waiting, found = [torch.arange(len(features))], []
+    while waiting:
+        some = waiting.pop()
+        if len(some) <= size:
+            found.append(some)
+            continue
+        values = features[some]
+        along = values[:, values.var(dim=0).argmax()]
+        waiting.extend(torch.tensor_split(some[torch.argsort(along)], 4))
+    return found

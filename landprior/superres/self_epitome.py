@@ -54,12 +54,15 @@ class SelfEpitomeSettings(BaseModel):
     variance: float = Field(0.01, gt=0, description="of every value of a patch, where the image's range is 0 to 1")
     samples: float = Field(0.05, gt=0, le=1, description="patches that are matched, per pixel of the tile")
     shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
-    without_self: bool = Field(default=True, description="a patch does not match itself")
-    own: float = Field(
-        0.01, ge=0, description="weight of a pixel's own code; that of a matching patch is its posterior"
+    own_match: float | None = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="weight of a patch's match with itself, the others have the rest; none: what its posterior says",
     )
+    own_code: float = Field(0.01, ge=0, description="weight of a pixel's own code; a matching patch's is its posterior")
     passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
-    iterations: int = Field(2, ge=1, description="of the expectation-maximisation")
+    iterations: int = Field(3, ge=1, description="of the expectation-maximisation")
     smoothing: int = Field(2, ge=0, description="times that class probabilities are averaged over matches at the end")
     seed: int = Field(0, ge=0)
 
@@ -73,7 +76,7 @@ class SelfEpitomeSettings(BaseModel):
     @classmethod
     def published(cls, **changes: Any) -> SelfEpitomeSettings:  # noqa: ANN401 - the fields
         """Return the paper's own procedure: patches match themselves, EM to its optimum, codes do not travel."""
-        fields = {"without_self": False, "passes": 0, "iterations": 200, "smoothing": 0, "shrink": 2}
+        fields = {"own_match": None, "passes": 0, "iterations": 200, "smoothing": 0, "shrink": 2}
         return cls(**fields | changes)
 
 
@@ -142,13 +145,10 @@ def resolve_tile(
         )
         raise InputError(msg)
     corners = draw_corners(usable, round(settings.samples * int(known.sum())), settings.seed)
-    posteriors = Posteriors(
-        small, usable, corners, patch=settings.patch, variance=settings.variance, without_self=settings.without_self
-    )
-    spreader = Spreader(posteriors, corners, usable, patch=settings.patch, steps=settings, progress=progress)
-    counts = spreader.count(index, len(present))
+    spreader = Spreader(small, usable, corners, index, settings, progress=progress)
+    counts = spreader.count(len(present))
     for _ in range(settings.passes):
-        counts = spreader.travel(counts, index)
+        counts = spreader.travel(counts)
     flat = counts.reshape(-1, len(present)).numpy()
     share = np.bincount(index[index >= 0], minlength=len(present)).astype(np.float64)
     found = resolve_labels(flat, np.asarray(table)[present], shares=share / share.sum(), iterations=settings.iterations)
@@ -188,50 +188,80 @@ def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
 
 
 class Spreader:
-    """Carries codes and labels between patches and the positions they match."""
+    """Carries codes and labels between patches and the positions they match.
+
+    Parameters
+    ----------
+    image, usable, corners
+        See :class:`landprior.superres.posteriors.Posteriors`.
+    index
+        Indices of the pixels' codes, (H, W), negative for none.
+    settings
+        See :class:`SelfEpitomeSettings`.
+    progress
+        A progress bar on stderr.
+    """
 
     def __init__(
         self,
-        posteriors: Posteriors,
-        corners: Tensor,
+        image: Tensor,
         usable: Tensor,
+        corners: Tensor,
+        index: NDArray[np.int64],
+        settings: SelfEpitomeSettings,
         *,
-        patch: int,
-        steps: SelfEpitomeSettings,
-        progress: bool,
+        progress: bool = False,
     ) -> None:
         from tqdm import tqdm
 
-        self._posteriors, self._patch, self._own = posteriors, patch, steps.own
+        self._patch, self._own = settings.patch, settings.own_code
         self._height, self._width = int(usable.shape[0]), int(usable.shape[1])
+        self._index = index
+        self.pure = find_pure(index, usable, settings.patch).flatten()[corners]
+        self._posteriors = Posteriors(
+            image,
+            usable,
+            corners,
+            patch=settings.patch,
+            variance=settings.variance,
+            own=settings.own_match,
+            groups=self.pure.long(),
+        )
         self._rows, self._columns = corners // self._width, corners % self._width
-        total = len(corners) * (1 + steps.passes + steps.smoothing)
+        total = len(corners) * (1 + settings.passes + settings.smoothing)
         self._bar = tqdm(total=total, desc="matching patches", unit="patch", disable=not progress, leave=False)
 
     def close(self) -> None:
         """End the progress bar."""
         self._bar.close()
 
-    def count(self, index: NDArray[np.int64], codes: int) -> Tensor:
-        """Return n(s, c) [11], shape (H, W, codes), of code indices, (H, W), negative for none."""
-        own = self._one_hot(index, codes)
-        counts = own * self._own
+    def count(self, codes: int) -> Tensor:
+        """Return n(s, c) [11], shape (H, W, codes)."""
+        own = self._one_hot(codes)
+        total = _Sum(self._height, self._width, self._patch, codes)
+        middle = self._patch // 2
+        # a patch of one code sends the same to all pixels of a match: once to the position, which is spread at the end
+        centre = torch.zeros(self._posteriors.positions, codes)
         for block in self._posteriors.blocks():
-            for row in range(self._patch):
-                window = self._windows(own, row, block.rows)
-                self._put(counts, block.scatter(window), row)
+            if bool(self.pure[torch.from_numpy(block.rows)].all()):
+                here = torch.from_numpy(block.rows)
+                centre += block.scatter(own[self._rows[here] + middle, self._columns[here] + middle])
+            else:
+                for row in range(self._patch):
+                    total.put(block.scatter(self._windows(own, row, block.rows)), row)
             self._bar.update(len(block.rows))
-        return counts
+        total.spread(centre)
+        return total.values() + own * self._own
 
-    def travel(self, counts: Tensor, index: NDArray[np.int64]) -> Tensor:
+    def travel(self, counts: Tensor) -> Tensor:
         """Return counts after each patch has fetched the mean of its matches and sent that to them."""
         shares = counts / counts.sum(dim=2, keepdim=True).clamp_min(1e-12)
-        after = self._one_hot(index, counts.shape[2]) * self._own
+        total = _Sum(self._height, self._width, self._patch, counts.shape[2])
         for block in self._posteriors.blocks():
             for row in range(self._patch):
-                self._put(after, block.scatter(block.gather(self._table(shares, row))), row)
+                total.put(block.scatter(block.gather(self._table(shares, row))), row)
             self._bar.update(len(block.rows))
-        return after
+        return total.values() + self._one_hot(counts.shape[2]) * self._own
 
     def smooth(self, labels: Tensor) -> Tensor:
         """Return labels, (H, W, C), averaged over the matches of the patches on each pixel; others as they were."""
@@ -248,8 +278,8 @@ class Spreader:
             self._bar.update(len(block.rows))
         return torch.where(number > 0, total / number.clamp_min(1), labels)
 
-    def _one_hot(self, index: NDArray[np.int64], codes: int) -> Tensor:
-        where = torch.from_numpy(index)
+    def _one_hot(self, codes: int) -> Tensor:
+        where = torch.from_numpy(self._index)
         found = F.one_hot(where.clamp_min(0), codes).float()
         return found * (where >= 0)[..., None]
 
@@ -265,11 +295,41 @@ class Spreader:
         pieces = [strip[:, column : column + self._width] for column in range(self._patch)]
         return torch.stack(pieces, dim=2).reshape(self._height * self._width, -1)
 
-    def _put(self, counts: Tensor, found: Tensor, row: int) -> None:
-        """Add what came to the positions, (S, w m), to their pixels in one row of the window, in place."""
-        parts = found.reshape(self._height, self._width, self._patch, -1)
+
+class _Sum:
+    """Adds up what comes to positions, at the pixels of their windows."""
+
+    def __init__(self, height: int, width: int, patch: int, values: int) -> None:
+        self._height, self._width, self._patch = height, width, patch
+        shape = (height + patch - 1, width + patch - 1)
+        # sparse products come position by position, dense ones value by value; sums of like layouts are fast
+        self._sums = (torch.zeros(*shape, values), torch.zeros(values, *shape).permute(1, 2, 0))
+
+    def put(self, found: Tensor, row: int) -> None:
+        """Add what came to positions, (S, w m), for one row of their windows."""
+        parts = found.view(self._height, self._width, self._patch, -1)
+        total = self._sums[0 if found.is_contiguous() else 1]
         for column in range(self._patch):
-            counts[row : row + self._height, column : column + self._width] += parts[:, :, column]
+            total[row : row + self._height, column : column + self._width] += parts[:, :, column]
+
+    def spread(self, centre: Tensor) -> None:
+        """Add what came to positions, (S, m), at all pixels of their windows."""
+        pad = self._patch - 1
+        values = F.pad(centre.T.reshape(1, -1, self._height, self._width), (pad, pad, pad, pad))
+        box = F.avg_pool2d(values, self._patch, stride=1)[0] * self._patch**2
+        self._sums[1].add_(box.permute(1, 2, 0))
+
+    def values(self) -> Tensor:
+        """Return the sums, (H, W, m)."""
+        return (self._sums[0] + self._sums[1]).contiguous()
+
+
+def find_pure(index: NDArray[np.int64], usable: Tensor, patch: int) -> Tensor:
+    """Return at which positions, (H - w + 1, W - w + 1), a patch has one code only, and that everywhere."""
+    codes = torch.from_numpy(index).float()[None, None]
+    high = F.max_pool2d(codes, patch, stride=1)[0, 0]
+    low = -F.max_pool2d(-codes, patch, stride=1)[0, 0]
+    return usable & (high == low) & (low >= 0)
 
 
 def _shrink(values: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,6 +46,7 @@ from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
 from landprior.sources.areas import list_cities
+from landprior.superres.epitome_training import EpitomeSettings
 
 # under the command line our own warnings are lines on stderr, and tiny trainings have something to warn of
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
@@ -235,6 +236,7 @@ def test_defaults_in_the_help_of_train_are_those_of_the_library():
     loop, tile = TrainingSettings(), TileSettings()
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate")}
     expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
+    expected["epitome_size"] = EpitomeSettings().size
     assert defaults_in_help(train_command) == expected
     loop, tile = (paper := TileSettings.paper()).training, paper
     published = {

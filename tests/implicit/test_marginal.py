@@ -1,0 +1,193 @@
+"""The running class marginal: its value, its gradient, and what training does with it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landprior.errors import TrainingInterruptedError
+from landprior.implicit.losses import IMPLICIT_LOSSES, LOSSES
+from landprior.implicit.posterior import RunningMarginal, log_class_marginal
+from landprior.implicit.training import MEMORY, TrainingSettings, fit
+
+from .test_training import feed, make_batch, make_network, weights
+
+SHAPES = [(6, 3), (2, 4, 5, 6)]
+
+
+def draw(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.log_softmax(torch.randn(shape, generator=generator, dtype=torch.float64), dim=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", IMPLICIT_LOSSES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_no_memory_it_is_the_batchs_own(shape, name, masked):
+    """Value and gradient of every loss, whatever was seen before."""
+    mask = torch.rand((shape[0], *shape[2:]), generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
+    marginal = RunningMarginal(1.0)
+    marginal(draw(shape, 5))
+    log_p = draw(shape, 9)
+    found, expected = [], []
+    for use in (True, False):
+        logits = draw(shape, 2).requires_grad_()
+        log_q = torch.log_softmax(logits, 1)
+        options = {"log_marginal": marginal(log_q, mask)} if use else {}
+        loss = IMPLICIT_LOSSES[name](log_q, log_p, mask, **options)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        (found if use else expected).extend([loss.detach(), gradient])
+    torch.testing.assert_close(found, expected)
+
+
+@given(st.floats(1, 50), st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_the_value_is_the_faded_mean(memory, sizes, seed):
+    """Against an explicit sum over all items seen, each with the weight that is left of it."""
+    marginal = RunningMarginal(memory)
+    items, left = [], []
+    for number, size in enumerate(sizes):
+        log_q = draw((size, 3), seed * 100 + number)
+        found = marginal(log_q)
+        keep = max(0.0, 1 - size / memory)
+        left = [weight * keep for weight in left] + [1.0] * size
+        items += list(log_q.exp())
+        expected = sum(w * q for w, q in zip(left, items, strict=True)) / sum(left)
+        torch.testing.assert_close(found.exp(), expected)
+
+
+def test_the_first_batch_is_exact_and_a_full_one_always():
+    log_q = draw((8, 3), 1)
+    torch.testing.assert_close(RunningMarginal(1000.0)(log_q), log_class_marginal(log_q))
+    marginal = RunningMarginal(8.0)
+    marginal(draw((8, 3), 2))
+    torch.testing.assert_close(marginal(log_q), log_class_marginal(log_q))
+
+
+def test_it_is_not_biased_on_a_stream():
+    """The mean of many runs, at every step, is the mean of the stream."""
+    generator = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    found = torch.zeros((6, 3), dtype=torch.float64)
+    runs = 3000
+    for _ in range(runs):
+        marginal = RunningMarginal(20.0)
+        for step in range(6):
+            drawn = torch.multinomial(share, 4, replacement=True, generator=generator)
+            q = torch.nn.functional.one_hot(drawn, 3).double().clamp_min(1e-9)
+            found[step] += marginal(q.log()).exp() / runs
+    error = math.sqrt(0.25 / 4 / runs)
+    torch.testing.assert_close(found, share.expand(6, 3), atol=5 * error, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_the_batch_at_full_weight(shape):
+    """d log m(l) = d qbar(l) / m(l), as derived in docs/small-batches.md."""
+    marginal = RunningMarginal(500.0)
+    marginal(draw(shape, 3))
+    logits = draw(shape, 4).requires_grad_()
+    log_m = marginal(torch.log_softmax(logits, 1))
+    mean = log_m.detach().exp()
+    weights_ = torch.tensor([1.0, -2.0, 0.5, 3.0][: shape[1]], dtype=torch.float64)
+    (found,) = torch.autograd.grad((weights_ * log_m).sum(), logits)
+    qbar = log_class_marginal(torch.log_softmax(logits, 1)).exp()
+    (expected,) = torch.autograd.grad((weights_ / mean * qbar).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_small_batch_no_longer_hides_its_gradient():
+    """One item: by its own marginal r is the prior, whatever q; by a running one it is not."""
+    log_q, log_p = draw((1, 3), 7), draw((1, 3), 8)
+    alone = LOSSES["rq"](log_q, log_p)
+    torch.testing.assert_close(alone, (log_p.exp() * (log_p - log_q)).sum())
+    marginal = RunningMarginal(1e4)
+    marginal(draw((500, 3), 9))
+    together = IMPLICIT_LOSSES["rq"](log_q, log_p, log_marginal=marginal(log_q))
+    assert abs(float(together - alone)) > 1e-3
+
+
+def test_devices_together_are_one():
+    """Two devices: the value is that of all items, and the mean of the two gradients that of all items."""
+    parts = [draw((5, 3), 1), draw((9, 3), 2)]
+    sums = [torch.stack([p.exp().sum(0) for p in parts]).sum(0), torch.tensor(14.0, dtype=torch.float64)]
+    every = torch.cat(parts)
+    whole = RunningMarginal(40.0)
+    whole(draw((6, 3), 3))
+    log_q = every.clone().requires_grad_()
+    value = whole(log_q)
+    (expected,) = torch.autograd.grad(value.sum(), log_q)
+    gradients = []
+    for part in parts:
+        answers = iter(sums)
+        one = RunningMarginal(40.0, reduce=lambda _, answers=answers: next(answers), devices=2)
+        one.total, one.weight = draw((6, 3), 3).exp().sum(0), torch.tensor(6.0, dtype=torch.float64)
+        own = part.clone().requires_grad_()
+        log_m = one(own)
+        torch.testing.assert_close(log_m, value)
+        gradients.append(torch.autograd.grad(log_m.sum(), own)[0])
+    torch.testing.assert_close(torch.cat(gradients) / 2, expected)
+
+
+def test_a_memory_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="positive number of items"):
+        RunningMarginal(0)
+
+
+# -- in training -------------------------------------------------------------------------------------
+
+
+def few(step, count=8):
+    return make_batch(step, count=count)[0]
+
+
+def loop(**changes):
+    changes = {"steps": 400, "warmup": "none", "epoch_steps": 50, "learning_rate": 1e-2} | changes
+    return TrainingSettings(**changes)
+
+
+def accuracy(network):
+    batch, truth = make_batch(10_000, count=4000)
+    return float((network(batch.inputs).argmax(1) == truth).float().mean())
+
+
+@pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
+def test_small_batches_learn_with_it():
+    """RQ on batches of 2 items: by their own marginal it hardly learns, by a running one as on large batches."""
+    found = {}
+    for marginal in ("batch", "running"):
+        network = make_network()
+        fit(network, lambda step: few(step, 2), loop(loss="rq", marginal=marginal, memory=512))
+        found[marginal] = accuracy(network)
+    assert found["running"] > 0.95
+    assert found["running"] > found["batch"] + 0.02
+
+
+def test_large_batches_are_the_same_by_both():
+    networks = make_network(), make_network()
+    for network, marginal in zip(networks, ("batch", "running"), strict=True):
+        fit(network, feed, loop(steps=30, marginal=marginal, memory=256))
+    for name, value in weights(networks[0]).items():
+        torch.testing.assert_close(weights(networks[1])[name], value, atol=1e-5, rtol=1e-4)
+    assert MEMORY > 256
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
+    choice = loop(steps=40, epoch_steps=10, loss="rq", marginal="running", memory=100)
+    whole, other = make_network(), make_network()
+    fit(whole, few, choice)
+
+    def cut(step):
+        if step == 25:
+            raise KeyboardInterrupt
+        return few(step)
+
+    with pytest.raises(TrainingInterruptedError):
+        fit(other, cut, choice, checkpoint=tmp_path / "state")
+    other = make_network()
+    fit(other, few, choice, checkpoint=tmp_path / "state")
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(other)[name], value), name
