@@ -64,6 +64,9 @@ MOST_EDGES = 20_000
 WHOLE = 0.9
 """Share of a cell that must be labelled for its shares to count."""
 
+_ROW, _HALF = 2**31, 2**30
+"""A cell's key is its row times _ROW and its column, which is between -_HALF and _HALF."""
+
 MOST_TILT = math.radians(45)
 
 
@@ -98,7 +101,7 @@ class Lattice:
             v = to_cells.d * columns + to_cells.e * rows[:, None] + to_cells.f
         else:
             u, v = self._project(rows, columns)
-        keys: NDArray[np.int64] = np.floor(v).astype(np.int64) * 2**31 + np.floor(u).astype(np.int64)
+        keys: NDArray[np.int64] = np.floor(v).astype(np.int64) * _ROW + np.floor(u).astype(np.int64)
         return keys
 
     @property
@@ -171,15 +174,51 @@ class Cells:
             Pixels of a whole cell.
         """
         known = ~np.isin(codes, NLCD_NODATA)
-        _, inverse = np.unique(keys[known], return_inverse=True)
-        count = int(inverse.max()) + 1 if inverse.size else 0
+        number, count = _number(keys[known])
         index = np.full(codes.shape, -1, dtype=np.int32)
-        index[known] = inverse
-        kinds, kind = np.unique(codes[known], return_inverse=True)
-        votes = np.zeros((count, len(kinds)), dtype=np.int64)
-        np.add.at(votes, (inverse, kind), 1)
-        own = kinds[votes.argmax(axis=1)] if count else kinds
+        index[known] = number
+        votes = np.bincount(number * 256 + codes[known], minlength=count * 256).reshape(count, 256)
+        own = votes.argmax(axis=1) if count else np.zeros(0)
         return cls(index=index, codes=own.astype(np.uint8), sizes=votes.sum(axis=1), area=area)
+
+    def middles(
+        self, where: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]:
+        """Return row and column of the middle of each cell, and its pixels, each of shape (K,).
+
+        ``where`` says which pixels count, shape (H, W); of a cell without any the middle is 0, 0.
+        """
+        count = len(self.codes)
+        sizes = np.zeros(count, dtype=np.int64)
+        total = np.zeros((2, count))
+        for top in range(0, self.index.shape[0], 512):  # by strips: positions of all pixels are many times the index
+            strip = self.index[top : top + 512]
+            inside = strip >= 0 if where is None else (strip >= 0) & where[top : top + 512]
+            rows, columns = np.nonzero(inside)
+            cell = strip[inside]
+            sizes += np.bincount(cell, minlength=count)
+            total[0] += np.bincount(cell, rows + top, count)
+            total[1] += np.bincount(cell, columns, count)
+        middle = total / np.maximum(sizes, 1)
+        return middle[0], middle[1], sizes
+
+
+def _number(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Replace keys by numbers from 0 on, and count them; without sorting where they are those of a lattice."""
+    if not keys.size:
+        return keys, 0
+    v = (keys + _HALF) // _ROW
+    u = keys - v * _ROW
+    v -= v.min()
+    u -= u.min()
+    dense = v * (int(u.max()) + 1) + u
+    span = int(dense.max()) + 1
+    if span > 4 * keys.size + 2**20:
+        kinds, number = np.unique(keys, return_inverse=True)
+        return number.astype(np.int64), len(kinds)
+    there = np.zeros(span, dtype=bool)
+    there[dense] = True
+    return (np.cumsum(there) - 1)[dense], int(there.sum())
 
 
 def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.uint8]]:
@@ -441,9 +480,7 @@ def _cell_moments(cells: Cells, classes: NDArray[np.integer], count: int, block:
     total = len(cells.codes)
     pixels = np.bincount(index * count + classes[known], minlength=total * count).reshape(total, count)
     labelled = pixels.sum(axis=1)
-    rows, columns = np.nonzero(cells.index >= 0)
-    every = cells.index[rows, columns]
-    middle = [np.bincount(every, at, total) / np.maximum(cells.sizes, 1) for at in (rows, columns)]
+    *middle, _ = cells.middles()
     inside = np.all([(m >= s.start) & (m < s.stop) for m, s in zip(middle, block.crop, strict=True)], axis=0)
     kept = inside & (labelled >= WHOLE * cells.area)
     shares = pixels[kept] / labelled[kept, None]

@@ -91,7 +91,7 @@ class CellFeed(PatchFeed):
         self._cell_codes = [torch.from_numpy(one.cells.codes.astype(np.int64)).to(device) for one in coarse]
         self._least = [least * one.cells.area for one in coarse]
         self._eta, self._rho = torch.from_numpy(eta).to(device), torch.from_numpy(rho).to(device)
-        places = [_middles(one) for one in coarse]
+        places = [one.cells.middles(one.tile.valid.cpu().numpy()) for one in coarse]
         owner = np.concatenate([np.full(len(rows), number) for number, (rows, _, _) in enumerate(places)])
         rows, columns, sizes = (np.concatenate(parts) for parts in zip(*places, strict=True))
         codes = np.concatenate([one.cells.codes for one in coarse])
@@ -151,16 +151,6 @@ class CellFeed(PatchFeed):
                 "labels": torch.stack(labels),
             },
         )
-
-
-def _middles(one: CoarseTile) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return row and column of each cell's middle, and its pixels where the tile has data."""
-    inside = np.where(one.tile.valid.cpu().numpy(), one.cells.index, -1)
-    rows, columns = np.nonzero(inside >= 0)
-    cell, count = inside[rows, columns], len(one.cells.codes)
-    sizes = np.bincount(cell, minlength=count)
-    middle = [np.bincount(cell, at, count) / np.maximum(sizes, 1) for at in (rows, columns)]
-    return middle[0], middle[1], sizes
 
 
 def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,16 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import InputError
 from landprior.implicit.networks import log_prior
-from landprior.implicit.posterior import log_posterior
-from landprior.landcover.engine import TorchEngine
+from landprior.implicit.posterior import EPS, log_posterior
+from landprior.landcover.engine import TorchEngine, iter_strips
 from landprior.landcover.training import TileSettings, train_kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from landprior.landcover.model import LandcoverModel
     from landprior.landcover.tiles import Tile
+
+STRIP_ROWS = 512
+"""Rows of a tile that posteriors are computed for at a time."""
 
 
 class EmSettings(BaseModel):
@@ -89,20 +93,34 @@ def train_by_em(
 
 @torch.no_grad()
 def _expect(tile: Tile, model: LandcoverModel, block: int) -> Tile:
-    """Return a tile whose prior is the posterior of the network and its prior, averaged over blocks."""
-    network = model.network
+    """Return a tile whose prior is the posterior of the network and its prior, averaged over blocks; by strips."""
+    network, device = model.network, tile.image.device
     place = next(network.parameters()).device
     engine = TorchEngine(network, place, "fp32")
-    every = slice(None)
-    x = tile.inputs(model.statistics, every, every)[None].to(place)
-    log_q = engine.start(x)()
-    prior = tile.prior[None].to(place).float()
-    mask = tile.valid[None].to(place)
-    r = log_posterior(log_q, log_prior(prior, smoothing=network.smoothing), mask).exp()
-    r = r.masked_fill(~mask[:, None], 0.0)
-    smooth = partial(torch.nn.functional.avg_pool2d, kernel_size=block, stride=1, padding=block // 2)
-    if block > 1:
-        rows, columns = tile.shape
-        r, weight = (smooth(v)[..., :rows, :columns] for v in (r, mask[:, None].float()))
-        r = r / weight.clamp_min(1e-6)
-    return replace(tile, prior=r[0].to(tile.prior.dtype).to(tile.prior.device))
+    rows = tile.shape[0]
+    count = -(-rows // STRIP_ROWS)
+    q = torch.empty(tile.prior.shape, dtype=torch.float16, device=device)
+    sums = torch.zeros(len(tile.prior), dtype=torch.float64, device=device)
+    for strip in iter_strips(rows, count, network.halo, network.stride):
+        x = tile.inputs(model.statistics, slice(strip.first, strip.last), slice(None))[None]
+        found = engine.start(x.to(place))()[0, :, strip.inside].exp().to(device)
+        sums += (found * tile.valid[strip.top : strip.bottom]).double().sum((1, 2))
+        q[:, strip.top : strip.bottom] = found
+    log_marginal = torch.log(sums / tile.valid.sum()).float()
+    target = torch.zeros_like(tile.prior)
+    for strip in iter_strips(rows, count, block // 2):
+        at = slice(strip.first, strip.last)
+        known = tile.valid[None, None, at]
+        log_q = q[None, :, at].float().clamp_min(EPS).log()
+        prior = log_prior(tile.prior[None, :, at].float(), smoothing=network.smoothing)
+        r = log_posterior(log_q, prior, log_marginal=log_marginal).exp().masked_fill(~known, 0.0)
+        smooth = [_average(values, block) for values in (r, known.float())]
+        target[:, strip.top : strip.bottom] = (smooth[0] / smooth[1].clamp_min(EPS))[0, :, strip.inside]
+    return replace(tile, prior=target)
+
+
+def _average(values: Tensor, block: int) -> Tensor:
+    """Return the mean over blocks around each pixel, (1, C, H, W); nothing lies beyond the edges."""
+    rows, columns = values.shape[2:]
+    found = torch.nn.functional.avg_pool2d(values, block, stride=1, padding=block // 2)
+    return found[..., :rows, :columns]  # an even block reaches one further

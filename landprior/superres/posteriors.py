@@ -80,10 +80,10 @@ class Dense:
     """The same, as full matrices of some rows and positions each; good until the next block is asked for."""
 
     rows: NDArray[np.int64]
-    place: Tensor
-    """Of each position in the order that the pieces are in, (S,); one past the end for none."""
+    positions: int
+    """Number of positions S."""
     order: Tensor
-    """The positions in that order."""
+    """Usable positions in the order that the pieces are in."""
     pieces: list[tuple[Tensor, slice, Tensor]]
     """Rows, (m,), places, (n,), and their posteriors, (m, n)."""
 
@@ -96,14 +96,14 @@ class Dense:
         return found
 
     def scatter(self, values: Tensor) -> Tensor:
-        """See :meth:`Sparse.scatter`; the result lies in memory value by value, not position by position."""
-        found = values.new_zeros(values.shape[1], len(self.order) + 1)
+        """See :meth:`Sparse.scatter`."""
+        found = values.new_zeros(self.positions, values.shape[1])
         turned = values.T.contiguous()
         for rows, places, matrix in self.pieces:
-            # the wide matrix on the right: products of this shape are several times faster
+            # the wide matrix on the right: products of this shape are several times faster; turned back in cache
             here = turned if len(rows) == len(values) else turned[:, rows]
-            torch.mm(here, matrix, out=found[:, places])
-        return found[:, self.place].T
+            found.index_copy_(0, self.order[places], torch.mm(here, matrix).T.contiguous())
+        return found
 
 
 def _multiply(matrix: csr_matrix, values: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ class Posteriors:
     ) -> tuple[list[tuple[Tensor, int, Tensor]], Tensor]:
         """Return exponents of rows and leaves that may count, and the largest of each row.
 
-        Exponents lack the row's own constant, ``squares``. A leaf's box is no farther than its positions: it is left out
-        where even that is too far.
+        Exponents lack the row's own constant, ``squares``. A leaf's box is no farther than its positions: the leaf is
+        left out where even the box is too far.
         """
         gaps = (self._low - features[:, None]).clamp_min_(0) + (features[:, None] - self._high).clamp_min_(0)
         # a little less than the distance, for rounding
@@ -344,7 +344,7 @@ class Posteriors:
             if self._own:
                 exponent[self._find(corners[here], number)] = self._own
             found.append((here, slice(self._first[number], self._first[number + 1]), exponent))
-        return Dense(rows, self._place, torch.cat(self._leaves), found)
+        return Dense(rows, self.positions, torch.cat(self._leaves), found)
 
     def _find(self, corners: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Return which of some positions are in a leaf, and where there."""

@@ -302,26 +302,24 @@ class _Sum:
     def __init__(self, height: int, width: int, patch: int, values: int) -> None:
         self._height, self._width, self._patch = height, width, patch
         shape = (height + patch - 1, width + patch - 1)
-        # sparse products come position by position, dense ones value by value; sums of like layouts are fast
-        self._sums = (torch.zeros(*shape, values), torch.zeros(values, *shape).permute(1, 2, 0))
+        self._sums = torch.zeros(*shape, values)
 
     def put(self, found: Tensor, row: int) -> None:
         """Add what came to positions, (S, w m), for one row of their windows."""
         parts = found.view(self._height, self._width, self._patch, -1)
-        total = self._sums[0 if found.is_contiguous() else 1]
         for column in range(self._patch):
-            total[row : row + self._height, column : column + self._width] += parts[:, :, column]
+            self._sums[row : row + self._height, column : column + self._width] += parts[:, :, column]
 
     def spread(self, centre: Tensor) -> None:
         """Add what came to positions, (S, m), at all pixels of their windows."""
         pad = self._patch - 1
         values = F.pad(centre.T.reshape(1, -1, self._height, self._width), (pad, pad, pad, pad))
         box = F.avg_pool2d(values, self._patch, stride=1)[0] * self._patch**2
-        self._sums[1].add_(box.permute(1, 2, 0))
+        self._sums += box.permute(1, 2, 0)
 
     def values(self) -> Tensor:
         """Return the sums, (H, W, m)."""
-        return (self._sums[0] + self._sums[1]).contiguous()
+        return self._sums
 
 
 def find_pure(index: NDArray[np.int64], usable: Tensor, patch: int) -> Tensor:

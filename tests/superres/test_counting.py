@@ -175,12 +175,14 @@ def test_em_sharpens_what_the_prior_says(stripes, small):
     assert (model.loss, model.record["method"]) == ("em", {"name": "em", "rounds": 3, "block": 1})
 
 
-def test_targets_are_the_smoothed_posterior(stripes, make_model, enviroatlas):
+@pytest.mark.parametrize("rows", [1000, 50])
+def test_targets_are_the_smoothed_posterior(stripes, make_model, enviroatlas, monkeypatch, rows):
     from scipy import ndimage
 
     from landprior.implicit.networks import log_prior
     from landprior.implicit.posterior import log_posterior
 
+    monkeypatch.setattr("landprior.superres.maximisation.STRIP_ROWS", rows)
     coarse, _, _ = stripes
     tile = coarse.tile
     tile.valid[:10, :10] = False
