@@ -105,6 +105,11 @@ starts_option = click.option(
     type=click.IntRange(1, 32),
     help="Train so many times from different random weights, keep the likeliest model.  [default: 1]",
 )
+marginal_option = click.option(
+    "--marginal",
+    type=click.Choice(["batch", "running"]),
+    help="What qr and rq compare an item with: its batch, or a running mean, for small batches.  [default: batch]",
+)
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(["default", "best", "paper"]),

@@ -14,6 +14,7 @@ from landprior.cli.options import (
     json_option,
     label_map_option,
     learned_option,
+    marginal_option,
     overwrite_option,
     recipe_option,
     scheme_option,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
 @recipe_option
 @starts_option
+@marginal_option
 @click.option(
     "--maps", type=click.Choice(["r", "q"]), default="r", show_default=True, help="The posterior r or the network's q."
 )
@@ -73,6 +75,7 @@ def command(
     seed: int,
     recipe: str,
     starts: int | None,
+    marginal: str | None,
     maps: str,
     threads: int,
     label_map: dict[int, int] | None,
@@ -105,7 +108,7 @@ def command(
     from landprior.raster.files import check_output
 
     check_output(output, overwrite=overwrite)
-    training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts)
+    training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     if city is None or to_be_fetched(workspace, city):
         network = make_network(options)

@@ -16,6 +16,7 @@ from landprior.cli.options import (
     json_option,
     label_map_option,
     learned_option,
+    marginal_option,
     overwrite_option,
     recipe_option,
     refuse_options,
@@ -72,6 +73,7 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
 @recipe_option
 @starts_option
+@marginal_option
 @click.option(
     "--maps",
     type=click.Choice(["r", "q"]),
@@ -108,6 +110,7 @@ def command(
     seed: int,
     recipe: str,
     starts: int | None,
+    marginal: str | None,
     maps: str,
     quicklook: bool,
     label_map: dict[int, int] | None,
@@ -164,7 +167,7 @@ def command(
     from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
     from landprior.landcover.prediction import Products
 
-    training = training_settings(recipe, seed=seed, filters=filters, starts=starts)
+    training = training_settings(recipe, seed=seed, filters=filters, starts=starts, marginal=marginal)
     model = None
     if learned is not None:
         from landprior.landcover.model import load_model

@@ -12,6 +12,7 @@ from landprior.cli.options import (
     city_option,
     device_option,
     label_map_option,
+    marginal_option,
     members_option,
     nodata_option,
     overwrite_option,
@@ -92,6 +93,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 16; paper 128]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
 @starts_option
+@marginal_option
 @members_option
 @click.option("--init", type=INPUT, metavar="MODEL", help="Start from this model's weights.")
 @click.option(
@@ -134,6 +136,7 @@ def command(
     batch_size: int | None,
     seed: int,
     starts: int | None,
+    marginal: str | None,
     members: int | None,
     init: Path | None,
     precision: str,
@@ -178,6 +181,7 @@ def command(
         patch_size=patch_size,
         batch_size=batch_size,
         starts=starts,
+        marginal=marginal,
         members=members,
     )
     progress = show_progress(ctx)

@@ -12,6 +12,7 @@ from landprior.cli.options import (
     device_option,
     json_option,
     label_map_option,
+    marginal_option,
     recipe_option,
     scheme_option,
     show_progress,
@@ -70,6 +71,7 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.")
 @click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
+@marginal_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same models.")
 @scheme_option(help="Classes; needed with --labels.")
 @label_map_option
@@ -94,7 +96,7 @@ def command(
     label_map: dict[int, int] | None,
     device: str,
     as_json: bool,
-    **changes: int | None,
+    **changes: int | str | None,
 ) -> None:
     """Choose the learning rate on a validation tile, by the paper's grid.
 

@@ -283,3 +283,8 @@ def test_the_spread_is_measured_and_told(place):
         f"train --image a_naip.tif --prior prior.tif --nlcd a_nlcd.tif --method sr --cooccurrence cooc.csv {TINY} "
         "-o m.safetensors"
     )
+
+
+def test_a_running_marginal_is_an_option(place):
+    good(f"train --image a_naip.tif --prior prior.tif --marginal running {TINY} -o m.safetensors")
+    assert load_model(place / "m.safetensors").record["settings"]["training"]["marginal"] == "running"
