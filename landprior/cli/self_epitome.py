@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(name="self-epitome")
 @click.argument("image", type=INPUT)
 @click.option("--nlcd", type=INPUT, required=True, help="Original NLCD codes, on any grid.")
-@scheme_option()
+@scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code); by default what ships with the scheme.")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map to write (COG).")
 @click.option(

@@ -75,7 +75,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
     "--network", type=click.Choice(["fcn", "unet"]), help="unet: pip install 'landprior[unet]'.  [default: fcn]"
 )
 @recipe_option
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; paper 20000]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; paper 20000; epitome 2000]")
 @click.option(
     "--warmup-steps",
     type=click.IntRange(min=0),
@@ -197,7 +197,7 @@ def command(
             label_map=label_map,
             cooccurrence=cooccurrence,
             criterion=criterion,
-            epitome_size=epitome_size,
+            epitome={"size": epitome_size, "steps": steps},
             output=output,
             scheme=scheme,
             nodata=nodata,
@@ -261,7 +261,7 @@ def _train_rival(
     label_map: dict[int, int] | None,
     cooccurrence: Path | None,
     criterion: str | None,
-    epitome_size: int | None,
+    epitome: dict[str, int | None],
     output: Path | None,
     scheme: ClassScheme | None,
     nodata: float | None,
@@ -281,7 +281,7 @@ def _train_rival(
 
     chosen: dict[str, Any] = {"name": name}
     chosen |= {"counts": {"criterion": criterion}} if criterion else {}
-    chosen |= {"epitome": {"size": epitome_size}} if epitome_size else {}
+    chosen["epitome"] = {option: value for option, value in epitome.items() if value is not None}
     method = Method.model_validate(chosen)
     run: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
     found = Workspace(workspace).tiles(city, only=tiles) if city is not None else []
@@ -324,7 +324,7 @@ def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: boo
         refuse_options(ctx, "a loss; it is for --method", "nlcds", "cooccurrence", "criterion", "epitome_size")
     else:
         unused = {"sr": ("epitome_size",), "em": ("nlcds", "cooccurrence", "criterion", "epitome_size", "labels")}
-        rest = ("criterion", "labels", "steps", "filters", "network")
+        rest = ("criterion", "labels", "filters", "network")
         refuse_options(ctx, f"--method {rival}", "starts", "members", "init", "joint", *unused.get(rival, rest))
     if labelled and rival is None:
         refuse_options(ctx, "--labels: they give no evidence to choose by", "starts")

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.cli.train import METHOD_LOSSES
+from landprior.cli.train import METHOD_LOSSES, METHODS
 from landprior.errors import ConfigError, MissingInputError
 from landprior.implicit.losses import LOSSES
 from landprior.landcover.experiments.config import Experiment
@@ -67,6 +67,8 @@ def config(tiles):
             "sr",
             {"method": "sr", "name": "sr l1", "options": {"criterion": "l1"}},
             "em",
+            {"method": "epitome", "options": {"size": 16, "steps": 6, "patches": 16}},
+            "self-epitome",
         ],
         "seeds": 1,
         "settings": {"steps": 8, "filters": 2, "patch_size": 40, "batch_size": 2},
@@ -82,11 +84,12 @@ def config(tiles):
 def test_a_comparison_is_a_table_a_figure_and_maps(config):
     text = good(f"compare {config}")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][1:]
-    assert [row for row in dict.fromkeys(rows) if row != "---"] == ["prior", "qr", "soft-naive", "sr", "sr l1", "em"]
+    expected = ["prior", "qr", "soft-naive", "sr", "sr l1", "em", "epitome", "self-epitome"]
+    assert [row for row in dict.fromkeys(rows) if row != "---"] == expected
     folder = config.with_suffix("")
     assert {"report.md", "report.json", "report.png", "maps.png", "results.jsonl"} <= {p.name for p in folder.iterdir()}
     lines = json.loads((folder / "report.json").read_text())["lines"]
-    assert {(line["row"], line["map"]) for line in lines} >= {("qr", "q"), ("qr", "r"), ("sr", "q"), ("em", "q")}
+    assert {(line["row"], line["map"]) for line in lines} >= {(name, "q") for name in expected[1:]} | {("qr", "r")}
     assert {line["region"] for line in lines} == {"north", "south"}
     assert all(line["tiles"] == 1 and 0 <= line["accuracy"] <= 100 for line in lines)
     models = {load_model(path).record.get("method", {}).get("criterion") for path in (folder / "models").glob("sr*")}
@@ -200,11 +203,12 @@ def place(tiles, monkeypatch):
     return tiles
 
 
-@pytest.mark.parametrize("method", [*METHOD_LOSSES, "sr", "em"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_model_that_maps(place, method):
-    nlcd = "--nlcd a_nlcd.tif" if method == "sr" else ""
+    nlcd = {"sr": "--nlcd a_nlcd.tif", "epitome": "--nlcd a_nlcd.tif --epitome-size 16"}.get(method, "")
+    small = "--steps 8" if method == "epitome" else TINY
     assert (
-        good(f"train --image a_naip.tif --prior prior.tif {nlcd} --method {method} {TINY} -o m.safetensors")
+        good(f"train --image a_naip.tif --prior prior.tif {nlcd} --method {method} {small} -o m.safetensors")
         == "m.safetensors\n"
     )
     model = load_model(place / "m.safetensors")

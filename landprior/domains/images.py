@@ -1,0 +1,672 @@
+"""Labelled images in memory, from the formats they come in; and the order in which a training sees them.
+
+What is read: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files, sheets of
+32 x 32 tiles, and MNIST and CIFAR-10 by download. All become one uint8 tensor, (N, bands, H, W), which lies on the device; it
+is standardised batch by batch.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import logging
+import struct
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+import numpy as np
+import torch
+
+from landprior.errors import InputError, MissingInputError, RasterReadError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.sources.network import Network
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = -1
+"""The label of an item whose label is not known."""
+
+Downloadable = Literal["mnist", "cifar10"]
+
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Of CIFAR-10, in its order."""
+
+CIFAR_SIDE = 32
+_CIFAR_RECORD = 1 + 3 * CIFAR_SIDE**2
+_IDX_BYTES = 0x08
+"""IDX's code for unsigned bytes, the type of images and of labels."""
+
+_TABLE = "labels.csv"
+_BATCH = 2048
+"""Images that are standardised at a time where all are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images of one size with a label each.
+
+    Parameters
+    ----------
+    images
+        uint8, (N, bands, H, W).
+    labels
+        int64, (N,): positions in ``classes``, or :data:`UNKNOWN`.
+    classes
+        Their names, in order (for ranks: ascending).
+    names
+        What each item is called in results.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Self:
+        """Return some of the items, by position."""
+        return replace(
+            self,
+            images=self.images[index.to(self.images.device)],
+            labels=self.labels[index],
+            names=tuple(self.names[i] for i in index.tolist()),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return them with the images on a device; labels stay where they are."""
+        return replace(self, images=self.images.to(device))
+
+    @property
+    def known(self) -> bool:
+        """Whether all labels are known."""
+        return bool((self.labels != UNKNOWN).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplits:
+    """Images to train with and, where there are some, to test with."""
+
+    train: LabelledImages
+    test: LabelledImages | None = None
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def read_images(
+    path: str | Path, *, table: str | Path | None = None, classes: Sequence[str] | None = None
+) -> ImageSplits:
+    """Read labelled images, whatever their format.
+
+    Parameters
+    ----------
+    path
+        A ``.npz`` with x_train, y_train and perhaps x_test, y_test, or x and y; or a folder of IDX files
+        (``train-images-idx3-ubyte`` and so on, perhaps ``.gz``), of CIFAR-10's ``data_batch_1.bin`` and so on, of sheets
+        ``train.png`` and ``labels.npz``, or of images with a table.
+    table
+        For a folder of images, a CSV with the columns file, label and perhaps split (train or test); by default
+        ``labels.csv`` in it. An empty label is one that is not known.
+    classes
+        Names of the classes, in order; by default those the file gives, or the labels found, sorted.
+
+    Raises
+    ------
+    MissingInputError
+        If a file is not there.
+    RasterReadError
+        If one is damaged.
+    InputError
+        If sizes differ, labels are not among the classes, or the format is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"no such file or folder: {path}"
+        raise MissingInputError(msg)
+    given = None if classes is None else _check_classes(tuple(classes))
+    if path.is_file():
+        if path.suffix != ".npz":
+            msg = f"{path} is no .npz; give one, or the folder that holds IDX or CIFAR files or images with a CSV"
+            raise InputError(msg)
+        return read_npz(path, classes=given)
+    if table is not None:
+        return read_folder(path, table, classes=given)
+    if any(path.glob("*idx3-ubyte*")):
+        return read_idx(path, classes=given)
+    if (path / "data_batch_1.bin").exists():
+        return read_cifar(path, classes=given)
+    if (path / "train.png").exists() and (path / "labels.npz").exists():
+        return read_sheets(path, classes=given)
+    if (path / _TABLE).exists():
+        return read_folder(path, path / _TABLE, classes=given)
+    msg = (
+        f"{path} holds no train-images-idx3-ubyte, data_batch_1.bin or {_TABLE}; "
+        "for a folder of images give a CSV with the columns file,label[,split]"
+    )
+    raise MissingInputError(msg)
+
+
+def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        msg = f"classes must be two or more, each once, not {', '.join(classes) or 'none'}"
+        raise InputError(msg)
+    return classes
+
+
+def read_npz(path: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
+    """Read a ``.npz``: x_train, y_train[, x_test, y_test] or x, y[, classes].
+
+    Images are uint8, (N, H, W), (N, H, W, bands) or (N, bands, H, W) with at most four bands. Labels are integers
+    from 0 (-1: not known) or texts.
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        As :func:`read_images`.
+    """
+    path = Path(path)
+    arrays = read_arrays(path)
+    if classes is None and "classes" in arrays:
+        classes = _check_classes(tuple(str(name) for name in arrays["classes"].tolist()))
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part, x, y in (("train", "x_train", "y_train"), ("test", "x_test", "y_test"), ("train", "x", "y")):
+        if x not in arrays or (found and x == "x"):
+            continue
+        images = _bands_first(arrays[x], f"{x} of {path}")
+        labels = arrays[y] if y in arrays else np.full(len(images), UNKNOWN)
+        if len(labels) != len(images) or labels.ndim != 1:
+            msg = f"{path}: {x} has {len(images)} images, and {y} the shape {labels.shape}; each needs one label"
+            raise InputError(msg)
+        found.append((part, images, labels))
+    if not found or found[0][0] != "train":
+        msg = f"{path} holds {', '.join(arrays) or 'nothing'}; it must have x_train and y_train, or x and y"
+        raise InputError(msg)
+    return _assemble(found, classes, path)
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
+    """Read all arrays of a ``.npz``; nothing is unpickled.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    RasterReadError
+        If it is damaged, or holds objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        msg = f"{path} cannot be read as .npz of plain arrays ({str(error).splitlines()[0]})"
+        raise RasterReadError(msg) from error
+
+
+def _bands_first(images: NDArray[np.generic], where: str) -> NDArray[np.generic]:
+    if images.dtype != np.uint8:
+        msg = f"{where} holds {images.dtype} numbers; images are uint8 (0 to 255)"
+        raise InputError(msg)
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[3] <= 4:
+        return images.transpose(0, 3, 1, 2)
+    if images.ndim == 4 and images.shape[1] <= 4:
+        return images
+    msg = f"{where} has shape {images.shape}; images are (N, H, W) or (N, H, W, bands) with at most four bands"
+    raise InputError(msg)
+
+
+def read_idx(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
+    """Read MNIST's four IDX files, or the two of them to train with, plain or gzipped.
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        As :func:`read_images`.
+    """
+    folder = Path(folder)
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        paths = [_find_idx(folder, f"{prefix}-{kind}") for kind in ("images-idx3", "labels-idx1")]
+        if part == "test" and paths == [None, None]:
+            continue
+        for path, kind in zip(paths, ("images-idx3", "labels-idx1"), strict=True):
+            if path is None:
+                msg = f"no such file: {folder / f'{prefix}-{kind}-ubyte'} (or .gz)"
+                raise MissingInputError(msg)
+        images, labels = (read_idx_file(path) for path in paths if path is not None)
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            msg = f"{paths[0]} has shape {images.shape} and {paths[1]} {labels.shape}; each image needs one label"
+            raise InputError(msg)
+        found.append((part, images[:, None], labels))
+    return _assemble(found, classes, folder)
+
+
+def _find_idx(folder: Path, start: str) -> Path | None:
+    names = (f"{start}-ubyte", f"{start}-ubyte.gz", f"{start.replace('-idx', '.idx')}-ubyte")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_idx_file(path: str | Path) -> NDArray[np.uint8]:
+    """Read an array of unsigned bytes in the IDX format, plain or gzipped.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    RasterReadError
+        If it is truncated or no such file.
+    """
+    path = Path(path)
+    content = _read_bytes(path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_BYTES or not 1 <= content[3] <= 4:
+        msg = f"{path} is no IDX file of unsigned bytes (it begins with {content[:4].hex() or 'nothing'})"
+        raise RasterReadError(msg)
+    axes = content[3]
+    start = 4 + 4 * axes
+    if len(content) < start:
+        msg = f"{path} is truncated in its header; copy or download it again"
+        raise RasterReadError(msg)
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    expected = start + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected:
+        fault = "truncated" if len(content) < expected else "longer than its header says"
+        msg = f"{path} is {fault}: {len(content)} bytes, not {expected}; copy or download it again"
+        raise RasterReadError(msg)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as stream:
+            return stream.read()
+    except (OSError, EOFError) as error:
+        msg = f"{path} is no whole gzip file ({error}); copy or download it again"
+        raise RasterReadError(msg) from error
+
+
+def read_cifar(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
+    """Read CIFAR-10's binary files: ``data_batch_*.bin`` and, if there, ``test_batch.bin`` and ``batches.meta.txt``.
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        As :func:`read_images`.
+    """
+    folder = Path(folder)
+    meta = folder / "batches.meta.txt"
+    if classes is None:
+        lines = meta.read_text(encoding="utf-8").split() if meta.is_file() else []
+        classes = tuple(lines) if lines else CIFAR_CLASSES
+    train = sorted(folder.glob("data_batch_*.bin"))
+    if not train:
+        msg = f"no such file: {folder / 'data_batch_1.bin'}"
+        raise MissingInputError(msg)
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part, paths in (("train", train), ("test", sorted(folder.glob("test_batch.bin")))):
+        if paths:
+            records = np.concatenate([_read_cifar_file(path) for path in paths])
+            images = records[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
+            found.append((part, images, records[:, 0]))
+    return _assemble(found, classes, folder)
+
+
+def _read_cifar_file(path: Path) -> NDArray[np.uint8]:
+    content = _read_bytes(path)
+    if not content or len(content) % _CIFAR_RECORD:
+        msg = f"{path} has {len(content)} bytes, no multiple of {_CIFAR_RECORD}: it is truncated, or no CIFAR-10 file"
+        raise RasterReadError(msg)
+    return np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
+
+
+def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
+    """Read sheets of 32 x 32 tiles, row by row: ``train.png``, perhaps ``test.png``, and ``labels.npz`` (y_train, y_test).
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        As :func:`read_images`.
+    """
+    folder = Path(folder)
+    arrays = read_arrays(folder / "labels.npz")
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part in ("train", "test"):
+        path, name = folder / f"{part}.png", f"y_{part}"
+        if part == "test" and not path.exists():
+            continue
+        if name not in arrays:
+            msg = f"{folder / 'labels.npz'} holds no {name}"
+            raise InputError(msg)
+        sheet = _read_picture(path)
+        bands, height, width = sheet.shape
+        rows, columns = height // CIFAR_SIDE, width // CIFAR_SIDE
+        if rows * columns < len(arrays[name]) or height % CIFAR_SIDE or width % CIFAR_SIDE:
+            msg = f"{path} ({width} x {height} px) has no {len(arrays[name])} tiles of {CIFAR_SIDE} x {CIFAR_SIDE} px"
+            raise InputError(msg)
+        tiles = sheet.reshape(bands, rows, CIFAR_SIDE, columns, CIFAR_SIDE).transpose(1, 3, 0, 2, 4)
+        images = tiles.reshape(-1, bands, CIFAR_SIDE, CIFAR_SIDE)[: len(arrays[name])]
+        found.append((part, images, arrays[name]))
+    return _assemble(found, classes, folder)
+
+
+def _read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read an image file, uint8, (bands, H, W); a palette is replaced by its colours."""
+    from rasterio.enums import ColorInterp
+
+    from landprior.raster.files import open_raster, read_window
+
+    with open_raster(path) as src:
+        values = read_window(src)
+        if src.colorinterp[0] == ColorInterp.palette:
+            colours = np.zeros((256, 3), np.uint8)
+            for code, colour in src.colormap(1).items():
+                colours[code] = colour[:3]
+            values = colours[values[0]].transpose(2, 0, 1)
+    if values.dtype != np.uint8:
+        msg = f"{path} holds {values.dtype} numbers; images have 8 bits a band"
+        raise InputError(msg)
+    return values.astype(np.uint8, copy=False)
+
+
+def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
+    """Read a folder of images of one size, listed in a CSV: file, label and perhaps split (train or test).
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        As :func:`read_images`.
+    """
+    folder, table = Path(folder), Path(table)
+    rows = read_table(table, ("file",))
+    first: NDArray[np.uint8] | None = None
+    pictures: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
+    labels: dict[str, list[str]] = {"train": [], "test": []}
+    names: dict[str, list[str]] = {"train": [], "test": []}
+    for number, row in enumerate(rows, 2):
+        split = row.get("split", "").strip() or "train"
+        if split not in pictures:
+            msg = f"{table}, line {number}: the split {split!r} is neither train nor test"
+            raise InputError(msg)
+        picture = _read_picture(folder / row["file"])
+        first = picture if first is None else first
+        if picture.shape != first.shape:
+            sizes = f"{_describe(picture)}, but {rows[0]['file']} {_describe(first)}"
+            msg = f"{folder / row['file']} is {sizes}; all images must be alike: resize or convert them"
+            raise InputError(msg)
+        pictures[split].append(picture)
+        labels[split].append(row.get("label", "").strip())
+        names[split].append(row["file"])
+    if not pictures["train"]:
+        msg = f"{table} lists no image to train with"
+        raise InputError(msg)
+    found = [
+        (split, np.stack(pictures[split]), np.array(labels[split], dtype=np.str_)) for split in pictures if names[split]
+    ]
+    return _assemble(found, classes, table, names=names)
+
+
+def read_table(path: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Read a CSV with a header.
+
+    Parameters
+    ----------
+    path
+        The file, UTF-8.
+    columns
+        Those it must have.
+
+    Raises
+    ------
+    MissingInputError, RasterReadError, InputError
+        If it is not there, no text, or lacks a column or a value in a row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True, restval="")
+            header = reader.fieldnames or []
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        msg = f"{path} cannot be read as a CSV in UTF-8 ({error})"
+        raise RasterReadError(msg) from error
+    missing = [name for name in columns if name not in header]
+    if missing:
+        msg = f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, header)) or 'none'}"
+        raise InputError(msg)
+    for number, row in enumerate(rows, 2):
+        if None in row:  # DictReader's key for what is beyond the header
+            msg = f"{path}, line {number}: more values than the header has columns"
+            raise InputError(msg)
+    return rows
+
+
+def _describe(picture: NDArray[np.uint8]) -> str:
+    bands, height, width = picture.shape
+    return f"{width} x {height} px in {bands} band{'s' if bands > 1 else ''}"
+
+
+def _assemble(
+    found: Sequence[tuple[str, NDArray[np.generic], NDArray[np.generic]]],
+    classes: tuple[str, ...] | None,
+    where: Path,
+    *,
+    names: dict[str, list[str]] | None = None,
+) -> ImageSplits:
+    """Turn arrays into tensors, and labels into positions of classes common to both splits."""
+    shapes = {images.shape[1:] for _, images, _ in found}
+    if len(shapes) > 1:
+        msg = f"{where}: images to train and to test with differ in size or bands"
+        raise InputError(msg)
+    classes = classes or _find_classes([labels for _, _, labels in found], where)
+    parts: dict[str, LabelledImages] = {}
+    for part, images, labels in found:
+        if len(images) == 0:
+            msg = f"{where} has no image to {part} with"
+            raise InputError(msg)
+        parts[part] = LabelledImages(
+            images=torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8)),
+            labels=torch.from_numpy(_encode(labels, classes, where)),
+            classes=classes,
+            names=tuple(names[part]) if names else tuple(f"{part}/{i}" for i in range(len(images))),
+        )
+    return ImageSplits(train=parts["train"], test=parts.get("test"))
+
+
+def _find_classes(labels: Sequence[NDArray[np.generic]], where: Path) -> tuple[str, ...]:
+    every = np.concatenate(labels)
+    if every.dtype.kind in "iu":
+        top = int(every.max(initial=0))
+        return _check_classes(tuple(str(code) for code in range(top + 1)))
+    texts = {str(text) for text in every if str(text)}
+    if not texts:
+        msg = f"{where} has no labels, so the names of the classes must be given (--classes)"
+        raise InputError(msg)
+    if all(text.isdecimal() for text in texts):
+        return _check_classes(tuple(sorted(texts, key=int)))
+    return _check_classes(tuple(sorted(texts)))
+
+
+def _encode(labels: NDArray[np.generic], classes: tuple[str, ...], where: Path) -> NDArray[np.int64]:
+    if labels.dtype.kind in "iu":
+        codes = labels.astype(np.int64)
+        wrong = codes[(codes < UNKNOWN) | (codes >= len(classes))]
+        if wrong.size:
+            msg = f"{where}: the label {wrong[0]} is none of the {len(classes)} classes (0 to {len(classes) - 1})"
+            raise InputError(msg)
+        return codes
+    if labels.dtype.kind not in "US":
+        msg = f"{where}: labels are {labels.dtype}; they must be integers from 0, or texts"
+        raise InputError(msg)
+    positions = {name: position for position, name in enumerate(classes)} | {"": UNKNOWN}
+    texts = labels.astype(np.str_).tolist()
+    unknown = next((text for text in texts if text not in positions), None)
+    if unknown is not None:
+        msg = f"{where}: the label {unknown!r} is none of the classes ({', '.join(classes)})"
+        raise InputError(msg)
+    return np.array([positions[text] for text in texts], dtype=np.int64)
+
+
+# -- downloads ---------------------------------------------------------------------------------------
+
+
+def download_images(name: Downloadable, root: str | Path, network: Network) -> ImageSplits:
+    """Download MNIST or CIFAR-10, unless it is there, from where torchvision has it, and read it.
+
+    Parameters
+    ----------
+    name
+        Which.
+    root
+        A folder in torchvision's layout (what its dataset classes take as ``root``).
+    network
+        Downloads go on where they were interrupted, and are checked by their MD5 sum.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be had.
+    """
+    if name not in get_args(Downloadable):
+        msg = f"{name!r} cannot be downloaded; there are: {', '.join(get_args(Downloadable))}"
+        raise InputError(msg)
+    return (_download_mnist if name == "mnist" else _download_cifar)(Path(root), network)
+
+
+def _download_mnist(root: Path, network: Network) -> ImageSplits:
+    from torchvision.datasets import MNIST
+
+    from landprior.sources.network import Origin, Remote
+
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    remedy = f"download it by hand into {folder} and run the same command again"
+    origin = Origin(name="MNIST", folder="datasets", remedy=remedy)
+    for filename, md5 in MNIST.resources:
+        if _find_idx(folder, filename.removesuffix(".gz").removesuffix("-ubyte")) is not None:
+            continue
+        for last, mirror in ((mirror == MNIST.mirrors[-1], mirror) for mirror in MNIST.mirrors):
+            try:
+                logger.info("%s%s -> %s", mirror, filename, folder / filename)
+                network.download(Remote(mirror + filename), origin, path=folder / filename, md5=md5)
+                break
+            except SourceError as error:
+                if last:
+                    raise
+                logger.info("%s; trying the next mirror", error)
+    return read_idx(folder)
+
+
+def _download_cifar(root: Path, network: Network) -> ImageSplits:
+    from torchvision.datasets import CIFAR10
+
+    from landprior.sources.network import Origin, Remote
+
+    root.mkdir(parents=True, exist_ok=True)
+    remedy = f"download it by hand into {root} and run the same command again"
+    origin = Origin(name="CIFAR-10", folder="datasets", remedy=remedy)
+    if not (root / CIFAR10.base_folder).is_dir():
+        logger.info("%s -> %s", CIFAR10.url, root / CIFAR10.filename)
+        network.download(Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part in ("train", "test"):
+        try:  # torchvision unpacks what lies there, and checks every file before it is unpickled
+            data = CIFAR10(root, train=part == "train", download=(root / CIFAR10.filename).is_file())
+        except (RuntimeError, OSError) as error:
+            msg = f"CIFAR-10 in {root} cannot be used ({str(error).splitlines()[0]}); delete it and try again"
+            raise SourceError(msg) from error
+        found.append((part, data.data.transpose(0, 3, 1, 2), np.array(data.targets)))
+    return _assemble(found, CIFAR_CLASSES, root)
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Derive a seed from a run's seed and what it is for, as that of a tile of land cover is."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Turns bytes into network input: each band less its mean, over its standard deviation.
+
+    Parameters
+    ----------
+    mean, std
+        Of the bands, float32, (bands,), in the units of the bytes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> Self:
+        """Measure the bands of uint8 images, (N, bands, H, W)."""
+        total = torch.zeros(images.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for some in images.split(_BATCH):
+            values = some.double()
+            total += values.sum((0, 2, 3)).cpu()
+            squares += values.square().sum((0, 2, 3)).cpu()
+        count = images.numel() / images.shape[1]
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        return cls(mean.float().to(images.device), std.clamp_min(1.0).float().to(images.device))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 of the same shape."""
+        shape = (1, -1, 1, 1)
+        return (images.float() - self.mean.reshape(shape)).div_(self.std.reshape(shape))
+
+
+class ShuffledOrder:
+    """The items of every step: all of them once an epoch, shuffled anew; a pure function of the step.
+
+    What is left of an epoch after its last full batch is left out, other items every time.
+
+    Parameters
+    ----------
+    count
+        Items in all.
+    batch_size
+        Items a step, at most ``count``.
+    seed
+        Of the order.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self._count, self.batch_size, self._seed = count, min(batch_size, count), seed
+        self.epoch_steps = count // self.batch_size
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, step: int) -> Tensor:
+        """Return the positions of a step's items, int64, (batch_size,)."""
+        epoch, place = divmod(step, self.epoch_steps)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, f"epoch {epoch}"))
+            self._epoch, self._order = epoch, torch.randperm(self._count, generator=generator)
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]

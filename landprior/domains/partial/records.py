@@ -1,0 +1,148 @@
+"""What trainings have found: one line of ``results.jsonl`` for each, so that a sweep goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from landprior.errors import InputError
+from landprior.raster.files import replacing
+from landprior.raster.scheme import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a network does after an epoch.
+
+    Parameters
+    ----------
+    epoch
+        From 1.
+    loss
+        Mean over the epoch's steps.
+    scores
+        Without true labels, on the items held out: see the judge that made them.
+    train, test
+        Percent of the items to train and to test with whose most probable class is right; None where labels are not known.
+    confusion
+        Test items by true class (rows) and predicted class, where it was asked for.
+    """
+
+    epoch: int
+    loss: float
+    scores: dict[str, float]
+    train: float | None = None
+    test: float | None = None
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Parameters
+    ----------
+    row
+        What was trained, as name -> value, the seed left out; all runs of a sweep have the same names.
+    seed
+        Of the run.
+    identity
+        Hash of data and settings.
+    looks
+        After every epoch.
+    chosen
+        The epoch that the held-out items choose.
+    items
+        How many items were fitted.
+    seconds
+        That it took, interruptions left out; not part of what a rerun must give again.
+    """
+
+    row: dict[str, str]
+    seed: int
+    identity: str
+    looks: list[Look]
+    chosen: int
+    items: int
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Unique in a sweep."""
+        return key_of(self.row, self.seed)
+
+    def at_chosen(self, split: str = "test") -> float | None:
+        """Return the accuracy at the chosen epoch, percent."""
+        found: float | None = getattr(self.looks[self.chosen - 1], split)
+        return found
+
+    def peak(self, split: str = "test") -> float | None:
+        """Return the best accuracy of all epochs, percent."""
+        return max((value for look in self.looks if (value := getattr(look, split)) is not None), default=None)
+
+    def final(self, split: str = "test") -> float | None:
+        """Return the accuracy after the last epoch, percent."""
+        found: float | None = getattr(self.looks[-1], split)
+        return found
+
+
+def key_of(row: dict[str, str], seed: int) -> str:
+    """Return the key of a run."""
+    return "-".join([*(f"{name}_{value}" for name, value in row.items() if value), f"seed_{seed}"]).replace(" ", "_")
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Read the runs of a folder; none where there is no file yet.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        return []
+    adapter = TypeAdapter(Run)
+    try:
+        return [adapter.validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValidationError as error:
+        msg = f"{explain(error, path)}; delete that line to train its network again"
+        raise InputError(msg) from error
+
+
+def write_runs(folder: Path, runs: Sequence[Run]) -> None:
+    """Write all runs, whole or not at all."""
+    with replacing(folder / RESULTS, overwrite=True) as temporary:
+        temporary.write_text("".join(json.dumps(_to_dict(run)) + "\n" for run in runs), encoding="utf-8")
+
+
+def _to_dict(run: Run) -> dict[str, Any]:
+    found = asdict(run)
+    for look in found["looks"]:
+        if look["confusion"] is None:
+            del look["confusion"]
+    return found
+
+
+def find_run(runs: Sequence[Run], key: str, identity: str, folder: Path) -> Run | None:
+    """Return the run of a key, if it is there.
+
+    Raises
+    ------
+    InputError
+        If it is of other data or settings.
+    """
+    found = next((run for run in runs if run.key == key), None)
+    if found is not None and found.identity != identity:
+        msg = f"{folder} holds results of other data or settings ({key}); give another folder with -o"
+        raise InputError(msg)
+    return found
