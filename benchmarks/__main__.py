@@ -22,6 +22,9 @@ BENCHMARKS = {
     "recipe": "the best recipe against plain QR",
     "points": "what a hundred labelled points add",
     "ohio": "QR against labels",
+    "methods": "all methods of landprior compare on real sets",
+    "self_epitome": "self-epitomic super-resolution: speed, cost, accuracy",
+    "epitome": "a large epitome with and without location promotion",
     "learned_prior": "drawn learned priors against the published panels",
 }
 

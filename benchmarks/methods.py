@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from landprior.landcover.experiments.report import Line
     from landprior.landcover.experiments.results import Result
 
+EPITOME = {"size": 64, "steps": 1000}
+"""Smaller than the 199 x 199 and 2,000 steps of the tool: these windows are small, and it is trained often here."""
+
 CODES = 16
 """Coarse codes of Ohio."""
 
@@ -171,7 +174,12 @@ def judge_claims(lines: list[Line], experiment: Experiment) -> str:
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Kept; goes on from there."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("landprior-experiments/methods"),
+    show_default=True,
+    help="Kept; the same command goes on from there.",
 )
 @click.option("--sets", default="west-virginia,city-windows,ohio", show_default=True)
 @click.option("--method", "methods", multiple=True, help="Only these rows.")
@@ -181,7 +189,12 @@ def judge_claims(lines: list[Line], experiment: Experiment) -> str:
 def main(output: Path, sets: str, methods: tuple[str, ...], seeds: int, filters: int, steps: int) -> None:
     """Run the comparisons and print their tables."""
     warnings.simplefilter("ignore", LandpriorWarning)
-    for name, comparison, root in list_comparisons(output, sets.split(",")):
+    for name, found, root in list_comparisons(output, sets.split(",")):
+        own = tuple(
+            one.model_copy(update={"options": dict(EPITOME)}) if one.method == "epitome" else one
+            for one in found.methods
+        )
+        comparison = found.model_copy(update={"methods": own})
         experiment = comparison.to_experiment(seeds=seeds, filters=filters, steps=steps)
         known = [row.name for row in experiment.rows]
         experiment = experiment.narrowed(rows=[row for row in methods if row in known])

@@ -1,8 +1,8 @@
 """Labelled images in memory, from the formats they come in; and the order in which a training sees them.
 
-What is read: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files, sheets of
-32 x 32 tiles, and MNIST and CIFAR-10 by download. All become one uint8 tensor, (N, bands, H, W), which lies on the device; it
-is standardised batch by batch.
+What is read: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files,
+sheets of 32 x 32 tiles, and MNIST and CIFAR-10 by download. All become one uint8 tensor, (N, bands, H, W), which lies
+on the device; it is standardised batch by batch.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def read_images(
     ----------
     path
         A ``.npz`` with x_train, y_train and perhaps x_test, y_test, or x and y; or a folder of IDX files
-        (``train-images-idx3-ubyte`` and so on, perhaps ``.gz``), of CIFAR-10's ``data_batch_1.bin`` and so on, of sheets
-        ``train.png`` and ``labels.npz``, or of images with a table.
+        (``train-images-idx3-ubyte`` and so on, perhaps ``.gz``), of CIFAR-10's ``data_batch_1.bin`` and so on, of
+        sheets (``train.png``, ``labels.npz``), or of images with a table.
     table
         For a folder of images, a CSV with the columns file, label and perhaps split (train or test); by default
         ``labels.csv`` in it. An empty label is one that is not known.
@@ -340,7 +340,7 @@ def _read_cifar_file(path: Path) -> NDArray[np.uint8]:
 
 
 def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read sheets of 32 x 32 tiles, row by row: ``train.png``, perhaps ``test.png``, and ``labels.npz`` (y_train, y_test).
+    """Read sheets of 32 x 32 tiles, row by row: ``train.png``, perhaps ``test.png``, ``labels.npz`` (y_train, y_test).
 
     Raises
     ------
@@ -556,7 +556,7 @@ def download_images(name: Downloadable, root: str | Path, network: Network) -> I
 
 
 def _download_mnist(root: Path, network: Network) -> ImageSplits:
-    from torchvision.datasets import MNIST
+    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
 
     from landprior.sources.network import Origin, Remote
 
@@ -628,7 +628,7 @@ class Standardiser:
         """Measure the bands of uint8 images, (N, bands, H, W)."""
         total = torch.zeros(images.shape[1], dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for some in images.split(_BATCH):
+        for some in torch.split(images, _BATCH):
             values = some.double()
             total += values.sum((0, 2, 3)).cpu()
             squares += values.square().sum((0, 2, 3)).cpu()

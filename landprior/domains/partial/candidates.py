@@ -70,8 +70,8 @@ def read_candidates(path: str | Path, images: LabelledImages) -> Tensor:
     ----------
     path
         A CSV, with a column ``file`` (the items' names) or ``item`` (their positions from 0), and either a column
-        ``candidates`` ("cat|dog") or one column a class (a weight; 0 rules it out). Or a ``.npz`` with ``candidates``, (N, C),
-        in the items' order.
+        ``candidates`` ("cat|dog") or one column a class (a weight; 0 rules it out). Or a ``.npz`` with ``candidates``,
+        (N, C), in the items' order.
     images
         The items; each needs a row.
 

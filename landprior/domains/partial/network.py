@@ -58,4 +58,4 @@ def build_image_network(
 def predict_images(network: nn.Module, images: Tensor, standardise: Standardiser) -> Tensor:
     """Return log q of images, uint8, (N, bands, H, W), as float32, (N, C), on the CPU."""
     with torch.no_grad():
-        return torch.cat([network(standardise(some)).float().cpu() for some in images.split(_BATCH)])
+        return torch.cat([network(standardise(some)).float().cpu() for some in torch.split(images, _BATCH)])

@@ -1,4 +1,4 @@
-"""What trainings have found: one line of ``results.jsonl`` for each, so that a sweep goes on where it was interrupted."""
+"""What trainings have found: a line of ``results.jsonl`` each, so that a sweep goes on where it was interrupted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Look:
     scores
         Without true labels, on the items held out: see the judge that made them.
     train, test
-        Percent of the items to train and to test with whose most probable class is right; None where labels are not known.
+        Percent of the items to train and to test with whose most probable class is right; None without true labels.
     confusion
         Test items by true class (rows) and predicted class, where it was asked for.
     """

@@ -1,0 +1,135 @@
+"""``landprior rank``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.cli.partial_labels import data_options, read_data, run_sweep
+
+
+@click.command(name="rank")
+@data_options
+@click.option(
+    "--pairs",
+    type=INPUT,
+    help="A CSV first,second[,relation] of images to train with, by name or position; relation is >= (by default), "
+    ">, =, < or <=.",
+)
+@click.option("--draw", type=click.IntRange(min=2), help="Pairs to draw from true ranks.  [default: one an image]")
+@click.option(
+    "--ties",
+    type=click.Choice(["included", "half", "excluded"]),
+    help="What >= means for equal ranks: as likely as other pairs of ranks, half so, or not drawn.  "
+    "[default: included]",
+)
+@click.option(
+    "--marginal",
+    "marginals",
+    type=click.Choice(["batch", "running"]),
+    multiple=True,
+    help="What q is divided by: its mean over the batch, or a running mean; may repeat.  [default: running]",
+)
+@click.option(
+    "--fit",
+    "fits",
+    type=click.Choice(["marginals", "joint"]),
+    multiple=True,
+    help="Fit each q to its marginal of r, or both to r (for comparison); may repeat.  [default: marginals]",
+)
+@click.option(
+    "--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, help="Pairs a step.  [default: 128]"
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each.")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: 12]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
+@click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
+@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 4096]")
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")
+@click.option(
+    "--held-out", type=click.FloatRange(0, 0.9, min_open=True), help="Share that chooses the epoch.  [default: 0.1]"
+)
+@click.option("--predictions", is_flag=True, help="Also write the probabilities of every image, as CSV.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("landprior-rank"),
+    show_default=True,
+    help="Folder of results, models, report, pictures.",
+)
+@device_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    data: Path | None,
+    table: Path | None,
+    classes: str | None,
+    download: str | None,
+    pairs: Path | None,
+    draw: int | None,
+    ties: str | None,
+    marginals: tuple[str, ...],
+    fits: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    seeds: int,
+    epochs: int | None,
+    learning_rate: float | None,
+    schedule: str | None,
+    memory: float | None,
+    filters: int | None,
+    held_out: float | None,
+    predictions: bool,
+    output: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Learn ordered classes of images from pairs: which of two is the greater or equal.
+
+    \b
+    landprior rank photos/ --classes young,adult,old --pairs pairs.csv --predictions -o out
+    landprior rank mnist.npz --seeds 3 -o out
+    landprior rank mnist.npz --fit marginals --fit joint --ties half -o out
+    landprior rank mnist/ --download mnist --batch-size 8 --marginal batch --marginal running -o out
+
+    The classes are ranks, ascending, as --classes names them. Without --pairs they are drawn from true ranks, the same
+    for one seed. The epoch is chosen on pairs held out. Finished trainings are lines of results.jsonl, and the same
+    command after an interruption goes on. Confusion matrices over time are drawn where test images have true ranks.
+    """  # noqa: D301
+    from landprior.domains.ranks.figures import write_confusions
+    from landprior.domains.ranks.pairs import read_pairs
+    from landprior.domains.ranks.training import RankRunner, RankSettings
+
+    if pairs is not None and draw is not None:
+        msg = "--pairs and --draw exclude each other: pairs are given or drawn"
+        raise click.UsageError(msg)
+    changes = {
+        "pairs": draw,
+        "ties": ties,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "memory": memory,
+        "filters": filters,
+        "held_out": held_out,
+    }
+    images = read_data(data, table, classes, download)
+    varied: dict[str, Any] = {"fits": fits, "marginals": marginals, "batch_sizes": batch_sizes}
+    runner = RankRunner(
+        images,
+        RankSettings(**{name: value for name, value in changes.items() if value is not None}),
+        output,
+        **{name: value for name, value in varied.items() if value},
+        seeds=seeds,
+        pairs=None if pairs is None else read_pairs(pairs, images.train),
+        device=device,
+        progress=show_progress(ctx),
+        predictions=predictions,
+    )
+    run_sweep(runner, output, as_json=as_json)
+    write_confusions(output, runner.done(), images.train.classes)

@@ -1,0 +1,216 @@
+"""``landprior text``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import INPUT, OUTPUT, device_option, json_option, overwrite_option, show_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from landprior.domains.text.documents import Documents, Tree
+
+logger = logging.getLogger(__name__)
+
+LOSS_NAMES = ["rq", "qr", "qr-kl", "ce", "ce-argmax", "squared-error", "nll-union"]
+"""Names of the losses, here without importing torch; a test compares them."""
+
+
+@click.command(name="text")
+@click.argument("documents", type=INPUT)
+@click.option(
+    "--tree", required=True, type=INPUT, help="Which fine classes lie below which coarse label: JSON or YAML."
+)
+@click.option("--prior", type=INPUT, help="A prior of your own (.npz, .csv), or one of --save-prior.")
+@click.option("--embeddings", type=INPUT, help="Sentence embeddings, or their cosines with the classes (.npz).")
+@click.option(
+    "--model", metavar="PATH|NAME", help="A causal language model: a folder, a .gguf file, a name on the hub."
+)
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
+@click.option("--loss", type=click.Choice(LOSS_NAMES), default="rq", show_default=True, help="Training objective.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Times every text is seen.")
+@click.option(
+    "--warmup-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of them, plain cross-entropy with the prior first; for weak priors.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Documents a step.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=0.02, show_default=True, help="Of AdamW."
+)
+@click.option(
+    "--marginal",
+    type=click.Choice(["batch", "running"]),
+    default="batch",
+    show_default=True,
+    help="Mean prediction that the posterior rests on; running for small batches.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same result.")
+@click.option("--text-column", "text", multiple=True, help="Columns of the text, joined; may repeat.  [default: text]")
+@click.option("--coarse-column", "coarse", default="coarse", show_default=True, help="Column of the coarse label.")
+@click.option("--fine-column", "fine", help="Column of the fine label, for scores only.  [default: fine, if there]")
+@click.option("--id-column", "identity", help="Column that names a document.  [default: id, if there]")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="By which cosines are divided, for --embeddings.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=8),
+    default=128,
+    show_default=True,
+    help="Tokens the model sees of a document, for --model; a longer text's end is cut.",
+)
+@click.option("--save-prior", type=OUTPUT, help="Write the prior (.npz), for --prior; a model takes minutes.")
+@device_option
+@json_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    documents: Path,
+    tree: Path,
+    prior: Path | None,
+    embeddings: Path | None,
+    model: str | None,
+    output: Path,
+    loss: str,
+    epochs: int,
+    warmup_epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    marginal: str,
+    seed: int,
+    text: tuple[str, ...],
+    coarse: str,
+    fine: str | None,
+    identity: str | None,
+    temperature: float,
+    max_tokens: int,
+    save_prior: Path | None,
+    device: str,
+    as_json: bool,
+    overwrite: bool,
+) -> None:
+    """Sort documents with a coarse label into the fine classes below it, without fine labels.
+
+    \b
+    landprior text docs.jsonl --tree labels.json --model gpt2 --save-prior prior.npz -o predictions.csv
+    landprior text docs.jsonl --tree labels.json --prior prior.npz --seed 1 -o predictions_1.csv
+    landprior text docs.csv.gz --tree labels.yaml --embeddings emb.npz --loss rq -o predictions.jsonl
+    landprior text docs.csv --text-column title --text-column body --tree labels.yaml --prior mine.csv -o out.csv
+
+    A tree is a file such as {"sports": ["hockey", "tennis"], "arts": ["dance", "music"]}. The prior over the classes
+    below a document's label comes from a language model (how likely is the class's name after the text and "Topic:"),
+    from sentence embeddings or from you; logistic regression on letter trigrams is trained against it. Where
+    documents have fine labels, the prior and the result are scored. docs/text.md has the formats.
+    """  # noqa: D301
+    if sum(source is not None for source in (prior, embeddings, model)) != 1:
+        msg = "give one of --prior FILE, --embeddings FILE and --model PATH: where the prior comes from"
+        raise click.UsageError(msg)
+    if warmup_epochs >= epochs:
+        msg = f"--warmup-epochs {warmup_epochs} leaves none of --epochs {epochs} for the loss"
+        raise click.UsageError(msg)
+    if save_prior is not None and save_prior.suffix != ".npz":
+        msg = f"--save-prior {save_prior}: a prior is written as .npz"
+        raise click.UsageError(msg)
+    from landprior.domains.text.classification import (
+        TextSettings,
+        check_predictions,
+        classify,
+        score,
+        write_predictions,
+    )
+    from landprior.domains.text.documents import read_documents, read_tree
+    from landprior.domains.text.features import trigram_features
+    from landprior.domains.text.prior import read_prior
+    from landprior.domains.text.prior import save_prior as write_prior
+    from landprior.raster.files import check_output
+
+    progress = show_progress(ctx)
+    check_predictions(output)
+    target = check_output(output, overwrite=overwrite)
+    if save_prior is not None:
+        check_output(save_prior, overwrite=overwrite)
+    classes = read_tree(tree)
+    found = read_documents(documents, classes, text=text or ("text",), coarse=coarse, fine=fine, identity=identity)
+    file = prior or embeddings
+    if file is not None:
+        table = read_prior(file, found, classes, temperature=temperature)
+    else:
+        table = _ask(str(model), found, classes, max_tokens=max_tokens, device=device, progress=progress)
+    if save_prior is not None:
+        write_prior(save_prior, table, found, classes, overwrite=overwrite)
+        logger.info("written: %s", save_prior)
+    settings = TextSettings.model_validate(
+        {
+            "loss": loss,
+            "epochs": epochs,
+            "warmup_epochs": warmup_epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "marginal": marginal,
+            "seed": seed,
+        }
+    )
+    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    features = trigram_features(found.texts)
+    result = classify(
+        features, table, found, classes, settings, device=device, checkpoint=checkpoint, progress=progress
+    )
+    write_predictions(target, result, found, classes, overwrite=overwrite)
+    checkpoint.unlink(missing_ok=True)
+    scores = {
+        name: score(labels, found)
+        for name, labels in (
+            ("prior", table.argmax(axis=1)),
+            ("q", result.labels("q")),
+            ("r", result.labels("r")),
+        )
+    }
+    if as_json:
+        record = {
+            "output": str(output),
+            "documents": len(found),
+            "loss": loss,
+            "labels_of": result.natural,
+            "prior": {
+                "information": result.judgement.information,
+                "weak": result.judgement.weak,
+                "loose": result.judgement.loose,
+            },
+            "scores": {name: vars(each) for name, each in scores.items() if each is not None},
+        }
+        click.echo(json.dumps(record))
+        return
+    for name, each in scores.items():
+        if each is not None:
+            what = f"{name} (the labels written)" if name == result.natural else name
+            click.echo(
+                f"{what:<24} micro-F1 {each.micro_f1:.4f}  macro-F1 {each.macro_f1:.4f}  {each.documents} documents"
+            )
+    click.echo(str(output))
+
+
+def _ask(
+    model: str, documents: Documents, tree: Tree, *, max_tokens: int, device: str, progress: bool
+) -> NDArray[np.float64]:
+    from landprior.domains.text.prior import load_language_model, prior_of_scores, score_names
+
+    language = load_language_model(model, device=device)
+    scores = score_names(documents, tree, language, max_tokens=max_tokens, progress=progress)
+    return prior_of_scores(scores, documents, tree)

@@ -1,0 +1,294 @@
+"""Sweeps: losses by marginals, numbers of negative labels, batch sizes, seeds; what is finished is not done again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from landprior.domains.partial.candidates import draw_negatives, thin_classes
+from landprior.domains.partial.network import predict_images
+from landprior.domains.partial.records import Run, find_run, key_of, read_runs, write_runs
+from landprior.domains.partial.training import (
+    Denominator,
+    PartialLoss,
+    PartialSettings,
+    Trained,
+    identify,
+    train_partial,
+)
+from landprior.errors import InputError
+from landprior.implicit.losses import IMPLICIT
+from landprior.implicit.posterior import log_posterior
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from landprior.domains.images import ImageSplits
+
+logger = logging.getLogger(__name__)
+
+
+class Sweep(BaseModel):
+    """What is trained. Marginals are for rq and qr-kl; the other losses have none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1)
+    marginals: tuple[Denominator, ...] = Field(("batch",), min_length=1)
+    negatives: tuple[int, ...] = Field((1,), description="labels drawn an item; none where candidate sets are given")
+    batch_sizes: tuple[int, ...] = Field((256,), min_length=1)
+    seeds: int = Field(1, ge=1)
+    thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
+    training: PartialSettings = PartialSettings()
+
+    @model_validator(mode="after")
+    def _shares(self) -> Sweep:
+        for name, share in self.thin.items():
+            if not 0 < share <= 1:
+                msg = f"the share of {name} to keep must be over 0 and at most 1, not {share:g}"
+                raise ValueError(msg)
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a sweep; its fields are the row of its result."""
+
+    loss: PartialLoss
+    marginal: Denominator
+    negatives: int | None
+    batch_size: int
+    thin: str
+    seed: int
+
+    def row(self) -> dict[str, str]:
+        """Return what the training is, but for its seed."""
+        return {
+            "loss": self.loss,
+            "marginal": self.marginal if self.loss in IMPLICIT else "",
+            "negatives": "" if self.negatives is None else str(self.negatives),
+            "batch": str(self.batch_size),
+            "thin": self.thin,
+        }
+
+
+class AnyCell(Protocol):
+    """A training of a sweep."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+    def row(self) -> dict[str, str]:
+        """Return what the training is, but for its seed."""
+
+
+C = TypeVar("C", bound=AnyCell)
+
+
+class Runner(Generic[C]):
+    """Runs trainings in a folder, each once.
+
+    Parameters
+    ----------
+    folder
+        Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
+    identity
+        Hash of the data and of the settings that all trainings have in common.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
+
+    def cells(self) -> list[C]:
+        """Return the trainings, in the order in which they are done."""
+        raise NotImplementedError
+
+    def train(self, cell: C, key: str) -> Run:
+        """Do one training; what it goes on from when interrupted lies at :meth:`work`."""
+        raise NotImplementedError
+
+    def work(self, key: str) -> Path:
+        """Return where a training keeps its state and its weights, without suffix."""
+        return self.folder / "models" / key
+
+    def done(self) -> list[Run]:
+        """Return the runs that are there, in the order of the trainings.
+
+        Raises
+        ------
+        InputError
+            If the folder holds runs of other data or settings under the same names.
+        """
+        runs = read_runs(self.folder)
+        found = (find_run(runs, key_of(c.row(), c.seed), self.identity, self.folder) for c in self.cells())
+        return [run for run in found if run is not None]
+
+    def run(self) -> list[Run]:
+        """Train what is missing and return all runs.
+
+        Raises
+        ------
+        InputError
+            As :meth:`done`.
+        TrainingError, TrainingInterruptedError
+            As :func:`landprior.implicit.training.fit`; what was finished stays.
+        """
+        done = {run.key for run in self.done()}
+        cells = self.cells()
+        for number, cell in enumerate(cells, 1):
+            key = key_of(cell.row(), cell.seed)
+            if key in done:
+                continue
+            logger.info("%d of %d: %s", number, len(cells), key.replace("-", ", ").replace("_", " "))
+            work = self.work(key)
+            work.parent.mkdir(parents=True, exist_ok=True)
+            run = self.train(cell, key)
+            others = [other for other in read_runs(self.folder) if other.key != key]
+            write_runs(self.folder, [*others, run])
+            work.with_name(f"{key}.checkpoint").unlink(missing_ok=True)
+        return self.done()
+
+
+class SweepRunner(Runner[Cell]):
+    """Runs the trainings of a sweep in a folder.
+
+    Parameters
+    ----------
+    data
+        Images; those to test with, if there are any, have true labels.
+    sweep
+        What is trained.
+    folder
+        Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
+    candidates
+        Candidate sets of the training images, (N, C), see :func:`read_candidates`; None: negative labels are drawn.
+    device, progress
+        See :func:`train_partial`.
+    predictions
+        Also write ``predictions/``, a CSV for each training: q of every item and, for those with candidates, r.
+
+    Raises
+    ------
+    InputError
+        If a class to thin is unknown, or labels are missing that are needed.
+    """
+
+    def __init__(
+        self,
+        data: ImageSplits,
+        sweep: Sweep,
+        folder: Path,
+        *,
+        candidates: Tensor | None = None,
+        device: str = "auto",
+        progress: bool = False,
+        predictions: bool = False,
+    ) -> None:
+        self._data, self.sweep = data, sweep
+        self._candidates, self._device, self._progress = candidates, device, progress
+        self._predictions = predictions
+        if candidates is None and not sweep.negatives:
+            msg = "there are neither candidate sets nor a number of negative labels to draw"
+            raise InputError(msg)
+        unknown = [name for name in sweep.thin if name not in data.train.classes]
+        if unknown:
+            msg = f"{unknown[0]!r} is none of the classes to thin ({', '.join(data.train.classes)})"
+            raise InputError(msg)
+        if sweep.thin and not data.train.known:
+            msg = "classes can be thinned only where the labels of all training images are known"
+            raise InputError(msg)
+        common = sweep.training.model_dump_json(exclude={"loss", "marginal", "batch_size", "seed"})
+        super().__init__(folder, hashlib.sha256(f"{identify(data, candidates)}|{common}".encode()).hexdigest()[:16])
+
+    def cells(self) -> list[Cell]:
+        """Return the trainings, in the order in which they are done: all with the first seed first."""
+        sweep = self.sweep
+        thin = "+".join(f"{name}x{share:g}" for name, share in sweep.thin.items())
+        negatives: tuple[int | None, ...] = (None,) if self._candidates is not None else sweep.negatives
+        found = [
+            Cell(loss, marginal, count, batch, thin, seed)
+            for seed, count, batch, loss in product(range(sweep.seeds), negatives, sweep.batch_sizes, sweep.losses)
+            for marginal in (sweep.marginals if loss in IMPLICIT else ("batch",))
+        ]
+        return list(dict.fromkeys(found))
+
+    def train(self, cell: Cell, key: str) -> Run:
+        """Train a cell of the sweep."""
+        settings = self.sweep.training.model_copy(
+            update={
+                "loss": cell.loss,
+                "marginal": cell.marginal,
+                "batch_size": cell.batch_size,
+                "seed": cell.seed,
+            }
+        )
+        train = self._data.train
+        prior = self._candidates
+        if prior is None:
+            prior = draw_negatives(train.labels, len(train.classes), cell.negatives or 1, seed=cell.seed)
+        items = None
+        if self.sweep.thin:
+            shares = {train.classes.index(name): share for name, share in self.sweep.thin.items()}
+            items = thin_classes(train.labels, shares, seed=cell.seed)
+        trained = train_partial(
+            self._data,
+            prior,
+            settings,
+            items=items,
+            device=self._device,
+            work=self.work(key),
+            identity=f"{self.identity}|{key}",
+            progress=self._progress,
+        )
+        if self._predictions:
+            write_predictions(self.folder / "predictions" / f"{key}.csv", trained, self._data, prior)
+        return Run(
+            row=cell.row(),
+            seed=cell.seed,
+            identity=self.identity,
+            looks=trained.looks,
+            chosen=trained.chosen,
+            items=trained.items,
+            seconds=round(trained.seconds, 1),
+        )
+
+
+def write_predictions(path: Path, trained: Trained, data: ImageSplits, prior: Tensor | None = None) -> None:
+    """Write the probabilities of every image as CSV, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    trained, data
+        The network, and the images.
+    prior
+        Of the training images, (N, C): then theirs are r; else, as those of test images, q.
+    """
+    classes = data.train.classes
+    with replacing(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "split", "label", "predicted", *classes])
+        for split, images in (("train", data.train), ("test", data.test)):
+            if images is None:
+                continue
+            device = trained.standardise.mean.device
+            log_p = predict_images(trained.network, images.images.to(device), trained.standardise)
+            if split == "train" and prior is not None:
+                log_p = log_posterior(log_p, prior.log())
+            rows = zip(
+                images.names, images.labels.tolist(), log_p.argmax(1).tolist(), log_p.exp().tolist(), strict=True
+            )
+            for name, label, best, probabilities in rows:
+                shown = "" if label < 0 else classes[label]
+                writer.writerow([name, split, shown, classes[best], *(f"{p:.6f}" for p in probabilities)])

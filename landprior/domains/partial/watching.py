@@ -1,0 +1,158 @@
+"""What is looked at after every epoch: scores without labels, accuracies with them, the best network so far."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from landprior.domains.images import derive_seed
+from landprior.domains.partial.network import predict_images
+from landprior.domains.partial.records import Look
+from landprior.errors import ModelError
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from landprior.domains.images import LabelledImages, Standardiser
+    from landprior.implicit.training import History
+
+logger = logging.getLogger(__name__)
+
+CHOICE = "choice"
+"""The score, made of held-out items without true labels, that is largest at the epoch chosen."""
+
+SHOWN = 5_000
+"""Training items that the training accuracy is measured on, drawn at random."""
+
+_CONFUSION = re.compile(r"confusion (\d+) (\d+)")
+
+
+class Watcher:
+    """The monitor of a training, for :func:`landprior.implicit.training.fit`; keeps the network of the best epoch.
+
+    Parameters
+    ----------
+    network
+        What is trained; its weights are kept.
+    standardise
+        See :class:`Standardiser`.
+    train, test
+        Images with labels, on the device; a split whose labels are not all known has no accuracy.
+    judge
+        Scores a network on held-out items, without their true labels; :data:`CHOICE` among them, larger is better.
+    confusion
+        Also count the test items by true and predicted class.
+    seed
+        Of which training items are looked at.
+    path
+        Where the best weights are kept, a ``.safetensors`` file; None to keep them in memory only.
+    identity
+        What the training is of; weights in the file of another are not taken for its own.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        standardise: Standardiser,
+        *,
+        train: LabelledImages,
+        test: LabelledImages | None,
+        judge: Callable[[nn.Module], Mapping[str, float]],
+        confusion: bool = False,
+        seed: int = 0,
+        path: Path | None = None,
+        identity: str = "",
+    ) -> None:
+        self._network, self._standardise, self._judge = network, standardise, judge
+        generator = torch.Generator().manual_seed(derive_seed(seed, "looked at"))
+        some = torch.randperm(len(train), generator=generator)[:SHOWN].sort().values
+        self._splits = {
+            name: images
+            for name, images in (("train", train.take(some) if len(train) > SHOWN else train), ("test", test))
+            if images is not None and images.known
+        }
+        self._confusion, self._path, self._identity = confusion, path, identity
+        self._best = -float("inf")
+        self._weights: dict[str, Tensor] = {}
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """Look at a network, in the middle of its training."""
+        found = dict(self._judge(network))
+        for name, images in self._splits.items():
+            predicted = predict_images(network, images.images, self._standardise).argmax(1)
+            found[name] = 100 * float((predicted == images.labels).double().mean())
+            if name == "test" and self._confusion:
+                classes = len(images.classes)
+                counts = torch.bincount(images.labels * classes + predicted, minlength=classes**2)
+                found |= {f"confusion {i // classes} {i % classes}": float(n) for i, n in enumerate(counts)}
+        if found[CHOICE] > self._best:
+            self._best = found[CHOICE]
+            self._keep()
+        return found
+
+    def _keep(self) -> None:
+        self._weights = {name: values.detach().cpu().clone() for name, values in self._network.state_dict().items()}
+        if self._path is None:
+            return
+        from safetensors.torch import save_file
+
+        with replacing(self._path, overwrite=True) as temporary:
+            save_file(self._weights, temporary, {"identity": self._identity, CHOICE: repr(self._best)})
+
+    def resume(self) -> None:
+        """Go on from the best weights that an interrupted training of the same has kept."""
+        if self._path is None or not self._path.is_file():
+            return
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, "pt") as kept:
+                about = kept.metadata() or {}
+                if about.get("identity") != self._identity:
+                    return
+                self._weights = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - no mapping
+                self._best = float(about[CHOICE])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            msg = f"{self._path} is damaged ({error}); delete it and the checkpoint beside it"
+            raise ModelError(msg) from error
+
+    def restore(self) -> None:
+        """Put the weights of the best epoch into the network."""
+        if self._weights:
+            self._network.load_state_dict(self._weights)
+
+
+def looks_of(history: History) -> tuple[list[Look], int]:
+    """Return what was seen after each epoch, and the epoch chosen, from 1: the first whose choice score is largest."""
+    looks = [
+        Look(
+            epoch=number,
+            loss=epoch.loss,
+            scores={
+                name: value
+                for name, value in epoch.extra.items()
+                if name not in ("train", "test") and not _CONFUSION.match(name)
+            },
+            train=epoch.extra.get("train"),
+            test=epoch.extra.get("test"),
+            confusion=_confusion(epoch.extra),
+        )
+        for number, epoch in enumerate(history.epochs, 1)
+    ]
+    scores = [look.scores[CHOICE] for look in looks]
+    return looks, 1 + scores.index(max(scores))
+
+
+def _confusion(extra: Mapping[str, float]) -> list[list[int]] | None:
+    found = {match.groups(): value for name, value in extra.items() if (match := _CONFUSION.match(name))}
+    if not found:
+        return None
+    classes = 1 + max(int(row) for row, _ in found)
+    return [[round(found[str(row), str(column)]) for column in range(classes)] for row in range(classes)]

@@ -1,0 +1,149 @@
+"""Pairs of items and what is said of them: drawn from true ranks, or read from a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from landprior.domains.images import UNKNOWN, derive_seed, read_table
+from landprior.domains.ranks.posterior import RELATIONS
+from landprior.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from landprior.domains.images import LabelledImages
+    from landprior.domains.ranks.posterior import Ties
+
+_MIRRORED = {"<=": ">=", "<": ">"}
+_ROUNDS = 100
+"""How often pairs are drawn again until enough are no ties."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of items, the first never known to be the smaller.
+
+    Parameters
+    ----------
+    first, second
+        Positions of items, int64, (P,).
+    relation
+        Positions in :data:`RELATIONS`, int64, (P,).
+    """
+
+    first: Tensor
+    second: Tensor
+    relation: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, index: Tensor) -> Self:
+        """Return some of them."""
+        return type(self)(self.first[index], self.second[index], self.relation[index])
+
+
+def draw_pairs(labels: Tensor, items: Tensor, count: int, *, ties: Ties, seed: int) -> Pairs:
+    """Draw pairs of different items at random, and put the greater first; ties stay in the order they are drawn in.
+
+    Parameters
+    ----------
+    labels
+        True ranks of all items, int64, (N,).
+    items
+        Positions of the items to draw from.
+    count
+        Pairs to draw.
+    ties
+        ``"excluded"``: no pair of equal rank is drawn, and the first is said to be greater; else greater or equal.
+    seed
+        Of the draw.
+
+    Raises
+    ------
+    InputError
+        If ranks are not known, or there are no two items to draw.
+    """
+    if len(items) < 2 or count < 1:
+        msg = f"{count} pairs of {len(items)} images cannot be drawn"
+        raise InputError(msg)
+    if bool((labels[items] == UNKNOWN).any()):
+        msg = "pairs are drawn from true ranks, and some are not known; give the pairs (--pairs)"
+        raise InputError(msg)
+    if ties == "excluded" and bool((labels[items] == labels[items[0]]).all()):
+        msg = "all images have one rank, so that there are only ties"
+        raise InputError(msg)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "pairs"))
+    found: list[Tensor] = []
+    missing = count
+    for _ in range(_ROUNDS):
+        one = torch.randint(len(items), (missing,), generator=generator)
+        other = (one + torch.randint(1, len(items), (missing,), generator=generator)) % len(items)
+        drawn = torch.stack([items[one], items[other]])
+        if ties == "excluded":
+            drawn = drawn[:, labels[drawn[0]] != labels[drawn[1]]]
+        found.append(drawn)
+        missing -= drawn.shape[1]
+        if not missing:
+            break
+    one, other = torch.cat(found, dim=1)
+    smaller = labels[one] < labels[other]
+    relation = RELATIONS.index(">" if ties == "excluded" else ">=")
+    return Pairs(torch.where(smaller, other, one), torch.where(smaller, one, other), torch.full_like(one, relation))
+
+
+def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
+    """Read pairs from a CSV.
+
+    Parameters
+    ----------
+    path
+        Columns ``first`` and ``second``, names of items or positions from 0, and perhaps ``relation``, of first to
+        second: >=, >, =, <, <=; by default >=.
+    images
+        The items.
+
+    Raises
+    ------
+    MissingInputError, RasterReadError
+        If the file is not there or damaged.
+    InputError
+        If an item or a relation is unknown.
+    """
+    path = Path(path)
+    rows = read_table(path, ("first", "second"))
+    if not rows:
+        msg = f"{path} has no pairs"
+        raise InputError(msg)
+    where = {name: position for position, name in enumerate(images.names)}
+    found: list[tuple[int, int, int]] = []
+    for number, row in enumerate(rows, 2):
+        place = f"{path}, line {number}"
+        one, other = (_find(row[name], where, place) for name in ("first", "second"))
+        said = row.get("relation", "").strip() or ">="
+        if one == other:
+            msg = f"{place}: {row['first']} is paired with itself"
+            raise InputError(msg)
+        if said in _MIRRORED:
+            one, other, said = other, one, _MIRRORED[said]
+        if said not in RELATIONS:
+            msg = f"{place}: the relation {said!r} is none of >=, >, =, <, <="
+            raise InputError(msg)
+        found.append((one, other, RELATIONS.index(said)))
+    return Pairs(*torch.tensor(found, dtype=torch.int64).unbind(1))
+
+
+def _find(text: str, where: Mapping[str, int], place: str) -> int:
+    text = text.strip()
+    if text in where:
+        return where[text]
+    if text.isdecimal() and int(text) < len(where):
+        return int(text)
+    msg = f"{place}: {text!r} is none of the images to train with, nor a position from 0 to {len(where) - 1}"
+    raise InputError(msg)

@@ -1,0 +1,133 @@
+"""The joint posterior of the classes of two items of which one is known to be the greater [R eq. 6]."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from landprior.implicit.posterior import EPS, log_class_marginal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Ties = Literal["included", "half", "excluded"]
+"""Of a pair whose first is said to be the greater or equal: items of one class are as likely as any pair of classes,
+half as likely (as they are if pairs are drawn at random and ties put in either order), or none."""
+
+Fit = Literal["marginals", "joint"]
+"""What is fitted: each q to its marginal of r, or their product to r (which is seen to stick)."""
+
+RELATIONS = (">=", ">", "=")
+"""What is said of a pair, first to second."""
+
+
+def pair_priors(classes: int, ties: Ties = "included") -> Tensor:
+    """Return the joint prior of two classes for each relation.
+
+    Parameters
+    ----------
+    classes
+        How many ordered classes there are; for ten, and ties included, the prior of ``>=`` is 55 times 1/55.
+    ties
+        What ``>=`` means for items of one class.
+
+    Returns
+    -------
+    Tensor
+        float32, (relations, C, C): in the order of :data:`RELATIONS`, by class of the first and of the second item.
+    """
+    above = torch.ones((classes, classes), dtype=torch.float64).tril(-1)
+    equal = torch.eye(classes, dtype=torch.float64)
+    share = {"included": 1.0, "half": 0.5, "excluded": 0.0}[ties]
+    tables = torch.stack([above + share * equal, above, equal])
+    return (tables / tables.sum((1, 2), keepdim=True)).float()
+
+
+def log_pair_posterior(
+    log_q1: Tensor,
+    log_q2: Tensor,
+    log_prior: Tensor,
+    *,
+    log_marginal1: Tensor | None = None,
+    log_marginal2: Tensor | None = None,
+) -> Tensor:
+    """Log of the joint posterior r(l1, l2) of pairs [R eq. 6].
+
+    It is proportional to p(l1, l2) q(l1 | x1) q(l2 | x2) / (Q1(l1) Q2(l2)).
+
+    Parameters
+    ----------
+    log_q1, log_q2
+        Log of q for the first and the second items, (N, C).
+    log_prior
+        Log of the joint prior, (C, C) or (N, C, C); minus infinity where classes are excluded, which r keeps.
+    log_marginal1, log_marginal2
+        Log of Q1 and Q2, (C,), means or sums; by default the means over this batch's first and second items.
+
+    Returns
+    -------
+    Tensor
+        (N, C, C), normalised over the last two axes.
+    """
+    joint = log_pair_joint(log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2)
+    return torch.log_softmax(joint.flatten(1), dim=1).reshape(joint.shape)
+
+
+def log_pair_joint(
+    log_q1: Tensor,
+    log_q2: Tensor,
+    log_prior: Tensor,
+    *,
+    log_marginal1: Tensor | None = None,
+    log_marginal2: Tensor | None = None,
+) -> Tensor:
+    """Log of the joint posterior but for its normalisation; its sum over classes is the evidence of a pair.
+
+    Arguments as :func:`log_pair_posterior`.
+    """
+    log_marginal1 = log_class_marginal(log_q1) if log_marginal1 is None else log_marginal1
+    log_marginal2 = log_class_marginal(log_q2) if log_marginal2 is None else log_marginal2
+    one = log_q1 - log_marginal1.clamp_min(math.log(EPS))
+    two = log_q2 - log_marginal2.clamp_min(math.log(EPS))
+    return log_prior + one[:, :, None] + two[:, None, :]
+
+
+def pair_marginals(log_r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C)."""
+    return torch.logsumexp(log_r, dim=2), torch.logsumexp(log_r, dim=1)
+
+
+def rank_loss(
+    log_q1: Tensor,
+    log_q2: Tensor,
+    log_prior: Tensor,
+    *,
+    log_marginal1: Tensor | None = None,
+    log_marginal2: Tensor | None = None,
+    fit: Fit = "marginals",
+) -> Tensor:
+    """RQ of pairs: the mean of KL(r_1 || q_1) + KL(r_2 || q_2), r_1 and r_2 the marginals of r.
+
+    Parameters
+    ----------
+    log_q1, log_q2, log_prior, log_marginal1, log_marginal2
+        See :func:`log_pair_posterior`. Gradients flow through r.
+    fit
+        ``"joint"``: KL(r || q_1 q_2) instead, for comparison.
+    """
+    log_r = log_pair_posterior(log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2)
+    floor = math.log(EPS)
+    log_q1, log_q2 = log_q1.clamp_min(floor), log_q2.clamp_min(floor)
+    if fit == "joint":
+        return _divergence(log_r.flatten(1), (log_q1[:, :, None] + log_q2[:, None, :]).flatten(1)).mean()
+    log_r1, log_r2 = pair_marginals(log_r)
+    return (_divergence(log_r1, log_q1) + _divergence(log_r2, log_q2)).mean()
+
+
+def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) per item; a class with a = 0 adds nothing, to the value or the gradient."""
+    some = log_a > -torch.inf
+    safe = torch.where(some, log_a, 0.0)
+    return torch.where(some, safe.exp() * (safe - log_b), 0.0).sum(dim=1)

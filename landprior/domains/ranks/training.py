@@ -1,0 +1,410 @@
+"""One network from pairs: each q is fitted to its marginal of the joint posterior [R eq. 6]."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from landprior.domains.images import ShuffledOrder, Standardiser, derive_seed
+from landprior.domains.partial.candidates import split_off
+from landprior.domains.partial.network import FILTERS, predict_images
+from landprior.domains.partial.records import Run
+from landprior.domains.partial.sweep import Runner, write_predictions
+from landprior.domains.partial.training import COLLAPSED, TEMPERATURES, Trained, build_for, identify
+from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
+from landprior.domains.ranks.pairs import Pairs, draw_pairs
+from landprior.domains.ranks.posterior import Fit, Ties, log_pair_joint, pair_priors, rank_loss
+from landprior.errors import CollapseWarning, InputError
+from landprior.implicit.devices import Precision, make_fabric
+from landprior.implicit.posterior import RunningMarginal
+from landprior.implicit.training import MEMORY, Batch, Marginal, Schedule, TrainingSettings, fit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from landprior.domains.images import ImageSplits
+
+
+class RankSettings(BaseModel):
+    """How a network is trained from pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fit: Fit = "marginals"
+    ties: Ties = "included"
+    marginal: Marginal = "batch"
+    pairs: int | None = Field(None, ge=1, description="pairs to draw; as many as images by default")
+    batch_size: int = Field(128, ge=1, description="pairs a step")
+    epochs: int = Field(12, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Schedule = "cosine"
+    memory: float = Field(MEMORY, gt=0, description="items that a running marginal remembers, roughly")
+    filters: int = Field(FILTERS, ge=1)
+    held_out: float = Field(0.1, gt=0, lt=1, description="share that chooses the epoch")
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+
+    def loop(self, epoch_steps: int) -> TrainingSettings:
+        """Return the settings of the loop."""
+        return TrainingSettings(
+            loss="rq",
+            steps=self.epochs * epoch_steps,
+            warmup="none",
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            epoch_steps=epoch_steps,
+            seed=self.seed,
+            precision=self.precision,
+        )
+
+
+class PairNetwork(nn.Module):
+    """A network with the running marginals of first and second items, which a checkpoint then holds.
+
+    Parameters
+    ----------
+    body
+        Gives log q.
+    classes
+        How many there are.
+    memory
+        Of the running marginals, items; None: there are none.
+    """
+
+    def __init__(self, body: nn.Module, classes: int, memory: float | None) -> None:
+        super().__init__()
+        self.body = body
+        self.marginals = nn.ModuleList()
+        for _ in range(0 if memory is None else 2):
+            marginal = RunningMarginal(memory or MEMORY)
+            marginal.total = torch.zeros(classes, dtype=torch.float64)  # as it is later: a state of it can be loaded
+            self.marginals.append(marginal)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return log q."""
+        found: Tensor = self.body(inputs)
+        return found
+
+
+class RankObjective:
+    """The loss of a batch of pairs.
+
+    Parameters
+    ----------
+    network
+        Whose running marginals are used, if it has any.
+    log_priors
+        Log of the joint prior by relation, (relations, C, C), on the device.
+    fit
+        See :func:`rank_loss`.
+    """
+
+    def __init__(self, network: PairNetwork, log_priors: Tensor, how: Fit) -> None:
+        self._network, self._log_priors, self._fit = network, log_priors, how
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss; the first half of the output are the first items."""
+        one, two = output.chunk(2)
+        marginals = [m(q) for m, q in zip(self._network.marginals, (one, two), strict=False)]
+        log_prior = self._log_priors[batch.extra["relation"]]
+        options = dict(zip(("log_marginal1", "log_marginal2"), marginals, strict=False))
+        return rank_loss(one, two, log_prior, fit=self._fit, **options)
+
+
+class PairFeed:
+    """Gives images of the pairs of a step, first items before second ones; a pure function of it.
+
+    Parameters
+    ----------
+    images
+        uint8, (N, bands, H, W), on the device.
+    pairs
+        Those that are fitted.
+    standardise, batch_size, seed
+        See :class:`ShuffledOrder`; the batch size is in pairs.
+    """
+
+    def __init__(self, images: Tensor, pairs: Pairs, standardise: Standardiser, *, batch_size: int, seed: int) -> None:
+        self._images, self._pairs, self._standardise = images, pairs, standardise
+        self.order = ShuffledOrder(len(pairs), batch_size, seed)
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        some = self._pairs.take(self.order(step))
+        index = torch.cat([some.first, some.second]).to(self._images.device)
+        relation = some.relation.to(self._images.device)
+        return Batch(self._standardise(self._images[index]), extra={"relation": relation})
+
+
+class PairJudge:
+    """Scores a network on pairs held out, by their relations alone.
+
+    Parameters
+    ----------
+    images
+        uint8, (N, bands, H, W), on the device.
+    pairs
+        Those held out.
+    log_priors
+        Log of the joint prior by relation, (relations, C, C), on the CPU.
+    standardise
+        See :class:`Standardiser`.
+    """
+
+    def __init__(self, images: Tensor, pairs: Pairs, log_priors: Tensor, standardise: Standardiser) -> None:
+        both, places = torch.unique(torch.cat([pairs.first, pairs.second]), return_inverse=True)
+        self._images = images[both.to(images.device)]
+        self._first, self._second = places.chunk(2)
+        self._relation, self._log_priors, self._standardise = pairs.relation, log_priors, standardise
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """Return the scores.
+
+        ``evidence``: mean log p(x1, x2), nats. ``ruled_out``: percent of pairs whose most probable classes the relation
+        excludes. ``top_share``: percent of items in the most frequent class. ``choice``: the evidence at the
+        temperature at which it is largest, see :func:`judge_candidates`.
+        """
+        log_q = predict_images(network, self._images, self._standardise)
+        best = log_q.argmax(1)
+        excluded = self._log_priors[self._relation, best[self._first], best[self._second]] == -torch.inf
+        return {
+            "evidence": self._evidence(log_q),
+            "ruled_out": 100 * float(excluded.double().mean()),
+            "top_share": 100 * float(torch.bincount(best).max() / len(best)),
+            CHOICE: max(self._evidence(torch.log_softmax(log_q / t, 1)) for t in TEMPERATURES[::2]),
+        }
+
+    def _evidence(self, log_q: Tensor) -> float:
+        joint = log_pair_joint(log_q[self._first], log_q[self._second], self._log_priors[self._relation])
+        return float(torch.logsumexp(joint.flatten(1), dim=1).mean())
+
+
+def train_ranks(
+    data: ImageSplits,
+    settings: RankSettings,
+    *,
+    pairs: Pairs | None = None,
+    device: str = "auto",
+    work: Path | None = None,
+    identity: str = "",
+    progress: bool = False,
+) -> Trained:
+    """Train a network from pairs.
+
+    Parameters
+    ----------
+    data
+        Images; their classes are ranks, ascending.
+    settings
+        See :class:`RankSettings`.
+    pairs
+        Of training images; None: drawn from their true ranks, those that choose the epoch among images held out.
+    device, work, identity, progress
+        See :func:`landprior.domains.partial.training.train_partial`.
+
+    Raises
+    ------
+    InputError
+        If there are too few pairs, or ranks are not known and there are no pairs.
+    TrainingError, TrainingInterruptedError
+        As :func:`landprior.implicit.training.fit`.
+    """
+    start = time.perf_counter()
+    classes = len(data.train.classes)
+    fabric = make_fabric(settings.precision, device)
+    fitted, held, looked_at = _split(data, settings, pairs)
+    train, test = data.train.to(fabric.device), None if data.test is None else data.test.to(fabric.device)
+    log_priors = pair_priors(classes, settings.ties).log()
+    standardise = Standardiser.of(train.images)
+    feed = PairFeed(
+        train.images, fitted, standardise, batch_size=settings.batch_size, seed=derive_seed(settings.seed, "order")
+    )
+    network = PairNetwork(
+        build_for(data, filters=settings.filters, seed=settings.seed),
+        classes,
+        settings.memory if settings.marginal == "running" else None,
+    ).to(fabric.device)
+    watcher = Watcher(
+        network,
+        standardise,
+        train=train.take(looked_at),
+        test=test,
+        judge=PairJudge(train.images, held, log_priors, standardise),
+        confusion=True,
+        seed=settings.seed,
+        path=None if work is None else work.with_name(f"{work.name}.safetensors"),
+        identity=identity,
+    )
+    checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
+    if checkpoint is not None and checkpoint.is_file():
+        watcher.resume()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
+        history = fit(
+            network,
+            feed,
+            settings.loop(feed.order.epoch_steps),
+            objective=RankObjective(network, log_priors.to(fabric.device), settings.fit),
+            fabric=fabric,
+            monitor=watcher,
+            checkpoint=checkpoint,
+            identity=f"{identity}|{settings.model_dump_json()}",
+            progress=progress,
+        )
+    looks, chosen = looks_of(history)
+    watcher.restore()
+    share = looks[chosen - 1].scores["top_share"]
+    if share > COLLAPSED:
+        msg = f"one class has {share:.1f} % of the items held out: the degenerate solution; try another --seed"
+        warnings.warn(msg, CollapseWarning, stacklevel=2)
+    return Trained(network, standardise, looks, chosen, len(fitted), time.perf_counter() - start)
+
+
+def _split(data: ImageSplits, settings: RankSettings, pairs: Pairs | None) -> tuple[Pairs, Pairs, Tensor]:
+    """Return pairs to fit, pairs to choose the epoch with, and the images whose accuracy is looked at."""
+    count = len(data.train)
+    if pairs is not None:
+        if len(pairs) < 2:
+            msg = f"{len(pairs)} pairs are too few to train with and to choose an epoch by"
+            raise InputError(msg)
+        fitted, held = split_off(len(pairs), settings.held_out, seed=settings.seed)
+        used = torch.unique(torch.cat([pairs.first[fitted], pairs.second[fitted]]))
+        return pairs.take(fitted), pairs.take(held), used
+    items, others = split_off(count, settings.held_out, seed=settings.seed)
+    wanted = settings.pairs or len(items)
+    drawn = [
+        draw_pairs(data.train.labels, some, number, ties=settings.ties, seed=derive_seed(settings.seed, name))
+        for some, number, name in ((items, wanted, "to fit"), (others, max(len(others), 2), "held out"))
+    ]
+    return drawn[0], drawn[1], items
+
+
+class RankCell(BaseModel):
+    """One training of a sweep over rankings; its fields are the row of its result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fit: Fit
+    marginal: Marginal
+    ties: Ties
+    batch_size: int
+    pairs: int | None
+    seed: int
+
+    def row(self) -> dict[str, str]:
+        """Return what the training is, but for its seed."""
+        return {
+            "loss": {"marginals": "ranks", "joint": "joint"}[self.fit],
+            "marginal": self.marginal,
+            "ties": self.ties,
+            "batch": str(self.batch_size),
+            "pairs": "" if self.pairs is None else str(self.pairs),
+        }
+
+
+class RankRunner(Runner[RankCell]):
+    """Runs trainings from pairs in a folder.
+
+    Parameters
+    ----------
+    data
+        Images; those to test with, if there are any, have true ranks.
+    settings
+        What all trainings have in common.
+    folder
+        See :class:`Runner`.
+    fits, marginals, batch_sizes
+        What is varied.
+    seeds
+        Trainings of each.
+    pairs
+        See :func:`train_ranks`.
+    device, progress
+        See :func:`train_ranks`.
+    predictions
+        Also write ``predictions/``, q of every image, a CSV for each training.
+    """
+
+    def __init__(
+        self,
+        data: ImageSplits,
+        settings: RankSettings,
+        folder: Path,
+        *,
+        fits: tuple[Fit, ...] = ("marginals",),
+        marginals: tuple[Marginal, ...] = ("batch",),
+        batch_sizes: tuple[int, ...] = (128,),
+        seeds: int = 1,
+        pairs: Pairs | None = None,
+        device: str = "auto",
+        progress: bool = False,
+        predictions: bool = False,
+    ) -> None:
+        self._data, self._settings, self._pairs = data, settings, pairs
+        self._predictions = predictions
+        self._fits, self._marginals, self._batch_sizes, self._seeds = fits, marginals, batch_sizes, seeds
+        self._device, self._progress = device, progress
+        digest = hashlib.sha256(identify(data).encode())
+        digest.update(settings.model_dump_json(exclude={"fit", "marginal", "batch_size", "seed"}).encode())
+        if pairs is not None:
+            for values in (pairs.first, pairs.second, pairs.relation):
+                digest.update(values.numpy().tobytes())
+        super().__init__(folder, digest.hexdigest()[:16])
+
+    def cells(self) -> list[RankCell]:
+        """Return the trainings, in the order in which they are done: all with the first seed first."""
+        return [
+            RankCell(
+                fit=how,
+                marginal=marginal,
+                ties=self._settings.ties,
+                batch_size=batch,
+                pairs=self._settings.pairs if self._pairs is None else len(self._pairs),
+                seed=seed,
+            )
+            for seed in range(self._seeds)
+            for batch in self._batch_sizes
+            for how in self._fits
+            for marginal in self._marginals
+        ]
+
+    def train(self, cell: RankCell, key: str) -> Run:
+        """Train one of them."""
+        settings = self._settings.model_copy(
+            update={
+                "fit": cell.fit,
+                "marginal": cell.marginal,
+                "batch_size": cell.batch_size,
+                "seed": cell.seed,
+            }
+        )
+        trained = train_ranks(
+            self._data,
+            settings,
+            pairs=self._pairs,
+            device=self._device,
+            work=self.work(key),
+            identity=f"{self.identity}|{key}",
+            progress=self._progress,
+        )
+        if self._predictions:
+            write_predictions(self.folder / "predictions" / f"{key}.csv", trained, self._data)
+        return Run(
+            row=cell.row(),
+            seed=cell.seed,
+            identity=self.identity,
+            looks=trained.looks,
+            chosen=trained.chosen,
+            items=trained.items,
+            seconds=round(trained.seconds, 1),
+        )

@@ -1,0 +1,453 @@
+"""Logistic regression on trigrams, trained against a prior with an implicit-posterior loss [R, text experiment]."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from landprior.domains.text.documents import UNKNOWN
+from landprior.errors import HarmWarning, InputError
+from landprior.implicit.devices import make_fabric
+from landprior.implicit.losses import IMPLICIT, LossName
+from landprior.implicit.networks import SmoothedNetwork
+from landprior.implicit.posterior import log_posterior
+from landprior.implicit.training import MEMORY, Batch, History, Marginal, TrainingSettings, fit
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scipy import sparse
+
+    from landprior.domains.text.documents import Documents, Tree
+
+logger = logging.getLogger(__name__)
+
+HOLD = 0.5
+"""Part of what the prior should say for the classes found, above what it says for any class, below which they have come
+loose from it."""
+
+LEAST_INFORMATION = 0.25
+"""Part of the fine classes' entropy that a prior takes away, below which it is weak."""
+
+
+class TextSettings(BaseModel):
+    """How documents are classified; ``docs/text.md`` says how the defaults were chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: LossName = "rq"
+    epochs: int = Field(10, ge=1, description="times that every document is seen")
+    warmup_epochs: int = Field(0, ge=0, description="of them, cross-entropy with the prior first; for qr, qr-kl, rq")
+    batch_size: int = Field(256, ge=1, description="documents a step")
+    learning_rate: float = Field(2e-2, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    marginal: Marginal = "batch"
+    memory: float = Field(MEMORY, gt=0, description="documents that a running marginal remembers")
+    seed: int = Field(0, ge=0)
+
+    def training(self, epoch_steps: int) -> TrainingSettings:
+        """Return the settings of the loop.
+
+        Raises
+        ------
+        InputError
+            If the warm-up leaves no epoch for the loss.
+        """
+        warm = self.warmup_epochs if self.loss in IMPLICIT else 0
+        if warm >= self.epochs:
+            msg = f"{warm} epochs of warm-up leave none of {self.epochs} for {self.loss}"
+            raise InputError(msg)
+        return TrainingSettings(
+            loss=self.loss,
+            steps=self.epochs * epoch_steps,
+            warmup="ce" if warm else "none",
+            warmup_steps=warm * epoch_steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            marginal=self.marginal,
+            memory=self.memory,
+            ramp_steps=0,
+            epoch_steps=epoch_steps,
+            seed=self.seed,
+            precision="fp32",  # sparse products have no other
+            compile="off",
+        )
+
+
+class SparseLinear(nn.Module):
+    """A linear layer over sparse rows; from zero weights, so that q is even and r the prior at the start.
+
+    Parameters
+    ----------
+    features, classes
+        Columns in and out.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(features, classes))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (N, classes), of a sparse tensor (N, features)."""
+        logits: Tensor = torch.sparse.mm(x, self.weight) + self.bias
+        return logits
+
+
+class SparseRows:
+    """A sparse matrix on a device, rows of which are taken as sparse tensors.
+
+    Parameters
+    ----------
+    matrix
+        Rows sorted, without duplicates.
+    device
+        Where it lies.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix, device: torch.device | str = "cpu") -> None:
+        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+        self._starts = torch.from_numpy(matrix.indptr.astype(np.int64)).to(device)
+        self._columns = torch.from_numpy(matrix.indices.astype(np.int64)).to(device)
+        self._values = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return rows, by position, as a sparse tensor (COO), shape (len(rows), columns)."""
+        lengths = self._starts[rows + 1] - self._starts[rows]
+        ends = lengths.cumsum(0)
+        owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), lengths)
+        at = torch.arange(len(owner), device=rows.device) + (self._starts[rows] - ends + lengths)[owner]
+        return torch.sparse_coo_tensor(
+            torch.stack([owner, self._columns[at]]),
+            self._values[at],
+            (len(rows), self.shape[1]),
+            is_coalesced=True,
+            check_invariants=False,
+        )
+
+
+class DocumentFeed:
+    """Gives the documents in an order that is another in every epoch: a function of (seed, step) alone.
+
+    Parameters
+    ----------
+    rows
+        The features, N rows.
+    log_prior
+        On the same device, (N, C).
+    batch_size
+        At most; the batches of an epoch are as equal as can be, so that the last is not left with a few.
+    seed
+        Of the orders.
+    """
+
+    def __init__(self, rows: SparseRows, log_prior: Tensor, *, batch_size: int, seed: int) -> None:
+        self._rows, self._log_prior, self._seed = rows, log_prior, seed
+        self.epoch_steps = -(-rows.shape[0] // batch_size)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        count = self._rows.shape[0]
+        epoch, part = divmod(step, self.epoch_steps)
+        if epoch != self._epoch:
+            order = np.random.default_rng((self._seed, epoch)).permutation(count)
+            self._epoch, self._order = epoch, torch.from_numpy(order).to(self._log_prior.device)
+        ends = [(part + more) * count // self.epoch_steps for more in (0, 1)]
+        chosen = self._order[ends[0] : ends[1]]
+        return Batch(inputs=self._rows.take(chosen), log_prior=self._log_prior[chosen])
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the prior says of a training, without labels; over documents with several classes below their label.
+
+    Parameters
+    ----------
+    information
+        Part of the fine classes' entropy, given the coarse label, that the prior takes away: 0 for one that says
+        nothing, 1 for one that is sure.
+    said
+        Mean probability that the prior gives the classes found.
+    expected
+        The same if they were drawn from the prior.
+    chance
+        The same if the prior's rows were shuffled among the documents of a coarse label.
+    """
+
+    information: float
+    said: float
+    expected: float
+    chance: float
+
+    @property
+    def weak(self) -> bool:
+        """Whether the prior says little."""
+        return self.information < LEAST_INFORMATION
+
+    @property
+    def loose(self) -> bool:
+        """Whether the classes found have little to do with the prior."""
+        return self.said - self.chance < HOLD * (self.expected - self.chance)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What came of documents.
+
+    Parameters
+    ----------
+    log_q
+        The network's log-probabilities among the classes below each document's coarse label, (N, C); minus infinity
+        elsewhere.
+    log_r
+        The same of the posterior of network and prior [R eq. 3], with the class marginal over all documents.
+    loss
+        What was trained with.
+    network
+        Gives log q of all classes, from :meth:`SparseRows.take`.
+    history, judgement
+        How it went.
+    """
+
+    log_q: NDArray[np.float32]
+    log_r: NDArray[np.float32]
+    loss: LossName
+    network: nn.Module
+    history: History
+    judgement: Judgement
+
+    @property
+    def natural(self) -> Literal["q", "r"]:
+        """What labels are taken from by default: r for the losses that rest on it, else q."""
+        return "r" if self.loss in IMPLICIT else "q"
+
+    def labels(self, which: Literal["q", "r"] | None = None) -> NDArray[np.int64]:
+        """Return the most probable fine class of every document, (N,)."""
+        return np.asarray((self.log_r if (which or self.natural) == "r" else self.log_q).argmax(axis=1))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """F1 against fine labels; micro-F1 is the accuracy, as every document has one class."""
+
+    micro_f1: float
+    macro_f1: float
+    documents: int
+
+
+def classify(
+    features: sparse.csr_matrix,
+    prior: NDArray[np.float64],
+    documents: Documents,
+    tree: Tree,
+    settings: TextSettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> Classification:
+    """Train on documents against their prior and classify them.
+
+    Parameters
+    ----------
+    features
+        Of :func:`landprior.domains.text.features.trigram_features`, (N, F).
+    prior
+        Of :mod:`landprior.domains.text.prior`, (N, C); zeros stay zeros.
+    documents, tree
+        Coarse labels and what lies below them; fine labels are not looked at.
+    settings
+        See :class:`TextSettings`.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``; the features lie there.
+    checkpoint
+        Where an interrupted run keeps its state; whoever calls removes it.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If shapes or settings do not fit.
+
+    Warns
+    -----
+    HarmWarning
+        If the prior is weak, or the classes found have come loose from it.
+    CollapseWarning
+        If (nearly) all documents get one class.
+    """
+    settings = settings or TextSettings()
+    expected = (len(documents), len(tree.fine))
+    if prior.shape != expected or features.shape[0] != len(documents):
+        msg = f"features {features.shape} and prior {prior.shape} do not fit {expected} (documents, fine classes)"
+        raise InputError(msg)
+    fabric = make_fabric("fp32", device)
+    rows = SparseRows(features, fabric.device)
+    log_prior = torch.from_numpy(prior).log().float().to(fabric.device)
+    feed = DocumentFeed(rows, log_prior, batch_size=settings.batch_size, seed=settings.seed)
+    network = SmoothedNetwork(SparseLinear(features.shape[1], len(tree.fine)), smoothing=0.0)
+    history = fit(
+        network,
+        feed,
+        settings.training(feed.epoch_steps),
+        fabric=fabric,
+        checkpoint=checkpoint,
+        identity=_identify(features, prior, settings) if checkpoint is not None else "",
+        progress=progress,
+    )
+    network.eval()
+    everything = torch.arange(len(documents), device=fabric.device)
+    with torch.no_grad():
+        log_q = torch.cat([network(rows.take(some)) for some in torch.split(everything, 4096)])
+        log_r = log_posterior(log_q, log_prior)
+        allowed = torch.from_numpy(documents.allowed(tree)).to(fabric.device)
+        within = torch.log_softmax(log_q.masked_fill(~allowed, -torch.inf), dim=1)
+    found = (log_r if settings.loss in IMPLICIT else within).argmax(dim=1).cpu().numpy()
+    judgement = judge(prior, found, documents, tree)
+    _warn(judgement, settings)
+    return Classification(
+        log_q=within.cpu().numpy(),
+        log_r=log_r.cpu().numpy(),
+        loss=settings.loss,
+        network=network,
+        history=history,
+        judgement=judgement,
+    )
+
+
+def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Documents, tree: Tree) -> Judgement:
+    """Judge classes found, (N,), by what the prior, (N, C), says of them."""
+    several = tree.children[documents.coarse].sum(axis=1) > 1
+    if not several.any():
+        return Judgement(information=1.0, said=1.0, expected=1.0, chance=1.0)
+    means = np.zeros_like(prior)
+    for label in np.unique(documents.coarse):
+        mine = documents.coarse == label
+        means[mine] = prior[mine].mean(axis=0)
+    rows = np.flatnonzero(several)
+    entropies = [
+        -(table * np.log(np.maximum(table, 1e-300))).sum(axis=1).mean() for table in (prior[rows], means[rows])
+    ]
+    return Judgement(
+        information=float(1 - entropies[0] / max(entropies[1], 1e-12)),
+        said=float(prior[rows, found[rows]].mean()),
+        expected=float((prior[rows] ** 2).sum(axis=1).mean()),
+        chance=float(means[rows, found[rows]].mean()),
+    )
+
+
+def _warn(judgement: Judgement, settings: TextSettings) -> None:
+    if judgement.loose:
+        more = "" if settings.loss not in IMPLICIT else "; try --warmup-epochs 3, then --loss ce"
+        warnings.warn(
+            f"the classes found have come loose from the prior, which gives them {judgement.said:.2f} on average, where "
+            f"{judgement.expected:.2f} would be right and {judgement.chance:.2f} chance: classes may have changed "
+            f"places{more}",
+            HarmWarning,
+            stacklevel=3,
+        )
+    if judgement.weak:
+        warnings.warn(
+            f"the prior is weak: it takes away {judgement.information:.0%} of the fine classes' entropy. Look at some "
+            "documents before you trust the result, and compare with --warmup-epochs 3 and --loss ce",
+            HarmWarning,
+            stacklevel=3,
+        )
+
+
+def _identify(features: sparse.csr_matrix, prior: NDArray[np.float64], settings: TextSettings) -> str:
+    content = hashlib.sha256(settings.model_dump_json().encode())
+    for values in (features.indptr, features.indices, features.data, prior):
+        content.update(np.ascontiguousarray(values).tobytes())
+    return content.hexdigest()
+
+
+def score(found: NDArray[np.int64], documents: Documents) -> Scores | None:
+    """Score classes found, (N,), against the fine labels that are given; None if none are.
+
+    Macro-F1 is the mean over the classes that occur among the labels or among the classes found for them.
+    """
+    if documents.fine is None:
+        return None
+    known = documents.fine != UNKNOWN
+    truth, guess = documents.fine[known], found[known]
+    size = int(max(truth.max(), guess.max())) + 1
+    right = np.bincount(truth[truth == guess], minlength=size)
+    either = np.bincount(truth, minlength=size) + np.bincount(guess, minlength=size)
+    return Scores(
+        micro_f1=float(right.sum() / len(truth)),
+        macro_f1=float((2 * right[either > 0] / either[either > 0]).mean()),
+        documents=len(truth),
+    )
+
+
+def write_predictions(
+    path: str | Path,
+    result: Classification,
+    documents: Documents,
+    tree: Tree,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a line per document: its name, coarse label, class found, and q and r of every fine class.
+
+    Parameters
+    ----------
+    path
+        ``.csv``: columns ``id``, ``coarse``, ``label``, ``q:CLASS`` ..., ``r:CLASS`` ...; ``.jsonl``: the same with
+        ``q`` and ``r`` as objects of the classes below the coarse label. Whole or not at all.
+
+    Raises
+    ------
+    InputError
+        If the name ends otherwise.
+    OutputExistsError
+        If it is there and ``overwrite`` is False.
+    """
+    check_predictions(path)
+    ids = documents.ids or [str(number) for number in range(1, len(documents) + 1)]
+    found, q, r = result.labels(), np.exp(result.log_q), np.exp(result.log_r)
+    children = tree.children
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        head: list[Any]
+        if Path(path).suffix == ".csv":
+            writer = csv.writer(stream, lineterminator="\n")
+            names = [f"{which}:{name}" for which in ("q", "r") for name in tree.fine]
+            writer.writerow(["id", "coarse", "label", *names])
+            for row, name in enumerate(ids):
+                head = [name, tree.coarse[documents.coarse[row]], tree.fine[found[row]]]
+                writer.writerow([*head, *(f"{value:.6g}" for value in (*q[row], *r[row]))])
+            return
+        for row, name in enumerate(ids):
+            places = np.flatnonzero(children[documents.coarse[row]])
+            record = {"id": name, "coarse": tree.coarse[documents.coarse[row]], "label": tree.fine[found[row]]} | {
+                key: {tree.fine[place]: float(f"{values[row, place]:.6g}") for place in places}
+                for key, values in (("q", q), ("r", r))
+            }
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def check_predictions(path: str | Path) -> None:
+    """Refuse a name for predictions that says no format.
+
+    Raises
+    ------
+    InputError
+        If it ends otherwise than in .csv or .jsonl.
+    """
+    if Path(path).suffix not in {".csv", ".jsonl"}:
+        msg = f"{path}: predictions are written as .csv or .jsonl"
+        raise InputError(msg)
