@@ -40,9 +40,7 @@ LOSS_NAMES = ["rq", "qr", "qr-kl", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option(
     "--warmup-epochs",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of them, plain cross-entropy with the prior first; for weak priors.",
+    help="Of them, plain cross-entropy with the prior first.  [default: 3 of 10 if the prior is weak, else 0]",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Documents a step.")
 @click.option(
@@ -90,7 +88,7 @@ def command(
     output: Path,
     loss: str,
     epochs: int,
-    warmup_epochs: int,
+    warmup_epochs: int | None,
     batch_size: int,
     learning_rate: float,
     marginal: str,
@@ -122,7 +120,7 @@ def command(
     if sum(source is not None for source in (prior, embeddings, model)) != 1:
         msg = "give one of --prior FILE, --embeddings FILE and --model PATH: where the prior comes from"
         raise click.UsageError(msg)
-    if warmup_epochs >= epochs:
+    if warmup_epochs is not None and warmup_epochs >= epochs:
         msg = f"--warmup-epochs {warmup_epochs} leaves none of --epochs {epochs} for the loss"
         raise click.UsageError(msg)
     if save_prior is not None and save_prior.suffix != ".npz":

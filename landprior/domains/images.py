@@ -210,9 +210,9 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
         msg = f"no such file: {path}"
         raise MissingInputError(msg)
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as stream, np.load(stream) as archive:  # of a damaged file numpy would leave its own open
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
         msg = f"{path} cannot be read as .npz of plain arrays ({str(error).splitlines()[0]})"
         raise RasterReadError(msg) from error
 
@@ -288,7 +288,7 @@ def read_idx_file(path: str | Path) -> NDArray[np.uint8]:
         fault = "truncated" if len(content) < expected else "longer than its header says"
         msg = f"{path} is {fault}: {len(content)} bytes, not {expected}; copy or download it again"
         raise RasterReadError(msg)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _read_bytes(path: Path) -> bytes:

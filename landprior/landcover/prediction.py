@@ -182,7 +182,7 @@ def predict(
             **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
             **(tags or {}),
         }
-        sinks = _open_sinks(stack, target, model, pixels.grid, products, tags, overwrite=overwrite)
+        sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=overwrite)
         options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
         if belief is not None and decision != "abstained":
             sums: dict[str, Sink] = {"sums": mapper.sums}
@@ -290,23 +290,24 @@ def map_writer(target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str,
     )
 
 
-def _open_sinks(
+def open_sinks(
     stack: ExitStack,
     target: Path,
-    model: LandcoverModel,
+    scheme: ClassScheme,
     grid: Grid,
     products: Products,
     tags: Mapping[str, str],
     *,
     overwrite: bool,
 ) -> dict[str, CogWriter]:
-    sinks = {"map": map_writer(target, model.scheme, grid, tags, overwrite=overwrite)}
+    """Open the writers of a map and of the rasters beside it, by ``map``, ``probabilities`` and ``confidence``."""
+    sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite)}
     if products.probabilities:
         sinks["probabilities"] = CogWriter(
             beside(target, "probabilities"),
             grid,
-            count=len(model.scheme),
-            descriptions=model.scheme.names,
+            count=len(scheme),
+            descriptions=scheme.names,
             tags={"kind": "probabilities", "encoding": products.encoding, **tags},
             overwrite=overwrite,
             **encoding_options(products.encoding),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import PATCH
 from landprior.landcover.cooccurrence import NLCD_NODATA
 from landprior.landcover.layers import ImageLayer
-from landprior.landcover.prediction import Products, beside, map_writer, write_quicklook, write_style
-from landprior.raster.cog import CogWriter, encode_probabilities, encoding_options
+from landprior.landcover.prediction import Products, open_sinks, write_quicklook, write_style
+from landprior.raster.cog import encode_probabilities
 from landprior.raster.files import check_output, open_on_grid, read_valid, read_window
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
@@ -456,22 +457,12 @@ def map_by_self_epitome(
         "settings": settings.model_dump_json(),
         **(tags or {}),
     }
+    rasters = replace(products, confidence=False)
     with ExitStack() as stack:
-        writer = stack.enter_context(map_writer(target, scheme, grid, marks, overwrite=overwrite))
-        writer.write(scheme.decode(best, valid))
+        sinks = open_sinks(stack, target, scheme, grid, rasters, marks, overwrite=overwrite)
+        sinks["map"].write(scheme.decode(best, valid))
         if products.probabilities:
-            shares = stack.enter_context(
-                CogWriter(
-                    beside(target, "probabilities"),
-                    grid,
-                    count=len(scheme),
-                    descriptions=scheme.names,
-                    tags={"kind": "probabilities", "encoding": products.encoding, **marks},
-                    overwrite=overwrite,
-                    **encoding_options(products.encoding),
-                )
-            )
-            shares.write(encode_probabilities(probabilities, products.encoding))
+            sinks["probabilities"].write(encode_probabilities(probabilities, products.encoding))
     if products.style:
         write_style(target.with_suffix(".qml"), scheme)
     if products.quicklook:

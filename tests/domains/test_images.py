@@ -119,7 +119,7 @@ def test_what_npz_cannot_be(tmp_path, arrays, error, text):
 
 def test_a_damaged_npz(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not much")
-    with pytest.raises(RasterReadError, match="cannot be read as .npz"):
+    with pytest.raises(RasterReadError, match=r"cannot be read as .npz"):
         read_images(tmp_path / "a.npz")
 
 
@@ -242,7 +242,9 @@ def photos(tmp_path, rng):
     x = rng.integers(0, 256, (4, 3, 6, 5), np.uint8)
     for i, values in enumerate(x):
         write_png(tmp_path / f"{i}.png", values)
-    (tmp_path / "labels.csv").write_text("file,label,split\n0.png,cat,\n1.png,dog,train\n2.png,,train\n3.png,cat,test\n")
+    (tmp_path / "labels.csv").write_text(
+        "file,label,split\n0.png,cat,\n1.png,dog,train\n2.png,,train\n3.png,cat,test\n"
+    )
     return tmp_path, x
 
 
@@ -281,9 +283,10 @@ def test_what_a_table_cannot_say(photos, text, error, said):
     folder, x = photos
     write_png(folder / "small.png", x[0][:, :4])
     write_png(folder / "grey.png", x[0][:1])
-    with local_grids_allowed(), rasterio.open(
-        folder / "wide.png", "w", driver="PNG", count=3, height=6, width=5, dtype="uint16"
-    ) as target:
+    with (
+        local_grids_allowed(),
+        rasterio.open(folder / "wide.png", "w", driver="PNG", count=3, height=6, width=5, dtype="uint16") as target,
+    ):
         target.write(x[0].astype(np.uint16))
     (folder / "t.csv").write_text(text)
     with pytest.raises(error, match=said):
@@ -299,9 +302,10 @@ def test_a_table_that_is_no_text(photos):
 
 def test_a_palette_is_its_colours(tmp_path):
     codes = np.array([[[0, 1], [1, 0]]], np.uint8)
-    with local_grids_allowed(), rasterio.open(
-        tmp_path / "a.png", "w", driver="PNG", count=1, height=2, width=2, dtype="uint8"
-    ) as target:
+    with (
+        local_grids_allowed(),
+        rasterio.open(tmp_path / "a.png", "w", driver="PNG", count=1, height=2, width=2, dtype="uint8") as target,
+    ):
         target.write(codes)
         target.write_colormap(1, {0: (10, 20, 30), 1: (40, 50, 60)})
     (tmp_path / "labels.csv").write_text("file,label\na.png,x\n")
@@ -379,7 +383,7 @@ def test_cifar_by_torchvision(tmp_path, monkeypatch):
 def test_an_archive_that_is_none(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
     (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(LandpriorError, match="CIFAR-10 in .* cannot be used"):
+    with pytest.raises(LandpriorError, match=r"CIFAR-10 in .* cannot be used"):
         module._download_cifar(tmp_path, FakeNetwork(tmp_path, refused=["http"]))
 
 
@@ -404,7 +408,7 @@ def test_an_epoch_has_every_item_once():
     assert order.epoch_steps == 3
     epochs = [[order(step).tolist() for step in range(3 * e, 3 * e + 3)] for e in range(3)]
     for epoch in epochs:
-        items = sum(epoch, [])
+        items = [item for batch in epoch for item in batch]
         assert len(items) == len(set(items)) == 9
         assert set(items) <= set(range(10))
     assert epochs[0] != epochs[1] != epochs[2]

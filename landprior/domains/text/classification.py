@@ -40,6 +40,9 @@ loose from it."""
 LEAST_INFORMATION = 0.25
 """Part of the fine classes' entropy that a prior takes away, below which it is weak."""
 
+WEAK_WARMUP = 3
+"""Epochs of ten that a weak prior is warmed up for."""
+
 
 class TextSettings(BaseModel):
     """How documents are classified; ``docs/text.md`` says how the defaults were chosen."""
@@ -48,7 +51,12 @@ class TextSettings(BaseModel):
 
     loss: LossName = "rq"
     epochs: int = Field(10, ge=1, description="times that every document is seen")
-    warmup_epochs: int = Field(0, ge=0, description="of them, cross-entropy with the prior first; for qr, qr-kl, rq")
+    warmup_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="of them, cross-entropy with the prior first; for qr, qr-kl, rq; by default 3 of 10 where the "
+        "prior is weak, else none",
+    )
     batch_size: int = Field(256, ge=1, description="documents a step")
     learning_rate: float = Field(2e-2, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
@@ -56,15 +64,30 @@ class TextSettings(BaseModel):
     memory: float = Field(MEMORY, gt=0, description="documents that a running marginal remembers")
     seed: int = Field(0, ge=0)
 
-    def training(self, epoch_steps: int) -> TrainingSettings:
+    def warm(self, *, weak: bool) -> int:
+        """Return the epochs of warm-up for a prior that is weak or not."""
+        if self.loss not in IMPLICIT:
+            return 0
+        if self.warmup_epochs is None:
+            return WEAK_WARMUP * self.epochs // 10 if weak else 0
+        return self.warmup_epochs
+
+    def training(self, epoch_steps: int, *, weak: bool = False) -> TrainingSettings:
         """Return the settings of the loop.
+
+        Parameters
+        ----------
+        epoch_steps
+            Steps of an epoch.
+        weak
+            Whether the prior is (:attr:`Judgement.weak`).
 
         Raises
         ------
         InputError
             If the warm-up leaves no epoch for the loss.
         """
-        warm = self.warmup_epochs if self.loss in IMPLICIT else 0
+        warm = self.warm(weak=weak)
         if warm >= self.epochs:
             msg = f"{warm} epochs of warm-up leave none of {self.epochs} for {self.loss}"
             raise InputError(msg)
@@ -176,10 +199,9 @@ class Judgement:
     Parameters
     ----------
     information
-        Part of the fine classes' entropy, given the coarse label, that the prior takes away: 0 for one that says
-        nothing, 1 for one that is sure.
+        See :func:`information`.
     said
-        Mean probability that the prior gives the classes found.
+        Mean probability that the prior gives the classes the network finds.
     expected
         The same if they were drawn from the prior.
     chance
@@ -198,7 +220,7 @@ class Judgement:
 
     @property
     def loose(self) -> bool:
-        """Whether the classes found have little to do with the prior."""
+        """Whether the classes that the network finds have little to do with the prior."""
         return self.said - self.chance < HOLD * (self.expected - self.chance)
 
 
@@ -285,7 +307,7 @@ def classify(
     Warns
     -----
     HarmWarning
-        If the prior is weak, or the classes found have come loose from it.
+        If the prior is weak, or the network has come loose from it.
     CollapseWarning
         If (nearly) all documents get one class.
     """
@@ -302,7 +324,7 @@ def classify(
     history = fit(
         network,
         feed,
-        settings.training(feed.epoch_steps),
+        settings.training(feed.epoch_steps, weak=information(prior, documents, tree) < LEAST_INFORMATION),
         fabric=fabric,
         checkpoint=checkpoint,
         identity=_identify(features, prior, settings) if checkpoint is not None else "",
@@ -315,8 +337,7 @@ def classify(
         log_r = log_posterior(log_q, log_prior)
         allowed = torch.from_numpy(documents.allowed(tree)).to(fabric.device)
         within = torch.log_softmax(log_q.masked_fill(~allowed, -torch.inf), dim=1)
-    found = (log_r if settings.loss in IMPLICIT else within).argmax(dim=1).cpu().numpy()
-    judgement = judge(prior, found, documents, tree)
+    judgement = judge(prior, within.argmax(dim=1).cpu().numpy(), documents, tree)
     _warn(judgement, settings)
     return Classification(
         log_q=within.cpu().numpy(),
@@ -330,30 +351,47 @@ def classify(
 
 def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Documents, tree: Tree) -> Judgement:
     """Judge classes found, (N,), by what the prior, (N, C), says of them."""
-    several = tree.children[documents.coarse].sum(axis=1) > 1
-    if not several.any():
+    own, means, rows = _open_question(prior, documents, tree)
+    if not len(rows):
         return Judgement(information=1.0, said=1.0, expected=1.0, chance=1.0)
+    each = np.arange(len(rows))
+    return Judgement(
+        information=information(prior, documents, tree),
+        said=float(own[each, found[rows]].mean()),
+        expected=float((own**2).sum(axis=1).mean()),
+        chance=float(means[each, found[rows]].mean()),
+    )
+
+
+def information(prior: NDArray[np.float64], documents: Documents, tree: Tree) -> float:
+    """Return the part of the fine classes' entropy, given the coarse label, that a prior takes away.
+
+    0 for a prior, (N, C), that says the same of all documents of a coarse label, 1 for one that is sure.
+    """
+    own, means, rows = _open_question(prior, documents, tree)
+    if not len(rows):
+        return 1.0
+    left, before = (-(table * np.log(np.maximum(table, 1e-300))).sum(axis=1).mean() for table in (own, means))
+    return float(1 - left / max(before, 1e-12))
+
+
+def _open_question(
+    prior: NDArray[np.float64], documents: Documents, tree: Tree
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return the prior and its mean over a coarse label where that has several classes, and which rows these are."""
     means = np.zeros_like(prior)
     for label in np.unique(documents.coarse):
         mine = documents.coarse == label
         means[mine] = prior[mine].mean(axis=0)
-    rows = np.flatnonzero(several)
-    entropies = [
-        -(table * np.log(np.maximum(table, 1e-300))).sum(axis=1).mean() for table in (prior[rows], means[rows])
-    ]
-    return Judgement(
-        information=float(1 - entropies[0] / max(entropies[1], 1e-12)),
-        said=float(prior[rows, found[rows]].mean()),
-        expected=float((prior[rows] ** 2).sum(axis=1).mean()),
-        chance=float(means[rows, found[rows]].mean()),
-    )
+    rows = np.flatnonzero(tree.children[documents.coarse].sum(axis=1) > 1)
+    return prior[rows], means[rows], rows
 
 
 def _warn(judgement: Judgement, settings: TextSettings) -> None:
     if judgement.loose:
-        more = "" if settings.loss not in IMPLICIT else "; try --warmup-epochs 3, then --loss ce"
+        more = "" if settings.loss not in IMPLICIT else "; try more --warmup-epochs, or --loss ce"
         warnings.warn(
-            f"the classes found have come loose from the prior, which gives them {judgement.said:.2f} on average, where "
+            f"the network has come loose from the prior, which gives its classes {judgement.said:.2f} on average where "
             f"{judgement.expected:.2f} would be right and {judgement.chance:.2f} chance: classes may have changed "
             f"places{more}",
             HarmWarning,
@@ -361,8 +399,8 @@ def _warn(judgement: Judgement, settings: TextSettings) -> None:
         )
     if judgement.weak:
         warnings.warn(
-            f"the prior is weak: it takes away {judgement.information:.0%} of the fine classes' entropy. Look at some "
-            "documents before you trust the result, and compare with --warmup-epochs 3 and --loss ce",
+            f"the prior is weak: it takes away {judgement.information:.0%} of the fine classes' entropy; without a "
+            "warm-up rq was seen to go wrong with such. Compare with --loss ce, and look at some documents",
             HarmWarning,
             stacklevel=3,
         )

@@ -324,7 +324,8 @@ def load_language_model(name: str | Path, *, device: str = "auto") -> LanguageMo
         reason = " ".join(str(error).split())[:300]
         msg = f"cannot load the language model {name} ({reason})"
         raise ModelError(msg) from error
-    return LanguageModel(model.float().eval().to(choose_device(device)), tokenizer)
+    model = model if options else model.float()  # GGUF is unpacked to float32, and refuses to be told so
+    return LanguageModel(model.eval().to(choose_device(device)), tokenizer)
 
 
 @dataclass(frozen=True)
