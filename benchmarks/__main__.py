@@ -25,6 +25,9 @@ BENCHMARKS = {
     "methods": "all methods of landprior compare on real sets",
     "self_epitome": "self-epitomic super-resolution: speed, cost, accuracy",
     "epitome": "a large epitome with and without location promotion",
+    "text": "fine topics of documents by RQ, against its prior and cross-entropy",
+    "partial_labels": "partial labels of digits and pictures, by loss, batch and marginal",
+    "ranks": "digits from pairs that only say which is the greater",
     "learned_prior": "drawn learned priors against the published panels",
 }
 

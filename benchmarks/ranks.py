@@ -44,7 +44,7 @@ def main(*, output: Path, parts: tuple[str, ...], seeds: int, epochs: int, show:
                 settings if part != "ties" else settings.model_copy(update={"ties": ties}),
                 output / (part if part != "ties" else f"ties-{ties}"),
                 fits=("joint",) if part == "joint" else ("marginals",),
-                marginals=("running", "batch") if part in ("marginals", "small") else ("batch",),
+                marginals=("batch", "running") if part in ("marginals", "small") else ("batch",),
                 batch_sizes=(8,) if part == "small" else (128,),
                 seeds=seeds if part == "marginals" else 1,
             )

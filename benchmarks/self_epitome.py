@@ -35,7 +35,7 @@ from landprior.landcover.layers import ImageLayer
 from landprior.raster.files import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.superres.embedding import resolve_labels
-from landprior.superres.posteriors import Posteriors
+from landprior.superres.posteriors import Dense, Posteriors
 from landprior.superres.self_epitome import (
     SelfEpitomeSettings,
     Spreader,
@@ -132,8 +132,14 @@ class Task:
             first += len(rows)
         largest = 0.0
         for block in self.posteriors().blocks():
-            matrix = block.gather(torch.eye(direct.shape[1]))
-            largest = max(largest, float((direct[torch.from_numpy(block.rows)] - matrix).abs().max()))
+            wanted = direct[torch.from_numpy(block.rows)]
+            if isinstance(block, Dense):
+                found = torch.zeros_like(wanted)
+                for rows, places, matrix in block.pieces:
+                    found[rows[:, None], block.order[places]] = matrix
+            else:
+                found = torch.from_numpy(block.matrix.toarray())
+            largest = max(largest, float((wanted - found).abs().max()))
         return largest
 
 

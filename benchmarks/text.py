@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
-CE_RATE = 1e-2
+CE_RATE = 5e-3
 """The learning rate that suits cross-entropy best by ``--choose``."""
 
 RUNS: dict[str, dict[str, object]] = {
@@ -95,10 +95,10 @@ def compare(name: str, prior_file: Path, tree: Tree, documents: Documents, seeds
     features = trigram_features(documents.texts)
     counting = time.perf_counter() - start
     click.echo(f"\n{name}, {len(documents):,} documents, {prior_file.name}; features in {counting:.1f} s")
-    click.echo(f"{'':<22} {'micro-F1 of each seed':<28} {'mean':>6} {'macro':>6} {'of q':>6}  seconds")
+    click.echo(f"{'':<22} {'micro-F1 of each seed':<28} {'mean':>6} {'macro':>6} {'of r':>6}  seconds")
     show("argmax of the prior", [prior.argmax(axis=1)], [prior.argmax(axis=1)], documents, [])
     for run in runs:
-        found, from_q, seconds = [], [], []
+        found, from_r, seconds = [], [], []
         for seed in range(seeds):
             settings = TextSettings.model_validate(RUNS[run] | {"seed": seed})
             start = time.perf_counter()
@@ -107,28 +107,28 @@ def compare(name: str, prior_file: Path, tree: Tree, documents: Documents, seeds
                 result = classify(features, prior, documents, tree, settings)
             seconds.append(time.perf_counter() - start)
             found.append(result.labels())
-            from_q.append(result.labels("q"))
+            from_r.append(result.labels("r"))
             for message in {str(w.message).split(":")[0] for w in caught if issubclass(w.category, LandpriorWarning)}:
                 click.echo(f"  {run}, seed {seed} warns: {message}")
-        show(run, found, from_q, documents, seconds)
+        show(run, found, from_r, documents, seconds)
 
 
 def show(
     name: str,
     found: list[NDArray[np.int64]],
-    from_q: list[NDArray[np.int64]],
+    from_r: list[NDArray[np.int64]],
     documents: Documents,
     seconds: list[float],
 ) -> None:
     """Print a line of the table."""
     scores = [score(each, documents) for each in found]
-    others = [score(each, documents) for each in from_q]
+    others = [score(each, documents) for each in from_r]
     micro = [each.micro_f1 for each in scores if each is not None]
     macro = np.mean([each.macro_f1 for each in scores if each is not None])
-    of_q = np.mean([each.micro_f1 for each in others if each is not None])
+    of_r = np.mean([each.micro_f1 for each in others if each is not None])
     each = "  ".join(f"{value:.4f}" for value in micro)
     took = f"{np.mean(seconds):.1f}" if seconds else ""
-    click.echo(f"{name:<22} {each:<28} {np.mean(micro):.4f} {macro:.4f} {of_q:.4f}  {took}")
+    click.echo(f"{name:<22} {each:<28} {np.mean(micro):.4f} {macro:.4f} {of_r:.4f}  {took}")
 
 
 def choose(folder: Path, seeds: int) -> None:

@@ -29,7 +29,7 @@ _COMMANDS = {
     "plan": ("landprior.cli.plan", "Plan many tiles, to be run by any number of workers."),
     "status": ("landprior.cli.status", "Say which tiles of a plan are done, running, failed."),
     "mosaic": ("landprior.cli.mosaic", "Join the maps of a plan to one."),
-    "compare": ("landprior.cli.compare", "Compare methods on labelled tiles of yours: table, figure, maps."),
+    "compare": ("landprior.cli.compare", "Compare methods on labelled tiles: a table, maps."),
     "experiment": ("landprior.cli.experiment", "Run a whole table of an experiment, resumable, with a report."),
     "partial-labels": ("landprior.cli.partial_labels", "Learn classes from candidate sets or negative labels."),
     "text": ("landprior.cli.text", "Sort documents with coarse labels into fine classes."),

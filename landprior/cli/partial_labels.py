@@ -110,7 +110,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: 16; paper 300]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002; paper 1e-4]")
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
-@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 4096]")
+@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")
 @click.option(
     "--held-out", type=click.FloatRange(0, 0.9, min_open=True), help="Share that chooses the epoch.  [default: 0.1]"

@@ -31,7 +31,7 @@ from landprior.cli.partial_labels import data_options, read_data, run_sweep
     "marginals",
     type=click.Choice(["batch", "running"]),
     multiple=True,
-    help="What q is divided by: its mean over the batch, or a running mean; may repeat.  [default: running]",
+    help="What q is divided by: its mean over the batch, or a running mean; may repeat.  [default: batch]",
 )
 @click.option(
     "--fit",
@@ -47,7 +47,7 @@ from landprior.cli.partial_labels import data_options, read_data, run_sweep
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: 12]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
-@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 4096]")
+@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")
 @click.option(
     "--held-out", type=click.FloatRange(0, 0.9, min_open=True), help="Share that chooses the epoch.  [default: 0.1]"

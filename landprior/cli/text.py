@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -53,6 +53,14 @@ LOSS_NAMES = ["rq", "qr", "qr-kl", "ce", "ce-argmax", "squared-error", "nll-unio
     show_default=True,
     help="Mean prediction that the posterior rests on; running for small batches.",
 )
+@click.option(
+    "--labels",
+    "which",
+    type=click.Choice(["q", "r"]),
+    default="q",
+    show_default=True,
+    help="Label by the network's probabilities, or by the posterior's, nearer to the prior; both are written.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same result.")
 @click.option("--text-column", "text", multiple=True, help="Columns of the text, joined; may repeat.  [default: text]")
 @click.option("--coarse-column", "coarse", default="coarse", show_default=True, help="Column of the coarse label.")
@@ -92,6 +100,7 @@ def command(
     batch_size: int,
     learning_rate: float,
     marginal: str,
+    which: Literal["q", "r"],
     seed: int,
     text: tuple[str, ...],
     coarse: str,
@@ -170,7 +179,7 @@ def command(
     result = classify(
         features, table, found, classes, settings, device=device, checkpoint=checkpoint, progress=progress
     )
-    write_predictions(target, result, found, classes, overwrite=overwrite)
+    write_predictions(target, result, found, classes, which=which, overwrite=overwrite)
     checkpoint.unlink(missing_ok=True)
     scores = {
         name: score(labels, found)
@@ -185,7 +194,7 @@ def command(
             "output": str(output),
             "documents": len(found),
             "loss": loss,
-            "labels_of": result.natural,
+            "labels_of": which,
             "prior": {
                 "information": result.judgement.information,
                 "weak": result.judgement.weak,
@@ -197,7 +206,7 @@ def command(
         return
     for name, each in scores.items():
         if each is not None:
-            what = f"{name} (the labels written)" if name == result.natural else name
+            what = f"{name} (the labels written)" if name == which else name
             click.echo(
                 f"{what:<24} micro-F1 {each.micro_f1:.4f}  macro-F1 {each.macro_f1:.4f}  {each.documents} documents"
             )

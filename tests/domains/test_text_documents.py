@@ -25,7 +25,7 @@ def test_a_tree_knows_its_children():
         ("tree.yaml", "sports:\n  hockey: ice hockey\n  tennis: tennis\narts: [dance]\n"),
         (
             "tree.json",
-            '{"coarse_of": {"hockey": "sports", "tennis": "sports", "dance": "arts"}, "name_of": {"hockey": "ice hockey"}}',
+            '{"coarse_of": {"hockey":"sports", "tennis":"sports","dance":"arts"}, "name_of": {"hockey": "ice hockey"}}',
         ),
     ],
 )

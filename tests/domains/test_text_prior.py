@@ -116,7 +116,8 @@ def test_files_are_brought_to_the_order_of_documents_and_tree(tmp_path, rng):
     for name, make in (("logprob", prior_of_scores), ("cosine", prior_of_similarity), ("prior", prior_of_table)):
         np.savez(tmp_path / "x.npz", ids=ids, fine=fine, **{name: moved})
         np.testing.assert_allclose(read_prior(tmp_path / "x.npz", DOCUMENTS, TREE), make(values, DOCUMENTS, TREE))
-    lines = [",".join(["id", *fine]), *(",".join([name, *map(repr, map(float, row))]) for name, row in zip(ids, moved))]
+    rows = [",".join([name, *map(repr, row)]) for name, row in zip(ids, moved.tolist(), strict=True)]
+    lines = [",".join(["id", *fine]), *rows]
     (tmp_path / "x.csv").write_text("\n".join(lines), encoding="utf-8")
     np.testing.assert_allclose(read_prior(tmp_path / "x.csv", DOCUMENTS, TREE), prior_of_table(values, DOCUMENTS, TREE))
 
@@ -146,7 +147,7 @@ def test_files_that_do_not_fit_are_explained(tmp_path, rng):
         with pytest.raises(PriorError, match=said):
             read_prior(path, DOCUMENTS, TREE)
     path.write_bytes(b"nothing")
-    with pytest.raises(PriorError, match="is no .npz file"):
+    with pytest.raises(PriorError, match=r"is no \.npz file"):
         read_prior(path, DOCUMENTS, TREE)
     table = tmp_path / "x.csv"
     header = ",".join(TREE.fine)
@@ -179,7 +180,8 @@ def make_tokenizer(*, begin):
     tokenizer.decoder = decoders.ByteLevel()
     if begin:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
+    ends = dict.fromkeys(("bos_token", "eos_token"), "<s>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
 
 
 def make_language(kind):

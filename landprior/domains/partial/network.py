@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from landprior.implicit.networks import SmoothedNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from landprior.domains.images import Standardiser
@@ -59,3 +62,17 @@ def predict_images(network: nn.Module, images: Tensor, standardise: Standardiser
     """Return log q of images, uint8, (N, bands, H, W), as float32, (N, C), on the CPU."""
     with torch.no_grad():
         return torch.cat([network(standardise(some)).float().cpu() for some in torch.split(images, _BATCH)])
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take numbers too small for full precision as 0 in this block.
+
+    Gradients become so small once predictions are sure, and a CPU computes with them 13 to 30 times as slowly.
+    """
+    before = bool((torch.tensor([1e-40]) * 1 == 0).all())
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

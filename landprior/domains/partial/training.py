@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.domains.images import ShuffledOrder, Standardiser, derive_seed
 from landprior.domains.partial.candidates import split_off
-from landprior.domains.partial.network import FILTERS, build_image_network, predict_images
+from landprior.domains.partial.network import FILTERS, build_image_network, denormals_flushed, predict_images
 from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import Precision, make_fabric
 from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES
 from landprior.implicit.posterior import EPS, log_class_marginal
-from landprior.implicit.training import MEMORY, Batch, Schedule, TrainingSettings, fit
+from landprior.implicit.training import Batch, Schedule, TrainingSettings, fit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,13 @@ PartialLoss = Literal["rq", "qr-kl", "nll-union", "ce"]
 Denominator = Literal["batch", "running", "uniform"]
 """What q is divided by in the posterior: the mean of q over the batch, a running mean, or nothing but a constant."""
 
-TEMPERATURES = tuple(10 ** (step / 16 - 1) for step in range(33))
-"""From 0.1 to 10, by which predictions are softened or sharpened before epochs are compared."""
+REMEMBERED = 256.0
+"""Items that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
+network that changes fast, and RQ then runs away from it (``docs/partial-labels.md``)."""
+
+TEMPERATURES = tuple(10 ** (step / 16 - 2.5) for step in range(57))
+"""From 0.003 to 10 (cross-entropy's predictions are nearly flat), by which predictions are softened or sharpened before
+epochs are compared."""
 
 COLLAPSED = 99.5
 """Percent of the held-out items in one class from which a network has collapsed."""
@@ -56,7 +61,7 @@ class PartialSettings(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Schedule = "cosine"
-    memory: float = Field(MEMORY, gt=0, description="items that a running marginal remembers, roughly")
+    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
     filters: int = Field(FILTERS, ge=1)
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
     seed: int = Field(0, ge=0)
@@ -295,7 +300,7 @@ def train_partial(
     checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
     if checkpoint is not None and checkpoint.is_file():
         watcher.resume()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), denormals_flushed():
         warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
         history = fit(
             network,

@@ -95,8 +95,8 @@ def log_pair_joint(
 
 
 def pair_marginals(log_r: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C)."""
-    return torch.logsumexp(log_r, dim=2), torch.logsumexp(log_r, dim=1)
+    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C); minus infinity where all is 0."""
+    return _log_sum(log_r, 2), _log_sum(log_r, 1)
 
 
 def rank_loss(
@@ -124,6 +124,13 @@ def rank_loss(
         return _divergence(log_r.flatten(1), (log_q1[:, :, None] + log_q2[:, None, :]).flatten(1)).mean()
     log_r1, log_r2 = pair_marginals(log_r)
     return (_divergence(log_r1, log_q1) + _divergence(log_r2, log_q2)).mean()
+
+
+def _log_sum(log_r: Tensor, axis: int) -> Tensor:
+    """Log of the sum over an axis; where all is 0 the gradient is 0 (logsumexp's own is NaN)."""
+    some = (log_r > -torch.inf).any(dim=axis)
+    found = torch.logsumexp(torch.where(some.unsqueeze(axis), log_r, 0.0), dim=axis)
+    return torch.where(some, found, -torch.inf)
 
 
 def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:

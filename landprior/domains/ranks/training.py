@@ -13,10 +13,10 @@ from torch import nn
 
 from landprior.domains.images import ShuffledOrder, Standardiser, derive_seed
 from landprior.domains.partial.candidates import split_off
-from landprior.domains.partial.network import FILTERS, predict_images
+from landprior.domains.partial.network import FILTERS, denormals_flushed, predict_images
 from landprior.domains.partial.records import Run
 from landprior.domains.partial.sweep import Runner, write_predictions
-from landprior.domains.partial.training import COLLAPSED, TEMPERATURES, Trained, build_for, identify
+from landprior.domains.partial.training import COLLAPSED, REMEMBERED, TEMPERATURES, Trained, build_for, identify
 from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
 from landprior.domains.ranks.posterior import Fit, Ties, log_pair_joint, pair_priors, rank_loss
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from landprior.domains.images import ImageSplits
 
 
+LEAST_PAIRS = 1_000
+"""Pairs drawn at least of the images held out, however few these are."""
+
+
 class RankSettings(BaseModel):
     """How a network is trained from pairs."""
 
@@ -47,7 +51,7 @@ class RankSettings(BaseModel):
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Schedule = "cosine"
-    memory: float = Field(MEMORY, gt=0, description="items that a running marginal remembers, roughly")
+    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
     filters: int = Field(FILTERS, ge=1)
     held_out: float = Field(0.1, gt=0, lt=1, description="share that chooses the epoch")
     seed: int = Field(0, ge=0)
@@ -248,7 +252,7 @@ def train_ranks(
     checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
     if checkpoint is not None and checkpoint.is_file():
         watcher.resume()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), denormals_flushed():
         warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
         history = fit(
             network,
@@ -284,7 +288,7 @@ def _split(data: ImageSplits, settings: RankSettings, pairs: Pairs | None) -> tu
     wanted = settings.pairs or len(items)
     drawn = [
         draw_pairs(data.train.labels, some, number, ties=settings.ties, seed=derive_seed(settings.seed, name))
-        for some, number, name in ((items, wanted, "to fit"), (others, max(len(others), 2), "held out"))
+        for some, number, name in ((items, wanted, "to fit"), (others, max(len(others), LEAST_PAIRS), "held out"))
     ]
     return drawn[0], drawn[1], items
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HOLD = 0.5
+Which = Literal["q", "r"]
+"""The network's probabilities, or the posterior's."""
+
+HOLD = 0.75
 """Part of what the prior should say for the classes found, above what it says for any class, below which they have come
 loose from it."""
 
@@ -250,14 +253,9 @@ class Classification:
     history: History
     judgement: Judgement
 
-    @property
-    def natural(self) -> Literal["q", "r"]:
-        """What labels are taken from by default: r for the losses that rest on it, else q."""
-        return "r" if self.loss in IMPLICIT else "q"
-
-    def labels(self, which: Literal["q", "r"] | None = None) -> NDArray[np.int64]:
+    def labels(self, which: Which = "q") -> NDArray[np.int64]:
         """Return the most probable fine class of every document, (N,)."""
-        return np.asarray((self.log_r if (which or self.natural) == "r" else self.log_q).argmax(axis=1))
+        return np.asarray((self.log_r if which == "r" else self.log_q).argmax(axis=1))
 
 
 @dataclass(frozen=True)
@@ -438,6 +436,7 @@ def write_predictions(
     documents: Documents,
     tree: Tree,
     *,
+    which: Which = "q",
     overwrite: bool = False,
 ) -> None:
     """Write a line per document: its name, coarse label, class found, and q and r of every fine class.
@@ -447,6 +446,8 @@ def write_predictions(
     path
         ``.csv``: columns ``id``, ``coarse``, ``label``, ``q:CLASS`` ..., ``r:CLASS`` ...; ``.jsonl``: the same with
         ``q`` and ``r`` as objects of the classes below the coarse label. Whole or not at all.
+    which
+        What the class found is the most probable of.
 
     Raises
     ------
@@ -457,7 +458,7 @@ def write_predictions(
     """
     check_predictions(path)
     ids = documents.ids or [str(number) for number in range(1, len(documents) + 1)]
-    found, q, r = result.labels(), np.exp(result.log_q), np.exp(result.log_r)
+    found, q, r = result.labels(which), np.exp(result.log_q), np.exp(result.log_r)
     children = tree.children
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         head: list[Any]

@@ -9,6 +9,7 @@ whatever the text. Classes elsewhere in the tree have exactly 0.
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import zipfile
 from dataclasses import dataclass
@@ -475,10 +476,11 @@ def _score_shared(model: Any, prefixes: list[list[int]], names: list[list[int]])
     """
     tokens, real = _pad([prefix[:-1] for prefix in prefixes], model.device)
     positions = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
-    memory = model.base_model(
-        input_ids=tokens, attention_mask=real.long(), position_ids=positions, use_cache=True
-    ).past_key_values
-    if not hasattr(memory, "batch_repeat_interleave"):
+    # what the memory is called depends on the version of transformers
+    called = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    first = model.base_model(input_ids=tokens, attention_mask=real.long(), position_ids=positions, use_cache=True)
+    memory: Any = getattr(first, called, None)
+    if not hasattr(memory, "batch_repeat_interleave"):  # a model, or a version, that keeps it in another form
         return _score_whole(model, prefixes, names)
     memory.batch_repeat_interleave(len(names))
     targets, named = (each.repeat(len(prefixes), 1) for each in _pad(names, model.device))
@@ -489,7 +491,7 @@ def _score_shared(model: Any, prefixes: list[list[int]], names: list[list[int]])
         input_ids=torch.cat([last[:, None], targets[:, :-1]], dim=1),
         attention_mask=mask.long(),
         position_ids=start[:, None] + torch.arange(targets.shape[1], device=model.device),
-        past_key_values=memory,
         use_cache=True,
+        **{called: memory},
     ).logits
     return _sum_of_names(logits, targets, named).reshape(len(prefixes), len(names))
