@@ -75,7 +75,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
     "--network", type=click.Choice(["fcn", "unet"]), help="unet: pip install 'landprior[unet]'.  [default: fcn]"
 )
 @recipe_option
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; paper 20000; epitome 2000]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600; epitome 2000; paper 20000]")
 @click.option(
     "--warmup-steps",
     type=click.IntRange(min=0),
