@@ -34,6 +34,11 @@ from landprior.cli.partial_labels import data_options, read_data, run_sweep
     help="What q is divided by: its mean over the batch, or a running mean; may repeat.  [default: batch]",
 )
 @click.option(
+    "--denominators",
+    type=click.Choice(["common", "own"]),
+    help="That mean: of all images of the batch, or of first and of second ones (for comparison).  [default: common]",
+)
+@click.option(
     "--fit",
     "fits",
     type=click.Choice(["marginals", "joint"]),
@@ -75,6 +80,7 @@ def command(
     draw: int | None,
     ties: str | None,
     marginals: tuple[str, ...],
+    denominators: str | None,
     fits: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     seeds: int,
@@ -111,6 +117,7 @@ def command(
     changes = {
         "pairs": draw,
         "ties": ties,
+        "denominators": denominators,
         "epochs": epochs,
         "learning_rate": learning_rate,
         "schedule": schedule,

@@ -212,19 +212,23 @@ def test_the_feed_is_a_function_of_the_step(data):
 # -- training ----------------------------------------------------------------------------------------
 
 
-def test_the_objective_takes_both_halves_and_their_running_marginals():
-    network = PairNetwork(torch.nn.Identity(), 4, memory=1e9)
+@pytest.mark.parametrize("denominators", ["common", "own"])
+def test_the_objective_takes_both_halves_and_running_marginals(denominators):
+    network = PairNetwork(torch.nn.Identity(), 4, 1e9, denominators)
     log_priors = pair_priors(4).double().log()
     objective = RankObjective(network, log_priors, "marginals")
     batches = [(draw((6, 4), seed), torch.tensor([0, 1, 2, 0, 1, 0])) for seed in (1, 2)]
     batches = [(q, relation[:3]) for q, relation in batches]
     for log_q, relation in batches:
         found = objective(log_q, Batch(log_q, extra={"relation": relation}))
-    first, second = (torch.cat([q[half] for q, _ in batches]).exp().mean(0).log() for half in (slice(3), slice(3, 6)))
+    halves = (slice(6), slice(6)) if denominators == "common" else (slice(3), slice(3, 6))
+    first, second = (torch.cat([q[half] for q, _ in batches]).exp().mean(0).log() for half in halves)
     log_q, relation = batches[1]
     expected = rank_loss(log_q[:3], log_q[3:], log_priors[relation], log_marginal1=first, log_marginal2=second)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    assert not PairNetwork(torch.nn.Identity(), 4, None).marginals
+    own = PairNetwork(torch.nn.Identity(), 4, None, denominators)
+    assert not own.marginals
+    torch.testing.assert_close(own.log_marginals(log_q)[1], log_q[halves[1]].exp().mean(0).log())
 
 
 def test_scores_of_pairs(data):
@@ -257,6 +261,7 @@ def test_ranks_are_learned_from_pairs(data):
     assert 100 * confusion.trace() / 60 == pytest.approx(look.test)
 
 
+@pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
 @pytest.mark.parametrize("marginal", ["batch", "running"])
 def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, monkeypatch, marginal):
     """With running marginals their state goes on too."""

@@ -19,10 +19,10 @@ from landprior.domains.partial.sweep import Runner, write_predictions
 from landprior.domains.partial.training import COLLAPSED, REMEMBERED, TEMPERATURES, Trained, build_for, identify
 from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
-from landprior.domains.ranks.posterior import Fit, Ties, log_pair_joint, pair_priors, rank_loss
+from landprior.domains.ranks.posterior import Denominators, Fit, Ties, log_pair_joint, pair_priors, rank_loss
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import Precision, make_fabric
-from landprior.implicit.posterior import RunningMarginal
+from landprior.implicit.posterior import RunningMarginal, log_class_marginal
 from landprior.implicit.training import MEMORY, Batch, Marginal, Schedule, TrainingSettings, fit
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class RankSettings(BaseModel):
     fit: Fit = "marginals"
     ties: Ties = "included"
     marginal: Marginal = "batch"
+    denominators: Denominators = "common"
     pairs: int | None = Field(None, ge=1, description="pairs to draw; as many as images by default")
     batch_size: int = Field(128, ge=1, description="pairs a step")
     epochs: int = Field(12, ge=1)
@@ -73,7 +74,7 @@ class RankSettings(BaseModel):
 
 
 class PairNetwork(nn.Module):
-    """A network with the running marginals of first and second items, which a checkpoint then holds.
+    """A network with the running marginals that its objective needs, which a checkpoint then holds.
 
     Parameters
     ----------
@@ -83,13 +84,18 @@ class PairNetwork(nn.Module):
         How many there are.
     memory
         Of the running marginals, items; None: there are none.
+    denominators
+        Whether there is one for all items, or one for first and one for second items.
     """
 
-    def __init__(self, body: nn.Module, classes: int, memory: float | None) -> None:
+    def __init__(
+        self, body: nn.Module, classes: int, memory: float | None, denominators: Denominators = "common"
+    ) -> None:
         super().__init__()
         self.body = body
+        self.denominators: Denominators = denominators
         self.marginals = nn.ModuleList()
-        for _ in range(0 if memory is None else 2):
+        for _ in range(0 if memory is None else {"common": 1, "own": 2}[denominators]):
             marginal = RunningMarginal(memory or MEMORY)
             marginal.total = torch.zeros(classes, dtype=torch.float64)  # as it is later: a state of it can be loaded
             self.marginals.append(marginal)
@@ -99,6 +105,12 @@ class PairNetwork(nn.Module):
         found: Tensor = self.body(inputs)
         return found
 
+    def log_marginals(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log of Q1 and Q2, (C,), of log q of first items and then as many second ones."""
+        parts = [log_q] if self.denominators == "common" else list(log_q.chunk(2))
+        found = [self.marginals[i](q) if self.marginals else log_class_marginal(q) for i, q in enumerate(parts)]
+        return found[0], found[-1]
+
 
 class RankObjective:
     """The loss of a batch of pairs.
@@ -106,7 +118,7 @@ class RankObjective:
     Parameters
     ----------
     network
-        Whose running marginals are used, if it has any.
+        Whose marginals are used.
     log_priors
         Log of the joint prior by relation, (relations, C, C), on the device.
     fit
@@ -119,10 +131,9 @@ class RankObjective:
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the loss; the first half of the output are the first items."""
         one, two = output.chunk(2)
-        marginals = [m(q) for m, q in zip(self._network.marginals, (one, two), strict=False)]
+        log_marginal1, log_marginal2 = self._network.log_marginals(output)
         log_prior = self._log_priors[batch.extra["relation"]]
-        options = dict(zip(("log_marginal1", "log_marginal2"), marginals, strict=False))
-        return rank_loss(one, two, log_prior, fit=self._fit, **options)
+        return rank_loss(one, two, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, fit=self._fit)
 
 
 class PairFeed:
@@ -189,7 +200,10 @@ class PairJudge:
         }
 
     def _evidence(self, log_q: Tensor) -> float:
-        joint = log_pair_joint(log_q[self._first], log_q[self._second], self._log_priors[self._relation])
+        one, two = log_q[self._first], log_q[self._second]
+        common = log_class_marginal(torch.cat([one, two]))
+        log_prior = self._log_priors[self._relation]
+        joint = log_pair_joint(one, two, log_prior, log_marginal1=common, log_marginal2=common)
         return float(torch.logsumexp(joint.flatten(1), dim=1).mean())
 
 
@@ -237,6 +251,7 @@ def train_ranks(
         build_for(data, filters=settings.filters, seed=settings.seed),
         classes,
         settings.memory if settings.marginal == "running" else None,
+        settings.denominators,
     ).to(fabric.device)
     watcher = Watcher(
         network,
@@ -300,6 +315,7 @@ class RankCell(BaseModel):
 
     fit: Fit
     marginal: Marginal
+    denominators: Denominators
     ties: Ties
     batch_size: int
     pairs: int | None
@@ -310,6 +326,7 @@ class RankCell(BaseModel):
         return {
             "loss": {"marginals": "ranks", "joint": "joint"}[self.fit],
             "marginal": self.marginal,
+            "denominators": "" if self.denominators == "common" else self.denominators,
             "ties": self.ties,
             "batch": str(self.batch_size),
             "pairs": "" if self.pairs is None else str(self.pairs),
@@ -371,6 +388,7 @@ class RankRunner(Runner[RankCell]):
             RankCell(
                 fit=how,
                 marginal=marginal,
+                denominators=self._settings.denominators,
                 ties=self._settings.ties,
                 batch_size=batch,
                 pairs=self._settings.pairs if self._pairs is None else len(self._pairs),
