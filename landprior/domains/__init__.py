@@ -1,1 +1,1 @@
-"""The other domains of the paper, each a module on the same core (to come)."""
+"""The paper's other kinds of weak labels, on the same core: partial labels, ranks, coarse text labels."""

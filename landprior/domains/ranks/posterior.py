@@ -23,7 +23,8 @@ Denominators = Literal["common", "own"]
 """Of the posterior: the mean of q over first and second items together, or over each by itself.
 
 Both are fair for a network that is right: what items of a class look like does not depend on where in a pair they
-stand. But with their own the two halves of a batch need not agree on how frequent a class is, and digits stuck at 20 to 40 %.
+stand. But with their own the two halves of a batch need not agree on how frequent a class is, and digits stuck at 20
+to 40 %.
 """
 
 RELATIONS = (">=", ">", "=")
