@@ -5,7 +5,8 @@ of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the item
 (N, H, W). Each returns a scalar, the mean over the items that count. Gradients flow through the
 posterior; the losses that rest on it also take ``log_marginal``, the log of the mean prediction to use instead
 of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are floored at ``log(EPS)`` where
-an infinite value would meet a positive weight; nothing is smoothed here. Hard zeros of the prior stay zeros of the posterior.
+an infinite value would meet a positive weight; nothing is smoothed here. Hard zeros of the prior stay zeros of
+the posterior.
 """
 
 from __future__ import annotations
