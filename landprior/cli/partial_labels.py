@@ -101,7 +101,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
     type=click.Choice(MARGINALS),
     multiple=True,
     help="What rq and qr-kl divide q by: its mean over the batch, a running mean, a constant; may repeat.  "
-    "[default: running]",
+    "[default: batch]",
 )
 @click.option(
     "--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, help="May repeat.  [default: 256]"
