@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -95,7 +96,7 @@ class AnyCell(Protocol):
 C = TypeVar("C", bound=AnyCell)
 
 
-class Runner(Generic[C]):
+class Runner(ABC, Generic[C]):
     """Runs trainings in a folder, each once.
 
     Parameters
@@ -109,13 +110,13 @@ class Runner(Generic[C]):
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
 
+    @abstractmethod
     def cells(self) -> list[C]:
         """Return the trainings, in the order in which they are done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, cell: C, key: str) -> Run:
         """Do one training; what it goes on from when interrupted lies at :meth:`work`."""
-        raise NotImplementedError
 
     def work(self, key: str) -> Path:
         """Return where a training keeps its state and its weights, without suffix."""
