@@ -63,8 +63,6 @@ def covered(visits: torch.Tensor, patch: int) -> float:
 def main(*, size: int, steps: int, patches: int, diversify: bool, device: str) -> None:
     """Train twice and print the table."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
-    # most positions have next to no part in a patch: subnormal numbers, with which CPUs compute many times more slowly
-    torch.set_flush_denormal(True)
     tiles = read_tiles()
     pixels = sum(int(tile.valid.sum()) for tile in tiles)
     seen = steps * patches * 49

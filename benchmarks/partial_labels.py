@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.accuracy.cases import data_folder
-from landprior.domains.images import read_images
-from landprior.domains.partial.report import summarise, to_markdown, write_report
+from landprior.domains.imagery.images import read_images
+from landprior.domains.imagery.report import summarise, to_markdown, write_report
 from landprior.domains.partial.sweep import Sweep, SweepRunner
 from landprior.domains.partial.training import PartialSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from landprior.domains.images import ImageSplits
-    from landprior.domains.partial.report import Line
+    from landprior.domains.imagery.images import ImageSplits
+    from landprior.domains.imagery.report import Line
 
 PARTS = ("losses", "batches", "late", "thinned", "cifar")
 RQ_BAR = 95.0

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 from benchmarks.accuracy.cases import data_folder
-from landprior.domains.images import read_images
-from landprior.domains.partial.report import summarise, to_markdown, write_report
+from landprior.domains.imagery.images import read_images
+from landprior.domains.imagery.report import summarise, to_markdown, write_report
 from landprior.domains.ranks.figures import write_confusions
 from landprior.domains.ranks.training import RankRunner, RankSettings
 

@@ -13,7 +13,7 @@ from landprior.cli.options import INPUT, device_option, json_option, show_progre
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from landprior.domains.images import ImageSplits
+    from landprior.domains.imagery.images import ImageSplits
 
 LOSSES = ["rq", "qr-kl", "nll-union", "ce"]
 MARGINALS = ["batch", "running", "uniform"]
@@ -63,7 +63,8 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
     click.UsageError
         If it is not said which, or options contradict each other.
     """
-    from landprior.domains.images import download_images, read_images
+    from landprior.domains.imagery.downloads import download_images
+    from landprior.domains.imagery.images import read_images
 
     if data is None:
         msg = "DATA is missing: a .npz, or a folder of IDX or CIFAR files or of images with a CSV"
@@ -108,7 +109,11 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each.")
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: 16; paper 300]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002; paper 1e-4]")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="[default: 0.002 for 256 images a step, for fewer less by the square root; paper 1e-4]",
+)
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
 @click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")
@@ -212,7 +217,7 @@ def run_sweep(runner: Any, folder: Path, *, as_json: bool) -> None:  # noqa: ANN
     """Train what is missing, write the report, print it."""
     from dataclasses import asdict
 
-    from landprior.domains.partial.report import summarise, to_markdown, write_report
+    from landprior.domains.imagery.report import summarise, to_markdown, write_report
 
     try:
         runner.run()

@@ -50,7 +50,11 @@ from landprior.cli.partial_labels import data_options, read_data, run_sweep
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each.")
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: 12]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="[default: 0.002 for 256 images a step, for fewer less by the square root]",
+)
 @click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
 @click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")

@@ -77,6 +77,8 @@ class RunningMarginal(nn.Module):
         Adds a tensor up over the devices that train together; None on one.
     devices
         How many these are.
+    classes
+        Number of classes; where it is not given the first batch says it, and no state can be loaded before.
 
     Raises
     ------
@@ -87,13 +89,20 @@ class RunningMarginal(nn.Module):
     total: Tensor
     weight: Tensor
 
-    def __init__(self, memory: float, *, reduce: Callable[[Tensor], Tensor] | None = None, devices: int = 1) -> None:
+    def __init__(
+        self,
+        memory: float,
+        *,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+        devices: int = 1,
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
         if not memory > 0:
             msg = f"the memory must be a positive number of items, not {memory}"
             raise ValueError(msg)
         self.memory, self._reduce, self._devices = memory, reduce, devices
-        self.register_buffer("total", torch.zeros(1, dtype=torch.float64))  # of all classes, once a batch was seen
+        self.register_buffer("total", torch.zeros(classes or 1, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
     def forward(self, log_q: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -26,7 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
-from landprior.implicit.devices import Compile, Precision, compile_if_worthwhile, count_operations, make_fabric
+from landprior.implicit.devices import (
+    Compile,
+    Precision,
+    compile_if_worthwhile,
+    count_operations,
+    make_fabric,
+    subnormals_flushed,
+)
 from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES, LOSSES, Loss, LossName, ce
 from landprior.implicit.posterior import RunningMarginal, log_posterior
 
@@ -277,7 +284,7 @@ def fit(
     bar = tqdm(
         total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False
     )
-    with bar:
+    with bar, subnormals_flushed(fabric.device):
         try:
             while run.step < settings.steps and not run.stopped:
                 batch = feed(run.step)

@@ -6,7 +6,6 @@ is gathered by index arithmetic, so no file is read while training.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from landprior.errors import InputError, PriorError, SchemeError
 from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import BandStatistics
@@ -305,12 +305,6 @@ def require_compatible(tiles: Sequence[Tile]) -> None:
         if (tile.extras, tile.labelled) != (first.extras, first.labelled):
             msg = f"{tile.name} and {first.name} have different inputs or targets; give the same kinds of files for all"
             raise InputError(msg)
-
-
-def derive_seed(seed: int, name: str) -> int:
-    """Derive the seed of a tile from the run's seed and the tile's name, never from its place in a list."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 class PatchFeed:

@@ -19,12 +19,12 @@ from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
+from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit
 from landprior.landcover.model import LandcoverModel, build_network, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,
     Tile,
-    derive_seed,
     measure_bands,
     read_labelled_tile,
     read_tile,

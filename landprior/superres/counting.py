@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from landprior.errors import InputError
 from landprior.implicit.losses import ce
 from landprior.implicit.networks import FCN_HALO, log_prior
+from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
-from landprior.landcover.tiles import PatchFeed, Tile, derive_seed
+from landprior.landcover.tiles import PatchFeed, Tile
 from landprior.landcover.training import MOST_BORDER, TileSettings, train_model
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.superres.statistics import CriterionName, compare_statistics

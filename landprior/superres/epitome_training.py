@@ -20,8 +20,9 @@ from landprior.errors import InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.epitomes import PATCH, SIZE, VARIANCE_FLOOR, Epitome, build_epitome
 from landprior.implicit.networks import OUTPUT_SMOOTHING
+from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
-from landprior.landcover.tiles import Tile, derive_seed, measure_bands, require_compatible
+from landprior.landcover.tiles import Tile, measure_bands, require_compatible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

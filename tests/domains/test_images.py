@@ -14,16 +14,10 @@ import pytest
 import rasterio
 import torch
 
-from landprior.domains import images as module
-from landprior.domains.images import (
-    CIFAR_CLASSES,
-    UNKNOWN,
-    ShuffledOrder,
-    Standardiser,
-    download_images,
-    read_idx_file,
-    read_images,
-)
+from landprior.domains.imagery import downloads as module
+from landprior.domains.imagery.downloads import download_images
+from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+from landprior.domains.imagery.images import CIFAR_CLASSES, UNKNOWN, read_idx_file, read_images
 from landprior.errors import InputError, LandpriorError, MissingInputError, RasterReadError, SourceError
 from landprior.raster.files import local_grids_allowed
 

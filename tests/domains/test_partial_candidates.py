@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from landprior.domains.images import LabelledImages
-from landprior.domains.partial.candidates import draw_negatives, read_candidates, split_off, thin_classes
+from landprior.domains.imagery.images import LabelledImages
+from landprior.domains.imagery.training import split_off
+from landprior.domains.partial.candidates import draw_negatives, read_candidates, thin_classes
 from landprior.errors import InputError, PriorError
 
 LABELS = torch.arange(6000) % 6

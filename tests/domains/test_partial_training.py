@@ -14,23 +14,25 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from landprior.cli import main
-from landprior.domains.images import ImageSplits, LabelledImages, derive_seed, read_images
+from landprior.domains.imagery.images import ImageSplits, LabelledImages, read_images
+from landprior.domains.imagery.network import build_image_network
+from landprior.domains.imagery.records import read_runs
+from landprior.domains.imagery.report import summarise, to_markdown
+from landprior.domains.imagery.training import TEMPERATURES
 from landprior.domains.partial import sweep as sweep_module
 from landprior.domains.partial.candidates import draw_negatives
-from landprior.domains.partial.network import build_image_network
-from landprior.domains.partial.records import RESULTS, read_runs
-from landprior.domains.partial.report import summarise, to_markdown
 from landprior.domains.partial.sweep import Sweep, SweepRunner
 from landprior.domains.partial.training import (
-    TEMPERATURES,
     FixedDenominator,
     PartialSettings,
     judge_candidates,
     train_partial,
 )
+from landprior.domains.ranks.training import RankSettings
 from landprior.errors import CollapseWarning, InputError, TrainingInterruptedError
 from landprior.implicit.losses import LOSSES, nll_union
 from landprior.implicit.training import Batch
+from landprior.records import RESULTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = PartialSettings(epochs=3, filters=8, batch_size=4, learning_rate=2e-2, precision="fp32")
@@ -199,10 +201,20 @@ def test_a_collapse_is_said(data):
         train_partial(data, flat, QUICK.model_copy(update={"loss": "ce", "learning_rate": 1e-9, "epochs": 1}))
 
 
-def test_seeds_are_those_of_tiles():
-    from landprior.landcover.tiles import derive_seed as theirs
-
-    assert derive_seed(3, "a") == theirs(3, "a")
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        (PartialSettings(), 2e-3),
+        (PartialSettings(batch_size=64), 1e-3),
+        (PartialSettings(batch_size=4), 2.5e-4),
+        (PartialSettings(batch_size=1024), 2e-3),
+        (PartialSettings(batch_size=8, learning_rate=0.1), 0.1),
+        (RankSettings(), 2e-3),
+        (RankSettings(batch_size=8), 5e-4),
+    ],
+)
+def test_the_rate_falls_with_the_square_root_of_the_images_a_step(settings, rate):
+    assert settings.loop(3, "rq").learning_rate == pytest.approx(rate)
 
 
 # -- sweeps ------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.domains.images import ImageSplits, LabelledImages
-from landprior.domains.partial.records import Look, read_runs
+from landprior.domains.imagery.images import ImageSplits, LabelledImages
+from landprior.domains.imagery.records import Look, read_runs
 from landprior.domains.ranks import training as training_module
 from landprior.domains.ranks.figures import choose_looks
 from landprior.domains.ranks.pairs import Pairs, draw_pairs, read_pairs

@@ -13,6 +13,7 @@ from landprior.implicit.devices import (
     choose_device,
     compile_if_worthwhile,
     count_operations,
+    subnormals_flushed,
 )
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.training import Batch, TrainingSettings, fit, make_fabric
@@ -106,6 +107,32 @@ def test_a_long_run_on_a_gpu_is_compiled_before_it_starts(monkeypatch):
     monkeypatch.setattr(network, "to", lambda _: network)
     training._compile(network, lambda _: batch, TrainingSettings(steps=100, warmup_steps=10), Fabric())
     assert asked == [(3 * 100 * 5 * 2 * (9 * 2 * 64), CUDA, "auto")]
+
+
+def test_subnormal_numbers_are_zero_while_a_cpu_trains_and_only_then():
+    def product():
+        return float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
+
+    assert product() > 0
+    with subnormals_flushed(CUDA):
+        assert product() > 0
+    with pytest.raises(ZeroDivisionError), subnormals_flushed(CPU):
+        assert product() == 0
+        with subnormals_flushed(CPU):
+            assert product() == 0
+        assert product() == 0
+        raise ZeroDivisionError
+    assert product() > 0
+    seen = []
+    network = build_fcn(2, 3, filters=4)
+
+    def feed(step):
+        seen.append(product())
+        return Batch(torch.zeros(1, 2, 12, 12), torch.full((1, 3, 12, 12), 1 / 3).log())
+
+    fit(network, feed, TrainingSettings(loss="rq", steps=2, precision="fp32"), fabric=make_fabric("fp32", "cpu"))
+    assert seen == [0.0, 0.0]
+    assert product() > 0
 
 
 def test_arrays_there_and_back():

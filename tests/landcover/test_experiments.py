@@ -14,11 +14,12 @@ from landprior.landcover.experiments import runner as runner_module
 from landprior.landcover.experiments.config import Experiment, list_experiments, load_experiment
 from landprior.landcover.experiments.places import Places
 from landprior.landcover.experiments.report import summarise, to_markdown, view_scores, write_report
-from landprior.landcover.experiments.results import RESULTS, read_results
+from landprior.landcover.experiments.results import Result
 from landprior.landcover.experiments.runner import Runner
 from landprior.landcover.model import load_model
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
+from landprior.records import RESULTS, read_records
 
 from .published import make_chesapeake, make_enviroatlas
 
@@ -229,7 +230,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, two_rows, enviroatlas_root, m
     monkeypatch.setattr(Runner, "_score", killed)
     with pytest.raises(KeyboardInterrupt):
         Runner(two_rows, enviroatlas_root, tmp_path / "cut").run()
-    done = read_results(tmp_path / "cut")
+    done = read_records(tmp_path / "cut", Result)
     assert 0 < len(done) < len(whole)
     trained = []
     original = runner_module.train_files

@@ -6,7 +6,8 @@ import rasterio
 import torch
 
 from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
-from landprior.landcover.tiles import PatchFeed, derive_seed, measure_bands, read_tile
+from landprior.implicit.seeds import derive_seed
+from landprior.landcover.tiles import PatchFeed, measure_bands, read_tile
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from landprior.domains.images import UNKNOWN, derive_seed, read_arrays, read_table
+from landprior.domains.imagery.images import UNKNOWN, read_arrays, read_table
 from landprior.errors import InputError, PriorError
+from landprior.implicit.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.domains.images import LabelledImages
+    from landprior.domains.imagery.images import LabelledImages
 
 _SETS = "candidates"
 """The column, or the array of a ``.npz``, with the sets."""
@@ -209,26 +210,3 @@ def thin_classes(labels: Tensor, shares: Mapping[int, float], *, seed: int) -> T
         order = drawn[items].argsort()
         keep[items[order[round(share * len(items)) :]]] = False
     return torch.nonzero(keep)[:, 0]
-
-
-def split_off(count: int, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split items at random into those to fit and those to choose the epoch with.
-
-    Parameters
-    ----------
-    count
-        Items in all.
-    share
-        To choose with, 0 to below 1; at least one item if it is over 0.
-    seed
-        Of the draw.
-
-    Returns
-    -------
-    tuple of Tensor
-        Positions, int64, each ascending.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
-    order = torch.randperm(count, generator=generator)
-    held = max(1, round(share * count)) if share > 0 and count > 1 else 0
-    return order[held:].sort().values, order[:held].sort().values

@@ -1,115 +1,56 @@
-"""One network from candidate sets: by :func:`landprior.implicit.training.fit`, the epoch chosen without labels."""
+"""One network from candidate sets."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from landprior.domains.images import ShuffledOrder, Standardiser, derive_seed
-from landprior.domains.partial.candidates import split_off
-from landprior.domains.partial.network import FILTERS, build_image_network, denormals_flushed, predict_images
-from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
+from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+from landprior.domains.imagery.network import predict_images
+from landprior.domains.imagery.training import (
+    COLLAPSED,
+    TEMPERATURES,
+    ImageSettings,
+    build_for,
+    split_off,
+    train_watched,
+)
+from landprior.domains.imagery.watching import CHOICE
 from landprior.errors import CollapseWarning, InputError
-from landprior.implicit.devices import Precision, make_fabric
+from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES
 from landprior.implicit.posterior import EPS, log_class_marginal
-from landprior.implicit.training import Batch, Schedule, TrainingSettings, fit
+from landprior.implicit.seeds import derive_seed
+from landprior.implicit.training import Batch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from landprior.domains.images import ImageSplits
-    from landprior.domains.partial.records import Look
-    from landprior.implicit.networks import SmoothedNetwork
-    from landprior.implicit.training import Objective
+    from landprior.domains.imagery.images import ImageSplits
+    from landprior.domains.imagery.training import Trained
+    from landprior.implicit.training import Objective, TrainingSettings
 
 PartialLoss = Literal["rq", "qr-kl", "nll-union", "ce"]
 
 Denominator = Literal["batch", "running", "uniform"]
 """What q is divided by in the posterior: the mean of q over the batch, a running mean, or nothing but a constant."""
 
-REMEMBERED = 256.0
-"""Items that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
-network that changes fast, and RQ then runs away from it (``docs/partial-labels.md``)."""
 
-TEMPERATURES = tuple(10 ** (step / 16 - 2.5) for step in range(57))
-"""From 0.003 to 10 (cross-entropy's predictions are nearly flat), by which predictions are softened or sharpened before
-epochs are compared."""
-
-COLLAPSED = 99.5
-"""Percent of the held-out items in one class from which a network has collapsed."""
-
-
-class PartialSettings(BaseModel):
+class PartialSettings(ImageSettings):
     """How a network is trained from candidate sets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: PartialLoss = "rq"
     marginal: Denominator = "batch"
-    batch_size: int = Field(256, ge=1)
-    epochs: int = Field(16, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    schedule: Schedule = "cosine"
-    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
-    filters: int = Field(FILTERS, ge=1)
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
-    seed: int = Field(0, ge=0)
-    precision: Precision = "auto"
 
-    def loop(self, epoch_steps: int) -> TrainingSettings:
+    def loop_for(self, epoch_steps: int) -> TrainingSettings:
         """Return the settings of the loop."""
-        return TrainingSettings(
-            loss=self.loss,
-            steps=self.epochs * epoch_steps,
-            warmup="none",
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            marginal="running" if self.marginal == "running" and self.loss in IMPLICIT else "batch",
-            memory=self.memory,
-            schedule=self.schedule,
-            epoch_steps=epoch_steps,
-            seed=self.seed,
-            precision=self.precision,
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network.
-
-    Parameters
-    ----------
-    network
-        Of the epoch chosen.
-    standardise
-        What its input goes through.
-    looks
-        After every epoch.
-    chosen
-        The epoch, from 1.
-    items
-        How many items were fitted.
-    seconds
-        Since the (last) start.
-    """
-
-    network: nn.Module
-    standardise: Standardiser
-    looks: list[Look]
-    chosen: int
-    items: int
-    seconds: float
+        running = self.marginal == "running" and self.loss in IMPLICIT
+        return self.loop(epoch_steps, self.loss, "running" if running else "batch")
 
 
 class CandidateFeed:
@@ -260,7 +201,6 @@ def train_partial(
     TrainingError, TrainingInterruptedError
         As :func:`landprior.implicit.training.fit`.
     """
-    start = time.perf_counter()
     if prior.shape != (len(data.train), len(data.train.classes)):
         wanted = (len(data.train), len(data.train.classes))
         msg = f"the candidate sets have shape {tuple(prior.shape)}, not {wanted} (images, classes)"
@@ -283,63 +223,28 @@ def train_partial(
         batch_size=settings.batch_size,
         seed=derive_seed(settings.seed, "order"),
     )
-    network = build_for(data, filters=settings.filters, seed=settings.seed).to(fabric.device)
-    watcher = Watcher(
-        network,
-        standardise,
-        train=train.take(fitted),
-        test=test,
-        judge=CandidateJudge(train.images[held.to(fabric.device)], log_prior[held], standardise),
-        seed=settings.seed,
-        path=None if work is None else work.with_name(f"{work.name}.safetensors"),
-        identity=identity,
-    )
     objective: Objective | None = None
     if settings.marginal == "uniform" and settings.loss in IMPLICIT:
         objective = FixedDenominator(settings.loss)
-    checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
-    if checkpoint is not None and checkpoint.is_file():
-        watcher.resume()
-    with warnings.catch_warnings(), denormals_flushed():
-        warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
-        history = fit(
-            network,
-            feed,
-            settings.loop(feed.order.epoch_steps),
-            objective=objective,
-            fabric=fabric,
-            monitor=watcher,
-            checkpoint=checkpoint,
-            identity=f"{identity}|{settings.model_dump_json()}",
-            progress=progress,
-        )
-    looks, chosen = looks_of(history)
-    watcher.restore()
-    share = looks[chosen - 1].scores["top_share"]
-    if share > COLLAPSED and float(prior[items].mean(0).max()) < COLLAPSED / 100:
+    trained = train_watched(
+        build_for(data, filters=settings.filters, seed=settings.seed).to(fabric.device),
+        feed,
+        settings.loop_for(feed.order.epoch_steps),
+        standardise,
+        fabric=fabric,
+        judge=CandidateJudge(train.images[held.to(fabric.device)], log_prior[held], standardise),
+        train=train.take(fitted),
+        test=test,
+        items=len(fitted),
+        objective=objective,
+        work=work,
+        identity=f"{identity}|{settings.model_dump_json()}",
+        progress=progress,
+    )
+    if trained.top_share > COLLAPSED and float(prior[items].mean(0).max()) < COLLAPSED / 100:
         msg = (
-            f"one class has {share:.1f} % of the held-out items: the degenerate solution; try --loss rq, another --seed"
+            f"one class has {trained.top_share:.1f} % of the held-out items: the degenerate solution; "
+            "try --loss rq, another --seed"
         )
         warnings.warn(msg, CollapseWarning, stacklevel=2)
-    return Trained(network, standardise, looks, chosen, len(fitted), time.perf_counter() - start)
-
-
-def build_for(data: ImageSplits, *, filters: int, seed: int) -> SmoothedNetwork:
-    """Build the network for images."""
-    _, bands, rows, columns = data.train.images.shape
-    return build_image_network(
-        bands, len(data.train.classes), (rows, columns), filters=filters, seed=derive_seed(seed, "weights")
-    )
-
-
-def identify(data: ImageSplits, prior: Tensor | None = None) -> str:
-    """Return a hash of images, labels and candidate sets."""
-    digest = hashlib.sha256()
-    for images in (data.train, data.test):
-        if images is not None:
-            digest.update(f"{tuple(images.images.shape)}{images.classes}".encode())
-            digest.update(images.images.cpu().numpy().tobytes())
-            digest.update(images.labels.numpy().tobytes())
-    if prior is not None:
-        digest.update(prior.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return trained

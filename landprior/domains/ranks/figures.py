@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.domains.partial.records import Look, Run
+    from landprior.domains.imagery.records import Look, Run
 
 _PANELS = 6
 """Matrices side by side, at most."""

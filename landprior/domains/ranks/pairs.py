@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from landprior.domains.images import UNKNOWN, derive_seed, read_table
+from landprior.domains.imagery.images import UNKNOWN, read_table
 from landprior.domains.ranks.posterior import RELATIONS
 from landprior.errors import InputError
+from landprior.implicit.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from landprior.domains.images import LabelledImages
+    from landprior.domains.imagery.images import LabelledImages
     from landprior.domains.ranks.posterior import Ties
 
 _MIRRORED = {"<=": ">=", "<": ">"}

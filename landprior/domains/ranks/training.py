@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,36 +10,43 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from landprior.domains.images import ShuffledOrder, Standardiser, derive_seed
-from landprior.domains.partial.candidates import split_off
-from landprior.domains.partial.network import FILTERS, denormals_flushed, predict_images
-from landprior.domains.partial.records import Run
-from landprior.domains.partial.sweep import Runner, write_predictions
-from landprior.domains.partial.training import COLLAPSED, REMEMBERED, TEMPERATURES, Trained, build_for, identify
-from landprior.domains.partial.watching import CHOICE, Watcher, looks_of
+from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+from landprior.domains.imagery.network import predict_images
+from landprior.domains.imagery.records import Run
+from landprior.domains.imagery.runner import Runner, write_predictions
+from landprior.domains.imagery.training import (
+    COLLAPSED,
+    TEMPERATURES,
+    ImageSettings,
+    Trained,
+    build_for,
+    identify,
+    split_off,
+    train_watched,
+)
+from landprior.domains.imagery.watching import CHOICE
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
 from landprior.domains.ranks.posterior import Denominators, Fit, Ties, log_pair_joint, pair_priors, rank_loss
 from landprior.errors import CollapseWarning, InputError
-from landprior.implicit.devices import Precision, make_fabric
+from landprior.implicit.devices import make_fabric
 from landprior.implicit.posterior import RunningMarginal, log_class_marginal
-from landprior.implicit.training import MEMORY, Batch, Marginal, Schedule, TrainingSettings, fit
+from landprior.implicit.seeds import derive_seed
+from landprior.implicit.training import Batch, Marginal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
 
-    from landprior.domains.images import ImageSplits
+    from landprior.domains.imagery.images import ImageSplits
 
 
 LEAST_PAIRS = 1_000
 """Pairs drawn at least of the images held out, however few these are."""
 
 
-class RankSettings(BaseModel):
+class RankSettings(ImageSettings):
     """How a network is trained from pairs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fit: Fit = "marginals"
     ties: Ties = "included"
@@ -49,28 +55,11 @@ class RankSettings(BaseModel):
     pairs: int | None = Field(None, ge=1, description="pairs to draw; as many as images by default")
     batch_size: int = Field(128, ge=1, description="pairs a step")
     epochs: int = Field(12, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    schedule: Schedule = "cosine"
-    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
-    filters: int = Field(FILTERS, ge=1)
-    held_out: float = Field(0.1, gt=0, lt=1, description="share that chooses the epoch")
-    seed: int = Field(0, ge=0)
-    precision: Precision = "auto"
 
-    def loop(self, epoch_steps: int) -> TrainingSettings:
-        """Return the settings of the loop."""
-        return TrainingSettings(
-            loss="rq",
-            steps=self.epochs * epoch_steps,
-            warmup="none",
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            epoch_steps=epoch_steps,
-            seed=self.seed,
-            precision=self.precision,
-        )
+    @property
+    def images(self) -> int:
+        """Images a step."""
+        return 2 * self.batch_size
 
 
 class PairNetwork(nn.Module):
@@ -95,10 +84,9 @@ class PairNetwork(nn.Module):
         self.body = body
         self.denominators: Denominators = denominators
         self.marginals = nn.ModuleList()
-        for _ in range(0 if memory is None else {"common": 1, "own": 2}[denominators]):
-            marginal = RunningMarginal(memory or MEMORY)
-            marginal.total = torch.zeros(classes, dtype=torch.float64)  # as it is later: a state of it can be loaded
-            self.marginals.append(marginal)
+        if memory is not None:
+            for _ in range({"common": 1, "own": 2}[denominators]):
+                self.marginals.append(RunningMarginal(memory, classes=classes))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return log q."""
@@ -228,7 +216,7 @@ def train_ranks(
     pairs
         Of training images; None: drawn from their true ranks, those that choose the epoch among images held out.
     device, work, identity, progress
-        See :func:`landprior.domains.partial.training.train_partial`.
+        See :func:`landprior.domains.imagery.training.train_watched`.
 
     Raises
     ------
@@ -237,7 +225,6 @@ def train_ranks(
     TrainingError, TrainingInterruptedError
         As :func:`landprior.implicit.training.fit`.
     """
-    start = time.perf_counter()
     classes = len(data.train.classes)
     fabric = make_fabric(settings.precision, device)
     fitted, held, looked_at = _split(data, settings, pairs)
@@ -253,40 +240,26 @@ def train_ranks(
         settings.memory if settings.marginal == "running" else None,
         settings.denominators,
     ).to(fabric.device)
-    watcher = Watcher(
+    trained = train_watched(
         network,
+        feed,
+        settings.loop(feed.order.epoch_steps, "rq"),
         standardise,
+        fabric=fabric,
+        judge=PairJudge(train.images, held, log_priors, standardise),
         train=train.take(looked_at),
         test=test,
-        judge=PairJudge(train.images, held, log_priors, standardise),
+        items=len(fitted),
+        objective=RankObjective(network, log_priors.to(fabric.device), settings.fit),
         confusion=True,
-        seed=settings.seed,
-        path=None if work is None else work.with_name(f"{work.name}.safetensors"),
-        identity=identity,
+        work=work,
+        identity=f"{identity}|{settings.model_dump_json()}",
+        progress=progress,
     )
-    checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
-    if checkpoint is not None and checkpoint.is_file():
-        watcher.resume()
-    with warnings.catch_warnings(), denormals_flushed():
-        warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
-        history = fit(
-            network,
-            feed,
-            settings.loop(feed.order.epoch_steps),
-            objective=RankObjective(network, log_priors.to(fabric.device), settings.fit),
-            fabric=fabric,
-            monitor=watcher,
-            checkpoint=checkpoint,
-            identity=f"{identity}|{settings.model_dump_json()}",
-            progress=progress,
-        )
-    looks, chosen = looks_of(history)
-    watcher.restore()
-    share = looks[chosen - 1].scores["top_share"]
-    if share > COLLAPSED:
-        msg = f"one class has {share:.1f} % of the items held out: the degenerate solution; try another --seed"
+    if trained.top_share > COLLAPSED:
+        msg = f"one class has {trained.top_share:.1f} % of the images held out, degenerate; try another --seed"
         warnings.warn(msg, CollapseWarning, stacklevel=2)
-    return Trained(network, standardise, looks, chosen, len(fitted), time.perf_counter() - start)
+    return trained
 
 
 def _split(data: ImageSplits, settings: RankSettings, pairs: Pairs | None) -> tuple[Pairs, Pairs, Tensor]:

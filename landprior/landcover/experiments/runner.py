@@ -14,7 +14,7 @@ from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
 from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.experiments.places import Place, Places
-from landprior.landcover.experiments.results import Cell, Result, read_results, write_results
+from landprior.landcover.experiments.results import Cell, Result
 from landprior.landcover.figures import draw_comparison
 from landprior.landcover.learned_prior import LabelledPlace, learn_prior, prior_settings
 from landprior.landcover.model import LandcoverModel, load_model
@@ -25,6 +25,7 @@ from landprior.landcover.tuning import best_of, tune
 from landprior.landcover.workspace import checksum
 from landprior.raster.files import replacing
 from landprior.raster.scheme import load_scheme
+from landprior.records import read_records, write_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -147,7 +148,7 @@ class Runner:
     def results(self) -> list[Result]:
         """Return what is done of this experiment's cells, in their order."""
         place = {cell.key: number for number, cell in enumerate(self.cells())}
-        done = [result for result in read_results(self.folder) if result.key in place]
+        done = [result for result in read_records(self.folder, Result) if result.key in place]
         return sorted(done, key=lambda result: place[result.key])
 
     def cells(self) -> Iterator[Cell]:
@@ -180,7 +181,7 @@ class Runner:
         from tqdm import tqdm
 
         self._claim()
-        done = read_results(self.folder)
+        done = read_records(self.folder, Result)
         known = {result.key for result in done}
         cells = list(self.cells())
         bar = tqdm(cells, desc=self.experiment.title[:40], unit="cell", disable=not self._progress, leave=False)
@@ -189,7 +190,7 @@ class Runner:
                 continue
             logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
             done += self._run_cell(cell)
-            write_results(self.folder, done)
+            write_records(self.folder, done)
         return self.results()
 
     def _run_cell(self, cell: Cell) -> list[Result]:

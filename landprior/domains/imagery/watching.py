@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from landprior.domains.images import derive_seed
-from landprior.domains.partial.network import predict_images
-from landprior.domains.partial.records import Look
+from landprior.domains.imagery.network import predict_images
+from landprior.domains.imagery.records import Look
 from landprior.errors import ModelError
+from landprior.implicit.seeds import derive_seed
 from landprior.raster.files import replacing
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from landprior.domains.images import LabelledImages, Standardiser
+    from landprior.domains.imagery.feeding import Standardiser
+    from landprior.domains.imagery.images import LabelledImages
     from landprior.implicit.training import History
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,9 @@ class Watcher:
         return found
 
     def _keep(self) -> None:
-        self._weights = {name: values.detach().cpu().clone() for name, values in self._network.state_dict().items()}
+        plain = torch.contiguous_format  # safetensors writes no other
+        state = self._network.state_dict()
+        self._weights = {name: values.detach().cpu().clone(memory_format=plain) for name, values in state.items()}
         if self._path is None:
             return
         from safetensors.torch import save_file

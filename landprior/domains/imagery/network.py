@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +10,9 @@ from torch import nn
 from landprior.implicit.networks import SmoothedNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
-    from landprior.domains.images import Standardiser
+    from landprior.domains.imagery.feeding import Standardiser
 
 FILTERS = 34
 """Channels of each convolution: 33,024 parameters for digits of 28 x 28 px, 33,636 for photographs of 32 x 32."""
@@ -55,24 +52,11 @@ def build_image_network(
             layers += [nn.Conv2d(bands, filters, 3, stride=STRIDE, padding=1), nn.LeakyReLU(inplace=True)]
             bands, rows, columns = filters, -(-rows // STRIDE), -(-columns // STRIDE)
         body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * rows * columns, classes))
-    return SmoothedNetwork(body, smoothing=0.0)
+    # a CPU takes three quarters of the time with the bands last
+    return SmoothedNetwork(body, smoothing=0.0).to(memory_format=torch.channels_last)
 
 
 def predict_images(network: nn.Module, images: Tensor, standardise: Standardiser) -> Tensor:
     """Return log q of images, uint8, (N, bands, H, W), as float32, (N, C), on the CPU."""
     with torch.no_grad():
         return torch.cat([network(standardise(some)).float().cpu() for some in torch.split(images, _BATCH)])
-
-
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Take numbers too small for full precision as 0 in this block.
-
-    Gradients become so small once predictions are sure, and a CPU computes with them 13 to 30 times as slowly.
-    """
-    before = bool((torch.tensor([1e-40]) * 1 == 0).all())
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)

@@ -1,26 +1,23 @@
-"""Labelled images in memory, from the formats they come in; and the order in which a training sees them.
+"""Labelled images in memory, from the formats they come in.
 
 What is read: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files,
-sheets of 32 x 32 tiles, and MNIST and CIFAR-10 by download. All become one uint8 tensor, (N, bands, H, W), which lies
-on the device; it is standardised batch by batch.
+and sheets of 32 x 32 tiles. All become one uint8 tensor, (N, bands, H, W).
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
-import logging
 import struct
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 
-from landprior.errors import InputError, MissingInputError, RasterReadError, SourceError
+from landprior.errors import InputError, MissingInputError, RasterReadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,14 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.sources.network import Network
-
-logger = logging.getLogger(__name__)
-
 UNKNOWN = -1
 """The label of an item whose label is not known."""
-
-Downloadable = Literal["mnist", "cifar10"]
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Of CIFAR-10, in its order."""
@@ -46,8 +37,6 @@ _IDX_BYTES = 0x08
 """IDX's code for unsigned bytes, the type of images and of labels."""
 
 _TABLE = "labels.csv"
-_BATCH = 2048
-"""Images that are standardised at a time where all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +88,6 @@ class ImageSplits:
 
     train: LabelledImages
     test: LabelledImages | None = None
-
-
-# -- reading -----------------------------------------------------------------------------------------
 
 
 def read_images(
@@ -192,7 +178,7 @@ def read_npz(path: str | Path, *, classes: tuple[str, ...] | None = None) -> Ima
     if not found or found[0][0] != "train":
         msg = f"{path} holds {', '.join(arrays) or 'nothing'}; it must have x_train and y_train, or x and y"
         raise InputError(msg)
-    return _assemble(found, classes, path)
+    return assemble_splits(found, classes, path)
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
@@ -242,7 +228,7 @@ def read_idx(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> I
     folder = Path(folder)
     found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        paths = [_find_idx(folder, f"{prefix}-{kind}") for kind in ("images-idx3", "labels-idx1")]
+        paths = [find_idx(folder, f"{prefix}-{kind}") for kind in ("images-idx3", "labels-idx1")]
         if part == "test" and paths == [None, None]:
             continue
         for path, kind in zip(paths, ("images-idx3", "labels-idx1"), strict=True):
@@ -254,10 +240,11 @@ def read_idx(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> I
             msg = f"{paths[0]} has shape {images.shape} and {paths[1]} {labels.shape}; each image needs one label"
             raise InputError(msg)
         found.append((part, images[:, None], labels))
-    return _assemble(found, classes, folder)
+    return assemble_splits(found, classes, folder)
 
 
-def _find_idx(folder: Path, start: str) -> Path | None:
+def find_idx(folder: Path, start: str) -> Path | None:
+    """Return the IDX file that starts so (``train-images-idx3``): plain, gzipped, with a dot; None if there is none."""
     names = (f"{start}-ubyte", f"{start}-ubyte.gz", f"{start.replace('-idx', '.idx')}-ubyte")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -328,7 +315,7 @@ def read_cifar(folder: str | Path, *, classes: tuple[str, ...] | None = None) ->
             records = np.concatenate([_read_cifar_file(path) for path in paths])
             images = records[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
             found.append((part, images, records[:, 0]))
-    return _assemble(found, classes, folder)
+    return assemble_splits(found, classes, folder)
 
 
 def _read_cifar_file(path: Path) -> NDArray[np.uint8]:
@@ -366,7 +353,7 @@ def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -
         tiles = sheet.reshape(bands, rows, CIFAR_SIDE, columns, CIFAR_SIDE).transpose(1, 3, 0, 2, 4)
         images = tiles.reshape(-1, bands, CIFAR_SIDE, CIFAR_SIDE)[: len(arrays[name])]
         found.append((part, images, arrays[name]))
-    return _assemble(found, classes, folder)
+    return assemble_splits(found, classes, folder)
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
@@ -422,7 +409,7 @@ def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ..
     found = [
         (split, np.stack(pictures[split]), np.array(labels[split], dtype=np.str_)) for split in pictures if names[split]
     ]
-    return _assemble(found, classes, table, names=names)
+    return assemble_splits(found, classes, table, names=names)
 
 
 def read_table(path: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
@@ -468,7 +455,7 @@ def _describe(picture: NDArray[np.uint8]) -> str:
     return f"{width} x {height} px in {bands} band{'s' if bands > 1 else ''}"
 
 
-def _assemble(
+def assemble_splits(
     found: Sequence[tuple[str, NDArray[np.generic], NDArray[np.generic]]],
     classes: tuple[str, ...] | None,
     where: Path,
@@ -527,146 +514,3 @@ def _encode(labels: NDArray[np.generic], classes: tuple[str, ...], where: Path) 
         msg = f"{where}: the label {unknown!r} is none of the classes ({', '.join(classes)})"
         raise InputError(msg)
     return np.array([positions[text] for text in texts], dtype=np.int64)
-
-
-# -- downloads ---------------------------------------------------------------------------------------
-
-
-def download_images(name: Downloadable, root: str | Path, network: Network) -> ImageSplits:
-    """Download MNIST or CIFAR-10, unless it is there, from where torchvision has it, and read it.
-
-    Parameters
-    ----------
-    name
-        Which.
-    root
-        A folder in torchvision's layout (what its dataset classes take as ``root``).
-    network
-        Downloads go on where they were interrupted, and are checked by their MD5 sum.
-
-    Raises
-    ------
-    SourceError
-        If it cannot be had.
-    """
-    if name not in get_args(Downloadable):
-        msg = f"{name!r} cannot be downloaded; there are: {', '.join(get_args(Downloadable))}"
-        raise InputError(msg)
-    return (_download_mnist if name == "mnist" else _download_cifar)(Path(root), network)
-
-
-def _download_mnist(root: Path, network: Network) -> ImageSplits:
-    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
-
-    from landprior.sources.network import Origin, Remote
-
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True, exist_ok=True)
-    remedy = f"download it by hand into {folder} and run the same command again"
-    origin = Origin(name="MNIST", folder="datasets", remedy=remedy)
-    for filename, md5 in MNIST.resources:
-        if _find_idx(folder, filename.removesuffix(".gz").removesuffix("-ubyte")) is not None:
-            continue
-        for last, mirror in ((mirror == MNIST.mirrors[-1], mirror) for mirror in MNIST.mirrors):
-            try:
-                logger.info("%s%s -> %s", mirror, filename, folder / filename)
-                network.download(Remote(mirror + filename), origin, path=folder / filename, md5=md5)
-                break
-            except SourceError as error:
-                if last:
-                    raise
-                logger.info("%s; trying the next mirror", error)
-    return read_idx(folder)
-
-
-def _download_cifar(root: Path, network: Network) -> ImageSplits:
-    from torchvision.datasets import CIFAR10
-
-    from landprior.sources.network import Origin, Remote
-
-    root.mkdir(parents=True, exist_ok=True)
-    remedy = f"download it by hand into {root} and run the same command again"
-    origin = Origin(name="CIFAR-10", folder="datasets", remedy=remedy)
-    if not (root / CIFAR10.base_folder).is_dir():
-        logger.info("%s -> %s", CIFAR10.url, root / CIFAR10.filename)
-        network.download(Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
-    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
-    for part in ("train", "test"):
-        try:  # torchvision unpacks what lies there, and checks every file before it is unpickled
-            data = CIFAR10(root, train=part == "train", download=(root / CIFAR10.filename).is_file())
-        except (RuntimeError, OSError) as error:
-            msg = f"CIFAR-10 in {root} cannot be used ({str(error).splitlines()[0]}); delete it and try again"
-            raise SourceError(msg) from error
-        found.append((part, data.data.transpose(0, 3, 1, 2), np.array(data.targets)))
-    return _assemble(found, CIFAR_CLASSES, root)
-
-
-# -- training ----------------------------------------------------------------------------------------
-
-
-def derive_seed(seed: int, name: str) -> int:
-    """Derive a seed from a run's seed and what it is for, as that of a tile of land cover is."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
-@dataclass(frozen=True)
-class Standardiser:
-    """Turns bytes into network input: each band less its mean, over its standard deviation.
-
-    Parameters
-    ----------
-    mean, std
-        Of the bands, float32, (bands,), in the units of the bytes.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> Self:
-        """Measure the bands of uint8 images, (N, bands, H, W)."""
-        total = torch.zeros(images.shape[1], dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for some in torch.split(images, _BATCH):
-            values = some.double()
-            total += values.sum((0, 2, 3)).cpu()
-            squares += values.square().sum((0, 2, 3)).cpu()
-        count = images.numel() / images.shape[1]
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        return cls(mean.float().to(images.device), std.clamp_min(1.0).float().to(images.device))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return float32 of the same shape."""
-        shape = (1, -1, 1, 1)
-        return (images.float() - self.mean.reshape(shape)).div_(self.std.reshape(shape))
-
-
-class ShuffledOrder:
-    """The items of every step: all of them once an epoch, shuffled anew; a pure function of the step.
-
-    What is left of an epoch after its last full batch is left out, other items every time.
-
-    Parameters
-    ----------
-    count
-        Items in all.
-    batch_size
-        Items a step, at most ``count``.
-    seed
-        Of the order.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self._count, self.batch_size, self._seed = count, min(batch_size, count), seed
-        self.epoch_steps = count // self.batch_size
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def __call__(self, step: int) -> Tensor:
-        """Return the positions of a step's items, int64, (batch_size,)."""
-        epoch, place = divmod(step, self.epoch_steps)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, f"epoch {epoch}"))
-            self._epoch, self._order = epoch, torch.randperm(self._count, generator=generator)
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]

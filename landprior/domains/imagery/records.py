@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from landprior.errors import InputError
-from landprior.raster.files import replacing
-from landprior.raster.scheme import explain
+from landprior.records import read_records, write_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -101,28 +95,13 @@ def key_of(row: dict[str, str], seed: int) -> str:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read the runs of a folder; none where there is no file yet.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        return []
-    adapter = TypeAdapter(Run)
-    try:
-        return [adapter.validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except ValidationError as error:
-        msg = f"{explain(error, path)}; delete that line to train its network again"
-        raise InputError(msg) from error
+    """Read the runs of a folder, see :func:`landprior.records.read_records`."""
+    return read_records(folder, Run)
 
 
 def write_runs(folder: Path, runs: Sequence[Run]) -> None:
     """Write all runs, whole or not at all."""
-    with replacing(folder / RESULTS, overwrite=True) as temporary:
-        temporary.write_text("".join(json.dumps(_to_dict(run)) + "\n" for run in runs), encoding="utf-8")
+    write_records(folder, runs, _to_dict)
 
 
 def _to_dict(run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.domains.partial.records import Run
+    from landprior.domains.imagery.records import Run
 
 _SHORT = {"negatives": "negative labels", "batch": "batch size", "thin": "thinned"}
 _NAMES = {

@@ -1,0 +1,1 @@
+"""Small labelled images, and what the trainings on them share: partial labels and ranks stand on it."""

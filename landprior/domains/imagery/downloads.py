@@ -1,0 +1,91 @@
+"""MNIST and CIFAR-10 by download, from where torchvision has them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from landprior.domains.imagery.images import CIFAR_CLASSES, assemble_splits, find_idx, read_idx
+from landprior.errors import InputError, SourceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from landprior.domains.imagery.images import ImageSplits
+    from landprior.sources.network import Network
+
+logger = logging.getLogger(__name__)
+
+Downloadable = Literal["mnist", "cifar10"]
+
+
+def download_images(name: Downloadable, root: str | Path, network: Network) -> ImageSplits:
+    """Download MNIST or CIFAR-10, unless it is there, from where torchvision has it, and read it.
+
+    Parameters
+    ----------
+    name
+        Which.
+    root
+        A folder in torchvision's layout (what its dataset classes take as ``root``).
+    network
+        Downloads go on where they were interrupted, and are checked by their MD5 sum.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be had.
+    """
+    if name not in get_args(Downloadable):
+        msg = f"{name!r} cannot be downloaded; there are: {', '.join(get_args(Downloadable))}"
+        raise InputError(msg)
+    return (_download_mnist if name == "mnist" else _download_cifar)(Path(root), network)
+
+
+def _download_mnist(root: Path, network: Network) -> ImageSplits:
+    from torchvision.datasets import MNIST  # type: ignore[import-untyped]
+
+    from landprior.sources.network import Origin, Remote
+
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    remedy = f"download it by hand into {folder} and run the same command again"
+    origin = Origin(name="MNIST", folder="datasets", remedy=remedy)
+    for filename, md5 in MNIST.resources:
+        if find_idx(folder, filename.removesuffix(".gz").removesuffix("-ubyte")) is not None:
+            continue
+        for last, mirror in ((mirror == MNIST.mirrors[-1], mirror) for mirror in MNIST.mirrors):
+            try:
+                logger.info("%s%s -> %s", mirror, filename, folder / filename)
+                network.download(Remote(mirror + filename), origin, path=folder / filename, md5=md5)
+                break
+            except SourceError as error:
+                if last:
+                    raise
+                logger.info("%s; trying the next mirror", error)
+    return read_idx(folder)
+
+
+def _download_cifar(root: Path, network: Network) -> ImageSplits:
+    from torchvision.datasets import CIFAR10
+
+    from landprior.sources.network import Origin, Remote
+
+    root.mkdir(parents=True, exist_ok=True)
+    remedy = f"download it by hand into {root} and run the same command again"
+    origin = Origin(name="CIFAR-10", folder="datasets", remedy=remedy)
+    if not (root / CIFAR10.base_folder).is_dir():
+        logger.info("%s -> %s", CIFAR10.url, root / CIFAR10.filename)
+        network.download(Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
+    found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
+    for part in ("train", "test"):
+        try:  # torchvision unpacks what lies there, and checks every file before it is unpickled
+            data = CIFAR10(root, train=part == "train", download=(root / CIFAR10.filename).is_file())
+        except (RuntimeError, OSError) as error:
+            msg = f"CIFAR-10 in {root} cannot be used ({str(error).splitlines()[0]}); delete it and try again"
+            raise SourceError(msg) from error
+        found.append((part, data.data.transpose(0, 3, 1, 2), np.array(data.targets)))
+    return assemble_splits(found, CIFAR_CLASSES, root)

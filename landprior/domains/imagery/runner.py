@@ -1,0 +1,132 @@
+"""Trainings of a sweep in a folder: what is finished is not done again."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from landprior.domains.imagery.network import predict_images
+from landprior.domains.imagery.records import Run, find_run, key_of, read_runs, write_runs
+from landprior.implicit.posterior import log_posterior
+from landprior.raster.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from landprior.domains.imagery.images import ImageSplits
+    from landprior.domains.imagery.training import Trained
+
+logger = logging.getLogger(__name__)
+
+
+class AnyCell(Protocol):
+    """A training of a sweep."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+    def row(self) -> dict[str, str]:
+        """Return what the training is, but for its seed."""
+
+
+C = TypeVar("C", bound=AnyCell)
+
+
+class Runner(ABC, Generic[C]):
+    """Runs trainings in a folder, each once.
+
+    Parameters
+    ----------
+    folder
+        Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
+    identity
+        Hash of the data and of the settings that all trainings have in common.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
+
+    @abstractmethod
+    def cells(self) -> list[C]:
+        """Return the trainings, in the order in which they are done."""
+
+    @abstractmethod
+    def train(self, cell: C, key: str) -> Run:
+        """Do one training; what it goes on from when interrupted lies at :meth:`work`."""
+
+    def work(self, key: str) -> Path:
+        """Return where a training keeps its state and its weights, without suffix."""
+        return self.folder / "models" / key
+
+    def done(self) -> list[Run]:
+        """Return the runs that are there, in the order of the trainings.
+
+        Raises
+        ------
+        InputError
+            If the folder holds runs of other data or settings under the same names.
+        """
+        runs = read_runs(self.folder)
+        found = (find_run(runs, key_of(c.row(), c.seed), self.identity, self.folder) for c in self.cells())
+        return [run for run in found if run is not None]
+
+    def run(self) -> list[Run]:
+        """Train what is missing and return all runs.
+
+        Raises
+        ------
+        InputError
+            As :meth:`done`.
+        TrainingError, TrainingInterruptedError
+            As :func:`landprior.implicit.training.fit`; what was finished stays.
+        """
+        done = {run.key for run in self.done()}
+        cells = self.cells()
+        for number, cell in enumerate(cells, 1):
+            key = key_of(cell.row(), cell.seed)
+            if key in done:
+                continue
+            logger.info("%d of %d: %s", number, len(cells), key.replace("-", ", ").replace("_", " "))
+            work = self.work(key)
+            work.parent.mkdir(parents=True, exist_ok=True)
+            run = self.train(cell, key)
+            others = [other for other in read_runs(self.folder) if other.key != key]
+            write_runs(self.folder, [*others, run])
+            work.with_name(f"{key}.checkpoint").unlink(missing_ok=True)
+        return self.done()
+
+
+def write_predictions(path: Path, trained: Trained, data: ImageSplits, prior: Tensor | None = None) -> None:
+    """Write the probabilities of every image as CSV, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    trained, data
+        The network, and the images.
+    prior
+        Of the training images, (N, C): then theirs are r; else, as those of test images, q.
+    """
+    classes = data.train.classes
+    with replacing(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "split", "label", "predicted", *classes])
+        for split, images in (("train", data.train), ("test", data.test)):
+            if images is None:
+                continue
+            device = trained.standardise.mean.device
+            log_p = predict_images(trained.network, images.images.to(device), trained.standardise)
+            if split == "train" and prior is not None:
+                log_p = log_posterior(log_p, prior.log())
+            rows = zip(
+                images.names, images.labels.tolist(), log_p.argmax(1).tolist(), log_p.exp().tolist(), strict=True
+            )
+            for name, label, best, probabilities in rows:
+                shown = "" if label < 0 else classes[label]
+                writer.writerow([name, split, shown, classes[best], *(f"{p:.6f}" for p in probabilities)])

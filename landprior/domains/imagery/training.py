@@ -1,0 +1,255 @@
+"""A training on images, watched: by :func:`landprior.implicit.training.fit`, the epoch chosen without true labels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.domains.imagery.network import FILTERS, build_image_network
+from landprior.domains.imagery.watching import Watcher, looks_of
+from landprior.errors import CollapseWarning
+from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
+from landprior.implicit.seeds import derive_seed
+from landprior.implicit.training import Batch, Marginal, Schedule, TrainingSettings, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from lightning.fabric import Fabric
+    from torch import Tensor, nn
+
+    from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+    from landprior.domains.imagery.images import ImageSplits, LabelledImages
+    from landprior.domains.imagery.records import Look
+    from landprior.implicit.losses import LossName
+    from landprior.implicit.networks import SmoothedNetwork
+    from landprior.implicit.training import Objective
+
+REMEMBERED = 256.0
+"""Images that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
+network that changes fast, and RQ then runs away from it (``docs/partial-labels.md``)."""
+
+RATE = 2e-3
+"""Learning rate of a batch of :data:`RATED` images; smaller ones have less, by the square root of their size, as
+their gradients are noisier."""
+
+RATED = 256
+
+COLLAPSED = 99.5
+"""Percent of the held-out items in one class from which a network has collapsed."""
+
+TEMPERATURES = tuple(10 ** (step / 16 - 2.5) for step in range(57))
+"""From 0.003 to 10 (cross-entropy's predictions are nearly flat), by which predictions are softened or sharpened before
+epochs are compared."""
+
+
+class ImageSettings(BaseModel):
+    """What trainings on images have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(256, ge=1)
+    epochs: int = Field(16, ge=1)
+    learning_rate: float | None = Field(
+        None, gt=0, description="by default 0.002 for batches of 256 images, for smaller ones less by the square root"
+    )
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Schedule = "cosine"
+    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
+    filters: int = Field(FILTERS, ge=1)
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+
+    @property
+    def images(self) -> int:
+        """Images a step."""
+        return self.batch_size
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or RATE * min(1.0, math.sqrt(self.images / RATED))
+
+    def loop(self, epoch_steps: int, loss: LossName, marginal: Marginal = "batch") -> TrainingSettings:
+        """Return the settings of the loop."""
+        return TrainingSettings(
+            loss=loss,
+            steps=self.epochs * epoch_steps,
+            warmup="none",
+            learning_rate=self.rate,
+            weight_decay=self.weight_decay,
+            marginal=marginal,
+            memory=self.memory,
+            schedule=self.schedule,
+            epoch_steps=epoch_steps,
+            seed=self.seed,
+            precision=self.precision,
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Parameters
+    ----------
+    network
+        Of the epoch chosen.
+    standardise
+        What its input goes through.
+    looks
+        After every epoch.
+    chosen
+        The epoch, from 1.
+    items
+        How many items were fitted.
+    seconds
+        Since the (last) start.
+    """
+
+    network: nn.Module
+    standardise: Standardiser
+    looks: list[Look]
+    chosen: int
+    items: int
+    seconds: float
+
+    @property
+    def top_share(self) -> float:
+        """Percent of the held-out items in the most frequent class, at the epoch chosen."""
+        return self.looks[self.chosen - 1].scores["top_share"]
+
+
+class OrderedFeed(Protocol):
+    """A feed in epochs."""
+
+    order: ShuffledOrder
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step."""
+
+
+def train_watched(
+    network: nn.Module,
+    feed: OrderedFeed,
+    loop: TrainingSettings,
+    standardise: Standardiser,
+    *,
+    fabric: Fabric,
+    judge: Callable[[nn.Module], Mapping[str, float]],
+    train: LabelledImages,
+    test: LabelledImages | None,
+    items: int,
+    objective: Objective | None = None,
+    confusion: bool = False,
+    work: Path | None = None,
+    identity: str = "",
+    progress: bool = False,
+) -> Trained:
+    """Train a network in place, and give it the weights of the epoch that the judge likes best.
+
+    Parameters
+    ----------
+    network, feed, loop, objective, fabric, progress
+        See :func:`landprior.implicit.training.fit`.
+    standardise
+        What the network's input goes through.
+    judge, train, test, confusion
+        See :class:`Watcher`.
+    items
+        How many items are fitted.
+    work
+        A path without suffix for what an interrupted training goes on from: ``.checkpoint`` and, which stays,
+        ``.safetensors`` with the weights of the epoch chosen. None: nothing is kept.
+    identity
+        What the training is of.
+
+    Raises
+    ------
+    TrainingError, TrainingInterruptedError
+        As :func:`landprior.implicit.training.fit`.
+    """
+    start = time.perf_counter()
+    watcher = Watcher(
+        network,
+        standardise,
+        train=train,
+        test=test,
+        judge=judge,
+        confusion=confusion,
+        seed=loop.seed,
+        path=None if work is None else work.with_name(f"{work.name}.safetensors"),
+        identity=identity,
+    )
+    checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
+    if checkpoint is not None and checkpoint.is_file():
+        watcher.resume()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
+        history = fit(
+            network,
+            feed,
+            loop,
+            objective=objective,
+            fabric=fabric,
+            monitor=watcher,
+            checkpoint=checkpoint,
+            identity=identity,
+            progress=progress,
+        )
+    looks, chosen = looks_of(history)
+    watcher.restore()
+    return Trained(network, standardise, looks, chosen, items, time.perf_counter() - start)
+
+
+def split_off(count: int, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Split items at random into those to fit and those to choose the epoch with.
+
+    Parameters
+    ----------
+    count
+        Items in all.
+    share
+        To choose with, 0 to below 1; at least one item if it is over 0.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    tuple of Tensor
+        Positions, int64, each ascending.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
+    order = torch.randperm(count, generator=generator)
+    held = max(1, round(share * count)) if share > 0 and count > 1 else 0
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def build_for(data: ImageSplits, *, filters: int, seed: int) -> SmoothedNetwork:
+    """Build the network for images."""
+    _, bands, rows, columns = data.train.images.shape
+    return build_image_network(
+        bands, len(data.train.classes), (rows, columns), filters=filters, seed=derive_seed(seed, "weights")
+    )
+
+
+def identify(data: ImageSplits, prior: Tensor | None = None) -> str:
+    """Return a hash of images, labels and candidate sets."""
+    digest = hashlib.sha256()
+    for images in (data.train, data.test):
+        if images is not None:
+            digest.update(f"{tuple(images.images.shape)}{images.classes}".encode())
+            digest.update(images.images.cpu().numpy().tobytes())
+            digest.update(images.labels.numpy().tobytes())
+    if prior is not None:
+        digest.update(prior.numpy().tobytes())
+    return digest.hexdigest()[:16]
