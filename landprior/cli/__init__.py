@@ -34,6 +34,8 @@ _COMMANDS = {
     "partial-labels": ("landprior.cli.partial_labels", "Learn classes from candidate sets or negative labels."),
     "text": ("landprior.cli.text", "Sort documents with coarse labels into fine classes."),
     "rank": ("landprior.cli.rank", "Learn ordered classes from pairs: which is greater."),
+    "paint": ("landprior.cli.paint", "Find the parts of pictures from a prior drawn by hand."),
+    "density": ("landprior.cli.density", "Find a target from density classes of blocks."),
     "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),
     "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
     "doctor": ("landprior.cli.doctor", "Say what is installed, what is missing, and what to do."),

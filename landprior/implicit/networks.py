@@ -123,6 +123,47 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
     return SmoothedNetwork(FCN(bands, classes, filters), smoothing=smoothing, halo=FCN_HALO)
 
 
+POSITION = 2
+"""Channels that say where a pixel is: its row and column."""
+
+WAVES = 16
+"""Waves in which a network with positions sees them."""
+
+
+class _Waves(nn.Module):
+    """Turns the last two channels, positions, into sines and cosines of learned frequencies; others go through."""
+
+    def __init__(self, waves: int) -> None:
+        super().__init__()
+        self.frequencies = nn.Conv2d(POSITION, waves, 1)
+        nn.init.normal_(self.frequencies.weight, std=math.pi)  # about a wave across the image
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, bands + 2 waves, H, W) from (N, bands + 2, H, W)."""
+        phase = self.frequencies(x[:, -POSITION:])
+        return torch.cat([x[:, :-POSITION], torch.sin(phase), torch.cos(phase)], dim=1)
+
+
+def build_positional_fcn(
+    bands: int, classes: int, *, filters: int = 128, waves: int = WAVES, smoothing: float = OUTPUT_SMOOTHING
+) -> SmoothedNetwork:
+    """Build the land-cover network for an image and two channels of positions, seen as learned Fourier features.
+
+    Parameters
+    ----------
+    bands, classes
+        Channels in, without the two of positions, which come last and run from -1 to 1 over the image; channels out.
+    filters, smoothing
+        See :func:`build_fcn`.
+    waves
+        Learned frequencies (Li et al. 2021, "Learnable Fourier features"): twice as many channels.
+    """
+    from torchgeo.models import FCN
+
+    body = nn.Sequential(_Waves(waves), FCN(bands + 2 * waves, classes, filters))
+    return SmoothedNetwork(body, smoothing=smoothing, halo=FCN_HALO)
+
+
 UNET_FILTERS = (1, 1, 2, 2, 2, 1)
 """Channels of the U-Net's levels and of its last, in multiples of the first: 32 to 64 at the usual width."""
 

@@ -142,6 +142,23 @@ class ImageLayer(_Layer):
         return values.astype(self.dtype, copy=False), valid
 
 
+class PositionLayer:
+    """Where each pixel is: row and column, from -1 to 1 over the image; read by windows like any layer."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def read(self, window: Window | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return positions, float32, (2, H, W), and that all are valid, (H, W)."""
+        rows, columns = (slice(0, size) for size in self.grid.shape) if window is None else window.toslices()
+        axes = [
+            (np.arange(span.start, span.stop, dtype=np.float32) + 0.5) * (2 / size) - 1
+            for span, size in zip((rows, columns), self.grid.shape, strict=True)
+        ]
+        places = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
+        return places, np.ones(places.shape[1:], dtype=bool)
+
+
 class PriorLayer(_Layer):
     """A prior: one band per class, as written by ``build-prior`` or as published (uint8 of 255 p).
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.landcover.layers import ImageLayer, PriorLayer
+    from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
     from landprior.landcover.model import LandcoverModel
     from landprior.raster.windows import Block, Found
 
@@ -122,7 +122,7 @@ class Mapper:
     model, pixels, belief
         The model, the image and, for r, the prior.
     hint
-        The prior as the model's input.
+        The model's further input: the prior, or positions.
     abstain
         Give the prior itself where there is one.
     dropped
@@ -138,7 +138,7 @@ class Mapper:
         model: LandcoverModel,
         pixels: ImageLayer,
         belief: PriorLayer | None = None,
-        hint: PriorLayer | None = None,
+        hint: PriorLayer | PositionLayer | None = None,
         *,
         abstain: bool = False,
         dropped: Sequence[int] = (),

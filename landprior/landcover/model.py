@@ -20,9 +20,11 @@ import landprior
 from landprior.errors import MissingInputError, ModelError
 from landprior.implicit.networks import (
     OUTPUT_SMOOTHING,
+    POSITION,
     Ensemble,
     PixelNetwork,
     build_fcn,
+    build_positional_fcn,
     build_prior_network,
     build_unet,
 )
@@ -95,6 +97,7 @@ class LandcoverModel:
     extras
         What it takes besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse
         layers of a learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two are one channel per class.
+        ``"position"``, row and column, is two channels, and the network one that sees them as waves.
     record
         How it was trained: settings, inputs, history, the verdict on harm.
     """
@@ -169,7 +172,8 @@ LEARNED_PRIOR = "prior-fcn"
 
 def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
     """Return how many channels a network gets for an image's bands and further inputs."""
-    return bands + sum(len(scheme) if name in PER_CLASS else 1 for name in extras)
+    wide = {"position": POSITION, **dict.fromkeys(PER_CLASS, len(scheme))}
+    return bands + sum(wide.get(name, 1) for name in extras)
 
 
 def build_network(
@@ -198,6 +202,8 @@ def build_network(
         return build_epitome_classifier(channels, len(scheme), smoothing=smoothing, **(options or {}))
     builders = {"fcn": build_fcn, "unet": build_unet, LEARNED_PRIOR: build_prior_network}
     kind = architecture if bands else LEARNED_PRIOR
+    if extras[-1:] == ("position",) and kind == "fcn":
+        return build_positional_fcn(channels - POSITION, len(scheme), filters=filters, smoothing=smoothing)
     if kind not in builders:
         msg = f"there is no network {kind!r}; there are {', '.join(builders)} and epitome"
         raise ValueError(msg)

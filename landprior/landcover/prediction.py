@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
-from landprior.landcover.layers import ImageLayer, PriorLayer
+from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.files import check_output, open_raster, replacing
@@ -26,9 +28,8 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, Found, Sink, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from landprior.landcover.mapper import Belief, Pixels
@@ -72,6 +73,7 @@ def predict(
     *,
     posterior: str | Path | None = None,
     prior: str | Path | None = None,
+    marginal: Sequence[float] | None = None,
     products: Products | None = None,
     force: bool = False,
     nodata: float | None = None,
@@ -103,6 +105,9 @@ def predict(
     prior
         For a model that takes a prior as input (``train --labels --prior``): the prior, on the image's grid. Pixels
         without it have no data in the map.
+    marginal
+        The mean prediction that r rests on, shape (C,), where it is not the image's own: of all images that the model
+        was trained on, say. It spares a pass.
     products
         What else to write.
     force
@@ -153,8 +158,10 @@ def predict(
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
-        hint = None
-        if prior is not None and takes_prior:
+        hint: PriorLayer | PositionLayer | None = None
+        if "position" in model.extras:
+            hint = PositionLayer(pixels.grid)
+        elif prior is not None and takes_prior:
             hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
             require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
         decision = _decide(model, belief, force=force)
@@ -184,7 +191,9 @@ def predict(
         }
         sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=overwrite)
         options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
-        if belief is not None and decision != "abstained":
+        if marginal is not None:
+            mapper.sums.write(np.asarray(marginal))
+        elif belief is not None and decision != "abstained":
             sums: dict[str, Sink] = {"sums": mapper.sums}
             stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks=sums, label="class sums", **options)
 

@@ -1,0 +1,263 @@
+"""``landprior density``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from landprior.cli.options import INPUT, device_option, json_option, nodata_option, overwrite_option, show_progress
+
+_NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
+
+
+@click.command(name="density")
+@click.argument("images", type=INPUT, nargs=-1, required=True)
+@click.option("--coarse", type=INPUT, help="A CSV image,row,col,class (or count): the density of each block, from 0.")
+@click.option("--block", type=click.IntRange(min=1), default=100, show_default=True, help="Side of a block, pixels.")
+@click.option(
+    "--classes", type=click.IntRange(min=2), help="How many density classes.  [default: those there; of counts 10]"
+)
+@click.option(
+    "--prior", type=INPUT, help="A CSV class,probability of the target.  [default: 0.05, 0.15 .. 0.95 of ten classes]"
+)
+@click.option(
+    "--measure", type=INPUT, metavar="POINTS", help="Measure the prior where there are points (image,x,y,type)."
+)
+@click.option(
+    "--radius", type=click.FloatRange(min=0, min_open=True), default=6.0, show_default=True, help="Of one, pixels."
+)
+@click.option("--names", default="background,target", show_default=True, help="Of the two classes.")
+@click.option(
+    "--loss",
+    type=click.Choice(["rq", "qr", "qr-kl", "nll-union", "ce"]),
+    help="What is minimised.  [default: rq]",
+)
+@click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long; see docs/density.md for the default.")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")
+@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
+@click.option(
+    "--normalise",
+    type=click.Choice(["image", "all"]),
+    help="Make images alike, each by its own mean and deviation, or not.  [default: image]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same model.")
+@click.option(
+    "--blur", type=click.IntRange(min=1), default=11, show_default=True, help="Average over N x N px; 1: do not."
+)
+@click.option("--posterior", is_flag=True, help="Map r where density classes are known, instead of q.")
+@click.option("--model", "model_file", type=INPUT, help="Map with this model instead of training one.")
+@click.option("--points", type=INPUT, help="A CSV image,x,y,type to score the maps at.")
+@click.option("--positive", multiple=True, help="Type of a point that is the target; may repeat.")
+@click.option("--ignore", "ignored", multiple=True, help="Type of a point that does not count; may repeat.")
+@click.option(
+    "--hold-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of the images that is not trained on, by a hash of their names.",
+)
+@click.option("--no-maps", is_flag=True, help="Write no maps: the model and the scores only.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("landprior-density"),
+    show_default=True,
+    help="Folder of model, maps and report.",
+)
+@nodata_option
+@device_option
+@overwrite_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    images: tuple[Path, ...],
+    coarse: Path | None,
+    block: int,
+    classes: int | None,
+    prior: Path | None,
+    measure: Path | None,
+    radius: float,
+    names: str,
+    seed: int,
+    blur: int,
+    posterior: bool,
+    model_file: Path | None,
+    points: Path | None,
+    positive: tuple[str, ...],
+    ignored: tuple[str, ...],
+    hold_out: float,
+    no_maps: bool,
+    output: Path,
+    nodata: float | None,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    **given: Any,  # noqa: ANN401 - the options of the training
+) -> None:
+    """Find a target in IMAGES, of which only a density class per block is known.
+
+    \b
+    landprior density slides/ --coarse blocks.csv -o out
+    landprior density slides/ --coarse counts.csv --classes 10 --block 100 --loss ce -o out
+    landprior density slides/ --coarse blocks.csv --prior prior.csv --posterior \\
+        --points nuclei.csv --positive inflammatory --ignore unlabelled -o out
+    landprior density new.tif --model out/model.safetensors -o new
+
+    One model is trained on all images that have rows in --coarse; the others are mapped too. IMAGES are files or
+    folders: JPEG, PNG, TIFF, whatever GDAL reads, of any size. For each there is a map of the two classes and one of
+    their probabilities. With --points the areas under the ROC curve are printed, overall and within blocks. The same
+    command after an interruption goes on.
+    """  # noqa: D301
+    from landprior.domains.density import blocks, project
+    from landprior.domains.density.blur import check_side
+    from landprior.domains.density.points import read_points
+    from landprior.domains.density.training import make_scheme
+
+    _check_options(coarse, model_file, prior, measure, points, positive, posterior=posterior)
+    check_side(blur)
+    two = [name.strip() for name in names.split(",")]
+    if len(two) != 2:
+        msg = f"--names takes two names, such as background,target, not {names!r}"
+        raise click.UsageError(msg)
+    scheme = make_scheme(*two)
+    settings = _settings(seed=seed, **given)
+    progress = show_progress(ctx)
+    found = project.find_images(images)
+    labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)
+    held = project.draw_held_out(found.names, hold_out)
+    kinds = {"positive": positive, "ignored": ignored}
+    scored = None if points is None else read_points(points, found.grids, **kinds)
+    if model_file is not None:
+        model = project.load_density_model(model_file)
+    elif labels is None:  # pragma: no cover - _check_options has seen to it
+        raise click.UsageError(_NO_COARSE)
+    else:
+        trained_on = blocks.without_images(labels, held)
+        priors = blocks.spread_priors(labels.count)
+        if prior is not None:
+            priors = blocks.read_priors(prior, labels.count)
+        if measure is not None:
+            places = read_points(measure, found.grids, **kinds)
+            middles = {name: some.places[some.positive] for name, some in places.items()}
+            priors = blocks.measure_priors(trained_on, found.grids, middles, radius=radius)
+        model = project.train_or_load(
+            found,
+            trained_on,
+            priors,
+            output / project.MODEL,
+            settings,
+            scheme=scheme,
+            nodata=nodata,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    maps: list[Path] = []
+    if not no_maps:
+        maps = project.map_images(
+            found,
+            found.names,
+            model,
+            output,
+            labels=labels if posterior else None,
+            blur=blur,
+            nodata=nodata,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    rows: list[project.Row] = []
+    if scored is not None:
+        fitted = set() if labels is None or model_file is not None else set(labels.classes) - held
+        rows = project.score_images(
+            found,
+            scored,
+            model,
+            labels,
+            block=block,
+            groups={
+                "trained": [name for name in found.names if name in fitted],
+                "other": [name for name in found.names if name not in fitted],
+            },
+            blurs=sorted({1, blur}),
+            nodata=nodata,
+            device=device,
+            progress=progress,
+        )
+    report = {
+        "model": str(model_file or output / project.MODEL),
+        "maps": [str(path) for path in maps],
+        "density": model.record["density"],
+        "scores": [{"images": row.images, "score": row.what, **row.scores.to_dict()} for row in rows],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    project.write_report(output / project.REPORT, report)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    if rows:
+        click.echo(project.to_text(rows))
+    click.echo(f"{len(maps)} maps, model and report in {output}")
+
+
+def _check_options(
+    coarse: Path | None,
+    model_file: Path | None,
+    prior: Path | None,
+    measure: Path | None,
+    points: Path | None,
+    positive: tuple[str, ...],
+    *,
+    posterior: bool,
+) -> None:
+    """Refuse options that do not go together.
+
+    Raises
+    ------
+    click.UsageError
+        Says which.
+    """
+    wrong = (
+        (coarse is None and model_file is None, _NO_COARSE),
+        (posterior and coarse is None, "--posterior needs --coarse: r is made of q and the density of each block"),
+        (prior is not None and measure is not None, "--prior and --measure exclude each other"),
+        (
+            model_file is not None and (prior is not None or measure is not None),
+            "--prior and --measure are for training; the model of --model has its own prior",
+        ),
+        (bool(points or measure) and not positive, "--positive is missing: the type of the points that are the target"),
+    )
+    for there, msg in wrong:
+        if there:
+            raise click.UsageError(msg)
+
+
+def _settings(**given: Any) -> Any:  # noqa: ANN401 - DensitySettings, which help must not import
+    """Put what was given over the defaults.
+
+    Raises
+    ------
+    click.UsageError
+        If values contradict each other.
+    """
+    from pydantic import ValidationError
+
+    from landprior.domains.density.training import DensitySettings
+    from landprior.raster.scheme import explain
+
+    try:
+        settings = DensitySettings(**{name: value for name, value in given.items() if value is not None})
+        settings.tile_settings()
+    except ValidationError as error:
+        raise click.UsageError(explain(error, "the training")) from error
+    return settings

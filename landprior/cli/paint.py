@@ -1,0 +1,179 @@
+"""``landprior paint``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    device_option,
+    json_option,
+    overwrite_option,
+    recipe_option,
+    show_progress,
+    training_settings,
+)
+
+if TYPE_CHECKING:
+    from landprior.domains.painting.drawing import Palette
+
+
+@click.command(name="paint")
+@click.argument("images", type=INPUT, nargs=-1, required=True)
+@click.option(
+    "--prior",
+    "priors",
+    type=INPUT,
+    multiple=True,
+    help="Of each image, in order: a picture of its size whose colours stand for allowed classes, or polygons.",
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME[=COLOUR]",
+    help="A class and its colour (#rrggbb or a name such as red); repeat. Colours add up as light: red and green, both "
+    "allowed, are yellow.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="COLOUR=NAME|NAME",
+    help="What another colour of the prior allows; may repeat.",
+)
+@click.option(
+    "--soften",
+    type=click.FloatRange(min=0),
+    default=0.2,
+    show_default=True,
+    help="Added to the weight, 0 or 1, of every class; 0 makes what is not allowed impossible.",
+)
+@click.option("--pixels", is_flag=True, help="Polygons are in pixels, x right and y down, though the image has a CRS.")
+@click.option("--loss", type=click.Choice(["rq", "qr", "qr-kl", "ce"]), help="[default: rq]")
+@click.option(
+    "--position/--no-position",
+    default=True,
+    show_default=True,
+    help="Let the network see where in the image a pixel is.",
+)
+@click.option("--jointly", is_flag=True, help="One model for all images, instead of one for each.")
+@click.option("--model", type=INPUT, help="Apply this model, of an earlier call, instead of training one.")
+@recipe_option
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 600]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
+@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 32]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("landprior-paint"),
+    show_default=True,
+    help="Folder; each image gets one of its name in it.",
+)
+@device_option
+@overwrite_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    images: tuple[Path, ...],
+    priors: tuple[Path, ...],
+    classes: tuple[str, ...],
+    sets: tuple[str, ...],
+    soften: float,
+    pixels: bool,
+    loss: str | None,
+    position: bool,
+    jointly: bool,
+    model: Path | None,
+    recipe: str,
+    steps: int | None,
+    learning_rate: float | None,
+    filters: int | None,
+    seed: int,
+    output: Path,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Find the parts of IMAGES from priors drawn by hand: any picture, photograph or raster.
+
+    \b
+    landprior paint wave.jpg --prior wave-prior.png --class sea=blue --class sky=red --class boat=lime -o out
+    landprior paint field.tif --prior field.geojson --class crop=gold --class weeds=green -o out
+    landprior paint a.jpg b.jpg --prior a.png --prior b.png --class sky=red --class sea=blue --jointly -o out
+    landprior paint other.jpg --model out/wave/model.safetensors -o more
+
+    A rough drawing is enough: of each place, which classes it may be. White (all colours together, where that is a
+    sum), clear pixels and places without a polygon say nothing. A polygon has the attribute class, and perhaps weight,
+    or a weight under the name of each class. Written are classes (COG and PNG), q, r, the classes over the image, a
+    legend, and the model.
+    """  # noqa: D301
+    from landprior.domains.painting.painting import LOSS, Picture, paint
+
+    if priors and len(priors) != len(images):
+        msg = f"there are {len(images)} images and {len(priors)} priors; give --prior once for each image, in order"
+        raise click.UsageError(msg)
+    if not priors and model is None:
+        msg = "give the drawn prior of each image (--prior), or a model of an earlier call (--model)"
+        raise click.UsageError(msg)
+    pairs = zip(images, priors or (None,) * len(images), strict=True)
+    found = paint(
+        [Picture(image, prior) for image, prior in pairs],
+        output,
+        palette=find_palette(classes, sets, priors[0] if priors else None, model),
+        model=model,
+        settings=training_settings(
+            recipe,
+            loss=loss or LOSS,
+            steps=steps,
+            learning_rate=learning_rate,
+            filters=filters,
+            seed=seed,
+        ),
+        jointly=jointly,
+        position=position,
+        softness=soften,
+        pixels=pixels,
+        device=device,
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    for one in found:
+        paths = {name: str(path) for name, path in vars(one).items() if path is not None}
+        click.echo(json.dumps(paths) if as_json else paths["classes"])
+
+
+def find_palette(
+    classes: tuple[str, ...], sets: tuple[str, ...], prior: Path | None, model: Path | None
+) -> Palette | None:
+    """Return what colours stand for; of polygons without ``--class``, the classes that they name.
+
+    Raises
+    ------
+    click.UsageError
+        If the classes of a picture are not named, or those of a model are named again.
+    """
+    from landprior.domains.painting.drawing import Palette, is_vector, list_classes, list_colours, make_palette
+
+    if model is not None:
+        if classes:
+            msg = "--class does not go with --model: a model has its classes"
+            raise click.UsageError(msg)
+        from landprior.landcover.model import load_model
+
+        scheme = load_model(model).scheme
+        return Palette(scheme, make_palette([f"{c.name}={c.colour}" for c in scheme.classes], sets).sets)
+    if classes or prior is None:
+        return make_palette(classes, sets)
+    if is_vector(prior):
+        return make_palette(list_classes(prior), sets)
+    msg = f"name the classes and their colours, --class NAME=COLOUR; {prior} has {', '.join(list_colours(prior))}"
+    raise click.UsageError(msg)

@@ -1,0 +1,170 @@
+"""Maps of a target, and its probability at points, by the windowed engine."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landprior.domains.density.blur import BLUR, blur_model
+from landprior.domains.density.points import PointSink
+from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
+from landprior.errors import ModelError
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.mapper import Mapper, window_for
+from landprior.landcover.prediction import Products, predict
+from landprior.raster.windows import stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from landprior.domains.density.points import Points
+    from landprior.landcover.mapper import Belief, Pixels
+    from landprior.landcover.model import LandcoverModel
+    from landprior.raster.windows import Block, Found
+
+
+def ready_model(
+    model: LandcoverModel, image: str | Path, *, blur: int = BLUR, nodata: float | None = None
+) -> LandcoverModel:
+    """Return a model for one image: with its band statistics, if the model wants images made alike, and the blur.
+
+    Raises
+    ------
+    ModelError
+        If it is no model of ``landprior density``.
+    InputError
+        If the image has other bands or no valid pixel, or the blur is not odd.
+    """
+    record = model.record.get("density")
+    if record is None:
+        msg = "this model was not trained on density classes; train one with: landprior density IMAGES --coarse CSV"
+        raise ModelError(msg)
+    blurred = blur_model(model, blur)
+    return adapt_model(blurred, measure_image(image, nodata=nodata)) if record[NORMALISED] == "image" else blurred
+
+
+def map_density(
+    image: str | Path,
+    output: str | Path,
+    model: LandcoverModel,
+    *,
+    posterior: str | Path | None = None,
+    blur: int = BLUR,
+    nodata: float | None = None,
+    device: str = "auto",
+    window_size: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map an image: classes, and the probability of each beside it (``<stem>_probabilities.tif``).
+
+    Parameters
+    ----------
+    image
+        Any raster, of any size.
+    output
+        The map.
+    model
+        See :func:`landprior.domains.density.training.train_density`.
+    posterior
+        A prior on the image's grid (:func:`landprior.domains.density.blocks.write_prior`): then the map is of r. The
+        mean prediction that r rests on is that over the training images, which share one prior.
+    blur
+        Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
+    nodata, device, window_size, tags, overwrite, progress
+        See :func:`landprior.landcover.prediction.predict`.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`ready_model` and :func:`landprior.landcover.prediction.predict`.
+    """
+    return predict(
+        image,
+        output,
+        ready_model(model, image, blur=blur, nodata=nodata),
+        posterior=posterior,
+        marginal=model.record["density"]["marginal"] if posterior is not None else None,
+        products=Products(probabilities=True),
+        nodata=nodata,
+        device=device,
+        window_size=window_size,
+        tags={"blur": str(blur), **(tags or {})},
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def predict_points(
+    image: str | Path,
+    points: Points,
+    model: LandcoverModel,
+    *,
+    blur: int = BLUR,
+    nodata: float | None = None,
+    device: str = "auto",
+    window_size: int | None = None,
+    progress: bool = False,
+) -> NDArray[np.float64]:
+    """Return the target's log odds by q at points, shape (N,); NaN where the image has no data.
+
+    Nothing is written: the image goes by in windows. As r's log odds are those of q and a constant of each block, they
+    come from these (:func:`posterior_odds`).
+
+    Parameters
+    ----------
+    image, model, blur, nodata, device, window_size, progress
+        See :func:`map_density`.
+    points
+        Where.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`ready_model`.
+    """
+    sink = PointSink(points, TARGET)
+    with ExitStack() as stack:
+        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        mapper = Mapper(ready_model(model, image, blur=blur, nodata=nodata), pixels, device=device, engine="torch")
+
+        def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
+            return mapper.compute(block, data, ("probabilities",))
+
+        stream(
+            compute,
+            read=mapper.read,
+            grid=pixels.grid,
+            sinks={"probabilities": sink},
+            halo=mapper.halo,
+            size=window_size or window_for(device),
+            label="points",
+            progress=progress,
+        )
+    target = np.clip(sink.values, 1e-12, 1 - 1e-7)
+    return np.asarray(np.log(target) - np.log1p(-target))
+
+
+def posterior_odds(
+    odds: NDArray[np.float64], priors: NDArray[np.float64], model: LandcoverModel
+) -> NDArray[np.float64]:
+    """Return the target's log odds by r [R eq. 3] from those by q and the prior's probability at the same pixels.
+
+    Parameters
+    ----------
+    odds
+        By q, shape (N,).
+    priors
+        Probability of the target there, shape (N,).
+    model
+        Whose mean prediction r rests on.
+    """
+    smoothed = np.clip(priors, 1e-4, 1 - 1e-4)
+    background, target = model.record["density"]["marginal"]
+    return odds + np.log(smoothed / (1 - smoothed)) - np.log(target / background)

@@ -1,0 +1,411 @@
+"""All of it on files: a model, maps and scores in a folder. What ``landprior density`` calls."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.domains.density.blocks import UNKNOWN, block_shape, write_prior
+from landprior.domains.density.blur import BLUR
+from landprior.domains.density.mapping import map_density, posterior_odds, predict_points
+from landprior.domains.density.points import PointScores, score_points
+from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
+from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.model import load_model, save_model
+from landprior.raster.files import check_output, open_raster, replacing
+from landprior.raster.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from landprior.domains.density.blocks import BlockLabels
+    from landprior.domains.density.points import Points
+    from landprior.landcover.model import LandcoverModel
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+MODEL, REPORT = "model.safetensors", "report.json"
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".bmp", ".jp2"})
+"""Files of a folder that are taken as images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images of a run, by file name, and their grids."""
+
+    paths: Mapping[str, Path]
+    grids: Mapping[str, Grid]
+
+    @property
+    def names(self) -> list[str]:
+        """File names, sorted."""
+        return sorted(self.paths)
+
+
+def find_images(given: Iterable[str | Path]) -> Images:
+    """Open images, and those in folders.
+
+    Raises
+    ------
+    MissingInputError
+        If a file or folder is not there, or a folder holds none.
+    InputError
+        If two have one name but for the ending.
+    RasterReadError
+        If one cannot be read.
+    """
+    paths: dict[str, Path] = {}
+    for item in map(Path, given):
+        found = sorted(p for p in item.iterdir() if p.suffix.lower() in SUFFIXES) if item.is_dir() else [item]
+        if not found:
+            msg = f"{item} holds no image ({', '.join(sorted(SUFFIXES))})"
+            raise MissingInputError(msg)
+        for path in found:
+            twin = next((other for other in paths.values() if other.stem == path.stem and other != path), None)
+            if twin is not None:
+                msg = f"{twin} and {path} have one name, so tables and maps cannot tell them apart; rename one"
+                raise InputError(msg)
+            paths[path.name] = path
+    if not paths:
+        msg = "no image was given"
+        raise InputError(msg)
+    grids = {}
+    for name, path in paths.items():
+        with open_raster(path) as src:
+            grids[name] = Grid.of(src)
+    return Images(paths=paths, grids=grids)
+
+
+def draw_held_out(names: Iterable[str], share: float) -> set[str]:
+    """Choose a share of images by a hash of their names: the same ones whatever other images there are."""
+    limit = share * 2**32
+    return {name for name in names if int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < limit}
+
+
+def train_images(
+    images: Images,
+    labels: BlockLabels,
+    priors: NDArray[np.float64],
+    output: Path,
+    settings: DensitySettings | None = None,
+    *,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train on the images that have density classes and write the model; an interrupted training goes on.
+
+    Parameters
+    ----------
+    images, labels, priors
+        Images, classes of their blocks, and the probability of the target by class.
+    output
+        The model's file; while it trains its state lies beside it.
+    settings
+        See :class:`DensitySettings`.
+    scheme
+        Background and target, by :func:`landprior.domains.density.training.make_scheme`.
+    nodata, device, progress
+        See :func:`landprior.landcover.training.train_files`.
+    overwrite
+        Replace an older model.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`read_tiles` and :func:`train_density`.
+    """
+    settings = settings or DensitySettings()
+    target = check_output(output, overwrite=overwrite)
+    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    paths = [images.paths[name] for name in images.names]
+    tiles = read_tiles(
+        paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=nodata
+    )
+    model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
+    model.record["density"] |= {
+        "priors": priors.tolist(),
+        "settings": settings.model_dump(mode="json"),
+        "identity": _identify(images, labels, priors, settings),
+    }
+    save_model(model, target, overwrite=overwrite)
+    for leftover in (
+        checkpoint,
+        *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
+    ):
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
+    return model
+
+
+def train_or_load(
+    images: Images,
+    labels: BlockLabels,
+    priors: NDArray[np.float64],
+    output: Path,
+    settings: DensitySettings | None = None,
+    *,
+    overwrite: bool = False,
+    **options: Any,  # noqa: ANN401 - those of train_images
+) -> LandcoverModel:
+    """Return the model that an interrupted run of the same has finished, or train it (:func:`train_images`).
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a model of other settings, labels or images, and it may not be replaced.
+    LandpriorError
+        See :func:`train_images`.
+    """
+    settings = settings or DensitySettings()
+    if not overwrite and output.is_file():
+        with contextlib.suppress(ModelError):
+            model = load_density_model(output)
+            if model.record["density"].get("identity") == _identify(images, labels, priors, settings):
+                logger.info("%s is there", output)
+                return model
+    return train_images(images, labels, priors, output, settings, overwrite=overwrite, **options)
+
+
+def _identify(images: Images, labels: BlockLabels, priors: NDArray[np.float64], settings: DensitySettings) -> str:
+    """Return a hash of what a model is trained on: images by name, size and time (they may be large)."""
+    sha = hashlib.sha256(settings.model_dump_json().encode() + priors.tobytes() + str(labels.block).encode())
+    for name, classes in sorted(labels.classes.items()):
+        stat = images.paths[name].stat()
+        sha.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}".encode() + classes.tobytes())
+    return sha.hexdigest()
+
+
+def map_images(
+    images: Images,
+    names: Sequence[str],
+    model: LandcoverModel,
+    folder: Path,
+    *,
+    labels: BlockLabels | None = None,
+    blur: int = BLUR,
+    nodata: float | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> list[Path]:
+    """Map images, one after the other; those that are there already are kept, so that an interrupted run goes on.
+
+    Parameters
+    ----------
+    images, names
+        Images, and which of them.
+    model
+        See :func:`train_density`.
+    folder
+        Gets ``<image>.tif`` and ``<image>_probabilities.tif``; with ``labels`` ``<image>_prior.tif`` too.
+    labels
+        With them the maps are of r where density classes are known.
+    blur, nodata, device, progress
+        See :func:`landprior.domains.density.mapping.map_density`.
+    overwrite
+        Make all maps anew.
+
+    Returns
+    -------
+    list of Path
+        The maps of classes.
+    """
+    from tqdm import tqdm
+
+    found = []
+    bar = tqdm(names, desc="maps", unit="image", disable=not progress, leave=False)
+    for name in bar:
+        target = folder / f"{Path(name).stem}.tif"
+        found.append(target)
+        classes = None if labels is None else labels.classes.get(name)
+        wanted = {"model": model.digest(), "blur": str(blur), "maps": "q" if classes is None else "r"}
+        if not overwrite and _is_current(target, wanted):
+            logger.info("%s is there", target)
+            continue
+        prior = None
+        if labels is not None and classes is not None:
+            priors = np.array(model.record["density"]["priors"])
+            prior = write_prior(
+                folder / f"{Path(name).stem}_prior.tif",
+                classes,
+                priors,
+                block=labels.block,
+                grid=images.grids[name],
+                scheme=model.scheme,
+                overwrite=True,
+            )
+        map_density(
+            images.paths[name],
+            target,
+            model,
+            posterior=prior,
+            blur=blur,
+            nodata=nodata,
+            device=device,
+            tags={"density_model": wanted["model"]},
+            overwrite=overwrite,
+            progress=progress and len(names) == 1,
+        )
+    return found
+
+
+def _is_current(path: Path, wanted: Mapping[str, str]) -> bool:
+    """Say whether a map is there and was made by this model in this way."""
+    if not path.exists() or not path.with_name(f"{path.stem}_probabilities.tif").exists():
+        return False
+    with open_raster(path) as src:
+        tags = src.tags(ns="landprior")
+    return (tags.get("density_model"), tags.get("blur"), tags.get("maps")) == tuple(wanted.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table of scores: which images, what of them, and the scores."""
+
+    images: str
+    what: str
+    scores: PointScores
+
+
+def score_images(
+    images: Images,
+    points: Mapping[str, Points],
+    model: LandcoverModel | None,
+    labels: BlockLabels | None,
+    *,
+    block: int,
+    groups: Mapping[str, Sequence[str]],
+    blurs: Sequence[int] = (1, BLUR),
+    nodata: float | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> list[Row]:
+    """Score predictions, and what one has without a model, at labelled points.
+
+    Parameters
+    ----------
+    images, points
+        Images, and points by image.
+    model
+        None to score the baselines only.
+    labels
+        Density classes, for the prior's own score and for r; by image, those that are known.
+    block
+        Side of the blocks within which points are compared, pixels.
+    groups
+        Images to be scored together, by what they are called; those without points do not count.
+    blurs
+        Sides of the blur, each a line.
+    nodata, device, progress
+        See :func:`predict_points`.
+
+    Returns
+    -------
+    list of Row
+        Baselines (the block's class, and how dark the pixel is, over 5 x 5 px) and predictions of each group.
+    """
+    from tqdm import tqdm
+
+    rows: list[Row] = []
+    total = sum(len([n for n in names if n in points]) for names in groups.values())
+    bar = tqdm(total=total, desc="points", unit="image", disable=not progress, leave=False)
+    for group, names in groups.items():
+        columns: dict[str, list[NDArray[np.float64]]] = {}
+        positive, cells = [], []
+        mine = [name for name in names if name in points]
+        if not mine:
+            continue
+        known = labels is not None and all(name in labels.classes for name in mine)
+        for number, name in enumerate(mine):
+            at = points[name]
+            shape = block_shape(images.grids[name], block)
+            row, col = at.rows // block, at.columns // block
+            cells.append((np.int64(number) << 40) + row * shape[1] + col)
+            positive.append(at.positive)
+            found: dict[str, NDArray[np.float64]] = {}
+            prior = None
+            if known and labels is not None:
+                classes = labels.classes[name][at.rows // labels.block, at.columns // labels.block]
+                found["density class"] = np.where(classes == UNKNOWN, np.nan, classes).astype(float)
+                if model is not None:
+                    prior = np.where(classes == UNKNOWN, np.nan, np.array(model.record["density"]["priors"])[classes])
+            found["darkness"] = _darkness(images.paths[name], at, nodata)
+            for blur in blurs if model is not None else ():
+                suffix = f", blur {blur}" if blur > 1 else ""
+                odds = predict_points(images.paths[name], at, model, blur=blur, nodata=nodata, device=device)  # type: ignore[arg-type]
+                found[f"q{suffix}"] = odds
+                if prior is not None and model is not None:
+                    found[f"r{suffix}"] = posterior_odds(odds, prior, model)
+            for what, values in found.items():
+                columns.setdefault(what, []).append(values)
+            bar.update()
+        truth, where = np.concatenate(positive), np.concatenate(cells)
+        for what, parts in columns.items():
+            values = np.concatenate(parts)
+            there = ~np.isnan(values)
+            rows.append(Row(images=group, what=what, scores=score_points(values[there], truth[there], where[there])))
+    bar.close()
+    return rows
+
+
+def _darkness(path: Path, points: Points, nodata: float | None, side: int = 5) -> NDArray[np.float64]:
+    """Return minus the mean of all bands over a few pixels around each point, read there only."""
+    from rasterio.windows import Window
+
+    from landprior.raster.windows import grow_window
+
+    with ImageLayer(path, nodata=nodata) as pixels:
+        found = []
+        for row, column in zip(points.rows.tolist(), points.columns.tolist(), strict=True):
+            values, valid = pixels.read(grow_window(Window(column, row, 1, 1), side // 2, pixels.grid))
+            found.append(-float(values[:, valid].mean()) if valid.any() else np.nan)
+    return np.array(found)
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """Return the scores as a table for the terminal."""
+    names = f"{'overall':>8} {'within':>8} {'points':>8} {'positive':>9} {'blocks':>7} {'pairs':>8}"
+    lines = [f"{'images':<10} {'score':<16} {names}"]
+    for row in rows:
+        s = row.scores
+        lines.append(
+            f"{row.images:<10} {row.what:<16} {s.overall:8.3f} {s.within:8.3f} {s.points:8d} {s.positives:9d} "
+            f"{s.blocks:7d} {s.pairs:8d}".replace("nan", "  -")
+        )
+    return "\n".join(lines)
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, in place of an older one."""
+    with replacing(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def load_density_model(path: Path) -> LandcoverModel:
+    """Load a model of density classes.
+
+    Raises
+    ------
+    MissingInputError, ModelError
+        See :func:`landprior.landcover.model.load_model`; or it is of another kind.
+    """
+    model = load_model(path)
+    if "density" not in model.record:
+        msg = f"{path} was not trained on density classes; train one with: landprior density IMAGES --coarse CSV"
+        raise ModelError(msg)
+    return model

@@ -1,0 +1,426 @@
+"""A model of one target from density classes of blocks: tiles, the training, and the check that it is not inverted.
+
+Losses that rest on the implicit posterior know which class is which from the prior alone. Density classes say little of
+a pixel, and a fit may end with target and background swapped, which these losses like as well. So after each training
+the predicted share of the target in each block is compared with the block's prior. If the two do not go together the
+model is inverted, and is trained again from other random weights with a longer warm-up by cross-entropy.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from rasterio.windows import Window
+
+from landprior.domains.density.blocks import UNKNOWN, BlockLabels, block_shape, check_priors, pixel_prior
+from landprior.errors import HarmWarning, InputError, LandpriorWarning
+from landprior.implicit.seeds import derive_seed
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.model import BandStatistics
+from landprior.landcover.tiles import Tile, require_compatible
+from landprior.landcover.training import TileSettings, make_settings, train_model
+from landprior.raster.scheme import ClassScheme, LandClass
+from landprior.raster.windows import Block, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from landprior.landcover.model import LandcoverModel
+    from landprior.raster.grid import Grid
+
+logger = logging.getLogger(__name__)
+
+TARGET = 1
+"""Position of the target among the classes; background is 0."""
+
+PIECE = 1000
+"""Side of the pieces that images are trained on, pixels, about: whole blocks, and the image where it is smaller."""
+
+CHECKED_PIXELS = 4 * 2**20
+"""How many pixels the direction is checked on, at most (or one piece)."""
+
+NORMALISED = "normalised"
+"""Where a model's record says how images are made alike."""
+
+Normalise = Literal["image", "all"]
+
+
+class DirectionWarning(LandpriorWarning):
+    """A model predicts the target where the prior says that there is less of it."""
+
+
+class DensitySettings(BaseModel):
+    """How a model of density classes is trained. The defaults are the recipe of ``docs/density.md``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
+    steps: int = Field(900, ge=1)
+    warmup: Literal["ce", "ce-em", "none"] = "ce"
+    warmup_steps: int | None = Field(None, ge=0, description="half of the steps by default")
+    learning_rate: float = Field(2e-3, gt=0)
+    filters: int = Field(64, ge=1, description="the paper's")
+    patch_size: int = Field(32, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(8, ge=1, description="patches a step")
+    normalise: Normalise = Field(
+        "image", description="standardise the bands of each image by its own mean and deviation, or all by common ones"
+    )
+    most_pixels: int = Field(64 * 2**20, ge=1, description="of all images, that lie in memory while training")
+    restarts: int = Field(2, ge=0, le=8, description="trainings anew if the model is inverted")
+    seed: int = Field(0, ge=0)
+
+    def tile_settings(self, attempt: int = 0) -> TileSettings:
+        """Return the settings of the core's training; each further attempt halves the steps after the warm-up."""
+        warm = self.steps // 2 if self.warmup_steps is None else self.warmup_steps
+        warmup = self.warmup
+        if attempt:
+            warm, warmup = self.steps - math.ceil((self.steps - warm) / 2**attempt), "ce"
+        return make_settings(
+            loss=self.loss,
+            steps=self.steps,
+            warmup=warmup,
+            warmup_steps=min(warm, self.steps - 1) if warmup != "none" else 0,
+            learning_rate=self.learning_rate,
+            filters=self.filters,
+            patch_size=self.patch_size,
+            batch_size=self.batch_size,
+            seed=derive_seed(self.seed, f"attempt {attempt}") if attempt else self.seed,
+            epoch_steps=max(1, min(100, self.steps)),
+            settled=0.0,
+        )
+
+
+def make_scheme(background: str = "background", target: str = "target") -> ClassScheme:
+    """Return the scheme of two classes.
+
+    Raises
+    ------
+    InputError
+        If they have one name, or an empty one.
+    """
+    if not (background and target) or background == target:
+        msg = f"background and target need names of their own, not {background!r} and {target!r}"
+        raise InputError(msg)
+    return ClassScheme(
+        name="density",
+        classes=(
+            LandClass(code=0, name=background, colour="#d9d9d9"),
+            LandClass(code=1, name=target, colour="#6a1b9a"),
+        ),
+    )
+
+
+# -- images as tiles -----------------------------------------------------------------------------------
+
+
+class _BandSums:
+    """Adds up bands and their squares over windows: a sink of :func:`landprior.raster.windows.stream`."""
+
+    def __init__(self, bands: int) -> None:
+        self.total = np.zeros((3, bands))
+
+    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:  # noqa: ARG002 - a sink's
+        self.total += values.astype(np.float64)
+
+
+def measure_image(path: str | Path, *, nodata: float | None = None) -> BandStatistics:
+    """Measure mean and standard deviation of each band of an image, window by window.
+
+    Raises
+    ------
+    InputError
+        If it has no valid pixel.
+    """
+    with ImageLayer(path, nodata=nodata) as pixels:
+        sums = _BandSums(pixels.bands)
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            values, valid = pixels.read(block.core)
+            here = values[:, valid].astype(np.float64)
+            count = np.full(pixels.bands, here.shape[1], dtype=np.float64)
+            return {"sums": np.stack([count, here.sum(axis=1), np.square(here).sum(axis=1)])}
+
+        stream(compute, grid=pixels.grid, sinks={"sums": sums})
+    count, total, squares = sums.total
+    if not count.all():
+        msg = f"{path} has no valid pixel; is its nodata value right?"
+        raise InputError(msg)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    return BandStatistics(mean=mean, std=np.where(std > 0, std, 1.0))
+
+
+def adapt_model(model: LandcoverModel, own: BandStatistics) -> LandcoverModel:
+    """Return a model for images made alike as one that takes an image of these statistics as it is."""
+    common = model.statistics
+    if len(common.mean) != len(own.mean):
+        msg = (
+            f"the image has {len(own.mean)} bands and the model was trained on {len(common.mean)}; give the same bands"
+        )
+        raise InputError(msg)
+    return replace(model, statistics=BandStatistics(mean=own.mean + common.mean * own.std, std=common.std * own.std))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A window of whole blocks of an image."""
+
+    path: Path
+    window: Window
+
+
+def read_tiles(
+    paths: Sequence[Path],
+    grids: Mapping[str, Grid],
+    labels: BlockLabels,
+    priors: NDArray[np.float64],
+    *,
+    scheme: ClassScheme,
+    settings: DensitySettings | None = None,
+    nodata: float | None = None,
+) -> list[Tile]:
+    """Read images with density classes into memory, by pieces; of more than fits, pieces drawn at random.
+
+    Parameters
+    ----------
+    paths
+        Images; those without a known block are left out.
+    grids
+        Theirs, by file name.
+    labels, priors
+        Classes of blocks, and the probability of the target by class.
+    scheme
+        Background and target.
+    settings
+        How images are made alike, how many pixels are read, and the seed of the draw.
+    nodata
+        See :class:`landprior.landcover.layers.ImageLayer`.
+
+    Returns
+    -------
+    list of Tile
+        One for each piece; an image's pixels outside known blocks are seen and do not count.
+
+    Raises
+    ------
+    InputError
+        If no block is known, images have different bands, or there is no valid pixel.
+    PriorError
+        If the priors are none.
+    """
+    settings = settings or DensitySettings()
+    check_priors(priors, "the prior")
+    pieces = [piece for path in paths for piece in _cut(path, grids[path.name], labels)]
+    if not pieces:
+        msg = "no image has a block whose density class is known, so there is nothing to learn from"
+        raise InputError(msg)
+    order = np.random.default_rng(derive_seed(settings.seed, "pieces")).permutation(len(pieces))
+    sizes = np.cumsum([pieces[i].window.width * pieces[i].window.height for i in order])
+    some = max(1, int(np.searchsorted(sizes, settings.most_pixels, side="right")))
+    if some < len(pieces):
+        logger.info("training on %d of %d pieces of the images, drawn at random", some, len(pieces))
+    chosen = [pieces[i] for i in sorted(order[:some].tolist())]
+    own: dict[Path, BandStatistics] = {}
+    tiles = []
+    for piece in chosen:
+        if settings.normalise == "image" and piece.path not in own:
+            own[piece.path] = measure_image(piece.path, nodata=nodata)
+        tile = _read_piece(piece, own.get(piece.path), labels, priors, scheme, nodata)
+        if tile is not None:
+            tiles.append(tile)
+    if not tiles:
+        msg = "no known block has a valid pixel; is the nodata value right?"
+        raise InputError(msg)
+    require_compatible(tiles)
+    return tiles
+
+
+def _cut(path: Path, grid: Grid, labels: BlockLabels) -> Iterator[_Piece]:
+    """Cut an image into pieces, and give those with a known block."""
+    classes, block = labels.classes.get(path.name), labels.block
+    if classes is None:
+        return
+    along = max(1, PIECE // block)
+    rows, columns = block_shape(grid, block)
+    for row in range(0, rows, along):
+        for column in range(0, columns, along):
+            if (classes[row : row + along, column : column + along] != UNKNOWN).any():
+                top, left = row * block, column * block
+                height, width = (
+                    min(along * block, size - at) for size, at in zip(grid.shape, (top, left), strict=True)
+                )
+                yield _Piece(path, Window(left, top, width, height))
+
+
+def _read_piece(
+    piece: _Piece,
+    own: BandStatistics | None,
+    labels: BlockLabels,
+    priors: NDArray[np.float64],
+    scheme: ClassScheme,
+    nodata: float | None,
+) -> Tile | None:
+    """Read a piece; None if no known block of it has data."""
+    with ImageLayer(piece.path, nodata=nodata) as pixels:
+        values, seen = pixels.read(piece.window)
+    prior = pixel_prior(labels.classes[piece.path.name], priors, labels.block, *piece.window.toslices())
+    valid = seen & ~np.isnan(prior[0])
+    if not valid.any():
+        return None
+    image = torch.from_numpy(values)
+    if own is not None:
+        image = own.standardise(image, torch.from_numpy(seen)).half()
+    name = piece.path.name
+    return Tile(
+        name=f"{name}@{piece.window.col_off},{piece.window.row_off}",
+        image=image,
+        prior=torch.from_numpy(np.nan_to_num(prior).astype(np.float16)),
+        valid=torch.from_numpy(valid),
+        scheme=scheme,
+        seen=torch.from_numpy(seen),
+    )
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Whether a model goes with its prior.
+
+    Parameters
+    ----------
+    correlation
+        Of the predicted share of the target in a block and the prior's, over blocks; NaN if either is constant.
+    marginal
+        Mean prediction over the pixels looked at, shape (C,).
+    """
+
+    correlation: float
+    marginal: tuple[float, ...]
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the prediction goes against the prior, or does not follow it."""
+        return not self.correlation > 0
+
+
+@torch.inference_mode()
+def check_direction(model: LandcoverModel, tiles: Sequence[Tile], block: int) -> Direction:
+    """Compare predictions with the prior over blocks.
+
+    Parameters
+    ----------
+    model
+        As :func:`train_density` has it: for tiles that are made alike already.
+    tiles
+        See :func:`read_tiles`; some, if they are many.
+    block
+        Side of a block, pixels.
+    """
+    device = next(model.network.parameters()).device
+    size = max(tile.shape[0] * tile.shape[1] for tile in tiles)
+    wanted = min(len(tiles), max(1, CHECKED_PIXELS // size))
+    sums, found = np.zeros(len(model.scheme)), []
+    for index in np.linspace(0, len(tiles) - 1, wanted).round().astype(int).tolist():
+        tile = tiles[index].to(device)
+        q = model.network(tile.inputs(model.statistics, slice(None), slice(None))[None])[0].exp()
+        q = torch.where(tile.valid, q, 0.0).double()
+        sums += q.sum((1, 2)).cpu().numpy()
+        both = torch.stack([q[TARGET], tile.prior[TARGET].double() * tile.valid, tile.valid.double()]).cpu().numpy()
+        parts = _sum_blocks(both, block).reshape(3, -1)
+        found.append(parts[:2, parts[2] > 0] / parts[2, parts[2] > 0])
+    predicted, prior = np.concatenate(found, axis=1)
+    constant = len(prior) < 2 or np.ptp(prior) == 0 or np.ptp(predicted) == 0
+    correlation = math.nan if constant else float(np.corrcoef(predicted, prior)[0, 1])
+    return Direction(correlation, tuple((sums / sums.sum()).tolist()))
+
+
+def _sum_blocks(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
+    """Add up the blocks of the last two axes; the last of each may be cut."""
+    starts = [np.arange(0, size, block) for size in values.shape[-2:]]
+    return np.asarray(np.add.reduceat(np.add.reduceat(values, starts[0], axis=-2), starts[1], axis=-1))
+
+
+def train_density(
+    tiles: Sequence[Tile],
+    block: int,
+    settings: DensitySettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train one model on the tiles of all images, anew if it comes out inverted.
+
+    Parameters
+    ----------
+    tiles
+        See :func:`read_tiles`.
+    block
+        Side of a block, pixels.
+    settings
+        See :class:`DensitySettings`.
+    device, checkpoint, progress
+        See :func:`landprior.landcover.training.train_model`.
+
+    Returns
+    -------
+    LandcoverModel
+        Its record says how it goes with the prior (``direction``), and the mean prediction (``marginal``) that the
+        posterior rests on. If every attempt is inverted, that which is least so, with a :class:`DirectionWarning`.
+
+    Raises
+    ------
+    InputError, TrainingError, TrainingInterruptedError
+        See :func:`landprior.landcover.training.train_model`.
+    """
+    settings = settings or DensitySettings()
+    attempts: list[tuple[Direction, LandcoverModel]] = []
+    for attempt in range(1 + settings.restarts):
+        path = checkpoint if checkpoint is None or not attempt else checkpoint.with_name(f"{checkpoint.name}-{attempt}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HarmWarning)  # its advice is for land cover; the direction is judged below
+            model = train_model(
+                tiles, settings.tile_settings(attempt), device=device, checkpoint=path, progress=progress
+            )
+        direction = check_direction(model, tiles, block)
+        attempts.append((direction, model))
+        logger.info("correlation of prediction and prior over blocks: %.3f", direction.correlation)
+        if not direction.inverted:
+            break
+        if attempt < settings.restarts:
+            warnings.warn(
+                f"the model came out inverted (correlation {direction.correlation:.2f} with the prior over blocks); "
+                "training anew, with a longer warm-up by cross-entropy",
+                DirectionWarning,
+                stacklevel=2,
+            )
+    chosen = max(range(len(attempts)), key=lambda i: np.nan_to_num(attempts[i][0].correlation, nan=-2.0))
+    direction, model = attempts[chosen]
+    if direction.inverted:
+        warnings.warn(
+            f"the model does not go with its prior (correlation {direction.correlation:.2f} over blocks) in any of "
+            f"{len(attempts)} trainings; try --loss ce, more --steps, or another prior",
+            DirectionWarning,
+            stacklevel=2,
+        )
+    record: dict[str, Any] = {
+        NORMALISED: settings.normalise,
+        "block": block,
+        "direction": None if math.isnan(direction.correlation) else round(direction.correlation, 4),
+        "attempts": len(attempts),
+        "marginal": list(direction.marginal),
+    }
+    verdictless = {name: value for name, value in model.record.items() if name != "verdict"}
+    return replace(model, record=verdictless | {"density": record})

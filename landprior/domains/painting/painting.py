@@ -1,0 +1,249 @@
+"""From pictures and drawn priors to parts: one model each or one for all, maps of q and r, pictures of them."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from landprior.domains.painting.drawing import SOFTNESS, read_drawing, write_prior
+from landprior.domains.painting.pictures import draw_legend, draw_overlay, draw_probabilities
+from landprior.errors import HarmWarning, InputError
+from landprior.landcover.layers import ImageLayer, PositionLayer
+from landprior.landcover.model import load_model, save_model
+from landprior.landcover.prediction import Products, beside, predict, write_quicklook
+from landprior.landcover.tiles import read_tile
+from landprior.landcover.training import TileSettings, clear_checkpoint, train_best
+from landprior.raster.files import check_output, local_grids_allowed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from landprior.domains.painting.drawing import Palette
+    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.tiles import Tile
+
+MODEL, CLASSES = "model.safetensors", "classes.tif"
+LOSS = "rq"
+"""What the paper's pictures are made with."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to map.
+
+    Parameters
+    ----------
+    image
+        Whatever rasterio reads: PNG, JPEG, GeoTIFF.
+    prior
+        Its drawn prior; None where a model made from others is applied.
+    """
+
+    image: Path
+    prior: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return self.image.stem
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Where the results of a picture are; r and prior are None where there was no prior."""
+
+    folder: Path
+    classes: Path
+    q: Path
+    overlay: Path
+    r: Path | None = None
+    prior: Path | None = None
+    model: Path | None = None
+
+
+def paint(
+    pictures: Sequence[Picture],
+    output: str | Path,
+    *,
+    palette: Palette | None = None,
+    model: str | Path | None = None,
+    settings: TileSettings | None = None,
+    jointly: bool = False,
+    position: bool = True,
+    softness: float = SOFTNESS,
+    pixels: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> list[Painted]:
+    """Find the parts of pictures from priors drawn by hand, or with a model made so.
+
+    Parameters
+    ----------
+    pictures
+        Each needs a prior, unless ``model`` is given.
+    output
+        A folder. Of each picture it gets a folder of its name: ``classes.tif`` (a COG), ``classes.png``, ``q.png``,
+        ``overlay.png``, and with a prior ``prior.tif``, ``prior.png``, ``r.png``, the classes then being those of r.
+        Also ``legend.png`` and the model.
+    palette
+        The classes and what colours of the priors stand for; of a model its own are taken.
+    model
+        A model file, or None to train.
+    settings
+        By default the usual ones with RQ.
+    jointly
+        Train one model on all pictures, not one on each.
+    position
+        The network sees where a pixel is, besides its colours.
+    softness, pixels
+        See :func:`landprior.domains.painting.drawing.read_drawing`.
+    device, progress
+        See :func:`landprior.landcover.training.train_model`.
+    overwrite
+        Replace older results.
+
+    Raises
+    ------
+    InputError
+        If a prior is missing, two pictures have one name, or there are neither palette nor model.
+    GridMismatchError, SchemeError, PriorError, MissingInputError, OutputExistsError
+        See :func:`landprior.domains.painting.drawing.read_drawing` and :func:`landprior.landcover.prediction.predict`.
+    """
+    output = Path(output)
+    _require_whole(pictures, palette, model)
+    folders = [output / picture.name for picture in pictures]
+    with local_grids_allowed():
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_output(folder / CLASSES, overwrite=overwrite)
+        if model is None:
+            priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
+            tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
+            groups = (
+                [(output / MODEL, tiles)]
+                if jointly
+                else [(folder / MODEL, [tile]) for folder, tile in zip(folders, tiles, strict=True)]
+            )
+            if jointly:
+                check_output(output / MODEL, overwrite=overwrite)
+            made = [
+                (_train(group, settings or _usual(), path, device=device, progress=progress), path)
+                for path, group in groups
+            ]
+        else:
+            made = [(load_model(model), Path(model))]
+            palette = None if palette is None else replace(palette, scheme=made[0][0].scheme)
+            priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
+        made = made * (len(pictures) if len(made) == 1 else 1)
+        found = [
+            replace(_map(picture, prior, folder, one, device=device, progress=progress), model=path)
+            for picture, prior, folder, (one, path) in zip(pictures, priors, folders, made, strict=True)
+        ]
+    draw_legend(output / "legend.png", made[0][0].scheme)
+    return found
+
+
+def _usual() -> TileSettings:
+    usual = TileSettings()
+    return usual.model_copy(update={"training": usual.training.model_copy(update={"loss": LOSS})})
+
+
+def _require_whole(pictures: Sequence[Picture], palette: Palette | None, model: str | Path | None) -> None:
+    """Refuse calls that lack something, before anything is computed."""
+    names = [picture.name for picture in pictures]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not pictures or twice is not None:
+        msg = "there is no picture" if twice is None else f"two pictures are called {twice}; results go by that name"
+        raise InputError(msg)
+    if model is not None:
+        return
+    if palette is None:
+        msg = "it is not said which classes there are: give a palette, or a model"
+        raise InputError(msg)
+    bare = next((picture.image for picture in pictures if picture.prior is None), None)
+    if bare is not None:
+        msg = f"{bare} has no prior; give one for each picture, in the same order, or a model"
+        raise InputError(msg)
+
+
+def _draw(
+    pictures: Sequence[Picture],
+    folders: Sequence[Path],
+    palette: Palette | None,
+    *,
+    softness: float,
+    pixels: bool,
+) -> list[Path | None]:
+    """Turn drawings into rasters; None where there is none."""
+    found: list[Path | None] = []
+    for picture, folder in zip(pictures, folders, strict=True):
+        if picture.prior is None or palette is None:
+            found.append(None)
+            continue
+        with ImageLayer(picture.image) as layer:
+            grid = layer.grid
+        prior = read_drawing(picture.prior, palette, grid, softness=softness, pixels=pixels)
+        found.append(write_prior(folder / "prior.tif", prior, palette, grid, overwrite=True))
+    return found
+
+
+def _read(picture: Picture, prior: Path | None, *, position: bool) -> Tile:
+    if prior is None:  # pragma: no cover - a call without is refused
+        msg = f"{picture.image} has no prior"
+        raise InputError(msg)
+    tile = read_tile(picture.image, prior, name=picture.name)
+    if not position:
+        return tile
+    with ImageLayer(picture.image) as layer:
+        places, _ = PositionLayer(layer.grid).read()
+    return replace(tile, extra=torch.from_numpy(places), extras=("position",))
+
+
+def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, device: str, progress: bool) -> LandcoverModel:
+    checkpoint = path.with_name(f".{path.name}.checkpoint")
+    with warnings.catch_warnings():
+        # the verdict is for maps whose prior is measured; of a drawing one judges by eye
+        warnings.simplefilter("ignore", HarmWarning)
+        model = train_best(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)
+    save_model(model, path, overwrite=True)
+    clear_checkpoint(checkpoint)
+    return model
+
+
+def _map(
+    picture: Picture, prior: Path | None, folder: Path, model: LandcoverModel, *, device: str, progress: bool
+) -> Painted:
+    def write(path: Path, posterior: Path | None) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HarmWarning)
+            predict(
+                picture.image,
+                path,
+                model,
+                posterior=posterior,
+                products=Products(probabilities=True),
+                force=True,
+                device=device,
+                overwrite=True,
+                progress=progress,
+            )
+        return beside(path, "probabilities")
+
+    classes = folder / CLASSES
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        draw_probabilities(folder / "q.png", write(Path(place) / "q.tif", None), model.scheme)
+    shares = write(classes, prior)
+    write_quicklook(classes, folder / "classes.png", model.scheme)
+    draw_overlay(folder / "overlay.png", picture.image, classes, model.scheme)
+    painted = Painted(folder, classes, folder / "q.png", folder / "overlay.png")
+    if prior is None:
+        return painted
+    draw_probabilities(folder / "r.png", shares, model.scheme)
+    draw_probabilities(folder / "prior.png", prior, model.scheme)
+    return replace(painted, r=folder / "r.png", prior=prior)
