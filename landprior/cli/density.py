@@ -79,6 +79,7 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     images: tuple[Path, ...],
     coarse: Path | None,

@@ -362,7 +362,7 @@ def measure_priors(
 def spread_over_blocks(values: NDArray[np.generic], block: int, rows: slice, columns: slice) -> NDArray[np.generic]:
     """Return values of blocks, (rows, columns) of blocks, as pixels of a window, (h, w)."""
     index = [np.arange(span.start, span.stop) // block for span in (rows, columns)]
-    return values[np.ix_(*index)]
+    return np.asarray(values[np.ix_(*index)])
 
 
 def pixel_prior(

@@ -33,6 +33,19 @@ def check_side(side: int) -> None:
         raise InputError(msg)
 
 
+def box_mean(values: Tensor, side: int) -> Tensor:
+    """Average over a square around each pixel, (N, C, H, W); at the edges, over the pixels there are."""
+    radius = side // 2
+    for kernel, padding in (((side, 1), (radius, 0)), ((1, side), (0, radius))):
+        values = nn.functional.avg_pool2d(values, kernel, 1, padding, count_include_pad=False)
+    return values
+
+
+def blur_log(log_q: Tensor, side: int) -> Tensor:
+    """Average log-probabilities, (N, C, H, W), over a square around each pixel, and normalise them."""
+    return torch.log_softmax(box_mean(log_q, side), dim=1) if side > 1 else log_q
+
+
 class BlurredNetwork(PixelNetwork):
     """Averages a network's log-likelihoods over a square around each pixel.
 
@@ -44,33 +57,33 @@ class BlurredNetwork(PixelNetwork):
     ----------
     network
         Gives log q.
-    side
-        Of the square, pixels, odd.
+    sides
+        Of the square, pixels, odd. Of several, the results stand one after the other along the class axis.
 
     Raises
     ------
     InputError
-        If the side is not odd.
+        If a side is not odd.
     """
 
-    def __init__(self, network: PixelNetwork, side: int = BLUR) -> None:
+    def __init__(self, network: PixelNetwork, *sides: int) -> None:
         super().__init__()
-        check_side(side)
+        for side in sides:
+            check_side(side)
         self.network = network
-        self.side = side
+        self.sides = sides
         self.smoothing = network.smoothing
-        radius = side // 2
+        radius = max(sides) // 2
         self.stride = network.stride
         # the halo is whole strides, so that windows with it begin at one too
         self.halo = network.halo + -(-radius // network.stride) * network.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of log q over the square, normalised, (N, C, H, W)."""
-        mean = self.network(x)
-        radius = self.side // 2
-        for kernel, padding in (((self.side, 1), (radius, 0)), ((1, self.side), (0, radius))):
-            mean = nn.functional.avg_pool2d(mean, kernel, 1, padding, count_include_pad=False)
-        return torch.log_softmax(mean, dim=1)
+        """Return the mean of log q over the square, normalised, (N, C, H, W); of several, (N, sides * C, H, W)."""
+        log_q: Tensor = self.network(x)
+        if len(self.sides) == 1:
+            return blur_log(log_q, self.sides[0])
+        return torch.cat([blur_log(log_q, side) for side in self.sides], dim=1)
 
 
 def blur_model(model: LandcoverModel, side: int = BLUR) -> LandcoverModel:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from landprior.domains.density.blur import BLUR, blur_model
+from landprior.domains.density.blur import BLUR, BlurredNetwork, blur_model, box_mean
 from landprior.domains.density.points import PointSink
 from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
 from landprior.errors import ModelError
@@ -17,7 +19,7 @@ from landprior.landcover.prediction import Products, predict
 from landprior.raster.windows import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -106,33 +108,37 @@ def predict_points(
     points: Points,
     model: LandcoverModel,
     *,
-    blur: int = BLUR,
+    blurs: Sequence[int] = (BLUR,),
     nodata: float | None = None,
     device: str = "auto",
     window_size: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.float64]:
-    """Return the target's log odds by q at points, shape (N,); NaN where the image has no data.
+    """Return the target's log odds by q at points, shape (blurs, N); NaN where the image has no data.
 
     Nothing is written: the image goes by in windows. As r's log odds are those of q and a constant of each block, they
     come from these (:func:`posterior_odds`).
 
     Parameters
     ----------
-    image, model, blur, nodata, device, window_size, progress
+    image, model, nodata, device, window_size, progress
         See :func:`map_density`.
     points
         Where.
+    blurs
+        Sides of the blur; the network answers once for all.
 
     Raises
     ------
     LandpriorError
         See :func:`ready_model`.
     """
-    sink = PointSink(points, TARGET)
+    sink = PointSink(points, [len(model.scheme) * number + TARGET for number in range(len(blurs))])
+    ready = ready_model(model, image, blur=1, nodata=nodata)
+    ready = replace(ready, network=BlurredNetwork(ready.network, *blurs).eval())
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
-        mapper = Mapper(ready_model(model, image, blur=blur, nodata=nodata), pixels, device=device, engine="torch")
+        mapper = Mapper(ready, pixels, device=device, engine="torch")
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
             return mapper.compute(block, data, ("probabilities",))
@@ -151,6 +157,23 @@ def predict_points(
     return np.asarray(np.log(target) - np.log1p(-target))
 
 
+def read_darkness(
+    image: str | Path, points: Points, *, side: int = 5, nodata: float | None = None
+) -> NDArray[np.float64]:
+    """Return how dark an image is at points, shape (N,): minus the mean of its bands over a square, pixels a side."""
+    sink = PointSink(points, [0])
+    with ImageLayer(image, nodata=nodata) as pixels:
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            values, _ = pixels.read(block.outer)
+            mean = torch.from_numpy(values).float().mean(dim=0)[None, None]
+            rows, columns = block.crop
+            return {"darkness": -box_mean(mean, side)[0, :, rows, columns].numpy()}
+
+        stream(compute, grid=pixels.grid, sinks={"darkness": sink}, halo=side // 2)
+    return np.asarray(sink.values[0])
+
+
 def posterior_odds(
     odds: NDArray[np.float64], priors: NDArray[np.float64], model: LandcoverModel
 ) -> NDArray[np.float64]:
@@ -167,4 +190,4 @@ def posterior_odds(
     """
     smoothed = np.clip(priors, 1e-4, 1 - 1e-4)
     background, target = model.record["density"]["marginal"]
-    return odds + np.log(smoothed / (1 - smoothed)) - np.log(target / background)
+    return np.asarray(odds + np.log(smoothed / (1 - smoothed)) - np.log(target / background))

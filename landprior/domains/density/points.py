@@ -1,8 +1,8 @@
 """Labelled points, and how well a map's probabilities order them.
 
 A map that only repeats the density of blocks already orders points of different blocks well. What it knows besides is
-seen *within* blocks: of the pairs of a positive and a negative point of one block, the share that is ordered right (ties
-count half). By chance that is 0.5.
+seen *within* blocks: of the pairs of a positive and a negative point of one block, the share that is ordered right
+(ties count half). By chance that is 0.5.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from landprior.domains.density.blocks import match_images, read_table, require_n
 from landprior.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -186,17 +186,18 @@ class PointSink:
     ----------
     points
         Where.
-    band
-        Which band of the windows, from 0.
+    bands
+        Which bands of the windows, from 0.
     """
 
-    def __init__(self, points: Points, band: int) -> None:
-        self._points, self._band = points, band
-        self.values = np.full(len(points.rows), np.nan)
+    def __init__(self, points: Points, bands: Sequence[int]) -> None:
+        self._points, self._bands = points, list(bands)
+        self.values = np.full((len(self._bands), len(points.rows)), np.nan)
+        """At the points, shape (bands, N); NaN where no window was written."""
 
     def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
         """Take a window, shape (bands, H, W)."""
         top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
         rows, columns = self._points.rows - top, self._points.columns - left
         here = (rows >= 0) & (rows < values.shape[1]) & (columns >= 0) & (columns < values.shape[2])
-        self.values[here] = values[self._band, rows[here], columns[here]]
+        self.values[:, here] = values[self._bands][:, rows[here], columns[here]]

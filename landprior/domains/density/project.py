@@ -14,11 +14,10 @@ import numpy as np
 
 from landprior.domains.density.blocks import UNKNOWN, block_shape, write_prior
 from landprior.domains.density.blur import BLUR
-from landprior.domains.density.mapping import map_density, posterior_odds, predict_points
+from landprior.domains.density.mapping import map_density, posterior_odds, predict_points, read_darkness
 from landprior.domains.density.points import PointScores, score_points
 from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
-from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import load_model, save_model
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import Grid
@@ -258,7 +257,7 @@ def map_images(
             nodata=nodata,
             device=device,
             tags={"density_model": wanted["model"]},
-            overwrite=overwrite,
+            overwrite=overwrite or not target.exists(),  # a map is the last of its files to be put in place
             progress=progress and len(names) == 1,
         )
     return found
@@ -322,59 +321,68 @@ def score_images(
     from tqdm import tqdm
 
     rows: list[Row] = []
-    total = sum(len([n for n in names if n in points]) for names in groups.values())
-    bar = tqdm(total=total, desc="points", unit="image", disable=not progress, leave=False)
-    for group, names in groups.items():
-        columns: dict[str, list[NDArray[np.float64]]] = {}
-        positive, cells = [], []
-        mine = [name for name in names if name in points]
-        if not mine:
-            continue
-        known = labels is not None and all(name in labels.classes for name in mine)
-        for number, name in enumerate(mine):
-            at = points[name]
-            shape = block_shape(images.grids[name], block)
-            row, col = at.rows // block, at.columns // block
-            cells.append((np.int64(number) << 40) + row * shape[1] + col)
-            positive.append(at.positive)
-            found: dict[str, NDArray[np.float64]] = {}
-            prior = None
-            if known and labels is not None:
-                classes = labels.classes[name][at.rows // labels.block, at.columns // labels.block]
-                found["density class"] = np.where(classes == UNKNOWN, np.nan, classes).astype(float)
-                if model is not None:
-                    prior = np.where(classes == UNKNOWN, np.nan, np.array(model.record["density"]["priors"])[classes])
-            found["darkness"] = _darkness(images.paths[name], at, nodata)
-            for blur in blurs if model is not None else ():
-                suffix = f", blur {blur}" if blur > 1 else ""
-                odds = predict_points(images.paths[name], at, model, blur=blur, nodata=nodata, device=device)  # type: ignore[arg-type]
-                found[f"q{suffix}"] = odds
-                if prior is not None and model is not None:
-                    found[f"r{suffix}"] = posterior_odds(odds, prior, model)
-            for what, values in found.items():
-                columns.setdefault(what, []).append(values)
-            bar.update()
-        truth, where = np.concatenate(positive), np.concatenate(cells)
-        for what, parts in columns.items():
-            values = np.concatenate(parts)
-            there = ~np.isnan(values)
-            rows.append(Row(images=group, what=what, scores=score_points(values[there], truth[there], where[there])))
-    bar.close()
+    mine = {group: [name for name in names if name in points] for group, names in groups.items()}
+    bar = tqdm(total=sum(map(len, mine.values())), desc="points", unit="image", disable=not progress, leave=False)
+    options: dict[str, Any] = {"blurs": blurs, "nodata": nodata, "device": device}
+    with bar:
+        for group, names in mine.items():
+            parts: list[dict[str, NDArray[np.float64]]] = []
+            cells: list[NDArray[np.int64]] = []
+            for number, name in enumerate(names):
+                at, columns = points[name], block_shape(images.grids[name], block)[1]
+                cells.append((np.int64(number) << 40) + at.rows // block * columns + at.columns // block)
+                parts.append(_score_values(images.paths[name], at, model, labels, **options))
+                bar.update()
+            if names:
+                positive = np.concatenate([points[name].positive for name in names])
+                rows += _score_group(group, parts, positive, np.concatenate(cells))
     return rows
 
 
-def _darkness(path: Path, points: Points, nodata: float | None, side: int = 5) -> NDArray[np.float64]:
-    """Return minus the mean of all bands over a few pixels around each point, read there only."""
-    from rasterio.windows import Window
+def _score_group(
+    group: str,
+    parts: Sequence[Mapping[str, NDArray[np.float64]]],
+    positive: NDArray[np.bool_],
+    cells: NDArray[np.int64],
+) -> list[Row]:
+    """Score each kind of values that all images of a group have."""
+    rows = []
+    for what in parts[0]:
+        if all(what in part for part in parts):
+            values = np.concatenate([part[what] for part in parts])
+            there = ~np.isnan(values)
+            rows.append(Row(images=group, what=what, scores=score_points(values[there], positive[there], cells[there])))
+    return rows
 
-    from landprior.raster.windows import grow_window
 
-    with ImageLayer(path, nodata=nodata) as pixels:
-        found = []
-        for row, column in zip(points.rows.tolist(), points.columns.tolist(), strict=True):
-            values, valid = pixels.read(grow_window(Window(column, row, 1, 1), side // 2, pixels.grid))
-            found.append(-float(values[:, valid].mean()) if valid.any() else np.nan)
-    return np.array(found)
+def _score_values(
+    path: Path,
+    at: Points,
+    model: LandcoverModel | None,
+    labels: BlockLabels | None,
+    *,
+    blurs: Sequence[int],
+    nodata: float | None,
+    device: str,
+) -> dict[str, NDArray[np.float64]]:
+    """Return what points of one image are scored by, by name: larger for the target, NaN where not known."""
+    found: dict[str, NDArray[np.float64]] = {}
+    classes = None
+    if labels is not None and path.name in labels.classes:
+        classes = labels.classes[path.name][at.rows // labels.block, at.columns // labels.block]
+        found["density class"] = np.where(classes == UNKNOWN, np.nan, classes).astype(float)
+    found["darkness"] = read_darkness(path, at, nodata=nodata)
+    if model is None:
+        return found
+    odds = predict_points(path, at, model, blurs=blurs, nodata=nodata, device=device)
+    for blur, values in zip(blurs, odds, strict=True):
+        suffix = f", blur {blur}" if blur > 1 else ""
+        found[f"q{suffix}"] = values
+        if classes is not None:
+            priors = np.array(model.record["density"]["priors"])
+            prior = np.where(classes == UNKNOWN, np.nan, priors[classes])
+            found[f"r{suffix}"] = posterior_odds(values, prior, model)
+    return found
 
 
 def to_text(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rasterio.windows import Window
 
 from landprior.domains.density.blocks import UNKNOWN, BlockLabels, block_shape, check_priors, pixel_prior
-from landprior.errors import HarmWarning, InputError, LandpriorWarning
+from landprior.errors import CollapseWarning, HarmWarning, InputError, LandpriorWarning
 from landprior.implicit.seeds import derive_seed
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
@@ -89,7 +89,7 @@ class DensitySettings(BaseModel):
             loss=self.loss,
             steps=self.steps,
             warmup=warmup,
-            warmup_steps=min(warm, self.steps - 1) if warmup != "none" else 0,
+            warmup_steps=warm if warmup != "none" else 0,
             learning_rate=self.learning_rate,
             filters=self.filters,
             patch_size=self.patch_size,
@@ -390,7 +390,10 @@ def train_density(
     for attempt in range(1 + settings.restarts):
         path = checkpoint if checkpoint is None or not attempt else checkpoint.with_name(f"{checkpoint.name}-{attempt}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", HarmWarning)  # its advice is for land cover; the direction is judged below
+            # Both look at most probable classes: a rare target, rightly, is the most probable class nowhere. What is
+            # judged below is the direction, which a constant prediction does not have either.
+            warnings.simplefilter("ignore", HarmWarning)
+            warnings.simplefilter("ignore", CollapseWarning)
             model = train_model(
                 tiles, settings.tile_settings(attempt), device=device, checkpoint=path, progress=progress
             )
