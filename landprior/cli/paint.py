@@ -116,7 +116,7 @@ def command(
     or a weight under the name of each class. Written are classes (COG and PNG), q, r, the classes over the image, a
     legend, and the model.
     """  # noqa: D301
-    from landprior.domains.painting.painting import LOSS, Picture, paint
+    from landprior.domains.painting.painting import LOSS, WARMUP, Picture, paint
 
     if priors and len(priors) != len(images):
         msg = f"there are {len(images)} images and {len(priors)} priors; give --prior once for each image, in order"
@@ -133,6 +133,7 @@ def command(
         settings=training_settings(
             recipe,
             loss=loss or LOSS,
+            warmup=None if recipe == "paper" else WARMUP,
             steps=steps,
             learning_rate=learning_rate,
             filters=filters,

@@ -148,7 +148,7 @@ def predict(
     """
     products = products or Products()
     target = _check_outputs(output, products, overwrite=overwrite)
-    takes_prior = _takes_prior(model, prior)
+    _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
         if pixels.bands != model.bands:
@@ -158,12 +158,7 @@ def predict(
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
-        hint: PriorLayer | PositionLayer | None = None
-        if "position" in model.extras:
-            hint = PositionLayer(pixels.grid)
-        elif prior is not None and takes_prior:
-            hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
-            require_same_grid(pixels.grid, hint.grid, names=(str(image), str(prior)))
+        hint = _open_hint(stack, model, pixels, prior)
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
         window = -(-(window_size or window_for(device)) // model.network.stride) * model.network.stride
@@ -220,8 +215,21 @@ def _check_outputs(output: str | Path, products: Products, *, overwrite: bool) -
     return target
 
 
-def _takes_prior(model: LandcoverModel, prior: str | Path | None) -> bool:
-    """Say whether a prior is to be read as input, and refuse what does not fit."""
+def _open_hint(
+    stack: ExitStack, model: LandcoverModel, pixels: ImageLayer, prior: str | Path | None
+) -> PriorLayer | PositionLayer | None:
+    """Open what the model takes besides the image."""
+    if "position" in model.extras:
+        return PositionLayer(pixels.grid)
+    if prior is None:
+        return None
+    hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
+    require_same_grid(pixels.grid, hint.grid, names=(str(pixels.path), str(prior)))
+    return hint
+
+
+def _require_inputs(model: LandcoverModel, prior: str | Path | None) -> None:
+    """Refuse a prior as input that the model does not take, and its lack where it does."""
     if model.bands == 0:
         msg = "this model is a learned prior, not a map's; use it with: landprior build-prior --learned"
         raise ModelError(msg)
@@ -232,7 +240,6 @@ def _takes_prior(model: LandcoverModel, prior: str | Path | None) -> bool:
     if prior is not None and not wanted:
         msg = "this model takes the image alone; drop --prior (for the posterior r there is --posterior PRIOR)"
         raise ModelError(msg)
-    return wanted
 
 
 def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) -> str | None:

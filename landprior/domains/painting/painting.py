@@ -17,19 +17,24 @@ from landprior.landcover.layers import ImageLayer, PositionLayer
 from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import TileSettings, clear_checkpoint, train_best
+from landprior.landcover.training import clear_checkpoint, make_settings, train_best
 from landprior.raster.files import check_output, local_grids_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from landprior.domains.painting.drawing import Palette
+    from landprior.implicit.training import Warmup
     from landprior.landcover.model import LandcoverModel
     from landprior.landcover.tiles import Tile
+    from landprior.landcover.training import TileSettings
 
 MODEL, CLASSES = "model.safetensors", "classes.tif"
 LOSS = "rq"
 """What the paper's pictures are made with."""
+
+WARMUP: Warmup = "ce"
+"""A step of expectation-maximisation makes classes of equal size out of a drawing that says little of most places."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def paint(
     model
         A model file, or None to train.
     settings
-        By default the usual ones with RQ.
+        By default the usual ones with RQ and a warm-up of cross-entropy alone.
     jointly
         Train one model on all pictures, not one on each.
     position
@@ -150,8 +155,7 @@ def paint(
 
 
 def _usual() -> TileSettings:
-    usual = TileSettings()
-    return usual.model_copy(update={"training": usual.training.model_copy(update={"loss": LOSS})})
+    return make_settings(loss=LOSS, warmup=WARMUP)
 
 
 def _require_whole(pictures: Sequence[Picture], palette: Palette | None, model: str | Path | None) -> None:
