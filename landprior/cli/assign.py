@@ -1,0 +1,100 @@
+"""``landprior assign``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT,
+    json_option,
+    label_map_option,
+    overwrite_option,
+    scheme_option,
+    show_progress,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from landprior.raster.scheme import ClassScheme
+
+
+@click.command(name="assign")
+@click.argument("clusters", type=INPUT)
+@click.option("--points", type=INPUT, help="CSV with x,y,class or row,col,class; or points in any vector format.")
+@click.option("--labels", type=INPUT, help="A labelled raster, to draw points from and to score on.")
+@scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]")
+@label_map_option
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The map of classes to write (COG).")
+@click.option(
+    "--draws", type=click.IntRange(min=0), default=50, show_default=True, help="Draws for the accuracy; 0: none."
+)
+@click.option(
+    "--train-points",
+    type=click.IntRange(min=1),
+    help="Points of a draw.  [default: 400 of --labels; four fifths of --points]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same draws.")
+@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
+@json_option
+@overwrite_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    clusters: Path,
+    points: Path | None,
+    labels: Path | None,
+    scheme: ClassScheme | None,
+    label_map: dict[int, int] | None,
+    output: Path,
+    draws: int,
+    train_points: int | None,
+    seed: int,
+    probabilities: bool,
+    as_json: bool,
+    overwrite: bool,
+) -> None:
+    """Turn CLUSTERS of landprior cluster into classes, with a few labelled points.
+
+    \b
+    landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
+    landprior assign clusters.tif --labels labels.tif --train-points 400 --draws 50 --scheme mine.yaml -o map.tif
+
+    CLUSTERS are the probabilities, or the map they lie beside. A line of the CSV is a place, x,y in the raster's
+    coordinates or row,col in pixels from 0, and a class, by code or name. The accuracy is that of repeated draws: of
+    --labels, scored on all its other pixels, or of the points, scored on the others.
+    """  # noqa: D301
+    import json
+
+    from landprior.domains.clustering.assignment import assign_classes
+    from landprior.landcover.prediction import Products
+    from landprior.raster.scheme import load_scheme
+
+    if points is None and labels is None:
+        msg = "give --points with labelled points, or --labels with a labelled raster to draw them from"
+        raise click.UsageError(msg)
+    found = assign_classes(
+        clusters,
+        output,
+        scheme=scheme or load_scheme("enviroatlas-5"),
+        points=points,
+        labels=labels,
+        label_map=label_map,
+        draws=draws,
+        train_points=train_points,
+        seed=seed,
+        products=Products(probabilities=probabilities),
+        overwrite=overwrite,
+        progress=show_progress(ctx),
+    )
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return
+    click.echo(str(found.path))
+    click.echo(found.assignment.to_text())
+    if found.accuracy is not None:
+        click.echo(found.accuracy.to_text())

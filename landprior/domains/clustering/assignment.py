@@ -1,0 +1,503 @@
+"""From clusters to classes with few labelled points.
+
+With q_i(l) the probability of cluster l at point i and c_i its class,
+
+    p(c | l)  proportional to  sum_i q_i(l) 1[c_i = c] + w s(c),
+
+s(c) the share of class c among the points and w a small weight, so that a cluster that no point lies in has the classes
+of all points. A pixel's class probabilities are then sum_l q(l) p(c | l).
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.domains.clustering.mapping import find_probabilities
+from landprior.domains.clustering.points import LabelledPoints, missing_classes, read_points, require_enough
+from landprior.domains.clustering.training import make_scheme
+from landprior.errors import InputError
+from landprior.landcover.evaluation import Scores, count_pairs
+from landprior.landcover.layers import PriorLayer
+from landprior.landcover.prediction import Products, beside, open_sinks, write_quicklook, write_style
+from landprior.raster.cog import encode_probabilities
+from landprior.raster.files import check_output, open_on_grid, open_raster, read_classes
+from landprior.raster.windows import Block, iter_blocks, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    from landprior.raster.scheme import ClassScheme
+    from landprior.raster.windows import Found
+
+logger = logging.getLogger(__name__)
+
+WEIGHT = 0.5
+"""The weight w of the points' own shares, in points."""
+
+TRAIN_POINTS = 400
+"""Points of a draw from a labelled raster."""
+
+TRAIN_SHARE = 0.8
+"""Share of the points given that a draw takes, where there is no labelled raster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What clusters are.
+
+    Parameters
+    ----------
+    table
+        p(c | l), shape (k, C), rows sum to 1.
+    scheme
+        The classes.
+    points
+        How many points it rests on.
+    """
+
+    table: NDArray[np.float64]
+    scheme: ClassScheme
+    points: int
+
+    def apply(self, shares: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return class probabilities, shape (C, ...), of cluster probabilities, shape (k, ...)."""
+        return np.asarray(np.tensordot(self.table.T, shares, axes=1), dtype=np.float32)
+
+    def to_text(self) -> str:
+        """Return p(c | l) as a table for the terminal."""
+        widths = [max(len(name), 6) for name in self.scheme.names]
+        heads = " ".join(f"{name:>{width}}" for name, width in zip(self.scheme.names, widths, strict=True))
+        lines = [f"cluster  {heads}"]
+        for number, row in enumerate(self.table, start=1):
+            cells = " ".join(f"{value:>{width}.3f}" for value, width in zip(row, widths, strict=True))
+            lines.append(f"{number:>7}  {cells}")
+        return "\n".join(lines)
+
+
+def fit_assignment(
+    shares: NDArray[np.floating], classes: NDArray[np.integer], scheme: ClassScheme, *, weight: float = WEIGHT
+) -> Assignment:
+    """Estimate p(c | l) from points.
+
+    Parameters
+    ----------
+    shares
+        q at the points, shape (k, n).
+    classes
+        Class positions of the points, shape (n,).
+    scheme
+        The classes.
+    weight
+        The weight w.
+
+    Raises
+    ------
+    InputError
+        If there are no points.
+    """
+    if not len(classes):
+        msg = "there is no labelled point to say what clusters are"
+        raise InputError(msg)
+    one_hot = np.eye(len(scheme))[classes]
+    table = shares.astype(np.float64) @ one_hot + weight * one_hot.mean(axis=0)
+    return Assignment(table=table / table.sum(axis=1, keepdims=True), scheme=scheme, points=len(classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracy over repeated draws of points.
+
+    Parameters
+    ----------
+    scores
+        One for each draw, of all other labelled pixels or points.
+    points
+        Points of a draw.
+    of
+        What was scored: ``"pixels"`` or ``"points"``.
+    """
+
+    scores: tuple[Scores, ...]
+    points: int
+    of: str
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Accuracy of each draw, shape (draws,)."""
+        return np.array([score.accuracy for score in self.scores])
+
+    @property
+    def mean(self) -> float:
+        """Mean over the draws."""
+        return float(self.values.mean())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the draws."""
+        return float(self.values.std(ddof=1)) if len(self.scores) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {
+            "draws": len(self.scores),
+            "points": self.points,
+            "scored": self.of,
+            "mean": self.mean,
+            "standard_deviation": self.spread,
+            "lowest": float(self.values.min()),
+            "highest": float(self.values.max()),
+            "mean_iou": float(np.mean([score.mean_iou for score in self.scores])),
+            "values": self.values.tolist(),
+        }
+
+    def to_text(self) -> str:
+        """Return a line for the terminal."""
+        return (
+            f"accuracy {self.mean:.4f} +- {self.spread:.4f} ({self.values.min():.4f} to {self.values.max():.4f}) over "
+            f"{len(self.scores)} draws of {self.points} points, on all other labelled {self.of}"
+        )
+
+
+class ClusterLayer(PriorLayer):
+    """Probabilities of clusters, open, one band each; a raster that does not name its clusters has 1, 2, ..."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = find_probabilities(path)
+        with open_raster(path) as src:
+            count = src.count
+        try:
+            super().__init__(path)
+        except InputError:
+            super().__init__(path, scheme=make_scheme(count))
+
+    def take(self, points: LabelledPoints) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return q at points, shape (k, n), and where there is data, (n,); reads the blocks that hold points."""
+        shares = np.zeros((len(self.scheme), len(points)), dtype=np.float32)
+        valid = np.zeros(len(points), dtype=bool)
+        for block in iter_blocks(self.grid):
+            rows, columns = block.core.toslices()
+            here = np.flatnonzero(
+                (points.rows >= rows.start)
+                & (points.rows < rows.stop)
+                & (points.columns >= columns.start)
+                & (points.columns < columns.stop)
+            )
+            if len(here):
+                values, known = self.read(block.core)
+                at = points.rows[here] - rows.start, points.columns[here] - columns.start
+                shares[:, here], valid[here] = values[:, *at], known[at]
+        return shares, valid
+
+
+def score_splits(
+    shares: NDArray[np.floating],
+    classes: NDArray[np.integer],
+    scheme: ClassScheme,
+    *,
+    draws: int = 50,
+    train_points: int | None = None,
+    seed: int = 0,
+    weight: float = WEIGHT,
+) -> Accuracy:
+    """Score repeated splits of labelled points: some say what clusters are, the others are scored.
+
+    Parameters
+    ----------
+    shares, classes, scheme, weight
+        See :func:`fit_assignment`.
+    draws
+        How many splits.
+    train_points
+        Points of the first part; by default four fifths.
+    seed
+        Same seed, same splits.
+
+    Raises
+    ------
+    InputError
+        If no point is left to score, or none to learn from.
+    """
+    number = round(TRAIN_SHARE * len(classes)) if train_points is None else train_points
+    if not 0 < number < len(classes):
+        msg = (
+            f"{len(classes)} points cannot be split into {number} and the rest; give more points, or fewer "
+            "--train-points"
+        )
+        raise InputError(msg)
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(draws):
+        order = rng.permutation(len(classes))
+        first, rest = order[:number], order[number:]
+        found = fit_assignment(shares[:, first], classes[first], scheme, weight=weight)
+        scores.append(Scores.of(found.apply(shares[:, rest]).argmax(0), classes[rest], scheme))
+    return Accuracy(scores=tuple(scores), points=number, of="points")
+
+
+class LabelDraws:
+    """Repeated draws of points from a labelled raster, scored on all its other pixels; streamed.
+
+    Parameters
+    ----------
+    clusters
+        Open probabilities.
+    labels
+        The labelled raster, open on their grid.
+    scheme, label_map
+        The classes, and what the raster's codes mean.
+    where
+        What the raster is called in an error.
+    progress
+        Progress bars on stderr.
+    """
+
+    def __init__(
+        self,
+        clusters: ClusterLayer,
+        labels: DatasetReader,
+        scheme: ClassScheme,
+        *,
+        label_map: Mapping[int, int] | None = None,
+        where: str | Path = "the labels",
+        progress: bool = False,
+    ) -> None:
+        self._clusters, self._labels, self._scheme = clusters, labels, scheme
+        self._codes, self._where, self._progress = label_map or {}, where, progress
+
+    def _read(self, block: Block) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
+        """Return q, (k, n), and classes, (n,), of the labelled pixels of a block, in order."""
+        truth = read_classes(self._labels, block.core, self._scheme, codes=self._codes, where=self._where)
+        if not (truth >= 0).any():
+            return np.empty((len(self._clusters.scheme), 0), dtype=np.float32), np.empty(0, dtype=np.int16)
+        shares, valid = self._clusters.read(block.core)
+        known = valid & (truth >= 0)
+        return shares[:, known], truth[known]
+
+    def _stream(self, take: Any, label: str) -> None:  # noqa: ANN401 - takes q and classes of a block
+        def compute(block: Block) -> dict[str, Found]:
+            take(*self._read(block))
+            return {}
+
+        stream(compute, grid=self._clusters.grid, sinks={}, label=label, progress=self._progress)
+
+    def count(self) -> int:
+        """Count the pixels that have both."""
+        total = 0
+
+        def take(_: NDArray[np.float32], classes: NDArray[np.int16]) -> None:
+            nonlocal total
+            total += len(classes)
+
+        self._stream(take, "labelled pixels")
+        return total
+
+    def draw(self, draws: int, number: int, seed: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Draw points: for each draw q, (k, number), and classes, (number,), of pixels without replacement.
+
+        Raises
+        ------
+        InputError
+            If there are not more labelled pixels than points.
+        """
+        total = self.count()
+        if total <= number:
+            msg = f"{self._where} has {total} labelled pixels with data, not more than the {number} points of a draw"
+            raise InputError(msg)
+        rng = np.random.default_rng(seed)
+        ranks = [np.sort(rng.choice(total, number, replace=False)) for _ in range(draws)]
+        parts: list[list[tuple[NDArray[np.float32], NDArray[np.int16]]]] = [[] for _ in ranks]
+        seen = 0
+
+        def take(shares: NDArray[np.float32], classes: NDArray[np.int16]) -> None:
+            nonlocal seen
+            for found, wanted in zip(parts, ranks, strict=True):
+                first, last = np.searchsorted(wanted, (seen, seen + len(classes)))
+                if last > first:
+                    at = wanted[first:last] - seen
+                    found.append((shares[:, at], classes[at]))
+            seen += len(classes)
+
+        self._stream(take, "drawing points")
+        return [
+            (np.concatenate([q for q, _ in found], axis=1), np.concatenate([c for _, c in found]).astype(np.int64))
+            for found in parts
+        ]
+
+    def score(self, draws: int, number: int, seed: int, *, weight: float = WEIGHT) -> Accuracy:
+        """Score draws of points on all other labelled pixels.
+
+        Raises
+        ------
+        InputError
+            See :meth:`draw`.
+        """
+        drawn = self.draw(draws, number, seed)
+        found = [fit_assignment(shares, classes, self._scheme, weight=weight) for shares, classes in drawn]
+        count = len(self._scheme)
+        # what a draw was made of does not count
+        confusions = [
+            -count_pairs(one.apply(shares).argmax(0), classes, count)
+            for one, (shares, classes) in zip(found, drawn, strict=True)
+        ]
+
+        def take(shares: NDArray[np.float32], classes: NDArray[np.int16]) -> None:
+            for index, one in enumerate(found):
+                confusions[index] += count_pairs(one.apply(shares).argmax(0), classes, count)
+
+        self._stream(take, "accuracy")
+        scores = tuple(Scores(scheme=self._scheme, confusion=confusion) for confusion in confusions)
+        return Accuracy(scores=scores, points=number, of="pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assigned:
+    """What :func:`assign_classes` found; ``accuracy`` is None if no draws were asked for."""
+
+    path: Path
+    assignment: Assignment
+    accuracy: Accuracy | None
+    without: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        return {
+            "map": str(self.path),
+            "points": self.assignment.points,
+            "classes": self.assignment.scheme.names,
+            "classes_without_points": list(self.without),
+            "table": self.assignment.table.tolist(),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+        }
+
+
+def assign_classes(
+    clusters: str | Path,
+    output: str | Path,
+    *,
+    scheme: ClassScheme,
+    points: str | Path | None = None,
+    labels: str | Path | None = None,
+    label_map: Mapping[int, int] | None = None,
+    draws: int = 50,
+    train_points: int | None = None,
+    seed: int = 0,
+    weight: float = WEIGHT,
+    products: Products | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Assigned:
+    """Turn clusters into classes, map them, and score it over repeated draws.
+
+    Parameters
+    ----------
+    clusters
+        The probabilities of ``landprior cluster``, or the map beside them.
+    output
+        The map: a COG of class codes, 255 where there is no data.
+    scheme
+        The classes.
+    points
+        See :func:`landprior.domains.clustering.points.read_points`; None to draw ``train_points`` from ``labels``.
+    labels, label_map
+        A labelled raster: accuracies are then of draws from it, and on all its other pixels.
+    draws
+        Draws for the accuracy; 0 for none.
+    train_points
+        Points of a draw; by default 400 from labels, four fifths of the points else.
+    seed
+        Same seed, same draws.
+    weight
+        See :func:`fit_assignment`.
+    products
+        What else to write; confidence is not.
+    overwrite
+        Replace older results.
+    progress
+        Progress bars on stderr.
+
+    Raises
+    ------
+    InputError
+        If there are neither points nor labels, points outside of the raster or all where it has no data, or fewer
+        points than classes.
+    OutputExistsError, SchemeError, MissingInputError, GridMismatchError
+        If a result is there, a class is unknown, a file missing or elsewhere.
+    """
+    products = products or Products()
+    target = check_output(output, overwrite=overwrite)
+    if products.probabilities:
+        check_output(beside(target, "probabilities"), overwrite=overwrite)
+    with ExitStack() as stack:
+        layer = stack.enter_context(ClusterLayer(clusters))
+        given = accuracy = None
+        if points is not None:
+            given = _take_points(layer, points, scheme, label_map)
+            if draws and labels is None:
+                accuracy = score_splits(
+                    *given, scheme, draws=draws, train_points=train_points, seed=seed, weight=weight
+                )
+        if labels is not None:
+            truth = stack.enter_context(open_on_grid(labels, layer.grid, like=layer.path))
+            drawn = LabelDraws(layer, truth, scheme, label_map=label_map, where=labels, progress=progress)
+            number = train_points or TRAIN_POINTS
+            accuracy = drawn.score(draws, number, seed, weight=weight) if draws else None
+            given = given or drawn.draw(1, number, seed)[0]
+        if given is None:
+            msg = "give --points with labelled points, or --labels with a labelled raster to draw them from"
+            raise InputError(msg)
+        shares, classes = given
+        found = fit_assignment(shares, classes, scheme, weight=weight)
+        _write(layer, target, found, products, overwrite=overwrite, progress=progress)
+    if products.style:
+        write_style(target.with_suffix(".qml"), scheme)
+    if products.quicklook:
+        write_quicklook(target, target.with_suffix(".png"), scheme)
+    return Assigned(path=target, assignment=found, accuracy=accuracy, without=missing_classes(classes, scheme))
+
+
+def _take_points(
+    layer: ClusterLayer, points: str | Path, scheme: ClassScheme, label_map: Mapping[int, int] | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return q, (k, n), and classes, (n,), of the points of a file that lie where there is data."""
+    given = read_points(points, layer.grid, scheme, label_map=label_map)
+    shares, valid = layer.take(given)
+    if not valid.all():
+        logger.warning("%d points lie where the clusters have no data and are left out", int((~valid).sum()))
+    given = given.take(valid)
+    require_enough(given, scheme, points)
+    return shares[:, valid], given.classes
+
+
+def _write(
+    layer: ClusterLayer,
+    target: Path,
+    found: Assignment,
+    products: Products,
+    *,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """Write the map of classes, and what else is wanted, window by window."""
+    tags = {"method": "clusters", "clusters": Path(layer.path).name, "points": str(found.points)}
+    with ExitStack() as own:
+        sinks = open_sinks(own, target, found.scheme, layer.grid, products, tags, overwrite=overwrite)
+
+        def compute(block: Block) -> dict[str, Found]:
+            shares, valid = layer.read(block.core)
+            if not valid.any():
+                return {}
+            probabilities = found.apply(shares)
+            best = found.scheme.decode(probabilities.argmax(0), valid)
+            probabilities[:, ~valid] = np.nan
+            return {"map": best, "probabilities": encode_probabilities(probabilities, products.encoding)}
+
+        stream(compute, grid=layer.grid, sinks=sinks, label="map", progress=progress)

@@ -1,0 +1,166 @@
+"""The prior that a network's predictions around a pixel are for that pixel.
+
+With q5 and q50 the mean prediction over the 5 x 5 and the 50 x 50 pixels around pixel i,
+
+    p_i(l)  proportional to  s(alpha log q5_i(l) + beta log q50_i(l) + gamma),      s(z) = 1 / (1 + exp(-z)).
+
+Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
+this pixel (contrast), gamma how soon a cluster is taken for certain. The three are a logistic regression of the
+network's own q_i(l), all clusters together, and are estimated anew as training goes on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NEAR, FAR = 5, 50
+"""Sides of the neighbourhoods in pixels, the paper's."""
+
+START = (1.0, -0.3, 0.0)
+"""Alpha, beta and gamma before they are estimated: a little contrast, no certainty."""
+
+FLOOR = 1e-6
+"""Where logs of mean predictions are floored."""
+
+RIDGE = 1e-3
+"""Penalty on the squares of the three, so that predictions that are all certain do not send them to infinity."""
+
+SAMPLE = 4096
+"""Pixels of a batch that the regression takes."""
+
+
+def sum_boxes(values: Tensor, side: int) -> Tensor:
+    """Sum values over the box of ``side`` x ``side`` pixels around each pixel; what lies outside counts nothing.
+
+    Parameters
+    ----------
+    values
+        Shape (..., H, W), floats.
+    side
+        In pixels; an even box has one pixel more above and to the left than below and to the right.
+
+    Returns
+    -------
+    Tensor
+        Same shape. The cost does not depend on the side.
+    """
+    for axis in (-2, -1):
+        size = values.shape[axis]
+        start = torch.arange(size, device=values.device) - side // 2
+        sums = torch.cat([torch.zeros_like(values.narrow(axis, 0, 1)), values.cumsum(axis)], dim=axis)
+        last = sums.index_select(axis, (start + side).clamp(0, size))
+        values = last - sums.index_select(axis, start.clamp(0, size))
+    return values
+
+
+def mean_boxes(q: Tensor, mask: Tensor, side: int) -> Tensor:
+    """Average predictions over boxes, by the count of pixels that have data.
+
+    Parameters
+    ----------
+    q
+        Shape (N, C, H, W).
+    mask
+        True where there is data, (N, H, W).
+    side
+        See :func:`sum_boxes`.
+
+    Returns
+    -------
+    Tensor, shape (N, C, H, W)
+        0 where a box has no data.
+    """
+    known = mask.unsqueeze(1).to(q.dtype)
+    return (sum_boxes(q * known, side) / sum_boxes(known, side).clamp_min(0.5)).clamp_min(0)
+
+
+def fit_logistic(
+    near: NDArray[np.float64], far: NDArray[np.float64], q: NDArray[np.float64], start: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Estimate alpha, beta and gamma by maximum likelihood.
+
+    Parameters
+    ----------
+    near, far
+        Logs of the mean predictions, any one shape.
+    q
+        What is to be predicted, the same shape, 0 to 1.
+    start
+        Where to begin, shape (3,).
+
+    Returns
+    -------
+    ndarray, shape (3,)
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_expit
+
+    features = np.stack([near.ravel(), far.ravel(), np.ones(near.size)])
+    wanted = q.ravel()
+
+    def objective(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scores = weights @ features
+        loss = -(wanted * log_expit(scores) + (1 - wanted) * log_expit(-scores)).mean()
+        slope = features @ (expit(scores) - wanted) / wanted.size
+        return float(loss + RIDGE / 2 * (weights**2).sum()), slope + RIDGE * weights
+
+    return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B").x, dtype=np.float64)
+
+
+class NeighbourhoodPrior(nn.Module):
+    """The prior, with its weights and the count of batches as buffers, so that a checkpoint holds them.
+
+    Parameters
+    ----------
+    near, far
+        Sides of the neighbourhoods in pixels.
+    every
+        Batches between two estimates of the weights; 0 keeps them.
+    """
+
+    weights: Tensor
+    batches: Tensor
+
+    def __init__(self, *, near: int = NEAR, far: int = FAR, every: int = 50) -> None:
+        super().__init__()
+        self._near, self._far, self._every = near, far, every
+        self.register_buffer("weights", torch.tensor(START, dtype=torch.float64))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, log_q: Tensor, mask: Tensor) -> Tensor:
+        """Return the log prior of a batch, (N, C, H, W); counts it, and estimates the weights when it is time.
+
+        Parameters
+        ----------
+        log_q
+            The network's predictions, (N, C, H, W). No gradient flows through the prior.
+        mask
+            True where there is data, (N, H, W).
+        """
+        q = log_q.exp()
+        near, far = (mean_boxes(q, mask, side).clamp_min(FLOOR).log() for side in (self._near, self._far))
+        count = int(self.batches)
+        if self._every and count and count % self._every == 0:
+            self._estimate(q, near, far, mask, count)
+        self.batches += 1
+        alpha, beta, gamma = self.weights.tolist()
+        return torch.log_softmax(nn.functional.logsigmoid(alpha * near + beta * far + gamma), dim=1)
+
+    def _estimate(self, q: Tensor, near: Tensor, far: Tensor, mask: Tensor, count: int) -> None:
+        there = torch.nonzero(mask.flatten())[:, 0].cpu()
+        if not len(there):
+            return
+        order = torch.randperm(len(there), generator=torch.Generator().manual_seed(count))
+        chosen = there[order[:SAMPLE]].to(q.device)
+        parts = (values.movedim(1, -1).flatten(0, -2)[chosen].double().cpu().numpy() for values in (near, far, q))
+        first, second, wanted = parts
+        found = fit_logistic(first, second, wanted, self.weights.cpu().numpy())
+        self.weights.copy_(torch.from_numpy(found))

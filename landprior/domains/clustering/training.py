@@ -1,0 +1,409 @@
+"""Training a network to cluster an image, without any label.
+
+The network is that of every other map, the loop too; the prior is made of its own predictions
+(:mod:`landprior.domains.clustering.neighbourhood`), and the loss is the implicit-posterior one that the settings name.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from landprior.domains.clustering.neighbourhood import FAR, NEAR, NeighbourhoodPrior
+from landprior.errors import CollapseWarning, InputError
+from landprior.implicit.devices import make_fabric
+from landprior.implicit.losses import IMPLICIT_LOSSES
+from landprior.implicit.posterior import log_class_marginal
+from landprior.implicit.seeds import derive_seed
+from landprior.implicit.training import Batch, TrainingSettings, fit
+from landprior.landcover.layers import ImageLayer
+from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
+from landprior.landcover.tiles import PatchFeed, Tile, measure_bands
+from landprior.raster.scheme import ClassScheme, LandClass
+from landprior.raster.windows import iter_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from landprior.implicit.training import History
+
+logger = logging.getLogger(__name__)
+
+MOST_CLUSTERS = 64
+
+LEAST_EFFECTIVE = 0.25
+"""Fewer effective clusters than this share of k are degenerate."""
+
+MOST_SHARE = 0.8
+"""A cluster with more than this share of the pixels is degenerate."""
+
+LOOKS = 8
+"""Batches on which the use of clusters is measured."""
+
+GAIN = 2.2
+"""By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
+clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
+
+WHITE_FLOOR = 0.003
+"""Share of the largest variance that is added to all when the bands are made uncorrelated: noise stays small."""
+
+
+def _training() -> TrainingSettings:
+    return TrainingSettings(loss="rq", steps=300, warmup="none", learning_rate=1e-3)
+
+
+class ClusterSettings(BaseModel):
+    """How an image is clustered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
+    training: TrainingSettings = Field(default_factory=_training)
+    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
+    far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
+    every: int = Field(50, ge=0, description="steps between two estimates of alpha, beta and gamma; 0: never")
+    filters: int = Field(16, ge=1, description="channels of the network's inner layers")
+    patch_size: int = Field(44, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(32, ge=1, description="patches a step")
+    restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
+    gain: float = Field(GAIN, gt=0, description="of the random weights")
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any], **changes: Any) -> ClusterSettings:  # noqa: ANN401 - the fields
+        """Return the defaults with some fields of the loop, None for none, and of their own changed."""
+        given = {name: value for name, value in training.items() if value is not None}
+        return cls(training=TrainingSettings(**(_training().model_dump() | given)), **changes)
+
+
+def make_scheme(clusters: int) -> ClassScheme:
+    """Return the scheme of clusters 1, 2, ... with colours that differ."""
+    classes = []
+    for index in range(clusters):
+        hue, light = (index * 0.618034) % 1.0, (0.5, 0.35, 0.68)[index % 3]
+        red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.75))
+        colour = f"#{red:02x}{green:02x}{blue:02x}"
+        classes.append(LandClass(code=index + 1, name=f"cluster {index + 1}", colour=colour))
+    return ClassScheme(name=f"clusters-{clusters}", title="Clusters of an image", classes=tuple(classes))
+
+
+def read_image_tile(
+    image: str | Path, scheme: ClassScheme, *, name: str | None = None, nodata: float | None = None
+) -> Tile:
+    """Read an image into memory, to cluster it; its prior is uniform and takes no memory.
+
+    Parameters
+    ----------
+    image
+        Raster with any bands.
+    scheme
+        The clusters.
+    name
+        For messages and the seed; by default the image's file name.
+    nodata
+        See :class:`landprior.landcover.layers.ImageLayer`.
+
+    Raises
+    ------
+    InputError
+        If no pixel has data.
+    """
+    with ImageLayer(image, nodata=nodata) as pixels:
+        values = np.empty((pixels.bands, *pixels.grid.shape), dtype=pixels.dtype)
+        valid = np.empty(pixels.grid.shape, dtype=bool)
+        for block in iter_blocks(pixels.grid, size=2048):
+            at = block.core.toslices()
+            values[(slice(None), *at)], valid[at] = pixels.read(block.core)
+    return image_tile(name or Path(image).name, values, valid, scheme)
+
+
+def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_], scheme: ClassScheme) -> Tile:
+    """Make a tile of an image, (B, H, W), and where it has data, (H, W).
+
+    Raises
+    ------
+    InputError
+        If no pixel has data.
+    """
+    if not valid.any():
+        msg = f"{name} has no valid pixel; is its nodata value right?"
+        raise InputError(msg)
+    uniform = torch.full((len(scheme), 1, 1), 1 / len(scheme), dtype=torch.float16)
+    return Tile(
+        name=name,
+        image=torch.from_numpy(values),
+        prior=uniform.expand(len(scheme), *valid.shape),
+        valid=torch.from_numpy(valid),
+        scheme=scheme,
+    )
+
+
+@torch.no_grad()
+def spread_weights(network: nn.Module, tiles: Sequence[Tile], statistics: BandStatistics, gain: float) -> None:
+    """Make random weights larger, and those of the first layer such that they see uncorrelated bands.
+
+    The bands of an image are mostly brightness; random weights, and the clusters that grow from them, would be too.
+
+    Parameters
+    ----------
+    network
+        Changed in place; its first convolution takes the bands.
+    tiles, statistics
+        What the covariance of the standardised bands is measured on.
+    gain
+        Of all convolutions' weights.
+    """
+    bands = len(statistics.mean)
+    total, count = torch.zeros(bands, bands, dtype=torch.float64), 0
+    for tile in tiles:
+        for top in range(0, tile.shape[0], 512):  # by strips: doubles of a whole tile are eight times its size
+            rows = slice(top, top + 512)
+            here = tile.inputs(statistics, rows, slice(None))[:, tile.valid[rows]].double()
+            total += (here @ here.T).cpu()
+            count += here.shape[1]
+    variances, directions = torch.linalg.eigh(total / max(count, 1))
+    white = (directions / torch.sqrt(variances.clamp_min(0) + WHITE_FLOOR * variances.max())) @ directions.T
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        layer.weight.mul_(gain)
+    first = layers[0].weight
+    first.copy_(torch.einsum("oihw,ij->ojhw", first.double().cpu(), white).to(first))
+
+
+class ClusterLearner(nn.Module):
+    """The network with its own prior, whose weights a checkpoint then holds."""
+
+    def __init__(self, network: nn.Module, prior: NeighbourhoodPrior) -> None:
+        super().__init__()
+        self.network, self.prior = network, prior
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return log q, (N, C, H, W)."""
+        found: Tensor = self.network(inputs)
+        return found
+
+
+class ClusterObjective:
+    """An implicit-posterior loss against the prior of the network's own neighbourhoods."""
+
+    def __init__(self, prior: NeighbourhoodPrior, loss: str) -> None:
+        self._prior, self._loss = prior, IMPLICIT_LOSSES[loss]
+
+    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
+        mask = torch.ones_like(output[:, 0], dtype=torch.bool) if batch.mask is None else batch.mask
+        return self._loss(output, self._prior(output.detach(), mask), mask)
+
+
+@dataclass(frozen=True)
+class ClusterUse:
+    """How clusters are used: the effective number exp(H(qbar)), and the share of the largest."""
+
+    effective: float
+    largest: float
+
+    @classmethod
+    def of(cls, shares: Tensor) -> ClusterUse:
+        """Judge mean predictions, shape (C,), sum 1."""
+        p = shares.double()
+        entropy = -(p * p.clamp_min(1e-30).log()).sum()
+        return cls(float(entropy.exp()), float(p.max()))
+
+    def degenerate(self, clusters: int) -> bool:
+        """Say whether most clusters are empty, or one has nearly all."""
+        return self.effective < max(LEAST_EFFECTIVE * clusters, 1.2) or self.largest > MOST_SHARE
+
+
+@torch.no_grad()
+def measure_use(network: nn.Module, feed: PatchFeed, *, first: int) -> ClusterUse:
+    """Measure the use of clusters on batches that were not trained on, from step ``first`` on."""
+    total: Tensor | None = None
+    for step in range(first, first + LOOKS):
+        batch = feed(step)
+        log_q = batch.crop(network(batch.inputs))
+        shares = log_class_marginal(log_q, batch.without_border().mask).exp()
+        total = shares if total is None else total + shares
+    if total is None:  # pragma: no cover - there are always looks
+        msg = "no batch to look at"
+        raise ValueError(msg)
+    return ClusterUse.of((total / total.sum()).cpu())
+
+
+def train_clusters(
+    tiles: Sequence[Tile],
+    settings: ClusterSettings | None = None,
+    *,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train a network that clusters the pixels of images.
+
+    Parameters
+    ----------
+    tiles
+        See :func:`read_image_tile`; several share one model.
+    settings
+        See :class:`ClusterSettings`.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Where the state is kept, so that an interrupted run goes on; each restart has its own file
+        (:func:`clear_attempts`).
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    LandcoverModel
+        Its classes are clusters. ``record["clustering"]`` holds the weights of the prior, the use of clusters and the
+        seeds that were tried.
+
+    Warns
+    -----
+    CollapseWarning
+        If the clusters degenerate: a restart from a derived seed follows, and after the last one the model that uses
+        most clusters is returned all the same.
+
+    Raises
+    ------
+    InputError
+        If there are no tiles, or the loss does not rest on the posterior.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
+    settings = settings or ClusterSettings()
+    if settings.training.loss not in IMPLICIT_LOSSES:
+        msg = f"clusters rest on the implicit posterior; the loss is one of {', '.join(IMPLICIT_LOSSES)}"
+        raise InputError(msg)
+    if not tiles:
+        msg = "there is no image to cluster"
+        raise InputError(msg)
+    best: tuple[LandcoverModel, ClusterUse] | None = None
+    tried: list[dict[str, Any]] = []
+    for attempt in range(settings.restarts + 1):
+        seed = settings.training.seed if not attempt else derive_seed(settings.training.seed, f"restart {attempt}")
+        path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{attempt}")
+        model, use = _train(tiles, settings, seed, device=device, checkpoint=path, progress=progress)
+        tried.append({"seed": seed, "effective": use.effective, "largest": use.largest})
+        if best is None or use.effective > best[1].effective:
+            best = model, use
+        if not use.degenerate(settings.clusters):
+            break
+        more = attempt < settings.restarts
+        warnings.warn(
+            f"the clusters degenerate: {use.effective:.1f} of {settings.clusters} are used, the largest for "
+            f"{use.largest:.0%} of the pixels; "
+            + ("starting again from another seed" if more else "try another --seed or fewer clusters"),
+            CollapseWarning,
+            stacklevel=2,
+        )
+    if best is None:  # pragma: no cover - there is always an attempt
+        msg = "nothing was trained"
+        raise ValueError(msg)
+    best[0].record["clustering"]["attempts"] = tried
+    return best[0]
+
+
+def clear_attempts(checkpoint: Path) -> None:
+    """Remove the checkpoints of all attempts, once what came of them is safe."""
+    for attempt in range(ClusterSettings.model_fields["restarts"].default + 100):
+        checkpoint.with_name(f"{checkpoint.name}-{attempt}").unlink(missing_ok=True)
+
+
+def _train(
+    tiles: Sequence[Tile],
+    settings: ClusterSettings,
+    run_seed: int,
+    *,
+    device: str,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[LandcoverModel, ClusterUse]:
+    names = sorted(tile.name for tile in tiles)
+    seed = derive_seed(run_seed, "|".join(names))
+    fabric = make_fabric(settings.training.precision, device)
+    on_device = [tile.to(fabric.device) for tile in tiles]
+    statistics = measure_bands(on_device)
+    scheme = tiles[0].scheme
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(int(tiles[0].image.shape[0]), scheme, filters=settings.filters)
+    spread_weights(network, on_device, statistics, settings.gain)
+    network = network.to(memory_format=torch.channels_last)
+    prior = NeighbourhoodPrior(near=settings.near, far=settings.far, every=settings.every)
+    feed = PatchFeed(
+        on_device,
+        statistics,
+        patch_size=settings.patch_size,
+        batch_size=settings.batch_size,
+        seed=seed,
+        halo=network.halo,
+    )
+    history = fit(
+        ClusterLearner(network, prior),
+        feed,
+        settings.training,
+        objective=ClusterObjective(prior, settings.training.loss),
+        fabric=fabric,
+        checkpoint=checkpoint,
+        identity="" if checkpoint is None else _identify(tiles, settings, run_seed),
+        progress=progress,
+    )
+    network.eval()
+    use = measure_use(network, feed, first=settings.training.steps)
+    logger.info("%.1f of %d clusters are used, the largest for %.0f %%", use.effective, len(scheme), 100 * use.largest)
+    return _finish(network, tiles, statistics, settings, history, prior, use), use
+
+
+def _finish(
+    network: Any,  # noqa: ANN401 - a PixelNetwork
+    tiles: Sequence[Tile],
+    statistics: BandStatistics,
+    settings: ClusterSettings,
+    history: History,
+    prior: NeighbourhoodPrior,
+    use: ClusterUse,
+) -> LandcoverModel:
+    alpha, beta, gamma = prior.weights.tolist()
+    return LandcoverModel(
+        network=network,
+        scheme=tiles[0].scheme,
+        statistics=statistics,
+        filters=settings.filters,
+        record={
+            "settings": settings.model_dump(mode="json"),
+            "tiles": sorted(tile.name for tile in tiles),
+            "labelled": False,
+            "history": history.summary(),
+            "clustering": {
+                "alpha": alpha,
+                "beta": beta,
+                "gamma": gamma,
+                "effective": use.effective,
+                "largest": use.largest,
+            },
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _identify(tiles: Sequence[Tile], settings: ClusterSettings, seed: int) -> str:
+    """Return a hash of all that a run depends on."""
+    sha = hashlib.sha256(f"{settings.model_dump_json()}{seed}".encode())
+    for tile in tiles:
+        sha.update(tile.name.encode())
+        for values in (tile.image, tile.valid):
+            sha.update(values.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
