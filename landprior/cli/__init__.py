@@ -32,6 +32,8 @@ _COMMANDS = {
     "compare": ("landprior.cli.compare", "Compare methods on labelled tiles: a table, maps."),
     "experiment": ("landprior.cli.experiment", "Run a whole table, resumable, with a report."),
     "partial-labels": ("landprior.cli.partial_labels", "Learn classes from candidate sets or negative labels."),
+    "cluster": ("landprior.cli.cluster", "Cluster the pixels of an image without any label."),
+    "assign": ("landprior.cli.assign", "Turn clusters into classes with a few labelled points."),
     "text": ("landprior.cli.text", "Sort documents with coarse labels into fine classes."),
     "rank": ("landprior.cli.rank", "Learn ordered classes from pairs: which is greater."),
     "paint": ("landprior.cli.paint", "Find the parts of pictures from a prior drawn by hand."),
