@@ -221,15 +221,16 @@ _NETWORK_OPTIONS = (
 
 def area_options(command: F) -> F:
     """Add the options that say where: ``--bbox``, ``--place``, ``--aoi``, ``--name`` (``--city`` is its own)."""
-    return _stack(command, _AREA_OPTIONS)
+    return stack_options(command, _AREA_OPTIONS)
 
 
 def source_options(command: F) -> F:
     """Add the options that say from where; their names are the fields of ``FetchSettings``."""
-    return _stack(command, _SOURCE_OPTIONS + _NETWORK_OPTIONS)
+    return stack_options(command, _SOURCE_OPTIONS + _NETWORK_OPTIONS)
 
 
-def _stack(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.imagery import (
+    data_options,
+    output_options,
+    pick_settings,
+    read_data,
+    run_sweep,
+    training_options,
+)
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
-from landprior.cli.partial_labels import data_options, read_data, run_sweep
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(name="rank")
@@ -48,33 +57,14 @@ from landprior.cli.partial_labels import data_options, read_data, run_sweep
 @click.option(
     "--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, help="Pairs a step.  [default: 128]"
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each.")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: 12]")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    help="[default: 0.002 for 256 images a step, for fewer less by the square root]",
-)
-@click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]")
-@click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]")
-@click.option(
-    "--held-out", type=click.FloatRange(0, 0.9, min_open=True), help="Share that chooses the epoch.  [default: 0.1]"
-)
-@click.option("--predictions", is_flag=True, help="Also write the probabilities of every image, as CSV.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("landprior-rank"),
-    show_default=True,
-    help="Folder of results, models, report, pictures.",
-)
+@training_options(epochs=12)
+@output_options("landprior-rank")
 @device_option
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     data: Path | None,
     table: Path | None,
@@ -88,16 +78,11 @@ def command(
     fits: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     seeds: int,
-    epochs: int | None,
-    learning_rate: float | None,
-    schedule: str | None,
-    memory: float | None,
-    filters: int | None,
-    held_out: float | None,
     predictions: bool,
     output: Path,
     device: str,
     as_json: bool,
+    **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
     """Learn ordered classes of images from pairs: which of two is the greater or equal.
 
@@ -118,22 +103,12 @@ def command(
     if pairs is not None and draw is not None:
         msg = "--pairs and --draw exclude each other: pairs are given or drawn"
         raise click.UsageError(msg)
-    changes = {
-        "pairs": draw,
-        "ties": ties,
-        "denominators": denominators,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "memory": memory,
-        "filters": filters,
-        "held_out": held_out,
-    }
+    changes = {"pairs": draw, "ties": ties, "denominators": denominators, **training}
     images = read_data(data, table, classes, download)
     varied: dict[str, Any] = {"fits": fits, "marginals": marginals, "batch_sizes": batch_sizes}
     runner = RankRunner(
         images,
-        RankSettings(**{name: value for name, value in changes.items() if value is not None}),
+        RankSettings(**pick_settings(changes)),
         output,
         **{name: value for name, value in varied.items() if value},
         seeds=seeds,
