@@ -132,6 +132,26 @@ def test_devices_together_are_one():
     torch.testing.assert_close(torch.cat(gradients) / 2, expected)
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("qr", 1e-6), ("rq", 0.15)])
+def test_gradients_added_up_over_several_batches_are_those_of_one(name, tolerance):
+    # once much was seen; in qr items meet in the marginal only, in rq each also weighs how the marginal changes
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1200, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    log_prior = torch.log_softmax(torch.randn(1200, 3, dtype=torch.float64, generator=generator), 1)
+
+    def differentiate(parts):
+        marginal = RunningMarginal(1e12, classes=3)
+        marginal.total = 1e9 * torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+        marginal.weight = torch.tensor(1e9, dtype=torch.float64)
+        log_q = torch.log_softmax(logits, 1)
+        pairs = zip(log_q.chunk(parts), log_prior.chunk(parts), strict=True)
+        losses = [IMPLICIT_LOSSES[name](q, prior, log_marginal=marginal(q)) for q, prior in pairs]
+        return torch.autograd.grad(torch.stack(losses).mean(), logits)[0]
+
+    whole = differentiate(1)
+    assert (differentiate(4) - whole).norm() < tolerance * whole.norm()
+
+
 def test_a_memory_of_nothing_is_refused():
     with pytest.raises(ValueError, match="positive number of items"):
         RunningMarginal(0)
