@@ -111,6 +111,7 @@ def predict_points(
     blurs: Sequence[int] = (BLUR,),
     nodata: float | None = None,
     device: str = "auto",
+    precision: str = "auto",
     window_size: int | None = None,
     progress: bool = False,
 ) -> NDArray[np.float64]:
@@ -123,6 +124,8 @@ def predict_points(
     ----------
     image, model, nodata, device, window_size, progress
         See :func:`map_density`.
+    precision
+        ``"fp32"`` or ``"bf16"``; by default the second on CUDA.
     points
         Where.
     blurs
@@ -138,7 +141,7 @@ def predict_points(
     ready = replace(ready, network=BlurredNetwork(ready.network, *blurs).eval())
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
-        mapper = Mapper(ready, pixels, device=device, engine="torch")
+        mapper = Mapper(ready, pixels, device=device, engine="torch", precision=precision)
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
             return mapper.compute(block, data, ("probabilities",))

@@ -292,6 +292,7 @@ def score_images(
     blurs: Sequence[int] = (1, BLUR),
     nodata: float | None = None,
     device: str = "auto",
+    precision: str = "auto",
     progress: bool = False,
 ) -> list[Row]:
     """Score predictions, and what one has without a model, at labelled points.
@@ -310,7 +311,7 @@ def score_images(
         Images to be scored together, by what they are called; those without points do not count.
     blurs
         Sides of the blur, each a line.
-    nodata, device, progress
+    nodata, device, precision, progress
         See :func:`predict_points`.
 
     Returns
@@ -323,7 +324,7 @@ def score_images(
     rows: list[Row] = []
     mine = {group: [name for name in names if name in points] for group, names in groups.items()}
     bar = tqdm(total=sum(map(len, mine.values())), desc="points", unit="image", disable=not progress, leave=False)
-    options: dict[str, Any] = {"blurs": blurs, "nodata": nodata, "device": device}
+    options: dict[str, Any] = {"blurs": blurs, "nodata": nodata, "device": device, "precision": precision}
     with bar:
         for group, names in mine.items():
             parts: list[dict[str, NDArray[np.float64]]] = []
@@ -364,6 +365,7 @@ def _score_values(
     blurs: Sequence[int],
     nodata: float | None,
     device: str,
+    precision: str,
 ) -> dict[str, NDArray[np.float64]]:
     """Return what points of one image are scored by, by name: larger for the target, NaN where not known."""
     found: dict[str, NDArray[np.float64]] = {}
@@ -374,7 +376,7 @@ def _score_values(
     found["darkness"] = read_darkness(path, at, nodata=nodata)
     if model is None:
         return found
-    odds = predict_points(path, at, model, blurs=blurs, nodata=nodata, device=device)
+    odds = predict_points(path, at, model, blurs=blurs, nodata=nodata, device=device, precision=precision)
     for blur, values in zip(blurs, odds, strict=True):
         suffix = f", blur {blur}" if blur > 1 else ""
         found[f"q{suffix}"] = values
