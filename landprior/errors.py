@@ -102,3 +102,11 @@ class CooccurrenceWarning(LandpriorWarning):
 
 class SourceWarning(LandpriorWarning):
     """A source had something other than was asked for, or nothing."""
+
+
+class TableWarning(LandpriorWarning):
+    """Part of a table is of no use."""
+
+
+class DirectionWarning(LandpriorWarning):
+    """A model predicts its target where the prior says that there is less of it."""

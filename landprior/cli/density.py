@@ -36,12 +36,12 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
     help="What is minimised.  [default: rq]",
 )
 @click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long; see docs/density.md for the default.")
-@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True))
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 9/10 of the steps]")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 1500]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
+@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 16]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 32]")
 @click.option(
     "--normalise",
     type=click.Choice(["image", "all"]),

@@ -21,7 +21,15 @@ from scipy.stats import mannwhitneyu
 from landprior.cli import main
 from landprior.domains.density import blocks, mapping, points, project, training
 from landprior.domains.density.blur import BlurredNetwork, blur_model
-from landprior.errors import InputError, MissingInputError, ModelError, OutputExistsError, PriorError
+from landprior.errors import (
+    DirectionWarning,
+    InputError,
+    MissingInputError,
+    ModelError,
+    OutputExistsError,
+    PriorError,
+    TableWarning,
+)
 from landprior.implicit.posterior import log_posterior
 from landprior.landcover.model import load_model
 from landprior.raster.files import local_grids_allowed
@@ -171,7 +179,7 @@ def test_missing_tables_and_unknown_images_are_said(tmp_path: Path):
         blocks.read_blocks(tmp_path / "none.csv", {"a.png": grid()})
     table = tmp_path / "t.csv"
     table.write_text("image,row,col,class\na,0,0,1\nz,0,0,1\n")
-    with pytest.warns(blocks.TableWarning, match="rows of z, no image"):
+    with pytest.warns(TableWarning, match="rows of z, no image"):
         blocks.read_blocks(table, {"a.png": grid()})
 
 
@@ -412,7 +420,7 @@ def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, 
     monkeypatch.setattr(training, "train_model", watched)
     monkeypatch.setattr(training, "check_direction", lambda *_: training.Direction(next(answers), (0.5, 0.5)))
     quick = training.DensitySettings(loss="rq", steps=8, warmup_steps=4, filters=4, patch_size=16, batch_size=2)
-    with pytest.warns(training.DirectionWarning, match="came out inverted .*-0.40"):
+    with pytest.warns(DirectionWarning, match="came out inverted .*-0.40"):
         found = training.train_density(tiles, BLOCK, quick)
     assert [(s.warm_end, s.warmup) for s in seen] == [(4, "ce"), (6, "ce")]
     assert seen[0].seed != seen[1].seed
@@ -430,8 +438,8 @@ def test_a_model_inverted_to_the_end_is_the_least_so_and_says_so(scenes: Path, m
     monkeypatch.setattr(training, "check_direction", lambda *_: training.Direction(next(answers), (0.5, 0.5)))
     quick = training.DensitySettings(loss="rq", steps=3, filters=4, patch_size=16, batch_size=2)
     with (
-        pytest.warns(training.DirectionWarning, match=r"does not go with its prior \(correlation -0.10"),
-        pytest.warns(training.DirectionWarning, match="training anew"),
+        pytest.warns(DirectionWarning, match=r"does not go with its prior \(correlation -0.10"),
+        pytest.warns(DirectionWarning, match="training anew"),
     ):
         found = training.train_density(tiles, BLOCK, quick)
     assert found.record["density"]["attempts"] == 3

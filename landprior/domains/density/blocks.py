@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from landprior.errors import InputError, LandpriorWarning, MissingInputError, PriorError
+from landprior.errors import InputError, MissingInputError, PriorError, TableWarning
 from landprior.raster.cog import CogWriter
 from landprior.raster.windows import Block, stream
 
@@ -31,10 +31,6 @@ UNKNOWN = -1
 
 CLASSES = 10
 """How many density classes counts become."""
-
-
-class TableWarning(LandpriorWarning):
-    """Part of a table is of no use."""
 
 
 @dataclass(frozen=True, kw_only=True)

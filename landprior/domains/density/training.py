@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rasterio.windows import Window
 
 from landprior.domains.density.blocks import UNKNOWN, BlockLabels, block_shape, check_priors, pixel_prior
-from landprior.errors import CollapseWarning, HarmWarning, InputError, LandpriorWarning
+from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
 from landprior.landcover.layers import ImageLayer
@@ -54,10 +54,6 @@ NORMALISED = "normalised"
 """Where a model's record says how images are made alike."""
 
 Normalise = Literal["image", "all"]
-
-
-class DirectionWarning(LandpriorWarning):
-    """A model predicts the target where the prior says that there is less of it."""
 
 
 class DensitySettings(BaseModel):
