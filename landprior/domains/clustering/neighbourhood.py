@@ -2,11 +2,12 @@
 
 With q5 and q50 the mean prediction over the 5 x 5 and the 50 x 50 pixels around pixel i,
 
-    p_i(l)  proportional to  s(alpha log q5_i(l) + beta log q50_i(l) + gamma),      s(z) = 1 / (1 + exp(-z)).
+    log p_i(l) = alpha log q5_i(l) + beta log q50_i(l) + gamma, normalised over l.
 
 Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
-this pixel (contrast), gamma how soon a cluster is taken for certain. The three are a logistic regression of the
-network's own q_i(l), all clusters together, and are estimated anew as training goes on.
+this pixel (contrast). Gamma, one constant for all clusters, cancels in the normalisation, so there is none here. The
+weights are a multinomial logistic regression of the network's own q_i on the two logs, and are estimated anew as
+training goes on.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 NEAR, FAR = 5, 50
 """Sides of the neighbourhoods in pixels, the paper's."""
 
-START = (1.0, -0.3, 0.0)
-"""Alpha, beta and gamma before they are estimated: a little contrast, no certainty."""
+START = (1.0, -0.3)
+"""Alpha and beta before they are estimated: a little contrast, no certainty."""
 
 FLOOR = 1e-6
 """Where logs of mean predictions are floored."""
 
 RIDGE = 1e-3
-"""Penalty on the squares of the three, so that predictions that are all certain do not send them to infinity."""
+"""Penalty on the squares of the weights, so that predictions that are all certain do not send them to infinity."""
 
 SAMPLE = 4096
 """Pixels of a batch that the regression takes."""
@@ -84,31 +85,30 @@ def mean_boxes(q: Tensor, mask: Tensor, side: int) -> Tensor:
 def fit_logistic(
     near: NDArray[np.float64], far: NDArray[np.float64], q: NDArray[np.float64], start: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Estimate alpha, beta and gamma by maximum likelihood.
+    """Estimate alpha and beta by maximum likelihood.
 
     Parameters
     ----------
     near, far
-        Logs of the mean predictions, any one shape.
+        Logs of the mean predictions, shape (n, C).
     q
-        What is to be predicted, the same shape, 0 to 1.
+        What is to be predicted, shape (n, C), rows sum to 1.
     start
-        Where to begin, shape (3,).
+        Where to begin, shape (2,).
 
     Returns
     -------
-    ndarray, shape (3,)
+    ndarray, shape (2,)
     """
     from scipy.optimize import minimize
-    from scipy.special import expit, log_expit
+    from scipy.special import log_softmax
 
-    features = np.stack([near.ravel(), far.ravel(), np.ones(near.size)])
-    wanted = q.ravel()
+    features = np.stack([near, far])
 
     def objective(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        scores = weights @ features
-        loss = -(wanted * log_expit(scores) + (1 - wanted) * log_expit(-scores)).mean()
-        slope = features @ (expit(scores) - wanted) / wanted.size
+        log_p = log_softmax(np.tensordot(weights, features, axes=1), axis=1)
+        loss = -(q * log_p).sum() / len(q)
+        slope = (features * (np.exp(log_p) - q)).sum(axis=(1, 2)) / len(q)
         return float(loss + RIDGE / 2 * (weights**2).sum()), slope + RIDGE * weights
 
     return np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B").x, dtype=np.float64)
@@ -151,8 +151,8 @@ class NeighbourhoodPrior(nn.Module):
         if self._every and count and count % self._every == 0:
             self._estimate(q, near, far, mask, count)
         self.batches += 1
-        alpha, beta, gamma = self.weights.tolist()
-        return torch.log_softmax(nn.functional.logsigmoid(alpha * near + beta * far + gamma), dim=1)
+        alpha, beta = self.weights.tolist()
+        return torch.log_softmax(alpha * near + beta * far, dim=1)
 
     def _estimate(self, q: Tensor, near: Tensor, far: Tensor, mask: Tensor, count: int) -> None:
         there = torch.nonzero(mask.flatten())[:, 0].cpu()

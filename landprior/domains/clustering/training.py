@@ -73,7 +73,7 @@ class ClusterSettings(BaseModel):
     training: TrainingSettings = Field(default_factory=_training)
     near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
     far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
-    every: int = Field(50, ge=0, description="steps between two estimates of alpha, beta and gamma; 0: never")
+    every: int = Field(50, ge=0, description="steps between two estimates of alpha and beta; 0: never")
     filters: int = Field(16, ge=1, description="channels of the network's inner layers")
     patch_size: int = Field(44, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(32, ge=1, description="patches a step")
@@ -351,16 +351,18 @@ def _train(
         seed=seed,
         halo=network.halo,
     )
-    history = fit(
-        ClusterLearner(network, prior),
-        feed,
-        settings.training,
-        objective=ClusterObjective(prior, settings.training.loss),
-        fabric=fabric,
-        checkpoint=checkpoint,
-        identity="" if checkpoint is None else _identify(tiles, settings, run_seed),
-        progress=progress,
-    )
+    with warnings.catch_warnings():  # the loop's own judgement rests on the feed's prior, and that is none here
+        warnings.simplefilter("ignore", CollapseWarning)
+        history = fit(
+            ClusterLearner(network, prior),
+            feed,
+            settings.training,
+            objective=ClusterObjective(prior, settings.training.loss),
+            fabric=fabric,
+            checkpoint=checkpoint,
+            identity="" if checkpoint is None else _identify(tiles, settings, run_seed),
+            progress=progress,
+        )
     network.eval()
     use = measure_use(network, feed, first=settings.training.steps)
     logger.info("%.1f of %d clusters are used, the largest for %.0f %%", use.effective, len(scheme), 100 * use.largest)
@@ -376,7 +378,7 @@ def _finish(
     prior: NeighbourhoodPrior,
     use: ClusterUse,
 ) -> LandcoverModel:
-    alpha, beta, gamma = prior.weights.tolist()
+    alpha, beta = prior.weights.tolist()
     return LandcoverModel(
         network=network,
         scheme=tiles[0].scheme,
@@ -390,7 +392,6 @@ def _finish(
             "clustering": {
                 "alpha": alpha,
                 "beta": beta,
-                "gamma": gamma,
                 "effective": use.effective,
                 "largest": use.largest,
             },
