@@ -128,7 +128,10 @@ def show(folder: Path, losses: tuple[str, ...]) -> bool:
             f"\n{part}: {first['points']} nuclei, {first['positives']} inflammatory; "
             f"{first['blocks']} blocks hold both, {first['pairs']} pairs"
         )
-    test = frame[frame["part"] == "test"].groupby(["loss", "score"])["within"].mean()
+    test = frame[(frame["part"] == "test") & (frame["loss"] != "none")]
+    shared = set.intersection(*(set(test[test["loss"] == loss]["seed"]) for loss in ("rq", "ce")))
+    print(f"\nbars: seeds {sorted(shared)}, those that RQ and CE both have")
+    test = test[test["seed"].isin(shared)].groupby(["loss", "score"])["within"].mean()
     good = True
     best = {loss: max(test.get((loss, score), float("nan")) for score in ("q", f"q, blur {BLUR}")) for loss in losses}
     mine = max((best[loss] for loss in IMPLICIT if loss in best), default=float("nan"))
