@@ -185,7 +185,7 @@ def report(name: str, lines: list[dict], baseline: list[float]) -> bool:
     for kind in ("kmeans", "kmeans, sharpened", "clusters"):
         for line in lines:
             about = line["about"] if kind == "clusters" else None
-            used = "| |" if about is None else f"{about['effective']:.1f} | {len(about['attempts'])}"
+            used = "|" if about is None else f"{about['effective']:.1f} | {len(about['attempts'])}"
             spread = np.std(line[kind], ddof=1)
             print(f"| {kind} | {line['seed']} | {np.mean(line[kind]):.4f} | {spread:.4f} | {used} |")
         means = [np.mean(line[kind]) for line in lines]
