@@ -27,6 +27,9 @@ BENCHMARKS = {
     "epitome": "a large epitome with and without location promotion",
     "text": "fine topics of documents by RQ, against its prior and cross-entropy",
     "partial_labels": "partial labels of digits and pictures, by loss, batch and marginal",
+    "paint": "parts of a picture from a rough drawing",
+    "clustering": "clusters without labels, assigned from 400 points, against k-means and logistic regression",
+    "density": "a target per pixel from density classes of blocks, against cross-entropy",
     "ranks": "digits from pairs that only say which is the greater",
     "learned_prior": "drawn learned priors against the published panels",
 }

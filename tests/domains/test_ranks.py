@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.domains.imagery.images import ImageSplits, LabelledImages
+from landprior.domains.imagery.images import ImageSplits, LabelledImages, read_images
 from landprior.domains.imagery.records import Look, read_runs
 from landprior.domains.ranks import training as training_module
 from landprior.domains.ranks.figures import choose_looks
@@ -362,3 +363,13 @@ def test_mistakes_are_one_line(tmp_path, archive, arguments, code, said):
     result = call("rank", *given, "-o", tmp_path / "out")
     assert result.exit_code == code, result.output
     assert said in result.output
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_real_digits_from_ranks():
+    folder = Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "mnist"
+    if not folder.is_dir():
+        pytest.skip(f"no digits at {folder}; set LANDPRIOR_TEST_DATA to the folder that holds mnist/")
+    trained = train_ranks(read_images(folder / "mnist.npz"), RankSettings(epochs=6))
+    assert trained.looks[trained.chosen - 1].test >= 96.0
