@@ -62,7 +62,7 @@ def command(
 
     \b
     landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
-    landprior assign clusters.tif --labels labels.tif --train-points 400 --draws 50 --scheme mine.yaml -o map.tif
+    landprior assign clusters.tif --labels labels.tif --train-points 400 --draws 50 --scheme chesapeake-4 -o map.tif
 
     CLUSTERS are the probabilities, or the map they lie beside. A line of the CSV is a place, x,y in the raster's
     coordinates or row,col in pixels from 0, and a class, by code or name. The accuracy is that of repeated draws: of
