@@ -37,15 +37,25 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
 )
 @click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
 @click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 9/10 of the steps]")
-@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 1500]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 2000]")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 16]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 32]")
+@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 12]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 128]")
 @click.option(
     "--normalise",
     type=click.Choice(["image", "all"]),
     help="Make images alike, each by its own mean and deviation, or not.  [default: image]",
+)
+@click.option(
+    "--relative/--absolute",
+    default=None,
+    help="Compare a block's density with its own image's, or take it as it is.  [default: relative]",
+)
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 1),
+    help="Vary brightness and colour of patches by so many standard deviations.  [default: 0.2]",
 )
 @click.option(
     "--precision",

@@ -324,6 +324,10 @@ class PatchFeed:
         Added to the prior, see :func:`landprior.implicit.networks.log_prior`; labels are taken as they are.
     halo
         Border of the patches that does not count: how far the network looks.
+    jitter
+        How much the standardised bands of each patch are varied at random (:func:`vary_bands`); 0 for not at all.
+    turned
+        Whether the patches of a step are turned by a random multiple of 90 degrees, and perhaps mirrored.
     """
 
     def __init__(
@@ -336,6 +340,8 @@ class PatchFeed:
         seed: int = 0,
         smoothing: float = OUTPUT_SMOOTHING,
         halo: int = FCN_HALO,
+        jitter: float = 0.0,
+        turned: bool = False,
     ) -> None:
         require_compatible(tiles)
         self._tiles = list(tiles)
@@ -352,6 +358,7 @@ class PatchFeed:
         self._seed = seed
         self._smoothing = 0.0 if tiles[0].labelled else smoothing
         self._halo = halo
+        self._jitter, self._turned = jitter, turned
         weights = torch.tensor([float(tile.valid.sum()) for tile in tiles])
         self._weights = weights / weights.sum()
 
@@ -360,7 +367,12 @@ class PatchFeed:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
         chosen = torch.multinomial(self._weights, self._count, replacement=True, generator=generator)
         places = torch.rand((self._count, 2), generator=generator)
-        return self._gather(chosen, places)
+        batch = self._gather(chosen, places)
+        if self._jitter:
+            bands = self._tiles[0].image.shape[0]
+            varied = vary_bands(batch.inputs[:, :bands], self._jitter, generator)
+            batch = replace(batch, inputs=torch.cat([varied, batch.inputs[:, bands:]], dim=1))
+        return turn_batch(batch, *torch.randint(8, (1,), generator=generator).tolist()) if self._turned else batch
 
     def _gather(self, chosen: Tensor, places: Tensor) -> Batch:
         side = self._side
@@ -379,3 +391,41 @@ class PatchFeed:
             mask=valid,
             border=self._halo,
         )
+
+
+def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Vary brightness, contrast and colour of patches at random: images differ in them, and they say little of classes.
+
+    Parameters
+    ----------
+    inputs
+        Standardised bands, (N, B, H, W).
+    amount
+        Standard deviation of a factor and of an offset common to the bands of a patch; those of each band besides have
+        half of it.
+    generator
+        On the CPU, so that draws do not depend on the device.
+    """
+    count, bands = inputs.shape[:2]
+
+    def draw(channels: int, deviation: float) -> Tensor:
+        drawn = deviation * torch.randn((count, channels, 1, 1), generator=generator)
+        return drawn.to(inputs)
+
+    factor = (1 + draw(1, amount)) * (1 + draw(bands, amount / 2))
+    return inputs * factor + draw(1, amount) + draw(bands, amount / 2)
+
+
+def turn_batch(batch: Batch, way: int) -> Batch:
+    """Turn a batch of square patches in one of the eight ways: ``way % 4`` quarter turns, mirrored from 4 on."""
+
+    def turn(values: Tensor) -> Tensor:
+        found = torch.rot90(values, way % 4, (-2, -1))
+        return found.flip(-1) if way >= 4 else found
+
+    return replace(
+        batch,
+        inputs=turn(batch.inputs).contiguous(memory_format=torch.channels_last),
+        log_prior=None if batch.log_prior is None else turn(batch.log_prior),
+        mask=None if batch.mask is None else turn(batch.mask),
+    )

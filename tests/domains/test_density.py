@@ -211,6 +211,21 @@ def test_measured_prior_is_the_share_of_pixels_near_points():
     assert found == pytest.approx([0, 0.065, 0.13])  # the class without a block lies between
 
 
+def test_related_priors_are_of_an_image_as_dense_as_all():
+    priors = np.array([0.1, 0.5, 0.9])
+    dense, thin = np.array([[2, 2], [2, 1]]), np.array([[0, 0], [1, blocks.UNKNOWN]])
+    rate = blocks.mean_prior(priors, [dense, thin])
+    assert rate == pytest.approx((3 * 0.9 + 0.5 + 0.1 + 0.1 + 0.5) / 7)
+    found = blocks.relate_priors(priors, dense, rate)
+    odds, mean = priors / (1 - priors), 0.8
+    np.testing.assert_allclose(found / (1 - found), odds * (1 - mean) / mean * rate / (1 - rate))
+    np.testing.assert_allclose(blocks.relate_priors(priors, dense, mean), priors)  # an image like all is left alone
+    assert blocks.relate_priors(priors, thin, rate)[1] > found[1]  # more than is usual there, less than is usual here
+    hard = np.array([0.0, 0.5, 1.0])
+    assert blocks.relate_priors(hard, np.array([[0, 1, 2]]), 0.2)[[0, 2]].tolist() == [0, 1]
+    np.testing.assert_array_equal(blocks.relate_priors(hard, np.array([[0, 0]]), 0.2), hard)
+
+
 def test_prior_raster_is_constant_over_blocks(tmp_path: Path):
     classes = np.array([[0, 1], [1, blocks.UNKNOWN]], dtype=np.int16)
     scheme = training.make_scheme()
@@ -348,8 +363,20 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
     for tile in tiles:
         assert tile.image.float().mean((1, 2)).abs().max() < 1e-3
         assert tile.image.float().std((1, 2)) == pytest.approx(np.ones(3), abs=1e-2)
-    first = np.kron(priors[labels.classes["scene0.tif"]], np.ones((BLOCK, BLOCK)))
+    mine = labels.classes["scene0.tif"]
+    related = blocks.relate_priors(priors, mine, blocks.mean_prior(priors, labels.classes.values()))
+    first = np.kron(related[mine], np.ones((BLOCK, BLOCK)))
     np.testing.assert_allclose(tiles[0].prior[1].numpy(), first, atol=1e-3)
+    (absolute, *_) = training.read_tiles(
+        paths,
+        images.grids,
+        labels,
+        priors,
+        scheme=training.make_scheme(),
+        settings=training.DensitySettings(relative=False),
+    )
+    first = np.kron(priors[mine], np.ones((BLOCK, BLOCK)))
+    np.testing.assert_allclose(absolute.prior[1].numpy(), first, atol=1e-3)
     few = training.read_tiles(
         paths,
         images.grids,

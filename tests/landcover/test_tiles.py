@@ -1,5 +1,7 @@
 """Tiles in memory and the patches cut from them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rasterio
@@ -7,7 +9,7 @@ import torch
 
 from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
 from landprior.implicit.seeds import derive_seed
-from landprior.landcover.tiles import PatchFeed, measure_bands, read_tile
+from landprior.landcover.tiles import PatchFeed, measure_bands, read_tile, turn_batch
 
 
 @pytest.fixture
@@ -89,6 +91,55 @@ def test_a_batch_depends_on_seed_and_step_alone(tile):
     torch.testing.assert_close(one(7).inputs, other(7).inputs, rtol=0, atol=0)
     assert not torch.equal(one(7).inputs, one(8).inputs)
     assert not torch.equal(one(7).inputs, feed(2)(7).inputs)
+
+
+def test_varied_patches_are_a_line_of_what_they_were(tile):
+    """Each band of a patch is a * x + b, a near 1 and b near 0, which depend on seed and step alone."""
+
+    def feed(**options):
+        return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=64, seed=1, **options)(7)
+
+    plain, varied, again = feed(), feed(jitter=0.2), feed(jitter=0.2)
+    torch.testing.assert_close(varied.inputs, again.inputs, rtol=0, atol=0)
+    torch.testing.assert_close(varied.log_prior, plain.log_prior)
+    x, y = plain.inputs.flatten(2), varied.inputs.flatten(2)
+    dx, dy = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
+    some = dx.square().sum(-1).amin(1) > 1  # not the patches that lie in a hole
+    assert some.sum() > 40
+    x, y, dx, dy = x[some], y[some], dx[some], dy[some]
+    factor = (dx * dy).sum(-1) / dx.square().sum(-1)
+    torch.testing.assert_close(dy, factor[..., None] * dx, atol=1e-4, rtol=0)
+    offset = y.mean(-1) - factor * x.mean(-1)
+    assert factor.mean().item() == pytest.approx(1, abs=0.1)
+    assert factor.mean(1).std().item() == pytest.approx(0.2, abs=0.07)  # common to the bands
+    assert (offset - offset.mean(1, keepdim=True)).std().item() == pytest.approx(0.1, abs=0.03)  # of each band
+    one = PatchFeed(
+        [replace(tile, extra=tile.prior, extras=("prior",))], measure_bands([tile]), patch_size=16, jitter=0.2
+    )
+    none = PatchFeed([replace(tile, extra=tile.prior, extras=("prior",))], measure_bands([tile]), patch_size=16)
+    bands = tile.image.shape[0]
+    torch.testing.assert_close(one(0).inputs[:, bands:], none(0).inputs[:, bands:], rtol=0, atol=0)
+    assert not torch.equal(one(0).inputs[:, :bands], none(0).inputs[:, :bands])
+
+
+@pytest.mark.parametrize("way", range(8))
+def test_a_turned_batch_is_turned_in_all_its_parts(tile, way):
+    batch = PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=3)(0)
+    turned = turn_batch(batch, way)
+    for was, now in ((batch.inputs, turned.inputs), (batch.log_prior, turned.log_prior), (batch.mask, turned.mask)):
+        expected = np.rot90(was.numpy(), way % 4, (-2, -1))
+        np.testing.assert_array_equal(now.numpy(), expected[..., ::-1] if way >= 4 else expected)
+
+
+def test_all_eight_ways_are_taken(tile):
+    def feed(*, turned):
+        return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=1, turned=turned)
+
+    ways = set()
+    for step in range(64):
+        was, now = feed(turned=False)(step), feed(turned=True)(step)
+        ways |= {way for way in range(8) if torch.equal(turn_batch(was, way).inputs, now.inputs)}
+    assert ways == set(range(8))
 
 
 def test_the_seed_of_a_tile_comes_from_its_name():

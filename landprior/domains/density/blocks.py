@@ -6,6 +6,7 @@ at the bottom are smaller where the image is no whole number of blocks.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -359,6 +360,40 @@ def spread_over_blocks(values: NDArray[np.generic], block: int, rows: slice, col
     """Return values of blocks, (rows, columns) of blocks, as pixels of a window, (h, w)."""
     index = [np.arange(span.start, span.stop) // block for span in (rows, columns)]
     return np.asarray(values[np.ix_(*index)])
+
+
+def mean_prior(priors: NDArray[np.float64], classes: Iterable[NDArray[np.int16]]) -> float:
+    """Return the mean prior of the target over the known blocks of images; NaN if none is known."""
+    known = np.concatenate([some[some != UNKNOWN] for some in classes])
+    return float(priors[known].mean()) if known.size else math.nan
+
+
+def relate_priors(priors: NDArray[np.float64], classes: NDArray[np.int16], rate: float) -> NDArray[np.float64]:
+    """Return the priors of an image's density classes as if the image were as dense as all are on average.
+
+    With m the mean over the image's blocks, p becomes proportional to ``rate * p / m``, and 1 - p to
+    ``(1 - rate) * (1 - p) / (1 - m)``. Images differ in much besides density (stain, kind of tissue, the scanner), and
+    a network tells them apart by that; blocks of one image differ in little else.
+
+    Parameters
+    ----------
+    priors
+        Probability of the target by class.
+    classes
+        Of the blocks of an image.
+    rate
+        The mean over all images (:func:`mean_prior`).
+
+    Returns
+    -------
+    NDArray
+        Probability by class; 0 and 1 stay, and all do where a mean is 0 or 1.
+    """
+    mean = mean_prior(priors, [classes])
+    if not (0 < mean < 1 and 0 < rate < 1):
+        return priors
+    target, background = rate * priors / mean, (1 - rate) * (1 - priors) / (1 - mean)
+    return np.asarray(target / (target + background))
 
 
 def pixel_prior(

@@ -12,6 +12,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,13 +20,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from rasterio.windows import Window
 
-from landprior.domains.density.blocks import UNKNOWN, BlockLabels, block_shape, check_priors, pixel_prior
+from landprior.domains.density.blocks import (
+    UNKNOWN,
+    BlockLabels,
+    block_shape,
+    check_priors,
+    mean_prior,
+    pixel_prior,
+    relate_priors,
+)
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
-from landprior.landcover.tiles import Tile, require_compatible
+from landprior.landcover.tiles import PatchFeed, Tile, require_compatible
 from landprior.landcover.training import TileSettings, make_settings, train_model
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream
@@ -62,13 +71,15 @@ class DensitySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(2000, ge=1)
     warmup: Literal["ce", "ce-em", "none"] = "ce"
     warmup_steps: int | None = Field(None, ge=0, description="nine tenths of the steps by default")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     filters: int = Field(64, ge=1, description="the paper's")
-    patch_size: int = Field(16, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(32, ge=1, description="patches a step")
+    patch_size: int = Field(12, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(128, ge=1, description="patches a step")
+    relative: bool = Field(default=True, description="compare a block's density with its own image's")
+    jitter: float = Field(0.2, ge=0, le=1, description="how much brightness and colour of patches are varied")
     normalise: Normalise = Field(
         "image", description="standardise the bands of each image by its own mean and deviation, or all by common ones"
     )
@@ -201,7 +212,7 @@ def read_tiles(
     scheme
         Background and target.
     settings
-        How images are made alike, how many pixels are read, and the seed of the draw.
+        How images and densities are made alike, how many pixels are read, and the seed of the draw.
     nodata
         See :class:`landprior.landcover.layers.ImageLayer`.
 
@@ -229,12 +240,13 @@ def read_tiles(
     if some < len(pieces):
         logger.info("training on %d of %d pieces of the images, drawn at random", some, len(pieces))
     chosen = [pieces[i] for i in sorted(order[:some].tolist())]
+    rate = mean_prior(priors, labels.classes.values()) if settings.relative else None
     own: dict[Path, BandStatistics] = {}
     tiles = []
     for piece in chosen:
         if settings.normalise == "image" and piece.path not in own:
             own[piece.path] = measure_image(piece.path, nodata=nodata)
-        tile = _read_piece(piece, own.get(piece.path), labels, priors, scheme, nodata)
+        tile = _read_piece(piece, own.get(piece.path), labels, priors, scheme, nodata, rate=rate)
         if tile is not None:
             tiles.append(tile)
     if not tiles:
@@ -268,11 +280,15 @@ def _read_piece(
     priors: NDArray[np.float64],
     scheme: ClassScheme,
     nodata: float | None,
+    *,
+    rate: float | None,
 ) -> Tile | None:
     """Read a piece; None if no known block of it has data."""
     with ImageLayer(piece.path, nodata=nodata) as pixels:
         values, seen = pixels.read(piece.window)
-    prior = pixel_prior(labels.classes[piece.path.name], priors, labels.block, *piece.window.toslices())
+    classes = labels.classes[piece.path.name]
+    table = priors if rate is None else relate_priors(priors, classes, rate)
+    prior = pixel_prior(classes, table, labels.block, *piece.window.toslices())
     valid = seen & ~np.isnan(prior[0])
     if not valid.any():
         return None
@@ -394,7 +410,13 @@ def train_density(
             warnings.simplefilter("ignore", HarmWarning)
             warnings.simplefilter("ignore", CollapseWarning)
             model = train_model(
-                tiles, settings.tile_settings(attempt), device=device, checkpoint=path, progress=progress
+                tiles,
+                settings.tile_settings(attempt),
+                feed=partial(PatchFeed, jitter=settings.jitter, turned=True),
+                identity=f"jitter {settings.jitter}",
+                device=device,
+                checkpoint=path,
+                progress=progress,
             )
         direction = check_direction(model, tiles, block)
         attempts.append((direction, model))
