@@ -36,8 +36,8 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
     help="What is minimised.  [default: rq]",
 )
 @click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 9/10 of the steps]")
-@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 2000]")
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 7/10 of the steps]")
+@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 1500]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")
 @click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 12]")
@@ -51,6 +51,11 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
     "--relative/--absolute",
     default=None,
     help="Compare a block's density with its own image's, or take it as it is.  [default: relative]",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of the target in an average block, if relative.  [default: 0.1; with --prior or --measure, their mean]",
 )
 @click.option(
     "--jitter",
@@ -147,6 +152,8 @@ def command(
         raise click.UsageError(msg)
     scheme = make_scheme(*two)
     settings = _settings(seed=seed, **given)
+    if given["share"] is None and (prior is not None or measure is not None):
+        settings = settings.model_copy(update={"share": None})
     progress = show_progress(ctx)
     found = project.find_images(images)
     labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)

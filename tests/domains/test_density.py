@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from landprior.errors import (
 )
 from landprior.implicit.posterior import log_posterior
 from landprior.landcover.model import load_model
+from landprior.landcover.tiles import Tile
 from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid
 
@@ -360,23 +362,24 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
     priors = blocks.spread_priors(5)
     tiles = training.read_tiles(paths, images.grids, labels, priors, scheme=training.make_scheme())
     assert len(tiles) == 6
+
+    def read_with(**changes: Any) -> Tile:
+        quick = training.DensitySettings(**changes)
+        return training.read_tiles(paths, images.grids, labels, priors, scheme=training.make_scheme(), settings=quick)[
+            0
+        ]
+
     for tile in tiles:
         assert tile.image.float().mean((1, 2)).abs().max() < 1e-3
         assert tile.image.float().std((1, 2)) == pytest.approx(np.ones(3), abs=1e-2)
     mine = labels.classes["scene0.tif"]
-    related = blocks.relate_priors(priors, mine, blocks.mean_prior(priors, labels.classes.values()))
-    first = np.kron(related[mine], np.ones((BLOCK, BLOCK)))
-    np.testing.assert_allclose(tiles[0].prior[1].numpy(), first, atol=1e-3)
-    (absolute, *_) = training.read_tiles(
-        paths,
-        images.grids,
-        labels,
-        priors,
-        scheme=training.make_scheme(),
-        settings=training.DensitySettings(relative=False),
-    )
-    first = np.kron(priors[mine], np.ones((BLOCK, BLOCK)))
-    np.testing.assert_allclose(absolute.prior[1].numpy(), first, atol=1e-3)
+    mean = blocks.mean_prior(priors, labels.classes.values())
+    for tile, expected in (
+        (tiles[0], blocks.relate_priors(priors, mine, 0.1)),
+        (read_with(share=None), blocks.relate_priors(priors, mine, mean)),
+        (read_with(relative=False), priors),
+    ):
+        np.testing.assert_allclose(tile.prior[1], np.kron(expected[mine], np.ones((BLOCK, BLOCK))), atol=1e-3)
     few = training.read_tiles(
         paths,
         images.grids,

@@ -369,7 +369,7 @@ def mean_prior(priors: NDArray[np.float64], classes: Iterable[NDArray[np.int16]]
 
 
 def relate_priors(priors: NDArray[np.float64], classes: NDArray[np.int16], rate: float) -> NDArray[np.float64]:
-    """Return the priors of an image's density classes as if the image were as dense as all are on average.
+    """Return the priors of an image's density classes as if the image were as dense as images are on average.
 
     With m the mean over the image's blocks, p becomes proportional to ``rate * p / m``, and 1 - p to
     ``(1 - rate) * (1 - p) / (1 - m)``. Images differ in much besides density (stain, kind of tissue, the scanner), and
@@ -382,7 +382,7 @@ def relate_priors(priors: NDArray[np.float64], classes: NDArray[np.int16], rate:
     classes
         Of the blocks of an image.
     rate
-        The mean over all images (:func:`mean_prior`).
+        The share of the target in an average image.
 
     Returns
     -------

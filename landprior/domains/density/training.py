@@ -71,14 +71,20 @@ class DensitySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
-    steps: int = Field(2000, ge=1)
+    steps: int = Field(1500, ge=1)
     warmup: Literal["ce", "ce-em", "none"] = "ce"
-    warmup_steps: int | None = Field(None, ge=0, description="nine tenths of the steps by default")
+    warmup_steps: int | None = Field(None, ge=0, description="seven tenths of the steps by default")
     learning_rate: float = Field(1e-3, gt=0)
     filters: int = Field(64, ge=1, description="the paper's")
     patch_size: int = Field(12, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(128, ge=1, description="patches a step")
     relative: bool = Field(default=True, description="compare a block's density with its own image's")
+    share: float | None = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="of the target in an average block, where densities are related; None: as the prior",
+    )
     jitter: float = Field(0.2, ge=0, le=1, description="how much brightness and colour of patches are varied")
     normalise: Normalise = Field(
         "image", description="standardise the bands of each image by its own mean and deviation, or all by common ones"
@@ -90,7 +96,7 @@ class DensitySettings(BaseModel):
 
     def tile_settings(self, attempt: int = 0) -> TileSettings:
         """Return the settings of the core's training; each further attempt halves the steps after the warm-up."""
-        warm = self.steps * 9 // 10 if self.warmup_steps is None else self.warmup_steps
+        warm = self.steps * 7 // 10 if self.warmup_steps is None else self.warmup_steps
         warmup = self.warmup
         if attempt:
             warm, warmup = self.steps - math.ceil((self.steps - warm) / 2**attempt), "ce"
@@ -240,7 +246,8 @@ def read_tiles(
     if some < len(pieces):
         logger.info("training on %d of %d pieces of the images, drawn at random", some, len(pieces))
     chosen = [pieces[i] for i in sorted(order[:some].tolist())]
-    rate = mean_prior(priors, labels.classes.values()) if settings.relative else None
+    share = settings.share or mean_prior(priors, labels.classes.values())
+    rate = share if settings.relative else None
     own: dict[Path, BandStatistics] = {}
     tiles = []
     for piece in chosen:
