@@ -398,7 +398,12 @@ def test_large_images_are_cut_into_whole_blocks(tmp_path: Path, monkeypatch: pyt
         classes={path.name: np.array([[0, 1, 1], [1, 0, 1], [1, 1, -1]], dtype=np.int16)}, count=2, block=BLOCK
     )
     tiles = training.read_tiles(
-        [path], {path.name: grid(110, 110)}, labels, np.array([0.2, 0.8]), scheme=training.make_scheme()
+        [path],
+        {path.name: grid(110, 110)},
+        labels,
+        np.array([0.2, 0.8]),
+        scheme=training.make_scheme(),
+        settings=training.DensitySettings(relative=False),
     )
     assert [tile.shape for tile in tiles] == [(80, 80), (80, 30), (30, 80)]  # the piece without a class is left out
     assert tiles[1].prior[1, :40].float().mean() == pytest.approx(0.8, abs=1e-3)
