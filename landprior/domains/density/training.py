@@ -73,7 +73,7 @@ class DensitySettings(BaseModel):
     loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
     steps: int = Field(4000, ge=1)
     warmup: Literal["ce", "ce-em", "none"] = "ce"
-    warmup_steps: int | None = Field(None, ge=0, description="nine tenths of the steps by default")
+    warmup_steps: int | None = Field(None, ge=0, description="19 of 20 steps by default")
     learning_rate: float = Field(1e-3, gt=0)
     filters: int = Field(64, ge=1, description="the paper's")
     patch_size: int = Field(12, ge=11, description="side of the patches, pixels")
@@ -96,7 +96,7 @@ class DensitySettings(BaseModel):
 
     def tile_settings(self, attempt: int = 0) -> TileSettings:
         """Return the settings of the core's training; each further attempt halves the steps after the warm-up."""
-        warm = self.steps * 9 // 10 if self.warmup_steps is None else self.warmup_steps
+        warm = self.steps * 19 // 20 if self.warmup_steps is None else self.warmup_steps
         warmup = self.warmup
         if attempt:
             warm, warmup = self.steps - math.ceil((self.steps - warm) / 2**attempt), "ce"
