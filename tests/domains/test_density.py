@@ -655,6 +655,7 @@ def test_the_command_measures_a_prior(scenes: Path, tmp_path: Path):
     priors = report["density"]["priors"]
     assert priors[0] < 0.02
     assert np.diff(priors).min() > 0
+    assert report["density"]["settings"]["share"] is None  # a measured prior knows the share
     assert report["maps"] == []
 
 
