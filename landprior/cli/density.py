@@ -151,9 +151,7 @@ def command(
         msg = f"--names takes two names, such as background,target, not {names!r}"
         raise click.UsageError(msg)
     scheme = make_scheme(*two)
-    settings = _settings(seed=seed, **given)
-    if given["share"] is None and (prior is not None or measure is not None):
-        settings = settings.model_copy(update={"share": None})
+    settings = _settings(own_prior=bool(prior or measure), seed=seed, **given)
     progress = show_progress(ctx)
     found = project.find_images(images)
     labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)
@@ -265,8 +263,8 @@ def _check_options(
             raise click.UsageError(msg)
 
 
-def _settings(**given: Any) -> Any:  # noqa: ANN401 - DensitySettings, which help must not import
-    """Put what was given over the defaults.
+def _settings(*, own_prior: bool, **given: Any) -> Any:  # noqa: ANN401 - DensitySettings, which help must not import
+    """Put what was given over the defaults; a prior of the user's own knows the share of the target.
 
     Raises
     ------
@@ -279,7 +277,8 @@ def _settings(**given: Any) -> Any:  # noqa: ANN401 - DensitySettings, which hel
     from landprior.raster.scheme import explain
 
     try:
-        settings = DensitySettings(**{name: value for name, value in given.items() if value is not None})
+        values = {name: value for name, value in given.items() if value is not None}
+        settings = DensitySettings(**({"share": None} if own_prior else {}) | values)
         settings.tile_settings()
     except ValidationError as error:
         raise click.UsageError(explain(error, "the training")) from error

@@ -62,7 +62,7 @@ WARMED = frozenset[str]({*IMPLICIT, "sr"})
 """Objectives that a warm-up goes before."""
 
 COLLAPSE_SHARE = 0.995
-"""A class predicted for more than this share of the pixels, where the prior's mean is far lower, is a collapse."""
+"""A class predicted more often than this share of the time, where the prior's mean is far lower, is a collapse."""
 
 COLLAPSE_STEPS = 500
 """Steps after which a collapse is one; half of a shorter run."""
@@ -429,7 +429,7 @@ class _Run:
         if share > COLLAPSE_SHARE and prior_share < 0.9 and late and not self._warned:
             self._warned = True
             warnings.warn(
-                f"q predicts one class for {share:.1%} of the pixels, where the prior's mean is {prior_share:.0%}: the "
+                f"q predicts one class {share:.1%} of the time, where the prior's mean is {prior_share:.0%}: the "
                 "degenerate solution. Try another --seed, a lower --learning-rate, more --warmup-steps, larger batches",
                 CollapseWarning,
                 stacklevel=3,

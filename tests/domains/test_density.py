@@ -33,7 +33,6 @@ from landprior.errors import (
 )
 from landprior.implicit.posterior import log_posterior
 from landprior.landcover.model import load_model
-from landprior.landcover.tiles import Tile
 from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid
 
@@ -363,7 +362,7 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
     tiles = training.read_tiles(paths, images.grids, labels, priors, scheme=training.make_scheme())
     assert len(tiles) == 6
 
-    def read_with(**changes: Any) -> Tile:
+    def read_with(**changes: Any) -> training.Tile:
         quick = training.DensitySettings(**changes)
         return training.read_tiles(paths, images.grids, labels, priors, scheme=training.make_scheme(), settings=quick)[
             0
