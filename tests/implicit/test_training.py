@@ -158,7 +158,7 @@ def test_collapse_is_warned_of():
     network = make_network()
     with torch.no_grad():
         network.body[2].bias[:] = torch.tensor([50.0, 0.0, 0.0])
-    with pytest.warns(CollapseWarning, match=r"one class for 100.*Try another --seed"):
+    with pytest.warns(CollapseWarning, match=r"one class 100.*Try another --seed"):
         fit(network, feed, settings(loss="ce", steps=10, learning_rate=1e-6))
 
 
