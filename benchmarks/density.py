@@ -111,7 +111,7 @@ def run(folder: Path, losses: tuple[str, ...], seeds: int, parts: tuple[str, ...
             print(f"{loss}, seed {seed}\n{project.to_text(shown)}\n", flush=True)
 
 
-def show(folder: Path, losses: tuple[str, ...]) -> bool:
+def show(folder: Path) -> bool:
     """Print means over seeds and the bars, and say whether none is missed."""
     frame = pd.DataFrame(find_scores(folder))
     frame = frame[frame["part"] != "develop"]
@@ -133,7 +133,7 @@ def show(folder: Path, losses: tuple[str, ...]) -> bool:
     print(f"\nbars: seeds {sorted(shared)}, those that RQ and CE both have")
     test = test[test["seed"].isin(shared)].groupby(["loss", "score"])["within"].mean()
     good = True
-    best = {loss: max(test.get((loss, score), float("nan")) for score in ("q", f"q, blur {BLUR}")) for loss in losses}
+    best = {loss: max(test[loss, "q"], test[loss, f"q, blur {BLUR}"]) for loss in LOSSES if (loss, "q") in test}
     mine = max((best[loss] for loss in IMPLICIT if loss in best), default=float("nan"))
     other = best.get("ce", float("nan"))
     for text, fine, shown in (
@@ -158,7 +158,7 @@ def main(*, output: Path, losses: tuple[str, ...], seeds: int, develop: bool, on
     parts = ("test", "train", "develop") if develop else ("test", "train")
     if not only_show:
         run(output, chosen, seeds, parts)
-    if not show(output, chosen):
+    if not show(output):
         sys.exit(1)
 
 
