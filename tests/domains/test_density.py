@@ -390,6 +390,20 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
     assert len(few) == 3
 
 
+def test_crops_of_one_block_are_not_related_to_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Of images that are a block each only the difference between images says anything."""
+    paths = [write_image(tmp_path / f"crop{i}.tif", np.full((3, BLOCK, BLOCK), 9 + i, np.uint8)) for i in range(3)]
+    labels = blocks.BlockLabels(
+        classes={path.name: np.array([[i]], dtype=np.int16) for i, path in enumerate(paths)}, count=3, block=BLOCK
+    )
+    priors = np.array([0.1, 0.4, 0.9])
+    tiles = training.read_tiles(
+        paths, {path.name: grid(BLOCK, BLOCK) for path in paths}, labels, priors, scheme=training.make_scheme()
+    )
+    assert [tile.prior[1].float().mean().item() for tile in tiles] == pytest.approx(priors, abs=1e-3)
+    assert "taken as they are" in caplog.text
+
+
 def test_large_images_are_cut_into_whole_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(training, "PIECE", 90)  # two blocks of 40
     path, _, _ = make_scene(tmp_path, 3, side=110)

@@ -246,8 +246,7 @@ def read_tiles(
     if some < len(pieces):
         logger.info("training on %d of %d pieces of the images, drawn at random", some, len(pieces))
     chosen = [pieces[i] for i in sorted(order[:some].tolist())]
-    share = settings.share or mean_prior(priors, labels.classes.values())
-    rate = share if settings.relative else None
+    rate = _find_rate(labels, priors, settings)
     own: dict[Path, BandStatistics] = {}
     tiles = []
     for piece in chosen:
@@ -261,6 +260,19 @@ def read_tiles(
         raise InputError(msg)
     require_compatible(tiles)
     return tiles
+
+
+def _find_rate(labels: BlockLabels, priors: NDArray[np.float64], settings: DensitySettings) -> float | None:
+    """Return the share of the target that images are related to; None if priors are taken as they are."""
+    if not settings.relative:
+        return None
+    if not any(
+        np.ptp(priors[some[some != UNKNOWN]]) > 0 for some in labels.classes.values() if (some != UNKNOWN).any()
+    ):
+        # as of crops that are a block each: related to themselves they all were alike, and there were nothing to learn
+        logger.warning("no image has blocks of different density, so densities are taken as they are (--absolute)")
+        return None
+    return settings.share or mean_prior(priors, labels.classes.values())
 
 
 def _cut(path: Path, grid: Grid, labels: BlockLabels) -> Iterator[_Piece]:
