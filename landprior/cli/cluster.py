@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map of clusters to write (COG).")
 @click.option("--model", type=OUTPUT, help="Where the model goes.  [default: beside the map, .safetensors]")
 @click.option(
-    "--loss", type=click.Choice(["rq", "qr", "qr-kl"]), default="rq", show_default=True, help="What is minimised."
+    "--loss", type=click.Choice(["rq", "qr", "qr-kl"]), default="qr", show_default=True, help="What is minimised."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 400]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 16]")
-@click.option("--near", type=click.IntRange(min=1), help="Side of the small neighbourhood, px.  [default: 5]")
+@click.option("--near", type=click.IntRange(min=1), help="Side of the small neighbourhood, px.  [default: 25]")
 @click.option("--far", type=click.IntRange(min=1), help="Side of the large neighbourhood, px.  [default: 50]")
-@click.option("--sharpen", type=click.IntRange(min=1), help="Side of the box of the sharpening, px, odd.  [default: 9]")
+@click.option("--alpha", type=float, help="How much a pixel is like the small neighbourhood.  [default: 1]")
+@click.option("--beta", type=float, help="The same for the large one; below 0: unlike it.  [default: 0]")
+@click.option("--gamma", type=click.FloatRange(min=0), help="How much rare clusters are favoured.  [default: 1]")
+@click.option("--every", type=click.IntRange(min=0), help="Steps between estimates of alpha, beta.  [default: never]")
+@click.option("--jitter", type=click.FloatRange(min=0), help="Differences in brightness to overlook.  [default: 0.5]")
+@click.option("--tint", type=click.FloatRange(min=0), help="Differences in colour to overlook.  [default: 0.2]")
+@click.option("--blur", type=click.IntRange(min=1), help="Side of the sharpening blur, px, odd.  [default: 11]")
 @click.option("--restarts", type=click.IntRange(min=0), help="If clusters degenerate.  [default: 2]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same clusters.")
 @nodata_option
@@ -54,7 +60,13 @@ def command(
     filters: int | None,
     near: int | None,
     far: int | None,
-    sharpen: int | None,
+    alpha: float | None,
+    beta: float | None,
+    gamma: float | None,
+    every: int | None,
+    jitter: float | None,
+    tint: float | None,
+    blur: int | None,
     restarts: int | None,
     seed: int,
     nodata: float | None,
@@ -69,19 +81,32 @@ def command(
     landprior cluster naip.tif -k 20 --steps 600 --filters 32 --seed 1 -o clusters.tif
     landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
 
-    A network is trained from random weights against its own predictions: pixels are like those near them, and unlike
-    what is common far around. Beside the map come the probabilities of the clusters (..._probabilities.tif), which
-    landprior assign turns into classes, and the model. Give the same command again after an interruption.
+    A network is trained from random weights against its own predictions: pixels are like those near them, seen in other
+    light, and all clusters are used. Beside the map come the probabilities of the clusters (..._probabilities.tif),
+    which landprior assign turns into classes, and the model. Give the same command again after an interruption.
     """  # noqa: D301
     import json
 
     from pydantic import ValidationError
 
-    from landprior.domains.clustering.mapping import SHARPENING, cluster_image
+    from landprior.domains.clustering.mapping import cluster_image
     from landprior.domains.clustering.training import ClusterSettings
+    from landprior.landcover.blur import BLUR
     from landprior.raster.scheme import explain
 
-    own = {"clusters": clusters, "filters": filters, "near": near, "far": far, "restarts": restarts}
+    own = {
+        "clusters": clusters,
+        "filters": filters,
+        "near": near,
+        "far": far,
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "every": every,
+        "jitter": jitter,
+        "tint": tint,
+        "restarts": restarts,
+    }
     loop = {"loss": loss, "steps": steps, "learning_rate": learning_rate, "seed": seed}
     try:
         settings = ClusterSettings.of(loop, **{name: value for name, value in own.items() if value is not None})
@@ -92,7 +117,7 @@ def command(
         output,
         settings,
         model=model,
-        side=sharpen or SHARPENING,
+        side=blur or BLUR,
         nodata=nodata,
         device=device,
         overwrite=overwrite,

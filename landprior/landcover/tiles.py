@@ -324,8 +324,10 @@ class PatchFeed:
         Added to the prior, see :func:`landprior.implicit.networks.log_prior`; labels are taken as they are.
     halo
         Border of the patches that does not count: how far the network looks.
-    jitter
+    jitter, tint
         How much the standardised bands of each patch are varied at random (:func:`vary_bands`); 0 for not at all.
+    views
+        How often each patch stands in a batch, varied on its own each time: a batch is all patches, and all again.
     turned
         Whether the patches of a step are turned by a random multiple of 90 degrees, and perhaps mirrored.
     """
@@ -341,6 +343,8 @@ class PatchFeed:
         smoothing: float = OUTPUT_SMOOTHING,
         halo: int = FCN_HALO,
         jitter: float = 0.0,
+        tint: float | None = None,
+        views: int = 1,
         turned: bool = False,
     ) -> None:
         require_compatible(tiles)
@@ -358,7 +362,7 @@ class PatchFeed:
         self._seed = seed
         self._smoothing = 0.0 if tiles[0].labelled else smoothing
         self._halo = halo
-        self._jitter, self._turned = jitter, turned
+        self._jitter, self._tint, self._views, self._turned = jitter, tint, views, turned
         weights = torch.tensor([float(tile.valid.sum()) for tile in tiles])
         self._weights = weights / weights.sum()
 
@@ -367,10 +371,10 @@ class PatchFeed:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
         chosen = torch.multinomial(self._weights, self._count, replacement=True, generator=generator)
         places = torch.rand((self._count, 2), generator=generator)
-        batch = self._gather(chosen, places)
+        batch = repeat_batch(self._gather(chosen, places), self._views)
         if self._jitter:
             bands = self._tiles[0].image.shape[0]
-            varied = vary_bands(batch.inputs[:, :bands], self._jitter, generator)
+            varied = vary_bands(batch.inputs[:, :bands], self._jitter, generator, tint=self._tint)
             batch = replace(batch, inputs=torch.cat([varied, batch.inputs[:, bands:]], dim=1))
         return turn_batch(batch, *torch.randint(8, (1,), generator=generator).tolist()) if self._turned else batch
 
@@ -393,7 +397,23 @@ class PatchFeed:
         )
 
 
-def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+def repeat_batch(batch: Batch, times: int) -> Batch:
+    """Return a batch of all patches, and all again, ``times`` in all."""
+    if times == 1:
+        return batch
+
+    def repeat(values: Tensor) -> Tensor:
+        return torch.cat([values] * times)
+
+    return replace(
+        batch,
+        inputs=repeat(batch.inputs).contiguous(memory_format=torch.channels_last),
+        log_prior=None if batch.log_prior is None else repeat(batch.log_prior),
+        mask=None if batch.mask is None else repeat(batch.mask),
+    )
+
+
+def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tint: float | None = None) -> Tensor:
     """Vary brightness, contrast and colour of patches at random: images differ in them, and they say little of classes.
 
     Parameters
@@ -401,19 +421,21 @@ def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator) -> Ten
     inputs
         Standardised bands, (N, B, H, W).
     amount
-        Standard deviation of a factor and of an offset common to the bands of a patch; those of each band besides have
-        half of it.
+        Standard deviation of a factor and of an offset common to the bands of a patch.
     generator
         On the CPU, so that draws do not depend on the device.
+    tint
+        The same of each band besides; by default half of ``amount``.
     """
     count, bands = inputs.shape[:2]
+    own = amount / 2 if tint is None else tint
 
     def draw(channels: int, deviation: float) -> Tensor:
         drawn = deviation * torch.randn((count, channels, 1, 1), generator=generator)
         return drawn.to(inputs)
 
-    factor = (1 + draw(1, amount)) * (1 + draw(bands, amount / 2))
-    return inputs * factor + draw(1, amount) + draw(bands, amount / 2)
+    factor = (1 + draw(1, amount)) * (1 + draw(bands, own))
+    return inputs * factor + draw(1, amount) + draw(bands, own)
 
 
 def turn_batch(batch: Batch, way: int) -> Batch:

@@ -21,7 +21,6 @@ from scipy.stats import mannwhitneyu
 
 from landprior.cli import main
 from landprior.domains.density import blocks, mapping, points, project, training
-from landprior.domains.density.blur import BlurredNetwork, blur_model
 from landprior.errors import (
     DirectionWarning,
     InputError,
@@ -32,6 +31,7 @@ from landprior.errors import (
     TableWarning,
 )
 from landprior.implicit.posterior import log_posterior
+from landprior.landcover.blur import BlurredNetwork, blur_model
 from landprior.landcover.model import load_model
 from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid

@@ -122,6 +122,26 @@ def test_varied_patches_are_a_line_of_what_they_were(tile):
     assert not torch.equal(one(0).inputs[:, :bands], none(0).inputs[:, :bands])
 
 
+def test_views_are_the_same_patches_in_another_light(tile):
+    def feed(**options):
+        return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=8, seed=1, **options)(7)
+
+    once, twice = feed(), feed(views=2, jitter=0.3, tint=0.0)
+    assert twice.inputs.shape == (16, *once.inputs.shape[1:])
+    assert twice.border == once.border
+    for half in (slice(0, 8), slice(8, 16)):
+        torch.testing.assert_close(twice.log_prior[half], once.log_prior)
+        assert torch.equal(twice.mask[half], once.mask)
+    first, second = twice.inputs[:8].flatten(2), twice.inputs[8:].flatten(2)
+    change = (second - second.mean((1, 2), keepdim=True)).std((1, 2)) / (first - first.mean((1, 2), keepdim=True)).std(
+        (1, 2)
+    )
+    expected = first * change[:, None, None]
+    offset = (second - expected).mean((1, 2), keepdim=True)
+    torch.testing.assert_close(second, expected + offset, atol=1e-4, rtol=0)  # without tint: one line for all bands
+    assert (change - 1).abs().min() > 1e-4
+
+
 @pytest.mark.parametrize("way", range(8))
 def test_a_turned_batch_is_turned_in_all_its_parts(tile, way):
     batch = PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=3)(0)

@@ -1,16 +1,11 @@
-"""Mapping clusters: the network's q, window by window, sharpened by what is around each pixel."""
+"""Mapping clusters: the network's q, window by window, log-likelihoods averaged over what is around each pixel."""
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from landprior.domains.clustering.neighbourhood import mean_boxes
 from landprior.domains.clustering.training import (
     ClusterSettings,
     clear_attempts,
@@ -19,46 +14,16 @@ from landprior.domains.clustering.training import (
     train_clusters,
 )
 from landprior.errors import InputError
-from landprior.landcover.layers import PriorLayer
+from landprior.landcover.blur import BLUR, blur_model, check_side
 from landprior.landcover.model import save_model
-from landprior.landcover.prediction import Products, beside, open_sinks, predict, write_quicklook, write_style
-from landprior.raster.cog import TAG_DOMAIN, encode_probabilities
+from landprior.landcover.prediction import Products, beside, predict
+from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import check_output, open_raster
-from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from landprior.landcover.model import LandcoverModel
-    from landprior.raster.windows import Found
-
-SHARPENING = 9
-"""Side in pixels of the box over which q is averaged."""
-
-
-def sharpen(shares: NDArray[np.float32], valid: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
-    """Replace each pixel's q by the mean over the box around it: labels become locally consistent.
-
-    Parameters
-    ----------
-    shares
-        q, shape (C, H, W).
-    valid
-        Where there is data, (H, W).
-    side
-        Of the box, odd, in pixels.
-
-    Returns
-    -------
-    ndarray of float32, shape (C, H, W)
-        Sum 1 where valid.
-    """
-    # sums of many small windows are the same wherever they begin only if they are as good as exact
-    q = torch.from_numpy(shares)[None].double()
-    return mean_boxes(q, torch.from_numpy(valid)[None], side)[0].float().numpy()
 
 
 def map_clusters(
@@ -66,7 +31,7 @@ def map_clusters(
     output: str | Path,
     model: LandcoverModel,
     *,
-    side: int = SHARPENING,
+    side: int = BLUR,
     products: Products | None = None,
     nodata: float | None = None,
     device: str = "auto",
@@ -86,7 +51,8 @@ def map_clusters(
     model
         See :func:`landprior.domains.clustering.training.train_clusters`.
     side
-        Of the box of :func:`sharpen`, odd; 1 leaves q as it is.
+        Of the square over which log-likelihoods are averaged (:class:`landprior.landcover.blur.BlurredNetwork`), odd; 1
+        leaves q as it is.
     products
         What else to write; probabilities always are, confidence is not.
     nodata, device, tags, overwrite, progress
@@ -104,40 +70,19 @@ def map_clusters(
     InputError
         If ``side`` is even.
     """
-    if side < 1 or side % 2 == 0:
-        msg = f"the box of the sharpening needs an odd side in pixels, not {side}"
-        raise InputError(msg)
-    products = replace(products or Products(), probabilities=True, confidence=False)
-    target = check_output(output, overwrite=overwrite)
-    check_output(beside(target, "probabilities"), overwrite=overwrite)
-    marks = {"scheme": model.scheme.model_dump_json(exclude_defaults=True), "sharpening": str(side), **(tags or {})}
-    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:
-        own = Products(probabilities=True)
-        plain = predict(
-            image, Path(folder) / "q.tif", model, products=own, nodata=nodata, device=device, progress=progress
-        )
-        with ExitStack() as stack:
-            belief = stack.enter_context(PriorLayer(beside(plain, "probabilities"), scheme=model.scheme))
-            marks |= {"model": model.digest(), "loss": model.loss, "maps": "q"}
-            sinks = open_sinks(stack, target, model.scheme, belief.grid, products, marks, overwrite=overwrite)
-
-            def compute(block: Block) -> dict[str, Found]:
-                shares, valid = belief.read(block.outer)
-                rows, columns = block.crop
-                inside = valid[rows, columns]
-                if not inside.any():
-                    return {}
-                found = sharpen(shares, valid, side)[:, rows, columns]
-                best = model.scheme.decode(found.argmax(0), inside)
-                found[:, ~inside] = float("nan")
-                return {"map": best, "probabilities": encode_probabilities(found, products.encoding)}
-
-            stream(compute, grid=belief.grid, sinks=sinks, halo=side // 2, label="sharpening", progress=progress)
-    if products.style:
-        write_style(target.with_suffix(".qml"), model.scheme)
-    if products.quicklook:
-        write_quicklook(target, target.with_suffix(".png"), model.scheme)
-    return target
+    check_side(side)
+    marks = {"scheme": model.scheme.model_dump_json(exclude_defaults=True), "blur": str(side), **(tags or {})}
+    return predict(
+        image,
+        output,
+        blur_model(model, side),
+        products=replace(products or Products(), probabilities=True, confidence=False),
+        nodata=nodata,
+        device=device,
+        tags=marks,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def cluster_image(
@@ -146,7 +91,7 @@ def cluster_image(
     settings: ClusterSettings | None = None,
     *,
     model: str | Path | None = None,
-    side: int = SHARPENING,
+    side: int = BLUR,
     products: Products | None = None,
     nodata: float | None = None,
     device: str = "auto",

@@ -1,22 +1,28 @@
 """The prior that a network's predictions around a pixel are for that pixel.
 
-With q5 and q50 the mean prediction over the 5 x 5 and the 50 x 50 pixels around pixel i,
+With q5 and q50 the mean prediction over two squares around pixel i, a small and a large one, and qbar that over all,
 
-    log p_i(l) = alpha log q5_i(l) + beta log q50_i(l) + gamma, normalised over l.
+    log p_i(l) = alpha log q5_i(l) + beta log q50_i(l) - gamma log qbar(l), normalised over l.
 
 Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
-this pixel (contrast). Gamma, one constant for all clusters, cancels in the normalisation, so there is none here. The
-weights are a multinomial logistic regression of the network's own q_i on the two logs, and are estimated anew as
-training goes on.
+this pixel (contrast), and gamma > 0 that no cluster is more common than others. With QR, whose first part is the
+entropy of qbar, the loss is then alpha times a cross-entropy of q with the predictions around less 1 + gamma times
+that entropy: for alpha = 1 and gamma = 0 a bound on the information that a pixel's cluster and its neighbours' share.
+
+Alpha and beta can be estimated anew as training goes on, by a multinomial logistic regression of the network's own q_i
+on the two logs. Gamma is given: by that regression it would be what lets clusters die.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from landprior.implicit.posterior import log_class_marginal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,8 +30,11 @@ if TYPE_CHECKING:
 NEAR, FAR = 5, 50
 """Sides of the neighbourhoods in pixels, the paper's."""
 
-START = (1.0, -0.3)
-"""Alpha and beta before they are estimated: a little contrast, no certainty."""
+START = (1.0, 0.0)
+"""Alpha and beta, before they are estimated."""
+
+BALANCE = 1.0
+"""Gamma."""
 
 FLOOR = 1e-6
 """Where logs of mean predictions are floored."""
@@ -123,15 +132,31 @@ class NeighbourhoodPrior(nn.Module):
         Sides of the neighbourhoods in pixels.
     every
         Batches between two estimates of the weights; 0 keeps them.
+    start
+        Alpha and beta, to begin with.
+    balance
+        Gamma.
+    views
+        Of how many views a batch is made, one after the other: the prior of one is made of the predictions of the one
+        before, so that what was varied between them is no likeness.
     """
 
     weights: Tensor
     batches: Tensor
 
-    def __init__(self, *, near: int = NEAR, far: int = FAR, every: int = 50) -> None:
+    def __init__(
+        self,
+        *,
+        near: int = NEAR,
+        far: int = FAR,
+        every: int = 50,
+        start: tuple[float, float] = START,
+        balance: float = BALANCE,
+        views: int = 1,
+    ) -> None:
         super().__init__()
-        self._near, self._far, self._every = near, far, every
-        self.register_buffer("weights", torch.tensor(START, dtype=torch.float64))
+        self._near, self._far, self._every, self._balance, self._views = near, far, every, balance, views
+        self.register_buffer("weights", torch.tensor(start, dtype=torch.float64))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -141,18 +166,20 @@ class NeighbourhoodPrior(nn.Module):
         Parameters
         ----------
         log_q
-            The network's predictions, (N, C, H, W). No gradient flows through the prior.
+            The network's predictions, (N, C, H, W), N a multiple of the views. No gradient flows through the prior.
         mask
             True where there is data, (N, H, W).
         """
         q = log_q.exp()
-        near, far = (mean_boxes(q, mask, side).clamp_min(FLOOR).log() for side in (self._near, self._far))
+        seen, there = (values.roll(len(q) // self._views, 0) for values in (q, mask))
+        near, far = (mean_boxes(seen, there, side).clamp_min(FLOOR).log() for side in (self._near, self._far))
         count = int(self.batches)
         if self._every and count and count % self._every == 0:
             self._estimate(q, near, far, mask, count)
         self.batches += 1
         alpha, beta = self.weights.tolist()
-        return torch.log_softmax(alpha * near + beta * far, dim=1)
+        common = log_class_marginal(log_q, mask).clamp_min(math.log(FLOOR))
+        return torch.log_softmax(alpha * near + beta * far - self._balance * common[:, None, None], dim=1)
 
     def _estimate(self, q: Tensor, near: Tensor, far: Tensor, mask: Tensor, count: int) -> None:
         there = torch.nonzero(mask.flatten())[:, 0].cpu()

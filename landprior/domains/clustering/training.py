@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from landprior.domains.clustering.neighbourhood import FAR, NEAR, NeighbourhoodPrior
+from landprior.domains.clustering.neighbourhood import BALANCE, FAR, START, NeighbourhoodPrior
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 MOST_CLUSTERS = 64
 
-LEAST_EFFECTIVE = 0.25
+LEAST_EFFECTIVE = 0.5
 """Fewer effective clusters than this share of k are degenerate."""
 
 MOST_SHARE = 0.8
@@ -56,12 +56,15 @@ GAIN = 2.2
 """By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
 clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
 
+WIDE = 25
+"""Side of the small neighbourhood, pixels: with the paper's 5 clusters follow what is smooth, not what is alike."""
+
 WHITE_FLOOR = 0.003
 """Share of the largest variance that is added to all when the bands are made uncorrelated: noise stays small."""
 
 
 def _training() -> TrainingSettings:
-    return TrainingSettings(loss="rq", steps=300, warmup="none", learning_rate=1e-3)
+    return TrainingSettings(loss="qr", steps=400, warmup="none", learning_rate=1e-3)
 
 
 class ClusterSettings(BaseModel):
@@ -71,12 +74,17 @@ class ClusterSettings(BaseModel):
 
     clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
     training: TrainingSettings = Field(default_factory=_training)
-    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
+    near: int = Field(WIDE, ge=1, description="side of the small neighbourhood, pixels")
     far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
-    every: int = Field(50, ge=0, description="steps between two estimates of alpha and beta; 0: never")
+    alpha: float = Field(START[0], description="weight of the small neighbourhood")
+    beta: float = Field(START[1], description="weight of the large neighbourhood")
+    gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
+    every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
+    jitter: float = Field(0.5, ge=0, description="how much the light of two views of a patch differs; 0: one view")
+    tint: float = Field(0.2, ge=0, description="how much the bands differ besides")
     filters: int = Field(16, ge=1, description="channels of the network's inner layers")
     patch_size: int = Field(44, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(32, ge=1, description="patches a step")
+    batch_size: int = Field(32, ge=1, description="patches a step, each twice if views differ")
     restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
     gain: float = Field(GAIN, gt=0, description="of the random weights")
 
@@ -85,6 +93,11 @@ class ClusterSettings(BaseModel):
         """Return the defaults with some fields of the loop, None for none, and of their own changed."""
         given = {name: value for name, value in training.items() if value is not None}
         return cls(training=TrainingSettings(**(_training().model_dump() | given)), **changes)
+
+    @property
+    def views(self) -> int:
+        """How many views of a patch there are."""
+        return 2 if self.jitter else 1
 
 
 def make_scheme(clusters: int) -> ClassScheme:
@@ -342,7 +355,14 @@ def _train(
         network = build_network(int(tiles[0].image.shape[0]), scheme, filters=settings.filters)
     spread_weights(network, on_device, statistics, settings.gain)
     network = network.to(memory_format=torch.channels_last)
-    prior = NeighbourhoodPrior(near=settings.near, far=settings.far, every=settings.every)
+    prior = NeighbourhoodPrior(
+        near=settings.near,
+        far=settings.far,
+        every=settings.every,
+        start=(settings.alpha, settings.beta),
+        balance=settings.gamma,
+        views=settings.views,
+    )
     feed = PatchFeed(
         on_device,
         statistics,
@@ -350,6 +370,9 @@ def _train(
         batch_size=settings.batch_size,
         seed=seed,
         halo=network.halo,
+        jitter=settings.jitter,
+        tint=settings.tint,
+        views=settings.views,
     )
     with warnings.catch_warnings():  # the loop's own judgement rests on the feed's prior, and that is none here
         warnings.simplefilter("ignore", CollapseWarning)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from landprior.domains.density.blur import BLUR, BlurredNetwork, blur_model, box_mean
 from landprior.domains.density.points import PointSink
 from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
 from landprior.errors import ModelError
+from landprior.landcover.blur import BLUR, BlurredNetwork, blur_model, box_mean
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.mapper import Mapper, window_for
 from landprior.landcover.prediction import Products, predict

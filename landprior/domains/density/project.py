@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.domains.density.blocks import UNKNOWN, block_shape, write_prior
-from landprior.domains.density.blur import BLUR
 from landprior.domains.density.mapping import map_density, posterior_odds, predict_points, read_darkness
 from landprior.domains.density.points import PointScores, score_points
 from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.landcover.blur import BLUR
 from landprior.landcover.model import load_model, save_model
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import Grid
