@@ -313,7 +313,8 @@ class PatchFeed:
     Parameters
     ----------
     tiles
-        On the device the network is on. A tile is chosen in proportion to its valid pixels.
+        On the device the network is on. A tile is chosen in proportion to its valid pixels, and in a tile with gaps,
+        as mosaics have, a place whose middle has data.
     statistics
         How bands are standardised.
     patch_size, batch_size
@@ -363,6 +364,7 @@ class PatchFeed:
         self._smoothing = 0.0 if tiles[0].labelled else smoothing
         self._halo = halo
         self._jitter, self._tint, self._views, self._turned = jitter, tint, views, turned
+        self._middles = [count_middles(tile.valid, self._side) for tile in tiles]
         weights = torch.tensor([float(tile.valid.sum()) for tile in tiles])
         self._weights = weights / weights.sum()
 
@@ -378,15 +380,26 @@ class PatchFeed:
             batch = replace(batch, inputs=torch.cat([varied, batch.inputs[:, bands:]], dim=1))
         return turn_batch(batch, *torch.randint(8, (1,), generator=generator).tolist()) if self._turned else batch
 
+    def _corner(self, index: int, place: Tensor) -> tuple[int, int]:
+        """Return the top left pixel of a patch, given its place in a tile, two numbers from 0 to 1."""
+        tile, side = self._tiles[index], self._side
+        height, width = tile.shape
+        middles = self._middles[index]
+        if middles is None:
+            row, column = (place * torch.tensor([height - side + 1, width - side + 1])).long().tolist()
+            return row, column
+        rank = int(place[0].double() * middles[-1])
+        row = int(torch.searchsorted(middles, rank, right=True))
+        before = int(middles[row - 1]) if row else 0
+        columns = torch.nonzero(_middle_rows(tile.valid, side)[row])[:, 0]
+        return row, int(columns[rank - before])
+
     def _gather(self, chosen: Tensor, places: Tensor) -> Batch:
         side = self._side
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for index in sorted(set(chosen.tolist())):
             tile = self._tiles[index]
-            mine = places[chosen == index]
-            height, width = tile.shape
-            top, left = (mine[:, 0] * (height - side + 1)).long(), (mine[:, 1] * (width - side + 1)).long()
-            corners = list(zip(top.tolist(), left.tolist(), strict=True))
+            corners = [self._corner(index, place) for place in places[chosen == index]]
             parts.append(tile.patches(self._statistics, corners, side))
         image, prior, valid = parts[0] if len(parts) == 1 else (torch.cat(same) for same in zip(*parts, strict=True))
         return Batch(
@@ -395,6 +408,27 @@ class PatchFeed:
             mask=valid,
             border=self._halo,
         )
+
+
+def _middle_rows(valid: Tensor, side: int) -> Tensor:
+    """Return which patches have data in their middle, by their top left pixel."""
+    height, width = valid.shape
+    half = side // 2
+    return valid[half : half + height - side + 1, half : half + width - side + 1]
+
+
+def count_middles(valid: Tensor, side: int) -> Tensor | None:
+    """Count the patches with data in their middle, summed up over the rows of their top left pixels.
+
+    Returns
+    -------
+    Tensor of int64, shape (H - side + 1,), or None
+        None if nothing is missing, or there are no such patches: then all places are alike.
+    """
+    if bool(valid.all()):
+        return None
+    sums = _middle_rows(valid, side).sum(dim=1).cumsum(0).cpu()
+    return sums if int(sums[-1]) else None
 
 
 def repeat_batch(batch: Batch, times: int) -> Batch:

@@ -199,7 +199,8 @@ def test_spread_weights_show_the_network_uncorrelated_bands(rng):
 def test_materials_are_found_from_random_weights(image):
     path, kinds = image
     tile = read_image_tile(path, make_scheme(4))
-    model = train_clusters([tile], quick(filters=16, jitter=0.2, tint=0.05, training={"learning_rate": 2e-3, "steps": 160}))
+    training = {"learning_rate": 2e-3, "steps": 160}
+    model = train_clusters([tile], quick(filters=16, jitter=0.2, tint=0.05, training=training))
     about = model.record["clustering"]
     assert 2 < about["effective"] <= 4
     assert about["attempts"][0]["seed"] == 0

@@ -122,6 +122,20 @@ def test_varied_patches_are_a_line_of_what_they_were(tile):
     assert not torch.equal(one(0).inputs[:, :bands], none(0).inputs[:, :bands])
 
 
+def test_patches_are_drawn_where_there_is_data(tile):
+    valid = torch.zeros(tile.shape, dtype=torch.bool)
+    valid[:20, :20] = True
+    sparse = replace(tile, valid=valid, seen=torch.ones_like(valid))
+
+    def feed(one):
+        return PatchFeed([one], measure_bands([one]), patch_size=11, batch_size=64, seed=1, halo=0)(3)
+
+    batch = feed(sparse)
+    assert batch.mask[:, 5, 5].all()
+    assert len({tuple(one.flatten().tolist()) for one in batch.inputs}) > 50  # from all over
+    torch.testing.assert_close(batch.inputs, feed(sparse).inputs, rtol=0, atol=0)
+
+
 def test_views_are_the_same_patches_in_another_light(tile):
     def feed(**options):
         return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=8, seed=1, **options)(7)
