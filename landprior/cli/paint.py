@@ -57,9 +57,9 @@ if TYPE_CHECKING:
 @click.option("--loss", type=click.Choice(["rq", "qr", "qr-kl", "ce"]), help="[default: rq]")
 @click.option(
     "--position/--no-position",
-    default=True,
+    default=False,
     show_default=True,
-    help="Let the network see where in the image a pixel is.",
+    help="Let the network see where in the image a pixel is: for parts that look alike.",
 )
 @click.option("--jointly", is_flag=True, help="One model for all images, instead of one for each.")
 @click.option("--model", type=INPUT, help="Apply this model, of an earlier call, instead of training one.")

@@ -79,7 +79,7 @@ def paint(
     model: str | Path | None = None,
     settings: TileSettings | None = None,
     jointly: bool = False,
-    position: bool = True,
+    position: bool = False,
     softness: float = SOFTNESS,
     pixels: bool = False,
     device: str = "auto",
