@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--loss", type=click.Choice(["rq", "qr", "qr-kl"]), default="qr", show_default=True, help="What is minimised."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 400]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 16]")
 @click.option("--near", type=click.IntRange(min=1), help="Side of the small neighbourhood, px.  [default: 25]")
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @click.option("--beta", type=float, help="The same for the large one; below 0: unlike it.  [default: 0]")
 @click.option("--gamma", type=click.FloatRange(min=0), help="How much rare clusters are favoured.  [default: 1]")
 @click.option("--every", type=click.IntRange(min=0), help="Steps between estimates of alpha, beta.  [default: never]")
-@click.option("--jitter", type=click.FloatRange(min=0), help="Differences in brightness to overlook.  [default: 0.5]")
-@click.option("--tint", type=click.FloatRange(min=0), help="Differences in colour to overlook.  [default: 0.2]")
+@click.option("--jitter", type=click.FloatRange(min=0), help="Differences in brightness to overlook.  [default: 0.25]")
+@click.option("--tint", type=click.FloatRange(min=0), help="Differences in colour to overlook.  [default: 0.25]")
 @click.option("--blur", type=click.IntRange(min=1), help="Side of the sharpening blur, px, odd.  [default: 11]")
 @click.option("--restarts", type=click.IntRange(min=0), help="If clusters degenerate.  [default: 2]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same clusters.")

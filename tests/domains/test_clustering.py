@@ -340,3 +340,17 @@ def test_what_is_there_is_not_replaced(image, tmp_path):
         cluster_image(image[0], tmp_path / "clusters.tif", quick())
     assert (tmp_path / "clusters.safetensors").read_text() == "mine"
     assert not (tmp_path / "clusters.tif").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_clusters_of_real_imagery_are_above_k_means(tmp_path):
+    from benchmarks.accuracy.cases import data_folder
+    from benchmarks.clustering import Task, run_seed
+
+    if not data_folder().is_dir():
+        pytest.skip(f"no {data_folder()}")
+    task = Task("ohio-15", tmp_path)
+    found = run_seed(task, 0, tmp_path, task.draws(10, 400))
+    assert np.mean(found["clusters"]) > np.mean(found["kmeans"]) + 0.02
+    assert np.mean(found["clusters"]) > 0.87

@@ -64,7 +64,7 @@ WHITE_FLOOR = 0.003
 
 
 def _training() -> TrainingSettings:
-    return TrainingSettings(loss="qr", steps=400, warmup="none", learning_rate=1e-3)
+    return TrainingSettings(loss="qr", steps=300, warmup="none", learning_rate=1e-3)
 
 
 class ClusterSettings(BaseModel):
@@ -80,11 +80,11 @@ class ClusterSettings(BaseModel):
     beta: float = Field(START[1], description="weight of the large neighbourhood")
     gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
     every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
-    jitter: float = Field(0.5, ge=0, description="how much the light of two views of a patch differs; 0: one view")
-    tint: float = Field(0.2, ge=0, description="how much the bands differ besides")
+    jitter: float = Field(0.25, ge=0, description="how much the light of two views of a patch differs; 0: one view")
+    tint: float = Field(0.25, ge=0, description="how much the bands differ besides")
     filters: int = Field(16, ge=1, description="channels of the network's inner layers")
-    patch_size: int = Field(44, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(32, ge=1, description="patches a step, each twice if views differ")
+    patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
     restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
     gain: float = Field(GAIN, gt=0, description="of the random weights")
 
