@@ -326,7 +326,7 @@ class PatchFeed:
     halo
         Border of the patches that does not count: how far the network looks.
     jitter, tint
-        How much the standardised bands of each patch are varied at random (:func:`vary_bands`); 0 for not at all.
+        How much the standardised bands of each patch are varied at random (:func:`vary_bands`); both 0 for not at all.
     views
         How often each patch stands in a batch, varied on its own each time: a batch is all patches, and all again.
     turned
@@ -374,7 +374,7 @@ class PatchFeed:
         chosen = torch.multinomial(self._weights, self._count, replacement=True, generator=generator)
         places = torch.rand((self._count, 2), generator=generator)
         batch = repeat_batch(self._gather(chosen, places), self._views)
-        if self._jitter:
+        if self._jitter or self._tint:
             bands = self._tiles[0].image.shape[0]
             varied = vary_bands(batch.inputs[:, :bands], self._jitter, generator, tint=self._tint)
             batch = replace(batch, inputs=torch.cat([varied, batch.inputs[:, bands:]], dim=1))

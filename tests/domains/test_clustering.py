@@ -275,6 +275,11 @@ def test_degenerate_clusters_are_tried_again_from_derived_seeds(image, monkeypat
     assert model.record["clustering"]["effective"] == attempts[chosen]["effective"]
 
 
+@pytest.mark.parametrize(("jitter", "tint", "views"), [(0.0, 0.0, 1), (0.3, 0.0, 2), (0.0, 0.3, 2)])
+def test_two_views_where_they_differ(jitter, tint, views):
+    assert ClusterSettings(jitter=jitter, tint=tint).views == views
+
+
 def test_wrong_input_is_refused(tmp_path, make_grid):
     with pytest.raises(InputError, match="no image to cluster"):
         train_clusters([])

@@ -154,6 +154,7 @@ def test_views_are_the_same_patches_in_another_light(tile):
     offset = (second - expected).mean((1, 2), keepdim=True)
     torch.testing.assert_close(second, expected + offset, atol=1e-4, rtol=0)  # without tint: one line for all bands
     assert (change - 1).abs().min() > 1e-4
+    assert not torch.equal(feed(tint=0.3).inputs, once.inputs)  # tint alone is enough
 
 
 @pytest.mark.parametrize("way", range(8))

@@ -80,8 +80,8 @@ class ClusterSettings(BaseModel):
     beta: float = Field(START[1], description="weight of the large neighbourhood")
     gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
     every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
-    jitter: float = Field(0.25, ge=0, description="how much the light of two views of a patch differs; 0: one view")
-    tint: float = Field(0.25, ge=0, description="how much the bands differ besides")
+    jitter: float = Field(0.25, ge=0, description="how much the light of two views of a patch differs")
+    tint: float = Field(0.25, ge=0, description="how much the bands differ besides; both 0: one view")
     filters: int = Field(16, ge=1, description="channels of the network's inner layers")
     patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
@@ -97,7 +97,7 @@ class ClusterSettings(BaseModel):
     @property
     def views(self) -> int:
         """How many views of a patch there are."""
-        return 2 if self.jitter else 1
+        return 2 if self.jitter or self.tint else 1
 
 
 def make_scheme(clusters: int) -> ClassScheme:
