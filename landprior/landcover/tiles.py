@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from landprior.errors import InputError, PriorError, SchemeError
 from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
@@ -314,7 +315,7 @@ class PatchFeed:
     ----------
     tiles
         On the device the network is on. A tile is chosen in proportion to its valid pixels, and in a tile with gaps,
-        as mosaics have, a place whose middle has data.
+        as mosaics have, a place whose middle has data (:func:`count_middles`).
     statistics
         How bands are standardised.
     patch_size, batch_size
@@ -423,12 +424,18 @@ def count_middles(valid: Tensor, side: int) -> Tensor | None:
     Returns
     -------
     Tensor of int64, shape (H - side + 1,), or None
-        None if nothing is missing, or there are no such patches: then all places are alike.
+        None if nothing is missing, or some pixel with data is in no such patch, as a label near the image's edge may
+        be: then all places are alike.
     """
     if bool(valid.all()):
         return None
-    sums = _middle_rows(valid, side).sum(dim=1).cumsum(0).cpu()
-    return sums if int(sums[-1]) else None
+    middles = _middle_rows(valid, side)
+    covered = nn.functional.pad(middles.float(), (side - 1,) * 4)[None]
+    for kernel in ((side, 1), (1, side)):
+        covered = nn.functional.max_pool2d(covered, kernel, 1)
+    if bool((valid & (covered[0] == 0)).any()):
+        return None
+    return middles.sum(dim=1).cumsum(0).cpu()
 
 
 def repeat_batch(batch: Batch, times: int) -> Batch:

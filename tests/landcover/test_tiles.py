@@ -9,7 +9,7 @@ import torch
 
 from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
 from landprior.implicit.seeds import derive_seed
-from landprior.landcover.tiles import PatchFeed, measure_bands, read_tile, turn_batch
+from landprior.landcover.tiles import PatchFeed, count_middles, measure_bands, read_tile, turn_batch
 
 
 @pytest.fixture
@@ -134,6 +134,20 @@ def test_patches_are_drawn_where_there_is_data(tile):
     assert batch.mask[:, 5, 5].all()
     assert len({tuple(one.flatten().tolist()) for one in batch.inputs}) > 50  # from all over
     torch.testing.assert_close(batch.inputs, feed(sparse).inputs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("row", "column", "alike"), [(30, 30, False), (5, 30, False), (4, 30, True), (30, 0, True)])
+def test_no_label_near_the_edge_is_left_out(row, column, alike):
+    """A pixel counts in patches whose middle has data; one that could be in none makes all places alike."""
+    valid = torch.zeros((64, 64), dtype=torch.bool)
+    valid[row, column] = True
+    found = count_middles(valid, 11)
+    assert (found is None) is alike
+    if found is not None:
+        assert found.tolist() == [0] * (row - 5) + [1] * (54 - row + 5)
+    assert count_middles(torch.ones_like(valid), 11) is None
+    valid[row : row + 20, 20:50] = True  # in the patches of others
+    assert (count_middles(valid, 11) is None) is (column == 0)
 
 
 def test_views_are_the_same_patches_in_another_light(tile):
