@@ -163,6 +163,20 @@ def test_qr_against_it_is_a_bound_on_shared_information(rng):
     assert float(qr(log_q, prior(log_q, mask), mask)) == pytest.approx(cross - entropy)
 
 
+def test_gamma_adds_its_part_of_the_entropys_gradient(rng):
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    logits = torch.from_numpy(rng.normal(size=(2, 3, 8, 8))).requires_grad_()
+
+    def slope(balance):
+        log_q = torch.log_softmax(logits, 1)
+        prior = NeighbourhoodPrior(near=3, every=0, balance=balance)(log_q, mask)
+        return torch.autograd.grad(qr(log_q, prior, mask), logits)[0]
+
+    common = torch.softmax(logits, 1).mean((0, 2, 3))
+    entropy = torch.autograd.grad(-(common * common.log()).sum(), logits)[0]
+    torch.testing.assert_close(slope(2.0) - slope(0.0), -2 * entropy, atol=1e-12, rtol=1e-9)
+
+
 def test_no_gradient_flows_through_the_prior(rng):
     log_q = torch.log_softmax(torch.from_numpy(rng.normal(size=(1, 3, 6, 6))).requires_grad_(), 1)
     assert not NeighbourhoodPrior()(log_q, torch.ones(1, 6, 6, dtype=torch.bool)).requires_grad

@@ -6,8 +6,9 @@ With q5 and q50 the mean prediction over two squares around pixel i, a small and
 
 Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
 this pixel (contrast), and gamma > 0 that no cluster is more common than others. With QR, whose first part is the
-entropy of qbar, the loss is then alpha times a cross-entropy of q with the predictions around less 1 + gamma times
-that entropy: for alpha = 1 and gamma = 0 a bound on the information that a pixel's cluster and its neighbours' share.
+entropy of qbar, the gradient is then that of alpha times the cross-entropy of q with the predictions around, held
+fixed, less 1 + gamma times that entropy. For alpha = 1, beta = gamma = 0 the loss bounds, less its sign, the information
+that a pixel's cluster and its neighbours' share.
 
 Alpha and beta can be estimated anew as training goes on, by a multinomial logistic regression of the network's own q_i
 on the two logs. Gamma is given: by that regression it would be what lets clusters die.
