@@ -7,7 +7,7 @@ With q5 and q50 the mean prediction over two squares around pixel i, a small and
 Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
 this pixel (contrast), and gamma > 0 that no cluster is more common than others. With QR, whose first part is the
 entropy of qbar, the gradient is then that of alpha times the cross-entropy of q with the predictions around, held
-fixed, less 1 + gamma times that entropy. For alpha = 1, beta = gamma = 0 the loss bounds, less its sign, the information
+fixed, less 1 + gamma times that entropy. For alpha = 1, beta = gamma = 0 minus the loss is a bound on the information
 that a pixel's cluster and its neighbours' share.
 
 Alpha and beta can be estimated anew as training goes on, by a multinomial logistic regression of the network's own q_i
