@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from landprior.domains.clustering.neighbourhood import BALANCE, FAR, START, NeighbourhoodPrior
+from landprior.domains.clustering.neighbourhood import BALANCE, FAR, NEAR, START, NeighbourhoodPrior
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
@@ -56,9 +56,6 @@ GAIN = 2.2
 """By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
 clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
 
-WIDE = 25
-"""Side of the small neighbourhood, pixels: with the paper's 5 clusters follow what is smooth, not what is alike."""
-
 WHITE_FLOOR = 0.003
 """Share of the largest variance that is added to all when the bands are made uncorrelated: noise stays small."""
 
@@ -74,7 +71,7 @@ class ClusterSettings(BaseModel):
 
     clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
     training: TrainingSettings = Field(default_factory=_training)
-    near: int = Field(WIDE, ge=1, description="side of the small neighbourhood, pixels")
+    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
     far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
     alpha: float = Field(START[0], description="weight of the small neighbourhood")
     beta: float = Field(START[1], description="weight of the large neighbourhood")
