@@ -284,6 +284,33 @@ def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
     return BandStatistics(mean=mean.cpu().numpy(), std=std.cpu().numpy())
 
 
+COLOUR_FLOOR = 0.003
+"""Share of the largest variance that is added to all: what hardly varies is noise, and stays small."""
+
+
+def measure_colours(tiles: Sequence[Tile], statistics: BandStatistics) -> Tensor:
+    """Measure how the standardised bands of images vary together.
+
+    Returns
+    -------
+    Tensor of float64, shape (B, B), on the CPU
+        The symmetric root R of their covariance: white noise times R varies as the bands do, and bands times the
+        inverse of R are uncorrelated. :data:`COLOUR_FLOOR` of the largest variance is added to all.
+    """
+    bands = len(statistics.mean)
+    total, count = torch.zeros(bands, bands, dtype=torch.float64), 0
+    for tile in tiles:
+        for top in range(0, tile.shape[0], 512):  # by strips, as above
+            rows = slice(top, top + 512)
+            here = tile.inputs(statistics, rows, slice(None))[:bands, tile.valid[rows]].double()
+            total += (here @ here.T).cpu()
+            count += here.shape[1]
+    variances, directions = torch.linalg.eigh(total / max(count, 1))
+    deviations = torch.sqrt(variances.clamp_min(0) + COLOUR_FLOOR * variances.max())
+    root: Tensor = (directions * deviations) @ directions.T
+    return root
+
+
 def require_compatible(tiles: Sequence[Tile]) -> None:
     """Refuse tiles that cannot share one model.
 
@@ -327,7 +354,7 @@ class PatchFeed:
     halo
         Border of the patches that does not count: how far the network looks.
     jitter, tint
-        How much the standardised bands of each patch are varied at random (:func:`vary_bands`); both 0 for not at all.
+        How the standardised bands of each patch are varied at random, see :func:`vary_bands`; 0 and None: not at all.
     views
         How often each patch stands in a batch, varied on its own each time: a batch is all patches, and all again.
     turned
@@ -345,7 +372,7 @@ class PatchFeed:
         smoothing: float = OUTPUT_SMOOTHING,
         halo: int = FCN_HALO,
         jitter: float = 0.0,
-        tint: float | None = None,
+        tint: Tensor | None = None,
         views: int = 1,
         turned: bool = False,
     ) -> None:
@@ -375,7 +402,7 @@ class PatchFeed:
         chosen = torch.multinomial(self._weights, self._count, replacement=True, generator=generator)
         places = torch.rand((self._count, 2), generator=generator)
         batch = repeat_batch(self._gather(chosen, places), self._views)
-        if self._jitter or self._tint:
+        if self._jitter or self._tint is not None:
             bands = self._tiles[0].image.shape[0]
             varied = vary_bands(batch.inputs[:, :bands], self._jitter, generator, tint=self._tint)
             batch = replace(batch, inputs=torch.cat([varied, batch.inputs[:, bands:]], dim=1))
@@ -454,7 +481,7 @@ def repeat_batch(batch: Batch, times: int) -> Batch:
     )
 
 
-def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tint: float | None = None) -> Tensor:
+def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tint: Tensor | None = None) -> Tensor:
     """Vary brightness, contrast and colour of patches at random: images differ in them, and they say little of classes.
 
     Parameters
@@ -466,17 +493,20 @@ def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tin
     generator
         On the CPU, so that draws do not depend on the device.
     tint
-        The same of each band besides; by default half of ``amount``.
+        The root of a covariance, (B, B): a patch's bands are offset by a draw of it besides (:func:`measure_colours`).
+        By default each band has a factor and an offset of its own, half as large as the common ones.
     """
     count, bands = inputs.shape[:2]
-    own = amount / 2 if tint is None else tint
 
     def draw(channels: int, deviation: float) -> Tensor:
         drawn = deviation * torch.randn((count, channels, 1, 1), generator=generator)
         return drawn.to(inputs)
 
-    factor = (1 + draw(1, amount)) * (1 + draw(bands, own))
-    return inputs * factor + draw(1, amount) + draw(bands, own)
+    if tint is not None:
+        offset = torch.einsum("ij,njhw->nihw", tint.to(inputs), draw(bands, 1.0))
+        return inputs * (1 + draw(1, amount)) + draw(1, amount) + offset
+    factor = (1 + draw(1, amount)) * (1 + draw(bands, amount / 2))
+    return inputs * factor + draw(1, amount) + draw(bands, amount / 2)
 
 
 def turn_batch(batch: Batch, way: int) -> Batch:

@@ -36,7 +36,7 @@ from landprior.landcover.blur import blur_log
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import load_model
 from landprior.landcover.prediction import Products
-from landprior.landcover.tiles import measure_bands
+from landprior.landcover.tiles import COLOUR_FLOOR, measure_bands, measure_colours, vary_bands
 from landprior.raster.cog import write_raster
 from landprior.raster.files import open_raster
 
@@ -138,7 +138,7 @@ def test_weights_are_estimated_every_so_often_and_kept_in_buffers(rng):
     nothing = NeighbourhoodPrior(every=1)
     for _ in range(2):  # a batch without data changes nothing
         nothing(log_q, ~mask)
-    assert nothing.weights.tolist() == [1.0, 0.0]
+    assert nothing.weights.tolist() == [0.5, 0.5]
 
 
 def test_the_prior_of_a_view_is_made_of_the_other(rng):
@@ -189,21 +189,40 @@ def test_the_scheme_of_clusters():
     assert len({c.colour for c in scheme.classes}) == 64
 
 
-def test_spread_weights_show_the_network_uncorrelated_bands(rng):
+@pytest.fixture
+def grey_tile(rng):
+    """Return a tile whose bands are mostly brightness."""
     brightness = rng.normal(size=(1, 40, 40)) * 60 + 120
     values = np.concatenate([brightness + rng.normal(size=(1, 40, 40)) * width for width in (20, 30, 40)])
-    tile = image_tile("x", values.astype(np.float32), np.ones((40, 40), bool), make_scheme(3))
-    statistics = measure_bands([tile])
+    return image_tile("x", values.astype(np.float32), np.ones((40, 40), bool), make_scheme(3))
+
+
+def test_views_differ_as_the_colours_of_the_image_do(grey_tile):
+    statistics = measure_bands([grey_tile])
+    colours = measure_colours([grey_tile], statistics)
+    covariance = torch.cov(grey_tile.inputs(statistics, slice(None), slice(None)).flatten(1).double(), correction=0)
+    floor = COLOUR_FLOOR * torch.linalg.eigvalsh(covariance)[-1]
+    torch.testing.assert_close(colours, colours.T)
+    torch.testing.assert_close(colours @ colours, covariance + floor * torch.eye(3), atol=1e-5, rtol=0)
+    grey = torch.zeros(20_000, 3, 2, 2)
+    varied = vary_bands(grey, 0.0, torch.Generator().manual_seed(0), tint=0.5 * colours)
+    assert torch.equal(varied, varied[:, :, :1, :1].expand_as(varied))  # one offset a patch
+    found = torch.cov(varied[:, :, 0, 0].T.double())
+    torch.testing.assert_close(found, 0.25 * colours @ colours, atol=0.01, rtol=0)
+
+
+def test_spread_weights_show_the_network_uncorrelated_bands(grey_tile):
+    statistics = measure_bands([grey_tile])
     torch.manual_seed(0)
     network = build_fcn(3, 3, filters=4)
     layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
     before = [layer.weight.clone() for layer in layers]
-    spread_weights(network, [tile], statistics, 2.0)
+    spread_weights(network, measure_colours([grey_tile], statistics), 2.0)
     assert torch.allclose(layers[1].weight, 2 * before[1])
     change = torch.linalg.lstsq(
         before[0].permute(0, 2, 3, 1).reshape(-1, 3), layers[0].weight.permute(0, 2, 3, 1).reshape(-1, 3) / 2
     ).solution.detach()
-    inputs = tile.inputs(statistics, slice(None), slice(None)).flatten(1).double()
+    inputs = grey_tile.inputs(statistics, slice(None), slice(None)).flatten(1).double()
     covariance = torch.cov(change.double().T @ inputs)
     correlation = torch.corrcoef(change.double().T @ inputs)
     np.testing.assert_allclose(torch.diagonal(covariance).numpy(), 1, atol=0.2)

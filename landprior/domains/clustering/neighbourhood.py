@@ -28,11 +28,11 @@ from landprior.implicit.posterior import log_class_marginal
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NEAR, FAR = 25, 50
-"""Sides of the neighbourhoods in pixels. The paper's are 5 and 50; with 5 clusters follow what is smooth, not what is
-alike."""
+NEAR, FAR = 5, 50
+"""Sides of the neighbourhoods in pixels, the paper's. What is alike at both counts: with the small one alone
+clusters follow what is smooth."""
 
-START = (1.0, 0.0)
+START = (0.5, 0.5)
 """Alpha and beta, before they are estimated."""
 
 BALANCE = 1.0

@@ -28,7 +28,7 @@ from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
-from landprior.landcover.tiles import PatchFeed, Tile, measure_bands
+from landprior.landcover.tiles import PatchFeed, Tile, measure_bands, measure_colours
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import iter_blocks
 
@@ -56,9 +56,6 @@ GAIN = 2.2
 """By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
 clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
 
-WHITE_FLOOR = 0.003
-"""Share of the largest variance that is added to all when the bands are made uncorrelated: noise stays small."""
-
 
 def _training() -> TrainingSettings:
     return TrainingSettings(loss="qr", steps=300, warmup="none", learning_rate=1e-3)
@@ -77,8 +74,10 @@ class ClusterSettings(BaseModel):
     beta: float = Field(START[1], description="weight of the large neighbourhood")
     gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
     every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
-    jitter: float = Field(0.25, ge=0, description="how much the light of two views of a patch differs")
-    tint: float = Field(0.25, ge=0, description="how much the bands differ besides; both 0: one view")
+    jitter: float = Field(0.0, ge=0, description="how much the light of two views of a patch differs")
+    tint: float = Field(
+        0.25, ge=0, description="how much their colours differ, as a part of how the image's own do; both 0: one view"
+    )
     filters: int = Field(16, ge=1, description="channels of the network's inner layers")
     patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
@@ -160,7 +159,7 @@ def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_],
 
 
 @torch.no_grad()
-def spread_weights(network: nn.Module, tiles: Sequence[Tile], statistics: BandStatistics, gain: float) -> None:
+def spread_weights(network: nn.Module, colours: Tensor, gain: float) -> None:
     """Make random weights larger, and those of the first layer such that they see uncorrelated bands.
 
     The bands of an image are mostly brightness; random weights, and the clusters that grow from them, would be too.
@@ -169,21 +168,12 @@ def spread_weights(network: nn.Module, tiles: Sequence[Tile], statistics: BandSt
     ----------
     network
         Changed in place; its first convolution takes the bands.
-    tiles, statistics
-        What the covariance of the standardised bands is measured on.
+    colours
+        See :func:`landprior.landcover.tiles.measure_colours`.
     gain
         Of all convolutions' weights.
     """
-    bands = len(statistics.mean)
-    total, count = torch.zeros(bands, bands, dtype=torch.float64), 0
-    for tile in tiles:
-        for top in range(0, tile.shape[0], 512):  # by strips: doubles of a whole tile are eight times its size
-            rows = slice(top, top + 512)
-            here = tile.inputs(statistics, rows, slice(None))[:, tile.valid[rows]].double()
-            total += (here @ here.T).cpu()
-            count += here.shape[1]
-    variances, directions = torch.linalg.eigh(total / max(count, 1))
-    white = (directions / torch.sqrt(variances.clamp_min(0) + WHITE_FLOOR * variances.max())) @ directions.T
+    white = torch.linalg.inv(colours)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     for layer in layers:
         layer.weight.mul_(gain)
@@ -350,7 +340,8 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(int(tiles[0].image.shape[0]), scheme, filters=settings.filters)
-    spread_weights(network, on_device, statistics, settings.gain)
+    colours = measure_colours(on_device, statistics)
+    spread_weights(network, colours, settings.gain)
     network = network.to(memory_format=torch.channels_last)
     prior = NeighbourhoodPrior(
         near=settings.near,
@@ -368,7 +359,7 @@ def _train(
         seed=seed,
         halo=network.halo,
         jitter=settings.jitter,
-        tint=settings.tint,
+        tint=settings.tint * colours if settings.tint else None,
         views=settings.views,
     )
     with warnings.catch_warnings():  # the loop's own judgement rests on the feed's prior, and that is none here
