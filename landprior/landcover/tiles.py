@@ -306,7 +306,8 @@ def measure_colours(tiles: Sequence[Tile], statistics: BandStatistics) -> Tensor
             total += (here @ here.T).cpu()
             count += here.shape[1]
     variances, directions = torch.linalg.eigh(total / max(count, 1))
-    deviations = torch.sqrt(variances.clamp_min(0) + COLOUR_FLOOR * variances.max())
+    most = variances.max().clamp_min(1e-6)  # an image of one colour has no variance, and its root no inverse
+    deviations = torch.sqrt(variances.clamp_min(0) + COLOUR_FLOOR * most)
     root: Tensor = (directions * deviations) @ directions.T
     return root
 
