@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--loss", type=click.Choice(["rq", "qr", "qr-kl"]), default="qr", show_default=True, help="What is minimised."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 1000]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 16]")
 @click.option("--near", type=click.IntRange(min=1), help="Side of the small neighbourhood, px.  [default: 5]")

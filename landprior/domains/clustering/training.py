@@ -58,7 +58,7 @@ clusters are used, and what is to be found is not decided by the brightest of th
 
 
 def _training() -> TrainingSettings:
-    return TrainingSettings(loss="qr", steps=300, warmup="none", learning_rate=1e-3)
+    return TrainingSettings(loss="qr", steps=1000, warmup="none", learning_rate=1e-3)
 
 
 class ClusterSettings(BaseModel):
