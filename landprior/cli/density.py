@@ -36,14 +36,7 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
     help="What is minimised.  [default: rq]",
 )
 @click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
-@click.option(
-    "--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 4/5 of the steps; 19/20 for qr]"
-)
-@click.option(
-    "--average",
-    type=click.IntRange(min=1),
-    help="rq: take r of predictions averaged over N x N px; 1: do not.  [default: 11]",
-)
+@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 19/20 of the steps]")
 @click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 4000]")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
 @click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")

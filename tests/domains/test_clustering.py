@@ -14,6 +14,8 @@ from landprior.domains.clustering.neighbourhood import (
     FLOOR,
     NeighbourhoodPrior,
     fit_logistic,
+    mean_boxes,
+    sum_boxes,
 )
 from landprior.domains.clustering.training import (
     ClusterSettings,
@@ -26,7 +28,6 @@ from landprior.domains.clustering.training import (
     train_clusters,
 )
 from landprior.errors import CollapseWarning, InputError, OutputExistsError, TrainingInterruptedError
-from landprior.implicit.boxes import mean_boxes, sum_boxes
 from landprior.implicit.losses import qr
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.seeds import derive_seed

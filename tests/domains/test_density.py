@@ -31,10 +31,8 @@ from landprior.errors import (
     TableWarning,
 )
 from landprior.implicit.posterior import log_posterior
-from landprior.implicit.training import Batch, em
 from landprior.landcover.blur import BlurredNetwork, blur_model
 from landprior.landcover.model import load_model
-from landprior.landcover.tiles import measure_bands
 from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid
 
@@ -451,66 +449,6 @@ def test_direction_tells_a_model_from_its_inverse(scenes: Path, model):
     wrong = training.check_direction(replace(model, network=Swapped(model.network)), tiles, BLOCK)
     assert wrong.correlation == pytest.approx(-right.correlation, abs=1e-6)
     assert wrong.inverted
-
-
-def averaged_posterior(log_q: np.ndarray, prior: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
-    """Compute r of averaged predictions pixel by pixel."""
-    count, classes, height, width = log_q.shape
-    q = np.full_like(log_q, np.nan)
-    for n in range(count):
-        for y in range(height):
-            for x in range(width):
-                rows = slice(max(y - side // 2, 0), y + side // 2 + 1)
-                columns = slice(max(x - side // 2, 0), x + side // 2 + 1)
-                if mask[n, y, x]:
-                    mean = log_q[n, :, rows, columns][:, mask[n, rows, columns]].mean(1)
-                    q[n, :, y, x] = np.exp(mean) / np.exp(mean).sum()
-    common = np.nanmean(q, axis=(0, 2, 3)).reshape(1, classes, 1, 1)
-    r = prior * q / common
-    return r / r.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("side", [1, 3, 11])
-def test_rq_takes_its_posterior_of_predictions_around_a_pixel(side: int):
-    generator = torch.Generator().manual_seed(side)
-    logits = torch.randn((2, 2, 6, 7), generator=generator, dtype=torch.float64, requires_grad=True)
-    prior = torch.rand((2, 2, 6, 7), generator=generator, dtype=torch.float64).softmax(1)
-    mask = torch.rand((2, 6, 7), generator=generator) < 0.8
-    log_q = torch.log_softmax(logits, 1)
-    batch = Batch(inputs=logits, log_prior=prior.log(), mask=mask)
-    loss = training.AveragedObjective(side)(log_q, batch)
-    wanted = averaged_posterior(log_q.detach().numpy(), prior.numpy(), mask.numpy(), side)
-    known = mask.numpy()
-    terms = -(wanted * log_q.detach().numpy()).sum(1)[known]
-    assert float(loss.detach()) == pytest.approx(terms.mean(), rel=1e-9)
-    loss.backward()
-    slope = np.where(known[:, None], log_q.detach().exp().numpy() - wanted, 0) / known.sum()
-    np.testing.assert_allclose(logits.grad.numpy(), slope, atol=1e-12)  # of r held fixed
-    if side == 1:
-        assert float(loss.detach()) == pytest.approx(float(em(log_q, batch.log_prior, mask).detach()), rel=1e-12)
-
-
-def test_patches_grow_to_hold_the_square_once_predictions_are_averaged(scenes: Path):
-    images = project.find_images([scenes])
-    labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
-    tiles = training.read_tiles(
-        [images.paths["scene0.tif"]], images.grids, labels, blocks.spread_priors(5), scheme=training.make_scheme()
-    )
-    given = {"patch_size": 12, "batch_size": 32, "seed": 3}
-    averaging = training.make_feed(training.DensitySettings(average=5), 7)(tiles, measure_bands(tiles), **given)
-    plain = training.make_feed(training.DensitySettings(loss="qr", average=5), 7)(tiles, measure_bands(tiles), **given)
-    shapes = [tuple(feed(step).inputs.shape) for feed in (averaging, plain) for step in (6, 7)]
-    assert shapes == [(32, 3, 12, 12), (11, 3, 20, 20), (32, 3, 12, 12), (32, 3, 12, 12)]
-    torch.testing.assert_close(averaging(6).inputs, plain(6).inputs)
-
-
-@pytest.mark.parametrize(
-    ("loss", "average", "warm"), [("rq", 11, 80), ("rq", 1, 95), ("qr", 11, 95), ("ce", 11, 95), ("nll-union", 11, 95)]
-)
-def test_the_warm_up_is_shorter_where_predictions_are_averaged(loss: Any, average: int, warm: int):
-    settings = training.DensitySettings(loss=loss, average=average, steps=100)
-    assert settings.tile_settings().training.warmup_steps == warm
-    assert settings.averages == (warm == 80)
 
 
 def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, monkeypatch: pytest.MonkeyPatch):

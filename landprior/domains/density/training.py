@@ -1,10 +1,7 @@
 """A model of one target from density classes of blocks: tiles, the training, and the check that it is not inverted.
 
 Losses that rest on the implicit posterior know which class is which from the prior alone. Density classes say little of
-a pixel, and r of a pixel alone sharpens what the network happens to see there. So RQ's posterior rests on predictions
-that are averaged over a square, as maps are [F.2]; the network then learns pixel by pixel what its surroundings say.
-
-A fit may also end with target and background swapped, which these losses like as well. So after each training
+a pixel, and a fit may end with target and background swapped, which these losses like as well. So after each training
 the predicted share of the target in each block is compared with the block's prior. If the two do not go together the
 model is inverted, and is trained again from other random weights with a longer warm-up by cross-entropy.
 """
@@ -15,6 +12,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,10 +30,7 @@ from landprior.domains.density.blocks import (
     relate_priors,
 )
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
-from landprior.implicit.boxes import mean_boxes
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
-from landprior.implicit.losses import ce
-from landprior.implicit.posterior import log_posterior
 from landprior.implicit.seeds import derive_seed
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
@@ -45,13 +40,11 @@ from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from landprior.implicit.training import Batch
     from landprior.landcover.model import LandcoverModel
     from landprior.raster.grid import Grid
 
@@ -80,12 +73,7 @@ class DensitySettings(BaseModel):
     loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
     steps: int = Field(4000, ge=1)
     warmup: Literal["ce", "ce-em", "none"] = "ce"
-    warmup_steps: int | None = Field(
-        None, ge=0, description="by default four of five steps where predictions are averaged (average), else 19 of 20"
-    )
-    average: int = Field(
-        11, ge=1, description="side of the square over which RQ averages predictions before it takes r, pixels; 1: none"
-    )
+    warmup_steps: int | None = Field(None, ge=0, description="19 of 20 steps by default")
     learning_rate: float = Field(1e-3, gt=0)
     filters: int = Field(64, ge=1, description="the paper's")
     patch_size: int = Field(12, ge=11, description="side of the patches, pixels")
@@ -106,15 +94,9 @@ class DensitySettings(BaseModel):
     seed: int = Field(0, ge=0)
     precision: Precision = Field("auto", description="bf16 is several times as fast on CPUs that have it in hardware")
 
-    @property
-    def averages(self) -> bool:
-        """Whether r is taken of averaged predictions."""
-        return self.loss == "rq" and self.average > 1
-
     def tile_settings(self, attempt: int = 0) -> TileSettings:
         """Return the settings of the core's training; each further attempt halves the steps after the warm-up."""
-        first, of = (4, 5) if self.averages else (19, 20)
-        warm = self.steps * first // of if self.warmup_steps is None else self.warmup_steps
+        warm = self.steps * 19 // 20 if self.warmup_steps is None else self.warmup_steps
         warmup = self.warmup
         if attempt:
             warm, warmup = self.steps - math.ceil((self.steps - warm) / 2**attempt), "ce"
@@ -346,59 +328,6 @@ def _read_piece(
 # -- training ------------------------------------------------------------------------------------------
 
 
-class AveragedObjective:
-    """RQ with r held fixed, and taken of the mean of log q over a square around each pixel.
-
-    Parameters
-    ----------
-    side
-        Of the square, pixels. It is cut at the border of a patch and at what has no data.
-    """
-
-    def __init__(self, side: int) -> None:
-        self._side = side
-
-    def __call__(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of q, (N, C, H, W), with that r."""
-        if batch.log_prior is None or batch.mask is None:
-            msg = "the posterior needs a prior and where it is known"
-            raise ValueError(msg)
-        with torch.no_grad():
-            surroundings = -mean_boxes(-output, batch.mask, self._side)  # of minus log q, which is not negative
-            log_r = log_posterior(torch.log_softmax(surroundings, dim=1), batch.log_prior, batch.mask)
-        return ce(output, log_r, batch.mask)
-
-
-def make_feed(settings: DensitySettings, warm: int) -> Callable[..., Callable[[int], Batch]]:
-    """Return what makes the batches of a training, varied and turned.
-
-    For a label that says little of a pixel many small patches are best. Where predictions are averaged patches are
-    larger after ``warm`` steps, so that they hold the square, and as many fewer.
-    """
-
-    def make(
-        tiles: Sequence[Tile],
-        statistics: BandStatistics,
-        *,
-        patch_size: int,
-        batch_size: int,
-        **rest: Any,  # noqa: ANN401 - PatchFeed's
-    ) -> Callable[[int], Batch]:
-        def cut(side: int) -> PatchFeed:
-            count = max(1, batch_size * patch_size**2 // side**2)
-            return PatchFeed(
-                tiles, statistics, patch_size=side, batch_size=count, jitter=settings.jitter, turned=True, **rest
-            )
-
-        small = cut(patch_size)
-        if not settings.averages:
-            return small
-        large = cut(patch_size + 2 * (settings.average - 1))
-        return lambda step: small(step) if step < warm else large(step)
-
-    return make
-
-
 @dataclass(frozen=True)
 class Direction:
     """Whether a model goes with its prior.
@@ -499,13 +428,11 @@ def train_density(
             # judged below is the direction, which a constant prediction does not have either.
             warnings.simplefilter("ignore", HarmWarning)
             warnings.simplefilter("ignore", CollapseWarning)
-            loop = settings.tile_settings(attempt)
             model = train_model(
                 tiles,
-                loop,
-                feed=make_feed(settings, loop.training.warm_end),
-                objective=AveragedObjective(settings.average) if settings.averages else None,
-                identity=f"jitter {settings.jitter}, average {settings.average}",
+                settings.tile_settings(attempt),
+                feed=partial(PatchFeed, jitter=settings.jitter, turned=True),
+                identity=f"jitter {settings.jitter}",
                 device=device,
                 checkpoint=path,
                 progress=progress,
