@@ -57,8 +57,12 @@ def part_of(name: str) -> str:
 
 
 def settings_of(loss: str, seed: int) -> DensitySettings:
-    """Return the recipe of a loss: the command's own defaults, in bf16 to be done in time on a CPU."""
-    return DensitySettings(loss=loss, seed=seed, precision="bf16")  # type: ignore[arg-type]
+    """Return the recipe of a loss: the command's own defaults, in bf16 to be done in time on a CPU.
+
+    NLL is trained once: without a direction is what it comes out as, so starting again is no remedy.
+    """
+    restarts = {"restarts": 0} if loss == "nll-union" else {}
+    return DensitySettings(loss=loss, seed=seed, precision="bf16", **restarts)  # type: ignore[arg-type]
 
 
 def load(folder: Path, root: Path) -> tuple[project.Images, BlockLabels, dict[str, Points]]:
