@@ -78,7 +78,7 @@ def command(
 
     \b
     landprior cluster naip.tif -k 12 -o clusters.tif
-    landprior cluster naip.tif -k 20 --steps 600 --filters 32 --seed 1 -o clusters.tif
+    landprior cluster naip.tif -k 20 --steps 2000 --filters 32 --seed 1 -o clusters.tif
     landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
 
     A network is trained from random weights against its own predictions: pixels are like those near them, seen in other

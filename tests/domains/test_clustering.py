@@ -288,6 +288,19 @@ def test_the_use_of_clusters(shares, effective, bad):
     assert use.degenerate(4) is bad
 
 
+def test_an_image_of_one_colour_has_no_clusters_and_does_no_harm():
+    tile = image_tile("flat", np.full((3, 48, 48), 7, np.uint8), np.ones((48, 48), bool), make_scheme(4))
+    statistics = measure_bands([tile])
+    root = measure_colours([tile], statistics)
+    torch.testing.assert_close(root, root[0, 0] * torch.eye(3, dtype=torch.float64))
+    assert root[0, 0] > 0
+    model = train_clusters([tile], quick(training={"steps": 5}, restarts=0))
+    with torch.no_grad():
+        log_q = model.network(tile.inputs(statistics, slice(None), slice(None))[None])[0, :, 8:-8, 8:-8]
+    assert torch.isfinite(log_q).all()
+    torch.testing.assert_close(log_q, log_q[:, :1, :1].expand_as(log_q))
+
+
 @pytest.mark.parametrize(("good", "chosen"), [(1, 1), (None, 0)])
 def test_degenerate_clusters_are_tried_again_from_derived_seeds(image, monkeypatch, good, chosen):
     tile = read_image_tile(image[0], make_scheme(4))
