@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from landprior.landcover.tiles import Tile
     from landprior.raster.scheme import ClassScheme
 
-MARGIN, TARGET_OF = 0.03, "logistic"
+MARGIN = 0.03
 DEVELOPED = ("ohio-11+15", "ohio-6+14+19+21", *(f"ohio-{number}" for number in (6, 11, 14, 15, 19, 21)))
 SETS = ("ohio-3", "chesapeake-wv", *DEVELOPED)
 CLUSTERS = 12
