@@ -364,6 +364,12 @@ def test_an_even_box_is_refused(tmp_path):
         map_clusters("x.tif", tmp_path / "map.tif", None, side=4)
 
 
+def test_an_even_box_is_refused_before_the_training(image, tmp_path, monkeypatch):
+    monkeypatch.setattr("landprior.domains.clustering.mapping.train_clusters", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match="odd number of pixels"):
+        cluster_image(image[0], tmp_path / "map.tif", side=4)
+
+
 def test_cluster_on_the_command_line(image, tmp_path):
     run = CliRunner()
     output = tmp_path / "clusters.tif"

@@ -123,6 +123,7 @@ def cluster_image(
         See :func:`map_clusters` and :func:`landprior.domains.clustering.training.train_clusters`.
     """
     settings = settings or ClusterSettings()
+    check_side(side)  # now, not after minutes of training
     target = check_output(output, overwrite=overwrite)
     for path in (beside(target, "probabilities"), model or target.with_suffix(".safetensors")):
         check_output(path, overwrite=overwrite)
