@@ -6,11 +6,12 @@ the package. Both are found here, so nothing else needs to know.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landprior.errors import ConfigError, MissingInputError
+from landprior.errors import ConfigError, InputError, MissingInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +49,7 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
     Parameters
     ----------
     name
-        A shipped name (``"enviroatlas-5"``) or the path of a file.
+        A shipped name (``"enviroatlas-5"``), in upper or lower case, or the path of a file.
     kind
         The folder under ``configs/``: ``"schemes"``, ``"cities"`` or ``"cooccurrence"``.
     suffixes
@@ -70,14 +71,66 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
         msg = f"no such file: {text}"
         raise MissingInputError(msg)
     for suffix in suffixes:
-        path = configs_dir() / kind / f"{text}{suffix}"
-        if path.is_file():
-            return path
+        for shipped in shipped_names(kind, suffix):
+            if shipped.casefold() == text.strip().casefold():
+                return configs_dir() / kind / f"{shipped}{suffix}"
     known = sorted({n for suffix in suffixes for n in shipped_names(kind, suffix)})
     near = difflib.get_close_matches(text, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     msg = f"{text!r} is not one of the shipped {kind} ({', '.join(known)}), nor the path of a {suffixes[0]} file{hint}"
     raise ConfigError(msg)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file: UTF-8 with or without a mark, or UTF-16 with one.
+
+    Raises
+    ------
+    MissingInputError
+        If it is not there.
+    ConfigError
+        If it cannot be read, or has another encoding; names the line.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        msg = f"no such file: {path}"
+        raise MissingInputError(msg) from error
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror or error})"
+        raise ConfigError(msg) from error
+    try:
+        return decode_text(content, path)
+    except InputError as error:
+        raise ConfigError(str(error)) from error
+
+
+def decode_text(content: bytes, where: str | Path) -> str:
+    """Decode a text: UTF-8 with or without a mark, or UTF-16 with one, as Excel writes "Unicode text".
+
+    Raises
+    ------
+    InputError
+        If it has another encoding, or is no text; names the line.
+    """
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding == "utf-16":
+            msg = f"{where} is damaged: it begins as UTF-16 and is not; save it as UTF-8"
+            raise InputError(msg) from error
+        at = min(error.start, len(content) - 1)
+        line = content.count(b"\n", 0, at) + 1
+        msg = (
+            f"{where}, line {line}: the byte 0x{content[at]:02x} is not UTF-8; save the file as UTF-8 "
+            '(Excel: "CSV UTF-8")'
+        )
+        raise InputError(msg) from error
+    if "\0" in text:
+        msg = f"{where} is not a text file, or is UTF-16 without a mark; save it as UTF-8"
+        raise InputError(msg)
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -86,16 +139,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If the file is not valid YAML or does not hold a mapping.
+        If the file is not valid YAML, does not hold a mapping, or may be meant in two ways (see
+        :mod:`landprior.strict_yaml`); names the line.
     """
-    import yaml
+    from landprior.strict_yaml import parse_yaml
 
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        msg = f"{path} is not valid YAML: {first_line}"
-        raise ConfigError(msg) from error
+    data = parse_yaml(read_text(path), path)
     if not isinstance(data, dict):
         msg = f"{path} must hold a mapping of names to values, not {type(data).__name__}"
         raise ConfigError(msg)

@@ -57,6 +57,7 @@ class _Commands(click.Group):
         if not isinstance(command, click.Command):  # pragma: no cover - a mistake of ours
             msg = f"{_COMMANDS[name][0]} has no command"
             raise TypeError(msg)
+        _ignore_case(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -92,6 +93,17 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing was left half-written.", err=True)
             ctx.exit(130)
+
+
+def _ignore_case(command: click.Command) -> None:
+    """Let the choices of all of a command's options be written in upper or lower case: QR, Best, CUDA."""
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Choice):
+            parameter.type.case_sensitive = False
+    for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
+        below = command.get_command(click.Context(command), name)
+        if below is not None:
+            _ignore_case(below)
 
 
 @click.group(

@@ -19,18 +19,20 @@ buildings (``impervious``) and water layers (``water``) add to.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from landprior.errors import ConfigError, InputError, SchemeError
-from landprior.resources import find_config, read_yaml
+from landprior.resources import find_config, read_text, read_yaml
+from landprior.strict_yaml import find_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -44,6 +46,17 @@ Role = Literal["water", "impervious"]
 Code = Annotated[int, Field(ge=0, lt=MAP_NODATA)]
 
 
+def plain_name(text: str) -> str:
+    """Return a name as it is compared: case, width, blanks and the form of accents do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def read_code(text: str) -> int | None:
+    """Return the code that a text is (``"11"``, ``"11.0"``, ``" 11 "``), None if it is none."""
+    match = re.fullmatch(r"\s*([-+]?\d{1,9})([.,]0*)?\s*", text)
+    return None if match is None else int(match[1])
+
+
 class LandClass(BaseModel):
     """One class of a scheme."""
 
@@ -55,6 +68,25 @@ class LandClass(BaseModel):
     merge: tuple[int, ...] = ()
     role: Role | None = None
     description: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _name_can_be_a_label(cls, name: str) -> str:
+        plain = " ".join(name.split())
+        if not plain:
+            msg = "the name is blank"
+            raise ValueError(msg)
+        if "|" in plain or plain.startswith("!"):
+            msg = f"the name {name!r} may not hold | or begin with !, which in labels mean 'or' and 'not'"
+            raise ValueError(msg)
+        return plain
+
+    @model_validator(mode="after")
+    def _name_is_no_other_code(self) -> LandClass:
+        if read_code(self.name) not in {None, self.code, *self.merge}:
+            msg = f"class {self.code} is called {self.name!r}, which in labels is another code; give it a name in words"
+            raise ValueError(msg)
+        return self
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -76,14 +108,24 @@ class ClassScheme(BaseModel):
     @field_validator("classes")
     @classmethod
     def _names_are_unique(cls, classes: tuple[LandClass, ...]) -> tuple[LandClass, ...]:
-        twice = [name for name, n in Counter(c.name for c in classes).items() if n > 1]
-        if twice:
-            msg = f"class names must be unique; {', '.join(twice)} stands twice"
-            raise ValueError(msg)
+        seen: dict[str, str] = {}
+        for name in (c.name for c in classes):
+            if name in seen.values():
+                msg = f"class names must be unique; {name} stands twice"
+                raise ValueError(msg)
+            first = seen.setdefault(plain_name(name), name)
+            if first != name:
+                msg = f"class names must be unique; {first!r} and {name!r} differ in case, blanks or accents only"
+                raise ValueError(msg)
         return classes
 
     @model_validator(mode="after")
     def _codes_are_unique(self) -> ClassScheme:
+        of_classes = {code for c in self.classes for code in (c.code, *c.merge)}
+        both = sorted(of_classes & set(self.ignored))
+        if both:
+            msg = f"a code cannot be ignored and stand for a class; {both} do both: take them out of ignored or classes"
+            raise ValueError(msg)
         codes = [c for k in self.classes for c in (k.code, *k.merge)] + list(self.ignored)
         twice = sorted(code for code, n in Counter(codes).items() if n > 1)
         if twice:
@@ -113,14 +155,16 @@ class ClassScheme(BaseModel):
     def index(self, key: str | int) -> int:
         """Return the position of a class given by name or by code (merged codes count).
 
+        Case, blanks around and between words, and the Unicode form of letters do not matter.
+
         Raises
         ------
         SchemeError
             If the scheme has no such class.
         """
-        text = str(key).strip().lower()
+        text, code = plain_name(str(key)), read_code(str(key))
         for i, c in enumerate(self.classes):
-            if text == c.name.lower() or (text.isdecimal() and int(text) in (c.code, *c.merge)):
+            if text == plain_name(c.name) or (code is not None and code in (c.code, *c.merge)):
                 return i
         known = ", ".join(f"{c.code} {c.name}" for c in self.classes)
         msg = f"{key!r} is not a class of scheme {self.name!r}; it has: {known}"
@@ -243,12 +287,32 @@ def parse_scheme(text: str, where: str | Path) -> ClassScheme:
 
 
 def explain(error: ValidationError, where: str | Path) -> str:
-    """Say in one line what pydantic found wrong first, and where."""
-    first = error.errors()[0]
+    """Say in one line what pydantic found wrong first, and where: of a YAML file, on which line."""
+    found = error.errors()
+    # a misspelt key says more than that the right one is missing
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {place + ': ' if place else ''}{message}{more}"
+    if first["type"] in _SIMPLE and isinstance(first["input"], str | int | float | bool):
+        message += f", not {first['input']!r}"
+    line = _line_of(where, first["loc"])
+    return f"{where}{'' if line is None else f', line {line}'}: {place + ': ' if place else ''}{message}{more}"
+
+
+_SIMPLE = {"string_type", "int_type", "int_parsing", "int_from_float", "float_parsing", "bool_parsing",
+           "string_pattern_mismatch", "literal_error", "greater_than", "greater_than_equal", "less_than",
+           "less_than_equal"}  # fmt: skip
+"""Kinds of errors whose text does not say the value."""
+
+
+def _line_of(where: str | Path, place: tuple[int | str, ...]) -> int | None:
+    if not isinstance(where, Path) or where.suffix.lower() not in (".yaml", ".yml"):
+        return None
+    try:
+        return find_line(read_text(where), place)
+    except ConfigError:
+        return None
 
 
 def parse_label_map(text: str) -> dict[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rasterio.features import rasterize
 from landprior.errors import GridMismatchError, InputError, SchemeError
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_on_grid, read_classes
-from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA
+from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, read_code
 from landprior.raster.windows import stream
 from landprior.sources.vectors import read_vectors
 
@@ -136,9 +135,9 @@ def class_position(value: object, scheme: ClassScheme, label_map: Mapping[int, i
         If the scheme has no such class.
     """
     text = str(value).strip()
-    code = re.fullmatch(r"(-?\d{1,9})(\.0*)?", text)
+    code = read_code(text)
     if code is not None:
-        return int(scheme.encode(np.array([int(code[1])]), label_map=label_map, where=str(source))[0])
+        return int(scheme.encode(np.array([code]), label_map=label_map, where=str(source))[0])
     try:
         return scheme.index(text)
     except SchemeError as error:

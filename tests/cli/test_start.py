@@ -45,3 +45,31 @@ def test_help_of_a_command_imports_no_network_library(command):
     shown, packages = imported_for(command, "--help")
     assert f"landprior {command}" in shown
     assert not {"torch", "torchgeo", "lightning"} & packages
+
+
+def test_case_does_not_matter_in_choices_of_options():
+    from click.testing import CliRunner
+
+    from landprior.cli import main
+
+    found = CliRunner().invoke(
+        main, ["train", "--loss", "QR", "--recipe", "Best", "--device", "CPU", "--image", "n.tif"]
+    )
+    assert "is not one of" not in found.output
+    assert "Invalid value" not in found.output
+    wrong = CliRunner().invoke(main, ["train", "--loss", "QRR"])
+    assert "'QRR' is not one of" in wrong.output
+
+
+def test_every_choice_of_every_command_ignores_case():
+    import click
+
+    from landprior.cli import _COMMANDS, main
+
+    for name in _COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        commands = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        for one in commands:
+            for parameter in one.params:
+                if isinstance(parameter.type, click.Choice):
+                    assert parameter.type.case_sensitive is False, (name, parameter.name)

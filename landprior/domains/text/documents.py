@@ -22,6 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.resources import read_text
+from landprior.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -148,19 +150,15 @@ def read_tree(path: str | Path) -> Tree:
 
 
 def _parse(path: Path) -> object:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
+    if not path.exists():
         msg = f"{path} does not exist"
-        raise MissingInputError(msg) from error
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"cannot read {path} ({error})"
-        raise ConfigError(msg) from error
+        raise MissingInputError(msg)
+    text = read_text(path)
+    if path.suffix != ".json":
+        return parse_yaml(text, path)
     try:
-        return json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        return json.loads(text, object_pairs_hook=_once)
+    except ValueError as error:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be parsed ({reason})"
         raise ConfigError(msg) from error
