@@ -7,7 +7,6 @@ measured once, where fine labels exist, and used where they do not.
 from __future__ import annotations
 
 import csv
-import io
 import math
 import warnings
 from contextlib import ExitStack
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landprior.errors import ConfigError, CooccurrenceWarning, InputError, PriorError
-from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, load_scheme
+from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, ClassScheme, load_scheme, plain_name
 from landprior.resources import find_config
+from landprior.sources.tables import Row, Table, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -196,53 +196,70 @@ def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurre
 
 def _read_csv(path: Path, scheme: ClassScheme, *, source: str) -> Cooccurrence:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not a text file; a cooccurrence matrix is a .csv or .npy"
-        raise PriorError(msg) from error
-    header, *rows = list(csv.reader(io.StringIO("\n".join(lines)))) or [[]]
-    header = [name.strip().lower() for name in header]
+        return _checked(_parse_csv(read_table(path, comments=True), scheme, source=source), path)
+    except PriorError:
+        raise
+    except InputError as error:
+        raise PriorError(str(error)) from error
+
+
+def _parse_csv(table: Table, scheme: ClassScheme, *, source: str) -> Cooccurrence:
+    path, header = table.path, [plain_name(name) for name in table.header]
     if not header or header[0] not in ("nlcd", "nlcd_code", "code"):
         msg = f"{path}: the first column must be 'nlcd' (the coarse code); it is {header[:1] or 'missing'}"
         raise PriorError(msg)
+    twice = [name for i, name in enumerate(header) if name and name in header[:i]]
+    if twice:
+        msg = f"{path}: two columns are called {twice[0]!r}; keep one"
+        raise PriorError(msg)
     means, deviations = _find_columns(header, scheme, path)
     counts = {name: header.index(name) for name in ("pixels", "cells") if name in header}
-    table: dict[int, NDArray[np.float64]] = {}
+    found: dict[int, NDArray[np.float64]] = {}
     spread: dict[int, NDArray[np.float64]] = {}
     numbers: dict[str, dict[int, int]] = {"pixels": {}, "cells": {}}
-    for number, row in enumerate(rows, start=1):
-        try:
-            code = int(row[0])
-            values = np.array([[float(row[i]) for i in some] for some in means]).mean(axis=1)
-            widths = np.array([[float(row[i] or "nan") for i in some] for some in deviations])
-            for name, at in counts.items():
-                numbers[name][code] = int(row[at])
-        except (ValueError, IndexError) as error:
-            msg = f"{path}: row {number} is not numbers: {','.join(row)!r}"
-            raise PriorError(msg) from error
-        if not np.isfinite(values).all() or (values < 0).any():
-            msg = f"{path}: the probabilities of code {code} must be finite and not negative"
+    lines: dict[int, int] = {}
+    for row in table.rows:
+        where, code = table.where(row), _code_of(row, table, lines)
+        values = np.array([[table.number(row, i) for i in some] for some in means]).mean(axis=1)
+        widths = np.array([[table.number(row, i) if row.cells[i] else math.nan for i in some] for some in deviations])
+        for name, at in counts.items():
+            numbers[name][code] = table.integer(row, at)
+        if (values < 0).any():
+            msg = f"{where}: the probabilities of code {code} must be finite and not negative, not {values.min():g}"
             raise PriorError(msg)
         if values.sum() > 0:
-            table[code] = values / values.sum()
+            found[code] = values / values.sum()
         if widths.size and not np.isnan(widths).any():
             # of an interval, the standard deviation of a share that may lie anywhere in it
             spread[code] = widths[:, 0] if widths.shape[1] == 1 else (widths[:, 1] - widths[:, 0]) / math.sqrt(12)
             if (spread[code] < 0).any():
-                msg = f"{path}: a spread of code {code} is negative, or an interval ends below its beginning"
+                msg = f"{where}: a spread of code {code} is negative, or an interval ends below its beginning"
                 raise PriorError(msg)
-    return _checked(
-        Cooccurrence(scheme=scheme, probabilities=table, spread=spread, source=source, **numbers),
-        path,
-    )
+    return Cooccurrence(scheme=scheme, probabilities=found, spread=spread, source=source, **numbers)
+
+
+def _code_of(row: Row, table: Table, lines: dict[int, int]) -> int:
+    """Return the code of a row, and note its line."""
+    code = table.integer(row, 0)
+    if not 0 <= code <= MAP_NODATA:
+        msg = f"{table.where(row)}: the code {row.cells[0]} is not within 0 to {MAP_NODATA}"
+        raise PriorError(msg)
+    if code in lines:
+        msg = f"{table.where(row)}: code {code} has a row already, on line {lines[code]}; keep one of them"
+        raise PriorError(msg)
+    lines[code] = row.line
+    return code
 
 
 def _find_columns(header: Sequence[str], scheme: ClassScheme, path: Path) -> tuple[list[list[int]], list[list[int]]]:
     """Return the columns of each class's mean (of an interval two), and those of its spread, if there are any."""
     means, deviations = [], []
     for c in scheme.classes:
-        names = (c.name.lower(), str(c.code))
+        names = (plain_name(c.name), str(c.code))
         name = next((n for n in names if n in header), None)
+        if len(set(names)) > 1 and all(n in header for n in names):
+            msg = f"{path} has two columns for class {c.name!r}, {c.name!r} and '{c.code}'; keep one"
+            raise PriorError(msg)
         ends = next((n for n in names if f"{n} {_LOW}" in header and f"{n} {_HIGH}" in header), None)
         if name is not None:
             means.append([header.index(name)])

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from landprior.errors import InputError, MissingInputError, PriorError, TableWarning
+from landprior.errors import InputError, PriorError, TableWarning
 from landprior.raster.cog import CogWriter
 from landprior.raster.windows import Block, stream
+from landprior.sources import tables
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -54,7 +55,7 @@ class BlockLabels:
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV that has these columns, and perhaps more.
+    """Read a CSV that has these columns, and perhaps more; rows are called by their lines in the file.
 
     Raises
     ------
@@ -63,26 +64,27 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     InputError
         If it is no CSV, lacks a column, has no row, or there is an empty cell in one of the columns.
     """
-    if not Path(path).is_file():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
-    try:
-        table = pd.read_csv(path, skipinitialspace=True, dtype={"image": str, "type": str})
-    except (ValueError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read as CSV ({str(error).splitlines()[0]})"
-        raise InputError(msg) from error
-    lacking = [name for name in columns if name not in table]
-    if lacking:
-        there = ", ".join(map(str, table.columns))
-        msg = f"{path} has no column {lacking[0]}; it must have {','.join(columns)} in its first line, not {there}"
-        raise InputError(msg)
+    found = tables.read_table(path)
+    names = list(found.header)
+    for name in columns:
+        at = found.find(name)
+        if at is None:
+            there = ", ".join(names)
+            msg = f"{path} has no column {name}; it must have {','.join(columns)} in its first line, not {there}"
+            raise InputError(msg)
+        names[at] = name
+    values = {
+        name: found.texts(at) if name in ("image", "type") else found.values(at)
+        for at, name in enumerate(names)
+        if name
+    }
+    table = pd.DataFrame(values, index=[row.line for row in found.rows])
     if table.empty:
         msg = f"{path} has no row"
         raise InputError(msg)
     for name in columns:
         if table[name].isna().any():
-            line = int(np.flatnonzero(table[name].isna())[0]) + 2
-            msg = f"{path}, line {line}: {name} is empty"
+            msg = f"{path}, line {table.index[table[name].isna()][0]}: {name} is empty"
             raise InputError(msg)
     return table
 
@@ -96,8 +98,10 @@ def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path,
             wrong |= (numbers < 0) | (numbers != np.round(numbers))
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
+            value = table[name].iloc[at]
+            said = repr(value) if isinstance(value, str) else f"{value:g}"
             kind = "a whole number from 0" if whole else "a number"
-            msg = f"{path}, line {at + 2}: {name} is {table[name].iloc[at]!r}, not {kind}"
+            msg = f"{path}, line {table.index[at]}: {name} is {said}, not {kind}"
             raise InputError(msg)
 
 
@@ -159,7 +163,8 @@ def read_blocks(
         msg = f"a block must be 1 px or more a side, not {block}"
         raise InputError(msg)
     table = read_table(path, ("image", "row", "col"))
-    value = next((name for name in ("class", "count") if name in table), None)
+    there = {str(name).lower() for name in table}
+    value = next((name for name in ("class", "count") if name in there), None)
     if value is None:
         msg = f"{path} must have a column class (density classes from 0) or count (to be made into classes)"
         raise InputError(msg)
@@ -189,14 +194,15 @@ def _place(rows: pd.DataFrame, file: str, grid: Grid, block: int, path: str | Pa
     if outside.any():
         at = int(np.flatnonzero(outside)[0])
         msg = (
-            f"{path} has row {row[at]}, column {col[at]} of {file}, which has {shape[0]} x {shape[1]} blocks "
-            f"of {block} px ({grid.width} x {grid.height} px); is --block right, and do rows and columns count from 0?"
+            f"{path}, line {rows.index[at]}, has row {row[at]}, column {col[at]} of {file}, which has {shape[0]} x "
+            f"{shape[1]} blocks of {block} px ({grid.width} x {grid.height} px); "
+            "is --block right, and do rows and columns count from 0?"
         )
         raise InputError(msg)
     twice = rows.duplicated(["row", "col"]).to_numpy()
     if twice.any():
         at = int(np.flatnonzero(twice)[0])
-        msg = f"{path} has row {row[at]}, column {col[at]} of {file} twice"
+        msg = f"{path}, line {rows.index[at]}, has row {row[at]}, column {col[at]} of {file} twice"
         raise InputError(msg)
     found = np.full(shape, UNKNOWN, dtype=np.int16)
     found[row, col] = rows["class"].to_numpy(dtype=np.int16)

@@ -88,7 +88,7 @@ def read_points(
         if outside.any():
             at = int(np.flatnonzero(outside)[0])
             x, y = places[at]
-            msg = f"{path}, line {rows.index[at] + 2}: ({x:g}, {y:g}) is outside {file} ({width} x {height} px)"
+            msg = f"{path}, line {rows.index[at]}: ({x:g}, {y:g}) is outside {file} ({width} x {height} px)"
             raise InputError(msg)
         pixels = np.minimum(places.astype(np.int64), (width - 1, height - 1))
         found[file] = Points(

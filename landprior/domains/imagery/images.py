@@ -6,7 +6,6 @@ and sheets of 32 x 32 tiles. All become one uint8 tensor, (N, bands, H, W).
 
 from __future__ import annotations
 
-import csv
 import gzip
 import struct
 import zipfile
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
+from landprior.resources import decode_text
+from landprior.sources.tables import parse_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -384,15 +385,15 @@ def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ..
         As :func:`read_images`.
     """
     folder, table = Path(folder), Path(table)
-    rows = read_table(table, ("file",))
+    rows = read_table(table, ("file",), optional=("label", "split"))
     first: NDArray[np.uint8] | None = None
     pictures: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
     labels: dict[str, list[str]] = {"train": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "test": []}
-    for number, row in enumerate(rows, 2):
+    for row in rows:
         split = row.get("split", "").strip() or "train"
         if split not in pictures:
-            msg = f"{table}, line {number}: the split {split!r} is neither train nor test"
+            msg = f"{table}, line {row.line}: the split {split!r} is neither train nor test"
             raise InputError(msg)
         picture = _read_picture(folder / row["file"])
         first = picture if first is None else first
@@ -412,15 +413,23 @@ def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ..
     return assemble_splits(found, classes, table, names=names)
 
 
-def read_table(path: str | Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Read a CSV with a header.
+class TableRow(dict[str, str]):
+    """A row of a table by column, and the line of the file it is on."""
+
+    line: int = 0
+
+
+def read_table(path: str | Path, columns: Iterable[str], *, optional: Iterable[str] = ()) -> list[TableRow]:
+    """Read a CSV with a header, however Excel wrote it (:mod:`landprior.sources.tables`).
 
     Parameters
     ----------
     path
-        The file, UTF-8.
+        The file, UTF-8 or UTF-16.
     columns
-        Those it must have.
+        Those it must have; case does not matter.
+    optional
+        Others whose case does not matter.
 
     Raises
     ------
@@ -432,21 +441,21 @@ def read_table(path: str | Path, columns: Iterable[str]) -> list[dict[str, str]]
         msg = f"no such file: {path}"
         raise MissingInputError(msg)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True, restval="")
-            header = reader.fieldnames or []
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path} cannot be read as a CSV in UTF-8 ({error})"
+        text = decode_text(path.read_bytes(), path)
+    except (OSError, InputError) as error:
+        msg = f"{error}"
         raise RasterReadError(msg) from error
-    missing = [name for name in columns if name not in header]
-    if missing:
-        msg = f"{path} has no column {missing[0]!r}; it has {', '.join(map(str, header)) or 'none'}"
-        raise InputError(msg)
-    for number, row in enumerate(rows, 2):
-        if None in row:  # DictReader's key for what is beyond the header
-            msg = f"{path}, line {number}: more values than the header has columns"
-            raise InputError(msg)
+    table = parse_table(text, path)
+    names = list(table.header)
+    for name in (*columns, *optional):
+        at = table.need(name) if name in set(columns) else table.find(name)
+        if at is not None:
+            names[at] = name
+    rows = []
+    for row in table.rows:
+        found = TableRow(zip(names, row.cells, strict=True))
+        found.line = row.line
+        rows.append(found)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,7 @@ def read_candidates(path: str | Path, images: LabelledImages) -> Tensor:
 
 
 def _read_csv(path: Path, images: LabelledImages) -> NDArray[np.float64]:
-    rows = read_table(path, ())
+    rows = read_table(path, (), optional=[name for name in ("file", "item", _SETS) if name not in images.classes])
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("file", "item") if name in columns), None)
     if key is None:
@@ -121,8 +122,8 @@ def _read_csv(path: Path, images: LabelledImages) -> NDArray[np.float64]:
     positions = {name: i for i, name in enumerate(images.classes)}
     weights = np.zeros((len(images), len(images.classes)))
     seen = np.zeros(len(images), dtype=bool)
-    for number, row in enumerate(rows, 2):
-        place = f"{path}, line {number}"
+    for row in rows:
+        place = f"{path}, line {row.line}"
         item = _find_item(row[key], where, len(images), place)
         if seen[item]:
             msg = f"{place}: {row[key]} has a row already"
@@ -141,10 +142,10 @@ def _find_item(text: str, where: Mapping[str, int] | None, count: int, place: st
             msg = f"{place}: {text!r} is none of the images to train with"
             raise InputError(msg)
         return where[text]
-    if not text.strip().isdecimal() or int(text) >= count:
+    if re.fullmatch(r"\d{1,9}(\.0*)?", text.strip()) is None or float(text) >= count:
         msg = f"{place}: the item {text!r} is no position from 0 to {count - 1}"
         raise InputError(msg)
-    return int(text)
+    return int(float(text))
 
 
 def _parse_set(text: str, positions: Mapping[str, int], place: str) -> NDArray[np.float64]:

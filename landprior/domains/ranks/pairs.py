@@ -118,14 +118,14 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
         If an item or a relation is unknown.
     """
     path = Path(path)
-    rows = read_table(path, ("first", "second"))
+    rows = read_table(path, ("first", "second"), optional=("relation",))
     if not rows:
         msg = f"{path} has no pairs"
         raise InputError(msg)
     where = {name: position for position, name in enumerate(images.names)}
     found: list[tuple[int, int, int]] = []
-    for number, row in enumerate(rows, 2):
-        place = f"{path}, line {number}"
+    for row in rows:
+        place = f"{path}, line {row.line}"
         one, other = (_find(row[name], where, place) for name in ("first", "second"))
         said = row.get("relation", "").strip() or ">="
         if one == other:

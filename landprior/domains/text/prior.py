@@ -8,10 +8,10 @@ whatever the text. Classes elsewhere in the tree have exactly 0.
 
 from __future__ import annotations
 
-import csv
 import inspect
 import logging
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from torch.nn import functional
 from landprior.errors import InputError, MissingInputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
 from landprior.raster.files import replacing
+from landprior.sources import tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -212,26 +213,15 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _read_table(path: Path) -> tuple[NDArray[np.float64], list[str], list[str] | None]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        msg = f"{path} cannot be read ({error})"
-        raise PriorError(msg) from error
-    header = [name.strip() for name in rows[0][1]] if rows else []
-    places = [place for place, name in enumerate(header) if name != "id"]
-    table = np.empty((max(len(rows) - 1, 0), len(places)))
-    for number, (line, row) in enumerate(rows[1:]):
-        if len(row) != len(header):
-            msg = f"{path}, line {line}: {len(row)} columns where the header has {len(header)}"
-            raise PriorError(msg)
-        try:
-            table[number] = [float(row[place]) for place in places]
-        except ValueError as error:
-            msg = f"{path}, line {line}: {error}"
-            raise PriorError(msg) from error
-    ids = [row[header.index("id")] for _, row in rows[1:]] if "id" in header else None
-    return table, [header[place] for place in places], ids
+        table = tables.read_table(path)
+        at = table.header.index("id") if "id" in table.header else None
+        places = [place for place in range(len(table.header)) if place != at]
+        table.require_whole_rows()
+        values = np.array([[table.number(row, place) for place in places] for row in table.rows], dtype=np.float64)
+    except InputError as error:
+        raise PriorError(str(error)) from error
+    ids = None if at is None else [row.cells[at] for row in table.rows]
+    return values.reshape(len(table.rows), len(places)), [table.header[place] for place in places], ids
 
 
 def _cosine(path: Path, documents: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.float64]:
@@ -257,6 +247,11 @@ def _aligned(
     if values.shape != expected:
         msg = f"{path}: the table has shape {values.shape}, not {expected} (documents, fine classes)"
         raise PriorError(msg)
+    for kind, names in (("class", classes), ("document", ids or [])):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            msg = f"{path} has {kind} {twice[0]!r} twice; keep one"
+            raise PriorError(msg)
     columns = {name: number for number, name in enumerate(classes)}
     missing = [name for name in tree.fine if name not in columns]
     if missing:
