@@ -34,6 +34,7 @@ def _loopback_only(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", checked)
         patch.setenv("LANDPRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LANDPRIOR_DEBUG", "1")  # faults of ours are raised, not put in one line
         yield
 
 

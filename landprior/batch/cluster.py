@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from landprior.batch.tile_runner import TileRunner, TileState, report_state
 from landprior.errors import ConfigError, InputError
+from landprior.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -113,11 +114,10 @@ def _require_cores(wanted: int, there: int) -> None:
 def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception], *, progress: bool) -> list[TileState]:
     """Wait for all tasks."""
     import ray
-    from tqdm import tqdm
 
     found: dict[str, TileState] = {}
     left = list(waiting)
-    with tqdm(total=len(left), desc=plan.city, unit="tile", disable=not progress) as bar:
+    with Progress(len(left), plan.city, "tile", show=progress, leave=True) as bar:
         while left:
             (done, *_), left = ray.wait(left, num_returns=1)
             name = waiting[done]

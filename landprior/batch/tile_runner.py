@@ -21,6 +21,7 @@ import psutil
 
 from landprior.errors import ConfigError, InputError, LandpriorError
 from landprior.landcover.workspace import ITEM, TileFolder, Workspace, checksum
+from landprior.progress import Progress
 from landprior.raster.files import replacing
 
 if TYPE_CHECKING:
@@ -309,15 +310,14 @@ def run_plan(
     list of TileState
         In the order of the plan; the failed ones with the reason.
     """
-    from tqdm import tqdm
-
     runner = TileRunner(plan, device=device, network=network)
     found = []
-    bar = tqdm(plan.tiles, desc=plan.city, unit="tile", disable=not progress)
-    for tile in bar:
-        found.append(runner.run(tile.name, work=work))
-        report_state(found[-1])
-        bar.set_postfix(failed=sum(state.state == "failed" for state in found))
+    with Progress(len(plan.tiles), plan.city, "tile", show=progress, leave=True) as bar:
+        for tile in plan.tiles:
+            found.append(runner.run(tile.name, work=work))
+            report_state(found[-1])
+            bar.note(f"failed={sum(state.state == 'failed' for state in found)}")
+            bar.update()
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, TextIO
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +12,6 @@ from landprior import __version__
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
 
 _COMMANDS = {
     "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
@@ -42,6 +42,9 @@ _COMMANDS = {
     "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
     "doctor": ("landprior.cli.doctor", "Say what is installed, what is missing, and what to do."),
 }
+
+_FOREIGN: list[str] = []
+"""What was found in the environment that belongs to another GDAL or PROJ, to be logged."""
 
 
 class _Commands(click.Group):
@@ -76,23 +79,72 @@ class _Commands(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No such command {args[0]!r}.{hint}")
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
+        """Run the command line, on whatever terminal and environment it is."""
+        from landprior.cli.terminal import explain_failure, give_up_stdout, prepare_streams
+        from landprior.environment import drop_foreign_settings
+
+        prepare_streams()
+        _FOREIGN[:] = drop_foreign_settings()  # before anything imports GDAL
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # as --help is printed
+            said = explain_failure(error)
+            if said is None:
+                raise
+            give_up_stdout()
+            _say(f"Error: {said}")
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
-        """Run a command; turn our errors into one line and exit code 1, ctrl-C into 130."""
+        """Run a command; turn errors into one line and exit code 1, ctrl-C into 130."""
         from landprior.errors import FetchInterruptedError, LandpriorError, TrainingInterruptedError
 
         try:
             return super().invoke(ctx)
         except (TrainingInterruptedError, FetchInterruptedError) as error:
-            click.echo(f"\nInterrupted: {error}", err=True)
+            click.echo(err=True)
+            _say(f"Interrupted: {error}")
             ctx.exit(130)
         except LandpriorError as error:
             if ctx.params.get("verbose", 0) > 1:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            _say(f"Error: {error}")
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing was left half-written.", err=True)
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last safety net
+            _explain(ctx, error)
+
+
+def _explain(ctx: click.Context, error: Exception) -> None:
+    """Put an error of another library, or a fault of ours, in one line; with -vv raise it."""
+    import os
+
+    from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout
+
+    said = explain_failure(error)
+    if ctx.params.get("verbose", 0) > 1 or (said is None and os.environ.get(DEBUG)):
+        raise error
+    if said is None:
+        said = (
+            f"unexpected error ({type(error).__name__}: {first_line(error)}); "
+            "please report it with what landprior -vv COMMAND shows"
+        )
+    elif said.startswith("cannot write to standard output"):
+        give_up_stdout()
+    _say(f"Error: {said}")
+    ctx.exit(1)
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr."""
+    from landprior.cli.terminal import one_line
+
+    click.echo(one_line(text), err=True)
 
 
 def _ignore_case(command: click.Command) -> None:
@@ -122,37 +174,23 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     place itself; its map is written as a Cloud-Optimized GeoTIFF.
     """
     import logging
-    import sys
+
+    from landprior.cli.terminal import LineFormatter, above_progress, quiet_warnings
 
     level = logging.WARNING if quiet else (logging.DEBUG if verbose else logging.INFO)
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.emit = _above_progress(handler)  # type: ignore[assignment]
-    handler.setFormatter(logging.Formatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
+    handler.emit = above_progress(handler)  # type: ignore[method-assign]
+    handler.setFormatter(LineFormatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
     logger = logging.getLogger("landprior")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    quiet_warnings()
     _show_warnings(logger)
+    for sentence in _FOREIGN:
+        logger.warning("Warning: %s", sentence)
     ctx.obj = {"progress": not quiet}
-
-
-def _above_progress(handler: logging.StreamHandler[TextIO]) -> Callable[[logging.LogRecord], None]:
-    """Return the handler's emit, which puts lines above a progress bar, not into it."""
-    emit = handler.emit
-
-    def careful(record: logging.LogRecord) -> None:
-        import sys
-
-        if "tqdm" not in sys.modules:
-            emit(record)
-            return
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=handler.stream):
-            emit(record)
-
-    return careful
 
 
 def _show_warnings(logger: logging.Logger) -> None:

@@ -71,6 +71,7 @@ def command(ctx: click.Context, *, as_json: bool) -> None:
         "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
     }
     report["gdal"] = _gdal(problems)
+    report["environment"] = _environment(problems, notes)
     report["cuda"] = _cuda(problems, notes)
     report["torchgeo_fcn"] = _network(problems)
     report["configs"] = _configs(problems)
@@ -120,6 +121,27 @@ def _gdal(problems: list[str]) -> dict[str, object]:
         problems.append(f"rasterio cannot be imported ({error}): pip install --force-reinstall rasterio")
         return {}
     return found
+
+
+def _environment(problems: list[str], notes: list[str]) -> dict[str, str]:
+    """Return the settings of GDAL and PROJ in use; note those of another install, and try PROJ."""
+    from landprior.cli.terminal import first_line
+    from landprior.environment import dropped, settings_found
+
+    notes += dropped()
+    in_use = settings_found()
+    notes += [f"{name}={value} is in use" for name, value in in_use.items()]
+    try:
+        import pyproj
+        from rasterio.crs import CRS
+        from rasterio.warp import transform
+
+        transform(CRS.from_epsg(4326), CRS.from_epsg(26917), [-81.0], [40.0])
+        pyproj.Transformer.from_crs(4326, 26917, always_xy=True).transform(-81.0, 40.0)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be told
+        names = ", ".join(in_use) or "PROJ_LIB, PROJ_DATA"
+        problems.append(f"PROJ does not work ({first_line(error)}): unset {names}, or reinstall rasterio and pyproj")
+    return in_use
 
 
 def _cuda(problems: list[str], notes: list[str]) -> dict[str, object]:

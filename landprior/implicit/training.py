@@ -36,6 +36,7 @@ from landprior.implicit.devices import (
 )
 from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES, LOSSES, Loss, LossName, ce
 from landprior.implicit.posterior import RunningMarginal, log_posterior
+from landprior.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -263,8 +264,6 @@ def fit(
     TrainingInterruptedError
         On ctrl-C, after the checkpoint was written.
     """
-    from tqdm import tqdm
-
     if objective is None and settings.loss not in LOSSES:
         msg = f"{settings.loss} is no loss of log q and log prior alone; give its objective"
         raise ValueError(msg)
@@ -281,9 +280,7 @@ def fit(
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
         _look(network, monitor)
-    bar = tqdm(
-        total=settings.steps, initial=run.step, desc=settings.loss, unit="step", disable=not progress, leave=False
-    )
+    bar = Progress(settings.steps, settings.loss, "step", show=progress, done=run.step)
     with bar, subnormals_flushed(fabric.device):
         try:
             while run.step < settings.steps and not run.stopped:
@@ -293,9 +290,7 @@ def fit(
                 if run.step % settings.epoch_steps == 0 or run.step == settings.steps:
                     run.close_epoch(_look(network, monitor), until)
                     shown = run.history.epochs[-1]
-                    bar.set_postfix(
-                        loss=f"{shown.loss:.3f}", entropy=f"{shown.entropy:.2f}", agree=f"{shown.agreement:.2f}"
-                    )
+                    bar.note(f"loss={shown.loss:.3f}, entropy={shown.entropy:.2f}, agree={shown.agreement:.2f}")
         except KeyboardInterrupt:
             where = "nothing was kept"
             if checkpoint is not None and checkpoint.exists():

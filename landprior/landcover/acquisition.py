@@ -22,6 +22,7 @@ from landprior.errors import (
     SourceWarning,
 )
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
+from landprior.progress import Progress
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_on_grid, read_valid, read_window
 from landprior.raster.grid import Grid
@@ -141,32 +142,23 @@ class _Job:
 
     def fetch_tile(self, tile: TilePlan) -> list[LandpriorError]:
         """Fetch what is missing of a tile; return what went wrong."""
-        from tqdm import tqdm
-
         failures: list[LandpriorError] = []
         tile.folder.path.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(
-            desc=tile.folder.name,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            bar_format="{desc}: {n_fmt}{unit} received in {elapsed}{postfix}",
-            disable=not self.progress,
-        )
+        bar = Progress(None, tile.folder.name, "B", show=self.progress, leave=True)
 
         def count(size: int) -> None:
             bar.update(size)
 
         with bar, self.network.listening(count):
             for layer in self.settings.wanted:
-                bar.set_postfix_str(layer)
+                bar.note(layer)
                 try:
                     self._fetch_layer(layer, tile)
                 except (SourceError, InputError) as error:
                     failures.append(error)
                     if not self.network.offline:
                         break  # the rest of the tile is of no use without, and a rerun goes on here
-            bar.set_postfix_str("incomplete" if failures else "done")
+            bar.note("incomplete" if failures else "done")
         return failures
 
     def _fetch_layer(self, layer: Layer, tile: TilePlan) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, TypeVar
 import rasterio
 from rasterio.windows import Window
 
+from landprior.progress import track
 from landprior.raster.files import GDAL_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -127,16 +128,8 @@ def stream(
     label, progress
         A progress bar on stderr, if ``progress``.
     """
-    from tqdm import tqdm
-
-    bar = tqdm(
-        iter_blocks(grid, size=size, halo=halo),
-        total=count_blocks(grid, size=size),
-        desc=label,
-        unit="block",
-        disable=not progress,
-        leave=False,
-    )
+    every, total = iter_blocks(grid, size=size, halo=halo), count_blocks(grid, size=size)
+    bar = track(every, label, "block", total=total, show=progress)
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),  # for a pass without a writer too
         closing(_read_ahead(bar, read)) as blocks,

@@ -28,6 +28,7 @@ from landprior.implicit.epitomes import PATCH
 from landprior.landcover.cooccurrence import NLCD_NODATA
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import Products, open_sinks, write_quicklook, write_style
+from landprior.progress import Progress
 from landprior.raster.cog import encode_probabilities
 from landprior.raster.files import check_output, open_on_grid, read_valid, read_window
 from landprior.superres.embedding import resolve_labels
@@ -213,8 +214,6 @@ class Spreader:
         *,
         progress: bool = False,
     ) -> None:
-        from tqdm import tqdm
-
         self._patch, self._own = settings.patch, settings.own_code
         self._height, self._width = int(usable.shape[0]), int(usable.shape[1])
         self._index = index
@@ -230,7 +229,7 @@ class Spreader:
         )
         self._rows, self._columns = corners // self._width, corners % self._width
         total = len(corners) * (1 + settings.passes + settings.smoothing)
-        self._bar = tqdm(total=total, desc="matching patches", unit="patch", disable=not progress, leave=False)
+        self._bar = Progress(total, "matching patches", "patch", show=progress)
 
     def close(self) -> None:
         """End the progress bar."""

@@ -19,6 +19,7 @@ from landprior.domains.density.training import DensitySettings, make_scheme, rea
 from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.landcover.blur import BLUR
 from landprior.landcover.model import load_model, save_model
+from landprior.progress import Progress, track
 from landprior.raster.files import check_output, open_raster, replacing
 from landprior.raster.grid import Grid
 
@@ -224,11 +225,8 @@ def map_images(
     list of Path
         The maps of classes.
     """
-    from tqdm import tqdm
-
     found = []
-    bar = tqdm(names, desc="maps", unit="image", disable=not progress, leave=False)
-    for name in bar:
+    for name in track(names, "maps", "image", show=progress):
         target = folder / f"{Path(name).stem}.tif"
         found.append(target)
         classes = None if labels is None else labels.classes.get(name)
@@ -319,11 +317,9 @@ def score_images(
     list of Row
         Baselines (the block's class, and how dark the pixel is, over 5 x 5 px) and predictions of each group.
     """
-    from tqdm import tqdm
-
     rows: list[Row] = []
     mine = {group: [name for name in names if name in points] for group, names in groups.items()}
-    bar = tqdm(total=sum(map(len, mine.values())), desc="points", unit="image", disable=not progress, leave=False)
+    bar = Progress(sum(map(len, mine.values())), "points", "image", show=progress)
     options: dict[str, Any] = {"blurs": blurs, "nodata": nodata, "device": device, "precision": precision}
     with bar:
         for group, names in mine.items():

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from landprior.errors import InputError, MissingInputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
+from landprior.progress import Progress
 from landprior.raster.files import replacing
 from landprior.sources import tables
 
@@ -373,15 +374,13 @@ def score_names(
     ModelError
         If prompt and name leave no room for a text.
     """
-    from tqdm import tqdm
-
     scores = np.full((len(documents), len(tree.fine)), -np.inf)
     groups = _tokenise(documents, tree, language, max_tokens)
     alone = tree.children[documents.coarse].sum(axis=1) == 1
     scores[alone] = np.where(documents.allowed(tree)[alone], 0.0, -np.inf)
     total = sum(len(group.rows) for group in groups)
     score = _score_shared if share else _score_whole
-    with tqdm(total=total, desc="language model", unit="doc", disable=not progress, leave=False) as bar:
+    with Progress(total, "language model", "document", show=progress) as bar:
         for group in groups:
             order = sorted(range(len(group.rows)), key=lambda at: len(group.prefixes[at]))
             for start in range(0, len(order), batch_size):

@@ -23,6 +23,7 @@ from landprior.landcover.prior import build_prior
 from landprior.landcover.training import TileSettings, TrainingTile, make_settings, train_files
 from landprior.landcover.tuning import best_of, tune
 from landprior.landcover.workspace import checksum
+from landprior.progress import track
 from landprior.raster.files import replacing
 from landprior.raster.scheme import load_scheme
 from landprior.records import read_records, write_records
@@ -178,14 +179,11 @@ class Runner:
         LandpriorError
             The first failure. What is finished stays, and the same call goes on from there.
         """
-        from tqdm import tqdm
-
         self._claim()
         done = read_records(self.folder, Result)
         known = {result.key for result in done}
         cells = list(self.cells())
-        bar = tqdm(cells, desc=self.experiment.title[:40], unit="cell", disable=not self._progress, leave=False)
-        for cell in bar:
+        for cell in track(cells, self.experiment.title[:40], "cell", show=self._progress):
             if cell.key in known:
                 continue
             logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)

@@ -1,0 +1,136 @@
+"""What the command line does with its terminal and with errors: one line each, on any encoding, full disk or pipe."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEBUG = "LANDPRIOR_DEBUG"
+"""If this variable is set, an unexpected error is raised with its traceback, not put in one line."""
+
+_ENCODE = "landprior.terminal"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr fit to write to: open, and never failing on a letter that they cannot show."""
+    for number in (0, 1, 2):  # a closed one would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error(_ENCODE, _encode_what_goes)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # none, a test's own, closed
+            stream.reconfigure(errors=_ENCODE)  # type: ignore[union-attr]
+
+
+def _encode_what_goes(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode what an encoding cannot: bytes of a file name as they were, other letters as a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return b"".join(bytes([ord(one) - 0xDC00]) if "\udc80" <= one <= "\udcff" else b"?" for one in letters), error.end
+
+
+def quiet_warnings() -> None:
+    """Keep ``PYTHONWARNINGS=error`` from turning other libraries' remarks into failures, here and in workers."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")
+        os.environ.pop("PYTHONWARNINGS", None)
+
+
+def one_line(text: str) -> str:
+    """Write line ends and other control characters (of a file name, say) as escapes, so that a message is one line."""
+    return "".join(one if one.isprintable() or "\udc80" <= one <= "\udcff" else _escape(one) for one in text)
+
+
+def _escape(letter: str) -> str:
+    return letter if ord(letter) > 0xFF else letter.encode("unicode_escape").decode("ascii")
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line; a traceback follows below it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Format the message, without control characters."""
+        return one_line(super().formatMessage(record))
+
+
+def above_progress(handler: logging.StreamHandler[TextIO]) -> Callable[[logging.LogRecord], None]:
+    """Return the handler's emit, which puts lines above a progress bar, not into it."""
+    emit = handler.emit
+
+    def careful(record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:
+            emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=handler.stream):
+            emit(record)
+
+    return careful
+
+
+def explain_failure(error: BaseException) -> str | None:
+    """Say in a sentence what a failure outside landprior means for the user; None if it was not to be expected."""
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return f"out of memory{detail}; close other programs, or use smaller tiles, --filters 16 or --memory"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply to be read"
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        return "out of memory on the GPU; use smaller tiles, --filters 16 or --device cpu"
+    if _is_crs_error(error):
+        return f"a coordinate reference system cannot be used ({first_line(error)}); landprior doctor says more"
+    if isinstance(error, OSError) and error.errno is not None:
+        return _explain_os(error)
+    return None
+
+
+def _is_crs_error(error: BaseException) -> bool:
+    names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    return bool(names & {"rasterio.errors.CRSError", "pyproj.exceptions.ProjError"})
+
+
+def _explain_os(error: OSError) -> str:
+    why = error.strerror or os.strerror(error.errno or 0)
+    if _came_from_click(error):
+        return f"cannot write to standard output ({why})"
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    if error.errno in _FULL:
+        return f"{where}no space left to write a file ({why}); free some, or choose another place"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}too many open files; raise the limit (ulimit -n 4096) or give fewer files"
+    return f"{where}{why}" if where else f"the system refused something ({why})"
+
+
+def _came_from_click(error: OSError) -> bool:
+    """Say whether the error arose as click printed, that is on standard output."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        name, trace = str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_next
+    return name == "click.utils"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the message of an error as one line, or its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def give_up_stdout() -> None:
+    """Send what is left in stdout's buffer nowhere, so that Python does not fail on it again as it ends."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,179 @@
+"""How far work has come, on stderr: a bar on a terminal, lines in a log. Every loop that reports uses this."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TENTHS = 10
+"""In a log, a stage of known length gets so many lines."""
+
+
+def has_bars() -> bool:
+    """Say whether stderr can redraw a bar: a terminal or a notebook can; a log, a pipe or a dumb terminal cannot."""
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+    return terminal and os.environ.get("TERM") != "dumb"
+
+
+class Progress:
+    """One stage of work: a bar where :func:`has_bars`, else log lines of level INFO.
+
+    In a log a stage of ten parts or more gets a line as it starts, and each tenth gets one, with the rate and the
+    time left. No line holds a carriage return.
+
+    Parameters
+    ----------
+    total
+        Parts of the stage; None where that is not known: then there is one line, as it ends.
+    label, unit
+        What the stage and one part are called, for example ``"qr"`` and ``"step"``. ``"B"`` counts bytes.
+    show
+        False: nothing is shown.
+    done
+        Parts done before, by a run that this one resumes.
+    leave
+        Whether the bar stays on the terminal when the stage has ended.
+    """
+
+    def __init__(
+        self, total: int | None, label: str, unit: str, *, show: bool = True, done: int = 0, leave: bool = False
+    ) -> None:
+        self._total, self._label, self._unit = total, label or "progress", unit
+        self._before = self._done = done
+        self._note = ""
+        self._bar: tqdm[None] | None = None
+        self._lines = False
+        self._start = time.monotonic()
+        if not show:
+            return
+        if has_bars():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=label, leave=leave, **_look(total, unit))
+        else:
+            self._lines = True
+            if total is not None and total >= TENTHS:
+                after = f", {done} of them done before" if done else ""
+                logger.info("%s: %s%s", self._label, _count(total, unit), after)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, parts: int = 1) -> None:
+        """Count parts as done."""
+        before, self._done = self._done, self._done + parts
+        if self._bar is not None:
+            self._bar.update(parts)
+        elif self._lines and self._total and self._tenth(self._done) > self._tenth(before):
+            self._log()
+
+    def note(self, text: str) -> None:
+        """Show something beside the count from now on, for example the loss."""
+        self._note = text
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def close(self) -> None:
+        """End the stage."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._lines and self._total is None:
+            taken = _time(time.monotonic() - self._start)
+            logger.info("%s: %s in %s%s", self._label, _count(self._done, self._unit), taken, self._suffix())
+            self._lines = False
+
+    def _tenth(self, done: int) -> int:
+        return min(done, self._total or 0) * TENTHS // max(self._total or 0, 1)
+
+    def _log(self) -> None:
+        total = self._total or 0
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._before) / seconds
+        speed = f"{rate:.3g} {_plural(self._unit)}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit}"
+        rest = (total - self._done) / rate if rate else 0.0
+        ends = f"{_time(rest)} left" if self._done < total else f"took {_time(seconds)}"
+        share = self._done * 100 // max(total, 1)
+        logger.info(
+            "%s: %3d %%, %d of %s, %s, %s%s",
+            self._label,
+            share,
+            self._done,
+            _count(total, self._unit),
+            speed,
+            ends,
+            self._suffix(),
+        )
+
+    def _suffix(self) -> str:
+        return f", {self._note}" if self._note else ""
+
+
+def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
+    """Give the items one by one and show how far they have come.
+
+    Parameters
+    ----------
+    items
+        Anything to go through.
+    label, unit, show
+        See :class:`Progress`.
+    total
+        How many there are; None: ``len(items)``, where it has one.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with Progress(total, label, unit, show=show) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def _look(total: int | None, unit: str) -> dict[str, object]:
+    if unit == "B" and total is None:
+        layout = "{desc}: {n_fmt}{unit} received in {elapsed}{postfix}"
+        return {"unit": unit, "unit_scale": True, "unit_divisor": 1024, "bar_format": layout}
+    return {"unit": unit}
+
+
+def _count(number: int, unit: str) -> str:
+    if unit == "B":
+        size = float(number)
+        for name in ("bytes", "KiB", "MiB", "GiB"):
+            if size < 1024 or name == "GiB":
+                return f"{size:.3g} {name}" if name != "bytes" else f"{number} bytes"
+            size /= 1024
+    return f"{number} {unit if number == 1 else _plural(unit)}"
+
+
+def _plural(unit: str) -> str:
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+
+
+def _time(seconds: float) -> str:
+    """Write a time as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

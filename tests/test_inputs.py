@@ -1,0 +1,104 @@
+"""Looking at inputs before they are opened: pipes, devices, names and bytes that are no text."""
+
+import os
+import socket
+
+import pytest
+
+from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError
+from landprior.inputs import check_file, read_text
+
+
+def test_a_file_passes(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    assert check_file(str(path)) == path
+
+
+def test_a_pipe_without_a_writer_is_refused_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")  # opening it would wait for ever
+    with pytest.raises(InputError, match=r"pipe\.csv is a pipe, not a file"):
+        read_text(tmp_path / "pipe.csv")
+
+
+def test_a_socket_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("s")
+        with pytest.raises(InputError, match="s is a socket"):
+            check_file("s")
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "/dev/zero", "/dev/full"])
+def test_a_device_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} is a device"):
+        read_text(name)
+
+
+def test_a_folder_nothing_and_an_empty_file(tmp_path):
+    (tmp_path / "none").touch()
+    with pytest.raises(InputError, match="is a folder"):
+        check_file(tmp_path)
+    with pytest.raises(MissingInputError, match="no such file: "):
+        check_file(tmp_path / "nothing")
+    with pytest.raises(MissingInputError, match="no such file: "):
+        check_file(tmp_path / "none" / "under-a-file")
+    with pytest.raises(InputError, match="none is empty"):
+        read_text(tmp_path / "none")
+    assert read_text(tmp_path / "none", empty=True) == ""
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0.csv"])
+def test_impossible_names_are_one_short_line(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be opened") as caught:
+        check_file(tmp_path / name)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_loop_of_links(tmp_path):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(InputError, match="cannot be opened"):
+        check_file(tmp_path / "a")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("x")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    with pytest.raises(InputError, match=r"a\.csv cannot be read \(permission denied\)"):
+        read_text(path)
+
+
+def test_a_file_that_fails_as_it_is_read():
+    with pytest.raises(LandpriorError, match="/proc/self/mem cannot be read"):
+        read_text("/proc/self/mem")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a,ä\nb".encode(), "a,ä\nb"),
+        ("a,ä\r\nb\rc".encode("utf-8-sig"), "a,ä\nb\nc"),
+        ("a,ä".encode("utf-16"), "a,ä"),
+        (b"\xfe\xff" + "a,ä".encode("utf-16-be"), "a,ä"),
+    ],
+)
+def test_texts_that_are_read(tmp_path, content, text):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read_text(tmp_path / "a.txt") == text
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("name\nfor\xeat\n".encode("latin-1"), r"byte 9 \(0xea, line 2\); save it as UTF-8"),
+        (b"\xef\xbb\xbfa\n\xff", r"byte 6 \(0xff, line 2\)"),
+        (b"a\nb\0c", "a zero byte in line 2"),
+        (b"\xff\xfea", "not UTF-16 text"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, content, place):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=place) as caught:
+        read_text(tmp_path / "a.yaml", error=ConfigError)
+    assert str(tmp_path / "a.yaml") in str(caught.value)
