@@ -28,6 +28,10 @@ class PriorError(InputError):
     """A prior, or what it is built from, cannot be used."""
 
 
+class ProbabilityError(InputError):
+    """What a loss or posterior is given is no log of probabilities, or does not fit the rest."""
+
+
 class ModelError(InputError):
     """A model file cannot be used, or does not fit the data."""
 

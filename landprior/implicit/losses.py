@@ -1,8 +1,10 @@
 """The losses: implicit-posterior (QR, RQ) and their baselines.
 
-Every loss has the signature ``loss(log_q, log_prior, mask=None)``: log-probabilities of the network and
-of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items that count, (N,) or
-(N, H, W). Each returns a scalar, the mean over the items that count. Gradients flow through the
+Every loss has the signature ``loss(log_q, log_prior, mask=None, *, check=True)``: log-probabilities of the network
+and of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items that count, (N,) or
+(N, H, W). Each returns a scalar, the mean over the items that count; what masked items hold, NaN included, changes
+neither it nor the gradient. Logits, probabilities and whatever else is no log of probabilities are refused with a
+:class:`landprior.errors.ProbabilityError`, unless ``check`` is False. Gradients flow through the
 posterior; the losses that rest on it also take ``log_marginal``, the log of the mean prediction to use instead
 of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are floored at ``log(EPS)`` where
 an infinite value would meet a positive weight; nothing is smoothed here. Hard zeros of the prior stay zeros of
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
-from landprior.implicit.posterior import EPS, log_class_marginal, log_posterior, masked_mean
+from landprior.implicit.checks import require_marginal, require_pair
+from landprior.implicit.posterior import EPS, log_class_marginal, log_posterior, log_sum, masked_mean, only_counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,12 +30,13 @@ LossName = Literal["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll
 """Names of the losses, as on the command line."""
 
 _FLOOR = math.log(EPS)
+_LEAST = -1e30
 
 
 class Loss(Protocol):
     """What every loss is."""
 
-    def __call__(self, log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
         """Return the mean loss of a batch."""
 
 
@@ -40,57 +44,100 @@ class ImplicitLoss(Protocol):
     """What the losses are that rest on the posterior, and so on the class marginal."""
 
     def __call__(
-        self, log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+        self,
+        log_q: Tensor,
+        log_prior: Tensor,
+        mask: Tensor | None = None,
+        *,
+        log_marginal: Tensor | None = None,
+        check: bool = True,
     ) -> Tensor:
         """Return the mean loss of a batch."""
 
 
-def qr(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
+def qr(
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
+) -> Tensor:
     """QR, the free energy [R eq. 1, 5]: sum_l qbar log qbar - mean_i sum_l q_i log p_i.
 
     The land-cover objective, the same as ``torchgeo.losses.QRLoss``. It is the variational bound on
     minus the mean log evidence, less log N.
     """
-    log_marginal = log_class_marginal(log_q, mask) if log_marginal is None else log_marginal
+    log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
+    log_marginal = log_class_marginal(log_q, mask, check=False) if log_marginal is None else log_marginal
     entropy = (log_marginal.exp() * log_marginal.clamp_min(_FLOOR)).sum()
     expected = (log_q.exp() * log_prior.clamp_min(_FLOOR)).sum(dim=1)
     return entropy - masked_mean(expected, mask)
 
 
 def qr_kl(
-    log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """QR in the form mean_i KL(q_i || r_i) [R eq. 4, Figure 2]; the free energy plus the mean log evidence."""
-    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal).clamp_min(_FLOOR)
+    log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
+    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal, check=False).clamp_min(_FLOOR)
     return masked_mean(_kl(log_q, log_r), mask)
 
 
-def rq(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
+def rq(
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
+) -> Tensor:
     """RQ: mean_i KL(r_i || q_i) [R section 2]. With a one-hot prior this is cross-entropy."""
-    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal)
+    log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
+    log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal, check=False)
     return masked_mean(_kl(log_r, log_q.clamp_min(_FLOOR)), mask)
 
 
-def ce(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def ce(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
     """Cross-entropy with the soft prior: -mean_i sum_l p_i log q_i."""
+    log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     return masked_mean(-(log_prior.exp() * log_q.clamp_min(_FLOOR)).sum(dim=1), mask)
 
 
-def ce_argmax(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def ce_argmax(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
     """Cross-entropy with the prior's most probable class."""
+    log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     best = log_prior.argmax(dim=1, keepdim=True)
     return masked_mean(-log_q.clamp_min(_FLOOR).gather(1, best).squeeze(1), mask)
 
 
-def squared_error(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def squared_error(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
     """Squared error between probabilities: mean_i sum_l (q_i - p_i)^2."""
+    log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     return masked_mean((log_q.exp() - log_prior.exp()).square().sum(dim=1), mask)
 
 
-def nll_union(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
+def nll_union(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
     """Negative log-likelihood of the union: -mean_i log sum_l p_i(l) q_i(l)."""
-    joint = torch.logsumexp(log_q + log_prior, dim=1)
+    log_q, log_prior = _take(log_q, log_prior, mask, check=check)
+    joint = log_sum(log_q + log_prior, [1])
     return masked_mean(-joint.clamp_min(2 * _FLOOR), mask)
+
+
+def _take(
+    log_q: Tensor, log_prior: Tensor, mask: Tensor | None, log_marginal: Tensor | None = None, *, check: bool
+) -> tuple[Tensor, Tensor]:
+    """Check what a loss is given, and keep what masked items hold out of its value and its gradient."""
+    if check:
+        require_pair(log_q, log_prior, mask)
+        require_marginal(log_marginal, log_q.shape[1])
+    # finite, so that an item whose prior allows only what q has ruled out still has a posterior
+    return only_counted(log_q, mask).clamp_min(_LEAST), only_counted(log_prior, mask)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

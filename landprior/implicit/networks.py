@@ -84,6 +84,9 @@ class Ensemble(PixelNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return log of the mean q, (N, C, H, W)."""
+        rows, columns = x.shape[-2:]
+        if self.flips and self.stride > 1:  # before it is mirrored: the strides begin at the image's first pixel
+            x = _pad_to_strides(x, self.stride)
         total: Tensor | None = None
         axes = ((), (2,), (3,), (2, 3)) if self.flips else ((),)
         for member in self.members:
@@ -94,6 +97,8 @@ class Ensemble(PixelNetwork):
         if total is None:  # pragma: no cover - there is always a member
             msg = "an ensemble needs a member"
             raise ValueError(msg)
+        if self.flips and self.stride > 1:
+            total = total[..., :rows, :columns]
         return total - math.log(len(self.members) * len(axes))
 
 
@@ -190,9 +195,13 @@ class _WholeStrides(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = x.shape[-2:]
-        padded = nn.functional.pad(x, (0, -columns % self._stride, 0, -rows % self._stride))
-        found: Tensor = self.body(padded)
+        found: Tensor = self.body(_pad_to_strides(x, self._stride))
         return found[..., :rows, :columns]
+
+
+def _pad_to_strides(x: Tensor, stride: int) -> Tensor:
+    rows, columns = x.shape[-2:]
+    return nn.functional.pad(x, (0, -columns % stride, 0, -rows % stride))
 
 
 def build_unet(bands: int, classes: int, *, filters: int = 32, smoothing: float = OUTPUT_SMOOTHING) -> SmoothedNetwork:
@@ -276,4 +285,6 @@ def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
     """
     total = prior.sum(dim=1, keepdim=True) + prior.shape[1] * smoothing
     smooth = prior + smoothing
-    return smooth.div_(total.clamp_min_(math.ulp(0.0))).log_()  # in place: this is most of what cutting a patch costs
+    return smooth.div_(
+        total.clamp_min_(torch.finfo(smooth.dtype).tiny)
+    ).log_()  # in place: this is most of what cutting a patch costs

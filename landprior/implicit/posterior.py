@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from landprior.implicit.checks import LOG_Q_DUE, require_items, require_logs, require_marginal, require_pair
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 EPS = 1e-8
 """Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
 
 
-def items_mask(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Bring a mask of items, (N,) or (N, H, W), to the layout of ``log_q`` with one class."""
-    if mask is None:
-        return None
-    if mask.shape != (log_q.shape[0], *log_q.shape[2:]):
-        shapes = f"{tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)}"
-        msg = f"the mask has shape {shapes} it is the same without axis 1"
-        raise ValueError(msg)
-    return mask.unsqueeze(1)
+def only_counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return logs with those of masked items set to 0, so that neither their values nor their gradients count.
+
+    Half floats become float32: their sums over many items overflow.
+    """
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    where = require_items(values, mask)
+    return values if where is None else torch.where(where, values, 0.0)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -38,7 +39,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
 
 
-def log_class_marginal(log_q: Tensor, mask: Tensor | None = None) -> Tensor:
+def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
     """Log of the mean prediction, qbar(l) = mean_i q_i(l).
 
     Parameters
@@ -47,18 +48,37 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None) -> Tensor:
         Log-probabilities, (N, C) or (N, C, H, W).
     mask
         True for items that count, (N,) or (N, H, W); None for all.
+    check
+        Look whether ``log_q`` is a log of probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
     Tensor, shape (C,)
-        Minus infinity for a class no item has.
+        Minus infinity for a class no item has; in float32 or wider.
+
+    Raises
+    ------
+    ProbabilityError
+        If ``log_q`` is no log of probabilities, or the mask does not fit it.
     """
+    if check:
+        require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+    log_q = log_q.float() if log_q.dtype in (torch.float16, torch.bfloat16) else log_q
     axes = [0, *range(2, log_q.ndim)]
-    where = items_mask(log_q, mask)
+    where = require_items(log_q, mask)
     if mask is None or where is None:
-        return torch.logsumexp(log_q, dim=axes) - math.log(log_q.numel() / log_q.shape[1])
+        return log_sum(log_q, axes) - math.log(log_q.numel() / log_q.shape[1])
     count = torch.log(mask.sum().clamp_min(1).to(log_q.dtype))
-    return torch.logsumexp(torch.where(where, log_q, -torch.inf), dim=axes) - count
+    return log_sum(torch.where(where, log_q, -torch.inf), axes) - count
+
+
+def log_sum(values: Tensor, axes: Sequence[int]) -> Tensor:
+    """Log of the sum over axes; where all is 0 the gradient is 0 (logsumexp's own is NaN)."""
+    if not values.requires_grad:
+        return torch.logsumexp(values, dim=axes)
+    some = values.detach().amax(dim=axes, keepdim=True) != -torch.inf
+    found = torch.logsumexp(torch.where(some, values, 0.0), dim=axes)
+    return torch.where(some.reshape(found.shape), found, -torch.inf)
 
 
 class RunningMarginal(nn.Module):
@@ -105,7 +125,7 @@ class RunningMarginal(nn.Module):
         self.register_buffer("total", torch.zeros(classes or 1, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
-    def forward(self, log_q: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, log_q: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
         """Take a batch in and return the log of the estimate, shape (C,), as :func:`log_class_marginal` does.
 
         Parameters
@@ -114,9 +134,19 @@ class RunningMarginal(nn.Module):
             Log-probabilities, (N, C) or (N, C, H, W).
         mask
             True for items that count; None for all.
+        check
+            Look whether ``log_q`` is a log of probabilities.
+
+        Raises
+        ------
+        ProbabilityError
+            If it is not, or the mask does not fit it; nothing was taken in.
         """
-        where = items_mask(log_q, mask)
-        q = log_q.exp() if where is None else torch.where(where, log_q.exp(), 0.0)
+        if check:
+            require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+        where = require_items(log_q, mask)
+        q = only_counted(log_q, mask).exp()
+        q = q if where is None else torch.where(where, q, 0.0)
         own = q.sum(dim=[0, *range(2, q.ndim)]).double()
         items = own.new_tensor(q.numel() / q.shape[1]) if where is None else where.sum().double()
         sums = own.detach()
@@ -128,11 +158,16 @@ class RunningMarginal(nn.Module):
         mean = (self.total / self.weight.clamp_min(1)).clamp_min(1e-300)
         # gradients are averaged over devices, so each gives its part as many times as there are devices
         change = (own - own.detach()) * self._devices / items.clamp_min(1)
-        return (torch.log(mean) + change / mean).to(log_q.dtype)
+        return (torch.log(mean) + change / mean).to(q.dtype)
 
 
 def log_posterior(
-    log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Log of the implicit posterior r [R eq. 3].
 
@@ -147,31 +182,53 @@ def log_posterior(
     log_marginal
         Log of the class sums or means over the items to use instead of this batch's, shape (C,): for a
         tile that is mapped in windows, the sums over the whole tile. A constant factor changes nothing.
+    check
+        Look whether what is given are logs of probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
     Tensor
         Same shape; normalised over axis 1.
+
+    Raises
+    ------
+    ProbabilityError
+        If ``log_q`` or ``log_prior`` is no log of probabilities, or shapes do not fit.
     """
-    return torch.log_softmax(log_joint(log_q, log_prior, mask, log_marginal=log_marginal), dim=1)
+    return torch.log_softmax(log_joint(log_q, log_prior, mask, log_marginal=log_marginal, check=check), dim=1)
 
 
 def log_joint(
-    log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Log of the implicit posterior but for its normalisation: enough to find the most probable class.
 
-    Arguments as :func:`log_posterior`.
+    Arguments and errors as :func:`log_posterior`.
     """
+    if check:
+        require_pair(log_q, log_prior, mask)
+        require_marginal(log_marginal, log_q.shape[1])
     if log_marginal is None:
-        log_marginal = log_class_marginal(log_q, mask)
+        log_marginal = log_class_marginal(log_q, mask, check=False)
     shape = (1, -1, *([1] * (log_q.ndim - 2)))
     return log_q + (log_prior - log_marginal.clamp_min(math.log(EPS)).reshape(shape))
 
 
-def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item, (N,) or (N, H, W) [R eq. 1, 2]."""
+def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
+    """Log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item, (N,) or (N, H, W) [R eq. 1, 2].
+
+    Arguments and errors as :func:`log_posterior`; what it gives for masked items means nothing.
+    """
+    if check:
+        require_pair(log_q, log_prior, mask)
     count = log_q.numel() / log_q.shape[1] if mask is None else mask.sum().clamp_min(1)
-    log_marginal = log_class_marginal(log_q, mask) + math.log(count)
+    log_marginal = log_class_marginal(log_q, mask, check=False) + math.log(count)
+    # a class that no item has adds nothing: its sum is finite below, and its q is 0
+    log_marginal = log_marginal.clamp_min(torch.finfo(log_marginal.dtype).min)
     shape = (1, -1, *([1] * (log_q.ndim - 2)))
     return torch.logsumexp(log_q + log_prior - log_marginal.reshape(shape), dim=1)

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
+from landprior.implicit.checks import require_marginal, require_pair
 from landprior.implicit.devices import (
     Compile,
     Precision,
@@ -203,11 +204,22 @@ class History:
         )
 
 
-def em(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, log_marginal: Tensor | None = None) -> Tensor:
+def em(
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
+) -> Tensor:
     """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation."""
-    with torch.no_grad():
-        log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal)
-    return ce(log_q, log_r, mask)
+    if check:
+        require_pair(log_q, log_prior, mask)
+        require_marginal(log_marginal, log_q.shape[1])
+    with torch.no_grad():  # finite, so that an item whose prior allows only what q has ruled out has a posterior
+        least = log_q.clamp_min(torch.finfo(log_q.dtype).min / 16)
+        log_r = log_posterior(least, log_prior, mask, log_marginal=log_marginal, check=False)
+    return ce(log_q, log_r, mask, check=False)
 
 
 def fit(
@@ -259,6 +271,8 @@ def fit(
     ------
     ValueError
         If the settings' loss needs an objective and there is none.
+    ProbabilityError
+        If the network or the first batch gives something other than logs of probabilities.
     TrainingError
         If the loss becomes NaN or infinite.
     TrainingInterruptedError
@@ -352,6 +366,7 @@ class _Run:
         self._last: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._lowest, self._since, self._cuts = math.inf, 0, 0
         self._warned = False
+        self._checked = False
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -380,15 +395,19 @@ class _Run:
             msg = f"{settings.loss} and a warm-up need a prior in every batch"
             raise ValueError(msg)
         prior, mask = batch.log_prior, batch.mask
+        if not self._checked:  # the first batch only: the others are made alike, and looking costs time
+            if not bool(torch.isnan(output).any()):  # a network that diverged: see close_epoch
+                require_pair(output, prior, mask)
+            self._checked = True
         if warm and (settings.warmup == "ce" or (settings.warmup == "ce-em" and 2 * self.step < settings.warm_end)):
-            return ce(output, prior, mask)
-        log_marginal = None if self._marginal is None else self._marginal(output, mask)
+            return ce(output, prior, mask, check=False)
+        log_marginal = None if self._marginal is None else self._marginal(output, mask, check=False)
         if warm:
-            return em(output, prior, mask, log_marginal=log_marginal)
+            return em(output, prior, mask, log_marginal=log_marginal, check=False)
         if settings.loss in IMPLICIT_LOSSES:
-            return IMPLICIT_LOSSES[settings.loss](output, prior, mask, log_marginal=log_marginal)
+            return IMPLICIT_LOSSES[settings.loss](output, prior, mask, log_marginal=log_marginal, check=False)
         loss: Loss = LOSSES[settings.loss]  # type: ignore[index]  # fit() has seen to it
-        return loss(output, prior, mask)
+        return loss(output, prior, mask, check=False)
 
     @property
     def _warm(self) -> bool:

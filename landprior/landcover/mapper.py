@@ -322,7 +322,7 @@ class Mapper:
             log_r = log_p.to(log_q.dtype)
         else:
             combine = log_posterior if normalised else log_joint
-            log_r = combine(log_q, log_p, log_marginal=self.log_marginal.to(log_q.dtype))
+            log_r = combine(log_q, log_p, log_marginal=self.log_marginal.to(log_q.dtype), check=False)
         return torch.where(believed, log_r, log_q)
 
     @property

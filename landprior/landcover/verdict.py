@@ -180,7 +180,7 @@ class Judge:
         for log_q, log_p, valid in cores:
             joint = torch.logsumexp(log_q + log_p - log_marginal.reshape(1, -1, 1, 1), dim=1)
             evidence += float(joint[valid].double().sum())
-            mapped = log_posterior(log_q, log_p, log_marginal=log_marginal).argmax(1)
+            mapped = log_posterior(log_q, log_p, log_marginal=log_marginal, check=False).argmax(1)
             named += torch.bincount(mapped[valid], minlength=classes)
             given.index_add_(0, mapped[valid], log_q.gather(1, mapped[:, None])[:, 0][valid].exp().double())
             prior = log_p.exp().movedim(1, -1)[valid].double()

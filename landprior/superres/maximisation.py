@@ -113,7 +113,7 @@ def _expect(tile: Tile, model: LandcoverModel, block: int) -> Tile:
         known = tile.valid[None, None, at]
         log_q = q[None, :, at].float().clamp_min(EPS).log()
         prior = log_prior(tile.prior[None, :, at].float(), smoothing=network.smoothing)
-        r = log_posterior(log_q, prior, log_marginal=log_marginal).exp().masked_fill(~known, 0.0)
+        r = log_posterior(log_q, prior, log_marginal=log_marginal, check=False).exp().masked_fill(~known, 0.0)
         smooth = [_average(values, block) for values in (r, known.float())]
         target[:, strip.top : strip.bottom] = (smooth[0] / smooth[1].clamp_min(EPS))[0, :, strip.inside]
     return replace(tile, prior=target)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
+from landprior.errors import ProbabilityError
+from landprior.implicit.checks import LOG_Q_DUE, require_logs
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -35,7 +38,7 @@ class BlockStatistics(NamedTuple):
     sizes: Tensor
 
 
-def count_blocks(log_q: Tensor, blocks: Tensor, count: int) -> BlockStatistics:
+def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = True) -> BlockStatistics:
     """Count predicted classes within blocks [S eq. 3, 4].
 
     Parameters
@@ -46,13 +49,22 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int) -> BlockStatistics:
         The block of each pixel, (N, H, W) or (N,), 0 to ``count`` - 1; -1 for pixels in none.
     count
         Number of blocks, M.
+    check
+        Look whether ``log_q`` is a log of probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
     BlockStatistics
         mean = sum_i q_i / |B|, variance = sum_i q_i (1 - q_i) / |B|^2.
+
+    Raises
+    ------
+    ProbabilityError
+        If ``log_q`` is no log of probabilities where there are blocks, or they have other shapes.
     """
     inside = blocks >= 0
+    if check:
+        require_logs(log_q, "log_q", LOG_Q_DUE, mask=inside)
     q = log_q.movedim(1, -1)[inside].exp()
     index = blocks[inside]
     sizes = torch.bincount(index, minlength=count).to(q.dtype)
@@ -119,6 +131,7 @@ def compare_statistics(
     *,
     criterion: CriterionName = "match",
     least: Tensor | float = 1,
+    check: bool = True,
 ) -> Tensor:
     """Return the mean of a criterion over blocks, each weighed by its pixels.
 
@@ -132,8 +145,29 @@ def compare_statistics(
         See :data:`CRITERIA`.
     least
         Pixels below which a block, cut off by the edge of a patch, does not count; one number, or one for each.
+    check
+        Look whether log-probabilities and shares are what they should be.
+
+    Raises
+    ------
+    ProbabilityError
+        See :func:`count_blocks`; also if ``eta`` is no share, from 0 to 1, or ``rho`` is negative or NaN.
     """
-    statistics = count_blocks(log_q, blocks, len(eta))
+    if check:
+        _require_shares(eta, rho, log_q.shape[1] if log_q.ndim > 1 else 0)
+    statistics = count_blocks(log_q, blocks, len(eta), check=check)
     weights = torch.where(statistics.sizes >= least, statistics.sizes, 0.0)
     values = CRITERIA[criterion](statistics, eta, rho)
     return (values * weights).sum() / weights.sum().clamp_min(1)
+
+
+def _require_shares(eta: Tensor, rho: Tensor, classes: int) -> None:
+    if eta.ndim != 2 or eta.shape != rho.shape or eta.shape[1] != classes:
+        msg = f"eta has shape {tuple(eta.shape)} and rho {tuple(rho.shape)}; give (blocks, {classes}) for both"
+        raise ProbabilityError(msg)
+    if not bool(((eta >= 0) & (eta <= 1)).all()):
+        msg = "eta holds values that are no shares from 0 to 1 (or NaN); due are mean shares of the classes, not logs"
+        raise ProbabilityError(msg)
+    if not bool(((rho >= 0) & torch.isfinite(rho)).all()):
+        msg = "rho holds negative, infinite or NaN values; due are standard deviations of the shares"
+        raise ProbabilityError(msg)

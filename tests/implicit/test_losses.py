@@ -153,8 +153,15 @@ def test_a_mask_is_the_same_as_leaving_items_out(seed, name):
     mask = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[0] = True
     spoiled = torch.where(mask[:, None], log_q, torch.log(torch.tensor([0.97, 0.01, 0.01, 0.01]).double()))
-    expected = LOSSES[name](log_q[mask], log_p[mask]).item()
-    assert LOSSES[name](spoiled, log_p, mask).item() == pytest.approx(expected, abs=1e-12)
+    kept = log_q.requires_grad_()
+    expected = LOSSES[name](kept[mask], log_p[mask])
+    wanted = torch.autograd.grad(expected, kept)[0][mask]
+    spoiled.requires_grad_()
+    found = LOSSES[name](spoiled, log_p, mask)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    gradient = torch.autograd.grad(found, spoiled)[0]
+    torch.testing.assert_close(gradient[mask], wanted)
+    assert (gradient[~mask] == 0).all()
 
 
 @settings(max_examples=20, deadline=None)

@@ -11,7 +11,7 @@ import rasterio
 import torch
 
 from landprior.errors import InputError, ModelError
-from landprior.implicit.networks import UNET_HALO, UNET_STRIDE, build_unet
+from landprior.implicit.networks import UNET_HALO, UNET_STRIDE, Ensemble, build_unet
 from landprior.landcover.engine import TorchEngine, make_engine
 from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, predict
@@ -83,15 +83,49 @@ def model(make_model, enviroatlas):
     return replace(make_model(bands=3, filters=4), network=network.eval(), architecture="unet")
 
 
-def test_windows_do_not_matter(tmp_path, make_image, model):
-    image = make_image("naip.tif", 290, 333, bands=3)
+@pytest.mark.parametrize(
+    ("height", "width", "window", "flips"),
+    [
+        (290, 333, 100, False),  # brought to 112, a multiple of the stride
+        (290, 333, 100, True),
+        (288, 304, 100, True),  # whole strides
+        (301, 289, 160, True),
+        (130, 345, 96, True),
+    ],
+)
+def test_windows_do_not_matter(tmp_path, make_image, model, height, width, window, flips):
+    image = make_image("naip.tif", height, width, bands=3)
+    model = replace(model, network=Ensemble([model.network], flips=True)) if flips else model
     found = []
-    for window in (1000, 100):  # brought to 112, a multiple of the stride
-        predict(image, tmp_path / f"{window}.tif", model, window_size=window, products=Products(probabilities=True))
-        with rasterio.open(tmp_path / f"{window}_probabilities.tif") as src:
+    for side in (1000, window):
+        predict(image, tmp_path / f"{side}.tif", model, window_size=side, products=Products(probabilities=True))
+        with rasterio.open(tmp_path / f"{side}_probabilities.tif") as src:
             found.append(src.read().astype(np.float32))
     assert found[0].std(axis=(1, 2)).max() > 0.01
     np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@torch.no_grad()
+def test_strips_of_a_mirrored_unet_leave_no_seam(network, monkeypatch, flips):
+    monkeypatch.setattr("landprior.landcover.engine.STRIP_BYTES", 1)
+    ensemble = Ensemble([network], flips=flips).eval()
+    x = torch.randn((1, 3, 1383, 41), generator=torch.Generator().manual_seed(2))
+    engine = TorchEngine(ensemble, torch.device("cpu"), "fp32")
+    rows = []
+    monkeypatch.setattr(engine, "_forward", lambda part: rows.append(part.shape[2]) or ensemble(part))
+    torch.testing.assert_close(engine.start(x)(), ensemble(x), atol=1e-5, rtol=1e-4)
+    assert len(rows) == 3
+
+
+@torch.no_grad()
+def test_a_mirrored_image_is_padded_before_it_is_mirrored(network):
+    """By hand: pad to whole strides, mirror, predict, mirror back, cut off the padding."""
+    x = torch.randn((1, 3, 37, 50), generator=torch.Generator().manual_seed(3))
+    padded = torch.nn.functional.pad(x, (0, 14, 0, 11))
+    axes = ((), (2,), (3,), (2, 3))
+    found = [torch.flip(network(torch.flip(padded, axis)), axis)[..., :37, :50].exp() for axis in axes]
+    torch.testing.assert_close(Ensemble([network], flips=True)(x).exp(), sum(found) / 4)
 
 
 def test_round_trip(tmp_path, model):

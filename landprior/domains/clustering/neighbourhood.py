@@ -180,7 +180,7 @@ class NeighbourhoodPrior(nn.Module):
             self._estimate(q, near, far, mask, count)
         self.batches += 1
         alpha, beta = self.weights.tolist()
-        common = log_class_marginal(log_q, mask).clamp_min(math.log(FLOOR))
+        common = log_class_marginal(log_q, mask, check=False).clamp_min(math.log(FLOOR))
         return torch.log_softmax(alpha * near + beta * far - self._balance * common[:, None, None], dim=1)
 
     def _estimate(self, q: Tensor, near: Tensor, far: Tensor, mask: Tensor, count: int) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from landprior.errors import ProbabilityError
+from landprior.implicit.checks import LOG_PRIOR_DUE, LOG_Q_DUE, require_logs, require_marginal
 from landprior.implicit.posterior import EPS, log_class_marginal
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def log_pair_posterior(
     *,
     log_marginal1: Tensor | None = None,
     log_marginal2: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Log of the joint posterior r(l1, l2) of pairs [R eq. 6].
 
@@ -73,13 +76,22 @@ def log_pair_posterior(
         Log of the joint prior, (C, C) or (N, C, C); minus infinity where classes are excluded, which r keeps.
     log_marginal1, log_marginal2
         Log of Q1 and Q2, (C,), means or sums; by default the means over this batch's first and second items.
+    check
+        Look whether what is given are logs of probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
     Tensor
         (N, C, C), normalised over the last two axes.
+
+    Raises
+    ------
+    ProbabilityError
+        If something is no log of probabilities, or shapes do not fit.
     """
-    joint = log_pair_joint(log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2)
+    joint = log_pair_joint(
+        log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, check=check
+    )
     return torch.log_softmax(joint.flatten(1), dim=1).reshape(joint.shape)
 
 
@@ -90,20 +102,52 @@ def log_pair_joint(
     *,
     log_marginal1: Tensor | None = None,
     log_marginal2: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Log of the joint posterior but for its normalisation; its sum over classes is the evidence of a pair.
 
-    Arguments as :func:`log_pair_posterior`.
+    Arguments and errors as :func:`log_pair_posterior`.
     """
-    log_marginal1 = log_class_marginal(log_q1) if log_marginal1 is None else log_marginal1
-    log_marginal2 = log_class_marginal(log_q2) if log_marginal2 is None else log_marginal2
+    if check:
+        _require_pairs(log_q1, log_q2, log_prior)
+        require_marginal(log_marginal1, log_q1.shape[1], "log_marginal1")
+        require_marginal(log_marginal2, log_q2.shape[1], "log_marginal2")
+    log_marginal1 = log_class_marginal(log_q1, check=False) if log_marginal1 is None else log_marginal1
+    log_marginal2 = log_class_marginal(log_q2, check=False) if log_marginal2 is None else log_marginal2
     one = log_q1 - log_marginal1.clamp_min(math.log(EPS))
     two = log_q2 - log_marginal2.clamp_min(math.log(EPS))
     return log_prior + one[:, :, None] + two[:, None, :]
 
 
-def pair_marginals(log_r: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C); minus infinity where all is 0."""
+def _require_pairs(log_q1: Tensor, log_q2: Tensor, log_prior: Tensor) -> None:
+    require_logs(log_q1, "log_q1", LOG_Q_DUE)
+    require_logs(log_q2, "log_q2", LOG_Q_DUE)
+    if log_q1.ndim != 2 or log_q1.shape != log_q2.shape:
+        msg = f"log_q1 has shape {tuple(log_q1.shape)} and log_q2 {tuple(log_q2.shape)}; give (pairs, classes) for both"
+        raise ProbabilityError(msg)
+    count, classes = log_q1.shape
+    if log_prior.shape not in ((classes, classes), (count, classes, classes)):
+        msg = (
+            f"log_prior has shape {tuple(log_prior.shape)}; give the joint prior of two classes, "
+            f"({classes}, {classes}) or ({count}, {classes}, {classes})"
+        )
+        raise ProbabilityError(msg)
+    require_logs(log_prior.reshape(-1, classes, classes), "log_prior", LOG_PRIOR_DUE, axes=(1, 2))
+
+
+def pair_marginals(log_r: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C); minus infinity where all is 0.
+
+    Raises
+    ------
+    ProbabilityError
+        If ``log_r`` is no log of joint probabilities, unless ``check`` is False.
+    """
+    if check:
+        if log_r.ndim != 3 or log_r.shape[1] != log_r.shape[2]:
+            msg = f"log_r has shape {tuple(log_r.shape)}; give (pairs, classes, classes)"
+            raise ProbabilityError(msg)
+        require_logs(log_r, "log_r", "the result of log_pair_posterior", axes=(1, 2))
     return _log_sum(log_r, 2), _log_sum(log_r, 1)
 
 
@@ -115,6 +159,7 @@ def rank_loss(
     log_marginal1: Tensor | None = None,
     log_marginal2: Tensor | None = None,
     fit: Fit = "marginals",
+    check: bool = True,
 ) -> Tensor:
     """RQ of pairs: the mean of KL(r_1 || q_1) + KL(r_2 || q_2), r_1 and r_2 the marginals of r.
 
@@ -124,13 +169,17 @@ def rank_loss(
         See :func:`log_pair_posterior`. Gradients flow through r.
     fit
         ``"joint"``: KL(r || q_1 q_2) instead, for comparison.
+    check
+        See :func:`log_pair_posterior`; also for errors.
     """
-    log_r = log_pair_posterior(log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2)
+    log_r = log_pair_posterior(
+        log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, check=check
+    )
     floor = math.log(EPS)
     log_q1, log_q2 = log_q1.clamp_min(floor), log_q2.clamp_min(floor)
     if fit == "joint":
         return _divergence(log_r.flatten(1), (log_q1[:, :, None] + log_q2[:, None, :]).flatten(1)).mean()
-    log_r1, log_r2 = pair_marginals(log_r)
+    log_r1, log_r2 = pair_marginals(log_r, check=False)
     return (_divergence(log_r1, log_q1) + _divergence(log_r2, log_q2)).mean()
 
 

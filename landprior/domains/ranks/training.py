@@ -96,7 +96,10 @@ class PairNetwork(nn.Module):
     def log_marginals(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log of Q1 and Q2, (C,), of log q of first items and then as many second ones."""
         parts = [log_q] if self.denominators == "common" else list(log_q.chunk(2))
-        found = [self.marginals[i](q) if self.marginals else log_class_marginal(q) for i, q in enumerate(parts)]
+        found = [
+            self.marginals[i](q, check=False) if self.marginals else log_class_marginal(q, check=False)
+            for i, q in enumerate(parts)
+        ]
         return found[0], found[-1]
 
 
@@ -121,7 +124,15 @@ class RankObjective:
         one, two = output.chunk(2)
         log_marginal1, log_marginal2 = self._network.log_marginals(output)
         log_prior = self._log_priors[batch.extra["relation"]]
-        return rank_loss(one, two, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, fit=self._fit)
+        return rank_loss(
+            one,
+            two,
+            log_prior,
+            log_marginal1=log_marginal1,
+            log_marginal2=log_marginal2,
+            fit=self._fit,
+            check=False,
+        )
 
 
 class PairFeed:
@@ -189,9 +200,9 @@ class PairJudge:
 
     def _evidence(self, log_q: Tensor) -> float:
         one, two = log_q[self._first], log_q[self._second]
-        common = log_class_marginal(torch.cat([one, two]))
+        common = log_class_marginal(torch.cat([one, two]), check=False)
         log_prior = self._log_priors[self._relation]
-        joint = log_pair_joint(one, two, log_prior, log_marginal1=common, log_marginal2=common)
+        joint = log_pair_joint(one, two, log_prior, log_marginal1=common, log_marginal2=common, check=False)
         return float(torch.logsumexp(joint.flatten(1), dim=1).mean())
 
 

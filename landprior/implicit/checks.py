@@ -1,0 +1,235 @@
+"""Checks of what losses and posteriors are given: logs of probabilities, class axis 1, and masks of items.
+
+Losses of other libraries take logits or probabilities, and nothing crashes where one is taken for the other: the
+numbers are just wrong. So what is given is looked at: whether any value is NaN, infinite or positive, and whether
+a sample of items sums to one. It costs a few passes less than a loss does, and ``check=False`` leaves it out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from landprior.errors import ProbabilityError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SAMPLE = 16_384
+"""Items whose sum over classes is checked, evenly spread, where there are more."""
+
+_TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
+"""How far the log of a sum may be from 0: half floats keep three digits of a log, or two."""
+
+_USUAL_TOLERANCE = 0.02
+
+LOG_Q_DUE = "torch.log_softmax(logits, dim=1)"
+LOG_PRIOR_DUE = "torch.log(prior)"
+
+
+class _Seen(NamedTuple):
+    """What a tensor of logs holds: its largest value, the worst log of a sum, and how many items have no class."""
+
+    largest: float
+    worst: float
+    empty: int
+
+
+def require_items(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Bring a mask of items, (N,) or (N, H, W), to the layout of ``log_q`` with one class.
+
+    Raises
+    ------
+    ProbabilityError
+        If it has another shape or is not of booleans.
+    """
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        msg = f"the mask is of {_type(mask)}; give booleans, True for items that count: mask.bool()"
+        raise ProbabilityError(msg)
+    if mask.shape != (log_q.shape[0], *log_q.shape[2:]):
+        shapes = f"{tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)}"
+        msg = f"the mask has shape {shapes} it is the same without axis 1"
+        raise ProbabilityError(msg)
+    return mask.unsqueeze(1)
+
+
+def require_logs(
+    values: Tensor,
+    name: str,
+    due: str,
+    *,
+    mask: Tensor | None = None,
+    axes: Sequence[int] = (1,),
+) -> None:
+    """Refuse what is not a log of probabilities.
+
+    Parameters
+    ----------
+    values
+        Logs; class axis 1, at least two axes. Minus infinity stands for a class that is excluded.
+    name
+        What they are called in an error.
+    due
+        What should be given, as code.
+    mask
+        True for items that count, without axis 1; others may hold anything.
+    axes
+        Over which probabilities sum to one.
+
+    Raises
+    ------
+    ProbabilityError
+        If they are not floats, have no class axis, are NaN, infinite or positive, do not sum to one, or an item has
+        no class at all.
+    """
+    if not isinstance(values, Tensor):
+        msg = f"{name} is of type {type(values).__name__}; give a tensor: {due}"
+        raise ProbabilityError(msg)
+    if not values.is_floating_point():
+        msg = f"{name} is of {_type(values)}, as labels are; due are logs of probabilities, one per class: {due}"
+        raise ProbabilityError(msg)
+    if values.ndim < 2:
+        msg = f"{name} has shape {tuple(values.shape)}; give (items, classes), or (items, classes, height, width)"
+        raise ProbabilityError(msg)
+    if not values.numel():
+        msg = f"{name} is empty, of shape {tuple(values.shape)}"
+        raise ProbabilityError(msg)
+    where = require_items(values, mask)
+    if not _readable(values):
+        return
+    values = values.detach()
+    seen = _look(values, where, axes)
+    tolerance = _TOLERANCE.get(values.dtype, _USUAL_TOLERANCE)
+    fine = seen.largest <= tolerance and seen.worst <= tolerance and not seen.empty
+    if not fine:  # also where something is NaN
+        raise ProbabilityError(_describe(values, where, seen, tolerance, name, due, axes))
+
+
+def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse log q, log prior and mask that are no logs of probabilities or do not fit each other.
+
+    Raises
+    ------
+    ProbabilityError
+        See :func:`require_logs`; also if the two have different shapes.
+    """
+    require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+    if isinstance(log_prior, Tensor) and log_prior.is_floating_point() and log_prior.shape != log_q.shape:
+        msg = (
+            f"log_prior has shape {tuple(log_prior.shape)} and log_q {tuple(log_q.shape)}; "
+            "give both in one shape, class axis 1 (one prior for all items: log_prior.expand_as(log_q))"
+        )
+        raise ProbabilityError(msg)
+    require_logs(log_prior, "log_prior", LOG_PRIOR_DUE, mask=mask)
+
+
+def require_marginal(log_marginal: Tensor | None, classes: int, name: str = "log_marginal") -> None:
+    """Refuse a log of class sums that is NaN, infinite, or of another shape than (C,).
+
+    Raises
+    ------
+    ProbabilityError
+        Says which.
+    """
+    if log_marginal is None:
+        return
+    if log_marginal.shape != (classes,):
+        msg = f"{name} has shape {tuple(log_marginal.shape)}; give one value per class, shape ({classes},)"
+        raise ProbabilityError(msg)
+    if _readable(log_marginal) and not float(log_marginal.detach().amax()) < math.inf:
+        msg = f"{name} holds NaN or infinity; due is the log of the sum or mean of q over items"
+        raise ProbabilityError(msg)
+
+
+def _readable(values: Tensor) -> bool:
+    """Say whether values can be looked at: not while a graph is compiled, traced or captured."""
+    if values.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _look(values: Tensor, where: Tensor | None, axes: Sequence[int]) -> _Seen:
+    """Look at all values, and at the sums of a sample of items; waits for a GPU once."""
+    largest = (values if where is None else torch.where(where, values, -torch.inf)).amax()
+    steps = _steps(values, axes)
+    sample = values[steps].float() if values.dtype in _TOLERANCE else values[steps]
+    sums = torch.logsumexp(sample, dim=tuple(axes), keepdim=True)
+    counts = torch.ones_like(sums, dtype=torch.bool) if where is None else where[steps]
+    none = counts & (sums == -torch.inf)
+    worst = torch.where(counts & ~none, sums.abs(), 0.0).amax()
+    found = torch.stack([largest.double(), worst.double(), none.sum().double()]).tolist()
+    return _Seen(found[0], found[1], int(found[2]))
+
+
+def _steps(values: Tensor, axes: Sequence[int]) -> tuple[slice, ...]:
+    """Return strides along the axes of items that leave about :data:`SAMPLE` of them."""
+    items = [axis for axis in range(values.ndim) if axis not in axes]
+    left = math.prod(values.shape[axis] for axis in items) / SAMPLE
+    steps = dict.fromkeys(range(values.ndim), 1)
+    for axis in items:
+        if left > 1:
+            steps[axis] = min(values.shape[axis], math.ceil(left ** (1 / (len(items) - items.index(axis)))))
+            left /= steps[axis]
+    return tuple(slice(None, None, steps[axis]) for axis in range(values.ndim))
+
+
+def _describe(
+    values: Tensor,
+    where: Tensor | None,
+    seen: _Seen,
+    tolerance: float,
+    name: str,
+    due: str,
+    axes: Sequence[int],
+) -> str:
+    """Say in a sentence what was given and what is due."""
+    kept = values if where is None else torch.where(where, values, -torch.inf)
+    nans = int(torch.isnan(kept).sum())
+    if nans:
+        return f"{name} holds NaN ({nans} of {values.numel()} values); mask such items out, or give {due}"
+    if seen.largest == math.inf:
+        return f"{name} holds infinity; due are logs of probabilities, {due}"
+    if seen.largest > tolerance:
+        return _describe_positive(kept, tolerance, name, due)
+    if seen.empty:
+        return f"{name} excludes every class of some items (all are minus infinity); mask such items out, or give {due}"
+    other = _other_axis(kept, axes, tolerance)
+    if other is not None:
+        return (
+            f"{name} sums to one over axis {other} of its shape {tuple(values.shape)}, and classes are due on axis 1; "
+            f"move them there: {name}.movedim({other}, 1)"
+        )
+    return (
+        f"{name} does not sum to one over the classes (the log of a sum is {seen.worst:.3g} away from 0), "
+        f"as logits or scaled probabilities do not; give logs of probabilities, {due}"
+    )
+
+
+def _describe_positive(kept: Tensor, tolerance: float, name: str, due: str) -> str:
+    known = kept[kept > -torch.inf]
+    low, high = float(known.amin()), float(known.amax())
+    given = f"{name} has values from {low:.3g} to {high:.3g}, and logs of probabilities are at most 0"
+    if low >= 0 and high <= 1 + tolerance:
+        return f"{given}: it looks like probabilities; give their logs (torch.log), {due}"
+    if low >= 0:
+        return f"{given}: it looks like counts or scaled probabilities; divide by the sum over classes, then give {due}"
+    return f"{given}: it looks like logits or scores; give logs of probabilities, {due}"
+
+
+def _other_axis(values: Tensor, axes: Sequence[int], tolerance: float) -> int | None:
+    """Return the axis over which values sum to one, if it is another than theirs."""
+    for axis in range(values.ndim):
+        if (axis,) != tuple(axes) and values.shape[axis] > 1:
+            sums = torch.logsumexp(values.float(), dim=axis)
+            if bool((sums.abs() <= tolerance).all()):
+                return axis
+    return None
+
+
+def _type(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
