@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
+import json
 import re
 import time
 from datetime import UTC
@@ -21,6 +23,11 @@ DENIED = {401, 403}
 IDENTITY = {"Accept-Encoding": "identity"}
 """Header that asks for a file as it is."""
 
+MEGABYTE = 2**20
+_WEB = ("http", "https")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]{}]+")
+_DIGITS = "[0-9]{1,18}"
+"""Of a length in a header; Python refuses to read numbers of thousands of digits."""
 _BUSY = {408, 425, 429}
 _NEVER = {501, 505}
 """Server errors that the next attempt will meet too."""
@@ -36,6 +43,61 @@ def redact(url: str) -> str:
     if parts.netloc:
         return f"{parts.scheme}://{host}{parts.path}"
     return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
+
+
+def hide_addresses(text: str) -> str:
+    """Return a text, such as a server's own words, with every URL in it redacted."""
+    return _ADDRESS.sub(lambda found: redact(found[0]), text)
+
+
+def fingerprint(url: str) -> str:
+    """Return a hash of a whole URL, which tells apart what :func:`redact` makes alike, and shows no secret."""
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+def require_web(url: str) -> str:
+    """Return a URL that begins with http:// or https://.
+
+    Raises
+    ------
+    SourceError
+        If it does not: a catalogue, an index or a redirect must not make us read files or ask other services.
+    """
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError:
+        scheme = ""
+    if scheme not in _WEB:
+        msg = f"{redact(url)} cannot be asked (it does not begin with http:// or https://)"
+        raise SourceError(msg)
+    return url
+
+
+def parse_json(content: bytes | str, where: str) -> object:
+    """Return an answer's JSON.
+
+    Parameters
+    ----------
+    content
+        The answer.
+    where
+        Who sent it, for the message.
+
+    Raises
+    ------
+    SourceBusyError
+        If it is no JSON; a server in trouble may send a page instead.
+    SourceError
+        If it is nested so deeply that reading it would take all of Python's stack.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        msg = f"{where} sent JSON that is nested too deeply to be read"
+        raise SourceError(msg) from None
+    except ValueError as error:
+        msg = f"{where} sent no JSON ({len(content)} bytes)"
+        raise SourceBusyError(msg) from error
 
 
 def check_status(response: Response) -> None:
@@ -93,7 +155,7 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
 def range_of(response: Response) -> tuple[int, int]:
     """Return the first byte and the total of a partial answer."""
     text = response.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", text.strip())
+    found = re.fullmatch(rf"bytes ({_DIGITS})-{_DIGITS}/({_DIGITS})", text.strip())
     if found is None:
         msg = f"{redact(response.url)} sent a part of a file and does not say which ({text[:40]!r})"
         raise SourceBusyError(msg)
@@ -103,7 +165,7 @@ def range_of(response: Response) -> tuple[int, int]:
 def length_of(response: Response) -> int | None:
     """Return the declared length of an answer's body, None if it is not said."""
     text = response.headers.get("Content-Length", "")
-    return int(text) if re.fullmatch("[0-9]+", text) else None
+    return int(text) if re.fullmatch(_DIGITS, text) else None
 
 
 def validator_of(response: Response) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import warnings
+import zlib
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
@@ -15,6 +16,7 @@ import mercantile
 
 from landprior.errors import SourceBusyError, SourceError, SourceWarning
 from landprior.raster.files import replacing
+from landprior.sources.answers import MEGABYTE
 from landprior.sources.cache import writing_features
 from landprior.sources.network import DAY, Network, Origin, Remote
 
@@ -33,6 +35,10 @@ BUILDINGS = Origin(
 INDEX_URL = "https://minedbuildings.z5.web.core.windows.net/global-buildings/dataset-links.csv"
 ZOOM = 9
 KEEP_INDEX = 30 * DAY
+_INDEX_LIMIT = 64 * MEGABYTE
+_PART_LIMIT = 4096 * MEGABYTE
+_UNPACKED, _SMALL_PART = 100, 64 * MEGABYTE
+"""Footprints shrink about tenfold; beyond the first of these, and the second in bytes, a file is a trap."""
 
 
 def quadkeys_of(bounds: tuple[float, float, float, float]) -> list[str]:
@@ -50,7 +56,7 @@ def list_files(
     SourceError
         If the index cannot be had, or is none.
     """
-    answer = network.get(index_url, BUILDINGS, keep=KEEP_INDEX, suffix=".csv", check=_check_index)
+    answer = network.get(index_url, BUILDINGS, keep=KEEP_INDEX, suffix=".csv", check=_check_index, limit=_INDEX_LIMIT)
     wanted = quadkeys_of(bounds)
     found: dict[str, list[str]] = {key: [] for key in wanted}
     for row in csv.DictReader(io.StringIO(answer.decode("utf-8-sig", errors="replace"))):
@@ -95,7 +101,7 @@ def download_buildings(
 
 
 def _download(url: str, network: Network) -> Path:
-    return network.download(Remote(url), BUILDINGS, suffix=".csv.gz", check=_check_gzip)
+    return network.download(Remote(url), BUILDINGS, suffix=".csv.gz", check=_check_gzip, limit=_PART_LIMIT)
 
 
 def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> geopandas.GeoDataFrame:
@@ -113,14 +119,20 @@ def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> g
 
 
 def _check_gzip(path: Path) -> None:
-    """Raise unless a file is whole: gzip ends with a checksum."""
+    """Raise unless a file is whole (gzip ends with a checksum) and unpacks to what footprints may."""
+    most, size = max(_UNPACKED * path.stat().st_size, _SMALL_PART), 0
     try:
         with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError) as error:
+            while piece := stream.read(1 << 20):
+                size += len(piece)
+                if size > most:
+                    break
+    except (OSError, EOFError, zlib.error) as error:
         msg = f"a file of footprints is damaged ({error})"
         raise SourceError(msg) from error
+    if size > most:
+        msg = f"a file of footprints unpacks to more than {_UNPACKED} times its size, which footprints never do"
+        raise SourceError(msg)
 
 
 def _check_index(content: bytes) -> None:

@@ -32,14 +32,13 @@ from landprior.errors import (
     LandpriorError,
     MissingInputError,
     RasterReadError,
-    SourceBusyError,
     SourceError,
 )
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.windows import stream
-from landprior.sources.answers import redact
+from landprior.sources.answers import hide_addresses, parse_json, redact, require_web
 from landprior.sources.network import DAY, Network, Origin, Remote
 from landprior.sources.ranges import open_remote
 
@@ -181,6 +180,11 @@ def search_images(
             )
             return answer.decode("utf-8")
 
+        def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401 - pystac's signature
+            """Read a link of the catalogue, which must not lead to files of this machine."""
+            require_web(source if isinstance(source, str) else str(source.get_absolute_href()))
+            return str(super().read_text(source, *args, **kwargs))
+
     if sign_url is None and (urlsplit(stac_url).hostname or "") == urlsplit(STAC_URL).hostname:
         sign_url = SIGN_URL
     signer = None if sign_url is None else TokenSigner(network, sign_url)
@@ -194,10 +198,11 @@ def search_images(
             found = [_image_of(item, signer) for item in search.items_as_dicts()]
     except LandpriorError:
         raise
-    except Exception as error:  # pystac's errors have no root of their own, and items may be anything
-        reason = re.sub(r"\?\S+", "", " ".join(str(error).split()))[:160]  # without the query strings of URLs
+    except Exception as error:  # noqa: BLE001 - pystac's errors have no root of their own, and items may be anything
+        reason = hide_addresses(" ".join(str(error).split()))
+        reason = re.sub(r"\?\S+", "", reason)[:160]  # nor the query strings of paths
         msg = f"NAIP: {redact(stac_url)} is no STAC API that can be searched ({reason}); {NAIP.remedy}"
-        raise SourceError(msg) from error
+        raise SourceError(msg) from None  # its own text may have addresses with secrets
     return [image for image in found if image is not None and image.footprint.intersects(outline)]
 
 
@@ -241,16 +246,11 @@ def _readable(href: str) -> str:
 
 
 def _check_json(content: bytes) -> None:
-    try:
-        json.loads(content)
-    except ValueError as error:
-        msg = f"the catalogue sent no JSON ({len(content)} bytes)"
-        raise SourceBusyError(msg) from error
+    parse_json(content, "the catalogue")
 
 
 def _check_stac(content: bytes) -> None:
-    _check_json(content)
-    answer = json.loads(content)
+    answer = parse_json(content, "the catalogue")
     if not isinstance(answer, dict) or answer.get("type") not in {"Catalog", "Collection", "FeatureCollection"}:
         msg = "the address leads to no STAC API"
         raise SourceError(msg)
@@ -600,9 +600,9 @@ class TokenSigner:
             self._tokens.pop(_container(href), None)
 
     def _ask(self, href: str) -> tuple[str, float]:
-        key = os.environ.get(KEY_VARIABLE)
-        headers = {"Ocp-Apim-Subscription-Key": key} if key else None
-        answer = self._network.get(self._url, NAIP, params={"href": href}, headers=headers, check=_check_json)
+        answer = self._network.get(
+            self._url, NAIP, params={"href": href}, headers=key_headers(self._url), check=_check_json
+        )
         try:
             signed = json.loads(answer)
             query = urlsplit(str(signed["href"])).query.removeprefix(urlsplit(href).query).lstrip("&")
@@ -614,6 +614,22 @@ class TokenSigner:
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
         return query, time.time() + 1800 if until is None else until.timestamp()
+
+
+def key_headers(url: str) -> dict[str, str]:
+    """Return the header with the user's key for Planetary Computer; none for any other address.
+
+    A catalogue, a plan or an option may name any signer, so the key goes only to the one that issued it. Its scheme,
+    host and port are compared as they are written: two parsers may find two hosts in one crafted address.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        return {}
+    own, asked = SIGN_URL.split("/")[:3], url.split("/")[:3]
+    if asked != own:
+        logger.info("NAIP: the key of %s is only for %s and is not sent to %s", KEY_VARIABLE, own[2], redact(url))
+        return {}
+    return {"Ocp-Apim-Subscription-Key": key}
 
 
 def _container(href: str) -> tuple[str, str]:

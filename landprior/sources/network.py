@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
 import requests
@@ -34,10 +35,12 @@ from landprior.errors import (
 from landprior.sources.answers import (
     DENIED,
     IDENTITY,
+    MEGABYTE,
     check_status,
     length_of,
     range_of,
     redact,
+    require_web,
     translate,
     validator_of,
 )
@@ -62,10 +65,14 @@ _PROGRESS = 1024 * 1024
 """Bytes received since the last failure after which a request has all its attempts again."""
 _REDIRECTS = 10
 _HARMLESS = {
-    "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "cookie", "if-range",
+    "accept", "accept-encoding", "connection", "content-length", "content-type", "cookie", "if-range",
     "proxy-authorization", "range", "user-agent",
 }  # fmt: skip
-"""Headers that may go on when a server leads to another host (requests sees to the secret ones); keys may not."""
+"""Headers that may go on when a server leads to another host (requests sees to cookies and proxies); keys may not."""
+ANSWER_LIMIT = 32 * MEGABYTE
+"""Bytes, unpacked, after which an answer that is kept in memory is given up, unless its kind may be longer."""
+FILE_LIMIT = 64 * 1024 * MEGABYTE
+"""Bytes after which a download is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +123,10 @@ class RetryPolicy:
         """Return the seconds to wait after the attempt of this number, from 1."""
         longest = min(self.first_wait * 2.0 ** (attempt - 1), self.longest_wait)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+
+class TooLongError(SourceError):
+    """An answer is longer than anything of its kind."""
 
 
 class Signer(Protocol):
@@ -287,6 +298,7 @@ class Network:
         keep: float = 0.0,
         suffix: str = "",
         check: Callable[[bytes], None] | None = None,
+        limit: int = ANSWER_LIMIT,
     ) -> bytes:
         """Return an answer, from the cache if it may come from there.
 
@@ -303,13 +315,15 @@ class Network:
             Of the cached file.
         check
             Raises :class:`SourceError` if the answer is none; such an answer is not kept.
+        limit
+            Bytes, unpacked, after which it is given up.
         """
 
         def ask() -> bytes:
             method = "GET" if body is None else "POST"
             with self._request(method, url, params=params, json=body, headers=dict(headers or {})) as response:
                 check_status(response)
-                content = self.read_body(response)
+                content = self.read_body(response, limit=limit)
             if check is not None:
                 check(content)
             return content
@@ -337,7 +351,12 @@ class Network:
         return content
 
     def read_body(
-        self, response: Response, sink: Callable[[bytes], object] | None = None, *, decode: bool = True
+        self,
+        response: Response,
+        sink: Callable[[bytes], object] | None = None,
+        *,
+        decode: bool = True,
+        limit: int | None = None,
     ) -> bytes:
         """Read an answer's body in pieces, with the time limits, and check its length.
 
@@ -349,20 +368,31 @@ class Network:
             Takes the pieces; without, they are returned.
         decode
             Unpack what was packed for the way. Not for files: they are kept as they lie there.
+        limit
+            Bytes, as they are taken, after which it is given up. None: 32 MB if they are returned, else 64 GB.
 
         Raises
         ------
         SourceBusyError
             If it is cut short, or too slow.
+        SourceError
+            If it is longer than the limit; no more than that, and a piece, is ever held in memory.
         """
         pieces: list[bytes] = []
         take, count = sink or pieces.append, self.listener
+        if limit is None:
+            limit = ANSWER_LIMIT if sink is None else FILE_LIMIT
+        declared = length_of(response)
+        if declared is not None and declared > limit:
+            raise _too_long(response, limit)
         total, began = 0, time.monotonic()
         try:
             while piece := response.raw.read1(_PIECE, decode_content=decode):
                 self._check_running()
-                take(piece)
                 total += len(piece)
+                if total > limit:
+                    raise _too_long(response, limit)
+                take(piece)
                 if count is not None:
                     count(len(piece))
                 spent = time.monotonic() - began
@@ -373,7 +403,6 @@ class Network:
             msg = f"{redact(response.url)} broke off after {total} bytes ({type(error).__name__})"
             raise SourceBusyError(msg) from error
         packed = decode and response.headers.get("Content-Encoding", "identity") != "identity"
-        declared = length_of(response)
         if declared is not None and not packed and declared != total:
             msg = f"{redact(response.url)} broke off after {total} of {declared} bytes"
             raise SourceBusyError(msg)
@@ -381,6 +410,7 @@ class Network:
 
     def _request(self, method: str, url: str, **options: Any) -> Response:  # noqa: ANN401 - those of requests
         """Ask; the body is not read yet."""
+        require_web(url)
         timeout = (self.policy.connect_timeout, self.policy.read_timeout)
         try:
             return self.session.request(method, url, stream=True, timeout=timeout, **options)
@@ -395,6 +425,7 @@ class Network:
             session = self._local.session = _Session()
             session.headers["User-Agent"] = USER_AGENT
             session.max_redirects = _REDIRECTS
+            session.auth = UrlAuth()
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _Adapter(self._watch))
         return session
@@ -420,6 +451,7 @@ class Network:
         path: Path | None = None,
         md5: str | None = None,
         check: Callable[[Path], None] | None = None,
+        limit: int = FILE_LIMIT,
     ) -> Path:
         """Return a whole file in the cache, fetched if need be; an interrupted download is gone on with.
 
@@ -435,6 +467,8 @@ class Network:
             What its MD5 sum must be.
         check
             Raises :class:`SourceError` if the content is wrong; then nothing is kept.
+        limit
+            Bytes after which it is given up.
         """
         path = path or self.cache.path(origin.folder, remote.href, suffix)
         if path.is_file() and not self.wants_anew(path):
@@ -445,7 +479,11 @@ class Network:
                 return path  # another process was faster
             part = path.with_name(f"{path.name}.part")
             for last in (False, True):
-                self.call(origin, lambda: self._download_on(remote, part), gained=lambda: file_size(part))
+                try:
+                    self.call(origin, lambda: self._download_on(remote, part, limit), gained=lambda: file_size(part))
+                except TooLongError:
+                    _drop_part(part)
+                    raise
                 try:
                     _check_file(part, remote, md5, check)
                     break
@@ -461,7 +499,7 @@ class Network:
             self._refreshed.add(str(path))
         return path
 
-    def _download_on(self, remote: Remote, part: Path) -> None:
+    def _download_on(self, remote: Remote, part: Path, limit: int) -> None:
         """Fetch what is missing of a file begun, if it is still the same file."""
         mark = _mark_of(part)
         version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
@@ -471,6 +509,8 @@ class Network:
             due = _due_of(response, part, start, version)
             if due == start:
                 return  # nothing is missing
+            if due is not None and due > limit:
+                raise _too_long(response, limit)
             resumed, now = response.status_code == requests.codes.partial_content, validator_of(response)
             with self.cache.writing(part):
                 if not resumed:
@@ -483,7 +523,7 @@ class Network:
                         stream.write(piece)
                         stream.flush()  # what has come is there even if this process is killed now
 
-                    self.read_body(response, write, decode=False)
+                    self.read_body(response, write, decode=False, limit=limit - (start if resumed else 0))
         size = file_size(part)
         if size == 0 or (due is not None and size > due):
             _drop_part(part)
@@ -535,11 +575,47 @@ class Network:
             return self._locks.setdefault(name, threading.Lock())
 
 
+class UrlAuth(requests.auth.AuthBase):
+    """Takes the user and password of the URL itself, and nothing else.
+
+    Without it requests looks the host up in ``~/.netrc``, whose passwords would then go to whatever host a
+    plan, a catalogue or a redirect names, over http too.
+    """
+
+    def __call__(self, prepared: PreparedRequest) -> PreparedRequest:
+        """Add the header to a request that is about to be sent."""
+        user, password = requests.utils.get_auth_from_url(prepared.url or "")
+        if user or password:
+            prepared = requests.auth.HTTPBasicAuth(user, password)(prepared)
+        return prepared
+
+
+def check_redirect(response: Response, target: str) -> None:
+    """Refuse a redirect that would lose encryption, or leave the web; let go of the answer, which nobody reads.
+
+    Raises
+    ------
+    SourceError
+        If it leads from https to http, or to another kind of address.
+    """
+    response.close()  # requests would unpack all of it into memory
+    where = require_web(urljoin(response.url, target))
+    if urlsplit(response.url).scheme == "https" and urlsplit(where).scheme != "https":
+        msg = f"{redact(response.url)} leads from https to {redact(where)}, which is not encrypted; this is refused"
+        raise SourceError(msg)
+
+
 class _Session(requests.Session):
     """Tells another host nothing but what it needs, when a server leads there."""
 
+    def get_redirect_target(self, resp: Response) -> str | None:
+        target: str | None = super().get_redirect_target(resp)  # type: ignore[no-untyped-call]
+        if target:
+            check_redirect(resp, target)
+        return target
+
     def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:
-        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        # not requests' own, which would add passwords from ~/.netrc
         old, new = response.request.url or "", prepared_request.url or ""
         if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
             for name in set(prepared_request.headers) - {n for n in prepared_request.headers if n.lower() in _HARMLESS}:
@@ -595,6 +671,11 @@ def _due_of(response: Response, part: Path, start: int, version: str) -> int | N
         msg = f"{where} gave an empty file"
         raise SourceBusyError(msg)
     return length
+
+
+def _too_long(response: Response, limit: int) -> TooLongError:
+    size = f"{limit / MEGABYTE:,.0f} MB"
+    return TooLongError(f"{redact(response.url)} sends more than {size}, far more than is due; nothing of it was kept")
 
 
 def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:

@@ -22,7 +22,7 @@ from rasterio.windows import Window, from_bounds
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
 from landprior.raster.files import replacing
 from landprior.raster.grid import Grid
-from landprior.sources.answers import redact
+from landprior.sources.answers import MEGABYTE, hide_addresses, redact
 from landprior.sources.network import DAY, Network, Origin, Remote
 from landprior.sources.ranges import open_remote
 
@@ -47,6 +47,8 @@ KEEP_DESCRIPTION = 30 * DAY
 _CELLS_AROUND = 2
 _ROUNDING = 1e-6
 """Cells that a tile touches by less than this are not needed."""
+_MOST_CELLS = 2**28
+"""Of one tile, some hundred times what cells of 1 m would be."""
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
@@ -148,7 +150,9 @@ def download_nlcd(
     def check(content: bytes) -> None:
         _read_answer(content, cells, url)
 
-    values, nodata = _read_answer(network.get(url, NLCD, params=params, check=check), cells, url)
+    # a byte or a float per cell, in one band or a few, and whatever surrounds it
+    answer = network.get(url, NLCD, params=params, check=check, limit=32 * MEGABYTE + 32 * cells.width * cells.height)
+    values, nodata = _read_answer(answer, cells, url)
     return _write_part(path, values, cells, nodata)  # not the answer's own transform, which may be rounded
 
 
@@ -177,7 +181,8 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
             msg = f"{redact(text)} is neither a file nor an http address; download it and give its path (--nlcd)"
             raise InputError(msg)
         return Path(text)
-    path = network.cache.path(NLCD.folder, json.dumps([redact(text), repr(grid)]), ".tif")
+    # the whole address: its query may choose the year; the cache keeps but a hash of this
+    path = network.cache.path(NLCD.folder, json.dumps([text, year, repr(grid)]), ".tif")
     if path.is_file() and not network.refresh:
         return path
     with open_remote(network, Remote(text), NLCD) as src:
@@ -201,6 +206,9 @@ def _window_around(whole: Grid, grid: Grid, name: str) -> Window:
         raise GridMismatchError(msg)
     left, top = max(left - _CELLS_AROUND, 0), max(top - _CELLS_AROUND, 0)
     right, bottom = min(right + _CELLS_AROUND, whole.width), min(bottom + _CELLS_AROUND, whole.height)
+    if (right - left) * (bottom - top) > _MOST_CELLS:
+        msg = f"NLCD: {redact(name)} has {right - left:,} x {bottom - top:,} cells in one tile; NLCD's are 30 m wide"
+        raise GridMismatchError(msg)
     return Window(left, top, right - left, bottom - top)
 
 
@@ -307,7 +315,7 @@ def _raise_exception(content: bytes, url: str) -> NoReturn:
     if content.lstrip().startswith(b"<"):
         root = _parse(content, url)
         text = " ".join(e.text or "" for e in root.iter() if _tag(e) in {"ServiceException", "ExceptionText"})
-    said = " ".join(text.split())[:200] or f"{len(content)} bytes that are no raster"
+    said = hide_addresses(" ".join(text.split()))[:200] or f"{len(content)} bytes that are no raster"
     msg = f"{redact(url)} says: {said}"
     raise SourceError(msg) if text else SourceBusyError(msg)
 

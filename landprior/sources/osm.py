@@ -8,6 +8,7 @@ the same rules.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
 from landprior.raster.files import replacing
 from landprior.resources import config_file
-from landprior.sources.answers import check_status, redact
+from landprior.sources.answers import MEGABYTE, check_status, hide_addresses, parse_json, redact, require_web
 from landprior.sources.cache import writing_features
-from landprior.sources.network import USER_AGENT, Network, Origin
+from landprior.sources.network import USER_AGENT, Network, Origin, UrlAuth, check_redirect
 from landprior.sources.vectors import burn, read_vectors
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ _NAMED = {
     "gis_osm_roads_free": "roads", "gis_osm_waterways_free": "waterways", "gis_osm_water_a_free": "waterbodies",
 }  # fmt: skip
 
+_OVERPASS_LIMIT = 256 * MEGABYTE
+"""Of an answer, unpacked; a quarter quad of the densest city takes a fifth of it."""
+_PLACES_LIMIT = 32 * MEGABYTE
+_STATUS_LIMIT = MEGABYTE
+
 _OSMNX = threading.Lock()
 """osmnx is configured for the whole process, and Overpass wants one question at a time."""
 
@@ -113,7 +119,7 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
     from rasterio.warp import transform_bounds
     from shapely.geometry import box
 
-    server = (url or OVERPASS_URL).rstrip("/")
+    server = require_web(url or OVERPASS_URL).rstrip("/")
     exact = transform_bounds(grid.crs, "EPSG:4326", *grid.bounds, densify_pts=21)
     left, bottom, right, top = (round(value + side, 6) for value, side in zip(exact, _OUTWARD, strict=True))
     key = json.dumps([server, (left, bottom, right, top), TAGS, _COLUMNS], sort_keys=True)
@@ -127,7 +133,7 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
         from osmnx._errors import InsufficientResponseError
 
         limited = server == OVERPASS_URL  # only there may its status page be taken for granted
-        with _osmnx(network, _check_features, overpass_url=server, overpass_rate_limit=limited):
+        with _osmnx(network, _check_features, _OVERPASS_LIMIT, overpass_url=server, overpass_rate_limit=limited):
             try:
                 return osmnx.features_from_polygon(box(left, bottom, right, top), TAGS)
             except InsufficientResponseError:
@@ -191,7 +197,7 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
     """
     from shapely.geometry import mapping, shape
 
-    server = (url or NOMINATIM_URL).rstrip("/") + "/"
+    server = require_web(url or NOMINATIM_URL).rstrip("/") + "/"
     path = network.cache.path(NOMINATIM.folder, json.dumps([server, place]), ".json")
     if path.is_file() and not network.refresh:
         return shape(json.loads(path.read_text(encoding="utf-8")))
@@ -201,7 +207,7 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
         import osmnx
         from osmnx._errors import InsufficientResponseError
 
-        with _osmnx(network, _check_places, nominatim_url=server):
+        with _osmnx(network, _check_places, _PLACES_LIMIT, nominatim_url=server):
             try:
                 return osmnx.geocode_to_gdf(place).geometry.iloc[0]
             except InsufficientResponseError as error:
@@ -220,51 +226,61 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
 
 
 @contextmanager
-def _osmnx(network: Network, check: Callable[[bytes, str], None], **settings: object) -> Iterator[None]:
-    """Configure osmnx for one question: every answer passes our checks first."""
+def _osmnx(network: Network, check: Callable[[bytes, str], None], limit: int, **settings: object) -> Iterator[None]:
+    """Configure osmnx for one question: every answer passes our checks first, and is no longer than the limit."""
     import osmnx
 
     def receive(response: Response, **_: object) -> None:
         url = response.request.url or ""
-        if response.is_redirect or url.rstrip("/").endswith("/status"):
-            return  # requests follows the former; the latter says how busy Overpass is, and any answer will do
+        if response.is_redirect:  # requests follows it
+            check_redirect(response, response.headers["location"])
+            return
+        busy = url.rstrip("/").endswith("/status")  # says how busy Overpass is, and any answer will do
         try:
-            check_status(response)
-            body = network.read_body(response)
+            if not busy:
+                check_status(response)
+            body = network.read_body(response, limit=_STATUS_LIMIT if busy else limit)
         except BaseException:
             response.close()  # requests would leave that to the garbage collector
             raise
         response._content = body  # noqa: SLF001 - it was read here, with time limits; requests would read again
         response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
-        check(body, url)
+        if not busy:
+            check(body, url)
 
     changes: dict[str, Any] = {
         "use_cache": False,  # ours is written whole or not at all
         "log_console": False,
         "http_user_agent": USER_AGENT,
         "requests_timeout": round(network.policy.read_timeout * 3),  # goes into the question too, as whole seconds
-        "requests_kwargs": {"hooks": {"response": receive}, "stream": True},
+        "requests_kwargs": {"hooks": {"response": receive}, "stream": True, "auth": UrlAuth()},
         "doh_url_template": None,
         **settings,
     }
     with _OSMNX:
         before = {name: getattr(osmnx.settings, name) for name in changes}
         resolver = socket.getaddrinfo  # osmnx pins the server's address for the whole process
+        netrc = os.environ.get("NETRC")
+        os.environ["NETRC"] = os.devnull  # where requests would look for passwords when a server redirects
         try:
             for name, value in changes.items():
                 setattr(osmnx.settings, name, value)
             yield
         finally:
             socket.getaddrinfo = resolver
+            if netrc is None:
+                os.environ.pop("NETRC", None)
+            else:
+                os.environ["NETRC"] = netrc
             for name, value in before.items():
                 setattr(osmnx.settings, name, value)
 
 
 def _check_features(body: bytes, url: str) -> None:
     """Raise unless Overpass' answer is whole; it reports a failure half-way as a remark, with status 200."""
-    answer = _parse(body, url)
+    answer = parse_json(body, redact(url))
     if isinstance(answer, dict) and "remark" in answer:
-        msg = f"{redact(url)} could not answer in full ({str(answer['remark'])[:120]})"
+        msg = f"{redact(url)} could not answer in full ({hide_addresses(str(answer['remark']))[:120]})"
         raise SourceBusyError(msg)
     if not isinstance(answer, dict) or "elements" not in answer:
         msg = f"{redact(url)} sent JSON that is no answer of Overpass"
@@ -273,18 +289,10 @@ def _check_features(body: bytes, url: str) -> None:
 
 def _check_places(body: bytes, url: str) -> None:
     """Raise unless Nominatim's answer is one."""
-    answer = _parse(body, url)
+    answer = parse_json(body, redact(url))
     if not isinstance(answer, list):
-        msg = f"{redact(url)} sent JSON that is no answer of Nominatim ({str(answer)[:120]})"
+        msg = f"{redact(url)} sent JSON that is no answer of Nominatim ({hide_addresses(str(answer))[:120]})"
         raise SourceError(msg)
-
-
-def _parse(body: bytes, url: str) -> object:
-    try:
-        return json.loads(body)
-    except ValueError as error:
-        msg = f"{redact(url)} sent no JSON ({len(body)} bytes)"
-        raise SourceBusyError(msg) from error
 
 
 def _write_features(frame: geopandas.GeoDataFrame | None, path: Path) -> Path:

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from landprior.errors import RasterReadError, SourceBusyError, SourceError
 from landprior.raster.files import GDAL_CACHE_BYTES
-from landprior.sources.answers import IDENTITY, check_status, length_of, range_of, redact, version_of
+from landprior.sources.answers import IDENTITY, MEGABYTE, check_status, length_of, range_of, redact, version_of
 from landprior.sources.cache import file_size
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 CHUNK = 512 * 1024
 """Bytes of a remote file that are read and cached at once."""
 
+_WHOLE_LIMIT = 1024 * MEGABYTE
+"""Bytes of a file that a server sends whole, and without its length; such a file is held in memory once."""
 _READ_AHEAD = 16
 """At most so many chunks in one request, when a file is read on and on."""
 
@@ -188,7 +190,7 @@ class Chunks:
             with network.open(self.remote, headers) as response:
                 begin, end, total = self._look(response, start, stop)
                 if total is None:
-                    content = self._receive(response)
+                    content = self._receive(response, limit=_WHOLE_LIMIT)
                     total = end = len(content)
                     self._settle(total, version_of(response))
                     _Cutter(begin, total, keep).take(content)
@@ -227,11 +229,13 @@ class Chunks:
             raise SourceBusyError(msg)
         return begin, end, total
 
-    def _receive(self, response: Response, sink: Callable[[bytes], object] | None = None) -> bytes:
+    def _receive(
+        self, response: Response, sink: Callable[[bytes], object] | None = None, *, limit: int | None = None
+    ) -> bytes:
         if self._count is None:
-            return self.network.read_body(response, sink, decode=False)
+            return self.network.read_body(response, sink, decode=False, limit=limit)
         with self.network.listening(self._count):  # GDAL may read in a thread of its own
-            return self.network.read_body(response, sink, decode=False)
+            return self.network.read_body(response, sink, decode=False, limit=limit)
 
     def _settle(self, total: int, validator: str) -> None:
         """Note the file's size and version; refuse to mix two versions."""

@@ -18,6 +18,7 @@ from shapely.ops import unary_union
 
 from landprior.errors import InputError, MissingInputError, OfflineError, RasterReadError, SourceError
 from landprior.raster.grid import Grid
+from landprior.sources import naip
 from landprior.sources.cache import Cache
 from landprior.sources.naip import (
     Choice,
@@ -250,13 +251,40 @@ def test_a_signature_serves_a_container_until_it_runs_out(signing, network, monk
     assert signer.sign("https://east.test/naip/a.tif").endswith("sig=5%3D")
 
 
-def test_the_key_of_planetary_computer_goes_along_if_there_is_one(signing, network, monkeypatch):
+def test_the_key_of_planetary_computer_goes_to_its_own_signer_if_there_is_one(signing, network, monkeypatch):
+    monkeypatch.setattr(naip, "SIGN_URL", f"{signing.url}/sas/v1/sign")
     signer = TokenSigner(network, f"{signing.url}/sign")
     signer.sign("https://east.test/naip/a.tif")
     monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "mine")
     signer.sign("https://east.test/other/a.tif")
     keys = [request.headers.get("Ocp-Apim-Subscription-Key") for request in signing.requests]
     assert keys == [None, "mine"]
+
+
+def test_the_key_of_planetary_computer_goes_to_no_other_signer(signing, network, monkeypatch):
+    monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "mine")
+    TokenSigner(network, f"{signing.url}/sign").sign("https://east.test/naip/a.tif")
+    assert [request.headers.get("Ocp-Apim-Subscription-Key") for request in signing.requests] == [None]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://planetarycomputer.microsoft.com/api/sas/v1/sign",
+        "https://planetarycomputer.microsoft.com:8443/sign",
+        "https://planetarycomputer.microsoft.com.evil.test/sign",
+        "https://planetarycomputer.microsoft.com@evil.test/sign",
+        "https://me:you@planetarycomputer.microsoft.com/sign",
+        "https://evil.test\\@planetarycomputer.microsoft.com/sign",  # two parsers, two hosts
+        "https://evil.test/?https://planetarycomputer.microsoft.com/sign",
+        "https:/planetarycomputer.microsoft.com/sign",
+        "//planetarycomputer.microsoft.com/sign",
+    ],
+)
+def test_an_address_that_looks_like_the_signer_gets_no_key(url, monkeypatch):
+    monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "mine")
+    assert naip.key_headers(url) == {}
+    assert naip.key_headers(naip.SIGN_URL) == {"Ocp-Apim-Subscription-Key": "mine"}
 
 
 def test_an_endpoint_that_does_not_sign_is_said(signing, network):

@@ -560,6 +560,23 @@ def test_of_a_remote_file_only_the_part_that_is_needed_is_fetched(file_server, n
     assert len(file_server.requests(url)) == len(requests)
 
 
+def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(faulty_server, rng, network):
+    grid, files = place_at(1_430_000, 1_930_000, width=300, height=300), {}
+    for year in ("2016", "2019"):
+        with MemoryFile() as memory:
+            profile = {"crs": "EPSG:5070", "transform": Affine(30, 0, 1_429_005, 0, -30, 1_931_005)}
+            with memory.open(driver="GTiff", width=99, height=99, count=1, dtype="uint8", **profile) as dst:
+                dst.write(np.full((1, 99, 99), 11 if year == "2016" else 81, np.uint8))
+            files[year] = memory.read()
+    server = faulty_server(routes={"/nlcd": lambda request: (200, {}, files[request.query["year"]])})
+    address = f"{server.url}/nlcd?key=secret&year={{year}}"
+    codes = [np.unique(read(clip_file(address, year, grid, network))[0]).tolist() for year in (2016, 2019, 2016)]
+    assert codes == [[11], [81], [11]]
+    plain = [clip_file(f"{server.url}/nlcd?year={year}", None, grid, network) for year in (2016, 2019)]
+    assert [np.unique(read(path)[0]).tolist() for path in plain] == [[11], [81]]
+    assert not [path for path in network.cache.root.rglob("*") if "secret" in path.name]
+
+
 def test_a_remote_file_elsewhere_missing_or_damaged_is_said(file_server, national, network):
     url = file_server(national.parent)
     with pytest.raises(GridMismatchError, match=r"NLCD: .*/nlcd_2011\.tif has nothing at this place"):
