@@ -560,7 +560,7 @@ def test_of_a_remote_file_only_the_part_that_is_needed_is_fetched(file_server, n
     assert len(file_server.requests(url)) == len(requests)
 
 
-def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(faulty_server, rng, network):
+def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(faulty_server, network):
     grid, files = place_at(1_430_000, 1_930_000, width=300, height=300), {}
     for year in ("2016", "2019"):
         with MemoryFile() as memory:
