@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import math
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.errors import CRSError, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
@@ -18,6 +20,7 @@ from landprior.errors import InputError
 from landprior.landcover.prediction import map_writer
 from landprior.raster.files import check_output, open_raster, read_window
 from landprior.raster.grid import Bounds, Grid
+from landprior.raster.ground import measure_steps, metres_per_unit
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, stream
 
@@ -68,14 +71,16 @@ def join_maps(
     crs
         Of the mosaic; that of most tiles by default. Tiles in another are warped by nearest neighbour.
     pixel
-        Its pixel size; the first tile's by default.
+        Its pixel size in metres on the ground, in the middle of the mosaic; the first tile's by default. In a CRS that
+        keeps lengths within 5 % (UTM, Albers, a State Plane) the metre of its own coordinates is meant.
     overwrite, progress
         As for :func:`landprior.landcover.prediction.predict`.
 
     Raises
     ------
     InputError
-        If there is no map, or a map has no CRS.
+        If there is no map, a map has no CRS, the CRS is unknown or cannot hold the maps, the pixel is as large as the
+        mosaic, or no pixel would have data.
     """
     target = check_output(output, overwrite=overwrite)
     grids = {}
@@ -90,41 +95,92 @@ def join_maps(
         msg = f"{lost[0]} has no CRS, so its place among the others is not known"
         raise InputError(msg)
     codes = [grid.crs for grid in grids.values()]
-    wanted = CRS.from_user_input(crs) if crs is not None else max(codes, key=codes.count)
+    wanted = _find_crs(crs) if crs is not None else max(codes, key=codes.count)
     parts = [
         _Part(
             path=tile.file("prediction"),
-            box=_bounds_in(wanted, grid.crs, grid.bounds),
-            core=_bounds_in(wanted, grid.crs, tile.core() or grid.bounds),
+            box=_bounds_in(wanted, grid.crs, grid.bounds, where=tile.id),
+            core=_bounds_in(wanted, grid.crs, tile.core() or grid.bounds, where=tile.id),
         )
         for tile, grid in grids.items()
     ]
-    first = next(grid for grid in grids.values() if grid.crs == wanted or crs is not None)
-    grid = _lay_out(parts, wanted, pixel or abs(first.transform.a), first)
+    first = next((grid for grid in grids.values() if grid.crs == wanted), next(iter(grids.values())))
+    grid = _lay_out(parts, wanted, pixel, first)
     joiner = _Joiner(parts, grid)
     with (
         joiner,
         map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=overwrite) as writer,
     ):
         stream(joiner.compute, grid=grid, sinks={"map": writer}, label="mosaic", progress=progress)
+        if not joiner.filled:
+            msg = f"no pixel of the mosaic ({grid.width} x {grid.height} px) would have data, so it is not written"
+            raise InputError(msg)
     return target
 
 
-def _bounds_in(wanted: CRS, own: CRS, bounds: Bounds) -> Bounds:
-    return bounds if wanted == own else Bounds(*transform_bounds(own, wanted, *bounds, densify_pts=21))
+def _find_crs(text: str) -> CRS:
+    try:
+        found = CRS.from_user_input(text)
+    except CRSError as error:
+        msg = f"--crs {text}: not a CRS that is known here; give a code such as EPSG:5070"
+        raise InputError(msg) from error
+    if not (found.is_projected or found.is_geographic):
+        msg = f"--crs {text}: neither projected nor in degrees, so maps cannot be put on it; give EPSG:5070, say"
+        raise InputError(msg)
+    return found
 
 
-def _lay_out(parts: Sequence[_Part], crs: CRS, pixel: float, first: Grid) -> Grid:
+def _bounds_in(wanted: CRS, own: CRS, bounds: Bounds, *, where: str) -> Bounds:
+    if wanted == own:
+        return bounds
+    found = None
+    with suppress(RasterioError):
+        found = Bounds(*transform_bounds(own, wanted, *bounds, densify_pts=21))
+    if found is None or not np.isfinite(found).all() or found.left >= found.right or found.bottom >= found.top:
+        crosses = found is not None and found.left > found.right
+        why = "it crosses the antimeridian" if crosses else "it lies outside"
+        msg = f"{where} cannot be put in the CRS of the mosaic ({why}); give another CRS (--crs), such as the tile's"
+        raise InputError(msg)
+    return found
+
+
+def _lay_out(parts: Sequence[_Part], crs: CRS, pixel: float | None, first: Grid) -> Grid:
     """Return the grid around all parts, its pixels in line with the first tile's where it has the same CRS."""
     left, bottom = min(p.box.left for p in parts), min(p.box.bottom for p in parts)
     right, top = max(p.box.right for p in parts), max(p.box.top for p in parts)
+    across, down = _pixel_in(crs, Bounds(left, bottom, right, top), pixel, first)
+    if across >= right - left or down >= top - bottom:
+        size = "one pixel" if pixel is None else f"one pixel of {pixel:g} m"
+        msg = f"{size} is as large as the whole mosaic; give a smaller --pixel-size, in metres on the ground"
+        raise InputError(msg)
     x, y = (first.bounds.left, first.bounds.top) if first.crs == crs else (0.0, 0.0)
-    left = x + np.floor(round((left - x) / pixel, 3)) * pixel
-    top = y - np.floor(round((y - top) / pixel, 3)) * pixel
-    width = int(np.ceil(round((right - left) / pixel, 3)))
-    height = int(np.ceil(round((top - bottom) / pixel, 3)))
-    return Grid(width=width, height=height, transform=Affine(pixel, 0, left, 0, -pixel, top), crs=crs)
+    left = x + np.floor(round((left - x) / across, 3)) * across
+    top = y - np.floor(round((y - top) / down, 3)) * down
+    width = int(np.ceil(round((right - left) / across, 3)))
+    height = int(np.ceil(round((top - bottom) / down, 3)))
+    return Grid(width=width, height=height, transform=Affine(across, 0, left, 0, -down, top), crs=crs)
 
+
+def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple[float, float]:
+    """Return width and height of the mosaic's pixels in its own units."""
+    t = first.transform
+    if metres is None and first.crs == crs:
+        return math.hypot(t.a, t.d), math.hypot(t.b, t.e)
+    wanted = first.pixel_size(where="the first tile") if metres is None else (metres, metres)
+    middle = Affine(1, 0, (box.left + box.right) / 2, 0, -1, (box.bottom + box.top) / 2)
+    steps = measure_steps(crs, middle, np.zeros(1), np.zeros(1))  # metres of one unit
+    factor = metres_per_unit(crs)
+    units = (factor, factor) if steps is None else (float(steps.across[0]), float(steps.down[0]))
+    if not crs.is_geographic and all(abs(unit / factor - 1) < _TRUE for unit in units):
+        units = (factor, factor)
+    if not all(np.isfinite(unit) and unit > 0 for unit in units):
+        msg = f"the mosaic's middle ({middle.c:.6g}, {middle.f:.6g}) is no place in its CRS; give another with --crs"
+        raise InputError(msg)
+    return wanted[0] / units[0], wanted[1] / units[1]
+
+
+_TRUE = 0.05
+"""Share by which a projection may stretch lengths while the metre of its own coordinates is taken as the ground's."""
 
 OPEN_AT_ONCE = 32
 
@@ -135,6 +191,8 @@ class _Joiner(ExitStack):
     def __init__(self, parts: Sequence[_Part], grid: Grid) -> None:
         super().__init__()
         self._parts, self._grid = parts, grid
+        self.filled = 0
+        """Pixels with data so far."""
         self._boxes = np.array([part.box for part in parts])
         self._open: dict[Path, tuple[ExitStack, DatasetReader]] = {}
 
@@ -158,7 +216,9 @@ class _Joiner(ExitStack):
             own = self._on_own_ground(part, block) & (found != MAP_NODATA) & (codes == MAP_NODATA)
             codes[own] = found[own]
             spare = np.where(spare == MAP_NODATA, found, spare)
-        return {"map": np.where(codes == MAP_NODATA, spare, codes)}
+        joined = np.where(codes == MAP_NODATA, spare, codes)
+        self.filled += int((joined != MAP_NODATA).sum())
+        return {"map": joined}
 
     def _on_own_ground(self, part: _Part, block: Block) -> NDArray[np.bool_]:
         window = from_bounds(*part.core, transform=self._grid.window(block.core).transform)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 @click.argument("plan", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map over all tiles.")
 @click.option("--crs", help="Its CRS, such as EPSG:5070.  [default: that of most tiles]")
-@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), help="[default: that of the tiles]")
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
+)
 @click.option("--partial", is_flag=True, help="Join what is done, even if some tiles are not.")
 @overwrite_option
 @click.pass_context

@@ -127,7 +127,9 @@ members_option = click.option(
     help="Train so many times from different random weights, average their predictions.  [default: 1; best: 3]",
 )
 pixel_size_option = click.option(
-    "--pixel-size", type=click.FloatRange(min=0, min_open=True), help="Metres per pixel, for files that do not say."
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Metres per pixel on the ground, for files that do not say.",
 )
 pair_option = click.option(
     "--pair",
@@ -166,15 +168,13 @@ class BoundsType(click.ParamType):  # type: ignore[type-arg]
         """Parse the text."""
         if isinstance(value, tuple):
             return value
+        from landprior.errors import LandpriorError
+        from landprior.sources.areas import parse_bounds
+
         try:
-            numbers = tuple(float(part) for part in value.replace(" ", ",").split(",") if part)
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 4:
-            self.fail(
-                f"{value!r} is not four numbers west,south,east,north, such as -80.02,40.43,-79.98,40.46", param, ctx
-            )
-        return (numbers[0], numbers[1], numbers[2], numbers[3])
+            return parse_bounds(value)
+        except LandpriorError as error:
+            self.fail(str(error), param, ctx)
 
 
 YEARS = click.IntRange(1985, 2100)

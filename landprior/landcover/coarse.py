@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +12,7 @@ from landprior.errors import InputError, PriorError
 from landprior.landcover.cooccurrence import NLCD_NODATA
 from landprior.raster.files import open_on_grid, open_raster, read_valid, read_window
 from landprior.raster.grid import Grid
+from landprior.raster.ground import UNEVEN
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from rasterio.windows import Window
 
     from landprior.raster.scheme import Role
+
+logger = logging.getLogger(__name__)
 
 LAYERS: Mapping[str, Role] = {
     "roads": "impervious",
@@ -95,8 +99,19 @@ class CoarseLayers:
         return _codes(self._nlcd, self._path, self.grid, progress=self._progress)
 
     def pixel_size(self, override: float | None = None) -> tuple[float, float]:
-        """Return the size of a pixel in metres; see :meth:`landprior.raster.grid.Grid.pixel_size`."""
-        return self.grid.pixel_size(override, where=self._reference)
+        """Return the size of a pixel in metres; see :meth:`landprior.raster.grid.Grid.pixel_size`.
+
+        A warning is due where the size differs so much over the raster that widths hold in its middle only.
+        """
+        size = self.grid.pixel_size(override, where=self._reference)
+        if override is None and self.grid.unevenness() > UNEVEN:
+            logger.warning(
+                "the ground size of a pixel of %s differs by %.0f %% over the raster, and widths in metres hold in its "
+                "middle; cut it into tiles, or warp it to UTM",
+                self._reference,
+                100 * self.grid.unevenness(),
+            )
+        return size
 
     def read(self, window: Window) -> tuple[NDArray[np.integer], dict[str, NDArray[np.bool_]]]:
         """Read NLCD codes and the layers' presence, each of shape (H, W)."""

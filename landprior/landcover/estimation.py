@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.landcover.sampling import REFERENCE, count_classes
+from landprior.landcover.sampling import REFERENCE, measure_classes
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.ground import PixelAreas
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA
 from landprior.sources.labels import class_position
 from landprior.sources.vectors import read_vectors
@@ -155,6 +156,7 @@ def estimate_areas(
     sizes: Mapping[int, int],
     scheme: ClassScheme,
     *,
+    areas: Mapping[int, float] | None = None,
     hectares: float | None = None,
 ) -> AreaEstimates:
     """Estimate accuracy and areas from points.
@@ -169,6 +171,10 @@ def estimate_areas(
         Stratum -> its pixels.
     scheme
         The classes.
+    areas
+        Stratum -> its area on the ground, in any unit, by which strata weigh. By default they weigh by their pixels,
+        which is the same where pixels are equally large (not in degrees or EPSG:3857). Within a stratum all pixels
+        count the same.
     hectares
         The whole area.
 
@@ -179,9 +185,9 @@ def estimate_areas(
         no more.)
     """
     _require_points(strata, sizes)
-    total = sum(sizes.values())
     count = len(scheme)
-    groups = [(strata == name, sizes[name] / total) for name in sizes]
+    weights = _weights(sizes, areas)
+    groups = [(strata == name, weights[name]) for name in sizes]
     complete = [int(inside.sum()) >= sizes[name] for (inside, _), name in zip(groups, sizes, strict=True)]
 
     def mean(values: NDArray[np.float64]) -> float:
@@ -221,6 +227,18 @@ def estimate_areas(
         shares=tuple(Estimate(mean(here), error(here)) for here in shares),
         hectares=hectares,
     )
+
+
+def _weights(sizes: Mapping[int, int], areas: Mapping[int, float] | None) -> dict[int, float]:
+    """Return the share of each stratum: of the area, or of the pixels where that is the same."""
+    total = sum(sizes.values())
+    weights = {name: size / total for name, size in sizes.items()}
+    if areas is None:
+        return weights
+    ground = sum(areas[name] for name in sizes)
+    if all(abs(areas[name] / ground - weight) <= 1e-9 for name, weight in weights.items()):
+        return weights
+    return {name: areas[name] / ground for name in sizes}
 
 
 def _require_points(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
@@ -291,22 +309,31 @@ def evaluate_points(
     if {"stratum", "stratum_pixels"} <= set(frame.columns):
         strata = frame["stratum"].to_numpy().astype(np.int64)
         sizes = _sizes_of(everything, points)  # a stratum whose points were all left out must not vanish
+        # a sample says how large its strata are, whatever the pixels of the map that is evaluated
+        areas = _areas_of(everything) if "stratum_hectares" in everything.columns else None
     else:
         logger.info("%s does not say its strata; it is taken for a simple random sample", points)
-        pixels = count_classes(path, scheme, map_map=map_map, progress=progress)
+        pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
         strata = scheme.codes[mapped].astype(np.int64)
-        strata, sizes = _join_small(strata, {int(c): int(n) for c, n in zip(scheme.codes, pixels, strict=True) if n})
-    # a sample says how large its strata are, whatever the pixels of the map that is evaluated
-    hectares = _hectares_of(everything) if pixel_size is None and "stratum_hectares" in everything.columns else None
-    if pixel_size is not None or (hectares is None and grid.crs is not None):
+        sizes = {int(c): int(n) for c, n in zip(scheme.codes, pixels, strict=True) if n}
+        areas = None if grid.crs is None else {int(c): float(a) for c, a in zip(scheme.codes, measured, strict=True)}
+        strata, sizes, areas = _join_small(strata, sizes, areas)
+    if pixel_size is not None:
         width, height = grid.pixel_size(pixel_size, where=path)
-        hectares = sum(sizes.values()) * width * height / 1e4
-    return estimate_areas(mapped, reference, strata, sizes, scheme, hectares=hectares)
+        hectares: float | None = sum(sizes.values()) * width * height / 1e4
+    elif areas is not None:
+        hectares = sum(areas.values())
+    else:
+        hectares = None if grid.crs is None else sum(sizes.values()) * PixelAreas(grid, where=path).mean / 1e4
+    return estimate_areas(mapped, reference, strata, sizes, scheme, areas=areas, hectares=hectares)
 
 
-def _join_small(strata: NDArray[np.int64], sizes: Mapping[int, int]) -> tuple[NDArray[np.int64], dict[int, int]]:
+def _join_small(
+    strata: NDArray[np.int64], sizes: Mapping[int, int], areas: Mapping[int, float] | None
+) -> tuple[NDArray[np.int64], dict[int, int], dict[int, float] | None]:
     """Join strata of a simple random sample, smallest first, until each has two points."""
     strata, left = strata.copy(), dict(sizes)
+    ground = None if areas is None else {name: areas[name] for name in sizes}
     while len(left) > 1:
         few = [name for name, size in left.items() if (strata == name).sum() < min(2, size)]
         if not few:
@@ -315,18 +342,21 @@ def _join_small(strata: NDArray[np.int64], sizes: Mapping[int, int]) -> tuple[ND
         into = min((other for other in left if other != name), key=lambda other: left[other])
         strata[strata == name] = into
         left[into] += left.pop(name)
+        if ground is not None:
+            ground[into] += ground.pop(name)
     if len(left) < len(sizes):
         gone = ", ".join(str(name) for name in sizes if name not in left)
         logger.warning(
             "too few points in class %s of the map: its part of the area is joined with another class's", gone
         )
-    return strata, left
+    return strata, left, ground
 
 
-def _hectares_of(frame: geopandas.GeoDataFrame) -> float | None:
-    """Return the area of all strata of a sample, None where it is not known."""
-    total = float(frame.drop_duplicates("stratum")["stratum_hectares"].sum(skipna=False))
-    return None if np.isnan(total) else total
+def _areas_of(frame: geopandas.GeoDataFrame) -> dict[int, float] | None:
+    """Return the areas of a sample's strata, hectares; None where they are not known."""
+    first = frame.drop_duplicates("stratum")
+    areas = dict(zip(first["stratum"].astype(int), first["stratum_hectares"].astype(float), strict=True))
+    return areas if all(area > 0 for area in areas.values()) else None
 
 
 def _read_points(points: str | Path, grid: Grid, column: str) -> geopandas.GeoDataFrame:

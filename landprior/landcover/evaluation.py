@@ -16,7 +16,7 @@ from landprior.raster.files import open_on_grid, open_raster, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
-from landprior.sources.vectors import read_vectors
+from landprior.sources.vectors import grow_shapes, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -221,17 +221,16 @@ def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Excl
     Raises
     ------
     InputError
-        If the map is in degrees, where a buffer in metres makes no sense.
+        If the file cannot be read, or the size of the map's pixels is not known.
     """
-    if buffer and grid.crs is not None and grid.crs.is_geographic:
-        msg = f"--exclude-buffer needs a map in metres, not in degrees ({grid.crs}); give a projected one"
-        raise InputError(msg)
-    units = 1.0 if grid.crs is None else float(grid.crs.linear_units_factor[1])
-    t = grid.transform
-    reach = math.ceil(buffer / units / min(math.hypot(t.a, t.d), math.hypot(t.b, t.e)))  # pixels
-    around = grid.window(Window(-reach, -reach, grid.width + 2 * reach, grid.height + 2 * reach))
+    around = grid
+    if buffer:
+        t = grid.transform
+        sides = (math.hypot(t.a, t.d), math.hypot(t.b, t.e)) if grid.crs is None else grid.pixel_size(where="the map")
+        reach = math.ceil(buffer * (1 + grid.unevenness()) / min(sides))  # pixels
+        around = grid.window(Window(-reach, -reach, grid.width + 2 * reach, grid.height + 2 * reach))
     shapes = read_vectors(path, grid=around).geometry
-    return Exclusion(shapes.buffer(buffer / units) if buffer else shapes)
+    return Exclusion(grow_shapes(shapes, buffer, grid) if buffer else shapes)
 
 
 def _score_pair(

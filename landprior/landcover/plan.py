@@ -164,7 +164,7 @@ class FetchPlan:
         lines.append(f"{'tile':<32} {'NAIP':<10} {'pixel':>6} {'NLCD':>5} {'size, px':>13} {'CRS':>11} {'about':>8}")
         for tile in self.tiles:
             image = tile.choice.image
-            pixel = "?" if image.resolution is None else f"{image.resolution:g} m"
+            pixel = "?" if image.resolution is None else f"{image.resolution:.3g} m"
             size = f"{tile.grid.width} x {tile.grid.height}"
             epsg = tile.grid.crs.to_epsg() if tile.grid.crs else None
             lines.append(

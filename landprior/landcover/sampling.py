@@ -8,6 +8,7 @@ of Environment 148, 2014).
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
@@ -17,6 +18,7 @@ import numpy as np
 from landprior.errors import InputError
 from landprior.raster.files import check_output, open_raster, read_classes, replacing
 from landprior.raster.grid import Grid
+from landprior.raster.ground import PixelAreas
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
 
 Allocation = Literal["balanced", "proportional", "equal"]
 """How points are shared among classes: by area but at least :data:`LEAST` each, by area, or the same for all."""
@@ -42,19 +46,50 @@ def count_classes(
     path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
 ) -> NDArray[np.int64]:
     """Count a map's pixels by class, shape (C,), streamed."""
+    return measure_classes(path, scheme, map_map=map_map, progress=progress)[0]
+
+
+def measure_classes(
+    path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Count a map's pixels by class and measure their areas on the ground, streamed.
+
+    Returns
+    -------
+    pixels : ndarray of int64, shape (C,)
+    hectares : ndarray of float64, shape (C,)
+        NaN for a map without georeferencing. Where the size of a pixel depends on its place (degrees, EPSG:3857), each
+        counts as large as it is.
+
+    Raises
+    ------
+    InputError
+        If the map has no class.
+    """
     counts = np.zeros(len(scheme), dtype=np.int64)
+    squares = np.zeros(len(scheme))
     with open_raster(path) as src:
+        grid = Grid.of(src)
+        try:
+            areas = PixelAreas(grid, where=path)
+        except InputError as error:
+            logger.debug("%s", error)
+            areas = None
 
         def count(block: Block) -> dict[str, NDArray[np.generic]]:
             found = read_classes(src, block.core, scheme, codes=map_map or {}, where=path)
             counts[:] += np.bincount(found[found >= 0], minlength=len(scheme))
+            if areas is not None and not areas.constant:
+                squares[:] += areas.sums(found, block.core, len(scheme))
             return {}
 
-        stream(count, grid=Grid.of(src), sinks={}, label="counting classes", progress=progress)
+        stream(count, grid=grid, sinks={}, label="counting classes", progress=progress)
     if not counts.any():
         msg = f"{path} has no pixel with a class"
         raise InputError(msg)
-    return counts
+    if areas is None:
+        return counts, np.full(len(scheme), np.nan)
+    return counts, np.asarray((counts * areas.mean if areas.constant else squares) / 1e4, dtype=np.float64)
 
 
 def allocate(
@@ -128,7 +163,7 @@ def draw_sample(
     GeoDataFrame
         Pixel centres in the map's CRS, in random order, with ``id``, ``reference`` and ``notes`` (to be filled in),
         ``stratum`` (the map's class code there), ``stratum_pixels`` (how many pixels of the map have it) and
-        ``stratum_hectares`` (NaN for a map in degrees or without georeferencing).
+        ``stratum_hectares`` (on the ground; NaN for a map without georeferencing).
 
     Raises
     ------
@@ -137,7 +172,7 @@ def draw_sample(
     """
     import geopandas
 
-    pixels = count_classes(path, scheme, progress=progress)
+    pixels, hectares = measure_classes(path, scheme, progress=progress)
     points = allocate(pixels, count, allocation, least=least)
     generators = [np.random.default_rng([seed, code]) for code in scheme.codes.tolist()]
     ranks = [
@@ -166,10 +201,6 @@ def draw_sample(
     order = np.random.default_rng([seed, len(places)]).permutation(len(places))
     index, rows, columns = np.array(sorted(places))[order].T
     x, y = grid.transform @ (columns + 0.5, rows + 0.5)
-    try:
-        width, height = grid.pixel_size(where=path)
-    except InputError:
-        width = height = float("nan")
     return geopandas.GeoDataFrame(
         {
             "id": np.arange(1, len(index) + 1),
@@ -177,7 +208,7 @@ def draw_sample(
             "notes": np.full(len(index), None, dtype=object),
             "stratum": scheme.codes[index].astype(np.int64),
             "stratum_pixels": pixels[index],
-            "stratum_hectares": pixels[index] * width * height / 1e4,
+            "stratum_hectares": hectares[index],
         },
         geometry=geopandas.points_from_xy(x, y),
         crs=None if grid.crs is None else grid.crs.to_wkt(),

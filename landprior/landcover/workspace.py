@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landprior.errors import MissingInputError, RasterReadError
+from landprior.errors import InputError, MissingInputError, RasterReadError
 from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Bounds, Grid
@@ -316,10 +316,13 @@ def _describe_raster(path: Path) -> dict[str, Any]:
     except RasterReadError:
         return {}  # a damaged file is said by whoever reads it
     with src:
-        size = abs(src.transform.a)
+        try:
+            size = {"raster:spatial_resolution": Grid.of(src).pixel_size(where=path)[0]}
+        except InputError:
+            size = {}  # not known
         descriptions = src.descriptions
         bands = [
-            {"name": descriptions[i] or f"b{i + 1}", "data_type": src.dtypes[i], "raster:spatial_resolution": size}
+            {"name": descriptions[i] or f"b{i + 1}", "data_type": src.dtypes[i], **size}
             | ({} if src.nodata is None else {"nodata": "nan" if np.isnan(src.nodata) else src.nodata})
             for i in range(src.count)
         ]

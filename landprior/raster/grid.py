@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from affine import Affine
 
 from landprior.errors import GridMismatchError, InputError
+from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from rasterio.crs import CRS
     from rasterio.io import DatasetReader
     from rasterio.windows import Window
+
+logger = logging.getLogger(__name__)
+
+_CONTRADICTION = 1.1
+"""Ratio of a stated pixel size to the file's own above which a warning is due."""
 
 _TOLERANCE = 0.01
 """How far, in pixels, the corners of two grids may lie apart and still count as the same."""
@@ -93,34 +101,83 @@ class Grid:
         return found
 
     def pixel_size(self, override: float | None = None, *, where: str | Path = "the raster") -> tuple[float, float]:
-        """Return the size of a pixel on the ground in metres, (x, y).
+        """Return the size of a pixel on the ground in metres, (x, y), in the middle of the raster.
+
+        A projection that keeps lengths within 0.2 % (:data:`landprior.raster.ground.NEAR`; UTM in its zone) is taken as
+        it is; in any other CRS, degrees included, the size is measured along the ellipsoid.
 
         Parameters
         ----------
         override
-            The size to use whatever the file says (``--pixel-size``), in metres.
+            The size to use whatever the file says (``--pixel-size``), in metres on the ground. A size that differs by
+            more than a tenth from the file's own is used, and a warning says so.
         where
             What the raster is called in an error.
 
         Raises
         ------
         InputError
-            If it cannot be known: no georeferencing, or coordinates in degrees.
+            If it cannot be known: no georeferencing, or coordinates that are not where the CRS is defined.
         """
         if override is not None:
             if not (override > 0 and math.isfinite(override)):
                 msg = f"the pixel size must be a positive number of metres, not {override}"
                 raise InputError(msg)
+            own = None if self._local else self._ground_size(where, strict=False)
+            if own is not None and max(max(own) / override, override / min(own)) > _CONTRADICTION:
+                logger.warning(
+                    "%s has pixels of %.4g x %.4g m by its own georeferencing; the %g m of --pixel-size are used",
+                    where, *own, override,
+                )  # fmt: skip
             return (override, override)
-        if self.crs is not None and self.crs.is_geographic:
-            msg = f"{where} is in degrees ({_name(self.crs)}); warp it to a projected CRS (UTM), or give --pixel-size"
-            raise InputError(msg)
-        if self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1)):
+        if self._local:
             msg = f"{where} has no georeferencing, so its pixel size is not known; give --pixel-size METRES"
             raise InputError(msg)
-        factor = self.crs.linear_units_factor[1] if self.crs is not None else 1.0
+        found = self._ground_size(where, strict=True)
+        if found is None:
+            msg = (
+                f"{where} is in {_name(self.crs)}, in which its pixels have no size on the ground; "
+                "warp it to a projected CRS (UTM), or give --pixel-size METRES"
+            )
+            raise InputError(msg)
+        return found
+
+    @property
+    def _local(self) -> bool:
+        """Whether it is not georeferenced at all."""
+        return self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1))
+
+    def _ground_size(self, where: str | Path, *, strict: bool) -> tuple[float, float] | None:
+        """Return the size of the middle pixel on the ground; None if there is none."""
         t = self.transform
-        return (math.hypot(t.a, t.d) * factor, math.hypot(t.b, t.e) * factor)
+        sides = (math.hypot(t.a, t.d), math.hypot(t.b, t.e))
+        if self.crs is None:
+            return sides
+        degrees = bool(self.crs.is_geographic)
+        if degrees and strict:
+            require_degrees(self, where)
+        factor = metres_per_unit(self.crs)
+        nominal = (sides[0] * factor, sides[1] * factor)
+        steps = measure_steps(self.crs, t, np.array([self.width / 2]), np.array([self.height / 2]))
+        found = None if steps is None else (float(steps.across[0]), float(steps.down[0]))
+        if found is None or not all(math.isfinite(size) and size > 0 for size in found):
+            return None if degrees else nominal
+        if not degrees and all(abs(size / own - 1) < NEAR for size, own in zip(found, nominal, strict=True)):
+            return nominal
+        return found
+
+    def unevenness(self) -> float:
+        """Return by which share lengths on the ground differ over the raster: 0 where they do not, or are not known.
+
+        The widths of filters, which are measured in the middle, are wrong by up to as much at the edges.
+        """
+        if self.crs is None:
+            return 0.0
+        at = np.array([(c, r) for c in (0, 0.5, 1) for r in (0, 0.5, 1)]) * (self.width, self.height)
+        steps = measure_steps(self.crs, self.transform, at[:, 0], at[:, 1])
+        sides = [] if steps is None else [side[np.isfinite(side)] for side in (steps.across, steps.down)]
+        ratios = [side.max() / max(side.min(), 1e-9 * side.max()) for side in sides if side.size]
+        return float(max(ratios, default=1.0)) - 1
 
 
 def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> None:

@@ -133,6 +133,61 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     return Area(name=name or label.replace(".", "_"), outline=box(*bounds))
 
 
+_EXAMPLE = "-80.02,40.43,-79.98,40.46"
+_MINUS = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"), "-")
+"""What stands for a minus in text from word processors and web pages."""
+_NUMBER = re.compile(
+    r"(?P<before>[NSEW])?\s*(?P<value>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*°?\s*(?P<after>[NSEW])?", re.IGNORECASE
+)
+
+
+def parse_bounds(text: str) -> tuple[float, float, float, float]:
+    """Read a box from text: four numbers between commas, semicolons or blanks.
+
+    Brackets around them, Unicode's minus signs, decimal commas (between semicolons or blanks), ``80.2W`` for ``-80.2``
+    and QGIS's ``[EPSG:4326]`` behind them are understood. The numbers are not checked: see :func:`area_from_bounds`.
+
+    Raises
+    ------
+    InputError
+        If it is anything else; says what is wrong.
+    """
+    usage = f"give four numbers west,south,east,north in degrees, such as {_EXAMPLE}"
+    plain = unicodedata.normalize("NFKC", text.translate(_MINUS)).translate(_MINUS)
+    crs = re.search(r"[\[(]?\s*(EPSG:\d+|OGC:CRS84)\s*[\])]?\s*$", plain, re.IGNORECASE)
+    if crs is not None:
+        if crs[1].upper() not in {"EPSG:4326", "EPSG:4269", "OGC:CRS84"}:
+            msg = f"{text!r} is in {crs[1]}; {usage} (EPSG:4326)"
+            raise InputError(msg)
+        plain = plain[: crs.start()]
+    plain = re.sub(r"[\[\](){}'\"]", " ", plain).strip().rstrip(",;")
+    separator = r"\s*;\s*|\s*,\s+|\s+,\s*|\s+(?![NSEW°](?:[NSEW\s,;]|$))"  # not before a letter of its own
+    parts = [part for part in re.split(separator, plain.strip(), flags=re.IGNORECASE) if part]
+    if len(parts) == 4 and any("," in part for part in parts):
+        if all(re.fullmatch(r"[-+]?\d+,\d+\D*", part) for part in parts):  # 37,22; between semicolons or blanks
+            parts = [part.replace(",", ".") for part in parts]
+    else:
+        parts = [part.strip() for part in re.split(r"[,;]", ",".join(parts))]
+    if len(parts) == 8 and all(re.fullmatch(r"[-+]?\d+", part) for part in parts):
+        meant = ",".join(f"{whole}.{part}" for whole, part in zip(parts[::2], parts[1::2], strict=True))
+        msg = f"{text!r} is eight numbers; with points in place of decimal commas it is {meant}"
+        raise InputError(msg)
+    if len(parts) != 4:
+        msg = f"{text!r} is not four numbers west,south,east,north in degrees, such as {_EXAMPLE}"
+        raise InputError(msg)
+    west, south, east, north = (_coordinate(part, text, usage) for part in parts)
+    return (west, south, east, north)
+
+
+def _coordinate(part: str, text: str, usage: str) -> float:
+    found = _NUMBER.fullmatch(part)
+    letter = "" if found is None else (found["before"] or found["after"] or "").upper()
+    if found is None or (found["before"] and found["after"]) or (letter and found["value"].startswith("-")):
+        msg = f"{part!r} in {text!r} is not a number of degrees with a decimal point; {usage}"
+        raise InputError(msg)
+    return -float(found["value"]) if letter in {"S", "W"} else float(found["value"])
+
+
 def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
     """Return the area of the polygons of a vector file (GeoJSON, GeoPackage, ...), in any CRS.
 
@@ -150,6 +205,12 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
         raise InputError(msg)
     outline = polygons.make_valid().to_crs(4326).make_valid().union_all()
     left, bottom, right, top = outline.bounds
+    if right - left > 180:
+        msg = (
+            f"{path} reaches from {left:.6g} to {right:.6g} degrees of longitude: it crosses the antimeridian "
+            "(180 degrees), or is most of the world; cut it at 180 degrees and fetch the halves as two places"
+        )
+        raise InputError(msg)
     try:
         _check_bounds((left, bottom, right, top))
     except InputError as error:
@@ -209,6 +270,7 @@ def _check_bounds(bounds: tuple[float, float, float, float]) -> None:
     if not all(abs(value) <= 360 for value in bounds):
         msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
         raise InputError(msg)
+    _check_longitudes(bounds)
     # the numbers of a place in the United States can be told apart, in whatever order they come
     meant = next((order for order in permutations(bounds) if _is_box(order) and _in_america(order)), None)
     if _is_box(bounds) and meant in {None, bounds}:
@@ -217,11 +279,33 @@ def _check_bounds(bounds: tuple[float, float, float, float]) -> None:
     if meant is None:  # elsewhere only corners can be put right
         meant = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
     if not _is_box(meant):
-        msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example -80.02,40.43,-79.98,40.46"
+        msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example {_EXAMPLE}"
         raise InputError(msg)
     swapped = left in meant[1::2]
     why = "looks like latitude before longitude" if swapped else "has its numbers in another order"
     msg = f"{_text(bounds)} {why}; a box is west,south,east,north: {_text(meant)}"
+    raise InputError(msg)
+
+
+def _check_longitudes(bounds: tuple[float, float, float, float]) -> None:
+    """Refuse a box over the antimeridian, or counted beyond it, and say the way out."""
+    left, bottom, right, top = bounds
+    if not -90 <= bottom < top <= 90:
+        return  # not in this order, then
+    if left > right and left - right >= 270:  # 179.9,...,-179.9
+        right += 360
+    if left >= right or right - left > 180 or (left >= -180 and right <= 180):
+        return
+    turns = 360 * ((left + 180) // 360)
+    left, right = left - turns, right - turns
+    if right <= 180:
+        msg = f"{_text(bounds)} is no box within 180 degrees of longitude; give {_text((left, bottom, right, top))}"
+        raise InputError(msg)
+    west, east = (left, bottom, 180.0, top), (-180.0, bottom, right - 360, top)
+    msg = (
+        f"{_text(bounds)} crosses the antimeridian (180 degrees), on which a place cannot lie; "
+        f"give its halves as two places: {_text(west)} and {_text(east)}"
+    )
     raise InputError(msg)
 
 

@@ -302,6 +302,9 @@ def _image_in(path: Path) -> NaipImage:
         if src.count < 3 or src.dtypes[0] != "uint8":
             msg = f"it has {src.count} band(s) of {src.dtypes[0]}"
             raise InputError(msg)
+        if src.crs.is_geographic:
+            msg = "it is in degrees; warp it to UTM"
+            raise InputError(msg)
         grid = Grid.of(src)
     date = _DATE.search(path.stem)
     return NaipImage(

@@ -23,6 +23,7 @@ from landprior.sources.areas import (
     check_name,
     list_cities,
     load_city,
+    parse_bounds,
     slug,
 )
 from landprior.sources.cache import Cache
@@ -102,6 +103,81 @@ def test_a_city_is_the_box_of_its_preset():
 # -- boxes ---------------------------------------------------------------------------------------
 
 ITHACA = (-76.52, 42.42, -76.46, 42.46)
+
+
+VILLAGE = (-80.21, 37.22, -80.2, 37.23)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-80.21,37.22,-80.20,37.23",
+        " -80.21, 37.22, -80.20, 37.23 ",
+        "-80.21 37.22 -80.20 37.23",
+        "-80.21;37.22;-80.20;37.23",
+        "[-80.21,37.22,-80.20,37.23]",
+        "[[-80.21, 37.22], [-80.20, 37.23]]",
+        "(-80.21,37.22,-80.20,37.23),",
+        "\u221280.21,37.22,\u221280.20,37.23",
+        "\u201380.21,37.22,\u201380.20,37.23",
+        "-80.21\u00a037.22\u00a0-80.20\u00a037.23",
+        "-80,21;37,22;-80,20;37,23",
+        "-80,21 37,22 -80,20 37,23",
+        "80.21W,37.22N,80.20W,37.23N",
+        "W80.21 N37.22 W80.20 N37.23",
+        "80.21° W, 37.22° N, 80.20° W, 37.23° N",
+        "-80.21,37.22,-80.20,37.23 [EPSG:4326]",
+        "-8.021e1,37.22,-80.20,37.23",
+    ],
+)
+def test_a_box_is_read_from_text_as_people_paste_it(text):
+    assert parse_bounds(text) == VILLAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("-80,21,37,22,-80,20,37,23", r"with points in place of decimal commas it is -80\.21,37\.22,-80\.20,37\.23$"),
+        ("570000,4120000,570256,4120256", "are no degrees; give west,south,east,north"),
+        ("37.22,-80.21,37.23,-80.20", r"looks like latitude before longitude.*: -80\.21,37\.22,-80\.2,37\.23$"),
+        ("-80.21,-80.20,37.22,37.23", r"in another order.*: -80\.21,37\.22,-80\.2,37\.23$"),
+        ("-80.21,37.22,-80.20,37.22", "is no box"),
+        ("1,2,3,4 [EPSG:3857]", "is in EPSG:3857; give four numbers"),
+        ("", "is not four numbers"),
+        ("1,2,3", "is not four numbers"),
+        ("1,2,3,4,5", "is not four numbers"),
+        ("west,south,east,north", "'west' in .* is not a number of degrees"),
+        ("nan,1,2,3", "'nan' in .* is not a number"),
+        ("-80W,37N,-79W,38N", "'-80W' in .* is not a number"),
+        ("1_0,2,3,4", "'1_0' in .* is not a number"),
+        ("1e400,1,2,3", "are no degrees"),
+        ("179.9,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
+        ("-180.1,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
+        ("179.9,51.8,180.1,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
+        ("279.8,37.1,279.9,37.2", "no box within 180 degrees of longitude; give -80.2,37.1,-80.1,37.2$"),
+        ("-190,51,-189,52", "no box within 180 degrees of longitude; give 170,51,171,52$"),
+        ("10,50,-10,51", "another order.*: -10,50,10,51$"),
+    ],
+)
+def test_a_text_that_is_no_box_gets_one_line_with_the_way_out(text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        area_from_bounds(parse_bounds(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_halves_beside_the_antimeridian_are_boxes():
+    for half in ((179.9, 51.8, 180.0, 52.0), (-180.0, 51.8, -179.9, 52.0)):
+        assert area_from_bounds(half).bounds == half
+
+
+def test_an_outline_over_the_antimeridian_is_refused_with_advice(tmp_path):
+    halves = [box(179.9, 51.8, 180, 52), box(-180, 51.8, -179.9, 52)]
+    geopandas.GeoDataFrame(geometry=halves, crs=4326).to_file(tmp_path / "halves.geojson")
+    utm = geopandas.GeoDataFrame(geometry=[box(290_000, 5_740_000, 310_000, 5_750_000)], crs=32601)
+    utm.to_file(tmp_path / "utm.gpkg")  # straddles 180 degrees
+    for name in ("halves.geojson", "utm.gpkg"):
+        with pytest.raises(InputError, match=r"crosses the antimeridian.*cut it at 180 degrees"):
+            area_from_file(tmp_path / name)
 
 
 def test_a_box_is_west_south_east_north():

@@ -1,0 +1,228 @@
+"""Ground distances: how long a step of one pixel is on the earth, and how large a pixel, wherever it lies.
+
+Map units are not metres on the ground everywhere: EPSG:3857 stretches them by 1 / cos(latitude), degrees shrink towards
+the poles, polar and equal-area projections stretch the two directions differently. Widths, buffers and areas are
+therefore measured along the ellipsoid, at the place. A projection that keeps lengths within :data:`NEAR` (UTM in its
+zone, a State Plane) is taken as it is, so that a UTM pixel of 1 m is 1 m.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from landprior.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from affine import Affine
+    from numpy.typing import NDArray
+    from rasterio.crs import CRS
+    from rasterio.windows import Window
+
+    from landprior.raster.grid import Grid
+
+NEAR = 0.002
+"""Share by which lengths on a map may differ from those on the ground and still be taken for them."""
+
+UNEVEN = 0.05
+"""Share by which the pixels of one raster may differ in length before a line is due."""
+
+_SPAN = 200.0
+"""Metres over which a step is measured: over single pixels the rounding of coordinates would tell."""
+
+_DEGREE = 111_320.0
+
+_NODES = 33
+"""Places along a side at which areas are measured; between them they are interpolated, to a millionth."""
+
+
+class Steps(NamedTuple):
+    """Steps of one pixel on the ground, each of shape (n,); NaN where the projection has no place."""
+
+    across: NDArray[np.float64]
+    """Metres, along a row."""
+    down: NDArray[np.float64]
+    """Metres, along a column."""
+    area: NDArray[np.float64]
+    """Square metres of a pixel."""
+
+
+def metres_per_unit(crs: CRS | None) -> float:
+    """Return the length of a unit of a projected CRS in metres; 1 where the CRS does not say."""
+    from rasterio.errors import CRSError
+
+    if crs is None or crs.is_geographic:
+        return 1.0
+    try:
+        return float(crs.linear_units_factor[1])
+    except (CRSError, KeyError):
+        return 1.0
+
+
+def measure_steps(
+    crs: CRS, transform: Affine, columns: NDArray[np.floating], rows: NDArray[np.floating]
+) -> Steps | None:
+    """Measure steps of one pixel along the ellipsoid.
+
+    Parameters
+    ----------
+    crs, transform
+        Of the raster.
+    columns, rows
+        Places, in pixels, each of shape (n,).
+
+    Returns
+    -------
+    Steps or None
+        None if the CRS has no place on the earth (a local one).
+    """
+    found = _to_degrees(crs.to_wkt())
+    if found is None:
+        return None
+    project, geod = found
+    unit = _DEGREE if crs.is_geographic else metres_per_unit(crs)
+    t = transform
+    reach = [max(1.0, _SPAN / (np.hypot(*step) * unit)) / 2 for step in ((t.a, t.d), (t.b, t.e))]
+
+    def length(dc: float, dr: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return bearing and length of a step of one pixel."""
+        first = project(*(t @ (columns - dc, rows - dr)))
+        second = project(*(t @ (columns + dc, rows + dr)))
+        bearing, _, metres = geod.inv(*first, *second)
+        good = np.isfinite(first[0]) & np.isfinite(second[0])
+        return np.radians(bearing), np.where(good, np.asarray(metres), np.nan) / (2 * max(dc, dr))
+
+    bearing_across, across = length(reach[0], 0.0)
+    bearing_down, down = length(0.0, reach[1])
+    return Steps(across, down, across * down * np.abs(np.sin(bearing_across - bearing_down)))
+
+
+@lru_cache(maxsize=32)
+def _to_degrees(wkt: str) -> tuple[Any, Any] | None:
+    """Return what projects to longitude and latitude in degrees on the CRS's own ellipsoid, and the ellipsoid."""
+    from pyproj import CRS as PROJ_CRS
+    from pyproj import Transformer
+    from pyproj.exceptions import ProjError
+
+    try:
+        crs = PROJ_CRS.from_wkt(wkt)
+        base, geod = crs.geodetic_crs, crs.get_geod()
+        if base is None or geod is None:
+            return None
+        transformer = Transformer.from_crs(crs, base, always_xy=True)
+        degree = float(np.degrees(base.axis_info[0].unit_conversion_factor)) if base.axis_info else 1.0
+    except ProjError:
+        return None
+
+    def project(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        longitude, latitude = transformer.transform(np.asarray(x, float), np.asarray(y, float))
+        longitude, latitude = np.asarray(longitude) * degree, np.asarray(latitude) * degree
+        lost = ~(np.isfinite(longitude) & np.isfinite(latitude)) | (np.abs(latitude) > 91) | (np.abs(longitude) > 540)
+        latitude = np.clip(latitude, -90, 90)
+        return np.where(lost, np.nan, longitude), np.where(lost, np.nan, latitude)
+
+    return project, geod
+
+
+class PixelAreas:
+    """The areas of a raster's pixels on the ground.
+
+    Parameters
+    ----------
+    grid
+        The raster's.
+    where
+        What it is called in an error.
+
+    Raises
+    ------
+    InputError
+        If the size of its pixels is not known (:meth:`landprior.raster.grid.Grid.pixel_size`).
+    """
+
+    def __init__(self, grid: Grid, *, where: str | Path = "the raster") -> None:
+        width, height = grid.pixel_size(where=where)
+        self.mean = self.least = self.most = width * height
+        self._spline: Any = None
+        if grid.crs is None:
+            return
+        rows, columns = (np.linspace(0, size, _NODES) for size in grid.shape)
+        steps = measure_steps(grid.crs, grid.transform, np.tile(columns, _NODES), np.repeat(rows, _NODES))
+        if steps is None:
+            return
+        areas = _without_gaps(steps.area.reshape(_NODES, _NODES))
+        if areas is None:
+            return
+        if not grid.crs.is_geographic:
+            nominal = abs(grid.transform.determinant) * metres_per_unit(grid.crs) ** 2
+            if (np.abs(areas / nominal - 1) < 2 * NEAR).all():  # UTM in its zone, or an equal-area projection
+                self.mean = self.least = self.most = nominal
+                return
+        from scipy.interpolate import RectBivariateSpline
+
+        self.mean, self.least, self.most = float(areas.mean()), float(areas.min()), float(areas.max())
+        self._spline = RectBivariateSpline(rows, columns, areas)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all pixels count as equally large."""
+        return self._spline is None
+
+    def sums(self, groups: NDArray[np.integer], window: Window, count: int) -> NDArray[np.float64]:
+        """Sum the areas of a window's pixels by group.
+
+        Parameters
+        ----------
+        groups
+            The group of each pixel, shape (h, w); below 0 for none.
+        window
+            Where they lie on the raster.
+        count
+            Number of groups.
+
+        Returns
+        -------
+        ndarray of float64, shape (count,)
+            Square metres.
+        """
+        known = groups >= 0
+        if self._spline is None:
+            return np.asarray(np.bincount(groups[known], minlength=count) * self.mean, dtype=np.float64)
+        rows = np.arange(int(window.height)) + window.row_off + 0.5
+        columns = np.arange(int(window.width)) + window.col_off + 0.5
+        weights = self._spline(rows, columns)[known]
+        return np.asarray(np.bincount(groups[known], weights=weights, minlength=count), dtype=np.float64)
+
+
+def _without_gaps(areas: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return areas with the nearest one in each place that has none (corners outside the world); None without any."""
+    gaps = ~np.isfinite(areas)
+    if gaps.all():
+        return None
+    if not gaps.any():
+        return areas
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(gaps, return_distances=False, return_indices=True)
+    return np.asarray(areas[tuple(nearest)])
+
+
+def require_degrees(grid: Grid, where: str | Path) -> None:
+    """Refuse coordinates called degrees that cannot be.
+
+    Raises
+    ------
+    InputError
+        Says what the coordinates are, and the way out.
+    """
+    left, bottom, right, top = grid.bounds
+    if max(abs(bottom), abs(top)) > 91 or max(abs(left), abs(right)) > 540:
+        msg = (
+            f"{where} says that it is in degrees, but its coordinates ({left:.10g}, {bottom:.10g}, {right:.10g}, "
+            f"{top:.10g}) are none; give it its true CRS (rio edit-info --crs), or give --pixel-size METRES"
+        )
+        raise InputError(msg)
