@@ -205,7 +205,7 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
         raise InputError(msg)
     outline = polygons.make_valid().to_crs(4326).make_valid().union_all()
     left, bottom, right, top = outline.bounds
-    if right - left > 180:
+    if right - left > 180 and max(abs(left), abs(right)) <= 360:
         msg = (
             f"{path} reaches from {left:.6g} to {right:.6g} degrees of longitude: it crosses the antimeridian "
             "(180 degrees), or is most of the world; cut it at 180 degrees and fetch the halves as two places"
