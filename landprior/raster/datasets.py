@@ -128,11 +128,13 @@ def files_of(path: str | Path) -> list[Path]:
 
 def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
     """List what GDAL reads with a raster; the sources of a VRT again, as they may be VRTs."""
+    from landprior.raster.files import local_grids_allowed  # which rests on this module
+
     log = logging.getLogger("rasterio")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with rasterio.Env(), rasterio.open(path) as src:
+        with local_grids_allowed(), rasterio.Env(), rasterio.open(path) as src:
             found = [Path(name) for name in src.files]
     except (RasterioError, OSError, ValueError):
         return []
@@ -148,7 +150,7 @@ def beside_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Beside]
         yield from (Beside(one, product=False) for one in _listed(path.parent, [f"{path.name}{e}" for e in _DATABASE]))
         return
     read = [f"{path.name}{end}" for end in _AFTER_NAME] + [f"{path.stem}{end}" for end in _AFTER_STEM]
-    if _listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES]):
+    if not all(is_ours(one) for one in _listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES])):
         read.remove(f"{path.stem}.wld")  # may be the picture's
     yield from (Beside(one, product=False) for one in _listed(path.parent, read))
     products = [f"{path.stem}{end}" for end in _PRODUCTS]
@@ -171,7 +173,7 @@ def _listed(folder: Path, names: list[str]) -> list[Path]:
     return [folder / name for name in sorted(found)]
 
 
-def _is_names(path: Path) -> bool:
+def is_names(path: Path) -> bool:
     """Say whether a side file holds class names and nothing that another program has added, such as statistics."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -182,7 +184,7 @@ def _is_names(path: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Say whether landprior has written what lies beside a map: class names, a style, a picture, probabilities."""
-    if path.name.endswith(NAMES) and _is_names(path):
+    if path.name.endswith(NAMES) and is_names(path):
         return True
     for end in _AFTER_NAME:
         if path.name.endswith(end):
@@ -194,7 +196,9 @@ def is_ours(path: Path) -> bool:
         if path.suffix.lower() == ".png":
             with path.open("rb") as stream:
                 return SIGNATURE.encode() in stream.read(4096)
-        with rasterio.open(path) as src:
+        from landprior.raster.files import local_grids_allowed  # which rests on this module
+
+        with local_grids_allowed(), rasterio.open(path) as src:
             return src.tags(ns="landprior").get("kind") in _PRODUCT_RASTERS
     except (OSError, ValueError, RasterioError):
         return False

@@ -26,7 +26,7 @@ from landprior.errors import (
     RasterReadError,
     RasterWriteError,
 )
-from landprior.raster.datasets import beside_of, files_of, is_inside, is_ours, same_file
+from landprior.raster.datasets import beside_of, files_of, is_inside, is_names, is_ours, same_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -278,7 +278,7 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
                 )
                 raise OutputExistsError(msg)
             continue
-        if not overwrite and not (not other.product and is_ours(other.path)):
+        if not overwrite and not is_names(other.path):
             msg = (
                 f"{other.path} is left of an older {path.name} and would be read as a part of the new one; "
                 "give --overwrite to remove it, or another output path"
