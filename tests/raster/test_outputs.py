@@ -303,8 +303,17 @@ def test_the_mode_is_by_the_umask_which_nobody_touches(tmp_path):
 def test_a_result_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     calls = []
     sync, move = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda d: (calls.append(str(Path(f"/proc/self/fd/{d}").readlink())), sync(d))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), move(self, to))[1])
+
+    def watched_sync(descriptor):
+        calls.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    def watched_move(self, target):
+        calls.append("rename")
+        return move(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_move)
     with replacing(tmp_path / "a.csv", overwrite=False) as temporary:
         temporary.write_text("x")
     assert calls == [str(temporary), "rename", str(tmp_path)]
