@@ -1,4 +1,4 @@
-"""Looking at an input before it is opened, and reading text: errors that name the file and the place in it."""
+"""Looking at a path before it is opened, and reading text: errors that name the file and the place in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from landprior.errors import InputError, MissingInputError
+from landprior.errors import InputError, LandpriorError, MissingInputError
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -15,18 +15,29 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+LONGEST_NAME = 200
+"""Bytes that the name of a result may have. File systems take 255, and files beside it have longer names."""
 
 
-def check_file(path: str | Path, *, empty: bool = False, error: type[InputError] = InputError) -> Path:
+def check_file(
+    path: str | Path,
+    *,
+    what: str = "file",
+    empty: bool = False,
+    folder: bool = False,
+    error: type[LandpriorError] = InputError,
+) -> Path:
     """Check that an input is a file that can be read. It is not opened: opening a pipe could wait for ever.
 
     Parameters
     ----------
     path
         The file.
-    empty
-        Whether a file of zero bytes is fine.
+    what
+        What is wanted, for example ``"raster file"``.
+    empty, folder
+        Whether a file of zero bytes, or a folder, is fine.
     error
         What is raised if it is something else than a readable file.
 
@@ -47,12 +58,14 @@ def check_file(path: str | Path, *, empty: bool = False, error: type[InputError]
         msg = f"{_short(path)} cannot be opened ({getattr(reason, 'strerror', None) or reason})"
         raise error(msg) from reason
     if stat.S_ISDIR(status.st_mode):
-        msg = f"{path} is a folder; give the path of one file"
+        if folder:
+            return path
+        msg = f"{path} is a folder; give the path of one {what}"
         raise error(msg)
-    for test, name in _KINDS:
-        if test(status.st_mode):
-            msg = f"{path} is {name}, not a file; save its content to a file first"
-            raise error(msg)
+    kind = _kind_of(status.st_mode)
+    if kind:
+        msg = f"{path} is {kind}, not a file; save its content to a file first"
+        raise error(msg)
     if not os.access(path, os.R_OK):
         msg = f"{path} cannot be read (permission denied)"
         raise error(msg)
@@ -62,7 +75,33 @@ def check_file(path: str | Path, *, empty: bool = False, error: type[InputError]
     return path
 
 
-def read_text(path: str | Path, *, empty: bool = False, error: type[InputError] = InputError) -> str:
+def check_target(path: str | Path) -> Path:
+    """Check that a path can be that of a result: a name that is not too long, and no pipe, socket or device there.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
+    path = Path(path)
+    size = len(os.fsencode(path.name))
+    if size > LONGEST_NAME:
+        msg = f"the name {_short(Path(path.name))} has {size} bytes; give one of {LONGEST_NAME} or fewer"
+        raise InputError(msg)
+    try:
+        kind = _kind_of(path.stat().st_mode)
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError) as reason:  # a file for a folder, a loop of links, a zero byte in the name
+        msg = f"{_short(path)} cannot be written ({getattr(reason, 'strerror', None) or reason})"
+        raise InputError(msg) from reason
+    if kind:
+        msg = f"{path} is {kind}; give the path of a file to write"
+        raise InputError(msg)
+    return path
+
+
+def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorError] = InputError) -> str:
     """Read a text file: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
     Parameters
@@ -84,31 +123,37 @@ def read_text(path: str | Path, *, empty: bool = False, error: type[InputError] 
     return decode_text(content, path, error=error)
 
 
-def decode_text(content: bytes, where: str | Path, *, error: type[InputError] = InputError) -> str:
-    """Decode a text; see :func:`read_text`. Line ends become those of Python.
+def decode_text(content: bytes, where: str | Path, *, error: type[LandpriorError] = InputError) -> str:
+    """Decode a text: UTF-8 with or without a mark, or UTF-16 with one, as Excel writes "Unicode text".
 
     Raises
     ------
     InputError
-        If it is not UTF-8 (or UTF-16 with a mark), or holds a zero byte.
+        If it has another encoding, or is no text; names the line.
     """
-    if content.startswith(_UTF16):
-        encoding, name = "utf-16", "UTF-16"
-    else:
-        encoding, name = "utf-8-sig", "UTF-8"
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as reason:
-        at = reason.start + (len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0)
+        if encoding == "utf-16":
+            msg = f"{where} is damaged: it begins as UTF-16 and is not; save it as UTF-8"
+            raise error(msg) from reason
+        skipped = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+        at = min(reason.start + skipped, len(content) - 1)
         line = content.count(b"\n", 0, at) + 1
-        found = content[at : at + 1].hex() or "the end"
-        msg = f"{where} is not {name} text: byte {at + 1:,} (0x{found}, line {line:,}); save it as UTF-8"
+        msg = (
+            f"{where}, line {line}: the byte 0x{content[at]:02x} is not UTF-8; save the file as UTF-8 "
+            '(Excel: "CSV UTF-8")'
+        )
         raise error(msg) from reason
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        msg = f"{where} is not a text file: a zero byte in line {line:,}"
+        msg = f"{where} is not a text file, or is UTF-16 without a mark; save it as UTF-8"
         raise error(msg)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
+
+
+def _kind_of(mode: int) -> str:
+    return next((name for test, name in _KINDS if test(mode)), "")
 
 
 def _short(path: Path, most: int = 120) -> str:

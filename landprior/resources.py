@@ -6,12 +6,12 @@ the package. Both are found here, so nothing else needs to know.
 
 from __future__ import annotations
 
-import codecs
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.errors import ConfigError, MissingInputError
+from landprior.inputs import check_file, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,11 +65,7 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
     text = str(name)
     suffixes = tuple(suffixes)
     if any(text.endswith(suffix) for suffix in suffixes) or "/" in text or "\\" in text:
-        path = Path(text)
-        if path.is_file():
-            return path
-        msg = f"no such file: {text}"
-        raise MissingInputError(msg)
+        return check_file(text, empty=True, error=ConfigError)
     for suffix in suffixes:
         for shipped in shipped_names(kind, suffix):
             if shipped.casefold() == text.strip().casefold():
@@ -79,58 +75,6 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
     hint = f"; did you mean {near[0]}?" if near else ""
     msg = f"{text!r} is not one of the shipped {kind} ({', '.join(known)}), nor the path of a {suffixes[0]} file{hint}"
     raise ConfigError(msg)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file: UTF-8 with or without a mark, or UTF-16 with one.
-
-    Raises
-    ------
-    MissingInputError
-        If it is not there.
-    ConfigError
-        If it cannot be read, or has another encoding; names the line.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg) from error
-    except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror or error})"
-        raise ConfigError(msg) from error
-    try:
-        return decode_text(content, path)
-    except InputError as error:
-        raise ConfigError(str(error)) from error
-
-
-def decode_text(content: bytes, where: str | Path) -> str:
-    """Decode a text: UTF-8 with or without a mark, or UTF-16 with one, as Excel writes "Unicode text".
-
-    Raises
-    ------
-    InputError
-        If it has another encoding, or is no text; names the line.
-    """
-    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        if encoding == "utf-16":
-            msg = f"{where} is damaged: it begins as UTF-16 and is not; save it as UTF-8"
-            raise InputError(msg) from error
-        at = min(error.start, len(content) - 1)
-        line = content.count(b"\n", 0, at) + 1
-        msg = (
-            f"{where}, line {line}: the byte 0x{content[at]:02x} is not UTF-8; save the file as UTF-8 "
-            '(Excel: "CSV UTF-8")'
-        )
-        raise InputError(msg) from error
-    if "\0" in text:
-        msg = f"{where} is not a text file, or is UTF-16 without a mark; save it as UTF-8"
-        raise InputError(msg)
-    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -144,7 +88,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     from landprior.strict_yaml import parse_yaml
 
-    data = parse_yaml(read_text(path), path)
+    data = parse_yaml(read_text(path, empty=True, error=ConfigError), path)
     if not isinstance(data, dict):
         msg = f"{path} must hold a mapping of names to values, not {type(data).__name__}"
         raise ConfigError(msg)

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError
-from landprior.inputs import check_file, read_text
+from landprior.inputs import check_file, check_target, read_text
 
 
 def test_a_file_passes(tmp_path):
@@ -78,7 +78,7 @@ def test_a_file_that_fails_as_it_is_read():
     ("content", "text"),
     [
         ("a,ä\nb".encode(), "a,ä\nb"),
-        ("a,ä\r\nb\rc".encode("utf-8-sig"), "a,ä\nb\nc"),
+        ("a,ä\nb".encode("utf-8-sig"), "a,ä\nb"),
         ("a,ä".encode("utf-16"), "a,ä"),
         (b"\xfe\xff" + "a,ä".encode("utf-16-be"), "a,ä"),
     ],
@@ -91,10 +91,10 @@ def test_texts_that_are_read(tmp_path, content, text):
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ("name\nfor\xeat\n".encode("latin-1"), r"byte 9 \(0xea, line 2\); save it as UTF-8"),
-        (b"\xef\xbb\xbfa\n\xff", r"byte 6 \(0xff, line 2\)"),
-        (b"a\nb\0c", "a zero byte in line 2"),
-        (b"\xff\xfea", "not UTF-16 text"),
+        ("name\nfor\xeat\n".encode("latin-1"), "line 2: the byte 0xea is not UTF-8"),
+        (b"\xef\xbb\xbfa\n\xff", "line 2: the byte 0xff is not UTF-8"),
+        (b"a\nb\0c", "is not a text file"),
+        (b"\xff\xfea", "begins as UTF-16 and is not"),
     ],
 )
 def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, content, place):
@@ -102,3 +102,26 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, content, pla
     with pytest.raises(ConfigError, match=place) as caught:
         read_text(tmp_path / "a.yaml", error=ConfigError)
     assert str(tmp_path / "a.yaml") in str(caught.value)
+
+
+def test_results_go_to_no_device_pipe_or_name_too_long(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tif")
+    with pytest.raises(InputError, match="/dev/null is a device; give the path of a file"):
+        check_target("/dev/null")
+    with pytest.raises(InputError, match=r"pipe\.tif is a pipe"):
+        check_target(tmp_path / "pipe.tif")
+    with pytest.raises(InputError, match=r"has 204 bytes; give one of 200 or fewer"):
+        check_target(tmp_path / f"{'ä' * 100}.tif")
+    assert check_target(tmp_path / f"{'x' * 196}.tif").name == f"{'x' * 196}.tif"
+
+
+def test_a_device_is_not_replaced_by_a_raster(make_raster):
+    with pytest.raises(InputError, match="/dev/null is a device"):
+        make_raster("/dev/null", [[1]], overwrite=True)
+
+
+def test_a_raster_of_a_long_name_is_written_and_one_too_long_is_not(make_raster):
+    path = make_raster(f"{'x' * 196}.tif", [[1, 2]])
+    assert path.is_file()
+    with pytest.raises(InputError, match="give one of 200 or fewer"):
+        make_raster(f"{'x' * 240}.tif", [[1, 2]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,6 @@ from landprior import __version__
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable
 
 _COMMANDS = {
     "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
@@ -63,12 +60,8 @@ class _Commands(click.Group):
         if not isinstance(command, click.Command):  # pragma: no cover - a mistake of ours
             msg = f"{_COMMANDS[name][0]} has no command"
             raise TypeError(msg)
-        _ignore_case(command)
-        if isinstance(command, click.Group) or command.callback is None:
-            return command
-        checked = copy.copy(command)
-        checked.callback = _check_first(command.callback)
-        return checked
+        _tighten(command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -154,15 +147,24 @@ def _say(text: str) -> None:
     click.echo(one_line(text), err=True)
 
 
-def _ignore_case(command: click.Command) -> None:
-    """Let the choices of all of a command's options be written in upper or lower case: QR, Best, CUDA."""
+def _tighten(command: click.Command) -> None:
+    """Let choices be written in upper or lower case (QR, Best), and refuse NaN, infinity and endless numbers.
+
+    Only ``--nodata`` may be NaN or infinite.
+    """
+    from landprior.cli.options import counted, finite
+
     for parameter in command.params:
         if isinstance(parameter.type, click.Choice):
             parameter.type.case_sensitive = False
+        elif isinstance(parameter.type, click.types.FloatParamType) and parameter.name != "nodata":
+            parameter.type = finite(parameter.type)
+        elif isinstance(parameter.type, click.types.IntParamType):
+            parameter.type = counted(parameter.type)
     for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
         below = command.get_command(click.Context(command), name)
         if below is not None:
-            _ignore_case(below)
+            _tighten(below)
 
 
 @click.group(
@@ -198,19 +200,6 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     for sentence in _FOREIGN:
         logger.warning("Warning: %s", sentence)
     ctx.obj = {"progress": not quiet}
-
-
-def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command check its outputs against its inputs before it does anything."""
-
-    @functools.wraps(callback)
-    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - the command's own
-        from landprior.cli.options import check_places
-
-        check_places(click.get_current_context())
-        return callback(*args, **options)
-
-    return checked
 
 
 def _show_warnings(logger: logging.Logger) -> None:

@@ -10,7 +10,6 @@ import click
 
 from landprior.cli.options import (
     INPUT,
-    OUTPUT_FOLDER,
     device_option,
     json_option,
     overwrite_option,
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=OUTPUT_FOLDER,
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path("landprior-paint"),
     show_default=True,
     help="Folder; each image gets one of its name in it.",

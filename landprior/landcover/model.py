@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 import landprior
-from landprior.errors import MissingInputError, ModelError
+from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.implicit.networks import (
     OUTPUT_SMOOTHING,
     POSITION,
@@ -28,7 +28,7 @@ from landprior.implicit.networks import (
     build_prior_network,
     build_unet,
 )
-from landprior.raster.files import replacing
+from landprior.raster.files import check_output, replacing
 from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 KEY = "landprior"
 FORMAT = 1
+SUFFIX = ".safetensors"
 
 Architecture = Literal["fcn", "unet", "epitome"]
 """Networks for images; a learned prior, which sees no image, has its own."""
@@ -210,6 +211,22 @@ def build_network(
     return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
+def check_model_output(path: str | Path, *, overwrite: bool) -> Path:
+    """Check, before any training, that a model can be put at ``path``.
+
+    Raises
+    ------
+    InputError
+        If the name does not end in ``.safetensors``: other endings promise other formats.
+    OutputExistsError, RasterWriteError
+        See :func:`landprior.raster.files.check_output`.
+    """
+    if Path(path).suffix.lower() != SUFFIX:
+        msg = f"{path} is to be a model; models are written as {SUFFIX}, so give a name that ends in it"
+        raise InputError(msg)
+    return check_output(path, overwrite=overwrite)
+
+
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model.
 
@@ -220,6 +237,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     """
     from safetensors.torch import save_file
 
+    check_model_output(path, overwrite=overwrite)
     metadata = {
         "format": FORMAT,
         "version": landprior.__version__,

@@ -21,7 +21,7 @@ from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit
-from landprior.landcover.model import LandcoverModel, build_network, load_model, save_model
+from landprior.landcover.model import LandcoverModel, build_network, check_model_output, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,
     Tile,
@@ -31,7 +31,6 @@ from landprior.landcover.tiles import (
     require_compatible,
 )
 from landprior.landcover.verdict import SETTLED, Judge, Look
-from landprior.raster.outputs import check_output, claiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -502,8 +501,7 @@ def train_files(
         See :func:`train_model`, :func:`landprior.landcover.tiles.read_tile` and
         :func:`landprior.landcover.model.save_model`.
     """
-    sources = [init, *labels, *(path for pair in pairs for path in pair)]
-    target = check_output(output, overwrite=overwrite, inputs=sources)
+    target = check_model_output(output, overwrite=overwrite)
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
     truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
@@ -512,10 +510,9 @@ def train_files(
         for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    with claiming(target):
-        model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
-        save_model(model, target, overwrite=overwrite)
-        clear_checkpoint(checkpoint)
+    model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
+    save_model(model, target, overwrite=overwrite)
+    clear_checkpoint(checkpoint)
     return model
 
 

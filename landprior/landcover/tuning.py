@@ -14,7 +14,6 @@ from landprior.landcover.prediction import predict
 from landprior.landcover.training import TileSettings, TrainingTile, train_files
 from landprior.landcover.workspace import make_key
 from landprior.raster.files import replacing
-from landprior.raster.outputs import check_apart, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,9 +100,7 @@ def tune(
     settings = settings or (TileSettings.supervised() if supervised else TileSettings())
     rates = rates or (LABEL_RATES if supervised else PRIOR_RATES)
     folder = Path(folder)
-    make_folder(folder)
-    sources = [path for tile in (*tiles, *validation) for path in (tile.image, tile.prior, tile.labels)]
-    check_apart([folder / "tune.json"], sources)
+    folder.mkdir(parents=True, exist_ok=True)
     unequal = [tile for tile in validation if (tile.prior is None) != (tiles[0].prior is None)]
     if unequal:
         msg = (

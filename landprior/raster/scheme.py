@@ -28,7 +28,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from landprior.errors import ConfigError, InputError, SchemeError
-from landprior.resources import find_config, read_text, read_yaml
+from landprior.inputs import read_text
+from landprior.resources import find_config, read_yaml
 from landprior.strict_yaml import find_line
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def _line_of(where: str | Path, place: tuple[int | str, ...]) -> int | None:
         return None
     try:
         return find_line(read_text(where), place)
-    except ConfigError:
+    except InputError:
         return None
 
 

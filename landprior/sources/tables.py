@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landprior.errors import InputError, MissingInputError
+from landprior.errors import InputError
+from landprior.inputs import read_text
 from landprior.raster.scheme import plain_name
-from landprior.resources import decode_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -189,15 +189,7 @@ def read_table(path: str | Path, *, comments: bool = False) -> Table:
         If it is no text, has two columns of one name, or a row longer than the header; names the line.
     """
     path = Path(path)
-    if not path.is_file():
-        msg = f"no such file: {path}" if not path.exists() else f"{path} is a folder; give the path of a CSV file"
-        raise MissingInputError(msg) if not path.exists() else InputError(msg)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror or error})"
-        raise InputError(msg) from error
-    return parse_table(decode_text(content, path), path, comments=comments)
+    return parse_table(read_text(path), path, comments=comments)
 
 
 def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:

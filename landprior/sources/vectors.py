@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +13,13 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 
-from landprior.errors import InputError, MissingInputError
+from landprior.errors import InputError
+from landprior.inputs import check_file
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import geopandas
     from numpy.typing import NDArray
@@ -53,10 +54,7 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
     MissingInputError, InputError
         If it is missing, cannot be read, or says no CRS.
     """
-    path = Path(path)
-    if not path.exists():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
+    path = check_file(path, folder=True)  # a .gdb is one
     frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
     shapes = frame.geometry.to_numpy()
     frame = frame[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]

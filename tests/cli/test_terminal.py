@@ -158,3 +158,34 @@ def test_foreign_settings_are_said_once_a_command(monkeypatch):
 def test_a_stream_without_reconfigure_is_left(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     cli.terminal.prepare_streams()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--learning-rate", "nan", "'nan' is not a finite number"),
+        ("--learning-rate", "inf", "'inf' is not a finite number"),
+        ("--learning-rate", "0", "0.0 is not in the range x>0"),
+        ("--steps", "99999999999999999999", "is too large; the largest number that it takes is 2147483647"),
+        ("--seed", "4294967296", "is too large"),
+        ("--output", "z.pt", "z.pt is to be a model; models are written as .safetensors"),
+    ],
+)
+def test_numbers_and_names_that_cannot_be_are_refused(
+    make_image, make_prior, tmp_path, monkeypatch, option, value, said
+):
+    monkeypatch.chdir(tmp_path)
+    image, prior = make_image("image.tif", 40, 50), make_prior("prior.tif", 40, 50)
+    command = ["train", "--image", str(image), "--prior", str(prior), "-o", "m.safetensors", option, value]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert said in result.stderr
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".pt", ".safetensors")]
+
+
+def test_a_picture_that_is_not_asked_for_is_no_place_for_its_files(labels):
+    arguments = ["evaluate", str(labels), str(labels), "--scheme", "chesapeake-4", "--image", "nothing.tif"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "--image does not go with scores alone; ask for a picture with --figure" in result.stderr

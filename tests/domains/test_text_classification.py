@@ -351,7 +351,7 @@ def test_the_command_asks_a_language_model(files):
         (["--prior", "x", "--model", "y"], 2, "give one of --prior"),
         (["--prior", "x", "--warmup-epochs", "10"], 2, "leaves none of --epochs 10"),
         (["--prior", "x", "--save-prior", "x.csv"], 2, "a prior is written as .npz"),
-        (["--prior", "nothing.npz"], 1, "Error: nothing.npz does not exist"),
+        (["--prior", "nothing.npz"], 1, "Error: no such file: nothing.npz"),
         (["--prior", "nothing.npz", "--text-column", "body"], 1, "line 1: there is no column 'body'"),
     ],
 )

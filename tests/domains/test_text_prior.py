@@ -133,7 +133,7 @@ def test_embeddings_become_cosines(tmp_path, rng):
 def test_files_that_do_not_fit_are_explained(tmp_path, rng):
     path = tmp_path / "x.npz"
     values = rng.random((6, 6))
-    with pytest.raises(MissingInputError, match="does not exist"):
+    with pytest.raises(MissingInputError, match="no such file"):
         read_prior(path, DOCUMENTS, TREE)
     for arrays, said in (
         ({"other": values}, "has none of prior, logprob, cosine"),
@@ -273,5 +273,5 @@ def test_a_model_is_loaded_from_a_folder_without_pickles(tmp_path):
 
 
 def test_a_gguf_that_is_not_there(tmp_path):
-    with pytest.raises(MissingInputError, match="does not exist"):
+    with pytest.raises(MissingInputError, match="no such file"):
         load_language_model(tmp_path / "model.gguf")

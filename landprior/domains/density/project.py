@@ -18,11 +18,10 @@ from landprior.domains.density.points import PointScores, score_points
 from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.landcover.blur import BLUR
-from landprior.landcover.model import load_model, save_model
+from landprior.landcover.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import check_apart, check_output, claiming, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -131,26 +130,25 @@ def train_images(
         See :func:`read_tiles` and :func:`train_density`.
     """
     settings = settings or DensitySettings()
-    target = check_output(output, overwrite=overwrite, inputs=images.paths.values())
+    target = check_model_output(output, overwrite=overwrite)
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(
         paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=nodata
     )
-    with claiming(target):
-        model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
-        model.record["density"] |= {
-            "priors": priors.tolist(),
-            "settings": settings.model_dump(mode="json"),
-            "identity": _identify(images, labels, priors, settings),
-        }
-        save_model(model, target, overwrite=overwrite)
-        for leftover in (
-            checkpoint,
-            *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
-        ):
-            with contextlib.suppress(OSError):
-                leftover.unlink(missing_ok=True)
+    model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
+    model.record["density"] |= {
+        "priors": priors.tolist(),
+        "settings": settings.model_dump(mode="json"),
+        "identity": _identify(images, labels, priors, settings),
+    }
+    save_model(model, target, overwrite=overwrite)
+    for leftover in (
+        checkpoint,
+        *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
+    ):
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
     return model
 
 
@@ -227,8 +225,6 @@ def map_images(
     list of Path
         The maps of classes.
     """
-    make_folder(folder)
-    check_apart(list_results(images, folder), images.paths.values())
     found = []
     for name in track(names, "maps", "image", show=progress):
         target = folder / f"{Path(name).stem}.tif"
@@ -263,36 +259,6 @@ def map_images(
             progress=progress and len(names) == 1,
         )
     return found
-
-
-def list_results(images: Images, folder: Path) -> list[Path]:
-    """Return where the maps of images go in a folder, with what is written beside them."""
-    ends = (".tif", "_probabilities.tif", "_prior.tif")
-    return [folder / f"{Path(name).stem}{end}" for name in images.names for end in ends]
-
-
-def prepare_folder(
-    images: Images, folder: Path, *, inputs: Iterable[str | Path | None] = (), trains: bool = True, maps: bool = True
-) -> None:
-    """Make the folder of results, once it is sure that none of them is an input.
-
-    Parameters
-    ----------
-    images, folder
-        The images, and where their maps, the model and the report go.
-    inputs
-        Further files that are read.
-    trains, maps
-        Whether a model and maps are written.
-
-    Raises
-    ------
-    InputError, RasterWriteError
-        See :func:`landprior.raster.outputs.check_apart` and :func:`landprior.raster.outputs.make_folder`.
-    """
-    results = [folder / REPORT, *([folder / MODEL] if trains else []), *(list_results(images, folder) if maps else [])]
-    check_apart(results, [*inputs, *images.paths.values()])
-    make_folder(folder)
 
 
 def _is_current(path: Path, wanted: Mapping[str, str]) -> bool:

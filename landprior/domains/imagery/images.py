@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
-from landprior.resources import decode_text
+from landprior.inputs import check_file, read_text
 from landprior.sources.tables import parse_table
 
 if TYPE_CHECKING:
@@ -192,10 +192,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
     RasterReadError
         If it is damaged, or holds objects.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
+    path = check_file(path)
     try:
         with path.open("rb") as stream, np.load(stream) as archive:  # of a damaged file numpy would leave its own open
             return {name: archive[name] for name in archive.files}
@@ -280,12 +277,10 @@ def read_idx_file(path: str | Path) -> NDArray[np.uint8]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
-    if path.suffix != ".gz":
-        return path.read_bytes()
+    check_file(path)
     try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
         with gzip.open(path) as stream:
             return stream.read()
     except (OSError, EOFError) as error:
@@ -304,7 +299,7 @@ def read_cifar(folder: str | Path, *, classes: tuple[str, ...] | None = None) ->
     folder = Path(folder)
     meta = folder / "batches.meta.txt"
     if classes is None:
-        lines = meta.read_text(encoding="utf-8").split() if meta.is_file() else []
+        lines = read_text(meta, empty=True).split() if meta.is_file() else []
         classes = tuple(lines) if lines else CIFAR_CLASSES
     train = sorted(folder.glob("data_batch_*.bin"))
     if not train:
@@ -437,14 +432,10 @@ def read_table(path: str | Path, columns: Iterable[str], *, optional: Iterable[s
         If it is not there, no text, or lacks a column or a value in a row.
     """
     path = Path(path)
-    if not path.is_file():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
     try:
-        text = decode_text(path.read_bytes(), path)
-    except (OSError, InputError) as error:
-        msg = f"{error}"
-        raise RasterReadError(msg) from error
+        text = read_text(path)
+    except InputError as error:
+        raise RasterReadError(str(error)) from error
     table = parse_table(text, path)
     names = list(table.header)
     for name in (*columns, *optional):

@@ -21,8 +21,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.resources import read_text
+from landprior.errors import ConfigError, InputError
+from landprior.inputs import check_file, read_text
 from landprior.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
@@ -150,15 +150,12 @@ def read_tree(path: str | Path) -> Tree:
 
 
 def _parse(path: Path) -> object:
-    if not path.exists():
-        msg = f"{path} does not exist"
-        raise MissingInputError(msg)
-    text = read_text(path)
+    text = read_text(path, error=ConfigError)
     if path.suffix != ".json":
         return parse_yaml(text, path)
     try:
         return json.loads(text, object_pairs_hook=_once)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be parsed ({reason})"
         raise ConfigError(msg) from error
@@ -326,9 +323,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not kind or kind[0] not in readers:
         msg = f"{path}: documents are read from .csv, .jsonl or .ndjson, each also .gz"
         raise InputError(msg)
-    if not path.is_file():
-        msg = f"{path} does not exist"
-        raise MissingInputError(msg)
+    check_file(path)
     try:
         with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
             yield from readers[kind[0]](stream, path)

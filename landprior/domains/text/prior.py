@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from landprior.errors import InputError, MissingInputError, ModelError, PriorError
+from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
+from landprior.inputs import check_file
 from landprior.progress import Progress
 from landprior.raster.files import replacing
 from landprior.sources import tables
@@ -166,10 +167,7 @@ def read_prior(
     PriorError
         If it cannot be read, or lacks a document or a class.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"{path} does not exist"
-        raise MissingInputError(msg)
+    path = check_file(path, error=PriorError)
     if path.suffix.lower() == ".csv":
         return prior_of_table(_aligned(path, *_read_table(path), documents, tree), documents, tree)
     arrays = _read_arrays(path)
@@ -308,9 +306,7 @@ def load_language_model(name: str | Path, *, device: str = "auto") -> LanguageMo
     source = str(name)
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            msg = f"{path} does not exist"
-            raise MissingInputError(msg)
+        check_file(path, error=ModelError)
         source, options = str(path.parent), {"gguf_file": path.name}
     chatter.disable_progress_bar()
     try:
