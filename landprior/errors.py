@@ -48,6 +48,10 @@ class OutputExistsError(LandpriorError, FileExistsError):
     """A result is already there and may not be replaced."""
 
 
+class OutputBusyError(LandpriorError, RuntimeError):
+    """Another process is making the same result now."""
+
+
 class RasterReadError(LandpriorError, OSError):
     """A raster cannot be opened or read, or is damaged."""
 

@@ -16,9 +16,6 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 
-LONGEST_NAME = 200
-"""Bytes that the name of a result may have. File systems take 255, and files beside it have longer names."""
-
 
 def check_file(
     path: str | Path,
@@ -75,30 +72,21 @@ def check_file(
     return path
 
 
-def check_target(path: str | Path) -> Path:
-    """Check that a path can be that of a result: a name that is not too long, and no pipe, socket or device there.
+def check_target(path: str | Path) -> None:
+    """Refuse to write where a pipe, a socket or a device is: it would be replaced by a file.
 
     Raises
     ------
     InputError
-        If it cannot.
+        If there is one.
     """
-    path = Path(path)
-    size = len(os.fsencode(path.name))
-    if size > LONGEST_NAME:
-        msg = f"the name {_short(Path(path.name))} has {size} bytes; give one of {LONGEST_NAME} or fewer"
-        raise InputError(msg)
     try:
-        kind = _kind_of(path.stat().st_mode)
-    except FileNotFoundError:
-        return path
-    except (OSError, ValueError) as reason:  # a file for a folder, a loop of links, a zero byte in the name
-        msg = f"{_short(path)} cannot be written ({getattr(reason, 'strerror', None) or reason})"
-        raise InputError(msg) from reason
+        kind = _kind_of(Path(path).stat().st_mode)
+    except (OSError, ValueError):
+        return
     if kind:
         msg = f"{path} is {kind}; give the path of a file to write"
         raise InputError(msg)
-    return path
 
 
 def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorError] = InputError) -> str:

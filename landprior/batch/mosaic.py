@@ -82,7 +82,8 @@ def join_maps(
         If there is no map, a map has no CRS, the CRS is unknown or cannot hold the maps, the pixel is as large as the
         mosaic, or no pixel would have data.
     """
-    target = check_output(output, overwrite=overwrite)
+    sources = [tile.file("prediction") for tile in tiles]
+    target = check_output(output, overwrite=overwrite, inputs=sources, kind="raster")
     grids = {}
     for tile in tiles:
         with open_raster(tile.require("prediction", hint="run the plan first")) as src:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from landprior import __version__
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Callable
 
 _COMMANDS = {
     "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
@@ -61,7 +64,11 @@ class _Commands(click.Group):
             msg = f"{_COMMANDS[name][0]} has no command"
             raise TypeError(msg)
         _tighten(command)
-        return command
+        if isinstance(command, click.Group) or command.callback is None:
+            return command
+        checked = copy.copy(command)
+        checked.callback = _check_first(command.callback)
+        return checked
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -200,6 +207,19 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     for sentence in _FOREIGN:
         logger.warning("Warning: %s", sentence)
     ctx.obj = {"progress": not quiet}
+
+
+def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command check its outputs against its inputs before it does anything."""
+
+    @functools.wraps(callback)
+    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - the command's own
+        from landprior.cli.options import check_places
+
+        check_places(click.get_current_context())
+        return callback(*args, **options)
+
+    return checked
 
 
 def _show_warnings(logger: logging.Logger) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from landprior.cli.experiment import run_experiment
-from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
 
 
 @click.command(name="compare")
@@ -16,7 +16,7 @@ from landprior.cli.options import INPUT, device_option, json_option, show_progre
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     help="Folder of priors, models, maps, results, report.  [default: CONFIG's name without .yaml]",
 )
 @click.option("--method", "methods", multiple=True, help="Only these, by their names in the table; may repeat.")

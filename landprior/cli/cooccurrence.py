@@ -74,7 +74,7 @@ def command(
     if not every:
         msg = "nothing to measure: give NLCD LABELS..., or --pair NLCD LABELS"
         raise click.UsageError(msg)
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=[path for pair in every for path in pair])
     scheme = scheme or scheme_of_map(every[0][1])
     if output.suffix != ".csv":
         msg = f"-o {output}: a cooccurrence matrix is written as .csv"

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from landprior.cli.options import device_option, json_option, overwrite_option, show_progress
+from landprior.cli.options import OUTPUT_FOLDER, device_option, json_option, overwrite_option, show_progress
 
 
 @click.command(name="demo")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     default=Path("landprior-demo"),
     show_default=True,
     help="Folder for the results, a workspace.",

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from landprior.cli.options import INPUT, device_option, json_option, nodata_option, overwrite_option, show_progress
+from landprior.cli.options import (
+    INPUT,
+    OUTPUT_FOLDER,
+    device_option,
+    json_option,
+    nodata_option,
+    overwrite_option,
+    show_progress,
+)
 
 _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
 
@@ -87,7 +95,7 @@ _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     default=Path("landprior-density"),
     show_default=True,
     help="Folder of model, maps and report.",
@@ -154,6 +162,9 @@ def command(
     settings = _settings(own_prior=bool(prior or measure), seed=seed, **given)
     progress = show_progress(ctx)
     found = project.find_images(images)
+    project.prepare_folder(
+        found, output, inputs=(coarse, prior, measure, points, model_file), trains=model_file is None, maps=not no_maps
+    )
     labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)
     held = project.draw_held_out(found.names, hold_out)
     kinds = {"positive": positive, "ignored": ignored}
@@ -221,7 +232,6 @@ def command(
         "density": model.record["density"],
         "scores": [{"images": row.images, "score": row.what, **row.scores.to_dict()} for row in rows],
     }
-    output.mkdir(parents=True, exist_ok=True)
     project.write_report(output / project.REPORT, report)
     if as_json:
         click.echo(json.dumps(report, indent=2))

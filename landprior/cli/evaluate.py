@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from landprior.cli.options import (
     INPUT,
+    OUTPUT,
     LabelMapType,
     json_option,
     label_map_option,
@@ -22,6 +22,8 @@ from landprior.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from landprior.raster.scheme import ClassScheme
 
 
@@ -41,9 +43,7 @@ if TYPE_CHECKING:
 @click.option("--label-column", default="reference", show_default=True, help="Points: their attribute with the class.")
 @pixel_size_option
 @json_option
-@click.option(
-    "--figure", type=click.Path(path_type=Path), help="Write a picture: image, prior, q, r, labels side by side."
-)
+@click.option("--figure", type=OUTPUT, help="Write a picture: image, prior, q, r, labels side by side.")
 @click.option("--image", type=INPUT, help="The image, for the figure.")
 @click.option("--prior", type=INPUT, help="The prior, for the figure.")
 @click.option("--model", type=INPUT, help="The model, for q and r in the figure.")
@@ -88,7 +88,8 @@ def command(
     from landprior.sources.labels import is_raster
 
     if figure is not None:
-        check_output(figure, overwrite=overwrite)
+        sources = (map_path, labels, exclude, image, prior, model, *(path for pair in pairs for path in pair))
+        check_output(figure, overwrite=overwrite, inputs=sources)
     scheme = scheme or scheme_of_map(map_path)
     if not is_raster(labels):
         refuse_options(ctx, "points", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model")
@@ -132,6 +133,7 @@ def command(
             image=image,
             prior=prior,
             model=model,
+            overwrite=overwrite,
         )
         click.echo(f"figure: {figure}", err=True)
     click.echo(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())

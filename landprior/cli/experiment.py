@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     help="Folder of priors, models, maps, results, report.  [default: landprior-experiments/NAME]",
 )
 @click.option("--list", "listed", is_flag=True, help="List the shipped experiments and end.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from landprior.cli.options import INPUT, stack_options
+from landprior.cli.options import INPUT, OUTPUT_FOLDER, stack_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ def output_options(folder: str) -> Callable[[Any], Any]:
         click.option(
             "-o",
             "--output",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=OUTPUT_FOLDER,
             default=Path(folder),
             show_default=True,
             help="Folder of results, models, report, pictures.",

@@ -15,10 +15,70 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INPUT = click.Path(path_type=Path)
-"""An input file; whether it is there and readable is said by the library, in its own words."""
 
-OUTPUT = click.Path(path_type=Path)
+class InputType(click.Path):
+    """An input file or folder; whether it is there and readable is said by the library, in its own words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """Refuse what is no local file while its text is whole: a Path makes s3:/b of s3://b."""
+        from landprior.raster.outputs import archive_path, explain_remote_input
+
+        why = explain_remote_input(value)
+        if why is not None:
+            self.fail(why, param, ctx)
+        return super().convert(archive_path(value), param, ctx)
+
+
+class OutputType(click.Path):
+    """A file, or a folder, to write."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """Refuse what is no local path while its text is whole."""
+        from landprior.errors import InputError
+        from landprior.raster.outputs import refuse_remote
+
+        try:
+            refuse_remote(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+INPUT = InputType(path_type=Path)
+OUTPUT = OutputType(path_type=Path)
+OUTPUT_FOLDER = OutputType(path_type=Path, file_okay=False)
+_READ = "landprior.read"
+"""Where the context lists files that were read while the options were parsed."""
+
+
+def check_places(ctx: click.Context) -> None:
+    """Refuse a command whose output is one of its inputs, before it reads anything.
+
+    Raises
+    ------
+    InputError
+        See :func:`landprior.raster.outputs.check_apart`; or results would go into a folder of inputs.
+    """
+    from landprior.raster.outputs import check_apart, check_folder
+
+    inputs, outputs, folders = [], list[Path](), list[Path]()
+    for param in ctx.command.params:
+        kinds = param.type.types if isinstance(param.type, click.Tuple) else [param.type]
+        values = [value for value in _flatten(ctx.params.get(param.name or "")) if isinstance(value, Path)]
+        if any(isinstance(kind, InputType) for kind in kinds):
+            inputs += values
+        elif param.type is OUTPUT:
+            outputs += values
+        elif param.type is OUTPUT_FOLDER and param.name != "workspace":
+            folders += values
+    inputs += ctx.meta.get(_READ, [])
+    check_apart(outputs, inputs)
+    for folder in folders:
+        check_folder(folder, inputs)
+
+
+def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has parsed
+    return [one for part in value for one in _flatten(part)] if isinstance(value, (list, tuple)) else [value]
 
 
 LARGEST = 2**31 - 1
@@ -82,9 +142,12 @@ class SchemeType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
         if isinstance(value, ClassScheme):
             return value
         try:
-            return load_scheme(value)
+            scheme = load_scheme(value)
         except LandpriorError as error:
             self.fail(str(error), param, ctx)
+        if ctx is not None:
+            ctx.meta.setdefault(_READ, []).append(Path(value))
+        return scheme
 
 
 class LabelMapType(click.ParamType):  # type: ignore[type-arg]
@@ -190,7 +253,7 @@ pair_option = click.option(
 workspace_option = click.option(
     "--data",
     "workspace",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     envvar="LANDPRIOR_DATA",
     default=Path("landprior-data"),
     show_default=True,

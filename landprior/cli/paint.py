@@ -10,6 +10,7 @@ import click
 
 from landprior.cli.options import (
     INPUT,
+    OUTPUT_FOLDER,
     device_option,
     json_option,
     overwrite_option,
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OUTPUT_FOLDER,
     default=Path("landprior-paint"),
     show_default=True,
     help="Folder; each image gets one of its name in it.",

@@ -10,6 +10,7 @@ import click
 
 from landprior.cli.options import (
     INPUT,
+    OUTPUT,
     area_options,
     json_option,
     label_map_option,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
 @area_options
 @tile_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
+@click.option("-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True)
 @scheme_option(help="Classes, if the city is no preset.")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
 @learned_option
@@ -107,7 +108,7 @@ def command(
     from landprior.landcover.pipeline import PipelineSettings, Workspace
     from landprior.raster.files import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     if city is None or to_be_fetched(workspace, city):

@@ -58,9 +58,10 @@ def command(
     """  # noqa: D301
     from landprior.landcover.evaluation import scheme_of_map
     from landprior.landcover.sampling import draw_sample, write_sample
-    from landprior.raster.files import check_output
+    from landprior.raster.outputs import check_apart, check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=[map_path], kind="vector")
+    check_apart([output, output.with_suffix(".qml")], [map_path])
     scheme = scheme or scheme_of_map(map_path)
     sample = draw_sample(
         map_path,

@@ -146,13 +146,12 @@ def command(
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
-    from landprior.raster.files import check_output
+    from landprior.raster.outputs import check_outputs, claiming
 
     progress = show_progress(ctx)
     check_predictions(output)
-    target = check_output(output, overwrite=overwrite)
-    if save_prior is not None:
-        check_output(save_prior, overwrite=overwrite)
+    wanted = [output, *([] if save_prior is None else [save_prior])]
+    target = check_outputs(wanted, overwrite=overwrite, inputs=(documents, tree, prior, embeddings))[0]
     classes = read_tree(tree)
     found = read_documents(documents, classes, text=text or ("text",), coarse=coarse, fine=fine, identity=identity)
     file = prior or embeddings
@@ -176,11 +175,12 @@ def command(
     )
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     features = trigram_features(found.texts)
-    result = classify(
-        features, table, found, classes, settings, device=device, checkpoint=checkpoint, progress=progress
-    )
-    write_predictions(target, result, found, classes, which=which, overwrite=overwrite)
-    checkpoint.unlink(missing_ok=True)
+    with claiming(target):
+        result = classify(
+            features, table, found, classes, settings, device=device, checkpoint=checkpoint, progress=progress
+        )
+        write_predictions(target, result, found, classes, which=which, overwrite=overwrite)
+        checkpoint.unlink(missing_ok=True)
     scores = {
         name: score(labels, found)
         for name, labels in (

@@ -9,6 +9,7 @@ import click
 
 from landprior.cli.options import (
     INPUT,
+    OUTPUT_FOLDER,
     device_option,
     json_option,
     label_map_option,
@@ -63,7 +64,7 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 )
 @click.option("--validation-prior", "v_priors", type=INPUT, multiple=True, help="Their priors.")
 @click.option("--validation-labels", "v_labels", type=INPUT, multiple=True, required=True, help="Their 1 m labels.")
-@click.option("-o", "--output", type=click.Path(file_okay=False), required=True, help="Folder of models and scores.")
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of models and scores.")
 @click.option("--rates", type=RatesType(), help="Learning rates.  [default: 1e-3,1e-4,1e-5; 1e-2 too for labels]")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
 @recipe_option

@@ -15,6 +15,7 @@ from landprior.landcover.scene import make_scene
 from landprior.landcover.training import TileSettings, train_files
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
+from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import MAP_NODATA, load_scheme
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def write_scene(
 ) -> TileFolder:
     """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``."""
     tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
+    make_folder(tile.path)
     scene = make_scene(size, seed=seed, climate=climate)
     scheme, nlcd = load_scheme("enviroatlas-5"), load_scheme("nlcd")
     options: dict[str, Any] = {"overwrite": overwrite}

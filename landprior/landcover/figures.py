@@ -10,7 +10,7 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.layers import ImageLayer, PriorLayer
-from landprior.raster.files import open_on_grid, open_raster, read_classes, replacing
+from landprior.raster.files import check_output, open_on_grid, open_raster, read_classes, replacing
 from landprior.raster.grid import Grid
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def draw_comparison(
     InputError
         If a model is given without an image.
     """
+    check_output(path, overwrite=overwrite, inputs=(*maps.values(), labels, image, prior, model))
     panels: list[tuple[str, NDArray[np.uint8]]] = []
     first = next(iter(maps.values()))
     with open_raster(first) as src:

@@ -24,6 +24,7 @@ from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
 from landprior.raster.files import open_on_grid, read_classes
+from landprior.raster.outputs import claiming
 from landprior.raster.windows import Block, grow_window, iter_blocks
 
 if TYPE_CHECKING:
@@ -110,18 +111,25 @@ def learn_prior(
     LandpriorError
         See :func:`landprior.landcover.prior.build_prior` and :func:`landprior.landcover.training.train_model`.
     """
-    target = check_model_output(output, overwrite=overwrite)
+    target = check_model_output(
+        output,
+        overwrite=overwrite,
+        inputs=[path for place in places for path in (place.nlcd, place.labels, *place.layers.values())],
+    )
     prior = prior or PriorSettings()
     if not places:
         msg = "there is no labelled tile to learn a prior on"
         raise InputError(msg)
     tiles = [read_place(place, prior, pixel_size=pixel_size, progress=progress) for place in places]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    model = train_model(tiles, settings or prior_settings(), device=device, checkpoint=checkpoint, progress=progress)
-    model.record["prior"] = prior.model_dump()
-    model.record["cooccurrence"] = sorted({place.cooccurrence.source for place in places})
-    save_model(model, target, overwrite=overwrite)
-    clear_checkpoint(checkpoint)
+    with claiming(target):
+        model = train_model(
+            tiles, settings or prior_settings(), device=device, checkpoint=checkpoint, progress=progress
+        )
+        model.record["prior"] = prior.model_dump()
+        model.record["cooccurrence"] = sorted({place.cooccurrence.source for place in places})
+        save_model(model, target, overwrite=overwrite)
+        clear_checkpoint(checkpoint)
     return model
 
 

@@ -28,11 +28,11 @@ from landprior.implicit.networks import (
     build_prior_network,
     build_unet,
 )
-from landprior.raster.files import check_output, replacing
+from landprior.raster.outputs import check_output, replacing
 from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -211,20 +211,20 @@ def build_network(
     return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
-def check_model_output(path: str | Path, *, overwrite: bool) -> Path:
+def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
     """Check, before any training, that a model can be put at ``path``.
 
     Raises
     ------
     InputError
         If the name does not end in ``.safetensors``: other endings promise other formats.
-    OutputExistsError, RasterWriteError
-        See :func:`landprior.raster.files.check_output`.
+    LandpriorError
+        See :func:`landprior.raster.outputs.check_output`.
     """
     if Path(path).suffix.lower() != SUFFIX:
         msg = f"{path} is to be a model; models are written as {SUFFIX}, so give a name that ends in it"
         raise InputError(msg)
-    return check_output(path, overwrite=overwrite)
+    return check_output(path, overwrite=overwrite, inputs=inputs)
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -237,7 +237,8 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     """
     from safetensors.torch import save_file
 
-    check_model_output(path, overwrite=overwrite)
+    if Path(path).suffix.lower() != SUFFIX:
+        check_model_output(path, overwrite=overwrite)
     metadata = {
         "format": FORMAT,
         "version": landprior.__version__,

@@ -22,13 +22,15 @@ from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
-from landprior.raster.files import check_output, open_raster, replacing
+from landprior.raster.datasets import SIGNATURE
+from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import require_same_grid
+from landprior.raster.outputs import check_outputs
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, Found, Sink, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -147,7 +149,7 @@ def predict(
         If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
     """
     products = products or Products()
-    target = _check_outputs(output, products, overwrite=overwrite)
+    target = check_products(output, products, overwrite=overwrite, inputs=(image, posterior, prior))
     _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
@@ -206,13 +208,26 @@ def predict(
     return target
 
 
-def _check_outputs(output: str | Path, products: Products, *, overwrite: bool) -> Path:
-    """Check the side files that no writer checks before it starts."""
-    target = check_output(output, overwrite=overwrite)
-    for wanted, suffix in ((products.style, ".qml"), (products.quicklook, ".png")):
-        if wanted:
-            check_output(target.with_suffix(suffix), overwrite=overwrite)
-    return target
+def check_products(
+    output: str | Path, products: Products, *, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+) -> Path:
+    """Check that a map and its products can be put in place, as :func:`landprior.raster.outputs.check_output`."""
+    target = Path(output)
+    rasters, others = [target], list[Path]()
+    for path in list_products(target, products):
+        (others if path.suffix in (".qml", ".png") else rasters).append(path)
+    return check_outputs(rasters, files=others, overwrite=overwrite, inputs=inputs, kind="raster")[0]
+
+
+def list_products(target: Path, products: Products) -> list[Path]:
+    """Return the paths of what is written beside a map."""
+    named = (
+        (products.probabilities, beside(target, "probabilities")),
+        (products.confidence, beside(target, "confidence")),
+        (products.style, target.with_suffix(".qml")),
+        (products.quicklook, target.with_suffix(".png")),
+    )
+    return [path for wanted, path in named if wanted]
 
 
 def _open_hint(
@@ -288,7 +303,15 @@ def map_prior(
     return Path(output)
 
 
-def map_writer(target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str, str], *, overwrite: bool) -> CogWriter:
+def map_writer(
+    target: Path,
+    scheme: ClassScheme,
+    grid: Grid,
+    tags: Mapping[str, str],
+    *,
+    overwrite: bool,
+    keep: Collection[Path] = (),
+) -> CogWriter:
     """Return the writer of a map of classes: 255 is no data, overviews by the most frequent class."""
     return CogWriter(
         target,
@@ -303,6 +326,7 @@ def map_writer(target: Path, scheme: ClassScheme, grid: Grid, tags: Mapping[str,
             **tags,
         },
         overwrite=overwrite,
+        keep=keep,
     )
 
 
@@ -317,7 +341,8 @@ def open_sinks(
     overwrite: bool,
 ) -> dict[str, CogWriter]:
     """Open the writers of a map and of the rasters beside it, by ``map``, ``probabilities`` and ``confidence``."""
-    sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite)}
+    new = list_products(target, products)
+    sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite, keep=new)}
     if products.probabilities:
         sinks["probabilities"] = CogWriter(
             beside(target, "probabilities"),
@@ -372,4 +397,4 @@ def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int 
         shape = tuple(max(1, round(n / shrink)) for n in src.shape)
         codes = src.read(1, out_shape=shape)
     with replacing(path, overwrite=True) as temporary:
-        imsave(temporary, scheme.render(codes))
+        imsave(temporary, scheme.render(codes), metadata={"Software": SIGNATURE})

@@ -22,9 +22,9 @@ from landprior.errors import InputError, PriorError
 from landprior.landcover.calibration import Calibration, calibrate
 from landprior.landcover.coarse import LAYERS, CoarseLayers
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
-from landprior.raster.files import check_output
 from landprior.raster.filters import axis_matrix, box_taps, filter_window, gaussian_taps
 from landprior.raster.grid import Grid
+from landprior.raster.outputs import check_output
 from landprior.raster.windows import BLOCK, Block, grow_window, iter_blocks, stream
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def build_prior(
         If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
         prior was made for other classes, layers or widths.
     """
-    target = check_output(output, overwrite=overwrite)
+    target = check_output(output, overwrite=overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
     with ExitStack() as stack:
         coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
         model: PriorModel | LearnedPrior

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.raster.files import check_output, open_raster, read_classes, replacing
+from landprior.raster.files import open_raster, read_classes, replacing
 from landprior.raster.grid import Grid
 from landprior.raster.ground import PixelAreas
+from landprior.raster.outputs import check_outputs
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import geopandas
     from numpy.typing import NDArray
@@ -229,13 +230,14 @@ def write_sample(
     OutputExistsError, RasterWriteError
         See :func:`landprior.raster.files.replacing`.
     """
-    target = check_output(output, overwrite=overwrite)
+    target = Path(output)
     if target.suffix.lower() != ".gpkg":
         msg = f"-o {target}: points are written as a GeoPackage, .gpkg"
         raise InputError(msg)
-    style = check_output(target.with_suffix(".qml"), overwrite=overwrite)
+    style = target.with_suffix(".qml")
+    check_outputs([target], overwrite=overwrite, kind="vector", files=[style])
     text_columns: dict[str, Any] = {name: sample[name].astype("string") for name in (REFERENCE, "notes")}
-    with replacing(target, overwrite=overwrite) as temporary:
+    with replacing(target, overwrite=overwrite, kind="vector") as temporary:
         temporary.unlink()  # GDAL would open the empty file
         with warnings.catch_warnings():  # a map without a CRS has points without one
             warnings.filterwarnings("ignore", message="'crs' was not provided")

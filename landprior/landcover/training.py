@@ -31,6 +31,7 @@ from landprior.landcover.tiles import (
     require_compatible,
 )
 from landprior.landcover.verdict import SETTLED, Judge, Look
+from landprior.raster.outputs import claiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -501,7 +502,8 @@ def train_files(
         See :func:`train_model`, :func:`landprior.landcover.tiles.read_tile` and
         :func:`landprior.landcover.model.save_model`.
     """
-    target = check_model_output(output, overwrite=overwrite)
+    sources = [init, *labels, *(path for pair in pairs for path in pair)]
+    target = check_model_output(output, overwrite=overwrite, inputs=sources)
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
     truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
@@ -510,9 +512,10 @@ def train_files(
         for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
-    save_model(model, target, overwrite=overwrite)
-    clear_checkpoint(checkpoint)
+    with claiming(target):
+        model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
+        save_model(model, target, overwrite=overwrite)
+        clear_checkpoint(checkpoint)
     return model
 
 

@@ -14,6 +14,7 @@ from landprior.landcover.prediction import predict
 from landprior.landcover.training import TileSettings, TrainingTile, train_files
 from landprior.landcover.workspace import make_key
 from landprior.raster.files import replacing
+from landprior.raster.outputs import check_apart, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +101,9 @@ def tune(
     settings = settings or (TileSettings.supervised() if supervised else TileSettings())
     rates = rates or (LABEL_RATES if supervised else PRIOR_RATES)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    sources = [path for tile in (*tiles, *validation) for path in (tile.image, tile.prior, tile.labels)]
+    check_apart([folder / "tune.json"], sources)
     unequal = [tile for tile in validation if (tile.prior is None) != (tiles[0].prior is None)]
     if unequal:
         msg = (

@@ -14,12 +14,14 @@ from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 
 from landprior.errors import RasterWriteError
-from landprior.raster.files import GDAL_CACHE_BYTES, check_output, gdal_cores, local_grids_allowed, replacing
+from landprior.raster.datasets import NAMES, NAMES_HEAD
+from landprior.raster.files import GDAL_CACHE_BYTES, gdal_cores, local_grids_allowed
+from landprior.raster.outputs import prepare_place, replacing
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -70,7 +72,9 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     scheme
         For a class map: writes it to the tags, its colour table, and its names to ``<path>.aux.xml``.
     overwrite
-        Replace what is there.
+        Replace what is there, with what lies beside it (:func:`landprior.raster.datasets.beside_of`).
+    keep
+        Files beside it that are new and stay.
 
     Raises
     ------
@@ -92,8 +96,10 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         tags: Mapping[str, str] | None = None,
         scheme: ClassScheme | None = None,
         overwrite: bool = False,
+        keep: Collection[Path] = (),
     ) -> None:
-        self.path = check_output(path, overwrite=overwrite)
+        self.path = prepare_place(path, overwrite=overwrite, kind="raster")
+        self._keep = keep
         self.grid = grid
         self._overviews = overviews
         self._half = dtype == "float16"
@@ -132,8 +138,11 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         stack = ExitStack()
         try:
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
-            self._final = stack.enter_context(replacing(self.path, overwrite=self._overwrite))
-            self._draft = self._final.with_name(f"{self._final.name}.draft.tif")
+            names = () if self._scheme is None else (NAMES,)
+            self._final = stack.enter_context(
+                replacing(self.path, overwrite=self._overwrite, kind="raster", companions=names, keep=self._keep)
+            )
+            self._draft = self._final.with_name("draft.tif" if self._final.name != "draft.tif" else "draft.draft.tif")
             with local_grids_allowed():
                 self._dst = rasterio.open(self._draft, "w", **self._profile)
             if self._scale is not None:
@@ -178,8 +187,6 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             self._stack.__exit__(type(failure), failure, failure.__traceback__)
             raise
         self._stack.__exit__(kind, error, trace)
-        if kind is None and self._scheme is not None:
-            write_category_names(self.path, self._scheme)
 
     def _finish(self, dst: DatasetWriter) -> None:
         try:
@@ -208,6 +215,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         except (RasterioError, CPLE_BaseError) as error:
             raise self._failure(error) from error
         self._draft.unlink(missing_ok=True)
+        if self._scheme is not None:
+            write_category_names(self._final, self._scheme)
 
     def _failure(self, error: Exception) -> RasterWriteError:
         cause = " ".join(str(error.__cause__ or error).split())
@@ -240,12 +249,8 @@ def write_category_names(path: Path, scheme: ClassScheme) -> None:
     """
     names = {int(c.code): c.name for c in scheme.classes}
     rows = "".join(f"      <Category>{escape(names.get(i, ''))}</Category>\n" for i in range(max(names) + 1))
-    text = (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    )
-    with replacing(path.with_name(f"{path.name}.aux.xml"), overwrite=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = f"{NAMES_HEAD}{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    path.with_name(f"{path.name}{NAMES}").write_text(text, encoding="utf-8")
 
 
 def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]:

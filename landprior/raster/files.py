@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import math
 import os
-import re
-import tempfile
-import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
 from landprior.errors import (
     GridMismatchError,
     InputError,
-    MissingInputError,
-    OutputExistsError,
     RasterReadError,
-    RasterWriteError,
 )
-from landprior.inputs import check_file, check_target
+from landprior.inputs import check_file
 from landprior.raster.grid import Grid, require_same_grid
+from landprior.raster.outputs import check_output, reason_of, replacing
 from landprior.raster.scheme import MAP_NODATA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -42,8 +35,18 @@ if TYPE_CHECKING:
 
     from landprior.raster.scheme import ClassScheme
 
-_LEFT_BEHIND = 86_400.0
-"""Seconds after which a temporary file is nobody's any more."""
+__all__ = [  # with what is defined in outputs.py
+    "GDAL_CACHE_BYTES",
+    "check_output",
+    "gdal_cores",
+    "local_grids_allowed",
+    "open_on_grid",
+    "open_raster",
+    "read_classes",
+    "read_valid",
+    "read_window",
+    "replacing",
+]
 
 GDAL_CACHE_BYTES = 64 * 2**20
 """GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
@@ -72,7 +75,7 @@ def open_raster(path: str | Path) -> DatasetReader:
         with local_grids_allowed(), rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
             return rasterio.open(text)
     except RasterioError as error:
-        msg = f"{text} cannot be read as a raster ({_reason(error)}); is it complete, and a GeoTIFF?"
+        msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
         raise RasterReadError(msg) from error
 
 
@@ -146,7 +149,7 @@ def read_window(
         return np.asarray(src.read(bands, window=window))
     except (RasterioError, OSError) as error:
         place = "" if window is None else f" at column {window.col_off:.0f}, row {window.row_off:.0f}"
-        msg = f"{src.name} is damaged or truncated{place} ({_reason(error)}); copy or download it again"
+        msg = f"{src.name} is damaged or truncated{place} ({reason_of(error)}); copy or download it again"
         raise RasterReadError(msg) from error
 
 
@@ -155,7 +158,7 @@ def read_valid(src: DatasetReader, window: Window | None = None) -> NDArray[np.b
     try:
         return np.asarray(src.dataset_mask(window=window)) > 0
     except (RasterioError, OSError) as error:
-        msg = f"{src.name} is damaged or truncated ({_reason(error)}); copy or download it again"
+        msg = f"{src.name} is damaged or truncated ({reason_of(error)}); copy or download it again"
         raise RasterReadError(msg) from error
 
 
@@ -195,95 +198,9 @@ def read_classes(
     return scheme.encode(known, label_map=codes, where=str(where))
 
 
-def check_output(path: str | Path, *, overwrite: bool) -> Path:
-    """Check, before any work, that a result can be put at ``path``; make its folder.
-
-    Raises
-    ------
-    OutputExistsError
-        If something is there and ``overwrite`` is False.
-    InputError
-        If the path is a folder, a pipe or a device, or its name is too long.
-    RasterWriteError
-        If the folder cannot be made or written to.
-    """
-    path = check_target(path)
-    if path.is_dir():
-        msg = f"{path} is a folder; give the path of a file to write"
-        raise InputError(msg)
-    if path.exists() and not overwrite:
-        msg = f"{path} exists and is left as it is; give --overwrite to replace it, or another path"
-        raise OutputExistsError(msg)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot make the folder {path.parent} ({error.strerror})"
-        raise RasterWriteError(msg) from error
-    if not os.access(path.parent, os.W_OK):
-        msg = f"the folder {path.parent} cannot be written to; choose another output path"
-        raise RasterWriteError(msg)
-    return path
-
-
 @contextmanager
 def local_grids_allowed() -> Iterator[None]:
     """Silence rasterio's remark on missing georeferencing; Grid.pixel_size says it where it matters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-@contextmanager
-def replacing(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; move it there when the block ends well.
-
-    If the block fails or is interrupted, the temporary file goes and what was at ``path`` stays.
-
-    Raises
-    ------
-    OutputExistsError, InputError, RasterWriteError
-        As :func:`check_output`; also if the disk is full.
-    """
-    path = check_output(path, overwrite=overwrite)
-    _clear_old(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        try:
-            yield temporary
-        except RasterioIOError as error:
-            msg = f"cannot write {path} ({_reason(error)}); is the disk full?"
-            raise RasterWriteError(msg) from error
-        except OSError as error:
-            if isinstance(error, (RasterReadError, MissingInputError)) or error.errno is None:
-                raise
-            msg = f"cannot write {path} ({error.strerror})"
-            raise RasterWriteError(msg) from error
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        for leftover in path.parent.iterdir():
-            if leftover.name.startswith(temporary.name):
-                leftover.unlink(missing_ok=True)
-
-
-def _clear_old(path: Path) -> None:
-    """Delete the temporary files that a killed run has left beside ``path``, once nobody can be writing them."""
-    ours = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}(\..*)?")
-    for leftover in path.parent.glob(f".{glob.escape(path.stem)}-*"):
-        if ours.fullmatch(leftover.name):
-            with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
-                    leftover.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split()) or type(cause).__name__

@@ -27,10 +27,10 @@ from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import PATCH
 from landprior.landcover.cooccurrence import NLCD_NODATA
 from landprior.landcover.layers import ImageLayer
-from landprior.landcover.prediction import Products, open_sinks, write_quicklook, write_style
+from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.progress import Progress
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.files import check_output, open_on_grid, read_valid, read_window
+from landprior.raster.files import open_on_grid, read_valid, read_window
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
 
@@ -429,7 +429,7 @@ def map_by_self_epitome(
         See :func:`landprior.raster.files.check_output`.
     """
     settings, products = settings or SelfEpitomeSettings(), products or Products()
-    target = check_output(output, overwrite=overwrite)
+    target = check_products(output, replace(products, confidence=False), overwrite=overwrite, inputs=(image, nlcd))
     with ImageLayer(image, nodata=nodata) as pixels:
         values, valid = pixels.read()
         grid = pixels.grid

@@ -14,6 +14,7 @@ from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.tiles import Tile, read_tile
 from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
+from landprior.raster.outputs import claiming
 from landprior.superres.counting import CountSettings, train_by_counts
 from landprior.superres.epitome_training import EpitomeSettings
 from landprior.superres.maximisation import EmSettings, train_by_em
@@ -112,37 +113,41 @@ def train_superres(
     LandpriorError
         See :func:`train_by_counts`, :func:`train_by_em` and :mod:`landprior.superres.epitome_model`.
     """
-    target = check_model_output(output, overwrite=overwrite)
+    sources = [path for one in tiles for path in (one.image, one.prior, one.nlcd, one.labels)]
+    target = check_model_output(output, overwrite=overwrite, inputs=sources)
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     settings = settings or TileSettings()
     run: dict[str, Any] = {"device": device, "checkpoint": checkpoint, "progress": progress}
-    if method.name == "sr":
-        coarse = [
-            read_coarse_tile(
-                one.image,
-                _needed(one.prior, "prior", one),
-                _needed(one.nlcd, "NLCD", one),
-                labels=one.labels,
-                label_map=label_map,
-                name=one.name or None,
-                scheme=scheme,
-                nodata=nodata,
-            )
-            for one in tiles
-        ]
-        known = matrix or load_cooccurrence(None, coarse[0].tile.scheme)
-        model = train_by_counts(coarse, known, settings, method.counts, **run)
-    else:
-        read = [
-            read_tile(one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=nodata)
-            for one in tiles
-        ]
-        if method.name == "em":
-            model = train_by_em(read, settings, method.rounds, **run)
+    with claiming(target):
+        if method.name == "sr":
+            coarse = [
+                read_coarse_tile(
+                    one.image,
+                    _needed(one.prior, "prior", one),
+                    _needed(one.nlcd, "NLCD", one),
+                    labels=one.labels,
+                    label_map=label_map,
+                    name=one.name or None,
+                    scheme=scheme,
+                    nodata=nodata,
+                )
+                for one in tiles
+            ]
+            known = matrix or load_cooccurrence(None, coarse[0].tile.scheme)
+            model = train_by_counts(coarse, known, settings, method.counts, **run)
         else:
-            model = _train_epitome(method, tiles, read, settings, matrix, run)
-    save_model(model, target, overwrite=overwrite)
-    clear_checkpoint(checkpoint)
+            read = [
+                read_tile(
+                    one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=nodata
+                )
+                for one in tiles
+            ]
+            if method.name == "em":
+                model = train_by_em(read, settings, method.rounds, **run)
+            else:
+                model = _train_epitome(method, tiles, read, settings, matrix, run)
+        save_model(model, target, overwrite=overwrite)
+        clear_checkpoint(checkpoint)
     return model
 
 

@@ -684,7 +684,7 @@ def test_same_names_are_refused(scenes: Path, tmp_path: Path):
             project.find_images([scenes]),
             blocks.BlockLabels(classes={}, count=2, block=BLOCK),
             blocks.spread_priors(2),
-            scenes / "scene0.tif",
+            tmp_path / "scene0.tiff",
         )
 
 

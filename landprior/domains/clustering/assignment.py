@@ -24,9 +24,10 @@ from landprior.domains.clustering.training import make_scheme
 from landprior.errors import InputError
 from landprior.landcover.evaluation import Scores, count_pairs
 from landprior.landcover.layers import PriorLayer
-from landprior.landcover.prediction import Products, beside, open_sinks, write_quicklook, write_style
+from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.files import check_output, open_on_grid, open_raster, read_classes
+from landprior.raster.files import open_on_grid, open_raster, read_classes
+from landprior.raster.outputs import check_apart
 from landprior.raster.windows import Block, iter_blocks, stream
 
 if TYPE_CHECKING:
@@ -433,11 +434,11 @@ def assign_classes(
         If a result is there, a class is unknown, a file missing or elsewhere.
     """
     products = products or Products()
-    target = check_output(output, overwrite=overwrite)
-    if products.probabilities:
-        check_output(beside(target, "probabilities"), overwrite=overwrite)
+    sources = (clusters, points, labels)
+    check_apart([output], sources)
     with ExitStack() as stack:
         layer = stack.enter_context(ClusterLayer(clusters))
+        target = check_products(output, products, overwrite=overwrite, inputs=(*sources, layer.path))
         given = accuracy = None
         if points is not None:
             given = _take_points(layer, points, scheme, label_map)

@@ -16,9 +16,10 @@ from landprior.domains.clustering.training import (
 from landprior.errors import InputError
 from landprior.landcover.blur import BLUR, blur_model, check_side
 from landprior.landcover.model import check_model_output, save_model
-from landprior.landcover.prediction import Products, beside, predict
+from landprior.landcover.prediction import Products, beside, check_products, list_products, predict
 from landprior.raster.cog import TAG_DOMAIN
-from landprior.raster.files import check_output, open_raster
+from landprior.raster.files import open_raster
+from landprior.raster.outputs import check_apart, claiming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +77,7 @@ def map_clusters(
         image,
         output,
         blur_model(model, side),
-        products=replace(products or Products(), probabilities=True, confidence=False),
+        products=_with_probabilities(products),
         nodata=nodata,
         device=device,
         tags=marks,
@@ -124,27 +125,33 @@ def cluster_image(
     """
     settings = settings or ClusterSettings()
     check_side(side)  # now, not after minutes of training
-    target = check_output(output, overwrite=overwrite)
-    check_output(beside(target, "probabilities"), overwrite=overwrite)
-    check_model_output(model or target.with_suffix(".safetensors"), overwrite=overwrite)
+    target, wanted = Path(output), _with_probabilities(products)
     place = Path(model or target.with_suffix(".safetensors"))
+    check_apart([target, *list_products(target, wanted), place], [image])
+    check_products(target, wanted, overwrite=overwrite, inputs=[image])
+    check_model_output(place, overwrite=overwrite, inputs=[image])
     tile = read_image_tile(image, make_scheme(settings.clusters), nodata=nodata)
     checkpoint = target.with_name(f".{target.name}.checkpoint")
-    found = train_clusters([tile], settings, device=device, checkpoint=checkpoint, progress=progress)
-    map_clusters(
-        image,
-        target,
-        found,
-        side=side,
-        products=products,
-        nodata=nodata,
-        device=device,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    save_model(found, place, overwrite=overwrite)
-    clear_attempts(checkpoint)
+    with claiming(target):
+        found = train_clusters([tile], settings, device=device, checkpoint=checkpoint, progress=progress)
+        map_clusters(
+            image,
+            target,
+            found,
+            side=side,
+            products=products,
+            nodata=nodata,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        save_model(found, place, overwrite=overwrite)
+        clear_attempts(checkpoint)
     return found
+
+
+def _with_probabilities(products: Products | None) -> Products:
+    return replace(products or Products(), probabilities=True, confidence=False)
 
 
 def find_probabilities(path: str | Path) -> Path:

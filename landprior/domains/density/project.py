@@ -22,6 +22,7 @@ from landprior.landcover.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Grid
+from landprior.raster.outputs import check_apart, claiming, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -130,25 +131,26 @@ def train_images(
         See :func:`read_tiles` and :func:`train_density`.
     """
     settings = settings or DensitySettings()
-    target = check_model_output(output, overwrite=overwrite)
+    target = check_model_output(output, overwrite=overwrite, inputs=images.paths.values())
     checkpoint = target.with_name(f".{target.name}.checkpoint")
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(
         paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=nodata
     )
-    model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
-    model.record["density"] |= {
-        "priors": priors.tolist(),
-        "settings": settings.model_dump(mode="json"),
-        "identity": _identify(images, labels, priors, settings),
-    }
-    save_model(model, target, overwrite=overwrite)
-    for leftover in (
-        checkpoint,
-        *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
-    ):
-        with contextlib.suppress(OSError):
-            leftover.unlink(missing_ok=True)
+    with claiming(target):
+        model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
+        model.record["density"] |= {
+            "priors": priors.tolist(),
+            "settings": settings.model_dump(mode="json"),
+            "identity": _identify(images, labels, priors, settings),
+        }
+        save_model(model, target, overwrite=overwrite)
+        for leftover in (
+            checkpoint,
+            *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
+        ):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
     return model
 
 
@@ -225,6 +227,8 @@ def map_images(
     list of Path
         The maps of classes.
     """
+    make_folder(folder)
+    check_apart(list_results(images, folder), images.paths.values())
     found = []
     for name in track(names, "maps", "image", show=progress):
         target = folder / f"{Path(name).stem}.tif"
@@ -259,6 +263,36 @@ def map_images(
             progress=progress and len(names) == 1,
         )
     return found
+
+
+def list_results(images: Images, folder: Path) -> list[Path]:
+    """Return where the maps of images go in a folder, with what is written beside them."""
+    ends = (".tif", "_probabilities.tif", "_prior.tif")
+    return [folder / f"{Path(name).stem}{end}" for name in images.names for end in ends]
+
+
+def prepare_folder(
+    images: Images, folder: Path, *, inputs: Iterable[str | Path | None] = (), trains: bool = True, maps: bool = True
+) -> None:
+    """Make the folder of results, once it is sure that none of them is an input.
+
+    Parameters
+    ----------
+    images, folder
+        The images, and where their maps, the model and the report go.
+    inputs
+        Further files that are read.
+    trains, maps
+        Whether a model and maps are written.
+
+    Raises
+    ------
+    InputError, RasterWriteError
+        See :func:`landprior.raster.outputs.check_apart` and :func:`landprior.raster.outputs.make_folder`.
+    """
+    results = [folder / REPORT, *([folder / MODEL] if trains else []), *(list_results(images, folder) if maps else [])]
+    check_apart(results, [*inputs, *images.paths.values()])
+    make_folder(folder)
 
 
 def _is_current(path: Path, wanted: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from landprior.domains.imagery.network import predict_images
 from landprior.domains.imagery.records import Run, find_run, key_of, read_runs, write_runs
 from landprior.implicit.posterior import log_posterior
-from landprior.raster.files import replacing
+from landprior.raster.outputs import make_folder, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ class Runner(ABC, Generic[C]):
                 continue
             logger.info("%d of %d: %s", number, len(cells), key.replace("-", ", ").replace("_", " "))
             work = self.work(key)
-            work.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(work.parent)
             run = self.train(cell, key)
             others = [other for other in read_runs(self.folder) if other.key != key]
             write_runs(self.folder, [*others, run])
@@ -114,6 +114,7 @@ def write_predictions(path: Path, trained: Trained, data: ImageSplits, prior: Te
         Of the training images, (N, C): then theirs are r; else, as those of test images, q.
     """
     classes = data.train.classes
+    make_folder(path.parent)
     with replacing(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", "split", "label", "predicted", *classes])

@@ -19,6 +19,7 @@ from landprior.landcover.prediction import Products, beside, predict, write_quic
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import clear_checkpoint, make_settings, train_best
 from landprior.raster.files import check_output, local_grids_allowed
+from landprior.raster.outputs import check_apart, claiming, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,9 +125,12 @@ def paint(
     _require_whole(pictures, palette, model)
     folders = [output / picture.name for picture in pictures]
     with local_grids_allowed():
+        check_apart(
+            _list_results(output, folders, model), [model, *(p for one in pictures for p in (one.image, one.prior))]
+        )
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            check_output(folder / CLASSES, overwrite=overwrite)
+            make_folder(folder)
+            check_output(folder / CLASSES, overwrite=overwrite, kind="raster")
         if model is None:
             priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
             tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
@@ -152,6 +156,23 @@ def paint(
         ]
     draw_legend(output / "legend.png", made[0][0].scheme)
     return found
+
+
+def _list_results(output: Path, folders: Sequence[Path], model: str | Path | None) -> list[Path]:
+    """Return what is written; a model that is given is not."""
+    names = (
+        CLASSES,
+        "classes_probabilities.tif",
+        "classes.png",
+        "q.png",
+        "overlay.png",
+        "prior.tif",
+        "prior.png",
+        "r.png",
+    )
+    trained = () if model is not None else (MODEL,)
+    found = [folder / name for folder in folders for name in (*names, *trained)]
+    return found + [output / name for name in ("legend.png", *trained)]
 
 
 def _usual() -> TileSettings:
@@ -211,12 +232,13 @@ def _read(picture: Picture, prior: Path | None, *, position: bool) -> Tile:
 
 def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, device: str, progress: bool) -> LandcoverModel:
     checkpoint = path.with_name(f".{path.name}.checkpoint")
-    with warnings.catch_warnings():
-        # the verdict is for maps whose prior is measured; of a drawing one judges by eye
-        warnings.simplefilter("ignore", HarmWarning)
-        model = train_best(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)
-    save_model(model, path, overwrite=True)
-    clear_checkpoint(checkpoint)
+    with claiming(path):
+        with warnings.catch_warnings():
+            # the verdict is for maps whose prior is measured; of a drawing one judges by eye
+            warnings.simplefilter("ignore", HarmWarning)
+            model = train_best(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)
+        save_model(model, path, overwrite=True)
+        clear_checkpoint(checkpoint)
     return model
 
 

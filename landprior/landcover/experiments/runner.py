@@ -25,6 +25,7 @@ from landprior.landcover.tuning import best_of, tune
 from landprior.landcover.workspace import checksum
 from landprior.progress import track
 from landprior.raster.files import replacing
+from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import load_scheme
 from landprior.records import read_records, write_records
 
@@ -140,9 +141,15 @@ class Runner:
             logger.warning("%s was begun by landprior %s, this is %s", self.folder, version, now["landprior"])
         return now | {"rows": rows | mine}
 
+    def _kept(self, *parts: str) -> Path:
+        """Return the path of a file in the folder, and make what it lies in."""
+        path = self.folder.joinpath(*parts)
+        make_folder(path.parent)
+        return path
+
     def _claim(self) -> None:
         """Write the configuration into the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with replacing(self.folder / CONFIG, overwrite=True) as temporary:
             temporary.write_text(json.dumps(self._record, indent=2), encoding="utf-8")
 
@@ -301,7 +308,7 @@ class Runner:
         if row.prior == "published":
             return _needed(place.prior, "published prior", place)
         name = f"{row.prior}{_suffix(row, cell_region)}"
-        path = self.folder / "priors" / _slug(name) / f"{_slug(place.id)}.tif"
+        path = self._kept("priors", _slug(name), f"{_slug(place.id)}.tif")
         if path.is_file():
             return path
         learned = self._learned(row.learned, cell_region, place) if row.prior == "learned" else None
@@ -334,7 +341,7 @@ class Runner:
         if any(other.id == place.id for other in source) or not source:
             msg = f"a prior for {place.id} cannot be learned on {name!r}: it holds the tile itself, or nothing"
             raise ConfigError(msg)
-        path = self.folder / "models" / f"prior-{_slug(f'{name} {size}')}.safetensors"
+        path = self._kept("models", f"prior-{_slug(f'{name} {size}')}.safetensors")
         if path.is_file():
             return load_model(path)
         labelled = [
@@ -413,7 +420,7 @@ class Runner:
             raise ConfigError(msg)
         where = f"not {cell.region}" if row.train == "others" else row.train
         where += _suffix(row, cell.region) if "prior" in row.inputs else ""
-        path = self.folder / "models" / f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors"
+        path = self._kept("models", f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors")
         if path.is_file():
             return path
         rate = self._learning_rate(row, cell)
@@ -456,7 +463,7 @@ class Runner:
 
     def _model_path(self, row: Row, cell: Cell, group: Sequence[Place]) -> Path:
         where = group[0].id + _suffix(row, cell.region) if cell.mode == "tile" else cell.region
-        return self.folder / "models" / f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors"
+        return self._kept("models", f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors")
 
     # -- maps ------------------------------------------------------------------------------------
 
@@ -480,11 +487,11 @@ class Runner:
         return [(place, self._map_path(row, cell, place, result.map)) for place in self._places.find(result.region)]
 
     def _map_path(self, row: Row, cell: Cell, place: Place, kind: str) -> Path:
-        folder = self.folder / "maps" / _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
-        return folder / f"{_slug(place.id)}_{kind}.tif"
+        folder = _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
+        return self._kept("maps", folder, f"{_slug(place.id)}_{kind}.tif")
 
     def _map_of_prior(self, row: Row, place: Place) -> Path:
-        path = self.folder / "maps" / _slug(row.name) / f"{_slug(place.id)}_prior.tif"
+        path = self._kept("maps", _slug(row.name), f"{_slug(place.id)}_prior.tif")
         return map_prior(
             self._prior(row, place.region, place), path, scheme=self._scheme, overwrite=True, progress=self._progress
         )

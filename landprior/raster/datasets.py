@@ -1,0 +1,204 @@
+"""Which files belong together: the parts of an input, and what is read beside a result."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import rasterio
+from rasterio.errors import RasterioError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AFTER_NAME = (".aux.xml", ".ovr", ".ovr.aux.xml", ".msk", ".msk.aux.xml", ".msk.ovr", ".aux", ".vat.dbf", ".vat.cpg")
+"""What GDAL and QGIS look for beside a raster, after its whole name."""
+
+_AFTER_STEM = (".aux", ".rrd", ".tfw", ".tifw", ".tiffw", ".tfwx", ".wld", ".imd", ".rpb", "_rpc.txt", ".pvl")
+"""The same, after its name without ending."""
+
+_PRODUCTS = (".qml", ".png", ".png.aux.xml")
+_PRODUCT_RASTERS = ("probabilities", "confidence")
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
+_DATABASE = ("-wal", "-shm", "-journal")
+_SHAPEFILE = (
+    ".shp",
+    ".shx",
+    ".dbf",
+    ".prj",
+    ".qpj",
+    ".cpg",
+    ".qix",
+    ".sbn",
+    ".sbx",
+    ".idm",
+    ".ind",
+    ".shp.xml",
+    ".cst",
+)
+_MAPINFO = (".tab", ".dat", ".map", ".id", ".ind", ".mif", ".mid")
+_NOT_RASTERS = (".safetensors", ".csv", ".json", ".jsonl", ".npy", ".npz", ".yaml", ".yml", ".txt", ".gpkg", ".shp")
+
+_STYLE_HEAD = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n<qgis styleCategories=\"Symbology"
+"""How the styles begin that landprior writes; those of QGIS give its version first."""
+
+NAMES = ".aux.xml"
+NAMES_HEAD = '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+"""How the side file begins in which landprior writes the names of classes."""
+
+SIGNATURE = "landprior"
+"""The ``Software`` of the pictures that landprior writes beside a map."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A file beside a result.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    product
+        It is something of its own, such as a picture or probabilities, not read with the raster by every program.
+    """
+
+    path: Path
+    product: bool
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Say whether two paths are one file, by whatever names: links, ``..``, hard links, upper and lower case."""
+    try:
+        return Path(one).samefile(other)
+    except OSError:  # at least one is not there
+        return _same_name(Path(one), Path(other))
+
+
+def _same_name(one: Path, other: Path) -> bool:
+    first, second = os.path.realpath(one), os.path.realpath(other)
+    if first == second:
+        return True
+    folders = os.path.dirname(first), os.path.dirname(second)  # noqa: PTH120 - strings
+    names = os.path.basename(first), os.path.basename(second)  # noqa: PTH119
+    if names[0].casefold() != names[1].casefold():
+        return False
+    try:
+        within = Path(folders[0]).samefile(folders[1])
+    except OSError:
+        return False
+    return within and (names[0] == names[1] or _ignores_case(Path(folders[0])))
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Say whether a folder's file system takes upper and lower case for one."""
+    swapped = folder.with_name(folder.name.swapcase())
+    try:
+        return swapped.name != folder.name and folder.samefile(swapped)
+    except OSError:
+        return False
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Say whether a path lies in a folder, at any depth."""
+    return Path(folder).is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """List the files that an input consists of besides itself: the sources of a VRT, its mask, a shapefile's parts."""
+    text, found = os.fspath(path), list[Path]()
+    if text.startswith("/vsi"):  # an archive: the file itself is what lies on the disk
+        rest = Path(text.split("/", 2)[2].replace("{", "").replace("}", ""))
+        found += [one for one in (rest, *rest.parents) if one.is_file()]
+        return found
+    place = Path(path)
+    if not place.is_file():
+        return []
+    if place.suffix.lower() not in _NOT_RASTERS:
+        found += _files_of_raster(place)
+    named = [f"{place.name}{end}" for end in (*_AFTER_NAME, *_DATABASE)]
+    for ends in (_SHAPEFILE, _MAPINFO):
+        if place.suffix.lower() in ends:
+            named += [f"{place.stem}{end}" for end in ends]
+    found += _listed(place.parent, named)
+    return [one for one in dict.fromkeys(found) if one != place]
+
+
+def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
+    """List what GDAL reads with a raster; the sources of a VRT again, as they may be VRTs."""
+    from landprior.raster.files import local_grids_allowed  # which rests on this module
+
+    log = logging.getLogger("rasterio")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with local_grids_allowed(), rasterio.Env(), rasterio.open(path) as src:
+            found = [Path(name) for name in src.files]
+    except (RasterioError, OSError, ValueError):
+        return []
+    finally:
+        log.setLevel(level)
+    more = [file for file in found if file.suffix.lower() == ".vrt" and not same_file(file, path)] if depth else []
+    return found + [deeper for file in more for deeper in _files_of_raster(file, depth=depth - 1)]
+
+
+def beside_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Beside]:
+    """List what is there beside a result and would be read with it, or taken for a product of it."""
+    if kind == "vector":
+        yield from (Beside(one, product=False) for one in _listed(path.parent, [f"{path.name}{e}" for e in _DATABASE]))
+        return
+    read = [f"{path.name}{end}" for end in _AFTER_NAME] + [f"{path.stem}{end}" for end in _AFTER_STEM]
+    if not all(is_ours(one) for one in _listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES])):
+        read.remove(f"{path.stem}.wld")  # may be the picture's
+    yield from (Beside(one, product=False) for one in _listed(path.parent, read))
+    products = [f"{path.stem}{end}" for end in _PRODUCTS]
+    for what in _PRODUCT_RASTERS:
+        raster = f"{path.stem}_{what}{path.suffix}"
+        products += [raster, *(f"{raster}{end}" for end in _AFTER_NAME)]
+    for one in _listed(path.parent, products):
+        if one != path:
+            yield Beside(one, product=True)
+
+
+def _listed(folder: Path, names: list[str]) -> list[Path]:
+    """Return those files of some names that are in a folder, in upper or lower case."""
+    wanted = {name.casefold() for name in names}
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.name.casefold() in wanted]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(found)]
+
+
+def is_names(path: Path) -> bool:
+    """Say whether a side file holds class names and nothing that another program has added, such as statistics."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return text.startswith(NAMES_HEAD) and "<Metadata" not in text and "<Histograms" not in text
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether landprior has written what lies beside a map: class names, a style, a picture, probabilities."""
+    if path.name.endswith(NAMES) and is_names(path):
+        return True
+    for end in _AFTER_NAME:
+        if path.name.endswith(end):
+            owner = path.with_name(path.name.removesuffix(end))
+            return not owner.exists() or is_ours(owner)
+    try:
+        if path.suffix.lower() == ".qml":
+            return path.read_text(encoding="utf-8").startswith(_STYLE_HEAD)
+        if path.suffix.lower() == ".png":
+            with path.open("rb") as stream:
+                return SIGNATURE.encode() in stream.read(4096)
+        from landprior.raster.files import local_grids_allowed  # which rests on this module
+
+        with local_grids_allowed(), rasterio.open(path) as src:
+            return src.tags(ns="landprior").get("kind") in _PRODUCT_RASTERS
+    except (OSError, ValueError, RasterioError):
+        return False
