@@ -14,12 +14,15 @@ import logging
 import math
 import os
 import pickle
+import struct
 import tempfile
 import warnings
+import zlib
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,7 +43,7 @@ from landprior.implicit.posterior import RunningMarginal, log_posterior
 from landprior.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from lightning.fabric import Fabric
 
@@ -367,6 +370,8 @@ class _Run:
         self._lowest, self._since, self._cuts = math.inf, 0, 0
         self._warned = False
         self._checked = False
+        self._counted = False
+        self._masks: list[Tensor] = []
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -383,6 +388,10 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimiser.step()
         self._losses.append(loss.detach())
+        if batch.mask is None or batch.log_prior is None:
+            self._counted = True
+        elif not self._counted:  # read once an epoch, so that a GPU is not waited for
+            self._masks.append(batch.mask.any())
         self._last = None if batch.log_prior is None else (output.detach(), batch.log_prior, batch.mask)
         self.step += 1
 
@@ -430,6 +439,14 @@ class _Run:
         settings = self.settings
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()
+        self._counted = self._counted or bool(torch.stack(self._masks).any())
+        self._masks.clear()
+        if not self._counted and self.step >= settings.steps:
+            msg = (
+                f"in {self.step} steps no batch had a pixel or item that counts, so nothing was learned; "
+                "give more data, or more steps"
+            )
+            raise TrainingError(msg)
         if not math.isfinite(loss):
             msg = (
                 f"the loss became {loss} at step {self.step}; lower --learning-rate, "
@@ -501,6 +518,7 @@ class _Run:
             "history": asdict(self.history),
             "plateau": [self._lowest, self._since, self._cuts],
             "stopped": self.stopped,
+            "counted": self._counted,
             **({} if self._marginal is None else {"marginal": self._marginal.state_dict()}),
         }
         handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
@@ -513,27 +531,110 @@ class _Run:
         return True
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if it is there and of the same settings."""
+        """Go on from the checkpoint, if it is there and of the same settings; else from where the network is."""
         if self.path is None or not self.path.exists():
             return
+        network, optimiser = (deepcopy(part.state_dict()) for part in (self.network, self.optimiser))
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             if state["identity"] != self._identity:
                 logger.warning("%s is of other data or settings; starting anew", self.path)
                 return
+            progress = _read_progress(state, self.settings.steps)
+            marginal = None if self._marginal is None else _read_marginal(state["marginal"])
+            moments = _read_moments(state["optimiser"], self.optimiser)
+            _require_finite(state["network"].values())
             self.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.stopped = state["stopped"]
-            if self._marginal is not None:
-                self._marginal.total, self._marginal.weight = (state["marginal"][k] for k in ("total", "weight"))
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            self.optimiser.load_state_dict({"state": moments, "param_groups": optimiser["param_groups"]})
+        except _DAMAGE as error:
+            # what was read before the fault must not stay: the run starts from the weights it was given
+            self.network.load_state_dict(network)
+            self.optimiser.load_state_dict(optimiser)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
                 f"{self.path} is no usable checkpoint ({reason}); starting anew", CheckpointWarning, stacklevel=3
             )
             return
-        self.step = state["step"]
+        if self._marginal is not None and marginal is not None:
+            self._marginal.total, self._marginal.weight = marginal
+        self.step, self.history, self.stopped = progress.step, progress.history, progress.stopped
+        self._lowest, self._since, self._cuts = progress.plateau
+        self._counted = progress.counted
         logger.info("going on from step %d of %s", self.step, self.path)
-        record = state["history"]
-        self.history = History([Epoch(**e) for e in record["epochs"]], record["stopped"])
-        self._lowest, self._since, self._cuts = state["plateau"]
+
+
+_DAMAGE = (
+    RuntimeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    OSError,
+    struct.error,
+    zlib.error,
+    pickle.UnpicklingError,
+)
+"""What reading a damaged checkpoint is seen to raise."""
+
+
+class _Progress(NamedTuple):
+    """What a checkpoint holds besides weights."""
+
+    step: int
+    history: History
+    plateau: tuple[float, int, int]
+    stopped: bool
+    counted: bool
+
+
+def _read_progress(state: Mapping[str, Any], steps: int) -> _Progress:
+    """Read how far a run was; raises one of :data:`_DAMAGE` if it makes no sense."""
+    step, record = state["step"], state["history"]
+    history = History([Epoch(**epoch) for epoch in record["epochs"]], str(record["stopped"]))
+    lowest, since, cuts = state["plateau"]
+    if type(step) is not int or not 0 < step <= steps or not history.epochs or history.epochs[-1].step != step:
+        msg = f"step {step!r} of {steps} does not fit its history"
+        raise ValueError(msg)
+    return _Progress(
+        step,
+        history,
+        (float(lowest), int(since), int(cuts)),
+        bool(state["stopped"]),
+        bool(state.get("counted", True)),
+    )
+
+
+def _read_marginal(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    total, weight = state["total"].double(), state["weight"].double()
+    _require_finite((total, weight))
+    if total.ndim != 1 or weight.ndim != 0:
+        msg = "its running marginal has another shape"
+        raise ValueError(msg)
+    return total, weight
+
+
+def _read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> Mapping[int, Mapping[str, Tensor]]:
+    """Return what an optimiser has gathered of each parameter, if it fits; torch itself finds out at the next step."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    moments = state["state"]
+    if sorted(moments) != list(range(len(parameters))):
+        msg = f"its optimiser has {len(moments)} parameters, the network {len(parameters)}"
+        raise ValueError(msg)
+    for index, parameter in enumerate(parameters):
+        _require_finite(moments[index].values())
+        if any(moments[index][name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+            msg = "its optimiser is of another network"
+            raise ValueError(msg)
+        if bool((moments[index]["exp_avg_sq"] < 0).any()) or float(moments[index]["step"]) < 1:
+            msg = "its optimiser's moments make no sense"
+            raise ValueError(msg)
+    return moments
+
+
+def _require_finite(values: Iterable[Tensor]) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        msg = "it holds NaN or infinity"
+        raise ValueError(msg)

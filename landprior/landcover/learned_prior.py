@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
@@ -25,6 +26,7 @@ from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
 from landprior.raster.files import open_on_grid, read_classes
 from landprior.raster.outputs import claiming
+from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks
 
 if TYPE_CHECKING:
@@ -242,8 +244,17 @@ class LearnedPrior:
 
 
 def settings_of(model: LandcoverModel) -> PriorSettings:
-    """Return the filter widths a prior was learned with."""
-    return PriorSettings.model_validate(model.record.get("prior", {}))
+    """Return the filter widths a prior was learned with.
+
+    Raises
+    ------
+    ModelError
+        If the model's file says them wrongly.
+    """
+    try:
+        return PriorSettings.model_validate(model.record.get("prior", {}))
+    except ValidationError as error:
+        raise ModelError(explain(error, "the learned prior's record")) from error
 
 
 def require_match(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 import landprior
 from landprior.errors import InputError, MissingInputError, ModelError
@@ -28,8 +27,8 @@ from landprior.implicit.networks import (
     build_prior_network,
     build_unet,
 )
+from landprior.landcover.model_header import FORMAT, KEY, LEARNED_PRIOR, parse_header, require_shapes, without_nan
 from landprior.raster.outputs import check_output, replacing
-from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-KEY = "landprior"
-FORMAT = 1
+    from landprior.raster.scheme import ClassScheme
+
 SUFFIX = ".safetensors"
 
 Architecture = Literal["fcn", "unet", "epitome"]
@@ -167,10 +166,6 @@ PER_CLASS = ("prior", "nlcd")
 """Extra inputs with one channel per class; the others have one."""
 
 
-LEARNED_PRIOR = "prior-fcn"
-"""The network without image bands."""
-
-
 def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
     """Return how many channels a network gets for an image's bands and further inputs."""
     wide = {"position": POSITION, **dict.fromkeys(PER_CLASS, len(scheme))}
@@ -254,11 +249,11 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
         },
         "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
         "statistics": {"mean": model.statistics.mean.tolist(), "std": model.statistics.std.tolist()},
-        "record": model.record,
+        "record": without_nan(model.record),
     }
     state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
     with replacing(path, overwrite=overwrite) as temporary:
-        save_file(state, temporary, metadata={KEY: json.dumps(metadata)})
+        save_file(state, temporary, metadata={KEY: json.dumps(metadata, allow_nan=False)})
     return Path(path)
 
 
@@ -270,7 +265,7 @@ def load_model(path: str | Path) -> LandcoverModel:
     MissingInputError
         If there is no such file.
     ModelError
-        If it is not a model of landprior, is damaged, or of a newer format.
+        If it is not a model of landprior, is damaged, of a newer format, or holds NaN or infinity.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -283,64 +278,47 @@ def load_model(path: str | Path) -> LandcoverModel:
     try:
         with safe_open(path, framework="pt") as handle:
             text = (handle.metadata() or {}).get(KEY)
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        msg = f"{path} is not a safetensors model, or is damaged ({error})"
+            shapes = {}
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                part = handle.get_slice(name)
+                shapes[name] = (tuple(part.get_shape()), str(part.get_dtype()))
+            header, scheme = parse_header(text, path)
+            shape = header.network
+            extras = tuple(shape.extras)
+
+            def build() -> PixelNetwork:
+                return build_network(
+                    shape.bands,
+                    scheme,
+                    extras,
+                    filters=shape.filters,
+                    smoothing=shape.smoothing,
+                    architecture=shape.kind,
+                    options=shape.options or None,
+                )
+
+            require_shapes(build, shape.members, shapes, path)
+            state = {name: handle.get_tensor(name) for name in shapes}
+    except ModelError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        msg = f"{path} is not a safetensors model, or is damaged ({' '.join(str(error).split())})"
         raise ModelError(msg) from error
-    if text is None:
-        msg = f"{path} was not written by landprior (its metadata lacks {KEY!r})"
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        msg = f"{path} cannot be used: its weights hold NaN or infinity ({broken[0]}); train the model again"
         raise ModelError(msg)
-    try:
-        metadata = json.loads(text)
-    except ValueError:
-        metadata = None
-    if not isinstance(metadata, dict):
-        msg = f"{path} is damaged: its metadata is no JSON object"
-        raise ModelError(msg)
-    if metadata.get("format", 0) > FORMAT:
-        msg = f"{path} was written by landprior {metadata.get('version')}, which is newer; update landprior"
-        raise ModelError(msg)
-    try:
-        scheme = ClassScheme.model_validate(metadata["scheme"])
-        shape = metadata["network"]
-        extras = tuple(shape.get("extras", ()))
-        members = [
-            build_network(
-                shape["bands"],
-                scheme,
-                extras,
-                filters=shape["filters"],
-                smoothing=shape.get("smoothing", OUTPUT_SMOOTHING),
-                architecture=shape.get("kind", "fcn"),
-                options=shape.get("options"),
-            )
-            for _ in range(shape.get("members", 1))
-        ]
-        network = Ensemble(members, flips=shape["flips"]) if "members" in shape else members[0]
-        network.load_state_dict(state)
-        statistics = BandStatistics(
-            mean=np.array(metadata["statistics"]["mean"]), std=np.array(metadata["statistics"]["std"])
-        )
-        _require_fit(scheme, statistics, shape)
-    except ValidationError as error:
-        raise ModelError(explain(error, path)) from error
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        msg = f"{path} is damaged: its metadata and weights do not fit ({str(error).splitlines()[0]})"
-        raise ModelError(msg) from error
+    members = [build() for _ in range(shape.members or 1)]
+    network = members[0] if shape.members is None else Ensemble(members, flips=shape.flips)
+    network.load_state_dict(state)
     network.eval()
     return LandcoverModel(
         network=network,
         scheme=scheme,
-        statistics=statistics,
-        filters=shape["filters"],
-        architecture="fcn" if shape["bands"] == 0 else shape.get("kind", "fcn"),
-        options=shape.get("options", {}),
+        statistics=BandStatistics(mean=np.array(header.statistics.mean), std=np.array(header.statistics.std)),
+        filters=shape.filters,
+        architecture="fcn" if shape.bands == 0 or shape.kind == LEARNED_PRIOR else shape.kind,
+        options=dict(shape.options),
         extras=extras,
-        record=metadata.get("record", {}),
+        record=header.record,
     )
-
-
-def _require_fit(scheme: ClassScheme, statistics: BandStatistics, shape: dict[str, Any]) -> None:
-    if len(scheme) != shape["classes"] or {len(statistics.mean), len(statistics.std)} != {shape["bands"]}:
-        msg = f"{len(scheme)} classes and statistics of {len(statistics.mean)} bands, the network has {shape}"
-        raise ValueError(msg)

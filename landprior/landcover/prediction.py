@@ -21,6 +21,7 @@ import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
+from landprior.landcover.verdict import LEAST_PIXELS
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.datasets import SIGNATURE
 from landprior.raster.files import open_raster, replacing
@@ -262,12 +263,14 @@ def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) ->
     verdict = model.record.get("verdict")
     if verdict is None or verdict["decision"] == "kept":
         return None if verdict is None else "kept"
+    # models from before pixels were counted were judged by some
+    judged = verdict.get("pixels", LEAST_PIXELS) >= LEAST_PIXELS
+    lead = "this model was judged worse than its prior" if judged else "this model could not be judged"
     if belief is None or force:
-        warnings.warn(f"this model was judged worse than its prior ({verdict['why']})", HarmWarning, stacklevel=3)
+        warnings.warn(f"{lead} ({verdict['why']})", HarmWarning, stacklevel=3)
         return "forced"
     warnings.warn(
-        f"this model was judged worse than its prior ({verdict['why']}), so the prior's own classes are mapped; "
-        "--force maps the posterior all the same",
+        f"{lead} ({verdict['why']}), so the prior's own classes are mapped; --force maps the posterior all the same",
         HarmWarning,
         stacklevel=3,
     )

@@ -336,6 +336,25 @@ def require_compatible(tiles: Sequence[Tile]) -> None:
             raise InputError(msg)
 
 
+def require_inside(tiles: Sequence[Tile], halo: int) -> None:
+    """Refuse tiles none of which has a pixel that counts away from its border, where patches leave it out.
+
+    Raises
+    ------
+    InputError
+        Says which.
+    """
+    inside = slice(halo, -halo) if halo else slice(None)
+    if not any(bool(tile.valid[inside, inside].any()) for tile in tiles):
+        names = ", ".join(tile.name for tile in tiles[:3]) + (", ..." if len(tiles) > 3 else "")
+        what = "label" if tiles[0].labelled else "valid pixel"
+        msg = (
+            f"{names} has no {what} more than {halo} px away from its border, so there is nothing to train on; "
+            "give a larger image, or check the nodata values of image, prior and labels"
+        )
+        raise InputError(msg)
+
+
 class PatchFeed:
     """Cuts random patches from tiles: the batch of a step is a function of (seed, step) alone.
 

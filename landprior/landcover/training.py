@@ -29,8 +29,9 @@ from landprior.landcover.tiles import (
     read_labelled_tile,
     read_tile,
     require_compatible,
+    require_inside,
 )
-from landprior.landcover.verdict import SETTLED, Judge, Look
+from landprior.landcover.verdict import LEAST_PIXELS, SETTLED, Judge, Look
 from landprior.raster.outputs import claiming
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def train_model(
     Raises
     ------
     InputError
-        If tiles have different bands or classes, or are smaller than the network's border.
+        If tiles have different bands or classes, are smaller than the network's border, or have no pixel that counts
+        away from it.
     ModelError
         If ``init`` has other bands, classes or filters.
     TrainingError, TrainingInterruptedError
@@ -233,6 +235,8 @@ def train_model(
     labelled = tiles[0].labelled
     _require_targets(labelled, settings.training.loss)
     network = _start(on_device[0], settings, init, start, seed)
+    halo = min(network.halo, MOST_BORDER)
+    require_inside(on_device, halo)
     batches = feed(
         on_device,
         statistics,
@@ -240,7 +244,7 @@ def train_model(
         batch_size=settings.batch_size,
         seed=seed,
         smoothing=settings.smoothing,
-        halo=min(network.halo, MOST_BORDER),
+        halo=halo,
     )
     judge = None if labelled else Judge(on_device, statistics, smoothing=settings.smoothing)
     look: Look | None = None
@@ -334,7 +338,8 @@ def train_best(
         best = join_models(models, tiles, flips=settings.flips, device=device)
     else:
         evidences = [model.record["verdict"]["evidence"] for model in models]
-        chosen = evidences.index(max(evidences))
+        known = [-math.inf if evidence is None else evidence for evidence in evidences]  # None: no pixel to judge by
+        chosen = known.index(max(known))
         best = models[chosen]
         logger.info("start %d of %d has the largest evidence: %s", chosen + 1, count, evidences)
         best.record["starts"] = {"evidence": evidences, "chosen": chosen}
@@ -432,8 +437,9 @@ def _identify(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverMode
 
 def _warn_of_harm(verdict: Mapping[str, Any]) -> None:
     if verdict["decision"] != "kept":
+        lead = "looks worse than its prior" if verdict["pixels"] >= LEAST_PIXELS else "cannot be judged"
         warnings.warn(
-            f"this model looks worse than its prior ({verdict['why']}); predict --posterior will hand back the prior. "
+            f"this model {lead} ({verdict['why']}); predict --posterior will hand back the prior. "
             "Try another --seed, a better cooccurrence matrix or more layers in the prior",
             HarmWarning,
             stacklevel=3,

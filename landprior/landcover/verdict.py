@@ -66,6 +66,9 @@ LEAST_SUPPORT = 0.5
 LEAST_FOUND = 0.5
 """Share of a class on the map, as a part of its mean in the prior, below which it was not found."""
 
+LEAST_PIXELS = 100
+"""Pixels, away from the borders of what is looked at, below which nothing can be judged, and a model is given up."""
+
 Decision = Literal["kept", "abstained"]
 
 
@@ -107,6 +110,8 @@ class Look:
     support, found
         For each class the mean of q over the pixels where r names it (NaN where it names none), and their share of the
         pixels as a part of the prior's mean of the class.
+    pixels
+        How many pixels all this is of; where there is none, the figures are NaN.
     """
 
     maps: list[tuple[int, tuple[slice, slice], Tensor]]
@@ -116,6 +121,7 @@ class Look:
     prior_estimate: float
     support: tuple[float, ...] = ()
     found: tuple[float, ...] = ()
+    pixels: int = LOOK_PIXELS
 
     @property
     def gain(self) -> float:
@@ -131,7 +137,11 @@ class Look:
     def judge(self) -> dict[str, Any]:
         """Return the verdict, as it is kept with a model: decision, why, and the figures."""
         decision: Decision = "abstained"
-        if self.evidence < LEAST_EVIDENCE:
+        if self.pixels == 0:
+            why = f"there is no pixel to judge by: none is valid more than {FCN_HALO} px away from the borders"
+        elif self.pixels < LEAST_PIXELS:
+            why = f"there are too few pixels to judge by: {self.pixels}, {LEAST_PIXELS} are asked"
+        elif self.evidence < LEAST_EVIDENCE:
             asked = f"evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
             why = f"the image tells nothing of the prior's classes: {asked}"
         else:
@@ -140,14 +150,19 @@ class Look:
         return {
             "decision": decision,
             "why": why,
-            "estimate": round(self.estimate, 4),
-            "prior_estimate": round(self.prior_estimate, 4),
-            "evidence": round(self.evidence, 4),
-            "change": None if math.isnan(self.change) else round(self.change, 4),
-            "support": [None if math.isnan(value) else round(value, 4) for value in self.support],
-            "found": [round(value, 4) for value in self.found],
+            "pixels": self.pixels,
+            "estimate": _round(self.estimate),
+            "prior_estimate": _round(self.prior_estimate),
+            "evidence": _round(self.evidence),
+            "change": _round(self.change),
+            "support": [_round(value) for value in self.support],
+            "found": [_round(value) for value in self.found],
             "unsupported": self.unsupported,
         }
+
+
+def _round(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
 
 
 class Judge:
@@ -170,7 +185,12 @@ class Judge:
         """Map the crops and say what is seen; the change is against the call before."""
         inside = (..., slice(FCN_HALO, -FCN_HALO), slice(FCN_HALO, -FCN_HALO))
         cores = [(network(c.inputs)[inside], c.log_prior[inside], c.valid[inside]) for c in self._crops]
-        total = max(1, sum(int(valid.sum()) for _, _, valid in cores))
+        total = sum(int(valid.sum()) for _, _, valid in cores)
+        if not total:
+            nothing = [torch.full(valid.shape[1:], -1) for _, _, valid in cores]
+            maps = [(c.tile, c.inner, best) for c, best in zip(self._crops, nothing, strict=True)]
+            nan = math.nan
+            return Look(maps=maps, change=nan, evidence=nan, estimate=nan, prior_estimate=nan, pixels=0)
         sums = torch.stack([(log_q.exp().double() * valid[:, None]).sum((0, 2, 3)) for log_q, _, valid in cores]).sum(0)
         log_marginal = torch.log(sums / total).float()
         best, evidence = [], 0.0
@@ -200,6 +220,7 @@ class Judge:
             prior_estimate=estimate_accuracy(prior_moments, own),
             support=tuple((given / named).tolist()),  # 0 / 0 is NaN
             found=tuple((named.cpu() / total / torch.from_numpy(own.sum(axis=1)).clamp_min(1e-6)).tolist()),
+            pixels=total,
         )
 
 
@@ -271,4 +292,15 @@ def _choose_places(valid: Tensor, share: int) -> list[tuple[slice, slice]]:
     if sum(int(valid[place].sum()) for place in even) >= tall * wide * len(even) / 2:
         return even
     dense = spread(-(-height // tall), -(-width // wide))
-    return sorted(dense, key=lambda place: -int(valid[place].sum()))[: len(even)]
+    chosen = sorted(dense, key=lambda place: -int(valid[place].sum()))[: len(even)]
+    if sum(_count_inner(valid, place) for place in chosen) >= LEAST_PIXELS:
+        return chosen
+    # what there is lies where crops meet: take crops whose insides meet
+    closer = spread(*(-(-(n - 2 * FCN_HALO) // (side - 2 * FCN_HALO)) for n, side in ((height, tall), (width, wide))))
+    return sorted(closer, key=lambda place: -_count_inner(valid, place))[: len(even)]
+
+
+def _count_inner(valid: Tensor, place: tuple[slice, slice]) -> int:
+    """Count valid pixels of a crop away from its border."""
+    rows, columns = (slice(span.start + FCN_HALO, span.stop - FCN_HALO) for span in place)
+    return int(valid[rows, columns].sum())

@@ -8,7 +8,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from landprior.errors import CollapseWarning, TrainingError, TrainingInterruptedError
+from landprior.errors import (
+    CheckpointWarning,
+    CollapseWarning,
+    ProbabilityError,
+    TrainingError,
+    TrainingInterruptedError,
+)
 from landprior.implicit.losses import ce, qr
 from landprior.implicit.networks import SmoothedNetwork
 from landprior.implicit.posterior import log_posterior
@@ -143,6 +149,119 @@ def test_damaged_checkpoint_is_said_and_left(tmp_path):
     with pytest.warns(UserWarning, match="no usable checkpoint"):
         fit(network, feed, settings(steps=10, warmup_steps=0), checkpoint=path)
     assert torch.load(path, weights_only=True)["step"] == 10  # a good one is in its place
+
+
+def _drop(key):
+    return lambda state: state.pop(key)
+
+
+def _put(*keys, value):
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return change
+
+
+def _damage_last_weight(state):
+    name = list(state["network"])[-1]  # the others are good, and must not stay
+    state["network"][name] = torch.zeros(99)
+
+
+DAMAGE = {
+    "a weight's shape": _damage_last_weight,
+    "a weight is NaN": lambda state: next(reversed(state["network"].values())).fill_(float("nan")),
+    "a weight is missing": lambda state: state["network"].popitem(),
+    "no optimiser": _drop("optimiser"),
+    "an optimiser of another shape": _put("optimiser", "state", 3, "exp_avg", value=torch.zeros(5)),
+    "moments of NaN": lambda state: state["optimiser"]["state"][3]["exp_avg"].fill_(float("nan")),
+    "negative variances": lambda state: state["optimiser"]["state"][3]["exp_avg_sq"].fill_(-1.0),
+    "fewer moments": lambda state: state["optimiser"]["state"].pop(3),
+    "an optimiser that is none": _put("optimiser", value=7),
+    "a history of other fields": _put("history", "epochs", value=[{"nonsense": 1}]),
+    "no history": _put("history", "epochs", value=[]),
+    "a step beyond the end": _put("step", value=1000),
+    "a step that is none": _put("step", value="two"),
+    "a plateau of two": _put("plateau", value=[1.0, 2]),
+    "no plateau": _drop("plateau"),
+    "no marginal": _drop("marginal"),
+    "a marginal of NaN": _put("marginal", "total", value=torch.full((3,), float("nan"))),
+    "a list": None,
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Return the settings of a run with all kinds of states, its checkpoint, and the weights it has without one."""
+    chosen = settings(marginal="running", steps=30, warmup_steps=10, epoch_steps=10)
+    path, whole = tmp_path_factory.mktemp("run") / "state", make_network()
+
+    def stopping(step):
+        if step == 25:
+            raise KeyboardInterrupt
+        return feed(step)
+
+    with pytest.raises(TrainingInterruptedError):
+        fit(make_network(), stopping, chosen, checkpoint=path)
+    fit(whole, feed, chosen)
+    return chosen, path, weights(whole)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_checkpoint_that_cannot_be_used_changes_no_weight(tmp_path, stopped, how):
+    """The run then ends as one without a checkpoint does."""
+    chosen, good, expected = stopped
+    state = torch.load(good, weights_only=True)
+    if DAMAGE[how] is None:
+        state = [1, 2]
+    else:
+        DAMAGE[how](state)
+    path = tmp_path / "state"
+    torch.save(state, path)
+    network = make_network()
+    with pytest.warns(CheckpointWarning, match="no usable checkpoint .*starting anew"):
+        fit(network, feed, chosen, checkpoint=path)
+    for name, value in expected.items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_checkpoint_with_damaged_bytes_is_used_whole_or_not(tmp_path, stopped):
+    chosen, good, expected = stopped
+    data = good.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        broken = bytearray(data)
+        for place in torch.randint(len(data), (20,), generator=generator).tolist():
+            broken[place] ^= 0xFF
+        path = tmp_path / f"{number}"
+        path.write_bytes(broken[: len(data) // 2] if number % 5 == 0 else broken)
+        network = make_network()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)
+            fit(network, feed, chosen, checkpoint=path)
+        for name, value in expected.items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_run_in_which_nothing_counts_is_an_error():
+    def masked(step):
+        batch = feed(step)
+        return Batch(batch.inputs, batch.log_prior, torch.zeros(len(batch.inputs), dtype=torch.bool))
+
+    with pytest.raises(TrainingError, match="in 20 steps no batch had a pixel or item that counts"):
+        fit(make_network(), masked, settings(steps=20, warmup_steps=5))
+
+
+def test_the_first_batch_is_checked():
+    def in_percent(step):
+        batch = feed(step)
+        return Batch(batch.inputs, 100 * batch.log_prior.exp())
+
+    with pytest.raises(ProbabilityError, match="log_prior has values from 20 to 60"):
+        fit(make_network(), in_percent, settings())
+    with pytest.raises(ProbabilityError, match=r"log_q .* logits"):
+        fit(nn.Linear(2, 3), feed, settings())
 
 
 def test_loss_that_is_not_finite_stops_with_advice():

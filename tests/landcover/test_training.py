@@ -89,6 +89,47 @@ def test_an_image_that_tells_nothing_is_given_up(pair, quick):
     assert model.record["verdict"]["decision"] == "abstained"
 
 
+@pytest.mark.parametrize("kind", ["frame", "nothing in common"])
+def test_a_tile_that_is_valid_only_along_its_border_is_refused(tmp_path, make_image, make_prior, quick, kind):
+    """Nothing would count in any batch: the loss would be 0, and the verdict over no pixel."""
+    holes = np.zeros((48, 56), dtype=bool)
+    holes[5:-5, 5:-5] = True
+    other = np.zeros_like(holes)
+    if kind == "nothing in common":
+        holes[:] = False
+        holes[:24] = True
+        other[29:43] = True
+        other[24:, 5:-5] = True
+    image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56, holes=other)
+    with pytest.raises(
+        InputError, match=r"i.tif has no valid pixel more than 5 px away from its border.*nothing to train"
+    ):
+        train_files([(image, prior)], tmp_path / "m.safetensors", quick())
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image, make_prior, quick):
+    holes = np.ones((48, 56), dtype=bool)
+    holes[20:25, 20:30] = False
+    image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56)
+    with pytest.warns(HarmWarning, match=r"cannot be judged \(there are too few pixels to judge by: 50, 100"):
+        model = train_files([(image, prior)], tmp_path / "m.safetensors", quick(starts=2))
+    with pytest.warns(HarmWarning, match="could not be judged"):
+        predict(image, tmp_path / "map.tif", model, posterior=prior)
+    with rasterio.open(tmp_path / "map.tif") as src:
+        assert src.tags(ns="LANDPRIOR")["decision"] == "abstained"
+
+
+def test_no_smoothing_trains_on_a_tile_with_gaps(make_image, make_prior, quick):
+    holes = np.zeros((48, 56), dtype=bool)
+    holes[10:20, 10:30] = True
+    tile = read_tile(make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56, holes=np.roll(holes, 5, 0)))
+    for loss in ("qr", "rq", "qr-kl", "ce", "nll-union"):
+        model = train_model([tile], quick(smoothing=0.0, training={"loss": loss}))
+        assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
+        assert model.record["verdict"]["pixels"] > 1000
+
+
 def test_the_run_ends_when_the_map_has_settled(pair, quick):
     still = {"steps": 40, "learning_rate": 1e-9}
     model = train_model([read_tile(*pair)], quick(training=still, settled=0.01))

@@ -1,6 +1,7 @@
 """Judging without labels: the estimate is exact where its assumptions hold, and looks are what they say."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,31 @@ def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_p
     assert all(best.shape == (CROP - 10, CROP - 10) for _, _, best in look.maps)
     seen = sum(int((best >= 0).sum()) for _, _, best in look.maps)
     assert seen > 0.5 * 200 * 250
+
+
+def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_model):
+    """Rows that lie in the borders of all crops that stand side by side."""
+    holes = np.ones((700, 900), dtype=bool)
+    holes[124:132] = False
+    tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
+    assert look.pixels == sum(int((best >= 0).sum()) for _, _, best in look.maps)
+    assert look.pixels > 1000
+
+
+@pytest.mark.parametrize(("count", "why"), [(0, "no pixel to judge by"), (30, "too few pixels to judge by: 30, 100")])
+def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, count, why):
+    valid = torch.zeros((60, 70), dtype=torch.bool)
+    valid[:4] = True
+    valid[20, 20 : 20 + count] = True
+    tile = replace(tile, valid=valid)
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model().network)
+    verdict = look.judge()
+    assert (verdict["pixels"], verdict["decision"]) == (count, "abstained")
+    assert why in verdict["why"]
+    if not count:
+        assert (verdict["evidence"], verdict["estimate"], verdict["change"]) == (None, None, None)
+        assert not look.change < 1  # so that nothing is taken as settled
 
 
 def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
