@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from landprior.errors import InputError
+from landprior.inputs import read_text
 from landprior.raster.files import replacing
 from landprior.raster.scheme import explain
 
@@ -43,7 +44,7 @@ def read_records(folder: Path, kind: type[T]) -> list[T]:
         return []
     adapter = TypeAdapter(kind)
     try:
-        return [adapter.validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return [adapter.validate_json(line) for line in read_text(path, empty=True).splitlines() if line]
     except ValidationError as error:
         msg = f"{explain(error, path)}; delete that line and what it is of is done again"
         raise InputError(msg) from error

@@ -105,9 +105,13 @@ def command(
     from landprior.batch.plans import plan_area, plan_workspace, write_plan
     from landprior.cli.fetch import make_network, make_plan
     from landprior.cli.run import to_be_fetched
+    from landprior.errors import ModelError
+    from landprior.inputs import check_file
     from landprior.landcover.pipeline import PipelineSettings, Workspace
     from landprior.raster.files import check_output
 
+    if learned is not None:
+        check_file(learned, what="model file", error=ModelError)
     check_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}

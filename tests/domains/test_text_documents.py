@@ -148,7 +148,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("d.jsonl", b'{"text": "x", "coarse"\n', "line 1 is no JSON"),
         ("e.jsonl", b"[1]\n", "line 1 is no JSON object"),
         ("f.jsonl", b"\n", "has no documents"),
-        ("g.jsonl", b'{"text": "\xff"}\n', "cannot be read"),
+        ("g.jsonl", b'{"text": "\xff"}\n', "cannot be read: line 1 is not UTF-8"),
         ("h.jsonl.gz", b"no gzip", "cannot be read"),
         ("i.csv", b"text,coarse\na,sports,3\n", "line 2: a row has other than the header's 2 columns"),
         ("j.csv", b'text,coarse\n"a,sports\n', "unexpected end of data"),

@@ -327,9 +327,26 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
             yield from readers[kind[0]](stream, path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = _line_that_is_no_text(path, packed=packed)
+        msg = f"{path} cannot be read: line {line} is not UTF-8; save the file as UTF-8"
+        raise InputError(msg) from error
+    except (OSError, EOFError, zlib.error) as error:
         msg = f"{path} cannot be read ({error})"
         raise InputError(msg) from error
+
+
+def _line_that_is_no_text(path: Path, *, packed: bool) -> int:
+    """Return the first line, from 1, that is not UTF-8."""
+    last = 1
+    with (gzip.open if packed else open)(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            last = number
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                break
+    return last
 
 
 def _csv_rows(stream: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
