@@ -21,10 +21,11 @@ from landprior.errors import (
     SourceError,
     SourceWarning,
 )
+from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
 from landprior.progress import Progress
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid, read_valid, read_window
+from landprior.raster.files import open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
@@ -340,11 +341,7 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     ):
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            values = read_window(src, block.core, 1)
-            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-                msg = f"{source} holds {values.dtype} numbers beyond NLCD's codes (0-255); is it NLCD?"
-                raise InputError(msg)
-            return {"nlcd": np.where(read_valid(src, block.core), values, 0).astype(np.uint8)}
+            return {"nlcd": read_nlcd(src, block.core).astype(np.uint8)}
 
         stream(compute, grid=grid, sinks={"nlcd": writer}, label="nlcd")
     return path

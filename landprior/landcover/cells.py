@@ -24,8 +24,9 @@ from rasterio.windows import Window
 from scipy.interpolate import RectBivariateSpline
 
 from landprior.errors import InputError
+from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.cooccurrence import NLCD_NODATA, measure_cooccurrence
-from landprior.raster.files import open_on_grid, open_raster, read_classes, read_valid, read_window
+from landprior.raster.files import open_codes, open_on_grid, open_raster, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.raster.windows import iter_blocks, stream
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
     from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.raster.files import CodeRaster
     from landprior.raster.scheme import ClassScheme
     from landprior.raster.windows import Block
 
@@ -252,7 +253,7 @@ def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.ui
         for block in iter_blocks(grid, size=2048):
             at = block.core.toslices()
             keys[at] = lattice.locate(block.core)
-            codes[at] = np.where(read_valid(src, block.core), read_window(src, block.core, 1), NLCD_NODATA[0])
+            codes[at] = read_nlcd(src, block.core)
     codes[np.isin(codes, NLCD_NODATA)] = NLCD_NODATA[0]
     cells = Cells.of(keys, codes, area=lattice.area)
     if not len(cells.codes):
@@ -287,7 +288,7 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float 
         return Lattice(grid=grid, cells=~own.transform, crs=own.crs, source="its own pixels")
     with open_on_grid(nlcd, grid, like=like) as src:
         window = _middle(grid)
-        codes = np.where(read_valid(src, window), read_window(src, window, 1), NLCD_NODATA[0])
+        codes = read_nlcd(src, window)
     found = estimate_lattice(codes, grid.window(window), cell=cell, where=like)
     chosen = found
     if grid.crs is not None and math.isclose(cell, CELL):
@@ -443,20 +444,20 @@ def measure_spread(
     moments = np.zeros((3, 256, len(scheme)))
     for nlcd_path, labels_path in pairs:
         with ExitStack() as stack:
-            labels = stack.enter_context(open_raster(labels_path))
-            grid = Grid.of(labels)
+            labels = stack.enter_context(open_codes(labels_path))
+            grid = labels.grid
             lattice = find_lattice(nlcd_path, grid, like=labels_path)
             nlcd = stack.enter_context(open_on_grid(nlcd_path, grid, like=labels_path))
 
             def count(
                 block: Block,
-                labels: DatasetReader = labels,
-                nlcd: DatasetReader = nlcd,
+                labels: CodeRaster = labels,
+                nlcd: CodeRaster = nlcd,
                 lattice: Lattice = lattice,
                 path: str | Path = labels_path,
             ) -> dict[str, NDArray[np.generic]]:
                 fine = read_classes(labels, block.outer, scheme, codes=label_map, where=path)
-                codes = np.where(read_valid(nlcd, block.outer), read_window(nlcd, block.outer, 1), NLCD_NODATA[0])
+                codes = read_nlcd(nlcd, block.outer)
                 cells = Cells.of(lattice.locate(block.outer), codes, area=lattice.area)
                 moments[:] += _cell_moments(cells, fine, len(scheme), block)
                 return {}

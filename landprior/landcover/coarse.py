@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from landprior.errors import InputError, PriorError
 from landprior.landcover.cooccurrence import NLCD_NODATA
-from landprior.raster.files import open_on_grid, open_raster, read_valid, read_window
+from landprior.raster.files import CodeRaster, open_on_grid, open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.ground import UNEVEN
 from landprior.raster.windows import Block, stream
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
     from rasterio.windows import Window
 
     from landprior.raster.scheme import Role
@@ -88,15 +88,40 @@ class CoarseLayers:
         """The layers besides NLCD."""
         return tuple(self._layers)
 
-    def codes(self) -> set[int]:
-        """Gather the codes of the NLCD raster, streamed.
+    def codes(self) -> dict[int, int]:
+        """Count the codes of the NLCD raster, streamed, and check the other layers as they pass.
+
+        Returns
+        -------
+        dict
+            Code -> pixels; that of no data too.
 
         Raises
         ------
         PriorError
-            If it holds other numbers, or no data only.
+            If NLCD holds other numbers, or no data only; if what a layer holds cannot be presence and absence.
         """
-        return _codes(self._nlcd, self._path, self.grid, progress=self._progress)
+        found: dict[int, int] = {}
+        seen = {name: _Presence(name, raster) for name, raster in self._layers.items()}
+
+        def gather(block: Block) -> dict[str, NDArray[np.generic]]:
+            codes, counts = np.unique(read_nlcd(self._nlcd, block.core), return_counts=True)
+            for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+                found[code] = found.get(code, 0) + count
+            for presence in seen.values():
+                presence.add(block.core)
+            return {}
+
+        stream(gather, grid=self.grid, sinks={}, label="NLCD codes", progress=self._progress)
+        if not set(found) - set(NLCD_NODATA):
+            msg = (
+                f"{self._path} has no NLCD code at all here (only no data: {sorted(found)}), so the prior would have "
+                "no mass"
+            )
+            raise PriorError(msg)
+        for presence in seen.values():
+            presence.check()
+        return found
 
     def pixel_size(self, override: float | None = None) -> tuple[float, float]:
         """Return the size of a pixel in metres; see :meth:`landprior.raster.grid.Grid.pixel_size`.
@@ -115,31 +140,100 @@ class CoarseLayers:
 
     def read(self, window: Window) -> tuple[NDArray[np.integer], dict[str, NDArray[np.bool_]]]:
         """Read NLCD codes and the layers' presence, each of shape (H, W)."""
-        presence = {
-            name: (read_window(src, window, 1) != 0) & read_valid(src, window) for name, src in self._layers.items()
-        }
-        return _masked_codes(self._nlcd, window), presence
+        presence = {}
+        for name, raster in self._layers.items():
+            values, valid = raster.read_values(window)
+            presence[name] = (values != 0) & valid
+        return read_nlcd(self._nlcd, window), presence
 
 
-def _masked_codes(src: DatasetReader, window: Window) -> NDArray[np.integer]:
-    codes = read_window(src, window, 1)
-    return np.where(read_valid(src, window), codes, NLCD_NODATA[0]).astype(np.int64)
+def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.int64]:
+    """Read NLCD codes, 0 where there is no data, shape (H, W).
 
-
-def _codes(src: DatasetReader, path: str | Path, grid: Grid, *, progress: bool) -> set[int]:
-    """Gather the codes of an NLCD raster, streamed."""
-    found: set[int] = set()
-
-    def gather(block: Block) -> dict[str, NDArray[np.generic]]:
-        found.update(np.unique(_masked_codes(src, block.core)).tolist())
-        return {}
-
-    stream(gather, grid=grid, sinks={}, label="NLCD codes", progress=progress)
-    wrong = sorted(code for code in found if not 0 <= code <= 255)
-    if wrong:
-        msg = f"{path} has values such as {wrong[0]}, which are no NLCD codes (0-255); is it another layer?"
+    Raises
+    ------
+    InputError
+        If a value is not a whole number.
+    PriorError
+        If one cannot be an NLCD code.
+    """
+    codes, valid = raster.read_codes(window)
+    wrong = (codes < 0) | (codes > 255)
+    if wrong.any():
+        index = np.argwhere(wrong)[0]
+        value = codes[tuple(index)]
+        msg = (
+            f"{raster.path} has values such as {value} (at {raster.place(index, window)}), which are no NLCD codes "
+            f"(0-255); if {value} stands for no data, write that into the file: rio edit-info --nodata {value} "
+            f"{raster.path}; or is it another layer?"
+        )
         raise PriorError(msg)
-    if not found - set(NLCD_NODATA):
-        msg = f"{path} has no NLCD code at all here (only no data: {sorted(found)}), so the prior would have no mass"
-        raise PriorError(msg)
-    return found
+    return np.where(valid, codes, NLCD_NODATA[0])
+
+
+_EVERYWHERE = 0.98
+"""A layer that is present in more of the pixels it covers has no absence: what stands for it was not understood."""
+
+_LARGEST = (255, 65535, 2**31 - 1, 2**32 - 1)
+_SMALL = 100
+"""Numbers of classes; beside them the largest number of a data type means no data."""
+
+
+@dataclass
+class _Presence:
+    """What a presence layer holds, over all blocks."""
+
+    name: str
+    raster: CodeRaster
+    values: set[float] = field(default_factory=set)
+    present: int = 0
+    covered: int = 0
+    broken: int = 0
+    lowest: float = 0.0
+
+    def add(self, window: Window) -> None:
+        """Count a window."""
+        values, valid = self.raster.read_values(window)
+        if values.dtype.kind == "f" and not np.isnan(self.raster.nodata if self.raster.nodata is not None else 0.0):
+            self.broken += int((~np.isfinite(values)).sum())
+        there = values[valid & (values != 0)]
+        self.covered += int(self.raster.covers(window).sum())
+        self.present += there.size
+        if there.size and len(self.values) <= _SMALL:
+            self.values.update(np.unique(there)[: _SMALL + 1].tolist())
+        if there.size:
+            self.lowest = min(self.lowest, float(there.min()))
+
+    def check(self) -> None:
+        """Refuse values that cannot be presence; say how many were not numbers.
+
+        Raises
+        ------
+        PriorError
+            Says how to mark no data.
+        """
+        path = self.raster.path
+        if self.broken:
+            logger.info("%s: %d pixels are NaN or infinite; they count as no data", path, self.broken)
+        largest = max(self.values, default=0.0)
+        others = self.values - {largest}
+        suspect: float | None = None
+        if self.lowest < 0:
+            suspect, why = self.lowest, "is negative"
+        elif self.raster.nodata is None and largest in _LARGEST and others and max(others) <= _SMALL:
+            suspect, why = largest, f"stands beside small values such as {min(others):g}"
+        if suspect is not None:
+            msg = (
+                f"{path} holds {suspect:g}, which {why}, so it cannot say where {self.name} are (nonzero is presence); "
+                f"if it stands for no data, write that into the file: rio edit-info --nodata {suspect:g} {path}"
+            )
+            raise PriorError(msg)
+        linear = self.name != "waterbodies"  # a tile may lie in the sea
+        if self.covered and self.present > _EVERYWHERE * self.covered and (linear or len(self.values) > 1):
+            shown = ", ".join(f"{value:g}" for value in sorted(self.values)[:4])
+            msg = (
+                f"{path} says {self.name} in {100 * self.present / self.covered:.0f} % of its pixels (values {shown}); "
+                "nonzero is presence. Write 0 where there is none, or mark the value of absence as no data: "
+                f"rio edit-info --nodata VALUE {path}"
+            )
+            raise PriorError(msg)

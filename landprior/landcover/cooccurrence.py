@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,11 @@ from landprior.resources import find_config
 from landprior.sources.tables import Row, Table, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
+
+    from landprior.raster.files import CodeRaster
 
 NLCD_NODATA = (0, 250, 255)
 """NLCD values that stand for no data."""
@@ -38,6 +40,9 @@ _SHRUB, _TREES = 52, 40
 USUAL_SPREAD = 2 / 3
 """Standard deviation of a class's share between the cells of a code, in units of sqrt(p (1 - p)), which would be that
 of cells of one class each: the mean over Maryland's codes (Table 4 of "Label super-resolution networks") is 0.66."""
+
+_SHOWN = 8
+"""Unknown codes that a message lists at most."""
 
 _STD, _LOW, _HIGH = "std", "low", "high"
 """What follows a class's name in the columns of its standard deviation, and of an interval of its share."""
@@ -71,14 +76,14 @@ class Cooccurrence:
     cells: Mapping[int, int] = field(default_factory=dict)
     source: str = ""
 
-    def table(self, codes: Iterable[int]) -> NDArray[np.float32]:
+    def table(self, codes: Iterable[int] | Mapping[int, int]) -> NDArray[np.float32]:
         """Return a lookup table, shape (256, C): row = code, zeros for no data.
 
         Parameters
         ----------
         codes
-            The codes that occur. One that is an NLCD code but not in the matrix gets the shipped
-            default's row (or, without one, the mean of the matrix's rows), with a warning.
+            The codes that occur, perhaps with their numbers of pixels. One that is an NLCD code but not in the matrix
+            gets the shipped default's row (or, without one, the mean of the matrix's rows), with a warning.
 
         Raises
         ------
@@ -90,9 +95,14 @@ class Cooccurrence:
         nlcd = set(load_scheme("nlcd").codes.tolist())
         unknown = [code for code in wanted if code not in nlcd and code not in self.probabilities]
         if unknown:
+            pixels = codes if isinstance(codes, Mapping) else {}
+            shown = [f"{code} ({pixels[code]} px)" if code in pixels else str(code) for code in unknown[:_SHOWN]]
+            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
             msg = (
-                f"code(s) {', '.join(map(str, unknown))} are no NLCD codes and not in the matrix {self.source}; "
-                "is this the original NLCD legend? Give a matrix that has them with --cooccurrence FILE.csv"
+                f"code(s) {', '.join(shown)}{more} are no NLCD codes and not in the matrix {self.source}; is this the "
+                "original NLCD legend? A raster that was resampled by averaging or interpolation has such codes: do "
+                "that by nearest neighbour (-r near). For another legend give a matrix that has them: --cooccurrence "
+                "FILE.csv. If they stand for no data, mark that: rio edit-info --nodata CODE FILE"
             )
             raise PriorError(msg)
         missing = [code for code in wanted if code not in self.probabilities]
@@ -352,28 +362,28 @@ def measure_cooccurrence(
     SchemeError
         If the labels have codes the scheme does not know.
     """
-    from landprior.raster.files import open_on_grid, open_raster, read_classes, read_valid, read_window
-    from landprior.raster.grid import Grid
+    from landprior.landcover.coarse import read_nlcd
+    from landprior.raster.files import open_codes, open_on_grid, read_classes
     from landprior.raster.windows import Block, stream
 
     counts = np.zeros((256, len(scheme)), dtype=np.int64)
     for nlcd_path, labels_path in pairs:
         before = counts.sum()
         with ExitStack() as stack:
-            labels = stack.enter_context(open_raster(labels_path))
-            nlcd = stack.enter_context(open_on_grid(nlcd_path, Grid.of(labels), like=labels_path))
+            labels = stack.enter_context(open_codes(labels_path))
+            nlcd = stack.enter_context(open_on_grid(nlcd_path, labels.grid, like=labels_path))
 
             def count(
-                block: Block, labels: DatasetReader = labels, nlcd: DatasetReader = nlcd, path: str | Path = labels_path
+                block: Block, labels: CodeRaster = labels, nlcd: CodeRaster = nlcd, path: str | Path = labels_path
             ) -> dict[str, NDArray[np.generic]]:
                 fine = read_classes(labels, block.core, scheme, codes=label_map, where=path)
-                coarse = read_window(nlcd, block.core, 1)
-                good = (fine != IGNORED_INDEX) & read_valid(nlcd, block.core) & ~np.isin(coarse, NLCD_NODATA)
+                coarse = read_nlcd(nlcd, block.core)
+                good = (fine != IGNORED_INDEX) & ~np.isin(coarse, NLCD_NODATA)
                 both = coarse[good].astype(np.intp) * len(scheme) + fine[good]
                 counts.ravel()[:] += np.bincount(both, minlength=counts.size)
                 return {}
 
-            stream(count, grid=Grid.of(labels), sinks={}, label=Path(labels_path).name, progress=progress)
+            stream(count, grid=labels.grid, sinks={}, label=Path(labels_path).name, progress=progress)
         if counts.sum() == before:
             msg = f"{nlcd_path} and {labels_path} share no pixel with both an NLCD code and a label"
             raise InputError(msg)

@@ -11,9 +11,9 @@ from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
 from landprior.errors import InputError, SchemeError
-from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_on_grid, open_raster, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import TAG_DOMAIN
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
 from landprior.sources.vectors import grow_shapes, read_vectors
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     import geopandas
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
+
+    from landprior.raster.files import CodeRaster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +235,8 @@ def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Excl
 
 
 def _score_pair(
-    mapped: DatasetReader,
-    labels: DatasetReader,
+    mapped: CodeRaster,
+    labels: CodeRaster,
     scheme: ClassScheme,
     *,
     codes: tuple[Mapping[int, int], Mapping[int, int]],
@@ -244,7 +245,7 @@ def _score_pair(
     progress: bool,
 ) -> Scores:
     """Score a map against labels on one grid; codes and names are those of map and labels."""
-    grid = Grid.of(mapped)
+    grid = mapped.grid
     counts = np.zeros((len(scheme), len(scheme)), dtype=np.int64)
     labelled = 0
 

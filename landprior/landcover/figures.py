@@ -68,7 +68,7 @@ def draw_comparison(
         grid = Grid.of(src)
     if image is not None:
         with ImageLayer(image) as layer:
-            panels.append(("image", stretch(_shrunken(layer.src))))
+            panels.append(("image", stretch(_shrunken(layer.src, layer.indexes))))
     if prior is not None:
         with PriorLayer(prior, scheme=scheme) as belief:
             shares = _shrunken(belief.src).astype(np.float32)
@@ -134,9 +134,10 @@ def stretch(image: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255), dtype=np.uint8).transpose(1, 2, 0)
 
 
-def _shrunken(src: DatasetReader) -> NDArray[np.generic]:
+def _shrunken(src: DatasetReader, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
     step = max(1.0, max(src.shape) / SIDE)
-    return np.asarray(src.read(out_shape=(src.count, round(src.height / step), round(src.width / step))))
+    bands = bands or src.indexes
+    return np.asarray(src.read(list(bands), out_shape=(len(bands), round(src.height / step), round(src.width / step))))
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

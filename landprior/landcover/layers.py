@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rasterio.enums import ColorInterp
-from rasterio.windows import Window
 
-from landprior.errors import InputError, LandpriorError, PriorError, RasterReadError, SchemeError
-from landprior.raster.cog import TAG_DOMAIN
-from landprior.raster.files import open_raster, read_valid, read_window
+from landprior.errors import InputError, LandpriorError, PriorError, SchemeError
+from landprior.raster.bands import find_bands, find_sentinel, match_nodata, usable_nodata
 from landprior.raster.grid import Grid
+from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
 from landprior.raster.scheme import ClassScheme, parse_scheme
+from landprior.raster.windows import iter_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
+    from rasterio.windows import Window
 
 
 logger = logging.getLogger(__name__)
@@ -53,61 +54,66 @@ class _Layer:
 class ImageLayer(_Layer):
     """An image: any number of bands, any numeric type.
 
-    Many 4-band NAIP files say that their near infrared is an alpha band (GDAL's default for four bands of
-    bytes). A band called alpha counts as a mask only if it looks like one: 0 and full, nothing between.
+    Which bands are data and which pixels are valid is said by :mod:`landprior.raster.bands`.
 
     Parameters
     ----------
     path
-        The raster.
+        The raster; ``stack.tif|band=2`` takes that band only.
     nodata
         A value that marks no data when the file has no nodata of its own: a pixel with this value in
-        every band. A file's own nodata, alpha or mask always counts.
+        every band (a negative or huge one: in any band). A file's own nodata, alpha or mask always counts.
+
+    Raises
+    ------
+    InputError
+        If it is a picture with a palette, whose numbers are names of colours, or holds complex numbers.
     """
 
     def __init__(self, path: str | Path, *, nodata: float | None = None) -> None:
         super().__init__(path)
-        self._nodata = nodata
-        tagged = [i for i, kind in enumerate(self.src.colorinterp, start=1) if kind == ColorInterp.alpha]
         try:
-            masks = [i for i in tagged if self._looks_like_a_mask(i)]
-        except RasterReadError:
+            self._found = find_bands(self.src, band=split_band(path)[1])
+            self._require_quantities()
+        except LandpriorError:
             self.src.close()
             raise
-        self._indexes = [i for i in range(1, self.src.count + 1) if i not in masks] or [1]
-        self._mistagged = bool(tagged) and not masks
-        if self._mistagged:
-            logger.info("%s: band %d is called alpha but holds data; using it as a band", path, tagged[0])
+        own = np.dtype(self.src.dtypes[self._found.data[0] - 1])
+        self._nodata = usable_nodata(nodata, own)
+        self._noted = False
+        if self._found.called_alpha:
+            logger.info(
+                "%s: band %d is called alpha but holds data; using it as a band", path, self._found.called_alpha[0]
+            )
+
+    def _require_quantities(self) -> None:
+        first = self._found.data[0]
+        if self.src.colorinterp[first - 1] == ColorInterp.palette:
+            msg = (
+                f"{self.path} is a picture with a palette: its numbers are names of colours, not brightness; "
+                f"turn it into colours first: gdal_translate -expand rgb {self.path} rgb.tif"
+            )
+            raise InputError(msg)
+        kind = self.src.dtypes[first - 1]
+        if np.dtype(kind).kind not in "iuf":
+            msg = f"{self.path} holds {kind} numbers; give an image of real numbers (its magnitude, say)"
+            raise InputError(msg)
 
     @property
     def bands(self) -> int:
         """Number of bands (an alpha band is the mask, not data)."""
-        return len(self._indexes)
+        return len(self._found.data)
+
+    @property
+    def indexes(self) -> list[int]:
+        """Numbers of the bands in the file, from 1."""
+        return list(self._found.data)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """What :meth:`read` gives: the file's type where torch computes with it, else one that holds its values."""
-        own: np.dtype[Any] = np.dtype(self.src.dtypes[0])
+        own: np.dtype[Any] = np.dtype(self.src.dtypes[self._found.data[0] - 1])
         return _TORCH_TYPES.get(own.name, own)
-
-    def _looks_like_a_mask(self, index: int) -> bool:
-        """Say whether a band is 0 and full only, in sixteen places."""
-        height, width = self.grid.shape
-        full = np.iinfo(self.src.dtypes[index - 1]).max if self.src.dtypes[index - 1].startswith(("u", "i")) else 1
-        side = 64
-        for row in np.linspace(0, max(height - side, 0), 4):
-            for column in np.linspace(0, max(width - side, 0), 4):
-                window = Window(int(column), int(row), min(side, width), min(side, height))
-                if not np.isin(read_window(self.src, window, index), (0, full)).all():
-                    return False
-        return True
-
-    def _valid(self, values: NDArray[np.generic], window: Window | None) -> NDArray[np.bool_]:
-        if not self._mistagged:
-            return read_valid(self.src, window)
-        if self.src.nodata is None:
-            return np.ones(values.shape[-2:], dtype=bool)
-        return np.asarray(~(values == self.src.nodata).all(axis=0))
 
     def read(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Read pixels.
@@ -117,29 +123,48 @@ class ImageLayer(_Layer):
         values : ndarray, shape (B, H, W)
             Of :attr:`dtype`; invalid pixels are 0.
         valid : ndarray of bool, shape (H, W)
+            False where there is no data, NaN or infinity.
 
         Raises
         ------
         InputError
-            If there is NaN or infinity where the file says there is data.
+            If a pixel has, in every band, a value that stands for no data by habit (-9999, say), and neither the file
+            nor ``nodata`` says so.
         """
-        values = read_window(self.src, window, self._indexes)
-        valid = self._valid(values, window)
+        values = read_window(self.src, window, self.indexes)
+        valid = self._found.find_valid(self.src, values, window)
         if self._nodata is not None:
-            valid &= ~(values == self._nodata).all(axis=0)
+            valid &= ~match_nodata(values, [self._nodata] * len(values))
         if values.dtype.kind == "f":
-            broken = valid & ~np.isfinite(values).all(axis=0)
-            if broken.any():
-                row, col = np.argwhere(broken)[0]
-                at = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
-                msg = (
-                    f"{self.path} has NaN or infinity at row {row + at[0]}, column {col + at[1]} but no NaN nodata; "
-                    f"mark it with: rio edit-info --nodata nan {self.path}"
-                )
-                raise InputError(msg)
+            self._note_broken(values)
+        odd = find_sentinel(values, valid)
+        if odd is not None:
+            value, index = odd
+            msg = (
+                f"{self.path} holds {value:.8g} in every band at {place_of(index, window)}, which usually stands for "
+                f"no data, but names no such nodata value; give --nodata={value:.8g}, or write it into the file: "
+                f"rio edit-info --nodata {value:.8g} {self.path}"
+            )
+            raise InputError(msg)
         if not valid.all():
             values = np.where(valid, values, np.zeros((), values.dtype))
         return values.astype(self.dtype, copy=False), valid
+
+    def _note_broken(self, values: NDArray[np.generic]) -> None:
+        """Say once how many pixels are NaN or infinite, unless the file says that NaN is no data."""
+        if self._noted or not self._count_broken(values):
+            return
+        self._noted = True
+        total = sum(
+            self._count_broken(read_window(self.src, block.core, self.indexes))
+            for block in iter_blocks(self.grid, size=2048)
+        )
+        logger.info("%s: %d pixels are NaN or infinite in some band; they count as no data", self.path, total)
+
+    def _count_broken(self, values: NDArray[np.generic]) -> int:
+        said = any(value is not None and np.isnan(value) for value in (*self._found.nodata, self._nodata))
+        broken = np.isinf(values) if said else ~np.isfinite(values)
+        return int(broken.any(axis=0).sum())
 
 
 class PositionLayer:
@@ -180,19 +205,25 @@ class PriorLayer(_Layer):
     def __init__(self, path: str | Path, *, scheme: ClassScheme | None = None) -> None:
         super().__init__(path)
         self.tags: dict[str, str] = self.src.tags(ns=TAG_DOMAIN)
-        # no data as NaN is seen in the values; asking GDAL for its mask reads every band once more
-        self._masked = not (self.src.nodata is not None and np.isnan(self.src.nodata))
         try:
             self.scheme = self._find_scheme(scheme)
+            # with a band per class, one that is called alpha (GDAL's default for the fourth of bytes) is a class
+            self._found = find_bands(self.src, due=len(self.scheme))
+            # no data as NaN is seen in the values
+            self._marked = bool(
+                self._found.alpha
+                or self._found.masked
+                or any(value is not None and not np.isnan(value) for value in self._found.nodata)
+            )
             self._require_one_band_per_class()
         except LandpriorError:
             self.src.close()
             raise
 
     def _require_one_band_per_class(self) -> None:
-        if self.src.count != len(self.scheme):
+        if len(self._found.data) != len(self.scheme):
             msg = (
-                f"{self.path} has {self.src.count} bands and scheme {self.scheme.name!r} has {len(self.scheme)} "
+                f"{self.path} has {len(self._found.data)} bands and scheme {self.scheme.name!r} has {len(self.scheme)} "
                 "classes; a prior has one band per class"
             )
             raise PriorError(msg)
@@ -225,25 +256,25 @@ class PriorLayer(_Layer):
         PriorError
             If some bands of a pixel are NaN and others not, or a value is negative.
         """
-        values = read_window(self.src, window).astype(np.float32, copy=False)
-        mass = values.sum(axis=0)
-        missing = np.isnan(mass)
-        gaps = bool(missing.any())
+        raw = read_window(self.src, window, list(self._found.data))
+        values = raw.astype(np.float32, copy=False)
+        seen = self._found.find_valid(self.src, raw, window) if self._marked else None
+        if seen is not None:
+            values = np.where(seen | ~np.isfinite(values), values, np.float32(0))
         wrong = (values < 0).any(axis=0)
-        if gaps:
-            wrong |= missing & ~np.isnan(values).all(axis=0)
-            values[:, missing] = 0
+        mass = values.sum(axis=0)
+        missing = ~np.isfinite(mass)
+        if missing.any():
+            wrong = (wrong & ~missing) | (missing & np.isfinite(values).any(axis=0))
+            values[:, missing] = mass[missing] = 0
         if wrong.any():
-            row, col = np.argwhere(wrong)[0]
-            at = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
+            index = np.argwhere(wrong)[0]
             msg = (
-                f"{self.path} is no prior: NaN in some bands or a negative value at row {row + at[0]}, "
-                f"column {col + at[1]}; build it with: landprior build-prior"
+                f"{self.path} is no prior: NaN in some bands or a negative value at {place_of(index, window)}; "
+                "build it with: landprior build-prior"
             )
             raise PriorError(msg)
         valid = mass > 0
-        if self._masked:
-            valid &= read_valid(self.src, window)
         np.divide(values, mass, out=values, where=valid)
         if not valid.all():
             values[:, ~valid] = 0

@@ -154,6 +154,9 @@ def predict(
     _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        if pixels.grid.crs is None:
+            lack = "georeference" if pixels.grid.nowhere else "CRS"
+            logger.info("%s has no %s, so its map will have none", image, lack)
         if pixels.bands != model.bands:
             msg = f"{image} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
             raise ModelError(msg)

@@ -199,12 +199,7 @@ class PriorModel:
         PriorError
             If the scheme has no class with that role.
         """
-        role = LAYERS[layer]
-        index = self.scheme.role_index(role)
-        if index is None:
-            msg = f"scheme {self.scheme.name!r} has no class with 'role: {role}', which {layer} add to; mark one so"
-            raise PriorError(msg)
-        return index
+        return _require_role(self.scheme, layer)
 
     def _filter(self, name: str, values: NDArray[np.float32], source: Window, out: Window) -> NDArray[np.float32]:
         rows = axis_matrix(
@@ -220,6 +215,15 @@ class PriorModel:
             source=_span(source.col_off, source.width),
         )
         return filter_window(values, rows, columns)
+
+
+def _require_role(scheme: ClassScheme, layer: str) -> int:
+    role = LAYERS[layer]
+    index = scheme.role_index(role)
+    if index is None:
+        msg = f"scheme {scheme.name!r} has no class with 'role: {role}', which {layer} add to; mark one so"
+        raise PriorError(msg)
+    return index
 
 
 def _span(offset: float, length: float) -> tuple[int, int]:
@@ -344,9 +348,9 @@ def build_prior(
         coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
         model: PriorModel | LearnedPrior
         if learned is None:
-            model = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
             for name in coarse.names:
-                model.require(name)
+                _require_role(cooccurrence.scheme, name)
+            model = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
         else:
             from landprior.landcover.learned_prior import LearnedPrior, require_match, settings_of
 

@@ -17,8 +17,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.raster.files import open_raster, read_classes, replacing
-from landprior.raster.grid import Grid
+from landprior.raster.files import open_codes, read_classes, replacing
 from landprior.raster.ground import PixelAreas
 from landprior.raster.outputs import check_outputs
 from landprior.raster.windows import Block, stream
@@ -69,8 +68,8 @@ def measure_classes(
     """
     counts = np.zeros(len(scheme), dtype=np.int64)
     squares = np.zeros(len(scheme))
-    with open_raster(path) as src:
-        grid = Grid.of(src)
+    with open_codes(path) as src:
+        grid = src.grid
         try:
             areas = PixelAreas(grid, where=path)
         except InputError as error:
@@ -182,8 +181,8 @@ def draw_sample(
     ]
     seen = np.zeros(len(scheme), dtype=np.int64)
     places: list[tuple[int, int, int]] = []
-    with open_raster(path) as src:
-        grid = Grid.of(src)
+    with open_codes(path) as src:
+        grid = src.grid
 
         def find(block: Block) -> dict[str, NDArray[np.generic]]:
             classes = read_classes(src, block.core, scheme, codes={}, where=path)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
-from landprior.raster.cog import TAG_DOMAIN
 from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Bounds, Grid
+from landprior.raster.reading import TAG_DOMAIN
 from landprior.raster.scheme import parse_scheme
 
 if TYPE_CHECKING:

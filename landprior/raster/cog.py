@@ -15,8 +15,9 @@ from rasterio.shutil import copy as gdal_copy
 
 from landprior.errors import RasterWriteError
 from landprior.raster.datasets import NAMES, NAMES_HEAD
-from landprior.raster.files import GDAL_CACHE_BYTES, gdal_cores, local_grids_allowed
+from landprior.raster.files import GDAL_CACHE_BYTES, gdal_cores
 from landprior.raster.outputs import prepare_place, replacing
+from landprior.raster.reading import TAG_DOMAIN
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK
 
@@ -36,8 +37,6 @@ Encoding = Literal["float16", "uint8", "float32"]
 """How probabilities lie on disk: rounded to half floats (default), uint8 of 255 p rounded, or single floats."""
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
-TAG_DOMAIN = "landprior"
-"""Metadata domain of the tags landprior writes (``rio info --namespace landprior``)."""
 
 
 class CogWriter(AbstractContextManager["CogWriter"]):
@@ -143,8 +142,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                 replacing(self.path, overwrite=self._overwrite, kind="raster", companions=names, keep=self._keep)
             )
             self._draft = self._final.with_name("draft.tif" if self._final.name != "draft.tif" else "draft.draft.tif")
-            with local_grids_allowed():
-                self._dst = rasterio.open(self._draft, "w", **self._profile)
+            self._dst = rasterio.open(self._draft, "w", **self._profile)
             if self._scale is not None:
                 self._dst.scales = (self._scale,) * self._dst.count
             if self._descriptions:
@@ -191,27 +189,26 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     def _finish(self, dst: DatasetWriter) -> None:
         try:
             dst.close()
-            with local_grids_allowed():
-                # The COG driver would make them too, in memory that grows with the width: it joins the bands first.
-                with rasterio.Env(GDAL_NUM_THREADS="1"), rasterio.open(self._draft, "r+") as draft:  # as above
-                    draft.build_overviews(overview_factors(self.grid), Resampling[self._overviews])
-                gdal_copy(
-                    str(self._draft),
-                    str(self._final),
-                    driver="COG",
-                    compress="DEFLATE",
-                    # differences of neighbours compress quantities; of class codes they only make more symbols
-                    predictor="YES" if self._overviews == "average" else "NO",
-                    blocksize=BLOCK,
-                    bigtiff="IF_SAFER",
-                    overviews="FORCE_USE_EXISTING",
-                    copy_src_mdd="YES",
-                    sparse_ok="YES",
-                    num_threads=gdal_cores(),
-                )
-                # GDAL reports a write that fails at the very end (full disk) as success: look.
-                with rasterio.open(self._final) as check:
-                    check.read(1, window=((check.height - 1, check.height), (check.width - 1, check.width)))
+            # The COG driver would make them too, in memory that grows with the width: it joins the bands first.
+            with rasterio.Env(GDAL_NUM_THREADS="1"), rasterio.open(self._draft, "r+") as draft:  # as above
+                draft.build_overviews(overview_factors(self.grid), Resampling[self._overviews])
+            gdal_copy(
+                str(self._draft),
+                str(self._final),
+                driver="COG",
+                compress="DEFLATE",
+                # differences of neighbours compress quantities; of class codes they only make more symbols
+                predictor="YES" if self._overviews == "average" else "NO",
+                blocksize=BLOCK,
+                bigtiff="IF_SAFER",
+                overviews="FORCE_USE_EXISTING",
+                copy_src_mdd="YES",
+                sparse_ok="YES",
+                num_threads=gdal_cores(),
+            )
+            # GDAL reports a write that fails at the very end (full disk) as success: look.
+            with rasterio.open(self._final) as check:
+                check.read(1, window=((check.height - 1, check.height), (check.width - 1, check.width)))
         except (RasterioError, CPLE_BaseError) as error:
             raise self._failure(error) from error
         self._draft.unlink(missing_ok=True)

@@ -128,13 +128,11 @@ def files_of(path: str | Path) -> list[Path]:
 
 def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
     """List what GDAL reads with a raster; the sources of a VRT again, as they may be VRTs."""
-    from landprior.raster.files import local_grids_allowed  # which rests on this module
-
     log = logging.getLogger("rasterio")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with local_grids_allowed(), rasterio.Env(), rasterio.open(path) as src:
+        with rasterio.Env(), rasterio.open(path) as src:
             found = [Path(name) for name in src.files]
     except (RasterioError, OSError, ValueError):
         return []
@@ -196,9 +194,7 @@ def is_ours(path: Path) -> bool:
         if path.suffix.lower() == ".png":
             with path.open("rb") as stream:
                 return SIGNATURE.encode() in stream.read(4096)
-        from landprior.raster.files import local_grids_allowed  # which rests on this module
-
-        with local_grids_allowed(), rasterio.open(path) as src:
+        with rasterio.open(path) as src:
             return src.tags(ns="landprior").get("kind") in _PRODUCT_RASTERS
     except (OSError, ValueError, RasterioError):
         return False

@@ -63,6 +63,16 @@ class Grid:
         return cls(width=src.width, height=src.height, transform=src.transform, crs=src.crs)
 
     @property
+    def nowhere(self) -> bool:
+        """Whether there is no georeference at all: no CRS, and pixels as coordinates."""
+        return self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1))
+
+    @property
+    def local(self) -> bool:
+        """Whether the CRS is of no known place on Earth (LOCAL_CS, an engineering CRS): it cannot be warped."""
+        return self.crs is not None and not (self.crs.is_geographic or self.crs.is_projected or self.crs.is_epsg_code)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width, the order of arrays."""
         return (self.height, self.width)
@@ -123,14 +133,14 @@ class Grid:
             if not (override > 0 and math.isfinite(override)):
                 msg = f"the pixel size must be a positive number of metres, not {override}"
                 raise InputError(msg)
-            own = None if self._local else self._ground_size(where, strict=False)
+            own = None if self.nowhere else self._ground_size(where, strict=False)
             if own is not None and max(max(own) / override, override / min(own)) > _CONTRADICTION:
                 logger.warning(
                     "%s has pixels of %.4g x %.4g m by its own georeferencing; the %g m of --pixel-size are used",
                     where, *own, override,
                 )  # fmt: skip
             return (override, override)
-        if self._local:
+        if self.nowhere:
             msg = f"{where} has no georeferencing, so its pixel size is not known; give --pixel-size METRES"
             raise InputError(msg)
         found = self._ground_size(where, strict=True)
@@ -141,11 +151,6 @@ class Grid:
             )
             raise InputError(msg)
         return found
-
-    @property
-    def _local(self) -> bool:
-        """Whether it is not georeferenced at all."""
-        return self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1))
 
     def _ground_size(self, where: str | Path, *, strict: bool) -> tuple[float, float] | None:
         """Return the size of the middle pixel on the ground; None if there is none."""
@@ -190,11 +195,38 @@ def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> N
     """
     found = first.differences(second)
     if found:
-        msg = (
-            f"{names[0]} and {names[1]} are on different grids ({'; '.join(found)}); "
-            f"put the second on the first's grid, for example: rio warp {names[1]} aligned.tif --like {names[0]}"
-        )
+        msg = f"{names[0]} and {names[1]} are on different grids ({'; '.join(found)}); {_way_out(first, second, names)}"
         raise GridMismatchError(msg)
+
+
+def _way_out(first: Grid, second: Grid, names: tuple[str, str]) -> str:
+    """Say how to bring two grids together. Warping a file without a CRS would give zeros, so that comes first."""
+    if first.crs is None and second.crs is None:
+        return "neither has a CRS, so they cannot be warped: give files of one size and place"
+    if first.crs is not None and second.crs is not None and not (first.local or second.local):
+        return f"put the second on the first's grid, for example: rio warp {names[1]} aligned.tif --like {names[0]}"
+    poor, rich = (second, first) if second.crs is None or second.local else (first, second)
+    name = names[1] if poor is second else names[0]
+    kind = "no CRS" if poor.crs is None else "a local CRS, of no known place on Earth"
+    own, other = poor.bounds, rich.bounds
+    fits = own.left < other.right and other.left < own.right and own.bottom < other.top and other.bottom < own.top
+    if rich.crs is None or rich.local:
+        return f"{name} has {kind}: first give both the CRS they are really in: rio edit-info --crs EPSG:CODE FILE"
+    if fits and not poor.nowhere:
+        return (
+            f"{name} has {kind}. Its coordinates would fit {_name(rich.crs)}; if it is in that, say so in the file: "
+            f"rio edit-info --crs {_name(rich.crs)} {name}"
+        )
+    if poor.nowhere:
+        return (
+            f"{name} has {kind} and no coordinates, so its place is not known; give it both: gdal_translate -a_srs "
+            f"EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM {name} placed.tif"
+        )
+    return (
+        f"{name} has {kind}, and its coordinates ({own.left:.6g}, {own.bottom:.6g}, {own.right:.6g}, {own.top:.6g}) "
+        f"are not those of {_name(rich.crs)} here; first give it the CRS it is really in (NLCD's own is EPSG:5070): "
+        f"rio edit-info --crs EPSG:CODE {name}"
+    )
 
 
 def _name(crs: CRS | None) -> str:

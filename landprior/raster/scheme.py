@@ -175,11 +175,33 @@ class ClassScheme(BaseModel):
         """Return the position of the class with a role, or None."""
         return next((i for i, c in enumerate(self.classes) if c.role == role), None)
 
+    def find_class(self, code: int, label_map: Mapping[int, int] | None = None) -> int | None:
+        """Return the position of the class a code of a raster stands for, None if it is ignored.
+
+        Parameters
+        ----------
+        code
+            As the raster has it.
+        label_map
+            See :meth:`encode`.
+
+        Raises
+        ------
+        KeyError
+            If it is neither a class, merged, mapped nor ignored.
+        """
+        target = (label_map or {}).get(code, code)
+        position = next((i for i, c in enumerate(self.classes) if target in (c.code, *c.merge)), None)
+        if position is None and target not in self.ignored and target != MAP_NODATA:
+            raise KeyError(code)
+        return position
+
     def encode(
         self,
         labels: NDArray[np.integer],
         *,
         label_map: Mapping[int, int] | None = None,
+        valid: NDArray[np.bool_] | None = None,
         where: str = "labels",
     ) -> NDArray[np.int16]:
         """Turn label codes into class positions.
@@ -190,37 +212,33 @@ class ClassScheme(BaseModel):
             Integer codes, any shape.
         label_map
             Codes of the labels -> codes of this scheme, applied first (``{10: 1, 20: 4}``). A code
-            that it does not name keeps its meaning; map it to a code in ``ignored`` to leave it out.
+            that it does not name keeps its meaning; map it to a code in ``ignored``, or to 255, to leave it out.
+        valid
+            Which pixels have data, of the same shape; the others are -1 whatever their codes and the map. Without it
+            all have. 255 is no data too, unless the map or the scheme names it.
         where
             What the labels are called in an error.
 
         Returns
         -------
         ndarray of int16
-            Positions 0..C-1, and -1 where the code is ignored.
+            Positions 0..C-1, and -1 where the code is ignored or there is no data.
 
         Raises
         ------
         SchemeError
             If a code is neither a class, merged, mapped nor ignored.
         """
-        codes, inverse = np.unique(labels, return_inverse=True)
-        positions = {code: i for i, c in enumerate(self.classes) for code in (c.code, *c.merge)}
-        ignored = {*self.ignored, MAP_NODATA}
+        codes, inverse = np.unique(labels if valid is None else labels[valid], return_inverse=True)
         table = np.empty(codes.size, dtype=np.int16)
         unknown = []
         for i, code in enumerate(codes.tolist()):
-            mapped = label_map.get(code) if label_map else None
-            if mapped is not None:
-                target = positions.get(mapped, IGNORED_INDEX if mapped in ignored else None)
-            elif code in ignored:
-                target = IGNORED_INDEX
-            else:
-                target = positions.get(code)
-            if target is None:
+            try:
+                found = self.find_class(code, label_map)
+            except KeyError:
                 unknown.append(code)
                 continue
-            table[i] = target
+            table[i] = IGNORED_INDEX if found is None else found
         if unknown:
             msg = (
                 f"{where} has code(s) {', '.join(map(str, unknown))} that scheme {self.name!r} does not know "
@@ -228,7 +246,11 @@ class ClassScheme(BaseModel):
                 'map them with --label-map "CODE:CODE,..." or list them under merge or ignored in the scheme'
             )
             raise SchemeError(msg)
-        return table[inverse].reshape(labels.shape)
+        if valid is None:
+            return table[inverse].reshape(labels.shape)
+        positions = np.full(labels.shape, IGNORED_INDEX, dtype=np.int16)
+        positions[valid] = table[inverse].ravel()
+        return positions
 
     def decode(self, positions: NDArray[np.integer], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
         """Turn class positions into codes; where ``valid`` is False the result is 255."""

@@ -25,12 +25,12 @@ from scipy.ndimage import distance_transform_edt
 
 from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import PATCH
-from landprior.landcover.cooccurrence import NLCD_NODATA
+from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.progress import Progress
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.files import open_on_grid, read_valid, read_window
+from landprior.raster.files import open_on_grid
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
 
@@ -434,15 +434,7 @@ def map_by_self_epitome(
         values, valid = pixels.read()
         grid = pixels.grid
     with open_on_grid(nlcd, grid, like=image) as src:
-        found = read_window(src, None, 1)
-        if found.dtype.kind not in "iu":
-            msg = f"{nlcd} holds {found.dtype} numbers, not NLCD codes; is it another layer?"
-            raise PriorError(msg)
-        codes = np.where(read_valid(src), found.astype(np.int64), NLCD_NODATA[0])
-    wrong = codes[(codes < 0) | (codes > 255)]
-    if wrong.size:
-        msg = f"{nlcd} has values such as {wrong[0]}, which are no NLCD codes (0-255); is it another layer?"
-        raise PriorError(msg)
+        codes = read_nlcd(src)
     table = cooccurrence.table(np.unique(codes[valid]).tolist() if valid.any() else [])
     try:
         probabilities = resolve_tile(values, valid, codes, table, settings, progress=progress)

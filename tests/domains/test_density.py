@@ -33,7 +33,6 @@ from landprior.errors import (
 from landprior.implicit.posterior import log_posterior
 from landprior.landcover.blur import BlurredNetwork, blur_model
 from landprior.landcover.model import load_model
-from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid
 
 SIDE, BLOCK = 120, 40
@@ -42,7 +41,6 @@ DATA = Path(os.environ.get("LANDPRIOR_TEST_DATA", Path(__file__).parents[3] / "s
 
 def write_image(path: Path, values: np.ndarray, **profile: object) -> Path:
     with (
-        local_grids_allowed(),
         rasterio.open(
             path,
             "w",
@@ -233,7 +231,7 @@ def test_prior_raster_is_constant_over_blocks(tmp_path: Path):
     path = blocks.write_prior(
         tmp_path / "prior.tif", classes, np.array([0.25, 0.75]), block=30, grid=grid(50, 45), scheme=scheme
     )
-    with local_grids_allowed(), rasterio.open(path) as src:
+    with rasterio.open(path) as src:
         values = src.read()
     assert values.shape == (2, 50, 45)
     expected = np.kron([[0.25, 0.75], [0.75, np.nan]], np.ones((30, 30)))[:50, :45]
@@ -514,7 +512,7 @@ def test_the_target_is_found_within_blocks(scenes: Path, model):
 
 
 def read(path: Path) -> np.ndarray:
-    with local_grids_allowed(), rasterio.open(path) as src:
+    with rasterio.open(path) as src:
         return src.read()
 
 
@@ -537,7 +535,7 @@ def test_a_large_pyramid_is_read_by_windows(model, tmp_path: Path, monkeypatch: 
     path, _, _ = make_scene(tmp_path, 2)
     values = np.tile(read(path), (1, 6, 6))[:, :side, :side]
     big = write_image(tmp_path / "slide.tif", values, tiled=True, blockxsize=128, blockysize=128, compress="deflate")
-    with local_grids_allowed(), rasterio.open(big, "r+") as dst:
+    with rasterio.open(big, "r+") as dst:
         dst.build_overviews([2, 4])
     sizes = []
     real = ImageLayer.read
@@ -565,7 +563,7 @@ def test_points_have_the_maps_probabilities(scenes: Path, model, tmp_path: Path)
     classes = labels.classes["scene1.tif"][places.rows // BLOCK, places.columns // BLOCK]
     r = mapping.posterior_odds(odds, np.array(model.record["density"]["priors"])[classes], model)
     np.testing.assert_allclose(1 / (1 + np.exp(-r)), shares, atol=2e-3)
-    with local_grids_allowed(), rasterio.open(tmp_path / "scene1.tif") as src:
+    with rasterio.open(tmp_path / "scene1.tif") as src:
         assert src.tags(ns="landprior")["maps"] == "r"
 
 

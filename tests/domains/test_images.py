@@ -19,7 +19,6 @@ from landprior.domains.imagery.downloads import download_images
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
 from landprior.domains.imagery.images import CIFAR_CLASSES, UNKNOWN, read_idx_file, read_images
 from landprior.errors import InputError, LandpriorError, MissingInputError, RasterReadError, SourceError
-from landprior.raster.files import local_grids_allowed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -33,7 +32,7 @@ def write_idx(path, values):
 def write_png(path, values):
     bands, height, width = values.shape
     options = {"driver": "PNG", "count": bands, "height": height, "width": width, "dtype": "uint8"}
-    with local_grids_allowed(), rasterio.open(path, "w", **options) as target:
+    with rasterio.open(path, "w", **options) as target:
         target.write(values)
 
 
@@ -278,7 +277,6 @@ def test_what_a_table_cannot_say(photos, text, error, said):
     write_png(folder / "small.png", x[0][:, :4])
     write_png(folder / "grey.png", x[0][:1])
     with (
-        local_grids_allowed(),
         rasterio.open(folder / "wide.png", "w", driver="PNG", count=3, height=6, width=5, dtype="uint16") as target,
     ):
         target.write(x[0].astype(np.uint16))
@@ -297,7 +295,6 @@ def test_a_table_that_is_no_text(photos):
 def test_a_palette_is_its_colours(tmp_path):
     codes = np.array([[[0, 1], [1, 0]]], np.uint8)
     with (
-        local_grids_allowed(),
         rasterio.open(tmp_path / "a.png", "w", driver="PNG", count=1, height=2, width=2, dtype="uint8") as target,
     ):
         target.write(codes)

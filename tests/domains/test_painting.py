@@ -41,19 +41,12 @@ from landprior.landcover.layers import PositionLayer
 from landprior.landcover.model import load_model
 from landprior.landcover.prediction import predict
 from landprior.landcover.training import make_settings
-from landprior.raster.files import local_grids_allowed
 from landprior.raster.grid import Grid
 
 RGB = make_palette(["sky=red", "ship=lime", "sea=blue"])
 GRID = Grid(width=4, height=3, transform=Affine.identity())
 MAP_GRID = Grid(width=40, height=30, transform=Affine(10, 0, 500_000, 0, -10, 4_000_300), crs=CRS.from_epsg(32617))
 SIDE = 64
-
-
-@pytest.fixture(autouse=True)
-def _local():
-    with local_grids_allowed():
-        yield
 
 
 def write_png(path, values):

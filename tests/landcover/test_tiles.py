@@ -263,11 +263,19 @@ def test_half_missing_prior_is_refused(make_image, make_raster, enviroatlas):
         read_tile(make_image("image.tif", 40, 40), make_raster("torn.tif", values), scheme=enviroatlas)
 
 
-def test_nan_in_the_image_is_refused(make_raster, make_prior):
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("nodata", [None, -9999.0, np.nan])
+def test_nan_and_infinity_in_the_image_are_no_data(make_raster, make_prior, caplog, broken, nodata):
     values = np.ones((3, 40, 40), np.float32)
-    values[1, 11, 5] = np.nan
-    with pytest.raises(InputError, match=r"NaN or infinity at row 11, column 5"):
-        read_tile(make_raster("nan.tif", values), make_prior("prior.tif", 40, 40))
+    values[1, 11, 5] = values[0, 3, 2] = broken
+    image = make_raster("nan.tif", values, nodata=nodata)
+    with caplog.at_level("INFO", logger="landprior"):
+        tile = read_tile(image, make_prior("prior.tif", 40, 40))
+    assert np.argwhere(~tile.valid.numpy()).tolist() == [[3, 2], [11, 5]]
+    assert tile.image[:, 11, 5].tolist() == [0, 0, 0]
+    said = [record.getMessage() for record in caplog.records if "NaN or infinite" in record.getMessage()]
+    marked = np.isnan(broken) and nodata is not None and np.isnan(nodata)
+    assert said == ([] if marked else [f"{image}: 2 pixels are NaN or infinite in some band; they count as no data"])
 
 
 def test_nan_that_is_declared_nodata_is_a_hole(make_raster, make_prior):

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
+    from landprior.raster.files import CodeRaster
     from landprior.raster.scheme import ClassScheme
     from landprior.raster.windows import Found
 
@@ -264,7 +264,7 @@ class LabelDraws:
     def __init__(
         self,
         clusters: ClusterLayer,
-        labels: DatasetReader,
+        labels: CodeRaster,
         scheme: ClassScheme,
         *,
         label_map: Mapping[int, int] | None = None,

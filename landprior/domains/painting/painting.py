@@ -18,7 +18,7 @@ from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import clear_checkpoint, make_settings, train_best
-from landprior.raster.files import check_output, local_grids_allowed
+from landprior.raster.files import check_output
 from landprior.raster.outputs import check_apart, claiming, make_folder
 
 if TYPE_CHECKING:
@@ -124,36 +124,35 @@ def paint(
     output = Path(output)
     _require_whole(pictures, palette, model)
     folders = [output / picture.name for picture in pictures]
-    with local_grids_allowed():
-        check_apart(
-            _list_results(output, folders, model), [model, *(p for one in pictures for p in (one.image, one.prior))]
+    check_apart(
+        _list_results(output, folders, model), [model, *(p for one in pictures for p in (one.image, one.prior))]
+    )
+    for folder in folders:
+        make_folder(folder)
+        check_output(folder / CLASSES, overwrite=overwrite, kind="raster")
+    if model is None:
+        priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
+        tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
+        groups = (
+            [(output / MODEL, tiles)]
+            if jointly
+            else [(folder / MODEL, [tile]) for folder, tile in zip(folders, tiles, strict=True)]
         )
-        for folder in folders:
-            make_folder(folder)
-            check_output(folder / CLASSES, overwrite=overwrite, kind="raster")
-        if model is None:
-            priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
-            tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
-            groups = (
-                [(output / MODEL, tiles)]
-                if jointly
-                else [(folder / MODEL, [tile]) for folder, tile in zip(folders, tiles, strict=True)]
-            )
-            if jointly:
-                check_output(output / MODEL, overwrite=overwrite)
-            made = [
-                (_train(group, settings or _usual(), path, device=device, progress=progress), path)
-                for path, group in groups
-            ]
-        else:
-            made = [(load_model(model), Path(model))]
-            palette = None if palette is None else replace(palette, scheme=made[0][0].scheme)
-            priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
-        made = made * (len(pictures) if len(made) == 1 else 1)
-        found = [
-            replace(_map(picture, prior, folder, one, device=device, progress=progress), model=path)
-            for picture, prior, folder, (one, path) in zip(pictures, priors, folders, made, strict=True)
+        if jointly:
+            check_output(output / MODEL, overwrite=overwrite)
+        made = [
+            (_train(group, settings or _usual(), path, device=device, progress=progress), path)
+            for path, group in groups
         ]
+    else:
+        made = [(load_model(model), Path(model))]
+        palette = None if palette is None else replace(palette, scheme=made[0][0].scheme)
+        priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
+    made = made * (len(pictures) if len(made) == 1 else 1)
+    found = [
+        replace(_map(picture, prior, folder, one, device=device, progress=progress), model=path)
+        for picture, prior, folder, (one, path) in zip(pictures, priors, folders, made, strict=True)
+    ]
     draw_legend(output / "legend.png", made[0][0].scheme)
     return found
 

@@ -12,6 +12,7 @@ from landprior.landcover.layers import ImageLayer
 from landprior.raster.files import open_raster, replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
 def draw_overlay(path: Path, image: Path, classes: Path, scheme: ClassScheme) -> Path:
     """Draw the classes of a map over the image, with their borders in black."""
     with ImageLayer(image) as layer, open_raster(classes) as src:
-        values = _shrink(layer.src)
+        values = _shrink(layer.src, layer.indexes)
         codes = _shrink(src)[0]
     plain = values.dtype == np.uint8 and len(values) >= 3
     picture = values[:3].transpose(1, 2, 0).astype(np.uint8) if plain else stretch(values)
@@ -62,9 +63,10 @@ def draw_legend(path: Path, scheme: ClassScheme) -> Path:
     return path
 
 
-def _shrink(src: DatasetReader) -> NDArray[np.generic]:
+def _shrink(src: DatasetReader, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
     step = max(1.0, max(src.shape) / SIDE)
-    return np.asarray(src.read(out_shape=(src.count, round(src.height / step), round(src.width / step))))
+    bands = bands or src.indexes
+    return np.asarray(src.read(list(bands), out_shape=(len(bands), round(src.height / step), round(src.width / step))))
 
 
 def _write(path: Path, picture: NDArray[np.uint8]) -> Path:

@@ -1,0 +1,416 @@
+"""Rasters of codes: one band of whole numbers, on its own grid or put on another's by nearest neighbour."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Self
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transform_points
+
+from landprior.errors import GridMismatchError, InputError, SchemeError
+from landprior.raster.bands import Bands, find_bands, match_nodata
+from landprior.raster.grid import Grid, require_same_grid
+from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+    from rasterio.windows import Window
+
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+_GDAL_TYPES = {
+    "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
+    "uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64",
+}  # fmt: skip
+_PROBES = 33
+"""Points a side by which it is found how much of a grid a raster covers."""
+
+_LARGEST = 2.0**53
+"""Floats beyond are no longer exact whole numbers."""
+
+
+class CodeRaster:
+    """One band of an open raster: class codes, or the presence of something.
+
+    Parameters
+    ----------
+    src
+        The dataset to read.
+    path
+        What the raster is called in messages.
+    band
+        The band of ``src`` that holds the codes.
+    bands
+        What marks its valid pixels.
+    masks
+        Further bands of ``src`` that are 0 where there is no data, when ``src`` is a warped one.
+    origin
+        Which grid rows and columns of messages are those of, if not the file's own.
+    ours
+        Whether landprior made the file.
+    """
+
+    def __init__(
+        self,
+        src: DatasetReader,
+        path: str | Path,
+        *,
+        bands: Bands,
+        band: int = 1,
+        masks: tuple[int, ...] = (),
+        origin: str = "",
+        ours: bool = False,
+    ) -> None:
+        self.src, self.path, self.grid = src, path, Grid.of(src)
+        self._bands, self._band, self._masks, self._origin, self._ours = bands, band, masks, origin, ours
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.src.close()
+
+    @property
+    def nodata(self) -> float | None:
+        """The file's own nodata value; None if it has none that its data type can hold."""
+        return self._bands.nodata[0]
+
+    @property
+    def bands(self) -> Bands:
+        """The band and what marks its valid pixels."""
+        return self._bands
+
+    def read(self, band: int = 1, window: Window | None = None) -> NDArray[np.generic]:
+        """Read the band as it is, shape (H, W); there is but the one."""
+        del band
+        return read_window(self.src, window, self._band)
+
+    def read_values(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Read the band as it is and which pixels are valid, both of shape (H, W)."""
+        values = self.read(window=window)
+        if not self._masks:
+            return values, self._bands.find_valid(self.src, values[None], window)
+        valid = ~match_nodata(values[None], self._bands.nodata)
+        if values.dtype.kind in "fc":
+            valid &= np.isfinite(values)
+        for index in self._masks:
+            valid &= read_window(self.src, window, index) > 0
+        return values, valid
+
+    def covers(self, window: Window | None = None) -> NDArray[np.bool_]:
+        """Say which pixels lie within the raster, with data or without, shape (H, W)."""
+        if self._masks:  # the last says how far a warped one reaches
+            return np.asarray(read_window(self.src, window, self._masks[-1]) > 0)
+        shape = self.grid.shape if window is None else (int(window.height), int(window.width))
+        return np.ones(shape, dtype=bool)
+
+    def read_codes(self, window: Window | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Read codes, 0 where there is no data, and which pixels are valid, both of shape (H, W).
+
+        Raises
+        ------
+        InputError
+            If a valid value is not a whole number.
+        """
+        values, valid = self.read_values(window)
+        if values.dtype.kind == "f":
+            wrong = valid & ((values != np.trunc(values)) | (np.abs(values) > _LARGEST))
+            if wrong.any():
+                index = np.argwhere(wrong)[0]
+                msg = (
+                    f"{self.path} holds {values[tuple(index)]:.6g} at {self.place(index, window)}, and class codes are "
+                    "whole numbers. Is it a prior or probabilities? If it was resampled by averaging or "
+                    "interpolation, do that by nearest neighbour (-r near)"
+                )
+                raise InputError(msg)
+        elif values.dtype.kind not in "iu":
+            msg = f"{self.path} holds {values.dtype} numbers, not class codes; give a raster of whole numbers"
+            raise InputError(msg)
+        return np.where(valid, values, 0).astype(np.int64), valid
+
+    def place(self, index: NDArray[np.integer], window: Window | None) -> str:
+        """Say where a pixel of a window lies, for messages."""
+        return place_of(index, window) + self._origin
+
+    def require_free_nodata(self, scheme: ClassScheme, codes: Mapping[int, int] | None = None) -> None:
+        """Refuse a nodata value that also stands for a class: either meaning would lose the other.
+
+        Raises
+        ------
+        SchemeError
+            Says how to choose.
+        """
+        value = self.nodata
+        if self._ours or value is None or not math.isfinite(value) or value != int(value):
+            return
+        code = int(value)
+        try:
+            index = scheme.find_class(code, codes)
+        except KeyError:
+            return
+        if index is None:
+            return
+        msg = (
+            f"{self.path} marks no data by {code}, which is also the code of class {scheme.names[index]!r}. If {code} "
+            f"is the class there, take the mark away: rio edit-info --unset-nodata {split_band(self.path)[0]}. If it "
+            f'is no data, say so with --label-map "{code}:255" (--map-map for a map), or take it out of the scheme'
+        )
+        raise SchemeError(msg)
+
+
+def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -> Bands:
+    """Find the one band of codes of an open raster.
+
+    Raises
+    ------
+    InputError
+        If there are several and none was chosen, or not the one that was; lists them.
+    """
+    if band is not None:
+        if not 1 <= band <= src.count:
+            msg = f"{path} has no band {band}; it has {_list_bands(src, range(1, src.count + 1))}"
+            raise InputError(msg)
+        return find_bands(src, band=band)
+    bands = find_bands(src)
+    if len(bands.data) == 1:
+        return bands
+    kinds = {src.colorinterp[i - 1] for i in bands.data}
+    hints = ["choose one with --band N, or by its name: FILE|band=N"]
+    if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= kinds:
+        hints.append("if it is a picture, give the raster of codes that it was drawn from")
+    if src.tags(ns=TAG_DOMAIN).get("scheme") or src.dtypes[bands.data[0] - 1].startswith("float"):
+        hints.append("if it holds a prior or probabilities, give the map of class codes")
+    msg = (
+        f"{path} has {len(bands.data)} bands where one band of codes is due: {_list_bands(src, bands.data)}; "
+        f"{'; '.join(hints)}"
+    )
+    raise InputError(msg)
+
+
+def _list_bands(src: DatasetReader, numbers: range | tuple[int, ...]) -> str:
+    names = []
+    for number in numbers[:20]:
+        said = src.descriptions[number - 1]
+        kind = src.colorinterp[number - 1]
+        if not said and kind not in (ColorInterp.undefined, ColorInterp.gray):
+            said = kind.name
+        names.append(f"{number} ({said})" if said else str(number))
+    return ", ".join(names) + (" ..." if len(numbers) > 20 else "")
+
+
+def _is_ours(src: DatasetReader) -> bool:
+    return bool(src.tags(ns=TAG_DOMAIN))
+
+
+@contextmanager
+def open_codes(path: str | Path, *, band: int | None = None) -> Iterator[CodeRaster]:
+    """Open one band of codes on its own grid.
+
+    Parameters
+    ----------
+    path
+        The raster; ``stack.tif|band=2`` names a band of several.
+    band
+        The same.
+
+    Raises
+    ------
+    InputError
+        See :func:`choose_band`.
+    """
+    _, own = split_band(path)
+    with open_raster(path) as src:
+        bands = choose_band(src, path, band or own)
+        yield CodeRaster(src, path, bands=bands, band=bands.data[0], ours=_is_ours(src))
+
+
+@contextmanager
+def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, band: int | None = None) -> Iterator[CodeRaster]:
+    """Open one band of codes on a grid, warping it by nearest neighbour as it is read if need be.
+
+    Parameters
+    ----------
+    path, band
+        See :func:`open_codes`.
+    grid
+        The grid wanted.
+    like
+        The file that has this grid, for messages.
+
+    Raises
+    ------
+    GridMismatchError
+        If the grids differ and a CRS is missing or of no known place, so that nothing can be warped, or nothing
+        overlaps.
+    InputError
+        See :func:`choose_band`.
+    """
+    with ExitStack() as stack:
+        raster = stack.enter_context(open_codes(path, band=band))
+        own = raster.grid
+        if own.matches(grid):
+            yield raster
+            return
+        if own.crs is None or grid.crs is None:
+            require_same_grid(grid, own, names=(str(like), str(path)))
+        _require_overlap(own, grid, names=(str(path), str(like)))
+        yield _warp(stack, raster, grid, like)
+
+
+def _require_overlap(own: Grid, grid: Grid, *, names: tuple[str, str]) -> None:
+    """Refuse a raster that lies elsewhere; log how much of the grid it covers where that is not all."""
+    columns, rows = (
+        points.ravel()
+        for points in np.meshgrid(np.linspace(0, grid.width, _PROBES), np.linspace(0, grid.height, _PROBES))
+    )
+    xs, ys = grid.transform @ (columns, rows)
+    if own.crs != grid.crs:
+        try:
+            xs, ys = transform_points(grid.crs, own.crs, xs.tolist(), ys.tolist())
+        except (RasterioError, CPLE_BaseError) as error:
+            raise GridMismatchError(_unrelated(own, grid, names)) from error
+    u, v = ~own.transform @ (np.asarray(xs, dtype=float), np.asarray(ys, dtype=float))
+    slack = 1e-6
+    inside = (u >= -slack) & (u <= own.width + slack) & (v >= -slack) & (v <= own.height + slack)
+    known = np.isfinite(u) & np.isfinite(v)
+    apart = not known.any() or (
+        u[known].max() <= 0 or v[known].max() <= 0 or u[known].min() >= own.width or v[known].min() >= own.height
+    )
+    if apart:
+        there = "nowhere" if not known.any() else _box(*_extent(np.asarray(xs)[known], np.asarray(ys)[known]))
+        msg = (
+            f"{names[0]} and {names[1]} do not overlap: {_box(*own.bounds)} and {there} in {names[0]}'s CRS; "
+            "give files of one place"
+        )
+        raise GridMismatchError(msg)
+    share = float(inside.mean())
+    if share < 1:
+        logger.info("%s covers about %.0f %% of %s; the rest counts as no data", names[0], 100 * share, names[1])
+
+
+def _extent(xs: NDArray[np.floating], ys: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+
+
+def _unrelated(own: Grid, grid: Grid, names: tuple[str, str]) -> str:
+    """Say that two CRS cannot be brought together, and whose fault that is."""
+    local = [name for name, one in zip(names, (own, grid), strict=True) if one.local]
+    which = " and ".join(local) or f"one of {names[0]} and {names[1]}"
+    return (
+        f"{names[0]} cannot be put on the grid of {names[1]}: {which} has a local CRS, of no known place on Earth; "
+        f"give it the CRS it is really in: rio edit-info --crs EPSG:CODE {split_band(local[0])[0] if local else 'FILE'}"
+    )
+
+
+def _box(left: float, bottom: float, right: float, top: float) -> str:
+    return f"({left:.6g}, {bottom:.6g}, {right:.6g}, {top:.6g})"
+
+
+def _warp(stack: ExitStack, raster: CodeRaster, grid: Grid, like: str | Path) -> CodeRaster:
+    """Put a raster on another grid: its codes and, beside them, what marks its valid pixels, both as they are.
+
+    GDAL's warper has rules of its own on nodata, alpha and masks; it sees none of them here.
+    """
+    own, bands = raster.grid, raster.bands
+    plain = stack.enter_context(rasterio.open(_describe(raster)))
+    left, right = grid.transform @ (0.0, grid.height / 2), grid.transform @ (float(grid.width), grid.height / 2)
+    xs, ys = (list(pair) for pair in zip(left, right, strict=True))
+    if own.crs != grid.crs:
+        xs, ys = transform_points(grid.crs, own.crs, xs, ys)
+    span = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
+    cell_pixels = grid.width * math.sqrt(abs(own.transform.determinant)) / span if span > 0 else 1.0
+    warped = stack.enter_context(
+        WarpedVRT(
+            plain,
+            src_crs=own.crs,
+            crs=grid.crs,
+            transform=grid.transform,
+            width=grid.width,
+            height=grid.height,
+            resampling=Resampling.nearest,
+            tolerance=0.125 / max(cell_pixels, 1.0),  # GDAL counts in the raster's pixels; meant are the grid's
+            src_nodata=None,
+            nodata=None,
+            add_alpha=True,
+        )
+    )
+    return CodeRaster(
+        warped,
+        raster.path,
+        bands=Bands(data=(1,), nodata=bands.nodata),
+        masks=tuple(range(2, warped.count + 1)),
+        origin=f" of the grid of {like}",
+        ours=raster._ours,  # noqa: SLF001 - of the same class
+    )
+
+
+def _describe(raster: CodeRaster) -> str:
+    """Return a VRT: the codes, then each alpha band and the mask, all as plain numbers."""
+    src, bands, grid = raster.src, raster.bands, raster.grid
+    root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    ET.SubElement(root, "SRS").text = "" if grid.crs is None else grid.crs.to_wkt()
+    ET.SubElement(root, "GeoTransform").text = ", ".join(repr(float(v)) for v in grid.transform.to_gdal())
+    parts = [(str(i), src.dtypes[i - 1]) for i in (*bands.data, *bands.alpha)]
+    if bands.masked:
+        parts.append((f"mask,{bands.data[0]}", "uint8"))
+    for number, (band, kind) in enumerate(parts, start=1):
+        if kind not in _GDAL_TYPES:
+            msg = f"{raster.path} holds {kind} numbers, not class codes; give a raster of whole numbers"
+            raise InputError(msg)
+        element = ET.SubElement(root, "VRTRasterBand", dataType=_GDAL_TYPES[kind], band=str(number))
+        source = ET.SubElement(element, "SimpleSource")
+        ET.SubElement(source, "SourceFilename", relativeToVRT="0", shared="0").text = src.name
+        ET.SubElement(source, "SourceBand").text = band
+    return ET.tostring(root, encoding="unicode")
+
+
+def read_classes(
+    raster: CodeRaster,
+    window: Window | None,
+    scheme: ClassScheme,
+    *,
+    codes: Mapping[int, int] | None,
+    where: str | Path,
+) -> NDArray[np.int16]:
+    """Read a raster of class codes as class positions, -1 where there is no data.
+
+    Parameters
+    ----------
+    raster, window
+        An open raster of codes and the pixels wanted; None for all.
+    scheme
+        The classes.
+    codes
+        Codes of the raster -> codes of the scheme, see :meth:`ClassScheme.encode`. What is no data is known before,
+        by the file's own values.
+    where
+        What the raster is called in an error.
+
+    Raises
+    ------
+    InputError
+        If it does not hold whole numbers.
+    SchemeError
+        If it has codes the scheme does not know, or marks no data by the code of a class.
+    """
+    raster.require_free_nodata(scheme, codes)
+    values, valid = raster.read_codes(window)
+    return scheme.encode(values, label_map=codes, valid=valid, where=str(where))

@@ -1,0 +1,195 @@
+"""Opening and reading rasters, with errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from landprior.errors import InputError, RasterReadError
+from landprior.inputs import check_file
+from landprior.raster.outputs import reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+    from rasterio.windows import Window
+
+# Grid.pixel_size says where it matters that a raster has no place. Once and for all, as catch_warnings is not safe
+# in threads, and rasters are opened in several.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+GDAL_CACHE_BYTES = 64 * 2**20
+"""GDAL's block cache while landprior streams a raster. Its own default is 5 % of the machine's memory."""
+
+TAG_DOMAIN = "landprior"
+"""Metadata domain of the tags landprior writes (``rio info --namespace landprior``)."""
+
+_BAND = re.compile(r"(?P<path>.+)\|band=(?P<band>\d{1,6})")
+_SUBDATASET = re.compile(r"[A-Z][A-Z0-9_]+:")
+"""How GDAL's names of rasters inside a file begin, such as ``NETCDF:"a.nc":codes``."""
+
+_SHOWN = 8
+"""Rasters of a file that a message lists at most."""
+
+
+def gdal_cores() -> str:
+    """Return on how many cores GDAL may work: what an outer ``rasterio.Env`` or the environment says, or all."""
+    outer = rasterio.env.getenv() if rasterio.env.hasenv() else {}
+    return str(outer.get("GDAL_NUM_THREADS") or os.environ.get("GDAL_NUM_THREADS", "ALL_CPUS"))
+
+
+def split_band(path: str | Path) -> tuple[str, int | None]:
+    """Split ``stack.tif|band=2`` into the file and the band; None where no band is named.
+
+    Returns
+    -------
+    path : str
+    band : int or None
+        From 1.
+    """
+    text = str(path)
+    match = _BAND.fullmatch(text)
+    if match is None:
+        return text, None
+    with contextlib.suppress(OSError, ValueError):  # a name too long, say; whoever opens it says so
+        if Path(text).exists():
+            return text, None
+    return match["path"], int(match["band"])
+
+
+def with_band(path: str | Path, band: int | None) -> Path:
+    """Name a band of a raster, as :func:`split_band` reads it.
+
+    Raises
+    ------
+    InputError
+        If the path names another band already.
+    """
+    text, own = split_band(path)
+    if band is None or band == own:
+        return Path(path)
+    if own is not None:
+        msg = f"{path} names band {own}, and band {band} is asked for; give one of them"
+        raise InputError(msg)
+    return Path(f"{text}|band={band}")
+
+
+def open_raster(path: str | Path) -> DatasetReader:
+    """Open a raster for reading.
+
+    Parameters
+    ----------
+    path
+        A file, or GDAL's name of a raster inside one. A band named at its end (``|band=2``) does not matter here.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    RasterReadError
+        If it is a folder, or no raster that GDAL can read.
+    InputError
+        If the file holds several rasters, or is located by ground control points or RPCs only.
+    """
+    text, _ = split_band(path)
+    if "://" not in text and not text.startswith("/vsi") and not _SUBDATASET.match(text):
+        check_file(text, what="raster file", error=RasterReadError)
+    try:
+        with rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
+            src = rasterio.open(text)
+    except RasterioError as error:
+        msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
+        raise RasterReadError(msg) from error
+    try:
+        _require_one_raster(src, text)
+        _require_grid(src, text)
+    except InputError:
+        src.close()
+        raise
+    return src
+
+
+def _require_one_raster(src: DatasetReader, path: str) -> None:
+    """Refuse a file of several rasters, of which GDAL opens the first, or none."""
+    inside = src.subdatasets
+    if src.count > 0 and len(inside) < 2:
+        return
+    if not inside:
+        msg = f"{path} holds no raster band; is it vector data?"
+        raise InputError(msg)
+    more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+    msg = (
+        f"{path} holds several rasters; give the name of one of them in place of the file's: "
+        f"{' '.join(inside[:_SHOWN])}{more} (or copy it out: gdal_translate NAME one.tif)"
+    )
+    raise InputError(msg)
+
+
+def _require_grid(src: DatasetReader, path: str) -> None:
+    """Refuse a raster whose place is only told by control points or a sensor model: its pixels are no grid."""
+    if not src.transform.is_identity:
+        return
+    points, _ = src.gcps
+    if points:
+        msg = (
+            f"{path} is located by {len(points)} ground control points only, so its pixels lie on no grid; warp it "
+            f"first: gdalwarp -tps -dstalpha {path} warped.tif"
+        )
+        raise InputError(msg)
+    if src.rpcs is not None:
+        msg = (
+            f"{path} is located by RPCs (a sensor model) only, so its pixels lie on no grid; warp it first: "
+            f"gdalwarp -rpc -dstalpha {path} warped.tif (more exact with -to RPC_DEM=dem.tif)"
+        )
+        raise InputError(msg)
+
+
+def read_window(
+    src: DatasetReader, window: Window | None = None, bands: Sequence[int] | int | None = None
+) -> NDArray[np.generic]:
+    """Read pixels of an open raster.
+
+    Raises
+    ------
+    RasterReadError
+        If the file is truncated or damaged there; names the file and the place.
+    """
+    try:
+        return np.asarray(src.read(bands, window=window))
+    except (RasterioError, OSError) as error:
+        raise RasterReadError(_damaged(src, window, error)) from error
+
+
+def read_mask(src: DatasetReader, window: Window | None = None, band: int = 1) -> NDArray[np.bool_]:
+    """Read a raster's mask (inside the file or beside it), shape (H, W), True where there is data.
+
+    Raises
+    ------
+    RasterReadError
+        As :func:`read_window`.
+    """
+    try:
+        return np.asarray(src.read_masks(band, window=window)) > 0
+    except (RasterioError, OSError) as error:
+        raise RasterReadError(_damaged(src, window, error)) from error
+
+
+def _damaged(src: DatasetReader, window: Window | None, error: BaseException) -> str:
+    place = "" if window is None else f" at column {window.col_off:.0f}, row {window.row_off:.0f}"
+    return f"{src.name} is damaged or truncated{place} ({reason_of(error)}); copy or download it again"
+
+
+def place_of(index: NDArray[np.integer], window: Window | None) -> str:
+    """Say where a pixel of a window lies: ``row 5, column 7`` of the whole raster, from 0."""
+    top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
+    return f"row {int(index[-2]) + top}, column {int(index[-1]) + left}"
