@@ -9,6 +9,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     json_option,
     label_map_option,
     overwrite_option,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @click.argument("clusters", type=INPUT)
 @click.option("--points", type=INPUT, help="CSV with x,y,class or row,col,class; or points in any vector format.")
 @click.option("--labels", type=INPUT, help="A labelled raster, to draw points from and to score on.")
+@band_option("the labels", "--band", "--labels-band")
 @scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]")
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map of classes to write (COG).")
@@ -48,6 +50,7 @@ def command(
     clusters: Path,
     points: Path | None,
     labels: Path | None,
+    labels_band: int | None,
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
     output: Path,
@@ -72,6 +75,7 @@ def command(
 
     from landprior.domains.clustering.assignment import assign_classes
     from landprior.landcover.prediction import Products
+    from landprior.raster.files import with_band
     from landprior.raster.scheme import load_scheme
 
     if points is None and labels is None:
@@ -82,7 +86,7 @@ def command(
         output,
         scheme=scheme or load_scheme("enviroatlas-5"),
         points=points,
-        labels=labels,
+        labels=None if labels is None else with_band(labels, labels_band),
         label_map=label_map,
         draws=draws,
         train_points=train_points,

@@ -9,6 +9,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     city_option,
     device_option,
     learned_option,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 @click.command(name="build-prior")
 @click.option("--nlcd", type=INPUT, help="NLCD raster, original codes.")
+@band_option("NLCD", "--band", "--nlcd-band")
 @click.option("--roads", type=INPUT, help="Roads raster: nonzero is road.")
 @click.option("--buildings", type=INPUT, help="Building footprints raster.")
 @click.option("--waterways", type=INPUT, help="Waterways (lines) raster.")
@@ -79,6 +81,7 @@ def command(
     ctx: click.Context,
     *,
     nlcd: Path | None,
+    nlcd_band: int | None,
     roads: Path | None,
     buildings: Path | None,
     waterways: Path | None,
@@ -121,7 +124,7 @@ def command(
     from landprior.landcover.cooccurrence import load_cooccurrence
     from landprior.landcover.hints import read_hints
     from landprior.landcover.prior import PriorSettings, build_prior
-    from landprior.raster.files import open_raster
+    from landprior.raster.files import open_raster, with_band
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import explain
 
@@ -146,6 +149,7 @@ def command(
         refuse_with_city(
             ctx,
             *given,
+            "nlcd_band",
             "like",
             "output",
             "pixel_size",
@@ -168,6 +172,7 @@ def command(
     if scheme is None or output is None:
         msg = "plain files need --scheme and -o OUTPUT"
         raise click.UsageError(msg)
+    nlcd = with_band(nlcd, nlcd_band)
     hints = None
     if labels is None:
         refuse_options(ctx, "a prior without --labels", "label_weight", "label_column")

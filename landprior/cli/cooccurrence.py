@@ -10,6 +10,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     label_map_option,
     overwrite_option,
     pair_option,
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 @click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
 @pair_option
 @scheme_option(help="Classes of the labels; by default what their file says, if landprior wrote it.")
+@band_option("NLCD", "--band", "--nlcd-band")
+@band_option("the labels", "--labels-band")
 @label_map_option
 @click.option(
     "--spread",
@@ -46,6 +49,8 @@ def command(
     labels: tuple[Path, ...],
     pairs: tuple[tuple[Path, Path], ...],
     scheme: ClassScheme | None,
+    nlcd_band: int | None,
+    labels_band: int | None,
     label_map: dict[int, int] | None,
     spread: bool,
     output: Path,
@@ -65,12 +70,13 @@ def command(
     from landprior.landcover.cells import measure_spread
     from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
     from landprior.landcover.evaluation import scheme_of_map
-    from landprior.raster.files import check_output
+    from landprior.raster.files import check_output, with_band
 
     if nlcd is not None and not labels:
         msg = "LABELS is missing: give an NLCD raster and one or more label rasters, or --pair NLCD LABELS"
         raise click.UsageError(msg)
-    every = [*((nlcd, path) for path in labels if nlcd is not None), *pairs]
+    given = [*((nlcd, path) for path in labels if nlcd is not None), *pairs]
+    every = [(with_band(coarse, nlcd_band), with_band(fine, labels_band)) for coarse, fine in given]
     if not every:
         msg = "nothing to measure: give NLCD LABELS..., or --pair NLCD LABELS"
         raise click.UsageError(msg)

@@ -11,6 +11,7 @@ from landprior.cli.options import (
     INPUT,
     OUTPUT,
     LabelMapType,
+    band_option,
     json_option,
     label_map_option,
     overwrite_option,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @click.argument("labels", metavar="LABELS", type=INPUT)
 @pair_option
 @scheme_option(help="Classes to score in; by default the map's own.")
+@band_option("the labels", "--band", "--labels-band")
+@band_option("the map", "--map-band")
 @label_map_option
 @click.option("--map-map", type=LabelMapType(), help="The same for the codes of the map, when it has another scheme.")
 @click.option(
@@ -56,6 +59,8 @@ def command(
     labels: Path,
     pairs: tuple[tuple[Path, Path], ...],
     scheme: ClassScheme | None,
+    labels_band: int | None,
+    map_band: int | None,
     label_map: dict[int, int] | None,
     map_map: dict[int, int] | None,
     exclude: Path | None,
@@ -84,15 +89,18 @@ def command(
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.evaluation import evaluate, scheme_of_map
-    from landprior.raster.files import check_output
+    from landprior.raster.files import check_output, with_band
     from landprior.sources.labels import is_raster
 
     if figure is not None:
         sources = (map_path, labels, exclude, image, prior, model, *(path for pair in pairs for path in pair))
         check_output(figure, overwrite=overwrite, inputs=sources)
     scheme = scheme or scheme_of_map(map_path)
+    map_path = with_band(map_path, map_band)
     if not is_raster(labels):
-        refuse_options(ctx, "points", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model")
+        refuse_options(
+            ctx, "points", "labels_band", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model"
+        )
         from landprior.landcover.estimation import evaluate_points
 
         found = evaluate_points(
@@ -107,6 +115,8 @@ def command(
         )
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
         return
+    labels = with_band(labels, labels_band)
+    pairs = tuple((with_band(one, map_band), with_band(other, labels_band)) for one, other in pairs)
     refuse_options(ctx, "raster labels, only with points", "label_column", "pixel_size")
     if figure is None:
         refuse_options(ctx, "scores alone; ask for a picture with --figure", "image", "prior", "model")

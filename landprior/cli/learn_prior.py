@@ -9,6 +9,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     city_option,
     device_option,
     label_map_option,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 @click.option("--buildings", type=INPUT, multiple=True, help="Its building footprints raster.")
 @click.option("--waterways", type=INPUT, multiple=True, help="Its waterways raster.")
 @click.option("--waterbodies", type=INPUT, multiple=True, help="Its water bodies raster.")
+@band_option("NLCD", "--band", "--nlcd-band")
+@band_option("the labels", "--labels-band")
 @scheme_option()
 @label_map_option
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code) of the place; by default the scheme's own.")
@@ -60,6 +63,8 @@ def command(
     ctx: click.Context,
     *,
     nlcds: tuple[Path, ...],
+    nlcd_band: int | None,
+    labels_band: int | None,
     labels: tuple[Path, ...],
     roads: tuple[Path, ...],
     buildings: tuple[Path, ...],
@@ -98,6 +103,7 @@ def command(
 
     from landprior.landcover.learned_prior import learn_prior, prior_settings
     from landprior.landcover.prior import PriorSettings
+    from landprior.raster.files import with_band
     from landprior.raster.scheme import explain
 
     try:
@@ -110,7 +116,9 @@ def command(
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
     if nlcds or labels:
         if city is not None:
-            refuse_with_city(ctx, "nlcds", "labels")
+            refuse_with_city(ctx, "nlcds", "nlcd_band", "labels", "labels_band")
+        nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
+        labels = tuple(with_band(path, labels_band) for path in labels)
         places = _places_of_files(nlcds, labels, given, scheme, cooccurrence, label_map)
     elif city is not None:
         refuse_with_city(ctx, *given, "pixel_size")

@@ -179,6 +179,14 @@ label_map_option = click.option(
     type=LabelMapType(),
     help='Codes of the labels to codes of the scheme, for example "10:1,20:4"; unnamed codes keep their meaning.',
 )
+
+
+def band_option(what: str, *names: str) -> Callable[[F], F]:
+    """Return an option that chooses the band of codes of a raster; the last of its names is the parameter's."""
+    text = f"Which band of {what} holds the codes, if it has several; FILE|band=N says it for one file."
+    return click.option(*names, names[-1].strip("-").replace("-", "_"), type=click.IntRange(min=1), help=text)
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")
 nodata_option = click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from landprior.cli.options import INPUT, OUTPUT, overwrite_option, scheme_option, show_progress
+from landprior.cli.options import INPUT, OUTPUT, band_option, overwrite_option, scheme_option, show_progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 @click.option("--least", type=click.IntRange(min=2), default=50, show_default=True, help="Of each class, if balanced.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same points.")
 @scheme_option(help="Classes of the map, if its file does not say.")
+@band_option("the map", "--band", "--map-band")
 @overwrite_option
 @click.pass_context
 def command(
@@ -43,6 +44,7 @@ def command(
     least: int,
     seed: int,
     scheme: ClassScheme | None,
+    map_band: int | None,
     overwrite: bool,
 ) -> None:
     """Draw points of MAP to interpret, for an honest accuracy where there is no complete truth.
@@ -58,11 +60,13 @@ def command(
     """  # noqa: D301
     from landprior.landcover.evaluation import scheme_of_map
     from landprior.landcover.sampling import draw_sample, write_sample
+    from landprior.raster.files import with_band
     from landprior.raster.outputs import check_apart, check_output
 
     check_output(output, overwrite=overwrite, inputs=[map_path], kind="vector")
     check_apart([output, output.with_suffix(".qml")], [map_path])
     scheme = scheme or scheme_of_map(map_path)
+    map_path = with_band(map_path, map_band)
     sample = draw_sample(
         map_path,
         scheme,

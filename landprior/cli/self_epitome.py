@@ -9,6 +9,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     nodata_option,
     overwrite_option,
     scheme_option,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.command(name="self-epitome")
 @click.argument("image", type=INPUT)
 @click.option("--nlcd", type=INPUT, required=True, help="Original NLCD codes, on any grid.")
+@band_option("NLCD", "--band", "--nlcd-band")
 @scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
 @click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code); by default what ships with the scheme.")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map to write (COG).")
@@ -41,6 +43,7 @@ def command(
     *,
     image: Path,
     nlcd: Path,
+    nlcd_band: int | None,
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
     output: Path,
@@ -62,6 +65,7 @@ def command(
     """  # noqa: D301
     from landprior.landcover.cooccurrence import load_cooccurrence
     from landprior.landcover.prediction import Products
+    from landprior.raster.files import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome
 
@@ -70,7 +74,7 @@ def command(
     settings = SelfEpitomeSettings.published(**changes) if published else SelfEpitomeSettings(**changes)
     path = map_by_self_epitome(
         image,
-        nlcd,
+        with_band(nlcd, nlcd_band),
         output,
         scheme=chosen,
         cooccurrence=load_cooccurrence(cooccurrence, chosen),

@@ -9,6 +9,7 @@ import click
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
+    band_option,
     city_option,
     device_option,
     label_map_option,
@@ -51,6 +52,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
 @click.option(
     "--labels", type=INPUT, multiple=True, help="Its 1 m labels: fit them instead of the prior, which becomes an input."
 )
+@band_option("the labels", "--band", "--labels-band")
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, help="The model to write, a .safetensors file.")
 @click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
@@ -62,6 +64,7 @@ LOSS_NAMES = ["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-unio
     "[default: qr]",
 )
 @click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="Its NLCD, on any grid, for sr and epitome.")
+@band_option("NLCD", "--nlcd-band")
 @click.option("--cooccurrence", type=INPUT, help="What NLCD's codes mean, for sr and epitome.  [default: the scheme's]")
 @click.option(
     "--criterion",
@@ -118,6 +121,8 @@ def command(
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
     labels: tuple[Path, ...],
+    labels_band: int | None,
+    nlcd_band: int | None,
     label_map: dict[int, int] | None,
     output: Path | None,
     loss: LossName | None,
@@ -163,6 +168,8 @@ def command(
     The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
+    from landprior.raster.files import with_band
+
     if method is not None and loss is not None:
         msg = "--method and --loss exclude each other; qr, rq, soft-naive (ce) and hard-naive (ce-argmax) are both"
         raise click.UsageError(msg)
@@ -185,6 +192,8 @@ def command(
         members=members,
     )
     progress = show_progress(ctx)
+    labels = tuple(with_band(path, labels_band) for path in labels)
+    nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
     _check_options(ctx, labelled=bool(labels), city=city is not None, joint=joint, rival=rival)
     if rival is not None:
         _train_rival(
@@ -331,7 +340,7 @@ def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: boo
     elif not labelled:
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:
-        refuse_with_city(ctx, "images", "priors", "labels")
+        refuse_with_city(ctx, "images", "priors", "labels", "labels_band", "nlcd_band")
     elif joint:
         msg = "--joint is for --city; for plain files repeat --image and --prior"
         raise click.UsageError(msg)

@@ -25,7 +25,7 @@ from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
 from landprior.progress import Progress
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid
+from landprior.raster.files import open_on_grid, split_band
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
@@ -359,7 +359,7 @@ def _write_mask(values: NDArray[np.uint8], grid: Grid, path: Path) -> None:
 def _stamp(path: Path) -> list[Any] | None:
     """Return what tells a local file from a later one; None for a URL or what is not there."""
     try:
-        status = path.stat()
+        status = Path(split_band(path)[0]).stat()
     except OSError:
         return None
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]

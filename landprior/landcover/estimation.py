@@ -16,10 +16,9 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.sampling import REFERENCE, measure_classes
-from landprior.raster.files import open_raster
-from landprior.raster.grid import Grid
+from landprior.raster.files import open_codes, read_classes_at
 from landprior.raster.ground import PixelAreas
-from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA
+from landprior.raster.scheme import IGNORED_INDEX
 from landprior.sources.labels import class_position
 from landprior.sources.vectors import read_vectors
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     import geopandas
     from numpy.typing import NDArray
 
+    from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -288,15 +288,13 @@ def evaluate_points(
     SchemeError
         If a class is not known.
     """
-    with open_raster(path) as src:
-        grid = Grid.of(src)
+    with open_codes(path) as src:
+        grid = src.grid
         everything = _read_points(points, grid, column)
         frame = _interpreted(everything, points, column)
         centres = frame.geometry
-        xy = list(zip(centres.x, centres.y, strict=True))
-        masked = np.ma.stack(list(src.sample(xy, indexes=1, masked=True))).ravel()
-    codes = np.ma.filled(masked.astype(np.int64), MAP_NODATA)
-    mapped = scheme.encode(codes, label_map=dict(map_map or {}), where=str(path)).astype(np.int64)
+        places = np.column_stack([centres.x, centres.y])
+        mapped = read_classes_at(src, places, scheme, codes=map_map, where=path).astype(np.int64)
     if (mapped == IGNORED_INDEX).any():
         msg = (
             f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the right map?"

@@ -82,7 +82,7 @@ class Bands:
         if values.dtype.kind in "fc":
             valid &= np.isfinite(values).all(axis=0)
         for index in self.alpha:
-            valid &= read_window(src, window, index) > 0
+            valid &= read_window(src, window, index) != 0
         if self.masked:
             valid &= read_mask(src, window, self.data[0])
         return valid
@@ -194,7 +194,7 @@ def match_nodata(values: NDArray[np.generic], nodata: Sequence[float | None]) ->
     return found if everywhere is None else found | everywhere
 
 
-def _equals(band: NDArray[np.generic], value: float) -> NDArray[np.bool_]:
+def _equals(band: NDArray[Any], value: float) -> NDArray[np.bool_]:
     if math.isnan(value):
         return np.asarray(np.isnan(band))
     if abs(value) >= _HUGE and math.isfinite(value):  # tags round them

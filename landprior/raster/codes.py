@@ -15,11 +15,13 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
+from rasterio.windows import Window
 
 from landprior.errors import GridMismatchError, InputError, SchemeError
 from landprior.raster.bands import Bands, find_bands, match_nodata
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
+from landprior.raster.scheme import IGNORED_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
-    from rasterio.windows import Window
 
     from landprior.raster.scheme import ClassScheme
 
@@ -112,13 +113,13 @@ class CodeRaster:
         if values.dtype.kind in "fc":
             valid &= np.isfinite(values)
         for index in self._masks:
-            valid &= read_window(self.src, window, index) > 0
+            valid &= read_window(self.src, window, index) != 0
         return values, valid
 
     def covers(self, window: Window | None = None) -> NDArray[np.bool_]:
         """Say which pixels lie within the raster, with data or without, shape (H, W)."""
         if self._masks:  # the last says how far a warped one reaches
-            return np.asarray(read_window(self.src, window, self._masks[-1]) > 0)
+            return np.asarray(read_window(self.src, window, self._masks[-1]) != 0)
         shape = self.grid.shape if window is None else (int(window.height), int(window.width))
         return np.ones(shape, dtype=bool)
 
@@ -414,3 +415,36 @@ def read_classes(
     raster.require_free_nodata(scheme, codes)
     values, valid = raster.read_codes(window)
     return scheme.encode(values, label_map=codes, valid=valid, where=str(where))
+
+
+def read_classes_at(
+    raster: CodeRaster,
+    places: NDArray[np.floating],
+    scheme: ClassScheme,
+    *,
+    codes: Mapping[int, int] | None,
+    where: str | Path,
+) -> NDArray[np.int16]:
+    """Read class positions at places, -1 where there is no data and outside the raster; as :func:`read_classes`.
+
+    Parameters
+    ----------
+    raster
+        An open raster of codes.
+    places
+        x and y in its CRS, shape (n, 2).
+    scheme, codes, where
+        See :func:`read_classes`.
+
+    Raises
+    ------
+    InputError, SchemeError
+        See :func:`read_classes`.
+    """
+    columns, rows = (np.floor(at) for at in ~raster.grid.transform @ (places[:, 0], places[:, 1]))
+    inside = (rows >= 0) & (columns >= 0) & (rows < raster.grid.height) & (columns < raster.grid.width)
+    found = np.full(len(places), IGNORED_INDEX, dtype=np.int16)
+    for number in np.flatnonzero(inside).tolist():
+        window = Window(int(columns[number]), int(rows[number]), 1, 1)
+        found[number] = read_classes(raster, window, scheme, codes=codes, where=where)[0, 0]
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from landprior.raster.codes import CodeRaster, open_codes, open_on_grid, read_classes
+from landprior.raster.codes import CodeRaster, open_codes, open_on_grid, read_classes, read_classes_at
 from landprior.raster.outputs import check_output, reason_of, replacing
 from landprior.raster.reading import (
     GDAL_CACHE_BYTES,
@@ -22,6 +22,7 @@ __all__ = [
     "open_on_grid",
     "open_raster",
     "read_classes",
+    "read_classes_at",
     "read_window",
     "reason_of",
     "replacing",

@@ -11,7 +11,7 @@ from rasterio.features import rasterize
 
 from landprior.errors import GridMismatchError, InputError, SchemeError
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid, read_classes
+from landprior.raster.files import open_on_grid, read_classes, split_band
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, read_code
 from landprior.raster.windows import stream
 from landprior.sources.vectors import read_vectors
@@ -32,7 +32,7 @@ _RASTERS = {".tif", ".tiff", ".img", ".vrt", ".jp2"}
 
 def is_raster(path: str | Path) -> bool:
     """Say, by its name, whether labels are a raster; other files are vector data."""
-    return Path(path).suffix.lower() in _RASTERS
+    return Path(split_band(path)[0]).suffix.lower() in _RASTERS
 
 
 def write_labels(

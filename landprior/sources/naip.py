@@ -21,7 +21,7 @@ import numpy as np
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
@@ -34,6 +34,7 @@ from landprior.errors import (
     RasterReadError,
     SourceError,
 )
+from landprior.raster.bands import Bands, find_bands
 from landprior.raster.cog import CogWriter
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
@@ -472,23 +473,25 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
     if src.dtypes[0] != "uint8":
         msg = f"{image.origin} holds {src.dtypes[0]}, NAIP is uint8"
         raise RasterReadError(msg)
-    bands = list(range(1, min(src.count, 4) + 1))  # the fourth may be marked as alpha
+    # of a remote file, which is NAIP's own, all are data, whatever they are marked as
+    found = find_bands(src, due=None if isinstance(image.source, Path) else src.count)
+    bands = replace(found, data=found.data[:4], nodata=found.nodata[:4])
     resampling = _resampling(src, grid)
     with CogWriter(
         path,
         grid,
-        count=len(bands),
+        count=len(bands.data),
         dtype="uint8",
         nodata=NODATA,
         overviews="average",
-        descriptions=("red", "green", "blue", "near infrared")[: len(bands)],
+        descriptions=("red", "green", "blue", "near infrared")[: len(bands.data)],
         tags={"kind": "image", "origin": image.origin, "date": image.date, "resampling": resampling.name},
         overwrite=overwrite,
     ) as writer:
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
             window = grid.window(block.core)
-            values = np.full((len(bands), *window.shape), NODATA, dtype=np.uint8)
+            values = np.full((len(bands.data), *window.shape), NODATA, dtype=np.uint8)
             try:
                 part = _read_around(src, bands, window)
             except RasterioError as error:  # of a remote file, open_remote says it better
@@ -503,7 +506,7 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
     return path
 
 
-def _read_around(src: DatasetReader, bands: list[int], target: Grid) -> tuple[NDArray[np.uint8], Grid] | None:
+def _read_around(src: DatasetReader, bands: Bands, target: Grid) -> tuple[NDArray[np.uint8], Grid] | None:
     """Read what a window of the tile's grid is made from; None if the image does not reach there.
 
     Zero in all bands means no data, and nothing else does.
@@ -519,12 +522,10 @@ def _read_around(src: DatasetReader, bands: list[int], target: Grid) -> tuple[ND
     if left >= right or top >= bottom:
         return None
     window = Window(left, top, right - left, bottom - top)
-    values = np.asarray(src.read(bands, window=window), dtype=np.uint8)
-    flags = src.mask_flag_enums[0]
-    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        empty = src.read_masks(1, window=window) == 0
-    else:
-        empty = (values == (NODATA if src.nodata is None else src.nodata)).all(axis=0)
+    values = np.asarray(src.read(list(bands.data), window=window), dtype=np.uint8)
+    if not bands.masked and not bands.alpha and bands.nodata[0] is None:
+        bands = replace(bands, nodata=(NODATA,) * len(bands.data))
+    empty = ~bands.find_valid(src, values, window)
     values[0, ~empty & (values == NODATA).all(axis=0)] = 1
     values[:, empty] = NODATA
     return values, own.window(window)

@@ -20,6 +20,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
+from landprior.raster.codes import choose_band
 from landprior.raster.files import replacing
 from landprior.raster.grid import Grid
 from landprior.sources.answers import MEGABYTE, hide_addresses, redact
@@ -187,7 +188,8 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
         return path
     with open_remote(network, Remote(text), NLCD) as src:
         window = _window_around(Grid.of(src), grid, text)
-        values, part, nodata = src.read(1, window=window), Grid.of(src).window(window), src.nodata
+        band = choose_band(src, redact(text)).data[0]
+        values, part, nodata = src.read(band, window=window), Grid.of(src).window(window), src.nodatavals[band - 1]
     return _write_part(path, values, part, nodata)
 
 
