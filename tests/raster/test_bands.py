@@ -174,7 +174,7 @@ def test_pictures_with_a_palette_and_complex_numbers_are_no_images(tmp_path, rng
     path = write(tmp_path / "p.tif", image(rng, "uint8", 1))
     with rasterio.open(path, "r+") as dst:
         dst.write_colormap(1, {i: (i, 255 - i, 0, 255) for i in range(256)})
-    with pytest.raises(InputError, match="palette.*gdal_translate -expand rgb"):
+    with pytest.raises(InputError, match=r"palette.*gdal_translate -expand rgb"):
         ImageLayer(path)
     with pytest.raises(InputError, match="complex64"):
         ImageLayer(write(tmp_path / "c.tif", image(rng, "complex64")))
