@@ -284,7 +284,12 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float 
     with open_raster(nlcd) as src:
         own = Grid.of(src)
     fine = math.sqrt(abs(grid.transform.determinant))
-    if not own.matches(grid) and own.crs is not None and _size_in(own, grid) >= 2 * fine:
+    if (
+        not own.matches(grid)
+        and own.crs is not None
+        and not (own.local or grid.local)
+        and _size_in(own, grid) >= 2 * fine
+    ):
         return Lattice(grid=grid, cells=~own.transform, crs=own.crs, source="its own pixels")
     with open_on_grid(nlcd, grid, like=like) as src:
         window = _middle(grid)

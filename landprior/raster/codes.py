@@ -315,8 +315,9 @@ def _unrelated(own: Grid, grid: Grid, names: tuple[str, str]) -> str:
     """Say that two CRS cannot be brought together, and whose fault that is."""
     local = [name for name, one in zip(names, (own, grid), strict=True) if one.local]
     which = " and ".join(local) or f"one of {names[0]} and {names[1]}"
+    which += " have" if len(local) > 1 else " has"
     return (
-        f"{names[0]} cannot be put on the grid of {names[1]}: {which} has a local CRS, of no known place on Earth; "
+        f"{names[0]} cannot be put on the grid of {names[1]}: {which} a local CRS, of no known place on Earth; "
         f"give it the CRS it is really in: rio edit-info --crs EPSG:CODE {split_band(local[0])[0] if local else 'FILE'}"
     )
 

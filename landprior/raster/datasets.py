@@ -115,7 +115,9 @@ def files_of(path: str | Path) -> list[Path]:
         return found
     place = Path(path)
     if not place.is_file():
-        return []
+        # a band or layer of a file (stack.tif|band=2), a raster inside one (NETCDF:"a.nc":codes)
+        named = [Path(one) for one in (text.rpartition("|")[0], *(part.strip('"') for part in text.split(":"))) if one]
+        return [part for one in named if one.is_file() and one != place for part in (one, *files_of(one))]
     if place.suffix.lower() not in _NOT_RASTERS:
         found += _files_of_raster(place)
     named = [f"{place.name}{end}" for end in (*_AFTER_NAME, *_DATABASE)]
