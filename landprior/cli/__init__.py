@@ -88,10 +88,11 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
         """Run the command line, on whatever terminal and environment it is."""
-        from landprior.cli.terminal import explain_failure, give_up_stdout, prepare_streams
+        from landprior.cli.terminal import explain_failure, give_up_stdout, prepare_streams, quiet_libraries
         from landprior.environment import drop_foreign_settings
 
         prepare_streams()
+        quiet_libraries()
         _FOREIGN[:] = drop_foreign_settings()  # before anything imports GDAL
         try:
             return super().main(*args, **kwargs)

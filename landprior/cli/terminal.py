@@ -49,6 +49,31 @@ def quiet_warnings() -> None:
         os.environ.pop("PYTHONWARNINGS", None)
 
 
+def quiet_libraries() -> None:
+    """Keep GDAL's own lines, and rasterio's notes on text in files that is not UTF-8, off the terminal.
+
+    What they mean for the user is said by our errors. Call it before GDAL is imported.
+    """
+    os.environ.setdefault("CPL_LOG", os.devnull)
+    if getattr(sys.unraisablehook, "__name__", "") == _drop_notes.__name__:
+        return
+    before = sys.unraisablehook
+
+    def _drop(note: sys.UnraisableHookArgs) -> None:
+        _drop_notes(note, before)
+
+    _drop.__name__ = _drop_notes.__name__
+    sys.unraisablehook = _drop
+
+
+def _drop_notes(note: sys.UnraisableHookArgs, otherwise: Callable[[sys.UnraisableHookArgs], object]) -> None:
+    """Log what rasterio could not decode of GDAL's messages; give other notes on."""
+    if issubclass(note.exc_type, UnicodeDecodeError):
+        logging.getLogger("landprior").debug("a library could not decode: %s", note.exc_value)
+    else:
+        otherwise(note)
+
+
 def one_line(text: str) -> str:
     """Write line ends and other control characters (of a file name, say) as escapes, so that a message is one line."""
     return "".join(one if one.isprintable() or "\udc80" <= one <= "\udcff" else _escape(one) for one in text)

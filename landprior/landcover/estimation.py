@@ -305,10 +305,10 @@ def evaluate_points(
         msg = f"{points} has points with a code that scheme {scheme.name!r} ignores; leave their class empty instead"
         raise InputError(msg)
     if {"stratum", "stratum_pixels"} <= set(frame.columns):
-        strata = frame["stratum"].to_numpy().astype(np.int64)
+        strata = _whole_numbers(frame, "stratum", points)
         sizes = _sizes_of(everything, points)  # a stratum whose points were all left out must not vanish
         # a sample says how large its strata are, whatever the pixels of the map that is evaluated
-        areas = _areas_of(everything) if "stratum_hectares" in everything.columns else None
+        areas = _areas_of(everything, points) if "stratum_hectares" in everything.columns else None
     else:
         logger.info("%s does not say its strata; it is taken for a simple random sample", points)
         pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
@@ -350,11 +350,37 @@ def _join_small(
     return strata, left, ground
 
 
-def _areas_of(frame: geopandas.GeoDataFrame) -> dict[int, float] | None:
+def _areas_of(frame: geopandas.GeoDataFrame, points: str | Path) -> dict[int, float] | None:
     """Return the areas of a sample's strata, hectares; None where they are not known."""
-    first = frame.drop_duplicates("stratum")
-    areas = dict(zip(first["stratum"].astype(int), first["stratum_hectares"].astype(float), strict=True))
-    return areas if all(area > 0 for area in areas.values()) else None
+    strata, values = (_numbers(frame, name, points) for name in ("stratum", "stratum_hectares"))
+    areas = dict(zip(strata.astype(int).tolist(), values.tolist(), strict=True))
+    return areas if all(0 < area < np.inf for area in areas.values()) else None
+
+
+def _numbers(frame: geopandas.GeoDataFrame, column: str, points: str | Path) -> NDArray[np.float64]:
+    """Return a column of a sample as numbers; an empty cell is NaN."""
+    import pandas as pd
+
+    found = np.asarray(pd.to_numeric(frame[column], errors="coerce"), dtype=np.float64)
+    wrong = np.isnan(found) & np.asarray(frame[column].notna())
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        msg = f"{points}, row {row + 1}: {column} is {frame[column].iloc[row]!r}, not a number"
+        raise InputError(msg)
+    return found
+
+
+def _whole_numbers(frame: geopandas.GeoDataFrame, column: str, points: str | Path) -> NDArray[np.int64]:
+    """Return a column of a sample that holds whole numbers."""
+    found = _numbers(frame, column, points)
+    wrong = ~(np.isfinite(found) & (found == np.round(found)) & (np.abs(found) < 2**53))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        msg = (
+            f"{points}, row {row + 1}: {column} is {frame[column].iloc[row]!r}, not a whole number, as sample writes it"
+        )
+        raise InputError(msg)
+    return found.astype(np.int64)
 
 
 def _read_points(points: str | Path, grid: Grid, column: str) -> geopandas.GeoDataFrame:
@@ -391,7 +417,8 @@ def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str)
 
 def _sizes_of(frame: geopandas.GeoDataFrame, points: str | Path) -> dict[int, int]:
     sizes: dict[int, int] = {}
-    for name, size in zip(frame["stratum"].astype(int), frame["stratum_pixels"].astype(int), strict=True):
+    columns = (_whole_numbers(frame, name, points).tolist() for name in ("stratum", "stratum_pixels"))
+    for name, size in zip(*columns, strict=True):
         if sizes.setdefault(name, size) != size or size < 1:
             msg = f"{points} gives stratum {name} several sizes, or none; is it several samples in one file?"
             raise InputError(msg)

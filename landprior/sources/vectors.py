@@ -10,8 +10,10 @@ import numpy as np
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
+from shapely.errors import ShapelyError
 
 from landprior.errors import InputError
 from landprior.inputs import check_file
@@ -56,6 +58,7 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
     """
     path = check_file(path, folder=True)  # a .gdb is one
     frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
+    _check_coordinates(frame, path)
     shapes = frame.geometry.to_numpy()
     frame = frame[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
     if grid is not None and grid.crs is None:
@@ -65,23 +68,54 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
         raise InputError(msg)
     if grid is None or grid.crs is None:
         return frame
-    frame = frame.to_crs(grid.crs.to_wkt())
+    frame = _project(frame, grid.crs, path)
     left, bottom, right, top = grid.bounds
     return frame.cx[left:right, bottom:top]
 
 
 def _read_gdal(path: Path, layer: str | None, grid: Grid | None) -> geopandas.GeoDataFrame:
     import pyogrio
-    from pyogrio.errors import DataLayerError, DataSourceError
+    from pyproj.exceptions import ProjError
 
     try:
         layer = layer or _first_layer(path)
         bounds = None if grid is None else _bounds_in(grid, pyogrio.read_info(path, layer=layer)["crs"])
         return pyogrio.read_dataframe(path, layer=layer, bbox=bounds)
-    except (DataSourceError, DataLayerError) as error:
+    except UnicodeDecodeError as error:
+        msg = f"{path} has text that is not UTF-8 ({error.reason}); save it as UTF-8, a GeoPackage for example"
+        raise InputError(msg) from error
+    except (RuntimeError, ValueError, CRSError, ProjError, ShapelyError) as error:  # pyogrio's own are RuntimeErrors
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be read as vector data ({reason}); GeoPackage, FlatGeobuf and GeoJSON work"
         raise InputError(msg) from error
+
+
+def _check_coordinates(frame: geopandas.GeoDataFrame, path: Path) -> None:
+    """Refuse features with coordinates that are no numbers."""
+    coordinates, owner = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
+    wrong = owner[~np.isfinite(coordinates).all(axis=1)]
+    if wrong.size:
+        msg = f"{path}: feature {int(wrong[0]) + 1} has a coordinate that is not a finite number; mend or delete it"
+        raise InputError(msg)
+
+
+def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.GeoDataFrame:
+    """Put features in another CRS, without those for which it has no place."""
+    from pyproj.exceptions import ProjError
+
+    try:
+        found = frame.to_crs(crs.to_wkt())
+    except (ProjError, ShapelyError, ValueError) as error:
+        msg = f"{path} cannot be put in another CRS ({' '.join(str(error).split())}); check its own CRS"
+        raise InputError(msg) from error
+    coordinates, owner = shapely.get_coordinates(found.geometry.to_numpy(), return_index=True)
+    lost = np.unique(owner[~np.isfinite(coordinates).all(axis=1)])
+    if lost.size:
+        logger.warning(
+            "%d feature(s) of %s lie where the raster's CRS has no place; they are left out", lost.size, path
+        )
+        found = found.drop(index=found.index[lost])
+    return found
 
 
 def _first_layer(path: Path) -> str:
@@ -110,7 +144,7 @@ def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     except ImportError as error:
         msg = f"{path} is GeoParquet, which needs pyarrow: pip install 'landprior[parquet]'"
         raise InputError(msg) from error
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError, ShapelyError) as error:
         msg = f"{path} cannot be read as GeoParquet ({' '.join(str(error).split())})"
         raise InputError(msg) from error
 

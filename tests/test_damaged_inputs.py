@@ -1,0 +1,60 @@
+"""Item 22: whatever is damaged in an input, the command line ends with a result or a one-line error.
+
+``tests/damage.py`` has the files, the commands and the damage; a case of a failure is repeated by its number:
+``python tests/damage.py --seed SEED --first NUMBER --count 1``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("damage", Path(__file__).with_name("damage.py"))
+damage = importlib.util.module_from_spec(_spec)
+sys.modules["damage"] = damage
+_spec.loader.exec_module(damage)
+
+
+@pytest.fixture(scope="session")
+def good_files(tmp_path_factory):
+    """One good file of each kind, written by a process of its own."""
+    base = tmp_path_factory.mktemp("good")
+    found = subprocess.run(
+        [sys.executable, damage.__file__, "--base", str(base), "--build"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    return base
+
+
+def all_right(found, count):
+    text = damage.report(found)
+    print(text.splitlines()[0])
+    assert len(found) == count
+    assert not [line for line in found if line["wrong"]], text
+
+
+def test_a_few_hundred_damaged_inputs_end_with_a_result_or_a_line(good_files):
+    all_right(damage.run_many(FEW, seed=20, base=good_files, jobs=2), FEW)
+
+
+@pytest.mark.slow
+def test_five_thousand_damaged_inputs_end_with_a_result_or_a_line(good_files):
+    all_right(damage.run_many(5000, seed=22, base=good_files, jobs=os.cpu_count() or 1), 5000)
+
+
+@pytest.mark.slow
+def test_undamaged_the_commands_give_results(good_files):
+    failed = {}
+    for case in damage.CASES:
+        found = damage.run_case(0, 0, good_files, case.name, unharmed=True)
+        if found["code"] != 0 or found["wrong"]:
+            failed[case.name] = found
+    assert not failed
+
+
+FEW = 300
