@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,12 @@ import numpy as np
 SECONDS = 90
 """After which a case counts as hanging."""
 
-TOKENS = (
-    "nan NaN -inf Infinity 1e999 -1 0 1.5 255 256 99999999999999999999 1e-400 null true [] {} \"\" '' , : ; | = ../x /etc/x \x00 é 森 "
-    "\ufeff 2,5 0x10 1_000 no 010 1:30 *a &a !!python/object:os.system <a> \\ \"\\ud800\" %s {tile} -- NULL [[[[ }}}} POINT"
-).split()
+_WORDS = r"""
+nan NaN -inf Infinity 1e999 -1 0 1.5 255 256 99999999999999999999 1e-400 null true [] {}
+"" '' , : ; | = ../x /etc/x é 森
+2,5 0x10 1_000 no 010 1:30 *a &a !!python/object:os.system <a> \ "\ud800" %s {tile} -- NULL [[[[ }}}} POINT
+"""
+TOKENS = (*_WORDS.split(), "\x00", "\ufeff")
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,43 @@ class Case:
 RUN = "--scheme enviroatlas-5"
 TRAIN = "--steps 2 --filters 2 --patch-size 16 --batch-size 2"
 SOURCES = "--bbox=BOX --name place --data w --offline --naip naip --nlcd nlcd.tif"
+PAINT = "paint picture.png --prior drawn.png --class water=blue --class trees=lime --set white=water|trees "
+    "--steps 1 --filters 2"
 CASES = (
     Case("image", "image.tif", "predict image.tif --model model.safetensors -o out.tif"),
-    Case("image of train", "image.tif", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True),
+    Case(
+        "image of train",
+        "image.tif",
+        f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors",
+        slow=True,
+    ),
     Case("image plain", "plain.tif", "predict plain.tif --model model.safetensors -o out.tif --force"),
-    Case("image of cluster", "image.tif", "cluster image.tif -k 3 --steps 2 --filters 2 --near 3 --far 5 -o out.tif", slow=True),
+    Case(
+        "image of cluster",
+        "image.tif",
+        "cluster image.tif -k 3 --steps 2 --filters 2 --near 3 --far 5 -o out.tif",
+        slow=True,
+    ),
     Case("nlcd", "nlcd.tif", f"build-prior --nlcd nlcd.tif {RUN} -o out.tif"),
     Case("nlcd warped", "albers.tif", f"build-prior --nlcd albers.tif --like image.tif {RUN} -o out.tif"),
     Case("nlcd plain", "nlcd_plain.tif", f"build-prior --nlcd nlcd_plain.tif {RUN} -o out.tif"),
     Case("roads", "roads.tif", f"build-prior --nlcd nlcd.tif --roads roads.tif {RUN} -o out.tif"),
     Case("prior", "prior.tif", "predict image.tif --model model.safetensors --posterior prior.tif -o out.tif --force"),
-    Case("prior of train", "prior.tif", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True),
+    Case(
+        "prior of train",
+        "prior.tif",
+        f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors",
+        slow=True,
+    ),
     Case("labels", "labels.tif", "evaluate map.tif labels.tif"),
     Case("labels of a matrix", "labels.tif", f"cooccurrence nlcd.tif labels.tif {RUN} -o out.csv"),
     Case("map", "map.tif", "evaluate map.tif labels.tif"),
     Case("map of sample", "map.tif", "sample map.tif --count 12 -o out.gpkg"),
     Case("sidecar", "image.tif.aux.xml", "predict image.tif --model model.safetensors -o out.tif", text=True),
     Case("model", "model.safetensors", "predict image.tif --model model.safetensors -o out.tif"),
-    Case("checkpoint", "CHECKPOINT", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True),
+    Case(
+        "checkpoint", "CHECKPOINT", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True
+    ),
     Case("points gpkg", "points.gpkg", "evaluate map.tif points.gpkg"),
     Case("points geojson", "points.geojson", "evaluate map.tif points.geojson", text=True),
     Case("points shp", "points.shp", "evaluate map.tif points.shp --label-column reference"),
@@ -74,11 +95,22 @@ CASES = (
     Case("points fgb", "points.fgb", "evaluate map.tif points.fgb"),
     Case("points parquet", "points.parquet", "evaluate map.tif points.parquet"),
     Case("hints", "hints.geojson", f"build-prior --nlcd nlcd.tif --labels hints.geojson {RUN} -o out.tif", text=True),
-    Case("hints gpkg", "points.gpkg", f"build-prior --nlcd nlcd.tif --labels points.gpkg --label-column reference {RUN} -o out.tif"),
-    Case("exclusion", "hints.geojson", "evaluate map.tif labels.tif --exclude hints.geojson --exclude-buffer 3", text=True),
+    Case(
+        "hints gpkg",
+        "points.gpkg",
+        f"build-prior --nlcd nlcd.tif --labels points.gpkg --label-column reference {RUN} -o out.tif",
+    ),
+    Case(
+        "exclusion",
+        "hints.geojson",
+        "evaluate map.tif labels.tif --exclude hints.geojson --exclude-buffer 3",
+        text=True,
+    ),
     Case("points csv", "points.csv", f"assign clusters.tif --points points.csv {RUN} --draws 0 -o out.tif", text=True),
     Case("clusters", "clusters.tif", f"assign clusters.tif --points points.csv {RUN} --draws 0 -o out.tif"),
-    Case("matrix csv", "matrix.csv", f"build-prior --nlcd nlcd.tif --cooccurrence matrix.csv {RUN} -o out.tif", text=True),
+    Case(
+        "matrix csv", "matrix.csv", f"build-prior --nlcd nlcd.tif --cooccurrence matrix.csv {RUN} -o out.tif", text=True
+    ),
     Case("matrix npy", "matrix.npy", f"build-prior --nlcd nlcd.tif --cooccurrence matrix.npy {RUN} -o out.tif"),
     Case("scheme", "scheme.yaml", "build-prior --nlcd nlcd.tif --scheme scheme.yaml -o out.tif", text=True),
     Case("plan status", "plan.json", "status plan.json", text=True),
@@ -86,32 +118,112 @@ CASES = (
     Case("item mosaic", "town/town/t1/item.json", "mosaic plan.json -o out.tif", text=True),
     Case("item prior", "town/town/t1/item.json", f"build-prior --city town --data town {RUN}", text=True),
     Case("tile map", "town/town/t1/prediction.tif", "mosaic plan.json -o out.tif"),
-    Case("preset", "preset.yaml", f"fetch --city preset.yaml {SOURCES.partition('--name place ')[2]} --osm none --buildings none --dry-run", text=True),
+    Case(
+        "preset",
+        "preset.yaml",
+        f"fetch --city preset.yaml {SOURCES.partition('--name place ')[2]} --osm none --buildings none --dry-run",
+        text=True,
+    ),
     Case("experiment", "experiment.yaml", "experiment experiment.yaml --root . --dry-run -o out", text=True),
     Case("comparison", "compare.yaml", "compare compare.yaml --dry-run -o out", text=True),
-    Case("outline", "outline.geojson", f"fetch --aoi outline.geojson {SOURCES.partition('BOX ')[2]} --osm none --buildings none --dry-run", text=True),
-    Case("naip of fetch", "naip/m_4007934_nw_17_1_20140620.tif", f"fetch {SOURCES} --osm none --buildings none", slow=True),
+    Case(
+        "outline",
+        "outline.geojson",
+        f"fetch --aoi outline.geojson {SOURCES.partition('BOX ')[2]} --osm none --buildings none --dry-run",
+        text=True,
+    ),
+    Case(
+        "naip of fetch",
+        "naip/m_4007934_nw_17_1_20140620.tif",
+        f"fetch {SOURCES} --osm none --buildings none",
+        slow=True,
+    ),
     Case("nlcd of fetch", "nlcd.tif", f"fetch {SOURCES} --osm none --buildings none", slow=True),
     Case("osm xml", "place.osm", f"fetch {SOURCES} --osm place.osm --buildings none", text=True, slow=True),
     Case("osm pbf", "place.osm.pbf", f"fetch {SOURCES} --osm place.osm.pbf --buildings none", slow=True),
     Case("osm gpkg", "osm.gpkg", f"fetch {SOURCES} --osm osm.gpkg --buildings none", slow=True),
     Case("buildings fgb", "buildings.fgb", f"fetch {SOURCES} --osm none --buildings buildings.fgb", slow=True),
-    Case("buildings parquet", "buildings.parquet", f"fetch {SOURCES} --osm none --buildings buildings.parquet", slow=True),
-    Case("buildings geojson", "buildings.geojson", f"fetch {SOURCES} --osm none --buildings buildings.geojson", text=True, slow=True),
+    Case(
+        "buildings parquet", "buildings.parquet", f"fetch {SOURCES} --osm none --buildings buildings.parquet", slow=True
+    ),
+    Case(
+        "buildings geojson",
+        "buildings.geojson",
+        f"fetch {SOURCES} --osm none --buildings buildings.geojson",
+        text=True,
+        slow=True,
+    ),
     Case("npz", "images.npz", "partial-labels images.npz --epochs 1 --filters 2 -o out", slow=True),
     Case("idx", "idx/train-images-idx3-ubyte", "rank idx --epochs 1 --filters 2 --draw 8 -o out", slow=True),
-    Case("candidates", "candidates.csv", "partial-labels images.npz --candidates candidates.csv --epochs 1 --filters 2 -o out", text=True, slow=True),
+    Case(
+        "candidates",
+        "candidates.csv",
+        "partial-labels images.npz --candidates candidates.csv --epochs 1 --filters 2 -o out",
+        text=True,
+        slow=True,
+    ),
     Case("pairs", "pairs.csv", "rank images.npz --pairs pairs.csv --epochs 1 --filters 2 -o out", text=True, slow=True),
-    Case("documents", "docs.jsonl", "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv", text=True, slow=True),
-    Case("documents csv", "docs.csv", "text docs.csv --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv", text=True, slow=True),
-    Case("tree", "tree.json", "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv", text=True, slow=True),
-    Case("text prior", "text_prior.csv", "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv", text=True, slow=True),
-    Case("text prior npz", "text_prior.npz", "text docs.jsonl --tree tree.json --prior text_prior.npz --epochs 1 -o out.csv", slow=True),
-    Case("outlines", "drawn.geojson", "paint image.tif --prior drawn.geojson --class water=blue --class trees=green --steps 1 --filters 2 -o out", text=True, slow=True),
-    Case("drawing", "drawn.png", "paint picture.png --prior drawn.png --class water=blue --class trees=lime --set white=water|trees --steps 1 --filters 2 -o out", slow=True),
-    Case("picture", "picture.png", "paint picture.png --prior drawn.png --class water=blue --class trees=lime --set white=water|trees --steps 1 --filters 2 -o out", slow=True),
-    Case("blocks", "blocks.csv", "density picture.png --coarse blocks.csv --block 16 --steps 1 --filters 2 --warmup none --no-maps -o out", text=True, slow=True),
-)  # fmt: skip
+    Case(
+        "documents",
+        "docs.jsonl",
+        "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv",
+        text=True,
+        slow=True,
+    ),
+    Case(
+        "documents csv",
+        "docs.csv",
+        "text docs.csv --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv",
+        text=True,
+        slow=True,
+    ),
+    Case(
+        "tree",
+        "tree.json",
+        "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv",
+        text=True,
+        slow=True,
+    ),
+    Case(
+        "text prior",
+        "text_prior.csv",
+        "text docs.jsonl --tree tree.json --prior text_prior.csv --epochs 1 -o out.csv",
+        text=True,
+        slow=True,
+    ),
+    Case(
+        "text prior npz",
+        "text_prior.npz",
+        "text docs.jsonl --tree tree.json --prior text_prior.npz --epochs 1 -o out.csv",
+        slow=True,
+    ),
+    Case(
+        "outlines",
+        "drawn.geojson",
+        "paint image.tif --prior drawn.geojson --class water=blue --class trees=green --steps 1 --filters 2 -o out",
+        text=True,
+        slow=True,
+    ),
+    Case(
+        "drawing",
+        "drawn.png",
+        f"{PAINT} -o out",
+        slow=True,
+    ),
+    Case(
+        "picture",
+        "picture.png",
+        f"{PAINT} -o out",
+        slow=True,
+    ),
+    Case(
+        "blocks",
+        "blocks.csv",
+        "density picture.png --coarse blocks.csv --block 16 --steps 1 --filters 2 --warmup none --no-maps -o out",
+        text=True,
+        slow=True,
+    ),
+)
 
 
 # -- damage ------------------------------------------------------------------------------------------
@@ -167,7 +279,13 @@ def _swap(content, rng):
     one, two = sorted(rng.integers(0, max(len(content) - size, 1), 2).tolist())
     if two < one + size:
         return content[two:] + content[:two]
-    return content[:one] + content[two : two + size] + content[one + size : two] + content[one : one + size] + content[two + size :]
+    return (
+        content[:one]
+        + content[two : two + size]
+        + content[one + size : two]
+        + content[one : one + size]
+        + content[two + size :]
+    )
 
 
 def _insert(content, rng):
@@ -180,7 +298,7 @@ def _repeat(content, rng):
     return content[:stop] + content[start:stop] * int(rng.choice([1, 3, 50])) + content[stop:]
 
 
-def _empty(content, rng):  # noqa: ARG001
+def _empty(content, rng):  # noqa: ARG001 - as the others
     return b""
 
 
@@ -197,7 +315,9 @@ def _token(content, rng):
 def _number(content, rng):
     spans = [m.span() for m in re.finditer(rb"-?\d+(\.\d+)?", content)] or [(0, 0)]
     start, stop = spans[rng.integers(len(spans))]
-    return content[:start] + str(rng.choice([*TOKENS[:12], content[start:stop].decode() + "00"])).encode() + content[stop:]
+    return (
+        content[:start] + str(rng.choice([*TOKENS[:12], content[start:stop].decode() + "00"])).encode() + content[stop:]
+    )
 
 
 def _line(content, rng):
@@ -239,7 +359,7 @@ def _encoding(content, rng):
 # -- good files --------------------------------------------------------------------------------------
 
 
-def build(folder: Path) -> None:
+def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
     """Write one good file of each kind, tiny."""
     import geopandas
     import osmium
@@ -302,7 +422,9 @@ def build(folder: Path) -> None:
     _good(f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors")
     for module in patched:
         module.clear_checkpoint = kept
-    (checkpoint,) = [p for p in set(folder.iterdir()) - before if p.name != "out.safetensors"] or [Path("model.safetensors")]
+    (checkpoint,) = [p for p in set(folder.iterdir()) - before if p.name != "out.safetensors"] or [
+        Path("model.safetensors")
+    ]
     Path("CHECKPOINT").write_text(checkpoint.name)
     Path("out.safetensors").unlink()
     _good("cluster image.tif -k 3 --steps 2 --filters 2 --near 3 --far 5 -o clusters.tif")
@@ -315,7 +437,10 @@ def build(folder: Path) -> None:
     small = sample[["id", "reference", "geometry"]]
     small.to_file("points.shp")
     _zip("points")
-    lines = [f"{int(y)},{int(x)},{c}" for x, y, c in zip(sample.geometry.x - left, top - sample.geometry.y, sample.reference)]
+    lines = [
+        f"{int(y)},{int(x)},{c}"
+        for x, y, c in zip(sample.geometry.x - left, top - sample.geometry.y, sample.reference, strict=True)
+    ]
     Path("points.csv").write_text("row,col,class\n" + "\n".join(lines) + "\n")
     boxes = [shapely.box(left + 3 + 12 * i, top - 20, left + 10 + 12 * i, top - 8) for i in range(3)]
     frame = geopandas.GeoDataFrame({"class": ["trees", "water", "trees|grass"]}, geometry=boxes, crs=26917)
@@ -334,9 +459,11 @@ def build(folder: Path) -> None:
     np.save("matrix.npy", table)
     Path("scheme.yaml").write_text(
         "name: mine\ntitle: Mine\nclasses:\n"
-        + "".join(f"  - {{code: {c.code}, name: {c.name}, colour: '{c.colour}'" + (f", role: {c.role}" if c.role else "") + "}\n"
-                  for c in scheme.classes)
-    )  # fmt: skip
+        + "".join(
+            f"  - {{code: {c.code}, name: {c.name}, colour: '{c.colour}'{f', role: {c.role}' if c.role else ''}}}\n"
+            for c in scheme.classes
+        )
+    )
     for number in (1, 2):
         tile = TileFolder(path=Path("town/town") / f"t{number}", city="town")
         tile.path.mkdir(parents=True)
@@ -347,7 +474,8 @@ def build(folder: Path) -> None:
     _good(f"plan --city town --data town {RUN} --steps 2 --filters 2 -o plan.json")
     _good("run plan.json")
     Path("preset.yaml").write_text(
-        f"name: place\ntitle: Place\nbounds: [{Path('BOX').read_text()}]\nnaip_year: 2014\nnlcd_year: 2016\nepsg: 26917\n"
+        f"name: place\ntitle: Place\nbounds: [{Path('BOX').read_text()}]\nnaip_year: 2014\n"
+        "nlcd_year: 2016\nepsg: 26917\n"
         "scheme: enviroatlas-5\n"
     )
     Path("experiment.yaml").write_text(
@@ -363,16 +491,22 @@ def build(folder: Path) -> None:
     )
     Path("naip").mkdir()
     shutil.copy("image.tif", "naip/m_4007934_nw_17_1_20140620.tif")
-    corners = geopandas.GeoSeries.from_xy([left + 5, left + 40, left + 20], [top - 5, top - 30, top - 44], crs=26917).to_crs(4326)
+    corners = geopandas.GeoSeries.from_xy(
+        [left + 5, left + 40, left + 20], [top - 5, top - 30, top - 44], crs=26917
+    ).to_crs(4326)
     writer_of = osmium.SimpleWriter
     for name in ("place.osm.pbf", "place.osm"):
         with writer_of(name) as writer:
             for number, point in enumerate(corners, start=1):
                 writer.add_node(osmium.osm.mutable.Node(id=number, location=(point.x, point.y), version=1))
-            writer.add_way(osmium.osm.mutable.Way(id=1, nodes=[1, 2], tags={"highway": "residential", "width": "6"}, version=1))
+            writer.add_way(
+                osmium.osm.mutable.Way(id=1, nodes=[1, 2], tags={"highway": "residential", "width": "6"}, version=1)
+            )
             writer.add_way(osmium.osm.mutable.Way(id=2, nodes=[2, 3, 1, 2], tags={"natural": "water"}, version=1))
     road = geopandas.GeoDataFrame(
-        {"highway": ["residential"], "other_tags": ['"lanes"=>"2"']}, geometry=[shapely.LineString(list(corners)[:2])], crs=4326
+        {"highway": ["residential"], "other_tags": ['"lanes"=>"2"']},
+        geometry=[shapely.LineString(list(corners)[:2])],
+        crs=4326,
     )
     road.to_file("osm.gpkg", layer="lines")
     x, y = rng.integers(0, 255, (24, 8, 8)).astype(np.uint8), np.arange(24) % 3
@@ -386,15 +520,27 @@ def build(folder: Path) -> None:
         Path(f"idx/{split}-labels-idx1-ubyte").write_bytes(
             b"\0\0\x08\x01" + count.to_bytes(4, "big") + y[:count].astype(np.uint8).tobytes()
         )
-    words = {"hockey": "ice puck goal", "tennis": "ball net serve", "dance": "step stage tango", "music": "song band tune"}
+    words = {
+        "hockey": "ice puck goal",
+        "tennis": "ball net serve",
+        "dance": "step stage tango",
+        "music": "song band tune",
+    }
     coarse = {"hockey": "sports", "tennis": "sports", "dance": "arts", "music": "arts"}
-    rows = [{"id": f"d{i}{f}", "text": f"{w} {i}", "coarse": coarse[f], "fine": f} for i in range(4) for f, w in words.items()]
+    rows = [
+        {"id": f"d{i}{f}", "text": f"{w} {i}", "coarse": coarse[f], "fine": f}
+        for i in range(4)
+        for f, w in words.items()
+    ]
     Path("docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("docs.csv").write_text("id,text,coarse,fine\n" + "".join(",".join(row.values()) + "\n" for row in rows))
     Path("tree.json").write_text(json.dumps({"sports": ["hockey", "tennis"], "arts": ["dance", "music"]}))
     good = [[0.6 if f == row["fine"] else 0.2 for f in words] for row in rows]
     Path("text_prior.csv").write_text(
-        "id," + ",".join(words) + "\n" + "".join(f"{r['id']}," + ",".join(map(str, p)) + "\n" for r, p in zip(rows, good))
+        "id,"
+        + ",".join(words)
+        + "\n"
+        + "".join(f"{r['id']}," + ",".join(map(str, p)) + "\n" for r, p in zip(rows, good, strict=True))
     )
     np.savez("text_prior.npz", prior=np.array(good), fine=list(words), ids=[row["id"] for row in rows])
     Image.fromarray(image[:3].transpose(1, 2, 0)).save("picture.png")
@@ -443,7 +589,10 @@ def invoke(args: list[str]) -> Outcome:
         saved = os.dup(2)
         os.dup2(errors.fileno(), 2)
         noted: list[str] = []
-        hook, sys.unraisablehook = sys.unraisablehook, lambda note: noted.append(f"Exception ignored: {note.exc_value!r}")
+        hook, sys.unraisablehook = (
+            sys.unraisablehook,
+            lambda note: noted.append(f"Exception ignored: {note.exc_value!r}"),
+        )
         try:
             result = CliRunner().invoke(main, args, prog_name="landprior")
         finally:
@@ -460,7 +609,7 @@ def invoke(args: list[str]) -> Outcome:
     return Outcome(code=result.exit_code, text=text)
 
 
-def judge(found: Outcome, folder: Path, before: set[str]) -> str | None:
+def judge(found: Outcome, folder: Path, before: set[str]) -> str | None:  # noqa: PLR0911 - a list of what may be wrong
     """Say what is wrong with an outcome, None if nothing is."""
     lines = [line for line in found.text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error:")]
@@ -558,7 +707,9 @@ def work(arguments: argparse.Namespace) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-def run_many(count: int, seed: int, *, base: Path, first: int = 0, jobs: int = 1, only: str = "") -> list[dict[str, object]]:
+def run_many(
+    count: int, seed: int, *, base: Path, first: int = 0, jobs: int = 1, only: str = ""
+) -> list[dict[str, object]]:
     """Run cases in worker processes; a worker that dies is one finding and is started again behind it."""
     import concurrent.futures
 
@@ -567,8 +718,9 @@ def run_many(count: int, seed: int, *, base: Path, first: int = 0, jobs: int = 1
         number, last = first + job, first + count
         while number < last:
             left = len(range(number, last, jobs))
-            command = [sys.executable, __file__, "--worker", "--base", str(base), "--seed", str(seed), "--first", str(number),
-                       "--count", str(left), "--step", str(jobs), "--only", only]  # fmt: skip
+            options = {"base": base, "seed": seed, "first": number, "count": left, "step": jobs, "only": only}
+            given = [f"--{name}={value}" for name, value in options.items()]
+            command = [sys.executable, __file__, "--worker", *given]
             process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
             done += [line for line in lines if "case" in line]
@@ -593,9 +745,9 @@ def report(found: list[dict[str, object]]) -> str:
     """Return how many of each case and code there were, and all that is wrong."""
     codes = Counter(f"exit {line['code']}" for line in found)
     wrong = [line for line in found if line["wrong"]]
-    lines = [f"{len(found)} damaged inputs of {len({line['case'] for line in found})} kinds: {dict(codes)}; {len(wrong)} wrong"]
-    for line in wrong:
-        lines.append(f"#{line['number']} {line['case']} ({line['kind']}): {line['wrong']}\n{line['text']}")
+    kinds = len({line["case"] for line in found})
+    lines = [f"{len(found)} damaged inputs of {kinds} kinds: {dict(codes)}; {len(wrong)} wrong"]
+    lines += [f"#{line['number']} {line['case']} ({line['kind']}): {line['wrong']}\n{line['text']}" for line in wrong]
     return "\n".join(lines)
 
 
