@@ -50,8 +50,10 @@ class Case:
 RUN = "--scheme enviroatlas-5"
 TRAIN = "--steps 2 --filters 2 --patch-size 16 --batch-size 2"
 SOURCES = "--bbox=BOX --name place --data w --offline --naip naip --nlcd nlcd.tif"
-PAINT = "paint picture.png --prior drawn.png --class water=blue --class trees=lime --set white=water|trees "
+PAINT = (
+    "paint picture.png --prior drawn.png --class water=blue --class trees=lime --set white=water|trees "
     "--steps 1 --filters 2"
+)
 CASES = (
     Case("image", "image.tif", "predict image.tif --model model.safetensors -o out.tif"),
     Case(
