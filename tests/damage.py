@@ -647,7 +647,7 @@ def choose(number: int, seed: int, only: str) -> tuple[Case, np.random.Generator
     """Return the case of a number, and what its damage is drawn with."""
     rng = np.random.default_rng([seed, number])
     cases = [case for case in CASES if case.name == only] or [case for case in CASES if only in case.name]
-    weights = np.array([0.25 if case.slow else 1.0 for case in cases])
+    weights = np.array([0.15 if case.slow else 1.0 for case in cases])
     return cases[rng.choice(len(cases), p=weights / weights.sum())], rng
 
 

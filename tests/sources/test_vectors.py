@@ -216,3 +216,31 @@ def test_widening_is_dilation_by_a_square(mask, width):
     expected = grey_dilation(mask, size=(width, width), mode="constant", cval=0)
     np.testing.assert_array_equal(widen_pixels(mask, width), expected)
     np.testing.assert_array_equal(mask, before)
+
+
+@pytest.mark.filterwarnings("ignore:Non closed ring detected")  # pyogrio's
+@pytest.mark.parametrize(
+    ("ring", "message"),
+    [
+        (
+            [[-79.8, 40.6], [-79.7, 40.6], [-79.7, 40.7], [-79.8, 40.61]],
+            "closed linestring|cannot be read as vector data",
+        ),
+        ([[-79.8, 40.6], [-79.7, 1e999], [-79.7, 40.7], [-79.8, 40.6]], "not a finite number|cannot be read"),
+    ],
+)
+def test_broken_rings_and_coordinates_are_one_line(tmp_path, ring, message):
+    text = json.dumps({"type": "Polygon", "coordinates": [ring]})
+    (tmp_path / "a.geojson").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_vectors(tmp_path / "a.geojson")
+    assert "a.geojson" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_feature_with_a_coordinate_that_is_no_number_is_named(tmp_path):
+    frame = geopandas.GeoDataFrame(geometry=[Point(1, 2), LineString([(0, 0), (float("nan"), 1)])], crs=4326)
+    frame.to_file(tmp_path / "a.gpkg")
+    with pytest.raises(InputError, match=r"a.gpkg: feature 2 has a coordinate that is not a finite number"):
+        read_vectors(tmp_path / "a.gpkg")
