@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from landprior.errors import ConfigError, InputError, LandpriorError
+from landprior.errors import ConfigError, InputError, LandpriorError, OutputBusyError
 from landprior.landcover.workspace import ITEM, TileFolder, Workspace, checksum
 from landprior.progress import Progress
 from landprior.raster.files import replacing
+from landprior.raster.outputs import claiming, clear_leftovers, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -81,17 +82,16 @@ class TileRunner:
         work
             Instead of the whole chain: gets the folder, returns what is to be noted.
         """
-        from filelock import FileLock, Timeout
-
         tile = tile_of(self.plan, name)
+        make_folder(tile.path)
+        clear_leftovers(tile.path)
         known = state_of(self.plan, name)
         if known.state == "done":
             return known
-        tile.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(tile.path / ".run.lock", timeout=0):
+            with claiming(tile.path / RUN):
                 return self._run_locked(tile, work or self._map)
-        except Timeout:
+        except OutputBusyError:
             return TileState(name, "running", "another process is at it")
 
     def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:

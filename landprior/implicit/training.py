@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import pickle
 import struct
-import tempfile
 import warnings
 import zlib
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -44,6 +41,7 @@ from landprior.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from lightning.fabric import Fabric
 
@@ -338,6 +336,11 @@ def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]
         network.train()
 
 
+def part_of(checkpoint: Path) -> Path:
+    """Return where a checkpoint is written before it takes its name: always the same, so that none is left for good."""
+    return checkpoint.with_name(f"{checkpoint.name}.part")
+
+
 class _Run:
     """The state of a run: what a checkpoint holds."""
 
@@ -521,18 +524,21 @@ class _Run:
             "counted": self._counted,
             **({} if self._marginal is None else {"marginal": self._marginal.state_dict()}),
         }
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+        part = part_of(self.path)
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with part.open("wb") as stream:
                 torch.save(state, stream)
-            Path(name).replace(self.path)
+            part.replace(self.path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         return True
 
     def resume(self) -> None:
         """Go on from the checkpoint, if it is there and of the same settings; else from where the network is."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return
+        part_of(self.path).unlink(missing_ok=True)  # of a run that was killed while it wrote
+        if not self.path.exists():
             return
         network, optimiser = (deepcopy(part.state_dict()) for part in (self.network, self.optimiser))
         try:

@@ -15,6 +15,7 @@ from landprior.landcover.prior import PriorSettings, build_prior
 from landprior.landcover.workspace import TileFolder, Workspace, make_key
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.outputs import clear_leftovers
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.sources.areas import list_cities, load_city
 
@@ -342,7 +343,8 @@ def _grid_of(path: Path) -> str:
 
 
 def _needed(tile: TileFolder, step: str, key: str, *, overwrite: bool) -> bool:
-    """Say whether a result must be made, and why, in the log."""
+    """Say whether a result must be made, and why, in the log; clear what a killed run has left beside it."""
+    clear_leftovers(tile.path)
     state = tile.state(step, key)
     if overwrite or state == "missing":
         return True

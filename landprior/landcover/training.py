@@ -20,7 +20,7 @@ from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit
+from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit, part_of
 from landprior.landcover.model import LandcoverModel, build_network, check_model_output, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,
@@ -376,7 +376,8 @@ def train_kept(
 
 def clear_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint, and the finished trainings beside it, once the model is safe."""
-    for path in (checkpoint, *checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")):
+    finished = checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")
+    for path in (checkpoint, part_of(checkpoint), *finished):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
