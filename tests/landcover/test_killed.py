@@ -14,6 +14,7 @@ import faulthandler, json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import numpy as np, rasterio
 from safetensors.numpy import load_file
+import lightning.fabric, pystac, safetensors.torch, torch._dynamo
 import landprior.landcover.pipeline, landprior.landcover.training, landprior.landcover.prediction
 from landprior.cli import main
 from landprior.landcover.demo import write_scene
