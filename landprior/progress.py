@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NOTHING_YET = "{desc}: {elapsed}{postfix}"
+_RECEIVED = "{desc}: {n_fmt}{unit} received in {elapsed}{postfix}"
 TENTHS = 10
 """In a log, a stage of known length gets so many lines."""
 
@@ -86,6 +88,8 @@ class Progress:
         """Count parts as done."""
         before, self._done = self._done, self._done + parts
         if self._bar is not None:
+            if parts and self._unit == "B" and self._total is None:
+                self._bar.bar_format = _RECEIVED
             self._bar.update(parts)
         elif self._lines and self._total and self._tenth(self._done) > self._tenth(before):
             self._log()
@@ -102,7 +106,10 @@ class Progress:
             self._bar.close()
         elif self._lines and self._total is None:
             taken = _time(time.monotonic() - self._start)
-            logger.info("%s: %s in %s%s", self._label, _count(self._done, self._unit), taken, self._suffix())
+            if self._done or self._unit != "B":
+                logger.info("%s: %s in %s%s", self._label, _count(self._done, self._unit), taken, self._suffix())
+            else:  # local files: nothing was received
+                logger.info("%s: %s%s", self._label, taken, self._suffix())
             self._lines = False
 
     def _tenth(self, done: int) -> int:
@@ -153,8 +160,7 @@ def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None
 
 def _look(total: int | None, unit: str) -> dict[str, object]:
     if unit == "B" and total is None:
-        layout = "{desc}: {n_fmt}{unit} received in {elapsed}{postfix}"
-        return {"unit": unit, "unit_scale": True, "unit_divisor": 1024, "bar_format": layout}
+        return {"unit": unit, "unit_scale": True, "unit_divisor": 1024, "bar_format": _NOTHING_YET}
     return {"unit": unit}
 
 

@@ -5,34 +5,41 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from affine import Affine
 from rasterio.warp import transform_bounds
 
 from landprior.errors import (
     GridMismatchError,
     InputError,
     LandpriorError,
+    MissingInputError,
     OfflineError,
+    RasterReadError,
     SourceError,
     SourceWarning,
 )
 from landprior.landcover.coarse import read_nlcd
-from landprior.landcover.workspace import TileFolder, Workspace, make_key
+from landprior.landcover.plan import NONE
+from landprior.landcover.workspace import TileFolder, Workspace, checksum, make_key
 from landprior.progress import Progress
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid, split_band
+from landprior.raster.files import open_on_grid, open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm
-from landprior.sources.answers import redact
-from landprior.sources.labels import write_labels
+from landprior.sources.answers import fingerprint, redact
+from landprior.sources.labels import is_raster, write_labels
+from landprior.sources.local import identify, plain_path
 from landprior.sources.nlcd import WCS_URL
+from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors
 
 if TYPE_CHECKING:
@@ -45,6 +52,23 @@ if TYPE_CHECKING:
     from landprior.sources.network import Network
 
 logger = logging.getLogger(__name__)
+
+_ENOUGH = 0.95
+"""Share of a tile for which there should be codes of NLCD."""
+_SIDE_FILES = (".aux.xml", ".ovr", ".msk")
+_CHANGES = {
+    "grid": "the place or the image",
+    "origin": "the source",
+    "file": "the content of the file",
+    "url": "the address",
+    "year": "the year",
+    "coverage": "--nlcd-coverage",
+    "road_width": "--road-width",
+    "label_map": "--label-map",
+    "field": "--label-field",
+    "scheme": "--scheme",
+}
+"""What decides what is in a layer, as a user would call it."""
 
 
 def fetch(
@@ -109,6 +133,7 @@ def fetch(
         whole = [tile.folder for tile in plan.tiles if failures.get(tile.folder.name) == []]
         if whole and collection:
             workspace.write_collection()
+    job.say_empty()
     failed = {name: errors for name, errors in failures.items() if errors}
     if failed:
         _raise_failures(failed, len(plan.tiles))
@@ -139,6 +164,8 @@ class _Job:
 
     def __post_init__(self) -> None:
         self._once = threading.Lock()
+        self._features: Counter[str] = Counter()
+        """Layer -> features found; of layers that were written at all."""
         self._shared: dict[str, Path] = {}
 
     def fetch_tile(self, tile: TilePlan) -> list[LandpriorError]:
@@ -151,85 +178,179 @@ class _Job:
             bar.update(size)
 
         with bar, self.network.listening(count):
+            self._drop_unwanted(tile)
             for layer in self.settings.wanted:
                 bar.note(layer)
                 try:
                     self._fetch_layer(layer, tile)
-                except (SourceError, InputError) as error:
+                except (SourceError, InputError, MissingInputError) as error:
                     failures.append(error)
                     if not self.network.offline:
                         break  # the rest of the tile is of no use without, and a rerun goes on here
             bar.note("incomplete" if failures else "done")
         return failures
 
-    def _fetch_layer(self, layer: Layer, tile: TilePlan) -> None:
-        files: tuple[str, ...] = osm.LAYERS if layer == "osm" else (layer,)
-        origin, options = self._identity(layer, tile)
-        key = make_key({"layer": layer, "grid": repr(tile.grid), "origin": origin, **options}, {})
+    def say_empty(self) -> None:
+        """Say which sources had nothing at all, once each; a file without anything around is hardly of this place."""
+        tiles = self.plan.tiles
+        where = f"tile {tiles[0].folder.name}" if len(tiles) == 1 else f"any of {len(tiles)} tiles"
+        boxes = {tile.folder.name: box_of(tile.grid) for tile in tiles}
+        for layer, name in (("osm", "road or water"), ("buildings", "building"), ("labels", "label")):
+            if layer not in self._features or self._features[layer]:
+                continue
+            given = getattr(self.settings, layer)
+            if not given:
+                logger.info("  no %s in what the server gave for %s; in open country that may be right", name, where)
+            for source in given if isinstance(given, tuple) else (given,) if given else ():
+                if is_raster(source):
+                    warnings.warn(f"{source} has no {name} on {where}", SourceWarning, stacklevel=3)
+                    continue
+                known = reach_of(source)
+                if known is None and not check_reach(source, boxes, f"--{layer}", strict=False, thorough=True):
+                    continue
+                known = known or reach_of(source, thorough=True)
+                if known is not None and not any(known.box.meets(box, NEAR) for box in boxes.values()):
+                    continue  # that was said before anything was fetched
+                if known is None or known.covers or not self._has_neighbours(source):
+                    reach = "has no features" if known is None else f"lies in {known.box}"
+                    msg = (
+                        f"{source} has no {name} on {where}{'' if known and known.covers else ' or within 2 km'}: it "
+                        f"{reach}, the first tile in {next(iter(boxes.values()))} (west,south,east,north); "
+                        f"is it of this place (--{layer})?"
+                    )
+                    warnings.warn(msg, SourceWarning, stacklevel=3)
+
+    def _has_neighbours(self, source: str | Path) -> bool:
+        """Say whether a file has features near a tile."""
+        reach = int(NEAR)
+        for tile in self.plan.tiles:
+            g = tile.grid
+            wide = Grid(
+                width=g.width + 2 * reach,
+                height=g.height + 2 * reach,
+                transform=g.transform @ Affine.translation(-reach, -reach),
+                crs=g.crs,
+            )
+            path = plain_path(source)
+            for name in [None] if Path(source) != path else layers_of(path):
+                if len(read_vectors(source if name is None else path, layer=name, grid=wide)):
+                    return True
+        return False
+
+    def _drop_unwanted(self, tile: TilePlan) -> None:
+        """Remove layers that an earlier fetch made and that are now left out; what was put there by hand stays."""
         folder = tile.folder
+        for layer in ("osm", "buildings"):
+            if getattr(self.settings, layer) != NONE:
+                continue
+            for name in files_of(layer):
+                path = folder.file(name)
+                if not path.is_file():
+                    continue
+                if not _is_fetched(folder, name):
+                    logger.warning("Warning: --%s none: %s was not made by fetch and is kept", layer, path)
+                    continue
+                for file in (path, *(path.with_name(path.name + end) for end in _SIDE_FILES)):
+                    file.unlink(missing_ok=True)
+                folder.record(name, "", grid=tile.grid, core=tile.core, origin=NONE)
+                logger.info("  --%s none: %s, of an earlier fetch, is removed", layer, path)
+        if not self.settings.labels and folder.file("labels").is_file() and _is_fetched(folder, "labels"):
+            logger.info("  %s, of an earlier fetch, is kept", folder.file("labels"))
+
+    def _fetch_layer(self, layer: Layer, tile: TilePlan) -> None:
+        folder, files = tile.folder, files_of(layer)
+        origin, options = self._identity(layer, tile)
+        basis = {"grid": repr(tile.grid), "origin": origin, **options}
+        key = make_key({"layer": layer, **basis}, {})
         states = {name: folder.state(name, key) for name in files}
         if layer == "labels" and folder.steps().get("labels", {}).get("key") == key and not folder.present(["labels"]):
             states = {"labels": "current"}  # they were looked at, and do not reach here
-        by_hand = [name for name in files if states[name] == "stale" and name not in folder.steps()]
+        by_hand = [name for name in files if states[name] == "stale" and not _is_fetched(folder, name)]
         if by_hand and not self.overwrite:
-            self._check_by_hand(folder, by_hand, tile.grid)
-            return
+            by_hand = self._check_by_hand(folder, by_hand, tile.grid)
+            states = {name: state for name, state in states.items() if name not in by_hand}
         if all(state == "current" for state in states.values()) and not (self.overwrite or self.network.refresh):
             return
-        write: Callable[[TilePlan], Iterator[tuple[str, dict[str, Any]]]] = getattr(self, f"_write_{layer}")
-        for name, properties in write(tile):
-            folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, **properties)
+        if not states:
+            return
+        prints = {name: make_key({name: value}, {})[:16] for name, value in basis.items()}
+        _say_stale(folder, [name for name, state in states.items() if state == "stale"], prints)
+        write: Callable[[TilePlan, set[str]], Iterator[tuple[str, dict[str, Any]]]] = getattr(self, f"_write_{layer}")
+        for name, properties in write(tile, set(states)):
+            with self._once:
+                self._features[layer] += int(properties.get("features", properties.get("found", 1)))
+            folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, basis=prints, **properties)
 
-    def _check_by_hand(self, folder: TileFolder, names: Sequence[str], grid: Grid) -> None:
-        from landprior.raster.files import open_raster
+    def _check_by_hand(self, folder: TileFolder, names: Sequence[str], grid: Grid) -> list[str]:
+        """Return those of some files that somebody has put there and that can be used; say so.
 
+        Raises
+        ------
+        InputError
+            If one lies on another grid, or cannot be read and was never fetched.
+        """
+        kept = []
         for name in names:
-            with open_raster(folder.file(name)) as src:
-                if not Grid.of(src).matches(grid):
-                    msg = (
-                        f"{folder.file(name)} was not made by fetch and lies on another grid; "
-                        "move it away, or give --overwrite to replace it"
-                    )
-                    raise GridMismatchError(msg)
-            logger.info("  %s was not made by fetch and is kept", folder.file(name))
+            path = folder.file(name)
+            try:
+                with open_raster(path) as src:
+                    matches = Grid.of(src).matches(grid)
+            except RasterReadError as error:
+                if "sha256" in folder.steps().get(name, {}):
+                    logger.warning("Warning: %s is damaged and is fetched again", path)
+                    continue
+                msg = f"{path} was not made by fetch, and {error}; move it away, or give --overwrite to replace it"
+                raise InputError(msg) from error
+            if not matches:
+                msg = (
+                    f"{path} was not made by fetch and lies on another grid; "
+                    "move it away, or give --overwrite to replace it"
+                )
+                raise GridMismatchError(msg)
+            logger.info("  %s was not made by fetch and is kept (--overwrite replaces it)", path)
+            kept.append(name)
+        return kept
 
     def _identity(self, layer: Layer, tile: TilePlan) -> tuple[str, dict[str, Any]]:
-        """Return where a layer of a tile comes from, and what else decides what is in it."""
+        """Return where a layer of a tile comes from, and what else decides what is in it.
+
+        Of an address the origin shows what is no secret; its whole, with a query that may choose the year, counts too.
+        """
         s = self.settings
         if layer == "naip":
             source = tile.choice.image.source
-            local = _stamp(source) if isinstance(source, Path) else None
-            return tile.choice.image.origin, {"file": local}
+            what = {"file": identify(source)} if isinstance(source, Path) else {"url": fingerprint(source.href)}
+            return tile.choice.image.origin, what
         if layer == "nlcd":
-            if s.nlcd is not None:
-                return redact(s.nlcd), {
-                    "year": tile.nlcd_year,
-                    "file": _stamp(Path(s.nlcd.replace("{year}", str(tile.nlcd_year)))),
-                }
-            return redact(s.nlcd_wcs), {"year": tile.nlcd_year, "coverage": s.nlcd_coverage}
+            return self._identity_of_nlcd(tile.nlcd_year)
         if layer == "osm":
-            options: dict[str, Any] = {"road_width": s.road_width}
-            return s.osm or redact(s.overpass_url), options | {"file": _stamp(Path(s.osm)) if s.osm else None}
+            origin, what = _identity_of(s.osm, s.overpass_url)
+            return origin, what | {"road_width": s.road_width}
         if layer == "buildings":
-            return s.buildings or redact(s.buildings_index), {
-                "file": _stamp(Path(s.buildings)) if s.buildings else None
-            }
-        scheme = self._scheme()
+            return _identity_of(s.buildings, s.buildings_index)
         return ", ".join(map(str, s.labels)), {
-            "files": [_stamp(path) for path in s.labels],
-            "scheme": scheme.model_dump(mode="json"),
+            "file": [identify(path) for path in s.labels],
+            "scheme": self._scheme().model_dump(mode="json"),
             "label_map": s.label_map,
             "field": s.label_field,
         }
 
+    def _identity_of_nlcd(self, year: int | None) -> tuple[str, dict[str, Any]]:
+        s = self.settings
+        if s.nlcd is None:
+            return redact(s.nlcd_wcs), {"year": year, "coverage": s.nlcd_coverage, "url": fingerprint(s.nlcd_wcs)}
+        if nlcd.is_remote(s.nlcd):
+            return redact(s.nlcd), {"year": year, "url": fingerprint(s.nlcd)}
+        return s.nlcd, {"year": year, "file": identify(s.nlcd.replace("{year}", str(year)))}
+
     # One per layer: write its files, and give the name and what item.json is to say of each.
 
-    def _write_naip(self, tile: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _write_naip(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         image = tile.choice.image
         naip.write_image(image, tile.grid, tile.folder.file("naip"), self.network, overwrite=True)
         yield "naip", {"date": image.date, "year": image.year, "resolution": image.resolution, "id": image.id}
 
-    def _write_nlcd(self, tile: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _write_nlcd(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         s = self.settings
         if s.nlcd is not None:
             source, year = nlcd.clip_file(s.nlcd, tile.nlcd_year, tile.grid, self.network), tile.nlcd_year
@@ -250,7 +371,7 @@ class _Job:
             warnings.warn(f"NLCD {wanted} is not there; taking {year}", SourceWarning, stacklevel=2)
         return year
 
-    def _write_osm(self, tile: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _write_osm(self, tile: TilePlan, names: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         s = self.settings
         if s.osm is None:
             source = osm.download_features(tile.grid, self.network, url=s.overpass_url)
@@ -260,12 +381,12 @@ class _Job:
         else:
             source = Path(s.osm)
         frames = osm.read_layers(source, tile.grid)
-        for name in osm.LAYERS:
+        for name in (layer for layer in osm.LAYERS if layer in names):
             values = osm.burn_layer(name, frames[name], tile.grid, road_width=s.road_width)
             _write_mask(values, tile.grid, tile.folder.file(name))
             yield name, {"features": len(frames[name])}
 
-    def _write_buildings(self, tile: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _write_buildings(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         s = self.settings
         if s.buildings is None:
             source = self._once_per_fetch(
@@ -279,7 +400,7 @@ class _Job:
         _write_mask(burn(frame.geometry, tile.grid), tile.grid, tile.folder.file("buildings"))
         yield "buildings", {"features": len(frame)}
 
-    def _write_labels(self, tile: TilePlan) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _write_labels(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         s = self.settings
         target = tile.folder.file("labels")
         found = write_labels(
@@ -328,11 +449,12 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     Raises
     ------
     GridMismatchError
-        If it does not reach the tile.
+        If it does not reach the tile, or has no data there.
     InputError
         If it does not hold codes.
     """
     scheme = load_scheme("nlcd")
+    known: list[int] = []
     with (
         open_on_grid(source, grid, like="the tile") as src,
         CogWriter(
@@ -341,9 +463,18 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     ):
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            return {"nlcd": read_nlcd(src, block.core).astype(np.uint8)}
+            codes = read_nlcd(src, block.core).astype(np.uint8)
+            known.append(int(np.count_nonzero(codes)))
+            return {"nlcd": codes}
 
         stream(compute, grid=grid, sinks={"nlcd": writer}, label="nlcd")
+        share = sum(known) / (grid.width * grid.height)
+        if not share:
+            msg = f"{source} has no data (no codes, or 0) anywhere in the tile of {path}; give NLCD of this place"
+            raise GridMismatchError(msg)
+    if share < _ENOUGH:
+        msg = f"{source} has codes for {share:.0%} of the tile of {path}; the rest gets no prior"
+        warnings.warn(msg, SourceWarning, stacklevel=2)
     return path
 
 
@@ -356,10 +487,28 @@ def _write_mask(values: NDArray[np.uint8], grid: Grid, path: Path) -> None:
         stream(compute, grid=grid, sinks={"mask": writer})
 
 
-def _stamp(path: Path) -> list[Any] | None:
-    """Return what tells a local file from a later one; None for a URL or what is not there."""
-    try:
-        status = Path(split_band(path)[0]).stat()
-    except OSError:
-        return None
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def files_of(layer: str) -> tuple[str, ...]:
+    """Return the names of the files that a layer becomes."""
+    return osm.LAYERS if layer == "osm" else (layer,)
+
+
+def _identity_of(file: str | None, url: str) -> tuple[str, dict[str, Any]]:
+    """Return the origin and the identity of a file, or of a server where none is given."""
+    return (redact(url), {"url": fingerprint(url)}) if file is None else (file, {"file": identify(file)})
+
+
+def _is_fetched(folder: TileFolder, name: str) -> bool:
+    """Say whether a layer is there as fetch has made it; else somebody has put it there, or has changed it."""
+    known = folder.steps().get(name, {}).get("sha256")
+    return known is not None and known == checksum(folder.file(name))
+
+
+def _say_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:
+    """Say which layers are fetched anew, and what has changed."""
+    if not names:
+        return
+    before = folder.steps().get(names[0], {}).get("basis")
+    before = before if isinstance(before, dict) else {}
+    changed = [_CHANGES.get(name, name) for name in sorted(prints) if before.get(name) != prints[name]]
+    why = ", ".join(changed) if before and changed else "its source or an option"
+    logger.info("  %s: %s is stale and is made anew (changed: %s)", folder.id, ", ".join(names), why)

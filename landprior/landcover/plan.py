@@ -9,18 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003 - pydantic looks the types of fields up
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from rasterio.warp import transform_bounds
 
-from landprior.errors import InputError, SourceWarning
+from landprior.errors import GridMismatchError, InputError, SourceWarning
 from landprior.landcover.workspace import TileFolder, Workspace
+from landprior.raster.files import open_on_grid, open_raster
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
 from landprior.sources import naip, nlcd
 from landprior.sources.answers import redact
 from landprior.sources.buildings import INDEX_URL
+from landprior.sources.labels import is_raster
+from landprior.sources.local import refuse_remote
 from landprior.sources.naip import STAC_URL
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
+from landprior.sources.reach import Box, box_of, check_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +100,13 @@ class FetchSettings(BaseModel):
     road_width: RoadWidth = "fixed"
     margin: int = Field(MARGIN, ge=0, le=2000)
     jobs: int = Field(2, ge=1, le=16)
+
+    @field_validator("naip", "nlcd", "osm", "buildings", "labels", mode="before")
+    @classmethod
+    def _local(cls, value: object, info: ValidationInfo) -> object:
+        for one in value if isinstance(value, (tuple, list)) else [value]:
+            refuse_remote(one, f"--{info.field_name}", web=info.field_name == "nlcd")
+        return value
 
     @property
     def wanted(self) -> tuple[Layer, ...]:
@@ -243,7 +255,52 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
     if twice:
         msg = f"two images are called {twice[0]}; rename one, or give a folder with one of them (--naip)"
         raise InputError(msg)
+    _check_sources(settings, tiles)
     return FetchPlan(area=area, tiles=tuple(tiles), covered=covered, year=year, sources=_describe_sources(settings))
+
+
+def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
+    """Look at local files before anything is fetched: whether they are there, and lie where the tiles are.
+
+    Raises
+    ------
+    LandpriorError
+        If one is missing, says no usable CRS, or is of another place; footprints and labels of another place are
+        but a warning, as there may be none.
+    """
+    boxes = {tile.folder.name: box_of(tile.grid) for tile in tiles}
+    if settings.nlcd is not None and not nlcd.is_remote(settings.nlcd):
+        for tile in tiles:
+            source = settings.nlcd.replace("{year}", str(tile.nlcd_year))
+            with open_on_grid(source, tile.grid, like=f"tile {tile.folder.name}"):
+                pass
+    if settings.osm not in {None, NONE}:
+        check_reach(str(settings.osm), boxes, "--osm", strict=True)
+    if settings.buildings not in {None, NONE}:
+        check_reach(str(settings.buildings), boxes, "--buildings", strict=False)
+    for path in settings.labels:
+        if is_raster(path):
+            _check_labels(path, boxes, alone=len(settings.labels) == 1)
+        else:
+            check_reach(path, boxes, "--labels", strict=False)
+
+
+def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
+    """Warn of a raster of labels that meets no tile; an error if there is no other."""
+    with open_raster(path) as src:
+        own = Grid.of(src)
+    if own.crs is None:
+        return  # whoever reads it says so, unless it lies on the tile's grid
+    whole = Box(*transform_bounds(own.crs, "EPSG:4326", *own.bounds, densify_pts=21))
+    if any(whole.meets(box) for box in boxes.values()):
+        return
+    msg = (
+        f"{path} lies on no tile: it covers {whole}, the tiles {'; '.join(map(str, list(boxes.values())[:3]))} "
+        "(west,south,east,north); give labels of this place (--labels)"
+    )
+    if alone:
+        raise GridMismatchError(msg)
+    warnings.warn(msg, SourceWarning, stacklevel=4)
 
 
 def _say_years(choices: Sequence[Choice], year: int | None, covered: float) -> None:

@@ -157,6 +157,11 @@ def download_nlcd(
     return _write_part(path, values, cells, nodata)  # not the answer's own transform, which may be rounded
 
 
+def is_remote(source: str | Path) -> bool:
+    """Say whether a raster of NLCD is to be read from the web."""
+    return re.match(r"https?://", str(source)) is not None
+
+
 def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network) -> Path:
     """Return a raster of NLCD that covers a grid: the user's file itself, or the part of a remote one.
 
@@ -177,7 +182,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
         If it cannot be read.
     """
     text = str(source).replace("{year}", str(year))
-    if not re.match(r"https?://", text):
+    if not is_remote(text):
         if "://" in text:
             msg = f"{redact(text)} is neither a file nor an http address; download it and give its path (--nlcd)"
             raise InputError(msg)

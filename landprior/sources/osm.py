@@ -19,6 +19,7 @@ from landprior.raster.files import replacing
 from landprior.resources import config_file
 from landprior.sources.answers import MEGABYTE, check_status, hide_addresses, parse_json, redact, require_web
 from landprior.sources.cache import writing_features
+from landprior.sources.local import identify
 from landprior.sources.network import USER_AGENT, Network, Origin, UrlAuth, check_redirect
 from landprior.sources.vectors import burn, read_vectors
 
@@ -158,8 +159,7 @@ def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float,
     if not path.is_file():
         msg = f"no such file: {path}"
         raise MissingInputError(msg)
-    status = path.stat()
-    key = json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, bounds, _COLUMNS])
+    key = json.dumps([identify(path), bounds, _COLUMNS])
     target = cache.path(OVERPASS.folder, key, ".gpkg")
     if target.is_file():
         return target

@@ -1,0 +1,507 @@
+"""Fetching from local files: what a changed option or file makes stale, and files of another place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+import zipfile
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+from click.testing import CliRunner
+from pydantic import ValidationError
+from shapely.geometry import LineString, Polygon, box
+
+from landprior.cli import main
+from landprior.errors import GridMismatchError, InputError, SourceWarning
+from landprior.landcover.acquisition import fetch
+from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
+from landprior.landcover.plan import FetchSettings, plan_fetch
+from landprior.landcover.workspace import Workspace
+from landprior.raster.cog import write_raster
+from landprior.raster.grid import Grid
+from landprior.sources import reach
+from landprior.sources.areas import area_from_file
+from landprior.sources.cache import Cache
+from landprior.sources.local import identify
+from landprior.sources.network import Network
+
+LEFT, TOP, CRS = 570_000, 4_120_256, "EPSG:26917"
+CORE = box(LEFT + 80, TOP - 176, LEFT + 180, TOP - 76)
+NAME = "m_3708035_ne_17_1_20140915"
+
+
+def frame(shapes, columns=None, crs=CRS):
+    return gpd.GeoDataFrame(columns or {"n": list(range(len(shapes)))}, geometry=shapes, crs=crs)
+
+
+def road(moved=0.0):
+    line = LineString([(LEFT + 80 + moved, TOP - 136), (LEFT + 180 + moved, TOP - 131)])
+    return frame([line], {"osm_id": ["1"], "highway": ["residential"], "other_tags": [None]})
+
+
+def houses(moved=0.0):
+    x = LEFT + moved
+    return frame([box(x + 100, TOP - 156, x + 112, TOP - 146), box(x + 140, TOP - 126, x + 150, TOP - 106)])
+
+
+class Place:
+    """Files of a small place, and what is fetched from them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.root = folder / "ws"
+        grid = Grid(
+            width=256, height=256, transform=rasterio.Affine(1, 0, LEFT, 0, -1, TOP), crs=rasterio.CRS.from_epsg(26917)
+        )
+        values = np.random.default_rng(0).integers(1, 255, (4, 256, 256), dtype=np.uint8)
+        (folder / "naip").mkdir()
+        write_raster(folder / "naip" / f"{NAME}.tif", values, grid)
+        self.codes("nlcd.tif", np.full((40, 40), 41, np.uint8))
+        frame([CORE]).to_crs(4326).to_file(folder / "aoi.geojson")
+        self.save(road(), "osm.gpkg", layer="lines")
+        self.save(houses().to_crs(4326), "houses.geojson")
+
+    def codes(self, name, values, crs=CRS, left=LEFT - 400, top=TOP + 400, **options):
+        profile = {"crs": crs, "transform": rasterio.Affine(30, 0, left, 0, -30, top), "dtype": "uint8"} | options
+        with rasterio.open(self.folder / name, "w", driver="GTiff", width=40, height=40, count=1, **profile) as dst:
+            dst.write(values, 1)
+
+    def save(self, features, name, **options):
+        path = self.folder / name
+        features.to_file(path, **options)
+        return path
+
+    def settings(self, **changes):
+        f = self.folder
+        base = {"naip": f / "naip", "nlcd": str(f / "nlcd.tif"), "osm": str(f / "osm.gpkg")}
+        base["buildings"] = str(f / "houses.geojson")
+        return FetchSettings(**(base | {k: str(v) if isinstance(v, os.PathLike) else v for k, v in changes.items()}))
+
+    def fetch(self, *, overwrite=False, **changes):
+        settings, workspace = self.settings(**changes), Workspace(self.root)
+        network = Network(Cache(self.folder / "cache"), offline=True)
+        plan = plan_fetch(area_from_file(self.folder / "aoi.geojson", name="town"), workspace, settings, network)
+        (self.tile,) = fetch(plan, workspace, settings, network, overwrite=overwrite)
+        return self.pixels()
+
+    def pixels(self):
+        found = {}
+        for path in sorted((self.root / "town" / NAME).glob("*.tif")):
+            with rasterio.open(path) as src:
+                found[path.stem] = int((src.read(1) != 0).sum())
+        return found
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("landprior"), "propagate", True)
+    caplog.set_level(logging.INFO, "landprior")
+    return caplog
+
+
+ALL = {"buildings": 320, "naip": 51984, "nlcd": 51984, "roads": 324, "waterbodies": 0, "waterways": 0}
+
+
+# -- what is stale -------------------------------------------------------------------------------
+
+
+def test_none_after_a_fetch_with_roads_removes_them_with_a_line(place, log):
+    assert place.fetch() == ALL
+    for name in ("roads", "buildings"):
+        place.tile.file(name).with_name(f"{name}.tif.aux.xml").write_text("<PAMDataset/>")
+    log.clear()
+    assert place.fetch(osm="none") == {"buildings": 320, "naip": 51984, "nlcd": 51984}
+    for name in ("roads", "waterways", "waterbodies"):
+        assert f"--osm none: {place.tile.file(name)}, of an earlier fetch, is removed" in log.text
+    assert place.fetch(osm="none", buildings="none") == {"naip": 51984, "nlcd": 51984}
+    assert sorted(p.name for p in place.tile.path.glob("*.xml")) == []
+    item = json.loads((place.tile.path / "item.json").read_text())
+    assert set(item["assets"]) == {"naip", "nlcd"}
+    assert place.fetch() == ALL
+
+
+def test_a_prior_is_made_anew_without_the_layers_that_were_removed(place, enviroatlas):
+    chain = PipelineSettings.for_city("town", scheme=enviroatlas)
+
+    def prior():
+        with rasterio.open(prior_of_tile(place.tile, chain)) as src:
+            return src.read()
+
+    place.fetch()
+    with_roads = prior()
+    place.fetch(osm="none", buildings="none")
+    without = prior()
+    assert np.abs(with_roads - without).max() > 0.2
+    assert without.std(axis=(1, 2)).max() < 1e-6  # one code all over the tile, and nothing else
+
+
+@pytest.mark.parametrize("layer", ["osm", "buildings"])
+def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, layer):
+    place.fetch()
+    name, moved = ("roads", road(20)) if layer == "osm" else ("buildings", houses(20).to_crs(4326))
+    with rasterio.open(place.tile.file(name)) as src:
+        before = src.read(1)
+    path = place.folder / ("osm.gpkg" if layer == "osm" else "houses.geojson")
+    old = path.stat()
+    path.unlink()
+    place.save(moved, path.name, **({"layer": "lines"} if layer == "osm" else {}))
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**15))  # older than before
+    log.clear()
+    place.fetch()
+    with rasterio.open(place.tile.file(name)) as src:
+        after = src.read(1)
+    assert not np.array_equal(before, after)
+    assert np.array_equal(
+        before[:, :-20][before.shape[0] // 2 - 20 :].any(axis=1), after[:, 20:][before.shape[0] // 2 - 20 :].any(axis=1)
+    )
+    assert f"{name}" in log.text
+    assert "is made anew (changed: the content of the file)" in log.text
+    log.clear()
+    shutil.copy(path, place.folder / f"other{path.suffix}")
+    place.fetch(**{layer: place.folder / f"other{path.suffix}"})
+    assert "is made anew (changed: the source)" in log.text
+
+
+def test_other_widths_are_noticed_with_a_line(place, log):
+    before = place.fetch()["roads"]
+    assert place.fetch(road_width="tags")["roads"] > 1.5 * before
+    assert "roads, waterways, waterbodies is stale and is made anew (changed: --road-width)" in log.text
+
+
+def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(place):
+    path = place.folder / "nlcd.tif"
+    for when in (None, 978_307_200, 978_307_200):
+        code = {None: 41}.get(when, 81 if when and codes_of(place) == {41} else 42)
+        place.codes("nlcd.tif", np.full((40, 40), code, np.uint8))
+        size = path.stat().st_size
+        if when:
+            os.utime(path, (when, when))
+        place.fetch()
+        assert codes_of(place) == {code}
+        assert path.stat().st_size == size
+
+
+def codes_of(place):
+    with rasterio.open(place.root / "town" / NAME / "nlcd.tif") as src:
+        return set(np.unique(src.read()).tolist())
+
+
+def test_what_lies_beside_a_file_counts_as_its_content(tmp_path):
+    path = tmp_path / "labels.shp"
+    shapes = [box(0, 0, 1, 1), box(2, 2, 3, 3)]
+    frame(shapes, {"class": ["tree", "road"]}).to_file(path)
+    first = identify(path)
+    assert identify(path) == first
+    geometry = path.read_bytes()
+    frame(shapes, {"class": ["road", "tree"]}).to_file(path)  # changes the .dbf only
+    assert path.read_bytes() == geometry
+    second = identify(path)
+    assert second != first
+    path.with_suffix(".prj").unlink()
+    assert identify(path) not in (first, second)
+    assert identify(f"{path}|layername=labels") == identify(path)
+    assert identify(tmp_path / "missing") is None
+
+
+def test_the_rasters_of_a_vrt_and_the_files_of_a_folder_count(tmp_path, make_raster):
+    make_raster("a.tif", np.full((32, 32), 1, np.uint8))
+    vrt = tmp_path / "a.vrt"
+    vrt.write_text(
+        '<VRTDataset rasterXSize="32" rasterYSize="32"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="1">a.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    first, folder = identify(vrt), identify(tmp_path)
+    make_raster("a.tif", np.full((32, 32), 2, np.uint8), overwrite=True)
+    assert identify(vrt) != first
+    assert identify(tmp_path) != folder
+
+
+def test_large_files_are_told_apart_without_reading_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("landprior.sources.local._WHOLE", 1000)
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(5_000_000))
+    first = identify(path)
+    assert identify(path) == first
+    status = path.stat()
+    with path.open("r+b") as stream:
+        stream.seek(2_500_001)
+        stream.write(b"x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert identify(path) != first
+
+
+# -- what somebody has put there -----------------------------------------------------------------
+
+
+def test_layers_put_there_by_hand_are_never_removed_or_replaced_in_silence(place, log):
+    place.fetch()
+    tile, own = place.tile, None
+    with rasterio.open(tile.file("roads")) as src:
+        grid, own = Grid.of(src), np.ones(src.shape, np.uint8)
+    write_raster(tile.file("roads"), own, grid, overwrite=True)  # over what was fetched
+    write_raster(tile.file("buildings"), own, grid, overwrite=True)
+    log.clear()
+    assert place.fetch(osm="none")["roads"] == own.size
+    assert f"--osm none: {tile.file('roads')} was not made by fetch and is kept" in log.text
+    assert not tile.file("waterways").exists()
+    kept = place.fetch(road_width="tags")
+    assert (kept["roads"], kept["waterways"], kept["buildings"]) == (own.size, 0, own.size)  # the rest is fetched
+    assert f"{tile.file('buildings')} was not made by fetch and is kept" in log.text
+    assert place.fetch(overwrite=True) == ALL
+
+
+def test_a_damaged_layer_is_fetched_again_and_a_damaged_foreign_one_refused(place, log):
+    place.fetch()
+    path = place.tile.file("roads")
+    path.write_bytes(path.read_bytes()[:100])
+    assert place.fetch() == ALL
+    assert f"{path} is damaged and is fetched again" in log.text
+    other = place.tile.file("labels")
+    other.write_text("no raster")
+    frame([CORE], {"class": ["trees"]}).to_file(place.folder / "own.gpkg")
+    with pytest.raises(
+        InputError, match=r"labels.tif was not made by fetch, and .*; move it away, or give --overwrite"
+    ):
+        place.fetch(labels=(place.folder / "own.gpkg",), scheme=chesapeake_scheme())
+
+
+def chesapeake_scheme():
+    from landprior.raster.scheme import load_scheme
+
+    return load_scheme("chesapeake-4")
+
+
+# -- files of another place ----------------------------------------------------------------------
+
+FAR = 40_000.0
+HERE = r"-80\.2\d+,37\.22\d+,-80\.20\d+,37\.22\d+"
+
+
+@pytest.mark.parametrize("driver", ["gpkg", "geojson", "shp", "fgb", "zip", "parquet"])
+def test_footprints_of_another_place_are_said_once_with_both_places(place, driver):
+    if driver == "parquet":
+        pytest.importorskip("pyarrow")
+        path = place.folder / "far.parquet"
+        houses(FAR).to_crs(4326).to_parquet(path)
+    elif driver == "zip":
+        path = place.folder / "far.zip"
+        place.save(houses(FAR), "far.shp")
+        with zipfile.ZipFile(path, "w") as archive:
+            for end in ("shp", "shx", "dbf", "prj"):
+                archive.write(place.folder / f"far.{end}", f"far.{end}")
+    else:
+        path = place.save(houses(FAR).to_crs(4326 if driver == "geojson" else CRS), f"far.{driver}")
+    with pytest.warns(SourceWarning) as caught:
+        assert place.fetch(buildings=path)["buildings"] == 0
+    texts = [str(w.message) for w in caught if "far." in str(w.message)]
+    assert len(texts) == 1
+    assert "has nothing within 2 km of tile m_3708035_ne_17_1_20140915" in texts[0]
+    numbers = [float(n) for n in texts[0].split("features lie in ")[1].split(" ")[0].rstrip(",").split(",")]
+    assert numbers == pytest.approx(houses(FAR).to_crs(4326).total_bounds, abs=2e-3)
+    assert texts[0].split("the tile in ")[1].startswith("-80.21")
+
+
+def test_openstreetmap_of_another_place_is_refused_before_anything_is_fetched(place):
+    path = place.save(road(FAR), "far.gpkg", layer="lines")
+    with pytest.raises(
+        GridMismatchError, match=r"far.gpkg has nothing within 2 km of tile .*; give a file of this place"
+    ):
+        place.fetch(osm=path)
+    assert place.pixels() == {}
+
+
+def extract(path, west, south, east, north, *, bounds=True):
+    """Write a small .osm file with a road through the middle of its bounds."""
+    middle = (south + north) / 2
+    said = f'<bounds minlat="{south}" minlon="{west}" maxlat="{north}" maxlon="{east}"/>' if bounds else ""
+    path.write_text(
+        f'<?xml version="1.0"?><osm version="0.6">{said}<node id="1" version="1" lat="{middle}" lon="{west}"/>'
+        f'<node id="2" version="1" lat="{middle}" lon="{east}"/><way id="3" version="1"><nd ref="1"/><nd ref="2"/>'
+        '<tag k="highway" v="residential"/></way></osm>'
+    )
+    return path
+
+
+PLACE = (-80.22, 37.22, -80.2, 37.23)
+
+
+def test_an_extract_of_another_place_is_refused(place):
+    path = extract(place.folder / "oakland.osm", -122.31, 37.8, -122.29, 37.81)
+    words = r"oakland.osm covers -122.3100,37.8000,-122.2900,37.8100 and not tile m_37\S+ \(-80.21.*\); give an extract"
+    with pytest.raises(GridMismatchError, match=words):
+        place.fetch(osm=path)
+    assert place.fetch(osm=extract(place.folder / "here.osm", *PLACE))["roads"] > 100
+
+
+def test_an_extract_without_bounds_and_without_roads_here_is_said(place):
+    path = extract(place.folder / "plain.osm", -122.31, 37.8, -122.29, 37.81, bounds=False)
+    with pytest.warns(SourceWarning, match=r"plain.osm has nothing within 2 km of tile .*-122.31.*the tile in -80.21"):
+        assert place.fetch(osm=path)["roads"] == 0
+
+
+def test_an_extract_that_covers_a_part_of_a_tile_is_said(place):
+    path = extract(place.folder / "part.osm", -80.22, 37.22, -80.2096, 37.23)
+    with pytest.warns(SourceWarning, match=r"part.osm covers .* and only [3-7]\d% of tile .*; the rest stays empty"):
+        place.fetch(osm=path)
+
+
+def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
+    osmium = pytest.importorskip("osmium")
+    header = osmium.io.Header()
+    header.add_box(osmium.osm.Box(osmium.osm.Location(-76.9, 40.1), osmium.osm.Location(-76.7, 40.3)))
+    path = tmp_path / "a.osm.pbf"
+    with osmium.SimpleWriter(str(path), header=header):
+        pass
+    found = reach.reach_of(path)
+    assert found.covers
+    assert tuple(found.box) == pytest.approx((-76.9, 40.1, -76.7, 40.3))
+    path.write_bytes(path.read_bytes()[:20])
+    assert reach.reach_of(path) is None
+
+
+@pytest.mark.realdata
+def test_the_bounds_of_real_extracts(real_data):
+    found = reach.reach_of(real_data / "osm-samples" / "harrisburg.osm.pbf")
+    assert tuple(found.box) == pytest.approx((-76.8459, 40.2075, -76.7474, 40.3136), abs=1e-4)
+
+
+def test_a_tile_without_features_in_a_source_of_this_place_is_no_news(place):
+    beside = place.save(houses(900), "beside.gpkg")  # the next village
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SourceWarning)
+        assert place.fetch(buildings=beside)["buildings"] == 0
+
+
+def test_features_on_both_sides_but_none_near_are_said(place):
+    both = gpd.GeoDataFrame(geometry=[*houses(-FAR).geometry, *houses(FAR).geometry], crs=CRS)
+    path = place.save(both, "both.gpkg")
+    with pytest.warns(SourceWarning, match=r"both.gpkg has no building on tile .* or within 2 km: it lies in -80.6"):
+        place.fetch(buildings=path)
+
+
+def test_latitude_first_is_suggested(place):
+    swapped = houses().to_crs(4326)
+    swapped["geometry"] = swapped.geometry.map(lambda g: Polygon([(y, x) for x, y in g.exterior.coords]))
+    path = place.save(swapped, "swapped.geojson")
+    with pytest.warns(
+        SourceWarning, match=r"swapped.geojson has nothing within .*coordinates seem to be latitude first"
+    ):
+        place.fetch(buildings=path)
+
+
+def test_coordinates_that_do_not_fit_their_crs_are_said(place):
+    metres = houses().set_crs(4326, allow_override=True)
+    path = place.folder / "metres.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": json.loads(metres.to_json())["features"]}))
+    with pytest.raises(
+        InputError, match=r"metres.geojson says that its coordinates are degrees, but they lie in 570100"
+    ):
+        place.fetch(buildings=path)
+    degrees = houses().to_crs(4326).set_crs(CRS, allow_override=True)
+    with pytest.warns(SourceWarning, match="its coordinates look like degrees: is its CRS right"):
+        place.fetch(buildings=place.save(degrees, "degrees.gpkg"))
+
+
+@pytest.mark.parametrize(("crs", "advice"), [(CRS, "EPSG:CODE"), (4326, "EPSG:4326")])
+def test_a_shapefile_without_prj_is_said_with_advice_that_fits(place, crs, advice):
+    path = place.save(houses().to_crs(crs), "lost.shp")
+    path.with_suffix(".prj").unlink()
+    with pytest.raises(InputError, match=rf"lost.shp says no CRS; its coordinates lie in .*-a_srs {advice}"):
+        place.fetch(buildings=path)
+    assert place.pixels() == {}
+
+
+def test_labels_of_another_place_are_said(place):
+    scheme = chesapeake_scheme()
+    far = frame([box(LEFT + FAR, TOP, LEFT + FAR + 9, TOP + 9)], {"class": ["water"]})
+    path = place.save(far, "far.gpkg")
+    with pytest.warns(SourceWarning, match="far.gpkg has nothing within 2 km of tile"):
+        assert "labels" not in place.fetch(labels=(path,), scheme=scheme)
+    place.codes("far.tif", np.ones((40, 40), np.uint8), left=LEFT + FAR)
+    with pytest.raises(GridMismatchError, match=r"far.tif lies on no tile: it covers -79\.7.*, the tiles -80\.2"):
+        place.fetch(labels=(place.folder / "far.tif",), scheme=scheme)
+    place.codes("here.tif", np.ones((40, 40), np.uint8))
+    with pytest.warns(SourceWarning, match="far.tif lies on no tile"):
+        assert place.fetch(labels=(place.folder / "far.tif", place.folder / "here.tif"), scheme=scheme)["labels"] > 0
+
+
+def test_nlcd_of_another_place_or_without_data_here_is_refused(place):
+    place.codes("far.tif", np.full((40, 40), 41, np.uint8), left=LEFT + FAR)
+    with pytest.raises(GridMismatchError, match=r"far.tif and tile m_37"):
+        place.fetch(nlcd=place.folder / "far.tif")
+    place.codes("empty.tif", np.zeros((40, 40), np.uint8), nodata=0)
+    with pytest.raises(GridMismatchError, match=r"empty.tif has no data"):
+        place.fetch(nlcd=place.folder / "empty.tif")
+    assert place.pixels() == {}
+    half = np.full((40, 40), 41, np.uint8)
+    half[:, 18:] = 0
+    place.codes("half.tif", half, nodata=0)
+    with pytest.warns(SourceWarning, match=r"half.tif has codes for [4-6]\d% of the tile"):
+        place.fetch(nlcd=place.folder / "half.tif")
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def run(place, monkeypatch, *options):
+    """Run the command in the folder of the place."""
+    base = {"--aoi": "aoi.geojson", "--naip": "naip", "--nlcd": "nlcd.tif", "--osm": "none", "--buildings": "none"}
+    base |= dict(zip(options[::2], options[1::2], strict=True))
+    flags = [word for option, value in base.items() for word in ((option,) if value is None else (option, value))]
+    monkeypatch.chdir(place.folder)
+    return CliRunner().invoke(main, ["fetch", *flags, "--name", "town", "--data", "ws", "--offline"])
+
+
+@pytest.mark.parametrize("option", ["--nlcd", "--naip", "--osm", "--buildings", "--labels", "--aoi"])
+@pytest.mark.parametrize("value", ["s3://me:word@bucket/x.tif?sig=TOKEN", "gs://b/x", "/vsicurl/https://h.test/x.tif"])
+def test_remote_addresses_are_refused_with_advice(place, monkeypatch, option, value):
+    result = run(place, monkeypatch, option, value)
+    assert result.exit_code in {1, 2}
+    assert "download it" in result.output
+    assert isinstance(result.exception, SystemExit)
+    assert not (place.root / "town").exists()
+
+
+@pytest.mark.parametrize("value", ["s3://b/x.tif", "s3:/b/x.tif", "gs://b/x", "https://h.test/x", "/vsis3/b/x"])
+def test_remote_addresses_are_refused_from_python_too(value):
+    for field in ("naip", "osm", "buildings"):
+        with pytest.raises(ValidationError, match=rf"download it and give its path \(--{field}\)"):
+            FetchSettings(**{field: value})
+    with pytest.raises(ValidationError, match=r"download it and give its path \(--labels\)"):
+        FetchSettings(labels=(value,))
+    if not value.startswith("https"):
+        with pytest.raises(ValidationError, match=r"download it and give its path \(--nlcd\)"):
+            FetchSettings(nlcd=value)
+    assert FetchSettings(nlcd="https://h.test/x.tif?year={year}").nlcd == "https://h.test/x.tif?year={year}"
+
+
+def test_local_files_receive_nothing_and_say_nothing_of_it(place, monkeypatch):
+    result = run(place, monkeypatch)
+    assert result.exit_code == 0, result.output
+    assert "received" not in result.output
+    assert "0 bytes" not in result.output
+
+
+def test_a_dry_run_finds_what_is_wrong_with_local_files(place, monkeypatch):
+    place.save(road(FAR), "far.gpkg", layer="lines")
+    for options, words in [
+        (("--osm", "far.gpkg"), "far.gpkg has nothing within 2 km"),
+        (("--osm", "missing.gpkg"), "no such file: missing.gpkg"),
+        (("--buildings", "missing.gpkg"), "no such file: missing.gpkg"),
+        (("--nlcd", "missing_{year}.tif"), "no such file: missing_2014.tif"),
+    ]:
+        result = run(place, monkeypatch, *options, "--dry-run", None)
+        assert result.exit_code == 1, result.output
+        assert words in result.output
+    assert not place.root.exists()
