@@ -30,6 +30,7 @@ from landprior.landcover.plan import NONE
 from landprior.landcover.workspace import TileFolder, Workspace, checksum, make_key
 from landprior.progress import Progress
 from landprior.raster.cog import CogWriter
+from landprior.raster.datasets import beside_of
 from landprior.raster.files import open_on_grid, open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
@@ -55,7 +56,6 @@ logger = logging.getLogger(__name__)
 
 _ENOUGH = 0.95
 """Share of a tile for which there should be codes of NLCD."""
-_SIDE_FILES = (".aux.xml", ".ovr", ".msk")
 _CHANGES = {
     "grid": "the place or the image",
     "origin": "the source",
@@ -250,7 +250,7 @@ class _Job:
                 if not _is_fetched(folder, name):
                     logger.warning("Warning: --%s none: %s was not made by fetch and is kept", layer, path)
                     continue
-                for file in (path, *(path.with_name(path.name + end) for end in _SIDE_FILES)):
+                for file in (path, *(one.path for one in beside_of(path, "raster") if not one.product)):
                     file.unlink(missing_ok=True)
                 folder.record(name, "", grid=tile.grid, core=tile.core, origin=NONE)
                 logger.info("  --%s none: %s, of an earlier fetch, is removed", layer, path)

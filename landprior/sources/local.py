@@ -7,23 +7,14 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import rasterio
-from rasterio.errors import RasterioError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from landprior.raster.datasets import files_of
 
 _WHOLE = 256 * 2**20
 """Bytes up to which a file is hashed whole; of a larger one samples are, and what the file system says of it."""
 _SAMPLES, _SAMPLE = 64, 64 * 1024
 
-# What lies beside a file and changes what is read from it. Overviews, indices and styles do not.
-_BESIDE = (".aux.xml", ".msk", "-wal")
-_SAME_STEM = (".shx", ".dbf", ".prj", ".cpg", ".tfw", ".wld", ".hdr", ".aux")
-
-_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}[^/]|/vsi[a-z0-9_]+/")
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]|/vsi(?!(zip|gzip|tar|7z|rar)/)[a-z0-9_]+/")
 _WEB = re.compile(r"https?://[^/]")
 
 
@@ -70,34 +61,27 @@ def identify(source: str | Path) -> list[list[str | int]] | None:
     Returns
     -------
     list or None
-        Name, size and hash of each part: the file, a shapefile's others, masks and side files, the rasters of a VRT,
+        Kind, size and hash of each part: the file, a shapefile's others, masks and side files, the rasters of a VRT,
         the files of a folder. None if there is no such file.
     """
+    text = str(source)
     path = plain_path(source)
-    if not path.exists():
-        return None
-    return [_describe(part) for part in sorted(set(_parts(path)))]
+    if text.startswith("/vsi"):
+        parts = files_of(text)
+    elif path.is_dir():  # a file geodatabase, a partitioned GeoParquet
+        parts = sorted(part for part in path.rglob("*") if part.is_file() and part.suffix != ".lock")
+    elif path.exists():
+        parts = [path, *sorted(files_of(path))]
+    else:  # a subdataset or a band, which names its file within
+        parts = files_of(text)
+    return [_describe(part, path) for part in parts if part.is_file()] or None
 
 
-def _parts(path: Path) -> Iterable[Path]:
-    if path.is_dir():  # a file geodatabase, a partitioned GeoParquet
-        return [part for part in path.rglob("*") if part.is_file() and part.suffix != ".lock"]
-    beside = [path.with_name(path.name + end) for end in _BESIDE]
-    beside += [path.with_suffix(case(end)) for end in _SAME_STEM for case in (str.lower, str.upper)]
-    found = [path, *(part for part in beside if part.is_file() and part.stat().st_size)]
-    if path.suffix.lower() == ".vrt":
-        try:
-            with rasterio.open(path) as src:
-                found += [Path(name) for name in src.files if Path(name).is_file()]
-        except (RasterioError, UnicodeDecodeError):
-            pass  # whoever reads it says so
-    return found
-
-
-def _describe(path: Path) -> list[str | int]:
-    status = path.stat()
+def _describe(part: Path, whole: Path) -> list[str | int]:
+    status = part.stat()
     times = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return [path.name, status.st_size, _digest(str(path.absolute()), status.st_size, times)]
+    kind = part.relative_to(whole).as_posix() if whole.is_dir() else part.suffix.lower()
+    return [kind, status.st_size, _digest(str(part.absolute()), status.st_size, times)]
 
 
 @lru_cache(maxsize=4096)

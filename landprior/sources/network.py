@@ -609,7 +609,7 @@ class _Session(requests.Session):
     """Tells another host nothing but what it needs, when a server leads there."""
 
     def get_redirect_target(self, resp: Response) -> str | None:
-        target: str | None = super().get_redirect_target(resp)  # type: ignore[no-untyped-call]
+        target: str | None = super().get_redirect_target(resp)
         if target:
             check_redirect(resp, target)
         return target

@@ -34,6 +34,7 @@ _ENOUGH = 0.95
 """Share of a tile, its margin included, that an extract should cover."""
 _METRES_PER_DEGREE = 111_320.0
 _HEADER = 64 * 1024
+_SOME = 1000
 _PARQUET = {".parquet", ".geoparquet", ".pq"}
 
 
@@ -232,6 +233,9 @@ def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tupl
                 continue
             about = pyogrio.read_info(path, layer=name, force_total_bounds=thorough)
             bounds = about["total_bounds"]
+            if bounds is None and thorough:  # GDAL does not go through extracts twice; some features tell enough
+                some = pyogrio.read_dataframe(path, layer=name, columns=[], max_features=_SOME).geometry
+                bounds = some.total_bounds if len(some) else None
             if bounds is not None and np.isfinite(bounds).all() and about["features"] != 0:
                 found.append((tuple(bounds), about["crs"]))
     except (DataSourceError, DataLayerError, UnicodeDecodeError, ValueError) as error:
