@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from rio_cogeo.cogeo import cog_validate
 
 from landprior.errors import (
@@ -342,3 +343,15 @@ def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, 
     expected = torch.stack(each).mean(0)[0].numpy()
     found = read(path.with_name("map_probabilities.tif"))
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "no CRS", "known"])
+def test_a_map_without_a_place_is_said(make_raster, make_grid, make_model, rng, tmp_path, caplog, place):
+    grid = make_grid(40, 40, epsg=None) if place == "no CRS" else make_grid(40, 40)
+    grid = replace(grid, crs=None, transform=Affine.identity()) if place == "nowhere" else grid
+    image = make_raster("image.tif", rng.integers(1, 255, (4, 40, 40)).astype(np.uint8), grid=grid)
+    with caplog.at_level("INFO", logger="landprior"):
+        predict(image, tmp_path / "map.tif", make_model())
+    said = [r.getMessage() for r in caplog.records if "its map will have none" in r.getMessage()]
+    expected = {"nowhere": ["georeference"], "no CRS": ["CRS"], "known": []}[place]
+    assert said == [f"{image} has no {lack}, so its map will have none" for lack in expected]

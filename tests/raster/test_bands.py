@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from landprior.raster.bands import find_bands, match_nodata, usable_nodata
 from landprior.raster.codes import open_codes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.sources.cache import Cache
+from landprior.sources.naip import list_images, write_image
+from landprior.sources.network import Network
 
 SIDE = 96
 TRANSFORM = Affine(1, 0, 600_000, 0, -1, 4_500_000)
@@ -270,3 +274,21 @@ def test_bands_say_what_they_found(tmp_path, rng):
     with open_raster(path) as src:
         found = find_bands(src)
     assert (found.data, found.alpha, found.masked, found.called_alpha) == ((1, 3, 4), (2,), False, ())
+
+
+def test_naip_of_a_folder_by_the_same_rule(tmp_path, rng, make_grid):
+    """A real alpha band of a local image is no infrared, and hides its pixels; infrared called alpha is infrared."""
+    grid = replace(make_grid(SIDE, SIDE), transform=TRANSFORM)
+    for number, band in enumerate((alpha_band("uint8", "soft"), image(rng, "uint8", 1)[0])):
+        values = np.concatenate([image(rng, "uint8"), band[None]])
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / "m_20190101.tif", values, alpha=4)
+        (found,) = list_images(folder)
+        write_image(found, grid, tmp_path / f"{number}.tif", Network(Cache(tmp_path / "cache"), offline=True))
+        with ImageLayer(tmp_path / f"{number}.tif") as layer:
+            pixels, valid = layer.read()
+        assert layer.bands == 3 + number
+        hidden = 0 if number else 10
+        assert np.flatnonzero(~valid.all(axis=0)).tolist() == list(range(hidden))
+        np.testing.assert_array_equal(pixels[:, :, hidden:], values[: 3 + number, :, hidden:])
