@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,7 +62,7 @@ class Progress:
         self._total, self._label, self._unit = total, label or "progress", unit
         self._before = self._done = done
         self._note = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._lines = False
         self._start = time.monotonic()
         if not show:
@@ -150,7 +151,7 @@ def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None
     total
         How many there are; None: ``len(items)``, where it has one.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(total, label, unit, show=show) as progress:
         for item in items:
@@ -158,7 +159,7 @@ def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None
             progress.update()
 
 
-def _look(total: int | None, unit: str) -> dict[str, object]:
+def _look(total: int | None, unit: str) -> dict[str, Any]:
     if unit == "B" and total is None:
         return {"unit": unit, "unit_scale": True, "unit_divisor": 1024, "bar_format": _NOTHING_YET}
     return {"unit": unit}
