@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 
+from landprior.errors import InputError
 from landprior.raster.datasets import files_of
 
 _WHOLE = 256 * 2**20
 """Bytes up to which a file is hashed whole; of a larger one samples are, and what the file system says of it."""
+_ARCHIVES = {".zip", ".kmz", ".shz"}
+_UNPACKED = 100
 _SAMPLES, _SAMPLE = 64, 64 * 1024
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]|/vsi(?!(zip|gzip|tar|7z|rar)/)[a-z0-9_]+/")
@@ -45,6 +49,26 @@ def refuse_remote(value: object, option: str, *, web: bool = False) -> None:
         f"{shown} is neither a local file{also} nor can it be read from there; download it and give its path ({option})"
     )
     raise ValueError(msg)
+
+
+def refuse_zip_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than data do; GDAL would go through all of it.
+
+    Raises
+    ------
+    InputError
+        Says so.
+    """
+    if path.suffix.lower() not in _ARCHIVES or not path.is_file():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # whoever reads it says so
+    if whole > max(_UNPACKED * path.stat().st_size, _WHOLE):
+        msg = f"{path} unpacks to {whole / 2**20:,.0f} MB, over {_UNPACKED} times its size; unpack it if that is right"
+        raise InputError(msg)
 
 
 def plain_path(source: str | Path) -> Path:

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
 from landprior.errors import GridMismatchError, InputError, MissingInputError, SourceWarning
-from landprior.sources.local import plain_path
+from landprior.sources.local import plain_path, refuse_zip_bomb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,6 +132,7 @@ def check_reach(
     if not path.exists():
         msg = f"no such file: {path} ({option})"
         raise MissingInputError(msg)
+    refuse_zip_bomb(path)
     reach = reach_of(source, thorough=thorough)
     if reach is None:
         return True

@@ -18,6 +18,7 @@ from shapely.errors import ShapelyError
 from landprior.errors import InputError
 from landprior.inputs import check_file
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
+from landprior.sources.local import refuse_zip_bomb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +58,7 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
         If it is missing, cannot be read, or says no CRS.
     """
     path = check_file(path, folder=True)  # a .gdb is one
+    refuse_zip_bomb(path)
     frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
     _check_coordinates(frame, path)
     shapes = frame.geometry.to_numpy()

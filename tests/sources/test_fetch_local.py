@@ -449,6 +449,17 @@ def test_nlcd_of_another_place_or_without_data_here_is_refused(place):
         place.fetch(nlcd=place.folder / "half.tif")
 
 
+def test_an_archive_that_unpacks_to_far_more_is_refused(place, monkeypatch):
+    monkeypatch.setattr("landprior.sources.local._WHOLE", 2**20)
+    path = place.folder / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.shp", bytes(8 * 2**20))
+    with pytest.raises(InputError, match=r"bomb.zip unpacks to 8 MB, over 100 times its size"):
+        place.fetch(buildings=path)
+    with pytest.raises(InputError, match=r"bomb.zip unpacks to 8 MB"):
+        area_from_file(path)
+
+
 # -- the command line ----------------------------------------------------------------------------
 
 
