@@ -1,20 +1,23 @@
-"""What finished work has found: a line of JSON each in ``results.jsonl``, so that the same command goes on."""
+"""Records of work: results as lines of JSON, so that the same command goes on, and what several processes change."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from landprior.errors import InputError
+from landprior.errors import InputError, RasterWriteError
 from landprior.inputs import read_text
 from landprior.raster.files import replacing
 from landprior.raster.scheme import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from _typeshed import DataclassInstance
@@ -22,6 +25,70 @@ if TYPE_CHECKING:
 RESULTS = "results.jsonl"
 
 T = TypeVar("T", bound="DataclassInstance")
+
+PATIENCE = 60.0
+"""Seconds to wait for another process that writes the same description; it takes a fraction of one."""
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Let one process at a time read a JSON file, change it and write it.
+
+    Gives a function that writes, whole or not at all. The lock is the operating system's, on ``.<name>.lock`` beside
+    the file: that of a process that was killed holds nobody up. It is gone afterwards.
+
+    Raises
+    ------
+    RasterWriteError
+        If another process holds the lock for longer than :data:`PATIENCE`, or it cannot be made.
+    """
+
+    def write(content: Mapping[str, Any]) -> None:
+        with replacing(path, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    try:
+        with _locked(path.with_name(f".{path.name}.lock")):
+            yield write
+    except TimeoutError as error:
+        msg = f"another process has been writing {path} for {PATIENCE:.0f} s; is it stopped? End it and try again"
+        raise RasterWriteError(msg) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until the lock at a path is ours, and remove it in the end."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - Windows, where a file that is open cannot be removed
+        from filelock import FileLock
+
+        with FileLock(path, timeout=PATIENCE):
+            yield
+        return
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            msg = f"cannot write {path} ({error.strerror})"
+            raise RasterWriteError(msg) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(handle), path.stat())
+        except (BlockingIOError, FileNotFoundError):  # another has it, or has removed it
+            ours = False
+        if ours:
+            break
+        os.close(handle)
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still ours
+        os.close(handle)
 
 
 def read_records(folder: Path, kind: type[T]) -> list[T]:

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
+from landprior.batch.plans import training_of
 from landprior.batch.tile_runner import TileRunner, TileState, report_state
 from landprior.errors import ConfigError, InputError
 from landprior.progress import Progress
@@ -35,6 +36,7 @@ def run_on_ray(
     device: str = "auto",
     network: Callable[[], Network] | None = None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> list[TileState]:
     """Run the tiles of a plan on Ray.
@@ -53,7 +55,7 @@ def run_on_ray(
         Megabytes of each tile, for Ray's placement.
     retries
         How often a tile is tried again after its worker or node has died.
-    device, work
+    device, work, overwrite
         See :class:`landprior.batch.tile_runner.TileRunner`.
     network
         Makes the network in the worker, for plans that fetch.
@@ -70,7 +72,8 @@ def run_on_ray(
     InputError
         If Ray is not installed.
     ConfigError
-        If the cluster cannot be reached, or this machine has fewer cores than a tile takes.
+        If the plan asks for a training that there is not, the cluster cannot be reached, or this machine has fewer
+        cores than a tile takes.
     """
     if importlib.util.find_spec("ray") is None:
         msg = "Ray is not installed; get it with: pip install 'landprior[ray]', or run the plan without --ray"
@@ -78,6 +81,7 @@ def run_on_ray(
     import ray
     from ray.exceptions import RayError
 
+    training_of(plan)  # once, rather than in every tile
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -85,7 +89,7 @@ def run_on_ray(
         try:
             ray.init(address=address, **options, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            msg = f"no Ray cluster at {address or 'this machine'} ({str(error).splitlines()[0]})"
+            msg = f"no Ray cluster at {address or 'this machine'} ({_first_line(error)})"
             raise ConfigError(msg) from error
     try:
         if address is None:
@@ -98,7 +102,7 @@ def run_on_ray(
             name=f"landprior {plan.city}",
         )
         shared = ray.put(plan)
-        waiting = {task.remote(shared, tile.name, device, network, work): tile.name for tile in plan.tiles}
+        waiting = {task.remote(shared, tile.name, device, network, work, overwrite): tile.name for tile in plan.tiles}
         return _collect(plan, waiting, RayError, progress=progress)
     finally:
         if ours:
@@ -124,13 +128,18 @@ def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception],
             try:
                 found[name] = ray.get(done)
             except failure as error:  # its workers died, again and again
-                found[name] = TileState(name, "failed", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                found[name] = TileState(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
             report_state(found[name])
             bar.update()
     return [found[tile.name] for tile in plan.tiles]
 
 
-_RUNNERS: dict[tuple[str, str, str], TileRunner] = {}
+def _first_line(error: BaseException) -> str:
+    """Return the first line of a message that says something; Ray's may be empty, or begin with empty lines."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "without a reason")
+
+
+_RUNNERS: dict[tuple[str, str, str, bool], TileRunner] = {}
 """Of a worker process: what its tiles share."""
 
 
@@ -140,9 +149,11 @@ def _run_tile(
     device: str,
     network: Callable[[], Network] | None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None,
+    overwrite: bool,  # noqa: FBT001 - Ray's arguments
 ) -> TileState:
     """Run a tile in a worker process."""
-    key = (plan.workspace, plan.digest, device)
+    key = (plan.workspace, plan.digest, device, overwrite)
     if key not in _RUNNERS:
-        _RUNNERS[key] = TileRunner(plan, device=device, network=None if network is None else network())
+        made = None if network is None else network()
+        _RUNNERS[key] = TileRunner(plan, device=device, network=made, overwrite=overwrite)
     return _RUNNERS[key].run(name, work=work)

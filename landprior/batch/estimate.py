@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from landprior.batch.plans import training_of
+
 if TYPE_CHECKING:
     from landprior.batch.plans import BatchPlan
 
@@ -49,9 +51,7 @@ class Work:
 
 def estimate_work(plan: BatchPlan) -> Work:
     """Estimate what the tiles of a plan take."""
-    from landprior.landcover.training import TileSettings
-
-    settings = TileSettings.model_validate(plan.recipe.training)
+    settings = training_of(plan)
     networks = settings.members * settings.starts
     width = (settings.filters / 32) ** 2
     patches = settings.batch_size * settings.patch_size**2

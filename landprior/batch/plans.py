@@ -9,22 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import shapely
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from shapely.geometry import box
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.landcover.city import CityRef, find_city
 from landprior.landcover.workspace import Workspace, checksum
 from landprior.raster.files import open_raster, replacing
-from landprior.raster.scheme import ClassScheme, explain
+from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
+from landprior.sources.areas import Area, CityPreset, check_component, list_cities, load_city
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
+    from landprior.landcover.training import TileSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +47,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+FORMAT = 1
+"""Of plans; another one is refused."""
+
+MOST_THREADS = 1024
+"""Cores a tile may take."""
+
+Side = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
 class PlannedTile(_Part):
     """A tile and its size in pixels."""
 
-    name: str
-    width: int = Field(ge=1)
-    height: int = Field(ge=1)
+    name: Annotated[str, AfterValidator(check_component)]
+    width: Side
+    height: Side
 
 
 class Recipe(_Part):
@@ -46,20 +69,33 @@ class Recipe(_Part):
 
     scheme: ClassScheme
     cooccurrence: dict[int, tuple[float, ...]]
+    cooccurrence_pixels: dict[int, int] = Field({}, description="how many fine pixels a row rests on; weights them")
     cooccurrence_source: str = ""
     learned: str | None = Field(None, description="path of a learned prior")
     learned_checksum: str | None = None
     training: dict[str, Any] = Field(description="of TileSettings")
     posterior: bool = True
     label_map: dict[int, int] = {}
-    threads: int = Field(1, ge=1, description="cores of a tile; sums of floats hang on how many share them")
+    threads: int = Field(
+        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats hang on how many share them"
+    )
+
+    @model_validator(mode="after")
+    def _is_of_the_scheme(self) -> Recipe:
+        for code, row in self.cooccurrence.items():
+            good = len(row) == len(self.scheme) and all(0 <= value <= 1 for value in row)
+            if not good or not 0 <= code <= MAP_NODATA or abs(sum(row) - 1) > 1e-3:
+                msg = f"cooccurrence of code {code} is not {len(self.scheme)} probabilities that add to 1"
+                raise ValueError(msg)
+        return self
 
 
 class Fetching(_Part):
     """Where the tiles' layers come from, if they are not there yet."""
 
     outline: str = Field(description="WKT, degrees")
-    city: str | None = Field(None, description="preset")
+    city: str | None = Field(None, description="shipped preset")
+    preset: CityPreset | None = Field(None, description="the user's own preset")
     settings: dict[str, Any] = Field(description="of FetchSettings")
 
 
@@ -68,19 +104,42 @@ class BatchPlan(_Part):
 
     format: Literal[1] = 1
     landprior: str = ""
-    workspace: str = Field(description="absolute, or relative to the plan's file")
-    city: str
+    workspace: str = Field(min_length=1, description="absolute, or relative to the plan's file")
+    city: Annotated[str, AfterValidator(check_component)]
     tiles: tuple[PlannedTile, ...] = Field(min_length=1)
     recipe: Recipe
     fetch: Fetching | None = None
 
+    @field_validator("workspace")
+    @classmethod
+    def _is_a_path(cls, workspace: str) -> str:
+        if not workspace.isprintable():
+            msg = "a path has no control characters"
+            raise ValueError(msg)
+        return workspace
+
+    @field_validator("tiles")
+    @classmethod
+    def _once_each(cls, tiles: tuple[PlannedTile, ...]) -> tuple[PlannedTile, ...]:
+        twice = [name for name, count in Counter(tile.name for tile in tiles).items() if count > 1]
+        if twice:
+            msg = f"{twice[0]} is listed twice"
+            raise ValueError(msg)
+        return tiles
+
     @property
     def digest(self) -> str:
         """A hash of what is done with the tiles; the workspace may move, and tiles be added."""
+        left_out = {"learned", "cooccurrence_source"}
+        # of later versions: without them a plan has the hash that it had
+        left_out |= set() if self.recipe.cooccurrence_pixels else {"cooccurrence_pixels"}
+        own = self.fetch is not None and self.fetch.preset is not None
         content = {
             "city": self.city,
-            "recipe": self.recipe.model_dump(mode="json", exclude={"learned", "cooccurrence_source"}),
-            "fetch": None if self.fetch is None else self.fetch.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(mode="json", exclude=left_out),
+            "fetch": None
+            if self.fetch is None
+            else self.fetch.model_dump(mode="json", exclude=set() if own else {"preset"}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -100,6 +159,7 @@ def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, 
     return Recipe(
         scheme=settings.scheme,
         cooccurrence={code: tuple(row.tolist()) for code, row in settings.cooccurrence.probabilities.items()},
+        cooccurrence_pixels={code: int(count) for code, count in settings.cooccurrence.pixels.items()},
         cooccurrence_source=settings.cooccurrence.source,
         learned=None if learned is None else str(learned.resolve()),
         learned_checksum=None if learned is None else checksum(learned),
@@ -112,7 +172,7 @@ def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, 
 
 def plan_workspace(
     workspace: Workspace,
-    city: str,
+    city: str | CityRef,
     settings: PipelineSettings,
     *,
     only: Sequence[str] = (),
@@ -138,13 +198,14 @@ def plan_workspace(
         If there is no such city or tile.
     """
     tiles = []
-    for tile in workspace.tiles(city, only=only):
+    place = find_city(city, workspace.root)
+    for tile in workspace.tiles(place, only=only):
         with open_raster(tile.require("naip", hint="every tile needs its image")) as src:
             tiles.append(PlannedTile(name=tile.name, width=src.width, height=src.height))
     return BatchPlan(
         landprior=landprior.__version__,
         workspace=str(workspace.root.resolve()),
-        city=Path(city).stem if city.endswith((".yaml", ".yml")) else city,
+        city=place.name,
         tiles=tuple(tiles),
         recipe=describe_recipe(settings, learned=learned, threads=threads),
     )
@@ -161,6 +222,7 @@ def plan_area(
 ) -> BatchPlan:
     """Plan the tiles of a place that is yet to be fetched; arguments as :func:`plan_workspace`."""
     preset = found.area.preset
+    shipped = preset is not None and preset.name in list_cities() and load_city(preset.name) == preset
     return BatchPlan(
         landprior=landprior.__version__,
         workspace=str(workspace.root.resolve()),
@@ -171,7 +233,8 @@ def plan_area(
         recipe=describe_recipe(settings, learned=learned, threads=threads),
         fetch=Fetching(
             outline=found.area.outline.wkt,
-            city=None if preset is None else preset.name,
+            city=preset.name if preset is not None and shipped else None,
+            preset=None if shipped else preset,
             settings=fetching.model_dump(mode="json", exclude={"scheme"}),
         ),
     )
@@ -203,12 +266,83 @@ def read_plan(path: str | Path) -> BatchPlan:
         msg = f"no plan at {path}; make one with: landprior plan --city CITY -o {path}"
         raise MissingInputError(msg)
     try:
-        plan = BatchPlan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = explain(error, path) if isinstance(error, ValidationError) else f"{path} is no text"
-        msg = f"{reason}; a plan is made by landprior plan"
+        text = path.read_text(encoding="utf-8")
+        _require_format(text)
+        plan = BatchPlan.model_validate_json(text)
+        if plan.fetch is not None:
+            fetch_of(plan)
+    except OSError as error:
+        msg = f"cannot read the plan {path} ({error.strerror})"
+        raise InputError(msg) from error
+    except ValidationError as error:
+        msg = f"{explain(error, path)}; a plan is made by landprior plan"
+        raise ConfigError(msg) from error
+    except (UnicodeDecodeError, InputError, MissingInputError) as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+        msg = f"{path}: {reason}; a plan is made by landprior plan"
         raise ConfigError(msg) from error
     return plan.model_copy(update={"workspace": str((path.parent / plan.workspace).resolve())})
+
+
+def _require_format(text: str) -> None:
+    """Refuse a plan of another version, whatever else it holds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # pydantic says where
+    version = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
+    if version != FORMAT or isinstance(version, bool):
+        msg = f"it is a plan of format {str(version)[:20]}, and this version of landprior reads format {FORMAT}"
+        raise ConfigError(msg)
+
+
+def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
+    """Return which place a plan fetches, and from where and how.
+
+    Raises
+    ------
+    ConfigError
+        If it fetches nothing, its settings are none, its outline is no polygon in degrees, or its preset is unknown.
+    """
+    from landprior.landcover.plan import FetchSettings
+
+    if plan.fetch is None:
+        msg = "this plan fetches nothing"
+        raise ConfigError(msg)
+    try:
+        settings = FetchSettings.model_validate(plan.fetch.settings | {"scheme": plan.recipe.scheme, "jobs": 1})
+    except ValidationError as error:
+        raise ConfigError(explain(error, "fetch.settings")) from error
+    preset = plan.fetch.preset
+    if preset is None and plan.fetch.city is not None:
+        preset = load_city(check_component(plan.fetch.city, "a city"))
+    try:
+        outline = shapely.from_wkt(plan.fetch.outline)
+    except shapely.errors.ShapelyError as error:
+        msg = "fetch.outline is not WKT"
+        raise ConfigError(msg) from error
+    inside = outline is not None and not outline.is_empty and box(-360, -90, 360, 90).covers(outline)
+    if not inside or outline.geom_type not in ("Polygon", "MultiPolygon"):
+        msg = "fetch.outline is not a polygon in degrees"
+        raise ConfigError(msg)
+    return Area(name=plan.city, outline=outline, preset=preset), settings
+
+
+def training_of(plan: BatchPlan) -> TileSettings:
+    """Return how the tiles of a plan are trained.
+
+    Raises
+    ------
+    ConfigError
+        If it does not say so in words that landprior knows.
+    """
+    from landprior.landcover.training import TileSettings
+
+    try:
+        return TileSettings.model_validate(plan.recipe.training)
+    except ValidationError as error:
+        msg = f"{explain(error, 'the plan: recipe.training')}; a plan is made by landprior plan"
+        raise ConfigError(msg) from error
 
 
 def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
@@ -230,28 +364,69 @@ def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
 
 
 _ARRAYS = (
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE", None),
-    ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS", None),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
+    ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
 )
-"""Environment variables of batch systems: index, count, first index."""
+"""Environment variables of batch systems: index, count."""
 
 
 def shard_of_environment(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
     """Return index (from 0) and count of the shard that a batch system has given this process.
 
+    Parameters
+    ----------
+    environment
+        Variables and their values.
+    count
+        Of shards, where the batch system does not say it.
+
     Raises
     ------
     InputError
-        If it has given none, or does not say of how many and ``count`` does not either.
+        If it has given none, does not say of how many and ``count`` does not either, says another number than
+        ``count``, or its indexes are not evenly spaced, so that a part of the array has been submitted.
     """
-    for index, size, first in _ARRAYS:
-        if index in environment:
-            total = count or int(environment.get(size, "0"))
+    for name, size in _ARRAYS:
+        if name in environment:
+            total = _number(environment, size) or count
             if not total:
-                msg = f"{index} is set and {size} is not; say of how many: --shard auto/N"
+                msg = f"{name} is set and {size} is not; say of how many: --shard auto/N"
                 raise InputError(msg)
-            return int(environment[index]) - int(environment.get(first, "0") if first else 0), total
+            if count is not None and count != total:
+                msg = f"--shard auto/{count}, and {size} says {total}; give the index too: --shard INDEX/{count}"
+                raise InputError(msg)
+            index = _number(environment, name)
+            if name.startswith("SLURM"):
+                index = _slurm_index(environment, index, total)
+            if not 0 <= index < total:
+                msg = f"{name} is {environment[name]}, which is none of {total} shards; give --shard INDEX/{total}"
+                raise InputError(msg)
+            return index, total
     names = ", ".join(names[0] for names in _ARRAYS)
     msg = f"--shard auto: none of {names} is set; give --shard INDEX/COUNT"
     raise InputError(msg)
+
+
+def _slurm_index(environment: Mapping[str, str], task: int, total: int) -> int:
+    """Return which of the tasks of ``sbatch --array=FIRST-LAST:STEP`` this one is, from 0."""
+    first, step = _number(environment, "SLURM_ARRAY_TASK_MIN"), _number(environment, "SLURM_ARRAY_TASK_STEP") or 1
+    last = _number(environment, "SLURM_ARRAY_TASK_MAX") if "SLURM_ARRAY_TASK_MAX" in environment else None
+    even = step > 0 and (task - first) % step == 0 and (last is None or (last - first) // step + 1 == total)
+    if not even:
+        msg = (
+            f"the array's {total} tasks are not evenly spaced (from {first} to {last}, task {task}, step {step}), so "
+            f"which shard this is is not known; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
+        )
+        raise InputError(msg)
+    return (task - first) // step
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    """Return a variable as a number; 0 if it is not set."""
+    text = environment.get(name, "").strip() or "0"
+    try:
+        return int(text)
+    except ValueError as error:
+        msg = f"{name} is {text!r}, which is no whole number; give --shard INDEX/COUNT"
+        raise InputError(msg) from error

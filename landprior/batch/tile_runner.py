@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from landprior.errors import ConfigError, InputError, LandpriorError, OutputBusyError
-from landprior.landcover.workspace import ITEM, TileFolder, Workspace, checksum
+from landprior.batch.plans import fetch_of, training_of
+from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
+from landprior.landcover.provenance import checksum, stamp_of
+from landprior.landcover.workspace import INPUTS, ITEM, TileFolder, Workspace
 from landprior.progress import Progress
 from landprior.raster.files import replacing
 from landprior.raster.outputs import claiming, clear_leftovers, make_folder
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from landprior.batch.plans import BatchPlan
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
-    from landprior.sources.areas import Area
     from landprior.sources.network import Network
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,17 @@ class TileRunner:
         Where tiles are trained and mapped.
     network
         For plans of places that are fetched.
+    overwrite
+        Make results anew that are there and not of this plan, whoever made them.
     """
 
-    def __init__(self, plan: BatchPlan, *, device: str = "auto", network: Network | None = None) -> None:
+    def __init__(
+        self, plan: BatchPlan, *, device: str = "auto", network: Network | None = None, overwrite: bool = False
+    ) -> None:
         self.plan = plan
         self._device = device
         self._network = network
+        self._overwrite = overwrite
         self._settings: PipelineSettings | None = None
         self._fetch: tuple[FetchPlan, FetchSettings] | None = None
 
@@ -83,6 +89,8 @@ class TileRunner:
             Instead of the whole chain: gets the folder, returns what is to be noted.
         """
         tile = tile_of(self.plan, name)
+        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # never a workspace out of nothing
+            return TileState(name, "failed", f"there is no tile at {tile.path}; make a new plan if it has moved")
         make_folder(tile.path)
         clear_leftovers(tile.path)
         known = state_of(self.plan, name)
@@ -106,19 +114,29 @@ class TileRunner:
             except Exception as error:  # a fault of ours or of a library in one tile must not stop the others
                 logger.debug("%s", tile.id, exc_info=True)
                 return note.close("failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
+            note["files"] = _describe_files(tile)
             return note.close("done", "", time.monotonic() - start)
 
     def _map(self, tile: TileFolder) -> dict[str, Any]:
         """Fetch, build the prior, train, map and score a tile."""
-        from landprior.landcover.pipeline import map_of_tile, model_of_tile, prior_of_tile, scores_of_tile
+        from landprior.landcover.pipeline import (
+            map_of_tile,
+            model_of_tile,
+            prior_of_tile,
+            require_own_results,
+            scores_of_tile,
+        )
 
         if self.plan.fetch is not None:
             self._fetch_tile(tile)
         settings = self._pipeline()
+        run: dict[str, Any] = {"command": "run", "overwrite": self._overwrite}
+        if not self._overwrite:
+            require_own_results([tile], settings)
         with _on_cores(self.plan.recipe.threads):
-            prior_of_tile(tile, settings)
-            model_of_tile(tile, settings.training, device=self._device)
-            map_of_tile(tile, posterior=settings.posterior, device=self._device)
+            prior_of_tile(tile, settings, **run)
+            model_of_tile(tile, settings.training, device=self._device, **run)
+            map_of_tile(tile, posterior=settings.posterior, device=self._device, **run)
             scores = scores_of_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
 
@@ -136,7 +154,7 @@ class TileRunner:
             msg = f"{tile.id} is to be fetched, and there is no network to do it with"
             raise InputError(msg)
         if self._fetch is None:
-            area, settings = _fetch_of(self.plan)
+            area, settings = fetch_of(self.plan)
             self._fetch = plan_fetch(area, workspace, settings, self._network), settings
         found, settings = self._fetch
         own = tuple(planned for planned in found.tiles if planned.folder.name == tile.name)
@@ -175,47 +193,37 @@ def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
     from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.model import load_model
     from landprior.landcover.pipeline import PipelineSettings
-    from landprior.landcover.training import TileSettings
 
     recipe = plan.recipe
     learned = None
     if recipe.learned is not None:
-        learned = load_model(recipe.learned)
-        if checksum(Path(recipe.learned)) != recipe.learned_checksum:
-            msg = f"{recipe.learned} is another file than when the plan was made; make a new plan"
+        path = Path(recipe.learned)
+        if not path.is_file():
+            msg = f"the learned prior {path} of the plan is not there; every worker must see it"
+            raise MissingInputError(msg)
+        if checksum(path) != recipe.learned_checksum:
+            msg = f"{path} is another file than when the plan was made; make a new plan"
             raise ConfigError(msg)
+        learned = load_model(path)
     return PipelineSettings(
         scheme=recipe.scheme,
         cooccurrence=Cooccurrence(
             scheme=recipe.scheme,
             probabilities={code: np.array(row) for code, row in recipe.cooccurrence.items()},
+            pixels=recipe.cooccurrence_pixels,
             source=recipe.cooccurrence_source,
         ),
         learned=learned,
         device=device,
-        training=TileSettings.model_validate(recipe.training),
+        training=training_of(plan),
         posterior=recipe.posterior,
         label_map=recipe.label_map,
     )
 
 
-def _fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
-    import shapely
-
-    from landprior.landcover.plan import FetchSettings
-    from landprior.sources.areas import Area, load_city
-
-    if plan.fetch is None:  # pragma: no cover - asked for by plans that fetch only
-        msg = "this plan fetches nothing"
-        raise ConfigError(msg)
-    preset = None if plan.fetch.city is None else load_city(plan.fetch.city)
-    area = Area(name=plan.city, outline=shapely.from_wkt(plan.fetch.outline), preset=preset)
-    return area, FetchSettings.model_validate(plan.fetch.settings | {"scheme": plan.recipe.scheme, "jobs": 1})
-
-
 def tile_of(plan: BatchPlan, name: str) -> TileFolder:
     """Return the folder of a tile."""
-    return TileFolder(path=Path(plan.workspace) / plan.city / name, city=plan.city)
+    return TileFolder.of(Path(plan.workspace), plan.city, name)
 
 
 # -- states ----------------------------------------------------------------------------------------
@@ -256,7 +264,7 @@ def _now() -> str:
 
 
 def state_of(plan: BatchPlan, name: str) -> TileState:
-    """Return how it stands with a tile, by its ``run.json`` and whether its map is there."""
+    """Return how it stands with a tile, by its ``run.json`` and whether its map and layers are still those."""
     tile = tile_of(plan, name)
     try:
         note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))
@@ -266,14 +274,45 @@ def state_of(plan: BatchPlan, name: str) -> TileState:
         return TileState(name, "waiting", "was run by another plan")
     state, seconds = note.get("state"), note.get("seconds")
     if state == "done":
-        whole = tile.file("prediction").is_file() and (tile.path / ITEM).is_file()
-        return TileState(name, "done", "", seconds) if whole else TileState(name, "waiting", "its map is gone")
+        lost = _find_change(tile, note.get("files"))
+        return TileState(name, "waiting", lost) if lost else TileState(name, "done", "", seconds)
     if state == "running":
         where = f"since {note.get('started')} on {note.get('host')}"
         if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
             return TileState(name, "interrupted", f"{where}; the process is gone")
         return TileState(name, "running", where)
     return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
+
+
+def _describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
+    """Return what the layers and the map of a tile are now: their sums, and stamps to spare reading them."""
+    return {
+        name: {"stamp": _shared_stamp(path), "sha256": checksum(path)}
+        for name, path in tile.present([*INPUTS, "prediction"]).items()
+    }
+
+
+def _shared_stamp(path: Path) -> list[int]:
+    """Return the stamp of a file but for its device, which is another on every node of a cluster."""
+    return list(stamp_of(path)[1:])
+
+
+def _find_change(tile: TileFolder, noted: object) -> str:
+    """Say what is no longer as it was when a tile was done; "" if all is."""
+    if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
+        return "its map is gone"
+    if not isinstance(noted, dict):  # of an earlier version
+        return ""
+    there = tile.present([*INPUTS, "prediction"])
+    for name in sorted({*noted, *there}):
+        entry = noted.get(name)
+        if name not in there or not isinstance(entry, dict):
+            return f"{tile.file(name).name} is {'new' if name in there else 'gone'} since it was done"
+        path = there[name]
+        if entry.get("stamp") != _shared_stamp(path) and entry.get("sha256") != checksum(path):
+            what = "its map is not the one that this plan made" if name == "prediction" else f"{path.name} has changed"
+            return f"{what} since it was done"
+    return ""
 
 
 def states_of(plan: BatchPlan) -> list[TileState]:
@@ -290,6 +329,7 @@ def run_plan(
     device: str = "auto",
     network: Network | None = None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> list[TileState]:
     """Run the tiles of a plan one after the other in this process.
@@ -298,7 +338,7 @@ def run_plan(
     ----------
     plan
         See :func:`read_plan`, :func:`choose_shard`.
-    device, network
+    device, network, overwrite
         See :class:`TileRunner`.
     work
         See :meth:`TileRunner.run`.
@@ -309,8 +349,14 @@ def run_plan(
     -------
     list of TileState
         In the order of the plan; the failed ones with the reason.
+
+    Raises
+    ------
+    ConfigError
+        If the plan asks for a training that there is not.
     """
-    runner = TileRunner(plan, device=device, network=network)
+    training_of(plan)  # once, rather than in every tile
+    runner = TileRunner(plan, device=device, network=network, overwrite=overwrite)
     found = []
     with Progress(len(plan.tiles), plan.city, "tile", show=progress, leave=True) as bar:
         for tile in plan.tiles:

@@ -17,6 +17,7 @@ from landprior.cli.options import (
     pixel_size_option,
     refuse_options,
     refuse_with_city,
+    refuse_without_city,
     scheme_option,
     show_progress,
     tile_option,
@@ -142,6 +143,8 @@ def command(
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
     layers = {name: path for name, path in given.items() if path is not None}
 
+    if city is not None:
+        refuse_with_city(ctx, "nlcd")
     if nlcd is None:
         if city is None:
             msg = "give --nlcd FILE for plain files, or --city NAME for a workspace"
@@ -159,16 +162,19 @@ def command(
             "label_column",
             "recalibrate",
         )
+        from landprior.landcover.city import find_city
         from landprior.landcover.pipeline import PipelineSettings, Workspace, prior_of_tile
 
+        ref = find_city(city, workspace)
         pipeline = PipelineSettings.for_city(
-            city, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model, device=device
+            ref, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model, device=device
         )
-        for tile in Workspace(workspace).tiles(city, only=tiles):
+        for tile in Workspace(workspace).tiles(ref, only=tiles):
             path = prior_of_tile(tile, pipeline, overwrite=overwrite, progress=show_progress(ctx))
             click.echo(str(path))
         return
 
+    refuse_without_city(ctx)
     if scheme is None or output is None:
         msg = "plain files need --scheme and -o OUTPUT"
         raise click.UsageError(msg)

@@ -23,6 +23,7 @@ from landprior.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from landprior.landcover.city import CityRef
     from landprior.landcover.plan import FetchPlan, FetchSettings
     from landprior.landcover.workspace import TileFolder, Workspace
     from landprior.raster.scheme import ClassScheme
@@ -75,6 +76,7 @@ def command(
     cache (landprior cache info).
     """  # noqa: D301
     from landprior.landcover.acquisition import fetch
+    from landprior.landcover.city import find_city
 
     network = make_network(options)
     if dataset is not None:
@@ -83,9 +85,8 @@ def command(
         folder = fetch_dataset(dataset, root or workspace / dataset, network)
         click.echo(json.dumps({"root": str(folder)}) if as_json else str(folder))
         return
-    plan, settings, place = make_plan(
-        network, workspace, city=city, scheme=scheme, label_map=label_map, options=options
-    )
+    ref = None if city is None else find_city(city, workspace)
+    plan, settings, place = make_plan(network, workspace, city=ref, scheme=scheme, label_map=label_map, options=options)
     if dry_run:
         click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.to_text())
         return
@@ -110,7 +111,7 @@ def make_plan(
     network: Network,
     workspace: Path,
     *,
-    city: str | None,
+    city: CityRef | None,
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
     options: dict[str, Any],
@@ -133,7 +134,7 @@ def make_plan(
     return plan_fetch(area, place, settings, network), settings, place
 
 
-def find_area(network: Network, *, city: str | None, nominatim_url: str, options: dict[str, Any]) -> Area:
+def find_area(network: Network, *, city: CityRef | None, nominatim_url: str, options: dict[str, Any]) -> Area:
     """Return the place that exactly one of ``--city``, ``--bbox``, ``--place``, ``--aoi`` names."""
     from landprior.sources.areas import area_from_bounds, area_from_city, area_from_file, area_from_place, check_name
 
@@ -146,7 +147,7 @@ def find_area(network: Network, *, city: str | None, nominatim_url: str, options
         if name is not None:
             msg = "--name is for --bbox, --place and --aoi; a preset has its own name"
             raise click.UsageError(msg)
-        return area_from_city(city)
+        return area_from_city(city.preset or city.name)
     if bbox is not None:
         return area_from_bounds(bbox, name=name)
     if aoi is not None:

@@ -16,6 +16,7 @@ from landprior.cli.options import (
     overwrite_option,
     pixel_size_option,
     refuse_with_city,
+    refuse_without_city,
     scheme_option,
     show_progress,
     tile_option,
@@ -117,6 +118,7 @@ def command(
     if nlcds or labels:
         if city is not None:
             refuse_with_city(ctx, "nlcds", "nlcd_band", "labels", "labels_band")
+        refuse_without_city(ctx)
         nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
         labels = tuple(with_band(path, labels_band) for path in labels)
         places = _places_of_files(nlcds, labels, given, scheme, cooccurrence, label_map)
@@ -180,19 +182,21 @@ def _places_of_city(
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
     """Take the tiles of a workspace that have labels."""
+    from landprior.landcover.city import find_city
     from landprior.landcover.coarse import LAYERS
     from landprior.landcover.learned_prior import LabelledPlace
     from landprior.landcover.pipeline import PipelineSettings, Workspace
 
-    pipeline = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence)
-    found = Workspace(workspace).tiles(city, only=only)
+    ref = find_city(city, workspace)
+    pipeline = PipelineSettings.for_city(ref, scheme=scheme, cooccurrence=cooccurrence)
+    found = Workspace(workspace).tiles(ref, only=only)
     return [
         LabelledPlace(
             nlcd=tile.require("nlcd", hint="a tile to learn from needs its NLCD"),
             labels=tile.require("labels", hint="name labelled tiles with --tile"),
             layers=tile.present(tuple(LAYERS)),
             cooccurrence=pipeline.cooccurrence,
-            label_map=label_map or {},
+            label_map={} if tile.is_recorded("labels") else label_map or {},  # fetch has put its labels into codes
             name=tile.id,
         )
         for tile in found

@@ -269,7 +269,8 @@ workspace_option = click.option(
     help="Workspace: <city>/<tile>/ with one file per layer.",
 )
 city_option = click.option(
-    "--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace."
+    "--city",
+    help="A preset (pittsburgh, durham, austin, phoenix; or your own, a .yaml file) or a folder of the workspace.",
 )
 tile_option = click.option("--tile", "tiles", multiple=True, help="Only these tiles of the city; may repeat.")
 
@@ -371,6 +372,17 @@ def refuse_with_city(ctx: click.Context, *names: str) -> None:
         Names the first of them.
     """
     _refuse(ctx, names, "is for plain files; a workspace (--city) has its own files and names")
+
+
+def refuse_without_city(ctx: click.Context) -> None:
+    """Refuse options of a workspace that were given without ``--city``.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first of them.
+    """
+    _refuse(ctx, ("tiles", "workspace"), "is for a workspace; say which of its places with --city")
 
 
 def refuse_options(ctx: click.Context, what: str, *names: str) -> None:

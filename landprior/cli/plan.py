@@ -12,6 +12,7 @@ from landprior.cli.options import (
     INPUT,
     OUTPUT,
     area_options,
+    city_option,
     json_option,
     label_map_option,
     learned_option,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="plan")
-@click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+@city_option
 @area_options
 @tile_option
 @click.option("-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True)
@@ -104,9 +105,10 @@ def command(
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import plan_area, plan_workspace, write_plan
     from landprior.cli.fetch import make_network, make_plan
-    from landprior.cli.run import to_be_fetched
+    from landprior.cli.run import choose_tiles, refuse_sources, require_use_of_label_map, to_be_fetched
     from landprior.errors import ModelError
     from landprior.inputs import check_file
+    from landprior.landcover.city import CityRef, find_city
     from landprior.landcover.pipeline import PipelineSettings, Workspace
     from landprior.raster.files import check_output
 
@@ -115,19 +117,22 @@ def command(
     check_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
-    if city is None or to_be_fetched(workspace, city):
-        network = make_network(options)
+    ref = None if city is None else find_city(city, workspace)
+    if ref is None or to_be_fetched(workspace, ref):
         found, fetching, place = make_plan(
-            network, workspace, city=city, scheme=scheme, label_map=label_map, options=options
+            make_network(options), workspace, city=ref, scheme=scheme, label_map=label_map, options=options
         )
-        changes["label_map"] = {} if options["labels"] else changes["label_map"]
-        settings = PipelineSettings.for_city(
-            city or found.area.name, scheme=scheme, cooccurrence=cooccurrence, **changes
-        )
+        found = choose_tiles(found, tiles)
+        chosen = ref or CityRef(name=found.area.name)
+        settings = PipelineSettings.for_city(chosen, scheme=scheme, cooccurrence=cooccurrence, **changes)
         plan = plan_area(found, place, fetching, settings, learned=learned, threads=threads)
+        folders = [tile.folder for tile in found.tiles]
     else:
-        settings = PipelineSettings.for_city(city, scheme=scheme, cooccurrence=cooccurrence, **changes)
-        plan = plan_workspace(Workspace(workspace), city, settings, only=tiles, learned=learned, threads=threads)
+        refuse_sources(ctx, ref, workspace)
+        settings = PipelineSettings.for_city(ref, scheme=scheme, cooccurrence=cooccurrence, **changes)
+        folders = Workspace(workspace).tiles(ref, only=tiles)
+        plan = plan_workspace(Workspace(workspace), ref, settings, only=tiles, learned=learned, threads=threads)
+    require_use_of_label_map(folders, label_map, fetched=bool(options["labels"]))
     write_plan(plan, output, overwrite=overwrite)
     work = estimate_work(plan)
     if as_json:

@@ -16,7 +16,9 @@ from landprior.cli.options import (
     nodata_option,
     overwrite_option,
     precision_option,
+    refuse_options,
     refuse_with_city,
+    refuse_without_city,
     show_progress,
     tile_option,
     workspace_option,
@@ -107,6 +109,8 @@ def command(
         style=style,
         quicklook=quicklook,
     )
+    if not probabilities:
+        refuse_options(ctx, "a map alone; it is how --probabilities lie on disk", "encoding")
     if city is not None and image is not None:
         msg = "give IMAGE for plain files, or --city for a workspace, not both"
         raise click.UsageError(msg)
@@ -133,6 +137,7 @@ def command(
             )
             click.echo(str(path))
         return
+    refuse_without_city(ctx)
     if ctx.get_parameter_source("maps") is click.core.ParameterSource.COMMANDLINE:
         msg = "--maps is for --city; for plain files give --posterior PRIOR to map r, and leave it out to map q"
         raise click.UsageError(msg)

@@ -11,7 +11,9 @@ import click
 from landprior.cli.fetch import make_network
 from landprior.cli.options import (
     INPUT,
+    SOURCE_NAMES,
     area_options,
+    city_option,
     device_option,
     json_option,
     label_map_option,
@@ -30,9 +32,12 @@ from landprior.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from landprior.landcover.city import CityRef
+    from landprior.landcover.plan import FetchPlan
+    from landprior.landcover.workspace import TileFolder
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.network import Network
 
@@ -63,7 +68,7 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 
 @click.command(name="run")
 @click.argument("plan", type=INPUT, required=False)
-@click.option("--city", help="A preset (pittsburgh, durham, austin, phoenix) or a folder of the workspace.")
+@city_option
 @area_options
 @tile_option
 @scheme_option(help="Classes, if the city is no preset.")
@@ -142,8 +147,9 @@ def command(
     options of places and sources). A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif,
     and, where there are, roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores
     only); it may be filled by hand. What is done and current is skipped; item.json in each folder says what
-    was made from what. With a PLAN (landprior plan) a tile that fails stops no other; the exit status is 1 then, and
-    landprior status says why.
+    was made from what. A prior, model or map that is not of this recipe, because another command, another model or you
+    made it, is kept and refused without --overwrite. With a PLAN (landprior plan) a tile that fails stops no other;
+    the exit status is 1 then, and landprior status says why.
     """  # noqa: D301
     if plan is not None:
         _refuse_with_plan(ctx)
@@ -159,11 +165,13 @@ def command(
             memory=memory,
             device=device,
             as_json=as_json,
+            overwrite=overwrite,
         )
         return
     refuse_options(ctx, "a place; make a plan of it first (landprior plan)", *OF_PLANS)
     from landprior.cli.fetch import make_plan
     from landprior.landcover.acquisition import fetch
+    from landprior.landcover.city import CityRef, find_city
     from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
     from landprior.landcover.prediction import Products
 
@@ -173,27 +181,31 @@ def command(
         from landprior.landcover.model import load_model
 
         model = load_model(learned)
-    network = make_network(options)
-    if city is None or to_be_fetched(workspace, city):
+    ref = None if city is None else find_city(city, workspace)
+    if ref is None or to_be_fetched(workspace, ref):
+        network = make_network(options)
         found, fetch_settings, place = make_plan(
-            network, workspace, city=city, scheme=scheme, label_map=label_map, options=options
+            network, workspace, city=ref, scheme=scheme, label_map=label_map, options=options
         )
+        found = choose_tiles(found, tiles)
+        ref = ref or CityRef(name=found.area.name)
         fetch(found, place, fetch_settings, network, progress=show_progress(ctx))
-        city = city or found.area.name
+    else:
+        refuse_sources(ctx, ref, workspace)
+    require_use_of_label_map(Workspace(workspace).tiles(ref, only=tiles), label_map, fetched=bool(options["labels"]))
     settings = PipelineSettings.for_city(
-        city,
+        ref,
         scheme=scheme,
         cooccurrence=cooccurrence,
         training=training,
         learned=model,
         device=device,
         posterior=maps == "r",
-        # fetch has put the labels into the scheme's own codes already
-        label_map={} if options["labels"] else label_map or {},
+        label_map=label_map or {},
     )
     paths, scores = run_workspace(
         Workspace(workspace),
-        city,
+        ref,
         settings,
         only=tiles,
         products=Products(quicklook=quicklook),
@@ -216,7 +228,7 @@ OF_PLANS = ("shard", "ray", "workers", "gpus", "memory")
 
 def _refuse_with_plan(ctx: click.Context) -> None:
     """Refuse options that a plan has settled."""
-    allowed = {"plan", "device", "as_json", "offline", "refresh", "retries", *OF_PLANS}
+    allowed = {"plan", "device", "as_json", "offline", "refresh", "retries", "overwrite", *OF_PLANS}
     names = [p.name for p in ctx.command.params if p.name is not None and p.name not in allowed]
     refuse_options(ctx, "a plan, which says what is done; make another with landprior plan", *names)
 
@@ -233,6 +245,7 @@ def _run_plan(
     memory: int | None,
     device: str,
     as_json: bool,
+    overwrite: bool,
 ) -> None:
     """Run a plan, or a shard of it; exit 1 if a tile failed."""
     import os
@@ -246,11 +259,15 @@ def _run_plan(
         if index is None:
             index, count = shard_of_environment(os.environ, count)
         plan = choose_shard(plan, index, count or 1)
-    progress = show_progress(ctx)
+    if plan.fetch is None:
+        refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")
+    run: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": show_progress(ctx)}
     if ray is None:
         refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
-        states = run_plan(plan, device=device, network=network() if plan.fetch else None, progress=progress)
+        states = run_plan(plan, network=network() if plan.fetch else None, **run)
     else:
+        if ray != "here":
+            refuse_options(ctx, "a cluster, which has its own cores", "workers")
         from landprior.batch.cluster import run_on_ray
 
         states = run_on_ray(
@@ -259,9 +276,8 @@ def _run_plan(
             workers=workers,
             gpus=gpus,
             memory=memory,
-            device=device,
             network=network if plan.fetch else None,
-            progress=progress,
+            **run,
         )
     done = sum(state.state == "done" for state in states)
     if as_json:
@@ -274,15 +290,83 @@ def _run_plan(
         ctx.exit(1)
 
 
-def to_be_fetched(workspace: Path, city: str) -> bool:
+def to_be_fetched(workspace: Path, city: CityRef) -> bool:
     """Say whether a city is a preset that was not filled by hand: not there yet, or made by fetch (which resumes)."""
-    from pathlib import Path
-
     from landprior.landcover.workspace import TileFolder
-    from landprior.sources.areas import list_cities
 
-    name = Path(city).stem if city.endswith((".yaml", ".yml")) else city
-    if name == city and name not in list_cities():
+    if city.preset is None:
         return False
-    images = list((workspace / name).glob("*/naip.tif"))
-    return not images or any("naip" in TileFolder(path=path.parent, city=name).steps() for path in images)
+    images = list((workspace / city.name).glob("*/naip.tif"))
+    return not images or any("naip" in TileFolder(path=path.parent, city=city.name).steps() for path in images)
+
+
+def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
+    """Refuse options of places and sources for a place that is not to be fetched, which would ignore them.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first of them, and says what to do.
+    """
+    from landprior.landcover.workspace import TileFolder
+
+    refuse_options(ctx, "--city; say where by one of them", "bbox", "place", "aoi", "name")
+    images = list((workspace / city.name).glob("*/naip.tif"))
+    if any("naip" in TileFolder(path=path.parent, city=city.name).steps() for path in images):
+        how = f"say where it is, as when it was fetched (--bbox, --place or --aoi, and --name {city.name})"
+    else:
+        how = f"it was not fetched, so put your layers into {workspace / city.name}/<tile>/ (labels.tif, nlcd.tif, ...)"
+    refuse_options(ctx, f"the place {city.name} of the workspace: {how}", *SOURCE_NAMES, "refresh", "retries")
+
+
+def choose_tiles(found: FetchPlan, names: tuple[str, ...]) -> FetchPlan:
+    """Return the plan of a fetch for some of its tiles only; for all if none is named.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such tile; lists those there are.
+    """
+    from dataclasses import replace
+
+    from landprior.errors import MissingInputError
+
+    there = [tile.folder.name for tile in found.tiles]
+    missing = sorted(set(names) - set(there))
+    if missing:
+        msg = f"no tile {', '.join(missing)} there; the tiles are: {', '.join(there)}"
+        raise MissingInputError(msg)
+    return replace(found, tiles=tuple(tile for tile in found.tiles if not names or tile.folder.name in names))
+
+
+def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, int] | None, *, fetched: bool) -> None:
+    """Refuse a label map that no tile has a use for.
+
+    Parameters
+    ----------
+    tiles
+        Those that will be run.
+    label_map
+        As it was given.
+    fetched
+        Whether labels are given with it, so that the fetch uses it.
+
+    Raises
+    ------
+    InputError
+        If no tile has labels, or those of all were put into the codes of the scheme by fetch.
+    """
+    from landprior.errors import InputError
+
+    if not label_map or fetched:
+        return
+    there = [tile for tile in tiles if tile.file("labels").is_file()]
+    if not there:
+        msg = f"--label-map is of no use: no tile has a labels.tif, such as {tiles[0].file('labels')}"
+        raise InputError(msg)
+    if all(tile.is_recorded("labels") for tile in there):
+        msg = (
+            f"--label-map is of no use: fetch has put {there[0].file('labels')} into the codes of the scheme already; "
+            "give it with --labels, or leave it out"
+        )
+        raise InputError(msg)

@@ -20,6 +20,7 @@ from landprior.cli.options import (
     recipe_option,
     refuse_options,
     refuse_with_city,
+    refuse_without_city,
     scheme_option,
     show_progress,
     starts_option,
@@ -248,15 +249,41 @@ def command(
         msg = "give --image and --prior for plain files, or --city NAME for a workspace"
         raise click.UsageError(msg)
     refuse_with_city(ctx, "scheme", "nodata", "init", *(() if joint else ("output",)))
-    from landprior.landcover.pipeline import Workspace, model_of_tile, train_city
+    _train_city(
+        city,
+        settings,
+        tiles,
+        workspace,
+        joint=joint,
+        output=output,
+        device=device,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
-    found = Workspace(workspace).tiles(city, only=tiles)
+
+def _train_city(
+    city: str,
+    settings: TileSettings,
+    only: tuple[str, ...],
+    workspace: Path,
+    *,
+    joint: bool,
+    output: Path | None,
+    **run: Any,  # noqa: ANN401 - device, overwrite, progress
+) -> None:
+    """Train a model for each tile of a workspace, or one for all."""
+    from landprior.landcover.pipeline import Workspace, joint_model_of_city, model_of_tile, train_city
+
+    found = Workspace(workspace).tiles(city, only=only)
+    if joint and output is not None:
+        click.echo(str(train_city(found, output, settings, **run)))
+        return
     if joint:
-        target = output or workspace / city / "model.safetensors"
-        click.echo(str(train_city(found, target, settings, device=device, overwrite=overwrite, progress=progress)))
+        click.echo(str(joint_model_of_city(found, settings, **run)))
         return
     for tile in found:
-        click.echo(str(model_of_tile(tile, settings, device=device, overwrite=overwrite, progress=progress)))
+        click.echo(str(model_of_tile(tile, settings, **run)))
 
 
 def _train_rival(
@@ -341,6 +368,10 @@ def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: boo
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:
         refuse_with_city(ctx, "images", "priors", "labels", "labels_band", "nlcd_band")
-    elif joint:
+        if rival is not None:
+            refuse_with_city(ctx, "nlcds", "output", "scheme", "nodata")
+        return
+    refuse_without_city(ctx)
+    if joint:
         msg = "--joint is for --city; for plain files repeat --image and --prior"
         raise click.UsageError(msg)

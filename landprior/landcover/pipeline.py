@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from landprior.errors import ConfigError, InputError
+from landprior.errors import ConfigError
+from landprior.landcover.city import CityRef, find_city
 from landprior.landcover.coarse import LAYERS
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.prior import PriorSettings, build_prior
-from landprior.landcover.workspace import TileFolder, Workspace, make_key
+from landprior.landcover.provenance import Basis, Judgement, RecordFile, make_key, refuse_stranger
+from landprior.landcover.recipes import map_basis, model_basis, prior_basis
+from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import clear_leftovers
 from landprior.raster.scheme import ClassScheme, load_scheme
-from landprior.sources.areas import list_cities, load_city
+from landprior.sources.areas import list_cities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from landprior.landcover.evaluation import Scores
     from landprior.landcover.model import LandcoverModel
@@ -32,9 +35,11 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "PipelineSettings",
     "Workspace",
+    "joint_model_of_city",
     "map_of_tile",
     "model_of_tile",
     "prior_of_tile",
+    "require_own_results",
     "run_workspace",
     "scores_of_tile",
     "train_city",
@@ -92,7 +97,7 @@ class PipelineSettings:
     @classmethod
     def for_city(
         cls,
-        city: str,
+        city: str | CityRef,
         *,
         scheme: ClassScheme | None = None,
         cooccurrence: str | Path | None = None,
@@ -105,14 +110,14 @@ class PipelineSettings:
         ConfigError
             If the city is no preset and no scheme is given.
         """
-        name = Path(city).stem if city.endswith((".yaml", ".yml")) else city
-        preset = load_city(city) if city.endswith((".yaml", ".yml")) or name in list_cities() else None
+        found = find_city(city)
+        preset = found.preset
         if scheme is None:
             if preset is None:
-                near = difflib.get_close_matches(city, list_cities(), n=1)
+                near = difflib.get_close_matches(found.name.lower(), list_cities(), n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 msg = (
-                    f"{city!r} is no preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
+                    f"{found.name!r} is no preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
                     "give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
                 )
                 raise ConfigError(msg)
@@ -122,37 +127,51 @@ class PipelineSettings:
 
 
 def prior_of_tile(
-    tile: TileFolder, settings: PipelineSettings, *, overwrite: bool = False, progress: bool = False
+    tile: TileFolder,
+    settings: PipelineSettings,
+    *,
+    command: str = "build-prior",
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> Path:
-    """Build a tile's prior from the layers that are there, unless it is current."""
+    """Build a tile's prior from the layers that are there, unless it is current.
+
+    Parameters
+    ----------
+    tile, settings
+        Which, and how.
+    command
+        On whose behalf, for the record: what another command made with other settings is kept.
+    overwrite
+        Make it anew, whatever is there.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is one of another recipe, or that landprior did not make.
+    """
     image = tile.require("naip", hint="every tile needs its image")
     nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
     layers = tile.present(tuple(LAYERS))
-    key = make_key(
-        {
-            "scheme": settings.scheme.model_dump(mode="json"),
-            "cooccurrence": {code: row.tolist() for code, row in settings.cooccurrence.probabilities.items()},
-            "prior": (settings.prior or PriorSettings()).model_dump(),
-            "grid": _grid_of(image),
-        }
-        | ({} if settings.learned is None else {"learned": settings.learned.digest()}),
-        {"nlcd": nlcd, **layers},
-    )
-    if not _needed(tile, "prior", key, overwrite=overwrite):
+    basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _grid_of(image)})
+    if not _needed(tile, "prior", basis, overwrite=overwrite):
         return tile.file("prior")
-    build_prior(
-        nlcd,
-        tile.file("prior"),
-        cooccurrence=settings.cooccurrence,
-        layers=layers,
-        like=image,
-        settings=settings.prior,
-        learned=settings.learned,
-        device=settings.device,
-        overwrite=True,
-        progress=progress,
-    )
-    tile.record("prior", key, cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
+    with tile.making("prior", basis) as note:
+        build_prior(
+            nlcd,
+            tile.file("prior"),
+            cooccurrence=settings.cooccurrence,
+            layers=layers,
+            like=image,
+            settings=settings.prior,
+            learned=settings.learned,
+            device=settings.device,
+            overwrite=True,
+            progress=progress,
+        )
+        note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
     return tile.file("prior")
 
 
@@ -161,34 +180,37 @@ def model_of_tile(
     training: TileSettings | None = None,
     *,
     trainer: Trainer | None = None,
+    command: str = "train",
     device: str = "auto",
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Train a tile's own model, by the loss of the settings or by another method, unless it is current."""
+    """Train a tile's own model, by the loss of the settings or by another method, unless it is current.
+
+    Parameters and errors as :func:`prior_of_tile`.
+    """
     from landprior.landcover.training import TileSettings, TrainingTile, train_files
 
     image = tile.require("naip", hint="every tile needs its image")
     prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
     training = training or TileSettings()
-    description, files = training.model_dump(mode="json"), {"image": image, "prior": prior}
+    files = {"image": image, "prior": prior}
     nlcd = None
-    if trainer is not None:
-        description["method"] = trainer.description
-        if trainer.counts_cells:
-            nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
-    key = make_key(description, files)
-    if not _needed(tile, "model", key, overwrite=overwrite):
+    if trainer is not None and trainer.counts_cells:
+        nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
+    basis = model_basis(training, trainer, command, files)
+    if not _needed(tile, "model", basis, overwrite=overwrite):
         return tile.file("model")
     target = tile.file("model")
     run: dict[str, Any] = {"device": device, "overwrite": True, "progress": progress}
-    if trainer is None:
-        model = train_files([(image, prior)], target, training, names=[tile.id], **run)
-    else:
-        one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
-        model = trainer.train([one], target, training, **run)
-    history = {name: value for name, value in model.record["history"].items() if name != "looks"}
-    tile.record("model", key, loss=model.loss, history=history, verdict=model.record.get("verdict"))
+    with tile.making("model", basis) as note:
+        if trainer is None:
+            model = train_files([(image, prior)], target, training, names=[tile.id], **run)
+        else:
+            one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
+            model = trainer.train([one], target, training, **run)
+        history = {name: value for name, value in model.record["history"].items() if name != "looks"}
+        note.update(loss=model.loss, history=history, verdict=model.record.get("verdict"))
     return target
 
 
@@ -201,19 +223,54 @@ def train_city(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Train one joint model over tiles."""
+    """Train one joint model over tiles and write it to a file.
+
+    Raises
+    ------
+    OutputExistsError
+        If the file is there and is not to be replaced.
+    """
     from landprior.landcover.training import train_files
 
-    pairs = [
-        (
-            tile.require("naip", hint="every tile needs its image"),
-            tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}"),
-        )
-        for tile in tiles
-    ]
+    files = _joint_files(tiles)
+    pairs = [(files[f"{tile.id} image"], files[f"{tile.id} prior"]) for tile in tiles]
     names = [tile.id for tile in tiles]
     train_files(pairs, output, training, names=names, device=device, overwrite=overwrite, progress=progress)
     return output
+
+
+def joint_model_of_city(
+    tiles: Sequence[TileFolder],
+    training: TileSettings | None = None,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
+
+    What it was made from is recorded beside it, in ``model.json``. Parameters and errors as :func:`prior_of_tile`.
+    """
+    from landprior.landcover.training import TileSettings
+
+    training = training or TileSettings()
+    target = tiles[0].path.parent / "model.safetensors"
+    record = RecordFile(target.with_suffix(".json"))
+    basis = model_basis(training, None, "train --joint", _joint_files(tiles))
+    if _due(target, record.judge(target, basis), overwrite=overwrite):
+        with record.making(target, basis):
+            train_city(tiles, target, training, device=device, overwrite=True, progress=progress)
+    return target
+
+
+def _joint_files(tiles: Sequence[TileFolder]) -> dict[str, Path]:
+    files = {}
+    for tile in tiles:
+        files[f"{tile.id} image"] = tile.require("naip", hint="every tile needs its image")
+        files[f"{tile.id} prior"] = tile.require(
+            "prior", hint=f"build it with: landprior build-prior --city {tile.city}"
+        )
+    return files
 
 
 def map_of_tile(
@@ -223,6 +280,7 @@ def map_of_tile(
     force: bool = False,
     products: Products | None = None,
     model: Path | None = None,
+    command: str = "predict",
     device: str = "auto",
     engine: str = "auto",
     precision: str = "auto",
@@ -230,7 +288,24 @@ def map_of_tile(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Map a tile with its model, unless its map is current."""
+    """Map a tile with its model, unless its map is current.
+
+    Parameters
+    ----------
+    tile
+        Which.
+    posterior, force, products, device, engine, precision, memory
+        See :func:`landprior.landcover.prediction.predict`; ``posterior`` maps r.
+    model
+        Another model than the tile's own.
+    command, overwrite, progress
+        See :func:`prior_of_tile`.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a map of another model or recipe, or that landprior did not make.
+    """
     from landprior.landcover.model import load_model
     from landprior.landcover.prediction import Products, predict
 
@@ -244,28 +319,56 @@ def map_of_tile(
     if posterior or takes_prior:
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
-    asked = {"products": vars(products), "force": force} | ({"posterior": posterior} if takes_prior else {})
-    asked |= {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
-    key = make_key(asked, inputs)
-    if not _needed(tile, "prediction", key, overwrite=overwrite):
-        return tile.file("prediction")
-    predict(
-        image,
-        tile.file("prediction"),
-        weighed,
-        posterior=prior if posterior else None,
-        prior=prior if takes_prior else None,
-        force=force,
-        products=products,
-        device=device,
-        engine=engine,
-        precision=precision,
-        memory=memory,
-        overwrite=True,
-        progress=progress,
+    options = {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
+    basis = map_basis(
+        tile, model, command, posterior=posterior, force=force, products=products, options=options, inputs=inputs
     )
-    tile.record("prediction", key, maps="r" if posterior else "q")
+    if not _needed(tile, "prediction", basis, overwrite=overwrite):
+        return tile.file("prediction")
+    with tile.making("prediction", basis) as note:
+        predict(
+            image,
+            tile.file("prediction"),
+            weighed,
+            posterior=prior if posterior else None,
+            prior=prior if takes_prior else None,
+            force=force,
+            products=products,
+            device=device,
+            engine=engine,
+            precision=precision,
+            memory=memory,
+            overwrite=True,
+            progress=progress,
+        )
+        note.update(maps="r" if posterior else "q")
     return tile.file("prediction")
+
+
+def require_own_results(
+    tiles: Sequence[TileFolder],
+    settings: PipelineSettings,
+    *,
+    products: Products | None = None,
+    command: str = "run",
+) -> None:
+    """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
+
+    Raises
+    ------
+    OutputExistsError
+        Names the first; see :func:`prior_of_tile`.
+    """
+    from landprior.landcover.prediction import Products
+    from landprior.landcover.training import TileSettings
+
+    for tile in tiles:
+        tile.require_ours("prior", prior_basis(settings, command))
+        tile.require_ours("model", model_basis(settings.training or TileSettings(), None, command))
+        asked = map_basis(
+            tile, None, command, posterior=settings.posterior, force=False, products=products or Products()
+        )
+        tile.require_ours("prediction", asked)
 
 
 def scores_of_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
@@ -275,7 +378,9 @@ def scores_of_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | Non
     labels = tile.present(["labels"]).get("labels")
     if labels is None:
         return None
-    scores = evaluate([(tile.file("prediction"), labels)], settings.scheme, label_map=settings.label_map)
+    # fetch has put its labels into the scheme's own codes already
+    codes = {} if tile.is_recorded("labels") else settings.label_map
+    scores = evaluate([(tile.file("prediction"), labels)], settings.scheme, label_map=codes)
     tile.record(
         "evaluation",
         make_key({}, {"map": tile.file("prediction"), "labels": labels}),
@@ -288,7 +393,7 @@ def scores_of_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | Non
 
 def run_workspace(
     workspace: Workspace,
-    city: str,
+    city: str | CityRef,
     settings: PipelineSettings,
     *,
     only: Sequence[str] = (),
@@ -308,31 +413,25 @@ def run_workspace(
 
     Raises
     ------
+    OutputExistsError
+        If some tile has a result that the chain would not replace; nothing is done then.
     LandpriorError
         The first failure; what was done before it stays, and a rerun goes on from there.
     """
     maps: list[Path] = []
     total: Scores | None = None
-    for tile in workspace.tiles(city, only=only):
+    run: dict[str, Any] = {"command": "run", "overwrite": overwrite, "progress": progress}
+    tiles = workspace.tiles(city, only=only)
+    if not overwrite:
+        require_own_results(tiles, settings, products=products)
+    for tile in tiles:
         logger.info("%s/%s", tile.city, tile.name)
-        prior_of_tile(tile, settings, overwrite=overwrite, progress=progress)
-        model_of_tile(tile, settings.training, device=device, overwrite=overwrite, progress=progress)
-        maps.append(
-            map_of_tile(
-                tile,
-                posterior=settings.posterior,
-                products=products,
-                device=device,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        )
+        prior_of_tile(tile, settings, **run)
+        model_of_tile(tile, settings.training, device=device, **run)
+        maps.append(map_of_tile(tile, posterior=settings.posterior, products=products, device=device, **run))
         scores = scores_of_tile(tile, settings)
         if scores is not None:
             total = scores if total is None else total + scores
-    if not maps:
-        msg = f"{city} has no tile to run"
-        raise InputError(msg)
     return maps, total
 
 
@@ -342,14 +441,19 @@ def _grid_of(path: Path) -> str:
         return repr(Grid.of(src))
 
 
-def _needed(tile: TileFolder, step: str, key: str, *, overwrite: bool) -> bool:
-    """Say whether a result must be made, and why, in the log; clear what a killed run has left beside it."""
+def _needed(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
     clear_leftovers(tile.path)
-    state = tile.state(step, key)
-    if overwrite or state == "missing":
+    return _due(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
+
+
+def _due(path: Path, found: Judgement, *, overwrite: bool) -> bool:
+    """Say whether a result must be made, and why, in the log; refuse to replace what is not of this recipe."""
+    if overwrite or found.state == "missing":
         return True
-    if state == "current":
-        logger.info("  %s is current", tile.file(step).name)
+    if found.state == "foreign":
+        refuse_stranger(path, found.why)
+    if found.state == "current":
+        logger.info("  %s is current", path.name)
         return False
-    logger.info("  %s was made from other inputs or settings; making it anew", tile.file(step).name)
+    logger.info("  %s is stale (%s); making it anew", path.name, found.why)
     return True

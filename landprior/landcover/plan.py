@@ -243,7 +243,7 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
         m = settings.margin
         tiles.append(
             TilePlan(
-                folder=TileFolder(path=workspace.root / area.name / choice.image.id, city=area.name),
+                folder=TileFolder.of(workspace.root, area.name, choice.image.id),
                 choice=choice,
                 grid=grid,
                 core=Bounds(left + m, bottom + m, right - m, top - m),

@@ -6,6 +6,8 @@ is gathered by index arithmetic, so no file is read while training.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -310,6 +312,34 @@ def measure_colours(tiles: Sequence[Tile], statistics: BandStatistics) -> Tensor
     deviations = torch.sqrt(variances.clamp_min(0) + COLOUR_FLOOR * most)
     root: Tensor = (directions * deviations) @ directions.T
     return root
+
+
+def order_tiles(tiles: Sequence[Tile]) -> list[int]:
+    """Return the order in which tiles are trained on, whatever order they are given in: by name.
+
+    Tiles of one name, as files of the same name in several folders have, go by their content.
+
+    Raises
+    ------
+    InputError
+        If a tile is given twice.
+    """
+    counts = Counter(tile.name for tile in tiles)
+    keys = [(tile.name, _digest(tile) if counts[tile.name] > 1 else "") for tile in tiles]
+    twice = [name for (name, _), count in Counter(keys).items() if count > 1]
+    if twice:
+        msg = f"{twice[0]} is given twice; give every tile once"
+        raise InputError(msg)
+    return sorted(range(len(tiles)), key=keys.__getitem__)
+
+
+def _digest(tile: Tile) -> str:
+    """Return a hash of what is in a tile; band by band, to copy little at once."""
+    sha = hashlib.sha256()
+    for values in (tile.image, tile.prior, tile.valid[None], tile.extra):
+        for band in () if values is None else values:
+            sha.update(repr(tuple(band.shape)).encode() + band.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def require_compatible(tiles: Sequence[Tile]) -> None:

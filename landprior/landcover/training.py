@@ -26,6 +26,7 @@ from landprior.landcover.tiles import (
     PatchFeed,
     Tile,
     measure_bands,
+    order_tiles,
     read_labelled_tile,
     read_tile,
     require_compatible,
@@ -107,6 +108,13 @@ class TileSettings(BaseModel):
             msg = "starts keeps one of several trainings, members keeps all of them; give one of the two"
             raise ValueError(msg)
         return self
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of :func:`make_settings` they are of, whatever else was changed."""
+        if self.training.schedule == "plateau":
+            return "paper"
+        return "best" if self.flips or self.drop_unsupported else "default"
 
     @classmethod
     def best(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
@@ -191,7 +199,7 @@ def train_model(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.tiles.read_tile`; several share one joint model.
+        See :func:`landprior.landcover.tiles.read_tile`; several share one joint model, in whatever order.
     settings
         See :class:`TileSettings`.
     init
@@ -216,7 +224,7 @@ def train_model(
     ------
     InputError
         If tiles have different bands or classes, are smaller than the network's border, or have no pixel that counts
-        away from it.
+        away from it, or one is given twice.
     ModelError
         If ``init`` has other bands, classes or filters.
     TrainingError, TrainingInterruptedError
@@ -226,6 +234,8 @@ def train_model(
     if not tiles:
         msg = "there is no tile to train on"
         raise InputError(msg)
+    if PatchFeed in (feed, getattr(feed, "func", None)):  # others go with lists in the order of the tiles
+        tiles = _in_order(tiles)
     require_compatible(tiles)
     names = sorted(tile.name for tile in tiles)
     seed = derive_seed(settings.training.seed, "|".join(names) + (f"#{start}" if start else ""))
@@ -320,6 +330,7 @@ def train_best(
     errors as :func:`train_model`; finished trainings are kept beside the checkpoint (:func:`clear_checkpoint`).
     """
     settings = settings or TileSettings()
+    tiles = _in_order(tiles)
     # a fit to labels has no evidence to choose by
     count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
     if count == 1 and not settings.flips:
@@ -360,6 +371,7 @@ def train_kept(
 
     Arguments and errors as :func:`train_model`.
     """
+    tiles = _in_order(tiles)
     done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
     identity = _identify(tiles, settings, init, start)
     model = _finished(done, identity)
@@ -398,6 +410,7 @@ def join_models(
     device
         Where it is judged.
     """
+    tiles = _in_order(tiles)
     place = choose_device(device)
     network = Ensemble([member for model in models for member in model.members], flips=flips).to(place).eval()
     first = models[0]
@@ -411,6 +424,10 @@ def join_models(
         record["verdict"] = judge.look(network).judge()
         _warn_of_harm(record["verdict"])
     return replace(first, network=network, record=record)
+
+
+def _in_order(tiles: Sequence[Tile]) -> Sequence[Tile]:
+    return [tiles[index] for index in order_tiles(tiles)]
 
 
 def _finished(path: Path | None, identity: str) -> LandcoverModel | None:

@@ -6,33 +6,42 @@ skips what is done and current and redoes what a changed input or configuration 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
-from landprior.raster.files import open_raster, replacing
+from landprior.landcover.city import CityRef, find_city, folders_of
+from landprior.landcover.provenance import Basis, Judgement, checksum, find_stranger, judge, make_key, refuse_stranger
+from landprior.raster.files import open_raster
 from landprior.raster.grid import Bounds, Grid
+from landprior.raster.outputs import announcing
 from landprior.raster.reading import TAG_DOMAIN
 from landprior.raster.scheme import parse_scheme
+from landprior.records import changing
+from landprior.sources.areas import check_component
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["COLLECTION", "INPUTS", "ITEM", "RESULTS", "TileFolder", "Workspace", "checksum", "make_key"]
 
 INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
 RESULTS = ("prior", "model", "prediction")
 ITEM = "item.json"
 _COLLECTION_ID = "landprior-workspace"
 _STEPS = "landprior:steps"
+_BEGUN = "landprior:begun"
+"""Results that are being put in place: a process that is killed meanwhile leaves a file that is ours all the same."""
 _CORE = "landprior:core_bounds"
 COLLECTION = "collection.json"
 _EXTENSIONS = (
@@ -57,6 +66,17 @@ class TileFolder:
 
     path: Path
     city: str
+
+    @classmethod
+    def of(cls, root: Path, city: str, name: str) -> TileFolder:
+        """Return the folder of a tile, there or not, whoever says its name: a plan or a catalogue, too.
+
+        Raises
+        ------
+        InputError
+            If city or tile has a name that is no single folder, such as one with ``..`` or an absolute path.
+        """
+        return cls(path=root / check_component(city, "a city") / check_component(name, "a tile"), city=city)
 
     @property
     def name(self) -> str:
@@ -96,6 +116,12 @@ class TileFolder:
         """Return what ``item.json`` says was done."""
         return dict(self._read_item().get("properties", {}).get(_STEPS, {}))
 
+    def is_recorded(self, step: str) -> bool:
+        """Say whether a layer or a result is there as landprior made it."""
+        done = self.steps().get(step)
+        path = self.file(step)
+        return done is not None and path.is_file() and done.get("sha256") == checksum(path)
+
     def state(self, step: str, key: str) -> str:
         """Compare a result with what would be made now: ``"current"``, ``"missing"`` or ``"stale"``.
 
@@ -113,15 +139,58 @@ class TileFolder:
             return "stale"
         return "current"
 
+    def judge(self, step: str, basis: Basis) -> Judgement:
+        """Compare a result with what would be made now; see :func:`landprior.landcover.provenance.judge`."""
+        properties = self._read_item().get("properties", {})
+        return judge(self.file(step), basis, properties.get(_STEPS, {}).get(step), properties.get(_BEGUN, {}).get(step))
+
+    def require_ours(self, step: str, basis: Basis) -> None:
+        """Refuse to go on if a result that would be made is there and is not of this recipe.
+
+        Raises
+        ------
+        OutputExistsError
+            See :func:`landprior.landcover.provenance.find_stranger`.
+        """
+        properties = self._read_item().get("properties", {})
+        known, begun = (properties.get(name, {}).get(step) for name in (_STEPS, _BEGUN))
+        why = find_stranger(self.file(step), basis, known, begun)
+        if why is not None:
+            refuse_stranger(self.file(step), why)
+
     def core(self) -> Bounds | None:
         """Return the bounds of the tile's own ground, without a margin, in its CRS; None where that is not known."""
         found = self._read_item().get("properties", {}).get(_CORE)
-        return None if found is None else Bounds(*found)
+        try:
+            core = Bounds(*(float(value) for value in found))
+        except (TypeError, ValueError):
+            return None
+        return core if np.isfinite(core).all() else None
+
+    @contextmanager
+    def making(self, step: str, basis: Basis) -> Iterator[dict[str, Any]]:
+        """Record a result that the block makes; what is put into the dictionary is recorded with it.
+
+        Just before the file gets its name its checksum is noted, so that it is known to be ours even if the process is
+        killed before the end.
+        """
+
+        def tell(temporary: Path) -> None:
+            begun = {"sha256": checksum(temporary), "command": basis.command, "recipe": basis.recipe}
+            begun["settings"] = basis.outline()
+            with self._changing_item(None) as item:
+                item["properties"].setdefault(_BEGUN, {})[step] = begun
+
+        properties: dict[str, Any] = {}
+        made = basis.record()  # of the inputs as they are read, not as they may be later
+        with announcing(self.file(step), tell):
+            yield properties
+        self.record(step, made.pop("key"), **made, **properties)
 
     def record(
         self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object
     ) -> None:
-        """Note a result in ``item.json``.
+        """Note a result in ``item.json``; several processes may do so at once.
 
         Parameters
         ----------
@@ -136,24 +205,35 @@ class TileFolder:
         **properties
             What else is to be said of it.
         """
-        old, item = self._read_item(), self._new_item(grid)
-        steps = item["properties"][_STEPS] = dict(old.get("properties", {}).get(_STEPS, {}))
-        for name in ("created", _CORE):
-            if name in old.get("properties", {}):
-                item["properties"][name] = old["properties"][name]
-        if core is not None:
-            item["properties"][_CORE] = list(core)
-        path = self.file(step)
-        steps[step] = {"key": key, "when": _now(), **properties}
-        if path.is_file():
-            steps[step]["sha256"] = checksum(path)
-        item["properties"]["updated"] = _now()
-        taken = steps.get("naip", {}).get("date")
-        if taken:
-            item["properties"]["datetime"] = f"{taken}T00:00:00Z"
-        item["assets"] = self._assets(steps)
-        with replacing(self.path / ITEM, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+        with self._changing_item(grid) as item:
+            if core is not None:
+                item["properties"][_CORE] = list(core)
+            path = self.file(step)
+            steps = item["properties"][_STEPS]
+            steps[step] = {"key": key, "when": _now(), **properties}
+            if path.is_file():
+                steps[step]["sha256"] = checksum(path)
+            begun = item["properties"].get(_BEGUN, {})
+            begun.pop(step, None)
+            if not begun:
+                item["properties"].pop(_BEGUN, None)
+
+    @contextmanager
+    def _changing_item(self, grid: Grid | None) -> Iterator[dict[str, Any]]:
+        """Give the item to be changed and write it, while no other process does."""
+        with changing(self.path / ITEM) as write:
+            old, item = self._read_item().get("properties", {}), self._new_item(grid)
+            for name in ("created", _CORE, _BEGUN):
+                if name in old:
+                    item["properties"][name] = old[name]
+            steps = item["properties"][_STEPS] = dict(old.get(_STEPS, {}))
+            yield item
+            item["properties"]["updated"] = _now()
+            taken = steps.get("naip", {}).get("date")
+            if taken:
+                item["properties"]["datetime"] = f"{taken}T00:00:00Z"
+            item["assets"] = self._assets(steps)
+            write(item)
 
     def _read_item(self) -> dict[str, Any]:
         path = self.path / ITEM
@@ -161,12 +241,18 @@ class TileFolder:
             return {}
         try:
             item = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except OSError as error:
+            msg = f"cannot read {path} ({error.strerror})"
+            raise RasterReadError(msg) from error
+        except (ValueError, RecursionError):
             logger.warning("%s is damaged; writing it anew", path)
             return {}
         try:
-            dict(item["properties"].get(_STEPS, {}))
+            parts = [dict(item["properties"].get(name, {})) for name in (_STEPS, _BEGUN)]
+            whole = all(isinstance(entry, dict) for part in parts for entry in part.values())
         except (TypeError, KeyError, AttributeError, ValueError):
+            whole = False
+        if not whole:
             logger.warning("%s is damaged; writing it anew", path)
             return {}
         return dict(item)
@@ -224,13 +310,13 @@ class Workspace:
 
     root: Path
 
-    def tiles(self, city: str | None = None, *, only: Sequence[str] = ()) -> list[TileFolder]:
+    def tiles(self, city: str | CityRef | None = None, *, only: Sequence[str] = ()) -> list[TileFolder]:
         """List tiles: folders that hold ``naip.tif``.
 
         Parameters
         ----------
         city
-            Only of this city; None for all.
+            Only of this city (:func:`landprior.landcover.city.find_city`); None for all.
         only
             Only these tiles.
 
@@ -239,13 +325,14 @@ class Workspace:
         MissingInputError
             If the workspace, city or a tile is not there; says what is.
         """
-        city = Path(city).stem if city is not None and city.endswith((".yaml", ".yml")) else city
+        if city is not None:
+            city = find_city(city, self.root).name
         if not self.root.is_dir():
             msg = (
                 f"no workspace at {self.root}; name one with --data, or start with: landprior fetch, or landprior demo"
             )
             raise MissingInputError(msg)
-        cities = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        cities = folders_of(self.root)
         if city is not None and city not in cities:
             msg = (
                 f"the workspace {self.root} has no city {city!r} (it has: {', '.join(cities) or 'none'}); "
@@ -275,6 +362,12 @@ class Workspace:
 
     def write_collection(self) -> Path:
         """Write ``collection.json``: a STAC Collection of all tiles that have an ``item.json``."""
+        path = self.root / COLLECTION
+        with changing(path) as write:  # read the items in here, so that the last to write has read the latest
+            write(self._describe_collection())
+        return path
+
+    def _describe_collection(self) -> dict[str, Any]:
         import pystac
 
         items = []
@@ -303,10 +396,7 @@ class Workspace:
             {"rel": "item", "href": f"./{path.relative_to(self.root).as_posix()}", "type": "application/geo+json"}
             for path, _ in items
         ]
-        path = self.root / COLLECTION
-        with replacing(path, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        return path
+        return described
 
 
 def _describe_raster(path: Path) -> dict[str, Any]:
@@ -340,33 +430,6 @@ def _describe_raster(path: Path) -> dict[str, Any]:
             for c in scheme.classes
         ]
     return described
-
-
-def make_key(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
-    """Return a hash of a configuration and of the contents of the files it is applied to."""
-    text = json.dumps(
-        {"settings": settings, "inputs": {name: checksum(path) for name, path in sorted(inputs.items())}},
-        sort_keys=True,
-        default=str,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-_SUMS: dict[tuple[str, int, int], str] = {}
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; computed once per run for an unchanged file."""
-    try:
-        status = path.stat()
-        known = (str(path), status.st_size, status.st_mtime_ns)
-        if known not in _SUMS:
-            with path.open("rb") as stream:
-                _SUMS[known] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return _SUMS[known]
-    except OSError as error:
-        msg = f"cannot read {path} ({error.strerror})"
-        raise RasterReadError(msg) from error
 
 
 def _describe_crs(grid: Grid) -> dict[str, str]:

@@ -30,7 +30,7 @@ from landprior.inputs import check_target
 from landprior.raster.datasets import beside_of, files_of, is_inside, is_names, is_ours, same_file
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 Kind = Literal["file", "raster", "vector"]
 """What a result is, which says what may lie beside it."""
@@ -289,6 +289,20 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
         check_apart([other.path], inputs)
 
 
+_ANNOUNCED: dict[str, Callable[[Path], None]] = {}
+
+
+@contextmanager
+def announcing(path: Path, tell: Callable[[Path], None]) -> Iterator[None]:
+    """Call ``tell`` with the finished temporary file just before :func:`replacing` moves it to ``path``."""
+    name = str(path.absolute())
+    _ANNOUNCED[name] = tell
+    try:
+        yield
+    finally:
+        _ANNOUNCED.pop(name, None)
+
+
 @contextmanager
 def replacing(
     path: str | Path,
@@ -344,6 +358,8 @@ def replacing(
             for other in (() if kind == "file" else beside_of(path, kind))
             if not any(same_file(other.path, kept) for kept in keep) and (not other.product or is_ours(other.path))
         ]
+        if (tell := _ANNOUNCED.get(str(path.absolute()))) is not None:
+            tell(temporary)
         temporary.replace(path)
         for suffix in companions:
             temporary.with_name(f"{path.name}{suffix}").replace(f"{path}{suffix}")

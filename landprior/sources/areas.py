@@ -51,6 +51,11 @@ class CityPreset(BaseModel):
     cooccurrence: str | None = None
     paper: PaperRun | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return check_name(name)
+
     @field_validator("bounds")
     @classmethod
     def _in_order(cls, bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -62,14 +67,15 @@ class CityPreset(BaseModel):
 
 
 def load_city(name: str | Path) -> CityPreset:
-    """Load a preset by name, or the user's own YAML by path.
+    """Load a preset by name, whose case does not matter, or the user's own YAML by path.
 
     Raises
     ------
     ConfigError
         If the name is unknown (the message lists what ships) or the file is not a preset.
     """
-    path = find_config(name, "cities", (".yaml", ".yml"))
+    shipped = {known.casefold(): known for known in list_cities()}
+    path = find_config(shipped.get(str(name).casefold(), name), "cities", (".yaml", ".yml"))
     try:
         return CityPreset.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -106,9 +112,9 @@ class Area:
         return (left, bottom, right, top)
 
 
-def area_from_city(city: str | Path) -> Area:
+def area_from_city(city: str | Path | CityPreset) -> Area:
     """Return the area of a preset (:func:`load_city`)."""
-    preset = load_city(city)
+    preset = city if isinstance(city, CityPreset) else load_city(city)
     return Area(name=preset.name, outline=box(*preset.bounds), preset=preset)
 
 
@@ -251,18 +257,59 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-") or "area"
 
 
+MOST_BYTES = 200
+"""Of a name: file systems take 255, and temporary files add some."""
+
+
 def check_name(name: str) -> str:
-    """Return the name of an area if it can be a folder of the workspace.
+    """Return the name of an area if it can be a new folder of the workspace.
 
     Raises
     ------
     InputError
         If not.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        msg = f"{name!r} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.lower().endswith((".yaml", ".yml")):
+        msg = f"{_shown(name)} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
+        raise InputError(msg)
+    return check_component(name, "an area")
+
+
+def check_component(name: str, what: str = "a tile") -> str:
+    """Return the name of a folder, wherever it comes from, if it stays in the folder it is put into.
+
+    Parameters
+    ----------
+    name
+        Such as of a tile that a plan or a catalogue lists.
+    what
+        What has the name, for the message.
+
+    Raises
+    ------
+    InputError
+        If it is empty, hidden, ``..`` or a path, has control characters, or is longer than :data:`MOST_BYTES`.
+    """
+    reason = ""
+    if not name.strip():
+        reason = "it is empty"
+    elif "/" in name or "\\" in name:
+        reason = "it is a path"
+    elif name.startswith("."):
+        reason = "it starts with a dot"
+    elif any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        reason = "it has control characters"
+    elif len(name.encode()) > MOST_BYTES:
+        reason = f"it is longer than {MOST_BYTES} bytes"
+    if reason:
+        msg = f"{_shown(name)} cannot be the name of {what}: {reason}; a name is that of one folder"
         raise InputError(msg)
     return name
+
+
+def _shown(name: str) -> str:
+    """Return a name as it is shown in a message, shortened."""
+    return repr(name if len(name) <= 60 else f"{name[:60]}...")
 
 
 def _check_bounds(bounds: tuple[float, float, float, float]) -> None:

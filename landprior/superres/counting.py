@@ -21,7 +21,7 @@ from landprior.implicit.losses import ce
 from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
-from landprior.landcover.tiles import PatchFeed, Tile
+from landprior.landcover.tiles import PatchFeed, Tile, order_tiles
 from landprior.landcover.training import MOST_BORDER, TileSettings, train_model
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.superres.statistics import CriterionName, compare_statistics
@@ -228,6 +228,7 @@ def train_by_counts(
         See :func:`landprior.implicit.training.fit`.
     """
     settings, counts = settings or TileSettings(), counts or CountSettings()
+    coarse = [coarse[index] for index in order_tiles([one.tile for one in coarse])]
     settings = _hold_cells(settings, max(one.cells.area for one in coarse))
     codes = {int(code) for one in coarse for code in np.unique(one.cells.codes)}
     eta, rho = matrix.table(codes), matrix.spread_table(codes)

@@ -12,7 +12,7 @@ from landprior.errors import InputError
 from landprior.landcover.cells import read_cells
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.model import check_model_output, save_model
-from landprior.landcover.tiles import Tile, read_tile
+from landprior.landcover.tiles import Tile, order_tiles, read_tile
 from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
 from landprior.raster.outputs import claiming
 from landprior.superres.counting import CountSettings, train_by_counts
@@ -142,6 +142,8 @@ def train_superres(
                 )
                 for one in tiles
             ]
+            order = order_tiles(read)
+            tiles, read = [tiles[index] for index in order], [read[index] for index in order]
             if method.name == "em":
                 model = train_by_em(read, settings, method.rounds, **run)
             else:

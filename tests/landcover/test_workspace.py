@@ -24,11 +24,20 @@ from landprior.implicit.training import TrainingSettings
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.model import load_model
-from landprior.landcover.pipeline import PipelineSettings, prior_of_tile, run_workspace, scores_of_tile, train_city
+from landprior.landcover.pipeline import (
+    PipelineSettings,
+    joint_model_of_city,
+    map_of_tile,
+    model_of_tile,
+    prior_of_tile,
+    run_workspace,
+    scores_of_tile,
+    train_city,
+)
 from landprior.landcover.prediction import Products
 from landprior.landcover.prior import PriorSettings
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import TileSettings
+from landprior.landcover.training import TileSettings, make_settings
 from landprior.landcover.workspace import ITEM, RESULTS, TileFolder, Workspace, make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
@@ -137,7 +146,7 @@ def item_of(tile):
 
 def results_of(workspace):
     """Return when and with what content every result was made."""
-    paths = [path for tile in workspace.tiles() for path in map(tile.file, RESULTS)]
+    paths = [path for tile in workspace.tiles() for path in map(tile.file, RESULTS) if path.is_file()]
     return {f"{p.parent.name}/{p.name}": (p.stat().st_mtime_ns, p.read_bytes()) for p in paths}
 
 
@@ -421,22 +430,42 @@ def test_a_rerun_makes_nothing_anew_and_says_so(done, log):
 
 
 @pytest.mark.parametrize(
-    ("changes", "anew"),
+    ("changes", "anew", "why"),
     [
-        ({"prior": {"blur_sigma": 3.0}}, {"prior", "model", "prediction"}),
-        ({"loss": "ce"}, {"model", "prediction"}),
-        ({"seed": 1}, {"model", "prediction"}),
-        ({"posterior": False}, {"prediction"}),
+        (
+            {"prior": {"blur_sigma": 3.0}},
+            {"prior", "model", "prediction"},
+            {
+                "prior": "other settings: prior.blur_sigma was 5.0, now 3.0",
+                "model": "prior has changed",
+                "prediction": "model has changed; prior has changed",
+            },
+        ),
+        (
+            {"loss": "ce"},
+            {"model", "prediction"},
+            {"model": "other settings: training.loss was qr, now ce", "prediction": "model has changed"},
+        ),
+        (
+            {"seed": 1},
+            {"model", "prediction"},
+            {"model": "other settings: training.seed was 0, now 1", "prediction": "model has changed"},
+        ),
+        (
+            {"posterior": False},
+            {"prediction"},
+            {"prediction": "prior is gone; other settings: posterior was True, now False"},
+        ),
     ],
     ids=["blur", "loss", "seed", "posterior"],
 )
-def test_other_settings_redo_what_depends_on_them_and_say_so(done, log, changes, anew):
+def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes, anew, why):
     before = results_of(done)
     run_workspace(done, "town", settings_of(**changes), only=["east"])
     assert remade(before, results_of(done)) == {f"east/{FILES[name]}" for name in anew}
     lines = log()
     for name, file in FILES.items():
-        said = "was made from other inputs or settings; making it anew" if name in anew else "is current"
+        said = f"is stale ({why[name]}); making it anew" if name in anew else "is current"
         assert f"{file} {said}" in lines
     run_workspace(done, "town", settings_of(**changes), only=["east"])
     assert log() == ["town/east", *(f"{file} is current" for file in FILES.values())]
@@ -455,8 +484,6 @@ def test_other_products_redo_the_map(done):
         ("naip", 7, {"model", "prediction"}),
         ("nlcd", 11, {"prior", "model", "prediction"}),
         ("labels", 10, set()),
-        ("prior", 0, {"prior"}),  # put back as it was, so that what was made from it is current again
-        ("prediction", 10, {"prediction"}),
     ],
 )
 def test_a_changed_file_redoes_what_depends_on_it(done, layer, code, anew):
@@ -468,6 +495,163 @@ def test_a_changed_file_redoes_what_depends_on_it(done, layer, code, anew):
     again = results_of(done)
     run_workspace(done, "town", settings_of())
     assert results_of(done) == again
+
+
+@pytest.mark.parametrize(
+    ("layer", "code"),
+    [("prior", 0), ("prediction", 10)],
+)
+def test_a_result_changed_by_hand_is_kept_until_it_may_be_replaced(done, layer, code):
+    """Nothing else is made either, in no tile."""
+    tile = done.tiles("town", only=["west"])[0]
+    repaint(tile.file(layer), code)
+    before = results_of(done)
+    changed = settings_of(seed=1)
+    with pytest.raises(
+        OutputExistsError,
+        match=rf"west/{layer}\.tif was changed or replaced after landprior made it; it is kept\..*--overwrite",
+    ):
+        run_workspace(done, "town", changed)
+    assert results_of(done) == before
+    run_workspace(done, "town", changed, overwrite=True)
+    assert len(remade(before, results_of(done))) == 6
+
+
+@pytest.mark.parametrize("step", RESULTS)
+def test_a_result_that_landprior_did_not_make_is_kept(fresh, step):
+    tile = fresh.tiles("town", only=["east"])[0]
+    tile.file(step).write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"was not made here by landprior; it is kept"):
+        run_workspace(fresh, "town", settings_of(), only=["east"])
+    assert tile.file(step).read_bytes() == b"mine"
+    assert {path.name for path in tile.path.iterdir()} & set(FILES.values()) == {FILES[step]}
+
+
+def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done, tmp_path):
+    """Also after it was asked for once; and the other model may replace its own map."""
+    tile = done.tiles("town", only=["east"])[0]
+    joint = train_city(done.tiles("town"), tmp_path / "joint.safetensors", settings_of().training)
+    own = tile.file("prediction").read_bytes()
+    with pytest.raises(
+        OutputExistsError,
+        match=r"prediction\.tif was made by predict with the tile's own model, not by predict --model joint",
+    ):
+        map_of_tile(tile, model=joint)
+    assert tile.file("prediction").read_bytes() == own
+    map_of_tile(tile, model=joint, overwrite=True)
+    theirs = tile.file("prediction").read_bytes()
+    assert theirs != own
+    for again in (lambda: map_of_tile(tile), lambda: run_workspace(done, "town", settings_of(), only=["east"])):
+        with pytest.raises(OutputExistsError, match="was made by predict --model joint"):
+            again()
+    assert tile.file("prediction").read_bytes() == theirs
+    map_of_tile(tile, model=joint, posterior=False)  # its own, with another setting
+    assert tile.file("prediction").read_bytes() != theirs
+    map_of_tile(tile, model=tile.file("model"), overwrite=True)  # by its path: the tile's own all the same
+    run_workspace(done, "town", settings_of(), only=["east"])
+    assert tile.file("prediction").read_bytes() == own
+
+
+def test_what_another_command_made_with_other_settings_is_kept(done):
+    """With the same settings it is current, or remade when inputs have changed."""
+    tile = done.tiles("town", only=["east"])[0]
+    before = results_of(done)
+    model_of_tile(tile, settings_of().training)
+    prior_of_tile(tile, settings_of())
+    map_of_tile(tile)
+    assert results_of(done) == before
+    refused = {
+        "prior": lambda: prior_of_tile(tile, settings_of(prior={"blur_sigma": 3.0})),
+        "model": lambda: model_of_tile(tile, settings_of(seed=1).training),
+        "prediction": lambda: map_of_tile(tile, posterior=False),
+    }
+    for step, make in refused.items():
+        with pytest.raises(OutputExistsError, match=rf"{FILES[step]} was made by landprior run \(other settings: "):
+            make()
+    assert results_of(done) == before
+    repaint(tile.file("nlcd"), 11)
+    prior_of_tile(tile, settings_of())
+    assert remade(before, results_of(done)) == {"east/prior.tif"}
+
+
+@pytest.mark.parametrize("recipe", ["best", "paper"])
+def test_another_recipe_does_not_replace_a_model(done, recipe):
+    tile = done.tiles("town", only=["east"])[0]
+    before = results_of(done)
+    with pytest.raises(
+        OutputExistsError, match=rf"was made by train --recipe default, not by train --recipe {recipe}; it is kept"
+    ):
+        run_workspace(done, "town", replace(settings_of(), training=make_settings(recipe, filters=2)))
+    assert results_of(done) == before
+    assert tile.steps()["model"]["recipe"] == "train --recipe default"
+
+
+@pytest.mark.parametrize("step", RESULTS)
+def test_a_process_that_is_killed_before_it_records_a_result_leaves_one_of_ours(fresh, step, monkeypatch):
+    """As kill -9 does between the rename and the record: a rerun ends as if nothing had happened."""
+    tile = fresh.tiles("town", only=["east"])[0]
+    record = TileFolder.record
+
+    def killed(self, name, *arguments, **options):
+        if name == step:
+            raise KeyboardInterrupt
+        record(self, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TileFolder, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_workspace(fresh, "town", settings_of(), only=["east"])
+    left = tile.file(step).read_bytes()
+    assert step not in tile.steps()
+    run_workspace(fresh, "town", settings_of(), only=["east"])
+    assert tile.file(step).read_bytes() == left
+    assert "landprior:begun" not in item_of(tile)["properties"]
+    before = results_of(fresh)
+    run_workspace(fresh, "town", settings_of(), only=["east"])
+    assert results_of(fresh) == before
+
+
+def test_a_hand_that_follows_a_killed_process_is_still_a_hand(fresh, monkeypatch):
+    tile = fresh.tiles("town", only=["east"])[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(TileFolder, "record", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prior_of_tile(tile, settings_of())
+    repaint(tile.file("prior"))
+    with pytest.raises(OutputExistsError, match="was not made here by landprior"):
+        prior_of_tile(tile, settings_of())
+
+
+def test_a_joint_model_is_remade_only_if_it_is_stale_and_ours(done):
+    tiles = done.tiles("town")
+    path = joint_model_of_city(tiles, settings_of().training)
+    assert path == done.root / "town" / "model.safetensors"
+    first = path.read_bytes(), path.stat().st_mtime_ns
+    joint_model_of_city(tiles, settings_of().training)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == first
+    joint_model_of_city(tiles, settings_of(seed=1).training)
+    second = path.read_bytes()
+    assert second != first[0]
+    with pytest.raises(OutputExistsError, match="was made by train --recipe default, not by train --recipe best"):
+        joint_model_of_city(tiles, make_settings("best", filters=2))
+    path.write_bytes(second + b" ")
+    with pytest.raises(OutputExistsError, match="was changed or replaced after landprior made it"):
+        joint_model_of_city(tiles, settings_of(seed=1).training)
+    joint_model_of_city(tiles, settings_of(seed=1).training, overwrite=True)
+    assert path.read_bytes() == second
+    path.with_suffix(".json").write_text("[]")
+    with pytest.raises(OutputExistsError, match="was not made here by landprior"):
+        joint_model_of_city(tiles, settings_of(seed=1).training)
+
+
+def test_labels_that_fetch_has_put_into_codes_are_not_mapped_again(done):
+    """A label map is for labels.tif that was put there by hand."""
+    tile = done.tiles("town", only=["east"])[0]
+    plain = scores_of_tile(tile, settings_of())
+    mapped = replace(settings_of(), label_map={40: 70, 70: 40})
+    assert scores_of_tile(tile, mapped).accuracy != plain.accuracy
+    tile.record("labels", "key")
+    assert scores_of_tile(tile, mapped).accuracy == plain.accuracy
 
 
 def test_a_layer_that_comes_later_redoes_the_prior(done):

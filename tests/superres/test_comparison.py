@@ -274,7 +274,12 @@ def test_a_workspace_by_a_method(place, tmp_path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp  # it was current
     good(f"{line} --method sr --criterion l2")
     assert load_model(folder / "model.safetensors").record["method"]["criterion"] == "l2"
-    good(f"{line} --loss ce")
+    kept = (folder / "model.safetensors").read_bytes()
+    refused = run(f"{line} --loss ce")  # another method's model is not replaced
+    assert refused.exit_code == 1
+    assert "was made by train --method sr, not by train --recipe default; it is kept" in refused.output
+    assert (folder / "model.safetensors").read_bytes() == kept
+    good(f"{line} --loss ce --overwrite")
     assert load_model(folder / "model.safetensors").loss == "ce"
 
 

@@ -1,0 +1,89 @@
+"""Which city an argument means: a shipped preset, the user's own preset file, or a folder of a workspace.
+
+Every command and every library call asks here, once, so that all of them use the same folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landprior.errors import InputError
+from landprior.sources.areas import check_component, list_cities, load_city
+
+if TYPE_CHECKING:
+    from landprior.sources.areas import CityPreset
+
+
+@dataclass(frozen=True, kw_only=True)
+class CityRef:
+    """A city of a workspace.
+
+    Parameters
+    ----------
+    name
+        Its folder, one component of a path.
+    preset
+        The preset it is, if it is one.
+    """
+
+    name: str
+    preset: CityPreset | None = None
+
+
+def find_city(city: str | Path | CityRef, root: Path | None = None) -> CityRef:
+    """Return what a city argument means.
+
+    Parameters
+    ----------
+    city
+        The name of a preset or of a folder of the workspace, whose case does not matter, or the path of a preset file
+        (``.yaml``), whose ``name`` names the folder.
+    root
+        The workspace; None if there is none to look at.
+
+    Returns
+    -------
+    CityRef
+        A folder of just this name comes before a preset, and a preset before a folder in another case. What is none
+        of them is returned as it is, without a preset.
+
+    Raises
+    ------
+    MissingInputError, ConfigError
+        If it is a preset file that is missing or is no preset.
+    InputError
+        If it cannot be the name of a folder, or fits several folders.
+    """
+    if isinstance(city, CityRef):
+        return city
+    text = str(city)
+    separated = "/" in text or "\\" in text
+    if text.lower().endswith((".yaml", ".yml")) or (separated and Path(text).is_file()):
+        preset = load_city(text if separated or text.endswith((".yaml", ".yml")) else f"./{text}")
+        return CityRef(name=preset.name, preset=preset)
+    folders = folders_of(root)
+    if separated and Path(text).is_dir():
+        path = Path(text)
+        msg = f"{text!r} is a folder; give its name and its workspace: --city {path.name} --data {path.parent}"
+        raise InputError(msg)
+    name = check_component(text, "a city")
+    cities = list_cities()
+    if name in folders or name in cities:
+        return CityRef(name=name, preset=load_city(name) if name in cities else None)
+    shipped = next((known for known in cities if known.casefold() == name.casefold()), None)
+    if shipped is not None:
+        return CityRef(name=shipped, preset=load_city(shipped))
+    alike = [folder for folder in folders if folder.casefold() == name.casefold()]
+    if len(alike) > 1:
+        msg = f"{text!r} may be {' or '.join(alike)} of the workspace {root}; write it as the folder is written"
+        raise InputError(msg)
+    return CityRef(name=alike[0] if alike else name)
+
+
+def folders_of(root: Path | None) -> list[str]:
+    """Return the names of the cities of a workspace, sorted."""
+    if root is None or not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,0 +1,179 @@
+"""What commands on a workspace refuse: options that they would ignore, and results that are not theirs to replace."""
+
+import shlex
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from landprior.cli import main
+from landprior.implicit.training import TrainingSettings
+from landprior.landcover import training
+from landprior.landcover.scene import make_scene
+from landprior.landcover.training import TileSettings
+from landprior.landcover.workspace import TileFolder
+from landprior.raster.cog import write_raster
+from landprior.raster.scheme import MAP_NODATA
+
+pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
+
+
+def run(line):
+    return CliRunner().invoke(main, ["-q", *shlex.split(line)], prog_name="landprior")
+
+
+def succeed(line):
+    result = run(line)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def assert_refused(line, *words):
+    """Check that a command ends with one line of error that holds some words, and no result."""
+    result = run(line)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code in (1, 2)
+    assert result.stdout == ""
+    text = result.stderr[result.stderr.index("Error: ") :]
+    assert text.count("\n") == 1, text
+    for word in words:
+        assert word in text
+
+
+def quick(**changes):
+    """Return settings of a training of four steps."""
+    loop = TrainingSettings(steps=4, warmup_steps=2)
+    return TileSettings(**{"training": loop, "filters": 2, "patch_size": 16, "batch_size": 2} | changes)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(128, seed=3)
+
+
+@pytest.fixture
+def town(tmp_path, scene, monkeypatch):
+    """Return a workspace with one tile that was filled by hand, and have trainings be short."""
+    folder = tmp_path / "data" / "town" / "centre"
+    folder.mkdir(parents=True)
+    write_raster(folder / "naip.tif", scene.image, scene.grid)
+    write_raster(folder / "nlcd.tif", scene.nlcd.astype(np.uint8), scene.grid, overviews="nearest")
+    write_raster(folder / "labels.tif", scene.truth, scene.grid, nodata=MAP_NODATA, overviews="nearest")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LANDPRIOR_DATA", "data")
+    monkeypatch.setattr(training, "TileSettings", quick)
+    return folder
+
+
+def test_a_joint_model_does_not_replace_the_maps_of_the_tiles_own(town):
+    """README: nothing is replaced without --overwrite; what the same recipe made is remade when it is stale."""
+    succeed("run --city TOWN --scheme enviroatlas-5")
+    before = (town / "prediction.tif").read_bytes()
+    succeed("train --city town --joint")
+    assert_refused(
+        "predict --city town --model data/town/model.safetensors",
+        "data/town/centre/prediction.tif was made by predict with the tile's own model",
+        "not by predict --model model.safetensors",
+        "--overwrite",
+    )
+    assert (town / "prediction.tif").read_bytes() == before
+    succeed("predict --city town --model data/town/model.safetensors --overwrite")
+    made = TileFolder(path=town, city="town").steps()["prediction"]
+    assert made["recipe"].startswith("predict --model model.safetensors (")
+    assert_refused(
+        "run --city town --scheme enviroatlas-5", "prediction.tif was made by predict --model", "--overwrite"
+    )
+
+
+SOURCES = (
+    "--labels nosuch.tif",
+    "--labels nosuch.tif --label-map 1:2",
+    "--label-field kind",
+    "--year 1999",
+    "--nlcd-year 2019",
+    "--naip nosuch",
+    "--nlcd nosuch.tif",
+    "--nlcd-wcs http://127.0.0.1/",
+    "--nlcd-coverage x",
+    "--osm none",
+    "--overpass-url http://127.0.0.1/",
+    "--nominatim-url http://127.0.0.1/",
+    "--stac-url http://127.0.0.1/",
+    "--sign-url http://127.0.0.1/",
+    "--buildings nosuch.fgb",
+    "--buildings-index http://127.0.0.1/",
+    "--road-width tags",
+    "--jobs 3",
+    "--refresh",
+    "--retries 2",
+)
+
+
+@pytest.mark.parametrize("options", SOURCES)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_sources_of_a_place_that_is_not_fetched_are_refused(town, command, options):
+    """They were ignored without a word."""
+    assert_refused(
+        f"{command} --city town --scheme enviroatlas-5 {options}",
+        f"{options.split()[0]} does not go with the place town of the workspace",
+        "it was not fetched, so put your layers into data/town/<tile>/",
+    )
+    assert not (town / "prior.tif").exists()
+
+
+def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again(town):
+    TileFolder(path=town, city="town").record("naip", "key")
+    assert_refused(
+        "run --city town --scheme enviroatlas-5 --labels nosuch.tif",
+        "--labels does not go with the place town",
+        "--bbox, --place or --aoi, and --name town",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run --city town --scheme enviroatlas-5 --bbox 1,2,3,4", ["--bbox does not go with --city"]),
+        ("plan --city town --scheme enviroatlas-5 --name x", ["--name does not go with --city"]),
+        ("build-prior --city town --nlcd a.tif --scheme enviroatlas-5 -o p.tif", ["--nlcd is for plain files"]),
+        ("build-prior --nlcd a.tif --scheme enviroatlas-5 -o p.tif --tile centre", ["--tile is for a workspace"]),
+        ("build-prior --nlcd a.tif --scheme enviroatlas-5 -o p.tif --data data", ["--data is for a workspace"]),
+        ("train --image a.tif --prior p.tif -o m.safetensors --tile centre", ["--tile is for a workspace"]),
+        ("train --city town --method sr --nlcd a.tif", ["--nlcd is for plain files"]),
+        ("train --city town --method em -o m.safetensors", ["-o is for plain files"]),
+        ("predict a.tif --model m.safetensors --tile centre", ["--tile is for a workspace"]),
+        ("predict --city town --encoding uint8", ["--encoding does not go with a map alone"]),
+        ("learn-prior --nlcd a --labels b --scheme enviroatlas-5 -o l --tile x", ["--tile is for a workspace"]),
+        ("run --city ../town --scheme enviroatlas-5", ["is a folder; give its name", "--city town"]),
+        ("run --city ../../x --scheme enviroatlas-5", ["cannot be the name of a city: it is a path"]),
+    ],
+)
+def test_options_that_a_command_would_ignore_are_refused(town, line, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    if "../town" in line:
+        (town.parents[1] / "sub").mkdir()
+        line = line.replace("../town", "data/town")
+    assert_refused(line, *words)
+
+
+def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
+    tile = TileFolder(path=town, city="town")
+    line = "run --city town --scheme enviroatlas-5 --label-map 40:70"
+    succeed(line)
+    tile.record("labels", "key")  # as fetch does
+    assert_refused(line, "--label-map is of no use: fetch has put", "labels.tif into the codes of the scheme already")
+    tile.file("labels").unlink()
+    assert_refused(line, "--label-map is of no use: no tile has a labels.tif")
+
+
+def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):
+    """Not into the file's own path."""
+    path = tmp_path / "another-name.yaml"
+    path.write_text(
+        "name: town\ntitle: x\nbounds: [-76.6, 42.4, -76.4, 42.5]\nnaip_year: 2021\nnlcd_year: 2021\nepsg: 26918\n"
+        "scheme: enviroatlas-5\n"
+    )
+    succeed(f"build-prior --city {path}")
+    assert succeed(f"train --city {path} --joint").stdout == "data/town/model.safetensors\n"
+    assert path.is_file()
+    assert (town.parent / "model.safetensors").is_file()
