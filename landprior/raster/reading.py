@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from landprior.errors import InputError, RasterReadError
@@ -107,16 +108,34 @@ def open_raster(path: str | Path) -> DatasetReader:
     try:
         with rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
             src = rasterio.open(text)
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
         raise RasterReadError(msg) from error
     try:
+        _read_description(src, text)
         _require_one_raster(src, text)
         _require_grid(src, text)
     except InputError:
         src.close()
         raise
     return src
+
+
+def _read_description(src: DatasetReader, path: str) -> None:
+    """Read what a file says of itself, as GDAL tells of damage there only when it is asked.
+
+    Raises
+    ------
+    RasterReadError
+        If it cannot be read.
+    """
+    try:
+        src.tags()
+        for name in ("crs", "transform", "nodatavals", "descriptions", "mask_flag_enums", "subdatasets", "colorinterp"):
+            getattr(src, name)  # the last tells of what went wrong before
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:  # text that is not UTF-8 is a ValueError
+        msg = f"{path} is damaged ({reason_of(error)}); copy or download it again"
+        raise RasterReadError(msg) from error
 
 
 def _require_one_raster(src: DatasetReader, path: str) -> None:
@@ -166,7 +185,7 @@ def read_window(
     """
     try:
         return np.asarray(src.read(bands, window=window))
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         raise RasterReadError(_damaged(src, window, error)) from error
 
 
@@ -180,7 +199,7 @@ def read_mask(src: DatasetReader, window: Window | None = None, band: int = 1) -
     """
     try:
         return np.asarray(src.read_masks(band, window=window)) > 0
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         raise RasterReadError(_damaged(src, window, error)) from error
 
 
