@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import InputError
+from landprior.landcover.design import read_design
 from landprior.landcover.sampling import REFERENCE, measure_classes
 from landprior.raster.files import open_codes, read_classes_at
 from landprior.raster.ground import PixelAreas
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.sources.labels import class_position
-from landprior.sources.vectors import read_vectors
+from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
+from landprior.sources.vectors import read_everything
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -255,6 +257,7 @@ def evaluate_points(
     scheme: ClassScheme,
     *,
     column: str = REFERENCE,
+    layer: str | None = None,
     map_map: Mapping[int, int] | None = None,
     label_map: Mapping[int, int] | None = None,
     pixel_size: float | None = None,
@@ -267,13 +270,16 @@ def evaluate_points(
     path
         The map. It need not be the one the points were drawn on, if they carry their strata.
     points
-        A vector file with points, as ``landprior sample`` draws them and an interpreter fills in. Without the columns
-        ``stratum`` and ``stratum_pixels`` the points are taken for a simple random sample, stratified afterwards by
-        the map's classes.
+        A vector file with points, as ``landprior sample`` draws them and an interpreter fills in, or a CSV. Their
+        strata are recognised after formats that cut or change names (:mod:`landprior.landcover.design`). Points
+        without any are taken for a simple random sample, with a warning, and stratified afterwards by the map's
+        classes.
     scheme
         The classes.
     column
         The attribute with the class that was seen, a name or code; points without one are left out.
+    layer
+        Which layer of the file, if there are several.
     map_map, label_map
         Codes of the map, of the points -> codes of the scheme.
     pixel_size
@@ -284,33 +290,39 @@ def evaluate_points(
     Raises
     ------
     InputError
-        If the file has no such column, no interpreted point, points outside the map, or a stratum has too few.
+        If the file has no such column, no interpreted point, points outside the map, a damaged design, or a stratum has
+        too few points.
     SchemeError
         If a class is not known.
     """
     with open_codes(path) as src:
         grid = src.grid
-        everything = _read_points(points, grid, column)
-        frame = _interpreted(everything, points, column)
+        everything, column = _read_points(points, grid, column, layer)
+        design = read_design(everything, points)
+        done = _interpreted(everything, points, column)
+        frame = everything[done]
         centres = frame.geometry
         places = np.column_stack([centres.x, centres.y])
         mapped = read_classes_at(src, places, scheme, codes=map_map, where=path).astype(np.int64)
     if (mapped == IGNORED_INDEX).any():
+        where = name_feature(frame, int(np.flatnonzero(mapped == IGNORED_INDEX)[0]))
         msg = (
-            f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the right map?"
+            f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the "
+            f"right map? The first is {where}"
         )
         raise InputError(msg)
-    reference = np.array([class_position(c, scheme, label_map, points) for c in frame[column]], dtype=np.int64)
-    if (reference == IGNORED_INDEX).any():
-        msg = f"{points} has points with a code that scheme {scheme.name!r} ignores; leave their class empty instead"
-        raise InputError(msg)
-    if {"stratum", "stratum_pixels"} <= set(frame.columns):
-        strata = _whole_numbers(frame, "stratum", points)
-        sizes = _sizes_of(everything, points)  # a stratum whose points were all left out must not vanish
+    reference = _classes(frame, column, points, scheme, label_map)
+    if design is not None:
+        strata = design.strata[done]
+        sizes = design.sizes  # a stratum whose points were all left out must not vanish
+        _require_known(sizes, scheme, {**(map_map or {}), **(label_map or {})}, points)
         # a sample says how large its strata are, whatever the pixels of the map that is evaluated
-        areas = _areas_of(everything, points) if "stratum_hectares" in everything.columns else None
+        areas = design.areas
     else:
-        logger.info("%s does not say its strata; it is taken for a simple random sample", points)
+        logger.warning(
+            "%s does not say its strata, as points of landprior sample do: the estimates assume a simple random sample",
+            points,
+        )
         pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
         strata = scheme.codes[mapped].astype(np.int64)
         sizes = {int(c): int(n) for c, n in zip(scheme.codes, pixels, strict=True) if n}
@@ -350,76 +362,73 @@ def _join_small(
     return strata, left, ground
 
 
-def _areas_of(frame: geopandas.GeoDataFrame, points: str | Path) -> dict[int, float] | None:
-    """Return the areas of a sample's strata, hectares; None where they are not known."""
-    strata, values = (_numbers(frame, name, points) for name in ("stratum", "stratum_hectares"))
-    areas = dict(zip(strata.astype(int).tolist(), values.tolist(), strict=True))
-    return areas if all(0 < area < np.inf for area in areas.values()) else None
-
-
-def _numbers(frame: geopandas.GeoDataFrame, column: str, points: str | Path) -> NDArray[np.float64]:
-    """Return a column of a sample as numbers; an empty cell is NaN."""
-    import pandas as pd
-
-    found = np.asarray(pd.to_numeric(frame[column], errors="coerce"), dtype=np.float64)
-    wrong = np.isnan(found) & np.asarray(frame[column].notna())
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        msg = f"{points}, row {row + 1}: {column} is {frame[column].iloc[row]!r}, not a number"
-        raise InputError(msg)
-    return found
-
-
-def _whole_numbers(frame: geopandas.GeoDataFrame, column: str, points: str | Path) -> NDArray[np.int64]:
-    """Return a column of a sample that holds whole numbers."""
-    found = _numbers(frame, column, points)
-    wrong = ~(np.isfinite(found) & (found == np.round(found)) & (np.abs(found) < 2**53))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+def _require_known(
+    sizes: Mapping[int, int], scheme: ClassScheme, others: Mapping[int, int], points: str | Path
+) -> None:
+    """Refuse strata that are no classes of the map: points of another place, or damaged."""
+    known = {code for c in scheme.classes for code in (c.code, *c.merge)} | set(scheme.ignored) | set(others)
+    strange = [str(stratum) for stratum in sizes if stratum not in known]
+    if strange:
         msg = (
-            f"{points}, row {row + 1}: {column} is {frame[column].iloc[row]!r}, not a whole number, as sample writes it"
+            f"{points} has strata {', '.join(strange)}, which are no codes of scheme {scheme.name!r}; were the points "
+            "drawn on a map with other classes? Give its scheme with --scheme and the map's codes with --map-map"
         )
         raise InputError(msg)
-    return found.astype(np.int64)
 
 
-def _read_points(points: str | Path, grid: Grid, column: str) -> geopandas.GeoDataFrame:
-    """Read points, all of them on the grid."""
-    everything = read_vectors(points, grid=grid if grid.crs is None else None)
-    frame = read_vectors(points, grid=grid)
-    if column not in everything.columns:
+def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None) -> tuple[geopandas.GeoDataFrame, str]:
+    """Read points, all of them on the grid, and return the name of the column with what was seen."""
+    everything = read_everything(points, layer=layer, grid=grid)
+    found = find_column(everything.columns, column, points, joined=True)
+    if found is None:
         names = ", ".join(str(name) for name in everything.columns)
         msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --label-column"
         raise InputError(msg)
-    if len(frame) < len(everything):
-        msg = f"{len(everything) - len(frame)} of {len(everything)} points of {points} lie outside the map"
+    if found != column:
+        logger.info("%s: what was seen is read from its column %r", points, found)
+    frame = require_points(everything, points)
+    *_, inside = locate(frame, grid)
+    if not inside.all():
+        first = name_feature(frame, int(np.flatnonzero(~inside)[0]))
+        msg = (
+            f"{(~inside).sum()} of {len(frame)} points of {points} lie outside the map (the first is {first}): "
+            f"{explain_outside(frame[~inside], grid)}"
+        )
         raise InputError(msg)
-    if not (frame.geometry.geom_type == "Point").all():
-        msg = f"{points} holds {', '.join(sorted(set(frame.geometry.geom_type)))}; points are needed"
-        raise InputError(msg)
-    return frame
+    return frame, found
 
 
-def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> geopandas.GeoDataFrame:
-    """Return the points that have a class."""
-    done = frame[frame[column].notna() & (frame[column].astype(str).str.strip() != "")]
-    if done.empty:
+def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> NDArray[np.bool_]:
+    """Say which points have a class, shape (n,)."""
+    done = ~blanks(frame, column)
+    if not done.any():
         msg = f"no point of {points} has a class in its column {column!r} yet; fill it in (in QGIS, say)"
         raise InputError(msg)
-    if len(done) < len(frame):
+    if not done.all():
         logger.warning(
             "%d of %d points have no class and are left out; if they were hard to interpret, the figures are too good",
-            len(frame) - len(done),
+            int((~done).sum()),
             len(frame),
         )
     return done
 
 
-def _sizes_of(frame: geopandas.GeoDataFrame, points: str | Path) -> dict[int, int]:
-    sizes: dict[int, int] = {}
-    columns = (_whole_numbers(frame, name, points).tolist() for name in ("stratum", "stratum_pixels"))
-    for name, size in zip(*columns, strict=True):
-        if sizes.setdefault(name, size) != size or size < 1:
-            msg = f"{points} gives stratum {name} several sizes, or none; is it several samples in one file?"
+def _classes(
+    frame: geopandas.GeoDataFrame,
+    column: str,
+    points: str | Path,
+    scheme: ClassScheme,
+    label_map: Mapping[int, int] | None,
+) -> NDArray[np.int64]:
+    """Return the class that was seen at each point, shape (n,)."""
+    found = np.empty(len(frame), dtype=np.int64)
+    for position, value in enumerate(frame[column].tolist()):
+        where = f"{points}, {name_feature(frame, position)}"
+        found[position] = class_position(value, scheme, label_map, where)
+        if found[position] == IGNORED_INDEX:
+            msg = (
+                f"{where}: {points} has points with a code, {value}, that scheme {scheme.name!r} ignores; leave their "
+                "class empty instead"
+            )
             raise InputError(msg)
-    return sizes
+    return found

@@ -11,14 +11,19 @@ share W equally.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rasterio.features import geometry_mask
+from shapely.geometry import box
 
 from landprior.errors import InputError, SchemeError
-from landprior.sources.vectors import read_vectors
+from landprior.landcover.design import read_design
+from landprior.landcover.sampling import REFERENCE
+from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, single_points
+from landprior.sources.vectors import read_everything
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
 
 COLUMN = "class"
 """The attribute that holds the label."""
@@ -47,11 +54,14 @@ class Hints:
         W, in 0..1.
     source
         The file, for metadata.
+    designed
+        Whether the points say of which strata they are.
     """
 
     frame: geopandas.GeoDataFrame
     weight: float
     source: str = ""
+    designed: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Return what goes into a prior's metadata."""
@@ -61,9 +71,12 @@ class Hints:
         """Return rows, columns, class positions and shares of the points on a grid that say one class."""
         single = self.frame.geometry.geom_type.eq("Point") & self.frame["allowed"].map(len).eq(1)
         frame = self.frame[single]
-        columns, rows = ~grid.transform @ (frame.geometry.x.to_numpy(), frame.geometry.y.to_numpy())
-        rows, columns = np.floor(rows).astype(np.intp), np.floor(columns).astype(np.intp)
-        inside = (rows >= 0) & (rows < grid.height) & (columns >= 0) & (columns < grid.width)
+        if len(frame) < len(self.frame):
+            logger.info(
+                "%s: %d points say one class; %d lines, polygons or labels of several classes do not count as points",
+                self.source, len(frame), len(self.frame) - len(frame),
+            )  # fmt: skip
+        rows, columns, inside = locate(frame, grid)
         classes = np.array([allowed[0] for allowed in frame["allowed"]], dtype=np.intp)
         return rows[inside], columns[inside], classes[inside], frame["share"].to_numpy()[inside]
 
@@ -131,36 +144,87 @@ def parse_allowed(text: str, scheme: ClassScheme) -> tuple[int, ...]:
 
 
 def read_hints(
-    path: str | Path, scheme: ClassScheme, grid: Grid, *, weight: float = 0.9, column: str = COLUMN
+    path: str | Path,
+    scheme: ClassScheme,
+    grid: Grid,
+    *,
+    weight: float = 0.9,
+    column: str = COLUMN,
+    layer: str | None = None,
 ) -> Hints:
-    """Read labelled points or polygons (any vector file GDAL reads) for a grid.
+    """Read labelled points or polygons (any vector file GDAL reads, or a CSV with coordinates) for a grid.
+
+    Parameters
+    ----------
+    path
+        The file, perhaps with its layer: ``file.gpkg|layername=x``.
+    scheme
+        The classes.
+    grid
+        The prior's.
+    weight
+        W, above 0 and at most 1.
+    column
+        The attribute with the label; also recognised in another case and cut to ten letters.
+    layer
+        Which layer, if there are several.
 
     Raises
     ------
     MissingInputError, InputError
-        If the file is missing, has no such column, no usable feature, or lies elsewhere.
+        If the file is missing, has no such column, no usable feature, or lies elsewhere; or if a sample's design is
+        damaged.
     SchemeError
         If a label is not in the scheme.
     """
     if not 0 < weight <= 1:
         msg = f"the label weight must be above 0 and at most 1, not {weight}"
         raise InputError(msg)
-    frame = read_vectors(path, grid=grid)
-    if column not in frame.columns:
-        msg = f"{path} has no column {column!r} with the label (it has {', '.join(map(str, frame.columns))})"
+    frame = single_points(read_everything(path, layer=layer, grid=grid), path)
+    found = find_column(frame.columns, column, path, joined=column == REFERENCE)
+    if found is None:
+        names = ", ".join(str(name) for name in frame.columns if name != "geometry")
+        msg = f"{path} has no column {column!r} with the label (it has {names or 'none'}); name it with --label-column"
         raise InputError(msg)
-    frame = frame[frame[column].notna() & (frame[column].astype(str).str.strip() != "")]
-    near = frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
+    if found != column:
+        logger.info("%s: labels are read from its column %r", path, found)
+    labelled = frame[~blanks(frame, found)]
+    design = read_design(labelled, path)
+    shares = np.ones(len(labelled)) if design is None else design.shares()
+    left, bottom, right, top = grid.bounds
+    on_grid = labelled.intersects(box(left, bottom, right, top)).to_numpy()
+    near = labelled[on_grid]
     if near.empty:
-        bounds = tuple(round(b, 1) for b in grid.bounds)
-        msg = f"no labelled feature of {path} lies on the prior's grid {bounds}; check its CRS"
+        if labelled.empty:
+            msg = f"no feature of {path} has a label in its column {found!r}"
+        else:
+            bounds = tuple(round(b, 1) for b in grid.bounds)
+            msg = (
+                f"no labelled feature of {path} lies on the prior's grid {bounds}; check its CRS: "
+                f"{explain_outside(labelled, grid)}"
+            )
         raise InputError(msg)
-    allowed = [parse_allowed(_text(label), scheme) for label in frame[column]]
-    shares = np.ones(len(frame))
-    if {"stratum", "stratum_pixels"} <= set(frame.columns):  # of landprior sample
-        shares = frame["stratum_pixels"] / frame.groupby("stratum")["stratum"].transform("size")
-    labelled = frame[["geometry"]].assign(allowed=allowed, share=np.asarray(shares, dtype=np.float64))
-    return Hints(frame=labelled, weight=weight, source=str(path))
+    logger.info(
+        "%s: %d features; %d with a label on the grid, %d beside it, %d without a label",
+        path, len(frame), len(near), len(labelled) - len(near), len(frame) - len(labelled),
+    )  # fmt: skip
+    allowed = [_parse(near, found, position, scheme, path) for position in range(len(near))]
+    return Hints(
+        frame=near[["geometry"]].assign(allowed=allowed, share=shares[on_grid]),
+        weight=weight,
+        source=str(path),
+        designed=design is not None,
+    )
+
+
+def _parse(
+    frame: geopandas.GeoDataFrame, column: str, position: int, scheme: ClassScheme, path: str | Path
+) -> tuple[int, ...]:
+    try:
+        return parse_allowed(_text(frame[column].iloc[position]), scheme)
+    except SchemeError as error:
+        msg = f"{path}, {name_feature(frame, position)}: {error}"
+        raise SchemeError(msg) from error
 
 
 def _text(label: object) -> str:

@@ -8,6 +8,7 @@ buildings add to impervious, water layers to water. All widths are metres on the
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from landprior.landcover.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
 
+
+logger = logging.getLogger(__name__)
 
 _NO_MASS = 1e-6
 """Sums below this are rounding, not data."""
@@ -396,12 +399,19 @@ def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hi
         msg = "a prior is recalibrated with labelled points; give them (--labels)"
         raise InputError(msg)
     rows, columns, classes, shares = hints.points(coarse.grid)
+    if not hints.designed:
+        logger.warning(
+            "%s does not say its strata, as points of landprior sample do: --recalibrate assumes a simple random "
+            "sample of the place",
+            hints.source,
+        )
     found = np.full((len(model.scheme), len(rows)), np.nan, dtype=np.float32)
     for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
         core = Window(column, row, 1, 1)
         block = Block(core=core, outer=grow_window(core, model.halo, coarse.grid))
         found[:, index] = model.window(block, *coarse.read(block.outer))[:, 0, 0]
     known = ~np.isnan(found[0])
+    logger.info("recalibrating with %d points; %d lie where there is no prior", known.sum(), (~known).sum())
     return calibrate(found[:, known], classes[known], shares[known])
 
 

@@ -17,6 +17,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from landprior.errors import InputError
+from landprior.landcover.design import COLUMNS, HECTARES, PIXELS, STRATUM
 from landprior.raster.files import open_codes, read_classes, replacing
 from landprior.raster.ground import PixelAreas
 from landprior.raster.outputs import check_outputs
@@ -206,9 +207,9 @@ def draw_sample(
             "id": np.arange(1, len(index) + 1),
             REFERENCE: np.full(len(index), None, dtype=object),
             "notes": np.full(len(index), None, dtype=object),
-            "stratum": scheme.codes[index].astype(np.int64),
-            "stratum_pixels": pixels[index],
-            "stratum_hectares": hectares[index],
+            STRATUM: scheme.codes[index].astype(np.int64),
+            PIXELS: pixels[index],
+            HECTARES: hectares[index],
         },
         geometry=geopandas.points_from_xy(x, y),
         crs=None if grid.crs is None else grid.crs.to_wkt(),
@@ -255,7 +256,7 @@ def _style(scheme: ClassScheme) -> str:
     )
     hidden = "".join(
         f'    <field name="{name}"><editWidget type="Hidden"><config><Option/></config></editWidget></field>\n'
-        for name in ("stratum", "stratum_pixels", "stratum_hectares")
+        for name in COLUMNS
     )
     ring = "".join(
         f'<Option name="{name}" value="{value}" type="QString"/>'

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -18,6 +17,8 @@ from landprior.raster.scheme import explain
 from landprior.resources import find_config, read_yaml, shipped_names
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shapely.geometry.base import BaseGeometry
 
     from landprior.sources.network import Network
@@ -202,8 +203,9 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
     MissingInputError, InputError
         If the file is missing, unreadable, says no CRS, or has no polygon.
     """
-    from landprior.sources.vectors import read_vectors
+    from landprior.sources.vectors import parse_source, read_vectors
 
+    source = parse_source(path)
     found = read_vectors(path)
     polygons = found.geometry[found.geom_type.isin(["Polygon", "MultiPolygon"])]
     if not len(polygons):
@@ -222,7 +224,7 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
     except InputError as error:
         msg = f"{path}: {error}"
         raise InputError(msg) from error
-    return Area(name=name or slug(Path(path).stem), outline=outline)
+    return Area(name=name or slug(source.path.stem), outline=outline)
 
 
 def area_from_place(place: str, network: Network, *, url: str | None = None, name: str | None = None) -> Area:

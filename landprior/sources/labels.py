@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.features import rasterize
 
-from landprior.errors import GridMismatchError, InputError, SchemeError
+from landprior.errors import GridMismatchError, InputError, LandpriorError, SchemeError
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid, read_classes, split_band
+from landprior.raster.files import open_on_grid, open_raster, read_classes, split_band
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, read_code
 from landprior.raster.windows import stream
-from landprior.sources.vectors import read_vectors
+from landprior.sources import tables
+from landprior.sources.points import blanks, find_column
+from landprior.sources.vectors import list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,11 +30,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RASTERS = {".tif", ".tiff", ".img", ".vrt", ".jp2"}
+_BOTH = {"GPKG", "MBTiles", "PDF", "SQLite", "netCDF", "OpenFileGDB"}
+"""GDAL's drivers whose files may hold rasters, vectors or both."""
 
 
 def is_raster(path: str | Path) -> bool:
-    """Say, by its name, whether labels are a raster; other files are vector data."""
-    return Path(split_band(path)[0]).suffix.lower() in _RASTERS
+    """Say whether a file is a raster, by what it holds and not by its name; others are vector data.
+
+    A file that cannot be read as either is taken for what its name says, so that the error is of that kind.
+    """
+    if split_band(path)[1] is not None:
+        return True  # file.tif|band=2
+    source = parse_source(path)
+    suffix = source.path.suffix.lower()
+    if source.layer is not None or suffix in tables.SUFFIXES:
+        return False
+    if not source.path.is_file():
+        return suffix in _RASTERS
+    try:
+        with open_raster(source.path) as src:
+            return src.driver not in _BOTH or not _has_layers(source.path)
+    except LandpriorError:
+        return suffix in _RASTERS and not _has_layers(source.path)
+
+
+def _has_layers(path: Path) -> bool:
+    try:
+        return bool(list_layers(path))
+    except InputError:
+        return False
 
 
 def write_labels(
@@ -107,11 +133,15 @@ def _read(
                 raise
             return None
     frame = read_vectors(source, grid=grid)
-    if field not in frame.columns:
+    found = find_column(frame.columns, field, source)
+    if found is None:
         names = ", ".join(str(c) for c in frame.columns if c != "geometry")
         msg = f"{source} has no column {field!r} with the class (it has {names or 'none'}); name it with --label-field"
         raise InputError(msg)
-    frame = frame[frame[field].notna()]
+    empty = blanks(frame, found)
+    if empty.any():
+        logger.info("  %s: %d of %d features on the tile have no class", source, int(empty.sum()), len(frame))
+    frame, field = frame[~empty], found
     if frame.empty:
         return None
     positions = {value: class_position(value, scheme, label_map, source) for value in frame[field].unique()}

@@ -21,7 +21,7 @@ from landprior.sources.answers import MEGABYTE, check_status, hide_addresses, pa
 from landprior.sources.cache import writing_features
 from landprior.sources.local import identify
 from landprior.sources.network import USER_AGENT, Network, Origin, UrlAuth, check_redirect
-from landprior.sources.vectors import burn, read_vectors
+from landprior.sources.vectors import burn, choose_layer, parse_source, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -359,6 +359,8 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
     import pyogrio
     from pyogrio.errors import DataSourceError
 
+    asked = parse_source(path)
+    path = asked.path
     if not path.exists():
         msg = f"no such file: {path}"
         raise MissingInputError(msg)
@@ -368,6 +370,8 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be read as vector data ({reason}); give .osm.pbf, .osm (unpacked) or a GeoPackage"
         raise InputError(msg) from error
+    if asked.layer is not None:
+        names = [choose_layer(asked)]
     parts: dict[str, list[geopandas.GeoDataFrame]] = {layer: [] for layer in LAYERS}
     used = False
     for name in names:

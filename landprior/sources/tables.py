@@ -133,20 +133,7 @@ class Table:
 
     def parse(self, text: str) -> float | None:
         """Return the number that a text is in this file; None if it is none, not finite, or may be read in two ways."""
-        text = _BLANK_GROUPS.sub("", text).replace("\u2212", "-")
-        several = len(re.findall(r"[.,]", text)) > 1
-        if _PLAIN.fullmatch(text) and (not _DOT_GROUPS.fullmatch(text) or not self.commas):
-            pass
-        elif _COMMA.fullmatch(text) and (not _COMMA_GROUPS.fullmatch(text) or (self.commas and not self.points)):
-            text = text.replace(",", ".")
-        elif _COMMA_GROUPS.fullmatch(text) and (several or (self.points and not self.commas)):
-            text = text.replace(",", "")
-        elif _DOT_GROUPS.fullmatch(text) and several:
-            text = text.replace(".", "").replace(",", ".")
-        else:
-            return None
-        number = float(text)
-        return number if abs(number) < float("inf") else None
+        return parse_number(text, points=self.points, commas=self.commas)
 
     def require_whole_rows(self) -> None:
         """Refuse rows with fewer values than the header.
@@ -169,6 +156,32 @@ class Table:
         """Return the cells of a column: numbers, the texts that are none, and None where one is empty."""
         numbers = [self.parse(row.cells[column]) for row in self.rows]
         return [text if number is None else number for text, number in zip(self.texts(column), numbers, strict=True)]
+
+
+def parse_number(text: str, *, points: bool = False, commas: bool = False) -> float | None:
+    """Return the number that a text is; None if it is none, not finite, or may be read in two ways.
+
+    Parameters
+    ----------
+    text
+        As Excel or another program wrote it.
+    points, commas
+        Whether other numbers of the file show decimal points, decimal commas.
+    """
+    text = _BLANK_GROUPS.sub("", text).replace("\u2212", "-")
+    several = len(re.findall(r"[.,]", text)) > 1
+    if _PLAIN.fullmatch(text) and (not _DOT_GROUPS.fullmatch(text) or not commas):
+        pass
+    elif _COMMA.fullmatch(text) and (not _COMMA_GROUPS.fullmatch(text) or (commas and not points)):
+        text = text.replace(",", ".")
+    elif _COMMA_GROUPS.fullmatch(text) and (several or (points and not commas)):
+        text = text.replace(",", "")
+    elif _DOT_GROUPS.fullmatch(text) and several:
+        text = text.replace(".", "").replace(",", ".")
+    else:
+        return None
+    number = float(text)
+    return number if abs(number) < float("inf") else None
 
 
 def read_table(path: str | Path, *, comments: bool = False) -> Table:
@@ -194,7 +207,7 @@ def read_table(path: str | Path, *, comments: bool = False) -> Table:
 
 def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     """Read a table from its text; see :func:`read_table`."""
-    lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
+    lines = re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n"))
     skipped = 0
     delimiter = None
     said = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's own word for it

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +22,12 @@ from shapely.errors import ShapelyError
 from landprior.errors import InputError
 from landprior.inputs import check_file
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
+from landprior.sources import tables
 from landprior.sources.local import refuse_zip_bomb
+from landprior.sources.places import read_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     import geopandas
     from numpy.typing import NDArray
@@ -35,54 +40,161 @@ logger = logging.getLogger(__name__)
 _PARQUET = {".parquet", ".geoparquet", ".pq"}
 
 
-def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | None = None) -> geopandas.GeoDataFrame:
-    """Read features, in any format GDAL knows (zipped shapefiles too), or GeoParquet.
+@dataclass(frozen=True)
+class VectorSource:
+    """A vector file, and which of its layers is meant.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or a folder of files.
     layer
-        Which of its layers; None for the first that has geometries.
+        Name of the layer, or its position from 0; None where the file has one.
+    geometry
+        Only features of this kind, as QGIS writes it (``Point``, ``LineString``, ``Polygon``); None for all.
+    """
+
+    path: Path
+    layer: str | int | None = None
+    geometry: str | None = None
+
+    def __str__(self) -> str:
+        """Return the source as QGIS writes it."""
+        return str(self.path) if self.layer is None else f"{self.path}|layername={self.layer}"
+
+
+def parse_source(path: str | Path, layer: str | None = None) -> VectorSource:
+    """Take a vector file apart from the layer it may name: ``file.gpkg|layername=x``, as QGIS writes it.
+
+    Parameters
+    ----------
+    path
+        The file, perhaps with ``|layername=``, ``|layerid=`` or ``|geometrytype=``.
+    layer
+        The layer, by an option; it may not contradict the path.
+
+    Raises
+    ------
+    InputError
+        If the path says something else (``|subset=``), or another layer than the option.
+    """
+    text = str(path)
+    if "|" not in text:
+        return VectorSource(Path(text), layer)
+    with contextlib.suppress(OSError, ValueError):  # a name too long, say; whoever opens it says so
+        if Path(text).exists():
+            return VectorSource(Path(text), layer)
+    file, *parts = text.split("|")
+    name: str | int | None = None
+    geometry = None
+    for part in parts:
+        key, equals, value = part.partition("=")
+        kind = key.strip().lower()
+        if kind == "layername" and value:
+            name = value
+        elif kind == "layerid" and value.strip().isdecimal():
+            name = int(value) if name is None else name
+        elif kind == "geometrytype" and value:
+            geometry = value.strip()
+        elif kind == "uniquegeometrytype" and equals:
+            pass  # a note of QGIS's to itself
+        elif kind == "subset":
+            msg = f"{text}: a filter (subset) cannot be used here; export the layer with the filter on in QGIS first"
+            raise InputError(msg)
+        else:
+            msg = f"{text}: {part!r} is not understood; write FILE|layername=NAME"
+            raise InputError(msg)
+    if layer is not None and name not in {None, layer}:
+        msg = f"{text} names the layer {name!r} and --layer {layer!r}; give one of them"
+        raise InputError(msg)
+    return VectorSource(Path(file), layer if name is None else name, geometry)
+
+
+def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | None = None) -> geopandas.GeoDataFrame:
+    """Read features, in any format GDAL knows (zipped shapefiles too), GeoParquet, or a CSV with coordinates.
+
+    Parameters
+    ----------
+    path
+        The file; ``file.gpkg|layername=x`` names one of its layers.
+    layer
+        Which of its layers; None for the only one that has features.
     grid
         Only what may lie on this grid, in its CRS (a grid without one: all, as it is). None: all, in the file's.
 
     Returns
     -------
     GeoDataFrame
-        Features with a geometry.
+        Features with a geometry; how many have none is logged.
 
     Raises
     ------
     MissingInputError, InputError
-        If it is missing, cannot be read, or says no CRS.
+        If it is missing, cannot be read, says no CRS, or has several layers and none is named.
     """
-    path = check_file(path, folder=True)  # a .gdb is one
-    refuse_zip_bomb(path)
-    frame = _read_parquet(path, grid) if path.suffix.lower() in _PARQUET else _read_gdal(path, layer, grid)
-    _check_coordinates(frame, path)
-    shapes = frame.geometry.to_numpy()
-    frame = frame[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))]
+    frame = read_everything(path, layer=layer, grid=grid, near=True)
+    if grid is None or grid.crs is None:
+        return frame
+    left, bottom, right, top = grid.bounds
+    return frame.cx[left:right, bottom:top]
+
+
+def read_everything(
+    path: str | Path, *, layer: str | None = None, grid: Grid | None = None, near: bool = False
+) -> geopandas.GeoDataFrame:
+    """Read features as :func:`read_vectors` does, those beside the grid too; ``near``: not those far from it."""
+    source = parse_source(path, layer)
+    check_file(source.path, folder=True)  # a .gdb is one
+    refuse_zip_bomb(source.path)
+    suffix = source.path.suffix.lower()
+    if suffix in tables.SUFFIXES:
+        frame = read_places(source.path, grid)
+    elif suffix in _PARQUET:
+        frame = _read_parquet(source.path, grid if near else None)
+    else:
+        frame = _read_gdal(source, grid if near else None)
+    if suffix not in tables.SUFFIXES:
+        _check_coordinates(frame, source.path)
+    if source.geometry is not None:
+        kind = _plain_kind(source.geometry)
+        frame = frame[[_plain_kind(name or "") == kind for name in frame.geom_type]]
+    frame = _with_geometry(frame, source)
     if grid is not None and grid.crs is None:
         return frame  # local coordinates, the grid's own
     if frame.crs is None:
         msg = f"{path} says no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
         raise InputError(msg)
-    if grid is None or grid.crs is None:
-        return frame
-    frame = _project(frame, grid.crs, path)
-    left, bottom, right, top = grid.bounds
-    return frame.cx[left:right, bottom:top]
+    return frame if grid is None or grid.crs is None else _project(frame, grid.crs, source.path)
 
 
-def _read_gdal(path: Path, layer: str | None, grid: Grid | None) -> geopandas.GeoDataFrame:
+def _plain_kind(name: str) -> str:
+    """Return a kind of geometry without Multi, Z and M: ``MultiPolygonZ`` is ``polygon``."""
+    return re.sub(r"(25d|zm|z|m)$", "", name.strip().lower().removeprefix("multi"))
+
+
+def _with_geometry(frame: geopandas.GeoDataFrame, source: VectorSource) -> geopandas.GeoDataFrame:
+    """Return the features that lie somewhere, and say how many do not."""
+    shapes = frame.geometry.to_numpy()
+    bounds = shapely.bounds(shapes)  # NaN where there is no geometry, or an empty one
+    good = np.isfinite(bounds).all(axis=1)
+    if not good.all():
+        logger.warning(
+            "%s: %d of %d features have no usable geometry and are left out", source, int((~good).sum()), len(good)
+        )
+    return frame[good]
+
+
+def _read_gdal(source: VectorSource, grid: Grid | None) -> geopandas.GeoDataFrame:
     import pyogrio
     from pyproj.exceptions import ProjError
 
+    path = source.path
     try:
-        layer = layer or _first_layer(path)
+        layer = choose_layer(source)
         bounds = None if grid is None else _bounds_in(grid, pyogrio.read_info(path, layer=layer)["crs"])
         return pyogrio.read_dataframe(path, layer=layer, bbox=bounds)
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         msg = f"{path} has text that is not UTF-8 ({error.reason}); save it as UTF-8, a GeoPackage for example"
         raise InputError(msg) from error
@@ -120,16 +232,64 @@ def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.G
     return found
 
 
-def _first_layer(path: Path) -> str:
-    import pyogrio
+def list_layers(path: Path) -> list[str]:
+    """Return the names of the layers of a file that have geometries, in its order.
 
-    names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    Raises
+    ------
+    InputError
+        If it cannot be read, or has none.
+    """
+    import pyogrio
+    from pyogrio.errors import DataSourceError
+
+    try:
+        names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    except (DataSourceError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{path} cannot be read as vector data ({reason}); GeoPackage, FlatGeobuf and GeoJSON work"
+        raise InputError(msg) from error
     if not names:
         msg = f"{path} has no geometries; give GeoPackage, FlatGeobuf or GeoJSON"
         raise InputError(msg)
-    if len(names) > 1:
-        logger.info("  of %s the layer %s is read (it also has %s)", path, names[0], ", ".join(names[1:]))
-    return names[0]
+    return names
+
+
+def choose_layer(source: VectorSource) -> str:
+    """Return the name of the layer to read: the one that is named, else the only one that holds features.
+
+    Raises
+    ------
+    InputError
+        If the file has no such layer, or none is named and several hold features; lists them.
+    """
+    import pyogrio
+
+    names = list_layers(source.path)
+    listed = ", ".join(repr(name) for name in names)
+    if isinstance(source.layer, int):
+        every = [str(name) for name, _ in pyogrio.list_layers(source.path)]
+        if source.layer < len(every) and every[source.layer] in names:
+            return every[source.layer]
+    elif source.layer is not None:
+        alike = [name for name in names if name.casefold() == source.layer.casefold()]
+        if source.layer in names or len(alike) == 1:
+            return source.layer if source.layer in names else alike[0]
+    elif len(names) == 1:
+        return names[0]
+    else:
+        counts = [pyogrio.read_info(source.path, layer=name, force_feature_count=True)["features"] for name in names]
+        filled = [name for name, count in zip(names, counts, strict=True) if count]
+        if len(filled) < 2:
+            return (filled or names)[0]
+        each = ", ".join(f"{name!r} ({count} features)" for name, count in zip(names, counts, strict=True))
+        msg = (
+            f"{source.path} has {len(names)} layers: {each}; say which with --layer NAME, where the command has that, "
+            f'or as "{source.path}|layername={filled[0]}"'
+        )
+        raise InputError(msg)
+    msg = f"{source.path} has no layer {source.layer!r}; it has {listed}"
+    raise InputError(msg)
 
 
 def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:

@@ -100,23 +100,59 @@ def test_geoparquet_as_overture_publishes_it(tmp_path, houses, grid):
         check(read_vectors(path, grid=grid), houses, grid)
 
 
-def test_the_first_layer_with_geometries_is_read_unless_one_is_named(tmp_path, houses, caplog):
+def test_of_several_layers_one_must_be_named(tmp_path, houses):
     path = tmp_path / "two.gpkg"
     pyogrio.write_dataframe(houses.drop(columns="geometry"), path, layer="table")
     pyogrio.write_dataframe(houses[:2], path, layer="some", append=True)
     pyogrio.write_dataframe(houses, path, layer="all", append=True)
-    with caplog.at_level("INFO"):
-        assert len(read_vectors(path)) == 2
-    assert "the layer some is read (it also has all)" in caplog.text
+    with pytest.raises(
+        InputError, match=r"has 2 layers: 'some' \(2 features\), 'all' \(5 features\); say which"
+    ) as caught:
+        read_vectors(path)
+    assert f'"{path}|layername=some"' in str(caught.value)
     assert len(read_vectors(path, layer="all")) == 5
+    for text, count in (
+        ("|layername=some", 2),
+        ("|layername=ALL", 5),
+        ("|layerid=1", 5),
+        ("|layerid=1|layername=all", 5),
+        ("|layername=all|geometrytype=MultiPolygon25D", 5),
+        ("|layername=all|geometrytype=Point", 0),
+        ("|layername=all|uniqueGeometryType=yes", 5),
+    ):
+        assert len(read_vectors(f"{path}{text}")) == count, text
+    for text, reason in (
+        ("|layername=none", "no layer 'none'; it has 'some', 'all'"),
+        ("|layerid=2", "no layer 2"),  # a table comes after them
+        ("|layerid=9", "no layer 9"),
+        ("|layername=all|subset=class = 'a'", "a filter"),
+        ("|layername=", "is not understood"),
+        ("|nonsense", "is not understood"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read_vectors(f"{path}{text}")
+    with pytest.raises(InputError, match="names the layer 'some' and --layer 'all'"):
+        read_vectors(f"{path}|layername=some", layer="all")
+    with pytest.raises(MissingInputError, match=r"no such file: .*none\.gpkg$"):
+        read_vectors(tmp_path / "none.gpkg|layername=some")
 
 
-def test_features_without_a_geometry_are_dropped(tmp_path, houses, grid):
+def test_an_empty_layer_and_a_table_do_not_count_and_a_bar_in_a_name_is_a_name(tmp_path, houses):
+    path = tmp_path / "two.gpkg"
+    pyogrio.write_dataframe(houses[:0], path, layer="draft", geometry_type="Polygon")
+    pyogrio.write_dataframe(houses, path, layer="all", append=True)
+    assert len(read_vectors(path)) == 5
+    odd = path.rename(tmp_path / "a|layername=b.gpkg")
+    assert len(read_vectors(odd, layer="all")) == 5
+
+
+def test_features_without_a_geometry_are_counted(tmp_path, houses, grid, caplog):
     houses.loc[1, "geometry"] = None
     houses.loc[2, "geometry"] = Polygon()
     path = write(houses, tmp_path / "some.gpkg")
     assert sorted(read_vectors(path, grid=grid)["class"]) == ["a"]
     assert sorted(read_vectors(path)["class"]) == ["a", "d", "e"]
+    assert "2 of 5 features have no usable geometry" in caplog.text
 
 
 def test_a_grid_without_features_gives_none(tmp_path, houses, make_grid):

@@ -1,0 +1,173 @@
+"""The design of a sample: what each point of ``landprior sample`` stands for, recognised after any common format.
+
+Formats cut the names of columns to ten letters, change their case, or put a prefix before them. The design is never
+guessed and never lost in silence: it is whole, or there is none, or reading stops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from landprior.errors import InputError
+from landprior.sources.points import find_column, is_blank, name_feature
+from landprior.sources.tables import parse_number
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import geopandas
+    from numpy.typing import NDArray
+
+STRATUM = "stratum"
+PIXELS = "stratum_pixels"
+HECTARES = "stratum_hectares"
+COLUMNS = (STRATUM, PIXELS, HECTARES)
+"""What an interpreter need not see."""
+
+_LARGEST = 2**53
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """The strata of points, each shape (n,).
+
+    Parameters
+    ----------
+    strata
+        Code of each point's stratum.
+    pixels
+        How many pixels its stratum has.
+    hectares
+        Its stratum's area; NaN where it is not known.
+    """
+
+    strata: NDArray[np.int64]
+    pixels: NDArray[np.int64]
+    hectares: NDArray[np.float64]
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Return the pixels of each stratum, in the order in which points have them."""
+        return dict(zip(self.strata.tolist(), self.pixels.tolist(), strict=True))
+
+    @property
+    def areas(self) -> dict[int, float] | None:
+        """Return the hectares of each stratum; None where those of one are not known."""
+        found = dict(zip(self.strata.tolist(), self.hectares.tolist(), strict=True))
+        return found if all(area > 0 for area in found.values()) else None
+
+    def take(self, chosen: NDArray[np.bool_]) -> Design:
+        """Return the design of some points."""
+        return Design(strata=self.strata[chosen], pixels=self.pixels[chosen], hectares=self.hectares[chosen])
+
+    def shares(self) -> NDArray[np.float64]:
+        """Return how many pixels each point stands for: its stratum's, shared by the stratum's points."""
+        _, inverse, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
+        return np.asarray(self.pixels / counts[inverse], dtype=np.float64)
+
+
+def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:
+    """Read the design that points carry.
+
+    Parameters
+    ----------
+    frame
+        The points, each a feature of its own.
+    where
+        The file, for errors.
+
+    Returns
+    -------
+    Design or None
+        None if nothing of a design is there.
+
+    Raises
+    ------
+    InputError
+        If a part of it is missing, empty or damaged, the columns contradict each other, or it is that of several
+        samples.
+    """
+    found = _read_columns(frame, where)
+    if found is None:
+        return None
+    if frame.index.has_duplicates:
+        msg = (
+            f"{where} holds points of a sample that were joined to MultiPoints, which have one stratum each; give them "
+            "as they were drawn, a feature each"
+        )
+        raise InputError(msg)
+    for name, values in (("sizes", found.pixels), ("areas", found.hectares)):
+        for stratum in np.unique(found.strata):
+            here = values[found.strata == stratum]
+            if not np.allclose(here, here[0], rtol=1e-3 if name == "areas" else 0, atol=0, equal_nan=True):
+                low, high = np.nanmin(here), np.nanmax(here)
+                msg = (
+                    f"{where} gives stratum {stratum} several {name}, {low:.10g} and {high:.10g}; is it "
+                    "several samples in one file?"
+                )
+                raise InputError(msg)
+    if (found.pixels < 1).any():
+        msg = f"{where} gives stratum {found.strata[np.argmin(found.pixels)]} no pixel; give the file as it was drawn"
+        raise InputError(msg)
+    return found
+
+
+def _read_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:
+    """Read the three columns; None if none is there."""
+    columns = {name: find_column(frame.columns, name, where, joined=True) for name in (STRATUM, PIXELS, HECTARES)}
+    alone = columns[STRATUM] is not None and columns[PIXELS] is None and columns[HECTARES] is None
+    if alone and find_column(frame.columns, STRATUM, where) is None:
+        return None  # forest_stratum: somebody else's column
+    if not any(columns.values()):
+        return None
+    lacking = [name for name in (STRATUM, PIXELS) if columns[name] is None]
+    if lacking:
+        there = ", ".join(repr(column) for column in columns.values() if column is not None)
+        msg = (
+            f"{where} has {there} of a sample's design, but no column {lacking[0]!r}; its points cannot be weighed. "
+            "Give the file that landprior sample wrote, or rename the column if it is not of a sample"
+        )
+        raise InputError(msg)
+    strata = _whole(frame, str(columns[STRATUM]), where)
+    pixels = _whole(frame, str(columns[PIXELS]), where)
+    hectares = np.full(len(frame), np.nan)
+    if columns[HECTARES] is not None:
+        hectares = np.array([_number(value) for value in frame[columns[HECTARES]].tolist()], dtype=np.float64)
+        if not ((hectares > 0) | np.isnan(hectares)).all():
+            msg = f"{where}: {columns[HECTARES]} must be an area in hectares, not {np.nanmin(hectares):g}"
+            raise InputError(msg)
+    return Design(strata=strata, pixels=pixels, hectares=hectares)
+
+
+_REMEDY = "points that were added by hand do not belong to a random sample: take them out, or draw a new sample"
+
+
+def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDArray[np.int64]:
+    values = frame[column].tolist()
+    numbers = np.array([_number(value) for value in values], dtype=np.float64)
+    wrong = ~((numbers >= 0) & (numbers == np.round(numbers)) & (numbers <= _LARGEST))
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        said = "empty" if is_blank(values[at]) else repr(values[at])
+        msg = (
+            f"{where}, {name_feature(frame, at)}: {column} is {said}, not a whole number from 0, so that the point "
+            f"cannot be weighed ({int(wrong.sum())} such points); {_REMEDY}"
+        )
+        raise InputError(msg)
+    return numbers.astype(np.int64)
+
+
+def _number(value: object) -> float:
+    """Return a number as formats write it; NaN if it is none."""
+    if is_blank(value) or isinstance(value, bool):
+        return float("nan")
+    if isinstance(value, str):
+        found = parse_number(value.strip())
+        return float("nan") if found is None else found
+    try:
+        return float(value)  # type: ignore[arg-type]  # what is no number is caught
+    except (TypeError, ValueError):
+        return float("nan")

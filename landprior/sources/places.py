@@ -1,0 +1,137 @@
+"""Places in a CSV: map coordinates, degrees, pixels or WKT, as features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+
+from landprior.errors import InputError
+from landprior.sources.tables import read_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import geopandas
+    from numpy.typing import NDArray
+
+    from landprior.raster.grid import Grid
+    from landprior.sources.tables import Row, Table
+
+_MAP = (("x", "y"), ("easting", "northing"), ("utm_x", "utm_y"), ("x_coord", "y_coord"), ("xcoord", "ycoord"))
+_DEGREES = (("lon", "lat"), ("longitude", "latitude"), ("long", "lat"), ("lng", "lat"), ("lon_wgs84", "lat_wgs84"))
+_PIXELS = (("col", "row"), ("column", "row"))
+_WKT = ("wkt", "wkt_geom", "geometry", "geom", "the_geom", "geometry_wkt")
+
+
+def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
+    """Read a CSV whose rows are places.
+
+    Parameters
+    ----------
+    path
+        Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, else the grid's), ``lon`` and ``lat`` (degrees),
+        ``row`` and ``col`` (pixels of the grid from 0), or a geometry as WKT. Case does not matter.
+    grid
+        The raster's; None: only degrees and a ``.prj`` say where places are.
+
+    Returns
+    -------
+    GeoDataFrame
+        With the other columns: numbers where all values are numbers, else texts.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        If it cannot be read, has no such columns, or a value is no number; names the line.
+    """
+    import geopandas
+    import pandas as pd
+    from pyproj import CRS
+
+    table = read_table(path)
+    found = _find(table)
+    if found is None:
+        there = ", ".join(table.header) or "none"
+        msg = (
+            f"{path} has no geometries; it has the columns {there} and it needs x,y (map coordinates), lon,lat "
+            "(degrees), row,col (pixels from 0) or a geometry as WKT"
+        )
+        raise InputError(msg)
+    kind, columns = found
+    own = None if grid is None or grid.crs is None else grid.crs.to_wkt()
+    beside = path.with_suffix(".prj")
+    crs = own
+    if kind == "degrees":
+        crs = "EPSG:4326" if grid is None or grid.crs is not None else None
+    elif kind != "pixels" and beside.is_file():
+        crs = CRS.from_user_input(beside.read_text(encoding="utf-8", errors="replace")).to_wkt()
+    if kind == "wkt":
+        shapes, said = _shapes(table, columns[0])
+        crs = said or crs
+    else:
+        xy = np.array([_place(table, row, columns) for row in table.rows]).reshape(-1, 2)
+        if kind == "pixels":
+            if grid is None:
+                msg = f"{path} has rows and columns of pixels, and here is no raster they are of; give x,y or lon,lat"
+                raise InputError(msg)
+            x, y = grid.transform @ tuple(np.floor(xy.T) + 0.5)
+            xy = np.column_stack([x, y])
+        shapes = shapely.points(xy)
+    values = {name: _values(table, at) for at, name in enumerate(table.header) if name and at not in columns}
+    lines = pd.Index([row.line for row in table.rows], name="line")
+    return geopandas.GeoDataFrame(values, geometry=shapes, crs=crs, index=lines)
+
+
+def _find(table: Table) -> tuple[str, tuple[int, ...]] | None:
+    for kind, pairs in (("map", _MAP), ("degrees", _DEGREES), ("pixels", _PIXELS)):
+        for pair in pairs:
+            first, second = (table.find(name) for name in pair)
+            if first is not None and second is not None:
+                return kind, (first, second)
+    at = table.find(*_WKT)
+    return None if at is None else ("wkt", (at,))
+
+
+def _place(table: Table, row: Row, columns: tuple[int, ...]) -> list[float]:
+    """Return the two coordinates of a row; NaN, which is no place, where one is empty."""
+    found = []
+    for at in columns:
+        text = row.cells[at]
+        number = table.parse(text) if text else float("nan")
+        if number is None:
+            names = " and ".join(table.header[i] for i in columns)
+            kind = "finite numbers" if text.lower().lstrip("+-") in ("nan", "inf", "infinity") else "numbers"
+            msg = f"{table.where(row)}: {names} must be {kind} with one reading; {table.header[at]} is {text!r}"
+            raise InputError(msg)
+        found.append(number)
+    return found
+
+
+def _shapes(table: Table, at: int) -> tuple[NDArray[np.object_], str | None]:
+    """Read WKT, perhaps with ``SRID=4326;`` before it; return geometries and the CRS."""
+    found, codes = [], set()
+    for row in table.rows:
+        text = row.cells[at]
+        head, mark, rest = text.partition(";")
+        if mark and head.upper().startswith("SRID="):
+            codes.add(head[5:].strip())
+            text = rest
+        try:
+            found.append(shapely.from_wkt(text) if text else None)
+        except shapely.errors.ShapelyError as error:
+            msg = f"{table.where(row)}: {table.header[at]} is {text[:60]!r}, not a geometry as WKT"
+            raise InputError(msg) from error
+    if len(codes) > 1:
+        msg = f"{table.path} has geometries in several CRSs ({', '.join(sorted(codes))}); bring them into one"
+        raise InputError(msg)
+    shapes: NDArray[np.object_] = np.array(found, dtype=object)
+    return shapes, f"EPSG:{codes.pop()}" if codes else None
+
+
+def _values(table: Table, at: int) -> list[float | None] | list[str | None]:
+    values = table.values(at)
+    if all(value is None or isinstance(value, float) for value in values):
+        return [value if isinstance(value, float) else None for value in values]
+    return table.texts(at)
