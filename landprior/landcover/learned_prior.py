@@ -8,6 +8,7 @@ tiles its prior was learned on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import SUPERVISED_SMOOTHING
 from landprior.implicit.training import TrainingSettings
 from landprior.landcover.coarse import LAYERS, CoarseLayers
+from landprior.landcover.image_kind import ImageKind, compare_sizes, kind_of
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.model import LandcoverModel
+    from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 
 
@@ -160,6 +163,7 @@ def read_place(
         extra=stacked,
         extras=("nlcd", *names),
         where=place.labels,
+        kind=ImageKind(pixel_size=_size(coarse.grid, pixel_size, place.labels)),
     )
 
 
@@ -255,6 +259,28 @@ def settings_of(model: LandcoverModel) -> PriorSettings:
         return PriorSettings.model_validate(model.record.get("prior", {}))
     except ValidationError as error:
         raise ModelError(explain(error, "the learned prior's record")) from error
+
+
+def _size(grid: Grid, given: float | None, where: str | Path) -> float:
+    return math.sqrt(math.prod(grid.pixel_size(given, where=where)))
+
+
+def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: str | Path) -> None:
+    """Refuse a learned prior on pixels of another size: it learned what lies how many pixels around a road.
+
+    Raises
+    ------
+    PriorError
+        If pixels are more than 1.5 times larger or smaller on the ground.
+    """
+    trained = kind_of(model)
+    found = compare_sizes(None if trained is None else trained.pixel_size, _size(grid, given, where))
+    if found:
+        msg = (
+            f"the prior was learned on pixels of another size than those of {where}: {found[0]}; build it on a grid of "
+            "that size (--like), or say the size that is right with --pixel-size"
+        )
+        raise PriorError(msg)
 
 
 def require_match(

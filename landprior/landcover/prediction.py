@@ -19,6 +19,7 @@ import numpy as np
 
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.landcover.image_kind import require_kind, require_radiance
 from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
 from landprior.landcover.verdict import LEAST_PIXELS
@@ -114,7 +115,7 @@ def predict(
     products
         What else to write.
     force
-        Map r whatever the verdict, with all classes.
+        Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
     nodata
         See :class:`ImageLayer`.
     device
@@ -141,7 +142,9 @@ def predict(
     Raises
     ------
     ModelError
-        If the image has other bands than the model.
+        If the image has other bands than the model, or is of another kind than those it was trained on: another data
+        type, values tens of times larger or smaller, another order of bands, pixels of more than 1.5 times or less than
+        two thirds the size (:mod:`landprior.landcover.image_kind`).
     GridMismatchError
         If the prior is on another grid.
     SchemeError
@@ -154,12 +157,15 @@ def predict(
     _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        if not force:
+            require_radiance(pixels)
         if pixels.grid.crs is None:
             lack = "georeference" if pixels.grid.nowhere else "CRS"
             logger.info("%s has no %s, so its map will have none", image, lack)
         if pixels.bands != model.bands:
             msg = f"{image} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
             raise ModelError(msg)
+        require_kind(model, pixels, force=force)
         belief = None
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))

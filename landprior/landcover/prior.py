@@ -355,9 +355,10 @@ def build_prior(
                 _require_role(cooccurrence.scheme, name)
             model = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
         else:
-            from landprior.landcover.learned_prior import LearnedPrior, require_match, settings_of
+            from landprior.landcover.learned_prior import LearnedPrior, require_match, require_size, settings_of
 
             require_match(learned, cooccurrence.scheme, coarse.names, settings)
+            require_size(learned, coarse.grid, pixel_size, like or nlcd)
             settings = settings or settings_of(learned)
             base = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
             model = LearnedPrior(learned, base, device=device)

@@ -21,6 +21,7 @@ from landprior.errors import InputError, PriorError, SchemeError
 from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
+from landprior.landcover.image_kind import ImageKind, require_radiance
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import BandStatistics
 from landprior.raster.files import open_on_grid, read_classes
@@ -59,6 +60,8 @@ class Tile:
         Shape (H, W): all inputs have data; by default :attr:`valid`.
     labelled
         Whether :attr:`prior` holds labels.
+    kind
+        What kind of image it is, kept with the model.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Tile:
     extras: tuple[str, ...] = ()
     seen: Tensor | None = None
     labelled: bool = False
+    kind: ImageKind | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -142,6 +146,7 @@ def read_tile(
         See :class:`ImageLayer` and :class:`PriorLayer`.
     """
     with ImageLayer(image, nodata=nodata) as pixels, PriorLayer(prior, scheme=scheme) as belief:
+        require_radiance(pixels)
         require_same_grid(pixels.grid, belief.grid, names=(str(image), str(prior)))
         height, width = pixels.grid.shape
         values = np.empty((pixels.bands, height, width), dtype=pixels.dtype)
@@ -161,6 +166,7 @@ def read_tile(
             prior=torch.from_numpy(shares),
             valid=torch.from_numpy(valid),
             scheme=belief.scheme,
+            kind=ImageKind.of(pixels),
         )
 
 
@@ -201,6 +207,7 @@ def read_labelled_tile(
     """
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        require_radiance(pixels)
         truth = stack.enter_context(open_on_grid(labels, pixels.grid, like=image))
         belief = None
         if prior is not None:
@@ -217,6 +224,7 @@ def read_labelled_tile(
             if belief is not None and extra is not None:
                 extra[(slice(None), *at)], believed = belief.read(block.core)
                 seen[at] &= believed
+        kind = ImageKind.of(pixels)
     return label_tile(
         name or Path(image).name,
         torch.from_numpy(values),
@@ -226,6 +234,7 @@ def read_labelled_tile(
         extra=extra,
         extras=() if extra is None else ("prior",),
         where=labels,
+        kind=kind,
     )
 
 
@@ -239,6 +248,7 @@ def label_tile(
     extra: NDArray[np.float16] | None = None,
     extras: tuple[str, ...] = (),
     where: str | Path = "the labels",
+    kind: ImageKind | None = None,
 ) -> Tile:
     """Make a tile to fit labels on: class positions, shape (H, W), -1 where there is none.
 
@@ -263,6 +273,7 @@ def label_tile(
         extras=extras,
         seen=torch.from_numpy(seen),
         labelled=True,
+        kind=kind,
     )
 
 

@@ -21,6 +21,7 @@ from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit, part_of
+from landprior.landcover.image_kind import kind_of, require_one_kind
 from landprior.landcover.model import LandcoverModel, build_network, check_model_output, load_model, save_model
 from landprior.landcover.tiles import (
     PatchFeed,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from landprior.implicit.losses import LossName
     from landprior.implicit.training import Batch, Objective
+    from landprior.landcover.image_kind import ImageKind
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -237,6 +239,8 @@ def train_model(
     if PatchFeed in (feed, getattr(feed, "func", None)):  # others go with lists in the order of the tiles
         tiles = _in_order(tiles)
     require_compatible(tiles)
+    kind = require_one_kind([(tile.name, tile.kind) for tile in tiles])
+    _require_kind_of_start(init, kind)
     names = sorted(tile.name for tile in tiles)
     seed = derive_seed(settings.training.seed, "|".join(names) + (f"#{start}" if start else ""))
     fabric = make_fabric(settings.training.precision, device)
@@ -307,6 +311,7 @@ def train_model(
                 ]
             },
             **({} if verdict is None else {"verdict": verdict}),
+            **({} if kind is None else {"image": kind.model_dump()}),
             "device": fabric.device.type,
             "torch": torch.__version__,
         },
@@ -462,6 +467,18 @@ def _warn_of_harm(verdict: Mapping[str, Any]) -> None:
             HarmWarning,
             stacklevel=3,
         )
+
+
+def _require_kind_of_start(init: LandcoverModel | None, kind: ImageKind | None) -> None:
+    """Refuse to start from a model of other images; their range may differ, as bands are standardised anew."""
+    trained = None if init is None else kind_of(init)
+    found = [] if trained is None or kind is None else trained.differences(kind, values=False)
+    if found:
+        msg = (
+            f"the model to start from was trained on another kind of image: {'; '.join(found)}; "
+            "leave --init out, or give images of one kind"
+        )
+        raise ModelError(msg)
 
 
 def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - private

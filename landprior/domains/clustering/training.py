@@ -10,7 +10,7 @@ import colorsys
 import hashlib
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
+from landprior.landcover.image_kind import ImageKind, require_one_kind, require_radiance
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
 from landprior.landcover.tiles import PatchFeed, Tile, measure_bands, measure_colours
@@ -129,12 +130,14 @@ def read_image_tile(
         If no pixel has data.
     """
     with ImageLayer(image, nodata=nodata) as pixels:
+        require_radiance(pixels)
+        kind = ImageKind.of(pixels)
         values = np.empty((pixels.bands, *pixels.grid.shape), dtype=pixels.dtype)
         valid = np.empty(pixels.grid.shape, dtype=bool)
         for block in iter_blocks(pixels.grid, size=2048):
             at = block.core.toslices()
             values[(slice(None), *at)], valid[at] = pixels.read(block.core)
-    return image_tile(name or Path(image).name, values, valid, scheme)
+    return replace(image_tile(name or Path(image).name, values, valid, scheme), kind=kind)
 
 
 def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_], scheme: ClassScheme) -> Tile:
@@ -331,6 +334,7 @@ def _train(
     checkpoint: Path | None,
     progress: bool,
 ) -> tuple[LandcoverModel, ClusterUse]:
+    require_one_kind([(tile.name, tile.kind) for tile in tiles])
     names = sorted(tile.name for tile in tiles)
     seed = derive_seed(run_seed, "|".join(names))
     fabric = make_fabric(settings.training.precision, device)
@@ -390,6 +394,7 @@ def _finish(
     use: ClusterUse,
 ) -> LandcoverModel:
     alpha, beta = prior.weights.tolist()
+    kind = require_one_kind([(tile.name, tile.kind) for tile in tiles])
     return LandcoverModel(
         network=network,
         scheme=tiles[0].scheme,
@@ -406,6 +411,7 @@ def _finish(
                 "effective": use.effective,
                 "largest": use.largest,
             },
+            **({} if kind is None else {"image": kind.model_dump()}),
             "torch": torch.__version__,
         },
     )

@@ -13,6 +13,7 @@ from landprior.domains.density.points import PointSink
 from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
 from landprior.errors import ModelError
 from landprior.landcover.blur import BLUR, BlurredNetwork, blur_model, box_mean
+from landprior.landcover.image_kind import require_kind
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.mapper import Mapper, window_for
 from landprior.landcover.prediction import Products, predict
@@ -141,6 +142,7 @@ def predict_points(
     ready = replace(ready, network=BlurredNetwork(ready.network, *blurs).eval())
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        require_kind(ready, pixels)
         mapper = Mapper(ready, pixels, device=device, engine="torch", precision=precision)
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:

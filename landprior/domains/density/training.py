@@ -12,7 +12,7 @@ import logging
 import math
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from landprior.domains.density.blocks import (
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
+from landprior.landcover.image_kind import ImageKind, require_radiance
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
 from landprior.landcover.tiles import PatchFeed, Tile, require_compatible
@@ -184,7 +185,14 @@ def adapt_model(model: LandcoverModel, own: BandStatistics) -> LandcoverModel:
             f"the image has {len(own.mean)} bands and the model was trained on {len(common.mean)}; give the same bands"
         )
         raise InputError(msg)
-    return replace(model, statistics=BandStatistics(mean=own.mean + common.mean * own.std, std=common.std * own.std))
+    # standardised by itself, an image may have any unit
+    units = ("dtype", "low", "high")
+    image = {name: value for name, value in model.record.get("image", {}).items() if name not in units}
+    return replace(
+        model,
+        statistics=BandStatistics(mean=own.mean + common.mean * own.std, std=common.std * own.std),
+        record=model.record | ({"image": image} if image else {}),
+    )
 
 
 @dataclass(frozen=True)
@@ -292,6 +300,13 @@ def _cut(path: Path, grid: Grid, labels: BlockLabels) -> Iterator[_Piece]:
                 yield _Piece(path, Window(left, top, width, height))
 
 
+@lru_cache(maxsize=64)
+def _describe(path: Path, nodata: float | None, changed: int) -> ImageKind:  # noqa: ARG001 - so that it is looked at again
+    """Return the kind of an image, once for all its pieces."""
+    with ImageLayer(path, nodata=nodata) as pixels:
+        return ImageKind.of(pixels)
+
+
 def _read_piece(
     piece: _Piece,
     own: BandStatistics | None,
@@ -304,6 +319,8 @@ def _read_piece(
 ) -> Tile | None:
     """Read a piece; None if no known block of it has data."""
     with ImageLayer(piece.path, nodata=nodata) as pixels:
+        require_radiance(pixels)
+        kind = _describe(piece.path, nodata, piece.path.stat().st_mtime_ns)
         values, seen = pixels.read(piece.window)
     classes = labels.classes[piece.path.name]
     table = priors if rate is None else relate_priors(priors, classes, rate)
@@ -322,6 +339,7 @@ def _read_piece(
         valid=torch.from_numpy(valid),
         scheme=scheme,
         seen=torch.from_numpy(seen),
+        kind=kind,
     )
 
 
