@@ -100,11 +100,6 @@ class ImageLayer(_Layer):
             raise InputError(msg)
 
     @property
-    def indexes(self) -> list[int]:
-        """Which bands of the file are data, from 1."""
-        return list(self._indexes)
-
-    @property
     def given_nodata(self) -> float | None:
         """The value of no data that was given."""
         return self._nodata

@@ -157,15 +157,7 @@ def predict(
     _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
-        if not force:
-            require_radiance(pixels)
-        if pixels.grid.crs is None:
-            lack = "georeference" if pixels.grid.nowhere else "CRS"
-            logger.info("%s has no %s, so its map will have none", image, lack)
-        if pixels.bands != model.bands:
-            msg = f"{image} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
-            raise ModelError(msg)
-        require_kind(model, pixels, force=force)
+        _check_image(model, pixels, force=force)
         belief = None
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
@@ -238,6 +230,19 @@ def list_products(target: Path, products: Products) -> list[Path]:
         (products.quicklook, target.with_suffix(".png")),
     )
     return [path for wanted, path in named if wanted]
+
+
+def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
+    """Refuse an image that the model is not for, and say what its map will lack."""
+    if not force:
+        require_radiance(pixels)
+    if pixels.grid.crs is None:
+        lack = "georeference" if pixels.grid.nowhere else "CRS"
+        logger.info("%s has no %s, so its map will have none", pixels.path, lack)
+    if pixels.bands != model.bands:
+        msg = f"{pixels.path} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
+        raise ModelError(msg)
+    require_kind(model, pixels, force=force)
 
 
 def _open_hint(

@@ -113,7 +113,7 @@ FINE = {
     "1.3 m": {"pixel": 1.3},
     "no data marked": {"nodata": 0},
     "small": {"values": np.random.default_rng(5).integers(20, 220, (4, 16, 17))},
-    "a black margin": {"values": np.pad(np.full((4, 20, 20), 90), ((0, 0), (20, 20), (20, 20)))},
+    "a black margin": {"values": np.pad(np.arange(1600).reshape(4, 20, 20) % 199 + 9, ((0, 0), (20, 20), (20, 20)))},
 }  # fmt: skip
 
 
@@ -156,9 +156,9 @@ def test_other_units_of_the_same_type_are_refused(tmp_path, write, trained, trai
 def test_a_band_that_was_dead_in_training_is_not_let_through(tmp_path, write, trained):
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     dead = values.copy()
-    dead[3] = 7
+    dead[0] = 7
     model = trained(write("dead.tif", dead))
-    with pytest.raises(ModelError, match="its band 4 holds values, and was 7 everywhere in training"):
+    with pytest.raises(ModelError, match="its band 1 holds values, and was 7 everywhere in training"):
         predict(write("live.tif", values), tmp_path / "map.tif", model)
 
 
