@@ -385,7 +385,7 @@ def _describe(raster: CodeRaster) -> str:
 
 
 def read_classes(
-    raster: CodeRaster,
+    raster: CodeRaster | DatasetReader,
     window: Window | None,
     scheme: ClassScheme,
     *,
@@ -397,7 +397,7 @@ def read_classes(
     Parameters
     ----------
     raster, window
-        An open raster of codes and the pixels wanted; None for all.
+        An open raster of codes, or any open raster with one band of them, and the pixels wanted; None for all.
     scheme
         The classes.
     codes
@@ -413,6 +413,9 @@ def read_classes(
     SchemeError
         If it has codes the scheme does not know, or marks no data by the code of a class.
     """
+    if not isinstance(raster, CodeRaster):
+        bands = choose_band(raster, where)
+        raster = CodeRaster(raster, where, bands=bands, band=bands.data[0], ours=_is_ours(raster))
     raster.require_free_nodata(scheme, codes)
     values, valid = raster.read_codes(window)
     return scheme.encode(values, label_map=codes, valid=valid, where=str(where))
