@@ -12,6 +12,7 @@ from landprior.cli.options import (
     band_option,
     city_option,
     device_option,
+    layer_option,
     learned_option,
     overwrite_option,
     pixel_size_option,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     help="How far to trust them; 1 is certainty.",
 )
 @click.option("--label-column", default="class", show_default=True, help="Their attribute with the label.")
+@layer_option
 @click.option(
     "--recalibrate",
     is_flag=True,
@@ -98,6 +100,7 @@ def command(
     labels: Path | None,
     label_weight: float,
     label_column: str,
+    layer: str | None,
     recalibrate: bool,
     learned: Path | None,
     device: str,
@@ -160,6 +163,7 @@ def command(
             "labels",
             "label_weight",
             "label_column",
+            "layer",
             "recalibrate",
         )
         from landprior.landcover.city import find_city
@@ -181,11 +185,11 @@ def command(
     nlcd = with_band(nlcd, nlcd_band)
     hints = None
     if labels is None:
-        refuse_options(ctx, "a prior without --labels", "label_weight", "label_column")
+        refuse_options(ctx, "a prior without --labels", "label_weight", "label_column", "layer")
     else:
         with open_raster(like or nlcd) as src:
             grid = Grid.of(src)
-        hints = read_hints(labels, scheme, grid, weight=label_weight, column=label_column)
+        hints = read_hints(labels, scheme, grid, weight=label_weight, column=label_column, layer=layer)
     build_prior(
         nlcd,
         output,

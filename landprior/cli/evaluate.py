@@ -14,6 +14,7 @@ from landprior.cli.options import (
     band_option,
     json_option,
     label_map_option,
+    layer_option,
     overwrite_option,
     pair_option,
     pixel_size_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     "--exclude-buffer", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Metres around them too."
 )
 @click.option("--label-column", default="reference", show_default=True, help="Points: their attribute with the class.")
+@layer_option
 @pixel_size_option
 @json_option
 @click.option("--figure", type=OUTPUT, help="Write a picture: image, prior, q, r, labels side by side.")
@@ -66,6 +68,7 @@ def command(
     exclude: Path | None,
     exclude_buffer: float,
     label_column: str,
+    layer: str | None,
     pixel_size: float | None,
     as_json: bool,
     figure: Path | None,
@@ -88,14 +91,16 @@ def command(
     Pixels without data on either side, and codes the scheme ignores, do not count. Classes in neither
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
-    from landprior.landcover.evaluation import evaluate, scheme_of_map
+    from landprior.landcover.evaluation import evaluate, refuse_swapped, scheme_of_map
     from landprior.raster.files import check_output, with_band
     from landprior.sources.labels import is_raster
 
     if figure is not None:
         sources = (map_path, labels, exclude, image, prior, model, *(path for pair in pairs for path in pair))
         check_output(figure, overwrite=overwrite, inputs=sources)
-    scheme = scheme or scheme_of_map(map_path)
+    if scheme is None:
+        refuse_swapped(map_path, labels)
+        scheme = scheme_of_map(map_path)
     map_path = with_band(map_path, map_band)
     if not is_raster(labels):
         refuse_options(
@@ -108,6 +113,7 @@ def command(
             labels,
             scheme,
             column=label_column,
+            layer=layer,
             map_map=map_map,
             label_map=label_map,
             pixel_size=pixel_size,
@@ -117,7 +123,7 @@ def command(
         return
     labels = with_band(labels, labels_band)
     pairs = tuple((with_band(one, map_band), with_band(other, labels_band)) for one, other in pairs)
-    refuse_options(ctx, "raster labels, only with points", "label_column", "pixel_size")
+    refuse_options(ctx, "raster labels, only with points", "label_column", "layer", "pixel_size")
     if figure is None:
         refuse_options(ctx, "scores alone; ask for a picture with --figure", "image", "prior", "model")
     if exclude is None:

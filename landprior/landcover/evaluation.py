@@ -291,3 +291,26 @@ def scheme_of_map(path: str | Path) -> ClassScheme:
         msg = f"{path} does not say its classes; give --scheme (a shipped name or a YAML file)"
         raise SchemeError(msg)
     return parse_scheme(text, path)
+
+
+def refuse_swapped(map_path: str | Path, labels: str | Path) -> None:
+    """Refuse a map without a class scheme in its tags where the labels have one: the two are swapped.
+
+    Raises
+    ------
+    InputError
+        If they look swapped.
+    """
+    from landprior.sources.labels import is_raster
+
+    if is_raster(labels) and (not is_raster(map_path) or not _says_classes(map_path)) and _says_classes(labels):
+        msg = (
+            f"{map_path} does not say its classes and {labels} does, as maps of landprior do: are the two swapped? "
+            f"Write: landprior evaluate {labels} {map_path}; if not, give --scheme"
+        )
+        raise InputError(msg)
+
+
+def _says_classes(path: str | Path) -> bool:
+    with open_raster(path) as src:
+        return "scheme" in src.tags(ns=TAG_DOMAIN)
