@@ -34,8 +34,8 @@ PATIENCE = 60.0
 def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Let one process at a time read a JSON file, change it and write it.
 
-    Gives a function that writes, whole or not at all. The lock is the operating system's, on ``.<name>.lock`` beside
-    the file: that of a process that was killed holds nobody up. It is gone afterwards.
+    Gives a function that writes, whole or not at all. The lock is the operating system's, on
+    ``.landprior-<name>.lock`` beside the file: that of a process that was killed holds nobody up. It is gone afterwards.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     try:
-        with _locked(path.with_name(f".{path.name}.lock")):
+        with _locked(path.with_name(f".landprior-{path.name}.lock")):  # a name that clear_leftovers knows
             yield write
     except TimeoutError as error:
         msg = f"another process has been writing {path} for {PATIENCE:.0f} s; is it stopped? End it and try again"

@@ -80,12 +80,12 @@ def test_sixty_steps_of_two_processes_are_all_recorded(tile):
 def test_the_lock_of_a_killed_process_holds_nobody_up(tile):
     with started(HOLD, tile.path / ITEM) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert (tile.path / f".{ITEM}.lock").exists()
+        assert (tile.path / f".landprior-{ITEM}.lock").exists()
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     tile.record("prior", "key")
     assert set(tile.steps()) == {"prior"}
-    assert not (tile.path / f".{ITEM}.lock").exists()
+    assert not (tile.path / f".landprior-{ITEM}.lock").exists()
 
 
 def test_a_process_that_holds_the_lock_for_ever_is_told_of(tile, monkeypatch):
