@@ -35,7 +35,7 @@ def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Let one process at a time read a JSON file, change it and write it.
 
     Gives a function that writes, whole or not at all. The lock is the operating system's, on
-    ``.landprior-<name>.lock`` beside the file: that of a process that was killed holds nobody up. It is gone afterwards.
+    ``.landprior-<name>.lock`` beside the file: that of a process that was killed holds nobody up. It goes afterwards.
 
     Raises
     ------
