@@ -10,9 +10,9 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.sampling import REFERENCE
+from landprior.sources import vectors
 from landprior.sources.labels import class_position
 from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
-from landprior.sources.vectors import read_everything
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def read_points(
     SchemeError
         If a class is not of the scheme.
     """
-    frame = read_everything(path, layer=layer, grid=grid)
+    frame = vectors.read_everything(path, layer=layer, grid=grid)
     label = next((found for name in CLASS_NAMES if (found := find_column(frame.columns, name, path)) is not None), None)
     if label is None:
         names = ", ".join(str(name) for name in frame.columns if name != "geometry")
