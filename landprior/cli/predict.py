@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "--force",
     is_flag=True,
     help="Map whatever the checks found: r of all classes of a model judged worse than its prior, and an image of "
-    "another kind (data type, values, bands, pixel size, palette) than the model was trained on.",
+    "another kind (data type, values, bands, pixel size) than the model was trained on.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")
 @click.option("--confidence", is_flag=True, help="Also write largest probability and entropy, <map>_confidence.tif.")

@@ -192,11 +192,11 @@ def test_a_kind_that_is_nonsense_is_an_error_in_a_line(tmp_path, write, model):
 def test_palette_images_are_refused(tmp_path, write, make_prior, quick, make_model):
     image = palette(write)
     prior = make_prior("p.tif", 48, 56)
-    with pytest.raises(InputError, match=r"palette.tif is a palette image.*gdal_translate -expand rgb"):
+    with pytest.raises(InputError, match=r"palette.tif is a picture with a palette.*gdal_translate -expand rgb"):
         train_files([(image, prior)], tmp_path / "m.safetensors", quick())
-    with pytest.raises(InputError, match="palette image"):
-        predict(image, tmp_path / "map.tif", make_model(bands=3))
-    predict(image, tmp_path / "map.tif", make_model(bands=1), force=True)
+    for force in (False, True):
+        with pytest.raises(InputError, match="picture with a palette"):
+            predict(image, tmp_path / "map.tif", make_model(bands=1), force=force)
 
 
 def test_images_of_two_kinds_are_not_trained_on_together(tmp_path, write, make_prior, quick):
