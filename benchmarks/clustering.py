@@ -33,7 +33,8 @@ from landprior.domains.clustering.training import ClusterSettings, make_scheme, 
 from landprior.landcover.blur import BLUR, box_mean
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.tiles import measure_bands
-from landprior.raster.files import open_raster, read_classes
+from landprior.raster.codes import read_classes
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import make_settings, train_best
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from landprior.landcover.model import LandcoverModel

@@ -27,9 +27,10 @@ from landprior.landcover.cooccurrence import write_cooccurrence
 from landprior.landcover.evaluation import Scores
 from landprior.landcover.experiments.report import summarise, to_markdown, write_report
 from landprior.landcover.experiments.runner import Runner
+from landprior.raster.codes import read_classes
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.superres.comparison import ComparedMethod, ComparedPlace, Comparison, load_comparison
 from landprior.superres.rivals import RIVALS

@@ -29,9 +29,10 @@ from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_labelled_tile, read_tile
 from landprior.landcover.training import make_settings, train_best
+from landprior.raster.codes import read_classes
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

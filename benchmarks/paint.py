@@ -22,7 +22,7 @@ from scipy import ndimage
 from landprior.cli.options import training_settings
 from landprior.domains.painting.drawing import make_palette
 from landprior.domains.painting.painting import WARMUP, Picture, paint
-from landprior.raster.files import local_grids_allowed, open_raster
+from landprior.raster.reading import open_raster
 
 BAR, PRIOR_BAR = 0.97, 0.80
 CLASSES = ("sky=red", "ship=lime", "sea=blue")
@@ -79,12 +79,11 @@ def score(folder: Path, seed: int, *, position: bool, start: int, steps: int, fi
         overwrite=True,
     )[0]
     found = []
-    with local_grids_allowed():
-        for path in (done.prior, done.q, done.classes):
-            with open_raster(path) as src:
-                values = src.read()
-            classes = values[0] - 1 if len(values) == 1 else values[:3].argmax(0)  # q.png: red, green, blue
-            found.append(float((classes == truth).mean()))
+    for path in (done.prior, done.q, done.classes):
+        with open_raster(path) as src:
+            values = src.read()
+        classes = values[0] - 1 if len(values) == 1 else values[:3].argmax(0)  # q.png: red, green, blue
+        found.append(float((classes == truth).mean()))
     return tuple(found)
 
 

@@ -31,8 +31,9 @@ from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import make_settings, train_best
-from landprior.raster.files import open_raster, read_classes
+from landprior.raster.codes import read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from benchmarks.accuracy.cases import data_folder, prepare
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.layers import ImageLayer
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Dense, Posteriors

@@ -26,8 +26,8 @@ from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import make_settings, train_model
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import AHEAD, iter_blocks
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from landprior.errors import InputError, RasterWriteError
 from landprior.inputs import read_text
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 from landprior.raster.scheme import explain
 
 if TYPE_CHECKING:

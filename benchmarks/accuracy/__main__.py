@@ -27,7 +27,8 @@ from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import TileSettings, train_model
-from landprior.raster.files import open_raster, read_classes
+from landprior.raster.codes import read_classes
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurr
 from landprior.landcover.demo import write_scene
 from landprior.landcover.prior import build_prior
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

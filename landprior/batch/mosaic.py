@@ -18,9 +18,10 @@ from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
 from landprior.landcover.prediction import map_writer
-from landprior.raster.files import check_output, open_raster, read_window
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.ground import measure_steps, metres_per_unit
+from landprior.raster.outputs import check_output
+from landprior.raster.reading import open_raster, read_window
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, stream
 

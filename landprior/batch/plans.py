@@ -29,7 +29,8 @@ import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.city import CityRef, find_city
 from landprior.landcover.workspace import Workspace, checksum
-from landprior.raster.files import open_raster, replacing
+from landprior.raster.outputs import replacing
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
 from landprior.sources.areas import Area, CityPreset, check_component, list_cities, load_city
 
@@ -246,7 +247,7 @@ def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) ->
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        See :func:`landprior.raster.files.replacing`.
+        See :func:`landprior.raster.outputs.replacing`.
     """
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -24,8 +24,7 @@ from landprior.errors import ConfigError, InputError, LandpriorError, MissingInp
 from landprior.landcover.provenance import checksum, stamp_of
 from landprior.landcover.workspace import INPUTS, ITEM, TileFolder, Workspace
 from landprior.progress import Progress
-from landprior.raster.files import replacing
-from landprior.raster.outputs import claiming, clear_leftovers, make_folder
+from landprior.raster.outputs import claiming, clear_leftovers, make_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

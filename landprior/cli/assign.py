@@ -75,7 +75,7 @@ def command(
 
     from landprior.domains.clustering.assignment import assign_classes
     from landprior.landcover.prediction import Products
-    from landprior.raster.files import with_band
+    from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
 
     if points is None and labels is None:

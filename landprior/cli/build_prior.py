@@ -128,8 +128,8 @@ def command(
     from landprior.landcover.cooccurrence import load_cooccurrence
     from landprior.landcover.hints import read_hints
     from landprior.landcover.prior import PriorSettings, build_prior
-    from landprior.raster.files import open_raster, with_band
     from landprior.raster.grid import Grid
+    from landprior.raster.reading import open_raster, with_band
     from landprior.raster.scheme import explain
 
     asked = [ctx.get_parameter_source(name) for name in ("blur_sigma", "blur_radius")]

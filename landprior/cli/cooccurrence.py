@@ -70,7 +70,8 @@ def command(
     from landprior.landcover.cells import measure_spread
     from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
     from landprior.landcover.evaluation import scheme_of_map
-    from landprior.raster.files import check_output, with_band
+    from landprior.raster.outputs import check_output
+    from landprior.raster.reading import with_band
 
     if nlcd is not None and not labels:
         msg = "LABELS is missing: give an NLCD raster and one or more label rasters, or --pair NLCD LABELS"

@@ -92,7 +92,8 @@ def command(
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.evaluation import evaluate, refuse_swapped, scheme_of_map
-    from landprior.raster.files import check_output, with_band
+    from landprior.raster.outputs import check_output
+    from landprior.raster.reading import with_band
     from landprior.sources.labels import is_raster
 
     if figure is not None:

@@ -104,7 +104,7 @@ def command(
 
     from landprior.landcover.learned_prior import learn_prior, prior_settings
     from landprior.landcover.prior import PriorSettings
-    from landprior.raster.files import with_band
+    from landprior.raster.reading import with_band
     from landprior.raster.scheme import explain
 
     try:

@@ -110,7 +110,7 @@ def command(
     from landprior.inputs import check_file
     from landprior.landcover.city import CityRef, find_city
     from landprior.landcover.pipeline import PipelineSettings, Workspace
-    from landprior.raster.files import check_output
+    from landprior.raster.outputs import check_output
 
     if learned is not None:
         check_file(learned, what="model file", error=ModelError)

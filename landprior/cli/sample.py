@@ -60,8 +60,8 @@ def command(
     """  # noqa: D301
     from landprior.landcover.evaluation import scheme_of_map
     from landprior.landcover.sampling import draw_sample, write_sample
-    from landprior.raster.files import with_band
     from landprior.raster.outputs import check_apart, check_output
+    from landprior.raster.reading import with_band
 
     check_output(output, overwrite=overwrite, inputs=[map_path], kind="vector")
     check_apart([output, output.with_suffix(".qml")], [map_path])

@@ -65,7 +65,7 @@ def command(
     """  # noqa: D301
     from landprior.landcover.cooccurrence import load_cooccurrence
     from landprior.landcover.prediction import Products
-    from landprior.raster.files import with_band
+    from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome
 

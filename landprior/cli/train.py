@@ -169,7 +169,7 @@ def command(
     The tile lies in memory and patches are cut there. An interrupted run goes on when the same command is
     given again. The bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
-    from landprior.raster.files import with_band
+    from landprior.raster.reading import with_band
 
     if method is not None and loss is not None:
         msg = "--method and --loss exclude each other; qr, rq, soft-naive (ce) and hard-naive (ce-argmax) are both"

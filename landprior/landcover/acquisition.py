@@ -29,10 +29,11 @@ from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.plan import NONE
 from landprior.landcover.workspace import TileFolder, Workspace, checksum, make_key
 from landprior.progress import Progress
+from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
 from landprior.raster.datasets import beside_of
-from landprior.raster.files import open_on_grid, open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm

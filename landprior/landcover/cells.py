@@ -26,8 +26,9 @@ from scipy.interpolate import RectBivariateSpline
 from landprior.errors import InputError
 from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.cooccurrence import NLCD_NODATA, measure_cooccurrence
-from landprior.raster.files import open_codes, open_on_grid, open_raster, read_classes
+from landprior.raster.codes import open_codes, open_on_grid, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.raster.windows import iter_blocks, stream
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.cooccurrence import Cooccurrence
-    from landprior.raster.files import CodeRaster
+    from landprior.raster.codes import CodeRaster
     from landprior.raster.scheme import ClassScheme
     from landprior.raster.windows import Block
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from landprior.errors import InputError, PriorError
 from landprior.landcover.cooccurrence import NLCD_NODATA
-from landprior.raster.files import CodeRaster, open_on_grid, open_raster
+from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.ground import UNEVEN
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from landprior.raster.files import CodeRaster
+    from landprior.raster.codes import CodeRaster
 
 NLCD_NODATA = (0, 250, 255)
 """NLCD values that stand for no data."""
@@ -363,7 +363,7 @@ def measure_cooccurrence(
         If the labels have codes the scheme does not know.
     """
     from landprior.landcover.coarse import read_nlcd
-    from landprior.raster.files import open_codes, open_on_grid, read_classes
+    from landprior.raster.codes import open_codes, open_on_grid, read_classes
     from landprior.raster.windows import Block, stream
 
     counts = np.zeros((256, len(scheme)), dtype=np.int64)
@@ -394,7 +394,7 @@ def measure_cooccurrence(
 
 def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a matrix as .csv (codes, probabilities to six digits, spread if it is known, pixel counts)."""
-    from landprior.raster.files import replacing
+    from landprior.raster.outputs import replacing
 
     if Path(path).suffix != ".csv":
         msg = f"{path}: a cooccurrence matrix is written as .csv"

@@ -17,7 +17,7 @@ import numpy as np
 from landprior.errors import InputError
 from landprior.landcover.design import read_design
 from landprior.landcover.sampling import REFERENCE, measure_classes
-from landprior.raster.files import open_codes, read_classes_at
+from landprior.raster.codes import open_codes, read_classes_at
 from landprior.raster.ground import PixelAreas
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.sources.labels import class_position

@@ -11,9 +11,9 @@ from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
 from landprior.errors import InputError, SchemeError
-from landprior.raster.files import open_on_grid, open_raster, read_classes
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
-from landprior.raster.reading import TAG_DOMAIN
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
 from landprior.sources.vectors import grow_shapes, read_vectors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import geopandas
     from numpy.typing import NDArray
 
-    from landprior.raster.files import CodeRaster
+    from landprior.raster.codes import CodeRaster
 
 
 @dataclass(frozen=True, kw_only=True)

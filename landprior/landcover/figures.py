@@ -10,8 +10,10 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.layers import ImageLayer, PriorLayer
-from landprior.raster.files import check_output, open_on_grid, open_raster, read_classes, replacing
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.outputs import check_output, replacing
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

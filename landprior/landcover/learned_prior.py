@@ -26,7 +26,7 @@ from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
-from landprior.raster.files import open_on_grid, read_classes
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.outputs import claiming
 from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks

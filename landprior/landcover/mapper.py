@@ -18,7 +18,7 @@ from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.posterior import log_joint, log_posterior
 from landprior.landcover.engine import make_engine
 from landprior.raster.cog import Encoding, encode_probabilities
-from landprior.raster.files import GDAL_CACHE_BYTES
+from landprior.raster.reading import GDAL_CACHE_BYTES
 from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:

@@ -228,7 +228,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        See :func:`landprior.raster.files.replacing`.
+        See :func:`landprior.raster.outputs.replacing`.
     """
     from safetensors.torch import save_file
 

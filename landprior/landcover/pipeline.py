@@ -15,9 +15,9 @@ from landprior.landcover.prior import PriorSettings, build_prior
 from landprior.landcover.provenance import Basis, Judgement, RecordFile, make_key, refuse_stranger
 from landprior.landcover.recipes import map_basis, model_basis, prior_basis
 from landprior.landcover.workspace import TileFolder, Workspace
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import clear_leftovers
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.sources.areas import list_cities
 

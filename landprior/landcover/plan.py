@@ -14,8 +14,9 @@ from rasterio.warp import transform_bounds
 
 from landprior.errors import GridMismatchError, InputError, SourceWarning
 from landprior.landcover.workspace import TileFolder, Workspace
-from landprior.raster.files import open_on_grid, open_raster
+from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
 from landprior.sources import naip, nlcd
 from landprior.sources.answers import redact

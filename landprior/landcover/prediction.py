@@ -25,9 +25,9 @@ from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Map
 from landprior.landcover.verdict import LEAST_PIXELS
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.datasets import SIGNATURE
-from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import require_same_grid
-from landprior.raster.outputs import check_outputs
+from landprior.raster.outputs import check_outputs, replacing
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, Found, Sink, stream
 

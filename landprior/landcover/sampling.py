@@ -18,9 +18,9 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.design import COLUMNS, HECTARES, PIXELS, STRATUM
-from landprior.raster.files import open_codes, read_classes, replacing
+from landprior.raster.codes import open_codes, read_classes
 from landprior.raster.ground import PixelAreas
-from landprior.raster.outputs import check_outputs
+from landprior.raster.outputs import check_outputs, replacing
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def write_sample(
     InputError
         If the file is not called ``.gpkg``.
     OutputExistsError, RasterWriteError
-        See :func:`landprior.raster.files.replacing`.
+        See :func:`landprior.raster.outputs.replacing`.
     """
     target = Path(output)
     if target.suffix.lower() != ".gpkg":

@@ -24,7 +24,7 @@ from landprior.implicit.training import Batch
 from landprior.landcover.image_kind import ImageKind, require_radiance
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import BandStatistics
-from landprior.raster.files import open_on_grid, read_classes
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import require_same_grid
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.raster.windows import iter_blocks

@@ -13,8 +13,7 @@ from landprior.landcover.evaluation import evaluate
 from landprior.landcover.prediction import predict
 from landprior.landcover.training import TileSettings, TrainingTile, train_files
 from landprior.landcover.workspace import make_key
-from landprior.raster.files import replacing
-from landprior.raster.outputs import check_apart, make_folder
+from landprior.raster.outputs import check_apart, make_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,10 +19,9 @@ import numpy as np
 from landprior.errors import InputError, MissingInputError, RasterReadError
 from landprior.landcover.city import CityRef, find_city, folders_of
 from landprior.landcover.provenance import Basis, Judgement, checksum, find_stranger, judge, make_key, refuse_stranger
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.outputs import announcing
-from landprior.raster.reading import TAG_DOMAIN
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import parse_scheme
 from landprior.records import changing
 from landprior.sources.areas import check_component

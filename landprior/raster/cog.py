@@ -15,9 +15,8 @@ from rasterio.shutil import copy as gdal_copy
 
 from landprior.errors import RasterWriteError
 from landprior.raster.datasets import NAMES, NAMES_HEAD
-from landprior.raster.files import GDAL_CACHE_BYTES, gdal_cores
 from landprior.raster.outputs import prepare_place, replacing
-from landprior.raster.reading import TAG_DOMAIN
+from landprior.raster.reading import GDAL_CACHE_BYTES, TAG_DOMAIN, gdal_cores
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import BLOCK
 

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.windows import Window
 
 from landprior.progress import track
-from landprior.raster.files import GDAL_CACHE_BYTES
+from landprior.raster.reading import GDAL_CACHE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 import mercantile
 
 from landprior.errors import SourceBusyError, SourceError, SourceWarning
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 from landprior.sources.answers import MEGABYTE
 from landprior.sources.cache import writing_features
 from landprior.sources.network import DAY, Network, Origin, Remote

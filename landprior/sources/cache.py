@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from platformdirs import user_cache_path
 
 from landprior.errors import InputError, LandpriorError, RasterWriteError
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,9 @@ import numpy as np
 from rasterio.features import rasterize
 
 from landprior.errors import GridMismatchError, InputError, LandpriorError, SchemeError
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_on_grid, open_raster, read_classes, split_band
+from landprior.raster.reading import open_raster, split_band
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, read_code
 from landprior.raster.windows import stream
 from landprior.sources import tables

@@ -36,8 +36,8 @@ from landprior.errors import (
 )
 from landprior.raster.bands import Bands, find_bands
 from landprior.raster.cog import CogWriter
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import stream
 from landprior.sources.answers import hide_addresses, parse_json, redact, require_web
 from landprior.sources.network import DAY, Network, Origin, Remote

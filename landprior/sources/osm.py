@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 from landprior.resources import config_file
 from landprior.sources.answers import MEGABYTE, check_status, hide_addresses, parse_json, redact, require_web
 from landprior.sources.cache import writing_features

@@ -17,7 +17,7 @@ import requests
 from rasterio.errors import RasterioError
 
 from landprior.errors import RasterReadError, SourceBusyError, SourceError
-from landprior.raster.files import GDAL_CACHE_BYTES
+from landprior.raster.reading import GDAL_CACHE_BYTES
 from landprior.sources.answers import IDENTITY, MEGABYTE, check_status, length_of, range_of, redact, version_of
 from landprior.sources.cache import file_size
 

@@ -10,7 +10,7 @@ import numpy as np
 from landprior.errors import ModelError
 from landprior.implicit.epitomes import EpitomeClassifier
 from landprior.landcover.figures import stretch
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from landprior.landcover.model import LandcoverModel
@@ -35,7 +35,7 @@ def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = F
     ModelError
         If the model is no epitome.
     OutputExistsError
-        See :func:`landprior.raster.files.replacing`.
+        See :func:`landprior.raster.outputs.replacing`.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

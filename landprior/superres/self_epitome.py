@@ -30,8 +30,8 @@ from landprior.landcover.image_kind import require_radiance
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.progress import Progress
+from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.files import open_on_grid
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
 
@@ -427,7 +427,7 @@ def map_by_self_epitome(
     InputError, PriorError, GridMismatchError
         If a file cannot be used, see :func:`resolve_tile`; it is named.
     OutputExistsError
-        See :func:`landprior.raster.files.check_output`.
+        See :func:`landprior.raster.outputs.check_output`.
     """
     settings, products = settings or SelfEpitomeSettings(), products or Products()
     target = check_products(output, replace(products, confidence=False), overwrite=overwrite, inputs=(image, nlcd))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from landprior.landcover.cells import Cells, read_cells
 from landprior.landcover.tiles import Tile, read_tile
-from landprior.raster.files import open_on_grid, open_raster, read_classes
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -38,7 +38,7 @@ from landprior.landcover.model import load_model
 from landprior.landcover.prediction import Products
 from landprior.landcover.tiles import COLOUR_FLOOR, measure_bands, measure_colours, vary_bands
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 
 
 def stripes(height, width, rng, *, bands=3):

@@ -21,7 +21,7 @@ from landprior.domains.clustering.points import read_points
 from landprior.errors import InputError, MissingInputError, SchemeError
 from landprior.landcover.prediction import Products
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
 
 

@@ -17,8 +17,8 @@ from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.hints import read_hints
 from landprior.landcover.layers import PriorLayer
 from landprior.landcover.prior import PriorSettings, build_prior
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import grow_window
 
 

@@ -13,7 +13,7 @@ from landprior.landcover import engine as engine_module
 from landprior.landcover import mapper as mapper_module
 from landprior.landcover.engine import ENGINES, LEAST_STRIP, PRECISIONS, OpenVinoEngine, TorchEngine, make_engine
 from landprior.landcover.prediction import Products, predict
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from shapely.geometry import Point
 from landprior.errors import InputError, SchemeError
 from landprior.landcover.estimation import estimate_areas, evaluate_points
 from landprior.landcover.sampling import allocate, draw_sample, write_sample
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme
 
 

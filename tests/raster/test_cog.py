@@ -14,7 +14,7 @@ from rio_cogeo import cog_info, cog_validate
 
 from landprior.errors import InputError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import CogWriter, encode_probabilities, encoding_options, write_raster
-from landprior.raster.files import gdal_cores
+from landprior.raster.reading import gdal_cores
 from landprior.raster.scheme import MAP_NODATA, parse_scheme
 from landprior.raster.windows import iter_blocks
 

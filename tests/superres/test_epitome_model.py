@@ -12,7 +12,7 @@ from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import Tile, label_tile
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 from landprior.superres.epitome_figure import draw_epitome
 from landprior.superres.epitome_model import train_epitome_model
 from landprior.superres.epitome_training import EpitomeSettings

@@ -9,7 +9,7 @@ from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, OutputExistsError, PriorError
 from landprior.landcover.cooccurrence import load_cooccurrence
 from landprior.landcover.prediction import Products
-from landprior.raster.files import open_raster
+from landprior.raster.reading import open_raster
 from landprior.superres import posteriors as module
 from landprior.superres.posteriors import Dense, Posteriors, Sparse
 from landprior.superres.self_epitome import (

@@ -25,9 +25,10 @@ from landprior.errors import InputError
 from landprior.landcover.evaluation import Scores, count_pairs
 from landprior.landcover.layers import PriorLayer
 from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.files import open_on_grid, open_raster, read_classes
 from landprior.raster.outputs import check_apart
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import Block, iter_blocks, stream
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from landprior.raster.files import CodeRaster
+    from landprior.raster.codes import CodeRaster
     from landprior.raster.scheme import ClassScheme
     from landprior.raster.windows import Found
 

@@ -17,9 +17,8 @@ from landprior.errors import InputError
 from landprior.landcover.blur import BLUR, blur_model, check_side
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prediction import Products, beside, check_products, list_products, predict
-from landprior.raster.files import open_raster
 from landprior.raster.outputs import check_apart, claiming
-from landprior.raster.reading import TAG_DOMAIN
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

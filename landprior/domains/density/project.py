@@ -20,9 +20,9 @@ from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.landcover.blur import BLUR
 from landprior.landcover.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
-from landprior.raster.files import open_raster, replacing
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import check_apart, claiming, make_folder
+from landprior.raster.outputs import check_apart, claiming, make_folder, replacing
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

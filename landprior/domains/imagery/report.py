@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from landprior.domains.imagery.network import predict_images
 from landprior.domains.imagery.records import Look
 from landprior.errors import ModelError
 from landprior.implicit.seeds import derive_seed
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,8 +15,8 @@ from matplotlib.colors import to_hex
 
 from landprior.errors import ConfigError, GridMismatchError, InputError, PriorError, SchemeError
 from landprior.raster.cog import encode_probabilities, encoding_options, write_raster
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid, require_same_grid
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.sources.vectors import burn, read_vectors
 

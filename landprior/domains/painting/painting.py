@@ -18,8 +18,7 @@ from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import clear_checkpoint, make_settings, train_best
-from landprior.raster.files import check_output
-from landprior.raster.outputs import check_apart, claiming, make_folder
+from landprior.raster.outputs import check_apart, check_output, claiming, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from landprior.landcover.figures import stretch
 from landprior.landcover.layers import ImageLayer
-from landprior.raster.files import open_raster, replacing
+from landprior.raster.outputs import replacing
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

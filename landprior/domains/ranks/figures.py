@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

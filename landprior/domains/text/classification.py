@@ -23,7 +23,7 @@ from landprior.implicit.losses import IMPLICIT, LossName
 from landprior.implicit.networks import SmoothedNetwork
 from landprior.implicit.posterior import log_posterior
 from landprior.implicit.training import MEMORY, Batch, History, Marginal, TrainingSettings, fit
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,7 +24,7 @@ from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
 from landprior.inputs import check_file
 from landprior.progress import Progress
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 from landprior.sources import tables
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.coarse import LAYERS
 from landprior.landcover.workspace import make_key
 from landprior.raster.cog import write_raster
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import iter_blocks
 from landprior.sources.vectors import read_vectors
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from landprior.landcover.evaluation import Scores
-from landprior.raster.files import replacing
+from landprior.raster.outputs import replacing
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from landprior.landcover.training import TileSettings, TrainingTile, make_settin
 from landprior.landcover.tuning import best_of, tune
 from landprior.landcover.workspace import checksum
 from landprior.progress import track
-from landprior.raster.files import replacing
-from landprior.raster.outputs import make_folder
+from landprior.raster.outputs import make_folder, replacing
 from landprior.raster.scheme import load_scheme
 from landprior.records import read_records, write_records
 
