@@ -273,7 +273,7 @@ workspace_option = click.option(
 )
 city_option = click.option(
     "--city",
-    help="A preset (pittsburgh, durham, austin, phoenix; or your own, a .yaml file) or a folder of the workspace.",
+    help="A preset (pittsburgh, durham, austin, phoenix), your own preset file (.yaml), or a folder of the workspace.",
 )
 tile_option = click.option("--tile", "tiles", multiple=True, help="Only these tiles of the city; may repeat.")
 

@@ -192,7 +192,6 @@ def command(
         fetch(found, place, fetch_settings, network, progress=show_progress(ctx))
     else:
         refuse_sources(ctx, ref, workspace)
-    require_use_of_label_map(Workspace(workspace).tiles(ref, only=tiles), label_map, fetched=bool(options["labels"]))
     settings = PipelineSettings.for_city(
         ref,
         scheme=scheme,
@@ -203,6 +202,7 @@ def command(
         posterior=maps == "r",
         label_map=label_map or {},
     )
+    require_use_of_label_map(Workspace(workspace).tiles(ref, only=tiles), label_map, fetched=bool(options["labels"]))
     paths, scores = run_workspace(
         Workspace(workspace),
         ref,

@@ -55,8 +55,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ENOUGH = 0.95
-"""Share of a tile for which there should be codes of NLCD."""
+_WHOLE, _ENOUGH = 0.999, 0.5
+"""Shares of a tile with codes of NLCD: below the first a line says so, below the second a warning.
+
+At a coast or a border part of a tile is no data.
+"""
 _CHANGES = {
     "grid": "the place or the image",
     "origin": "the source",
@@ -473,9 +476,12 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
         if not share:
             msg = f"{source} has no data (no codes, or 0) anywhere in the tile of {path}; give NLCD of this place"
             raise GridMismatchError(msg)
-    if share < _ENOUGH:
+    if share < _WHOLE:
         msg = f"{source} has codes for {share:.0%} of the tile of {path}; the rest gets no prior"
-        warnings.warn(msg, SourceWarning, stacklevel=2)
+        if share < _ENOUGH:
+            warnings.warn(msg, SourceWarning, stacklevel=2)
+        else:
+            logger.info("%s", msg)
     return path
 
 

@@ -204,11 +204,11 @@ def read_hints(
                 f"{explain_outside(labelled, grid)}"
             )
         raise InputError(msg)
+    allowed = [_parse(near, found, position, scheme, path) for position in range(len(near))]
     logger.info(
         "%s: %d features; %d with a label on the grid, %d beside it, %d without a label",
         path, len(frame), len(near), len(labelled) - len(near), len(frame) - len(labelled),
     )  # fmt: skip
-    allowed = [_parse(near, found, position, scheme, path) for position in range(len(near))]
     return Hints(
         frame=near[["geometry"]].assign(allowed=allowed, share=shares[on_grid]),
         weight=weight,

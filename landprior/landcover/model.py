@@ -216,10 +216,11 @@ def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[ob
     LandpriorError
         See :func:`landprior.raster.outputs.check_output`.
     """
-    if Path(path).suffix.lower() != SUFFIX:
-        msg = f"{path} is to be a model; models are written as {SUFFIX}, so give a name that ends in it"
+    target = check_output(path, overwrite=overwrite, inputs=inputs)
+    if target.suffix.lower() != SUFFIX:
+        msg = f"{path} cannot be the name of a model: models are written as {SUFFIX}; give a name that ends in it"
         raise InputError(msg)
-    return check_output(path, overwrite=overwrite, inputs=inputs)
+    return target
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:

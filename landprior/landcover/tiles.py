@@ -329,19 +329,17 @@ def order_tiles(tiles: Sequence[Tile]) -> list[int]:
     """Return the order in which tiles are trained on, whatever order they are given in: by name.
 
     Tiles of one name, as files of the same name in several folders have, go by their content.
-
-    Raises
-    ------
-    InputError
-        If a tile is given twice.
     """
     counts = Counter(tile.name for tile in tiles)
     keys = [(tile.name, _digest(tile) if counts[tile.name] > 1 else "") for tile in tiles]
-    twice = [name for (name, _), count in Counter(keys).items() if count > 1]
-    if twice:
-        msg = f"{twice[0]} is given twice; give every tile once"
-        raise InputError(msg)
     return sorted(range(len(tiles)), key=keys.__getitem__)
+
+
+def find_doubles(tiles: Sequence[Tile]) -> list[str]:
+    """Return the names of tiles that are there more than once, by name and content."""
+    counts = Counter(tile.name for tile in tiles)
+    keys = Counter((tile.name, _digest(tile)) for tile in tiles if counts[tile.name] > 1)
+    return sorted(name for (name, _), count in keys.items() if count > 1)
 
 
 def _digest(tile: Tile) -> str:
@@ -389,6 +387,13 @@ def require_inside(tiles: Sequence[Tile], halo: int) -> None:
     if not any(bool(tile.valid[inside, inside].any()) for tile in tiles):
         names = ", ".join(tile.name for tile in tiles[:3]) + (", ..." if len(tiles) > 3 else "")
         what = "label" if tiles[0].labelled else "valid pixel"
+        smallest = min((tile.shape for tile in tiles), key=min)
+        if min(smallest) <= 2 * halo:
+            msg = (
+                f"{names}: tiles of {smallest} px have nothing inside the {halo} px border that is left out; "
+                f"give larger ones, and --patch-size of {2 * halo + 1} or more"
+            )
+            raise InputError(msg)
         msg = (
             f"{names} has no {what} more than {halo} px away from its border, so there is nothing to train on; "
             "give a larger image, or check the nodata values of image, prior and labels"

@@ -26,6 +26,7 @@ from landprior.landcover.model import LandcoverModel, build_network, check_model
 from landprior.landcover.tiles import (
     PatchFeed,
     Tile,
+    find_doubles,
     measure_bands,
     order_tiles,
     read_labelled_tile,
@@ -226,7 +227,7 @@ def train_model(
     ------
     InputError
         If tiles have different bands or classes, are smaller than the network's border, or have no pixel that counts
-        away from it, or one is given twice.
+        away from it.
     ModelError
         If ``init`` has other bands, classes or filters.
     TrainingError, TrainingInterruptedError
@@ -238,6 +239,8 @@ def train_model(
         raise InputError(msg)
     if PatchFeed in (feed, getattr(feed, "func", None)):  # others go with lists in the order of the tiles
         tiles = _in_order(tiles)
+    for name in find_doubles(tiles):
+        logger.warning("%s is given more than once, and counts that often in the training", name)
     require_compatible(tiles)
     kind = require_one_kind([(tile.name, tile.kind) for tile in tiles])
     _require_kind_of_start(init, kind)

@@ -154,7 +154,7 @@ def test_files_that_do_not_fit_are_explained(tmp_path, rng):
     for text, said in (
         (f"{header}\n1,1,1,1,1,1\n1,1\n", "line 3: 2 columns where the header has 6"),
         (f"{header}\n1,1,1,a,1,1\n", "line 2: .* 'a', not a finite number"),
-        ("", "shape"),
+        ("", "x.csv is empty"),
     ):
         table.write_text(text, encoding="utf-8")
         with pytest.raises(PriorError, match=said):

@@ -79,7 +79,7 @@ def test_missing_codes_without_a_default_get_the_weighted_mean(tmp_path):
         ("nlcd,1,2,3,4\n11,1,0,0\n", "line 2: 4 is '', not a finite number"),
         ("nlcd,1,2,3,4\n11,nan,0,0,1\n", "finite"),
         ("nlcd,1,2,3,4\n11,0,0,0,0\n", "no row with any probability"),
-        ("", "first column"),
+        ("", "m.csv is empty"),
     ],
 )
 def test_bad_csv_matrices(tmp_path, chesapeake, text, message):

@@ -150,8 +150,13 @@ def test_real_nlcd_comes_bit_by_bit_and_lies_where_it_should(wcs_server, real_da
     check_edges(layer, path, grid)
     np.testing.assert_array_equal(read(write_nlcd(source, grid, tmp_path / "whole.tif"))[0], layer)
     sea = place_at(320_000, 4_570_000, width=300, height=300, epsg=26919)
-    layer, _, _ = read(write_nlcd(source, sea, tmp_path / "sea.tif"))
-    assert set(np.unique(layer)) == {0}  # the file's 255
+    with pytest.raises(GridMismatchError, match="has no data"):
+        write_nlcd(source, sea, tmp_path / "sea.tif")
+    assert not (tmp_path / "sea.tif").exists()
+    coast = place_at(322_010, 4_586_780, width=300, height=300, epsg=26919)
+    layer, _, _ = read(write_nlcd(source, coast, tmp_path / "coast.tif"))
+    assert 255 not in layer
+    assert 0.1 < (layer == 0).mean() < 0.3  # the file's 255
 
 
 # -- where cells lie ---------------------------------------------------------------------------

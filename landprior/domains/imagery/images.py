@@ -432,6 +432,9 @@ def read_table(path: str | Path, columns: Iterable[str], *, optional: Iterable[s
         If it is not there, no text, or lacks a column or a value in a row.
     """
     path = Path(path)
+    if path.is_file() and not path.stat().st_size:
+        msg = f"{path} is empty: no rows, or no column {' or '.join(repr(name) for name in (*columns, *optional))}"
+        raise InputError(msg)
     try:
         text = read_text(path)
     except InputError as error:
