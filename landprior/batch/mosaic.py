@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.errors import CRSError, RasterioError
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
 from landprior.landcover.prediction import map_writer
+from landprior.raster.codes import CodeRaster, open_on_grid, read_classes
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.ground import measure_steps, metres_per_unit
 from landprior.raster.outputs import check_output
-from landprior.raster.reading import open_raster, read_window
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, stream
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
     from landprior.landcover.workspace import TileFolder
     from landprior.raster.scheme import ClassScheme
@@ -108,7 +106,7 @@ def join_maps(
     ]
     first = next((grid for grid in grids.values() if grid.crs == wanted), next(iter(grids.values())))
     grid = _lay_out(parts, wanted, pixel, first)
-    joiner = _Joiner(parts, grid)
+    joiner = _Joiner(parts, grid, scheme, target)
     with (
         joiner,
         map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=overwrite) as writer,
@@ -190,13 +188,13 @@ OPEN_AT_ONCE = 32
 class _Joiner(ExitStack):
     """Fills windows of the mosaic; keeps the maps of the last few windows open."""
 
-    def __init__(self, parts: Sequence[_Part], grid: Grid) -> None:
+    def __init__(self, parts: Sequence[_Part], grid: Grid, scheme: ClassScheme, target: Path) -> None:
         super().__init__()
-        self._parts, self._grid = parts, grid
+        self._parts, self._grid, self._scheme, self._target = parts, grid, scheme, target
         self.filled = 0
         """Pixels with data so far."""
         self._boxes = np.array([part.box for part in parts])
-        self._open: dict[Path, tuple[ExitStack, DatasetReader]] = {}
+        self._open: dict[Path, tuple[ExitStack, CodeRaster]] = {}
 
     def __exit__(self, *details: object) -> bool | None:
         for path in list(self._open):
@@ -214,7 +212,9 @@ class _Joiner(ExitStack):
         codes = np.full((int(block.core.height), int(block.core.width)), MAP_NODATA, dtype=np.uint8)
         spare = codes.copy()
         for part in reaching:
-            found = read_window(self._source(part.path), block.core, 1)
+            source = self._source(part.path)
+            positions = read_classes(source, block.core, self._scheme, codes=None, where=part.path)
+            found = self._scheme.decode(positions, positions >= 0)
             own = self._on_own_ground(part, block) & (found != MAP_NODATA) & (codes == MAP_NODATA)
             codes[own] = found[own]
             spare = np.where(spare == MAP_NODATA, found, spare)
@@ -230,22 +230,12 @@ class _Joiner(ExitStack):
         inside_columns = (columns > window.col_off) & (columns < window.col_off + window.width)
         return np.asarray(inside_rows[:, None] & inside_columns)
 
-    def _source(self, path: Path) -> DatasetReader:
+    def _source(self, path: Path) -> CodeRaster:
         """Return a map as it lies on the mosaic's grid."""
         if path not in self._open:
             while len(self._open) >= OPEN_AT_ONCE:
                 self._open.pop(next(iter(self._open)))[0].close()
             stack = ExitStack()
-            src = stack.enter_context(open_raster(path))
-            grid = self._grid
-            vrt = WarpedVRT(
-                src,
-                crs=grid.crs,
-                transform=grid.transform,
-                width=grid.width,
-                height=grid.height,
-                resampling=Resampling.nearest,
-                nodata=MAP_NODATA,
-            )
-            self._open[path] = stack, stack.enter_context(vrt)
+            raster = stack.enter_context(open_on_grid(path, self._grid, like=self._target, partly=True))
+            self._open[path] = stack, raster
         return self._open[path][1]

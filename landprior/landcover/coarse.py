@@ -11,6 +11,7 @@ import numpy as np
 
 from landprior.errors import InputError, PriorError
 from landprior.landcover.cooccurrence import NLCD_NODATA
+from landprior.raster.advice import advise_nodata
 from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.ground import UNEVEN
@@ -165,8 +166,8 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
         value = codes[tuple(index)]
         msg = (
             f"{raster.path} has values such as {value} (at {raster.place(index, window)}), which are no NLCD codes "
-            f"(0-255); if {value} stands for no data, write that into the file: rio edit-info --nodata {value} "
-            f"{raster.path}; or is it another layer?"
+            f"(0-255); if {value} stands for no data, write that into the file: "
+            f"{advise_nodata(raster.path, int(value))}; or is it another layer?"
         )
         raise PriorError(msg)
     return np.where(valid, codes, NLCD_NODATA[0])
@@ -175,7 +176,10 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
 _EVERYWHERE = 0.98
 """A layer that is present in more of the pixels it covers has no absence: what stands for it was not understood."""
 
-_LARGEST = (255, 65535, 2**31 - 1, 2**32 - 1)
+_LARGEST = (255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1)
+_HUGE = 1e20
+"""Nothing that is counted or measured is as large; floats that mean no data are."""
+
 _SMALL = 100
 """Numbers of classes; beside them the largest number of a data type means no data."""
 
@@ -218,15 +222,20 @@ class _Presence:
             logger.info("%s: %d pixels are NaN or infinite; they count as no data", path, self.broken)
         largest = max(self.values, default=0.0)
         others = self.values - {largest}
+        if self.covered and not self.present:
+            mark = "" if self.raster.nodata is None else f" (its {self.raster.nodata:g} is no data)"
+            logger.info("%s says %s nowhere here%s", path, self.name, mark)
         suspect: float | None = None
         if self.lowest < 0:
             suspect, why = self.lowest, "is negative"
+        elif largest >= _HUGE:
+            suspect, why = largest, "is too large for a number of anything"
         elif self.raster.nodata is None and largest in _LARGEST and others and max(others) <= _SMALL:
             suspect, why = largest, f"stands beside small values such as {min(others):g}"
         if suspect is not None:
             msg = (
                 f"{path} holds {suspect:g}, which {why}, so it cannot say where {self.name} are (nonzero is presence); "
-                f"if it stands for no data, write that into the file: rio edit-info --nodata {suspect:g} {path}"
+                f"if it stands for no data, write that into the file: {advise_nodata(path, suspect)}"
             )
             raise PriorError(msg)
         linear = self.name != "waterbodies"  # a tile may lie in the sea
@@ -235,6 +244,6 @@ class _Presence:
             msg = (
                 f"{path} says {self.name} in {100 * self.present / self.covered:.0f} % of its pixels (values {shown}); "
                 "nonzero is presence. Write 0 where there is none, or mark the value of absence as no data: "
-                f"rio edit-info --nodata VALUE {path}"
+                f"{advise_nodata(path, 'VALUE')}"
             )
             raise PriorError(msg)

@@ -102,7 +102,7 @@ class Cooccurrence:
                 f"code(s) {', '.join(shown)}{more} are no NLCD codes and not in the matrix {self.source}; is this the "
                 "original NLCD legend? A raster that was resampled by averaging or interpolation has such codes: do "
                 "that by nearest neighbour (-r near). For another legend give a matrix that has them: --cooccurrence "
-                "FILE.csv. If they stand for no data, mark that: rio edit-info --nodata CODE FILE"
+                "FILE.csv. If they stand for no data, mark that: gdal_translate -a_nodata CODE FILE marked.tif"
             )
             raise PriorError(msg)
         missing = [code for code in wanted if code not in self.probabilities]

@@ -208,22 +208,6 @@ def _sample(layer: ImageLayer) -> NDArray[np.float64] | None:
     return whole if whole.shape[1] else None
 
 
-def require_radiance(layer: ImageLayer) -> None:
-    """Refuse a palette image, whose values are positions in a table of colours.
-
-    Raises
-    ------
-    InputError
-        Says how to turn it into bands.
-    """
-    if ColorInterp.palette in layer.src.colorinterp:
-        msg = (
-            f"{layer.path} is a palette image: its values are positions in a table of colours, no brightness; "
-            f"turn it into bands with: gdal_translate -expand rgb {layer.path} rgb.tif"
-        )
-        raise InputError(msg)
-
-
 def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = False, values: bool = True) -> None:
     """Refuse an image of another kind than a model was trained on.
 
@@ -240,15 +224,9 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
 
     Raises
     ------
-    InputError
-        If it is a palette image.
     ModelError
         If it has another data type, values tens of times larger or smaller, other bands, or pixels of another size.
     """
-    if force and ColorInterp.palette in layer.src.colorinterp:
-        logger.warning("%s is a palette image; its positions in the palette are mapped as brightness", layer.path)
-    elif not force:
-        require_radiance(layer)
     given = ImageKind.of(layer)
     trained = kind_of(model)
     found = trained.differences(given, values=values) if trained is not None else []

@@ -9,9 +9,10 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from landprior.errors import InputError, LandpriorError, PriorError, SchemeError
+from landprior.raster.advice import advise_nodata
 from landprior.raster.bands import find_bands, find_sentinel, match_nodata, usable_nodata
 from landprior.raster.grid import Grid
-from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
+from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, quote, read_window, split_band
 from landprior.raster.scheme import ClassScheme, parse_scheme
 from landprior.raster.windows import iter_blocks
 
@@ -88,10 +89,10 @@ class ImageLayer(_Layer):
 
     def _require_quantities(self) -> None:
         first = self._found.data[0]
-        if self.src.colorinterp[first - 1] == ColorInterp.palette:
+        if any(self.src.colorinterp[index - 1] == ColorInterp.palette for index in self._found.data):
             msg = (
                 f"{self.path} is a picture with a palette: its numbers are names of colours, not brightness; "
-                f"turn it into colours first: gdal_translate -expand rgb {self.path} rgb.tif"
+                f"turn it into colours first: gdal_translate -expand rgb {quote(split_band(self.path)[0])} rgb.tif"
             )
             raise InputError(msg)
         kind = self.src.dtypes[first - 1]
@@ -148,7 +149,7 @@ class ImageLayer(_Layer):
             msg = (
                 f"{self.path} holds {value:.8g} in every band at {place_of(index, window)}, which usually stands for "
                 f"no data, but names no such nodata value; give --nodata={value:.8g}, or write it into the file: "
-                f"rio edit-info --nodata {value:.8g} {self.path}"
+                f"{advise_nodata(self.path, value)}"
             )
             raise InputError(msg)
         if not valid.all():

@@ -19,7 +19,7 @@ import numpy as np
 
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
-from landprior.landcover.image_kind import require_kind, require_radiance
+from landprior.landcover.image_kind import require_kind
 from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
 from landprior.landcover.verdict import LEAST_PIXELS
@@ -234,8 +234,6 @@ def list_products(target: Path, products: Products) -> list[Path]:
 
 def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
     """Refuse an image that the model is not for, and say what its map will lack."""
-    if not force:
-        require_radiance(pixels)
     if pixels.grid.crs is None:
         lack = "georeference" if pixels.grid.nowhere else "CRS"
         logger.info("%s has no %s, so its map will have none", pixels.path, lack)

@@ -21,7 +21,7 @@ from landprior.errors import InputError, PriorError, SchemeError
 from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
-from landprior.landcover.image_kind import ImageKind, require_radiance
+from landprior.landcover.image_kind import ImageKind
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import BandStatistics
 from landprior.raster.codes import open_on_grid, read_classes
@@ -146,7 +146,6 @@ def read_tile(
         See :class:`ImageLayer` and :class:`PriorLayer`.
     """
     with ImageLayer(image, nodata=nodata) as pixels, PriorLayer(prior, scheme=scheme) as belief:
-        require_radiance(pixels)
         require_same_grid(pixels.grid, belief.grid, names=(str(image), str(prior)))
         height, width = pixels.grid.shape
         values = np.empty((pixels.bands, height, width), dtype=pixels.dtype)
@@ -207,7 +206,6 @@ def read_labelled_tile(
     """
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
-        require_radiance(pixels)
         truth = stack.enter_context(open_on_grid(labels, pixels.grid, like=image))
         belief = None
         if prior is not None:

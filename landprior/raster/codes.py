@@ -18,6 +18,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from landprior.errors import GridMismatchError, InputError, SchemeError
+from landprior.raster.advice import advise_crs, advise_nodata
 from landprior.raster.bands import Bands, find_bands, match_nodata
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
@@ -136,8 +137,15 @@ class CodeRaster:
             wrong = valid & ((values != np.trunc(values)) | (np.abs(values) > _LARGEST))
             if wrong.any():
                 index = np.argwhere(wrong)[0]
+                value = float(values[tuple(index)])
+                if abs(value) > _LARGEST:
+                    msg = (
+                        f"{self.path} holds {value:.6g} at {self.place(index, window)}, which is no class code; if it "
+                        f"stands for no data, write that into the file: {advise_nodata(self.path, value)}"
+                    )
+                    raise InputError(msg)
                 msg = (
-                    f"{self.path} holds {values[tuple(index)]:.6g} at {self.place(index, window)}, and class codes are "
+                    f"{self.path} holds {value:.6g} at {self.place(index, window)}, and class codes are "
                     "whole numbers. Is it a prior or probabilities? If it was resampled by averaging or "
                     "interpolation, do that by nearest neighbour (-r near)"
                 )
@@ -171,7 +179,7 @@ class CodeRaster:
             return
         msg = (
             f"{self.path} marks no data by {code}, which is also the code of class {scheme.names[index]!r}. If {code} "
-            f"is the class there, take the mark away: rio edit-info --unset-nodata {split_band(self.path)[0]}. If it "
+            f"is the class there, take the mark away: {advise_nodata(self.path, None)}. If it "
             f'is no data, say so with --label-map "{code}:255" (--map-map for a map), or take it out of the scheme'
         )
         raise SchemeError(msg)
@@ -244,7 +252,9 @@ def open_codes(path: str | Path, *, band: int | None = None) -> Iterator[CodeRas
 
 
 @contextmanager
-def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, band: int | None = None) -> Iterator[CodeRaster]:
+def open_on_grid(
+    path: str | Path, grid: Grid, *, like: str | Path, band: int | None = None, partly: bool = False
+) -> Iterator[CodeRaster]:
     """Open one band of codes on a grid, warping it by nearest neighbour as it is read if need be.
 
     Parameters
@@ -255,6 +265,8 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, band: int | 
         The grid wanted.
     like
         The file that has this grid, for messages.
+    partly
+        It may cover a part of the grid only, or none: it is one of several that are joined.
 
     Raises
     ------
@@ -272,7 +284,8 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, band: int | 
             return
         if own.crs is None or grid.crs is None:
             require_same_grid(grid, own, names=(str(like), str(path)))
-        _require_overlap(own, grid, names=(str(path), str(like)))
+        if not partly:
+            _require_overlap(own, grid, names=(str(path), str(like)))
         yield _warp(stack, raster, grid, like)
 
 
@@ -318,7 +331,7 @@ def _unrelated(own: Grid, grid: Grid, names: tuple[str, str]) -> str:
     which += " have" if len(local) > 1 else " has"
     return (
         f"{names[0]} cannot be put on the grid of {names[1]}: {which} a local CRS, of no known place on Earth; "
-        f"give it the CRS it is really in: rio edit-info --crs EPSG:CODE {split_band(local[0])[0] if local else 'FILE'}"
+        f"give it the CRS it is really in: {advise_crs(local[0] if local else 'FILE')}"
     )
 
 

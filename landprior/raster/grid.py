@@ -11,7 +11,9 @@ import numpy as np
 from affine import Affine
 
 from landprior.errors import GridMismatchError, InputError
+from landprior.raster.advice import advise_crs
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
+from landprior.raster.reading import quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -204,28 +206,32 @@ def _way_out(first: Grid, second: Grid, names: tuple[str, str]) -> str:
     if first.crs is None and second.crs is None:
         return "neither has a CRS, so they cannot be warped: give files of one size and place"
     if first.crs is not None and second.crs is not None and not (first.local or second.local):
-        return f"put the second on the first's grid, for example: rio warp {names[1]} aligned.tif --like {names[0]}"
+        name, like = quote(names[1]), quote(names[0])
+        return f"put the second on the first's grid, for example: rio warp {name} aligned.tif --like {like}"
     poor, rich = (second, first) if second.crs is None or second.local else (first, second)
     name = names[1] if poor is second else names[0]
     kind = "no CRS" if poor.crs is None else "a local CRS, of no known place on Earth"
     own, other = poor.bounds, rich.bounds
     fits = own.left < other.right and other.left < own.right and own.bottom < other.top and other.bottom < own.top
     if rich.crs is None or rich.local:
-        return f"{name} has {kind}: first give both the CRS they are really in: rio edit-info --crs EPSG:CODE FILE"
+        return (
+            f"{name} has {kind}: first give both the CRS they are really in: gdal_translate -a_srs EPSG:CODE FILE "
+            "placed.tif"
+        )
     if fits and not poor.nowhere:
         return (
             f"{name} has {kind}. Its coordinates would fit {_name(rich.crs)}; if it is in that, say so in the file: "
-            f"rio edit-info --crs {_name(rich.crs)} {name}"
+            f"{advise_crs(name, _name(rich.crs))}"
         )
     if poor.nowhere:
         return (
             f"{name} has {kind} and no coordinates, so its place is not known; give it both: gdal_translate -a_srs "
-            f"EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM {name} placed.tif"
+            f"EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM {quote(name)} placed.tif"
         )
     return (
         f"{name} has {kind}, and its coordinates ({own.left:.6g}, {own.bottom:.6g}, {own.right:.6g}, {own.top:.6g}) "
         f"are not those of {_name(rich.crs)} here; first give it the CRS it is really in (NLCD's own is EPSG:5070): "
-        f"rio edit-info --crs EPSG:CODE {name}"
+        f"{advise_crs(name)}"
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from landprior.errors import InputError
+from landprior.raster.advice import advise_crs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,6 +224,6 @@ def require_degrees(grid: Grid, where: str | Path) -> None:
     if max(abs(bottom), abs(top)) > 91 or max(abs(left), abs(right)) > 540:
         msg = (
             f"{where} says that it is in degrees, but its coordinates ({left:.10g}, {bottom:.10g}, {right:.10g}, "
-            f"{top:.10g}) are none; give it its true CRS (rio edit-info --crs), or give --pixel-size METRES"
+            f"{top:.10g}) are none; give it its true CRS ({advise_crs(where)}), or give --pixel-size METRES"
         )
         raise InputError(msg)

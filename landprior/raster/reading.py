@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ TAG_DOMAIN = "landprior"
 _BAND = re.compile(r"(?P<path>.+)\|band=(?P<band>\d{1,6})")
 _SUBDATASET = re.compile(r"[A-Z][A-Z0-9_]+:")
 """How GDAL's names of rasters inside a file begin, such as ``NETCDF:"a.nc":codes``."""
+
+_PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
 
 _SHOWN = 8
 """Rasters of a file that a message lists at most."""
@@ -83,6 +86,14 @@ def with_band(path: str | Path, band: int | None) -> Path:
         msg = f"{path} names band {own}, and band {band} is asked for; give one of them"
         raise InputError(msg)
     return Path(f"{text}|band={band}")
+
+
+def quote(path: str | Path) -> str:
+    """Return a path as one word of a command line, in double quotes, which all shells know, where that is enough."""
+    text = str(path)
+    if _PLAIN.fullmatch(text):
+        return text
+    return shlex.quote(text) if re.search(r'["$`!]', text) else f'"{text}"'
 
 
 def open_raster(path: str | Path) -> DatasetReader:
@@ -158,19 +169,24 @@ def _require_grid(src: DatasetReader, path: str) -> None:
     """Refuse a raster whose place is only told by control points or a sensor model: its pixels are no grid."""
     if not src.transform.is_identity:
         return
+    from landprior.raster.bands import find_bands  # which reads by this module
+
     points, _ = src.gcps
+    if not points and src.rpcs is None:
+        return
+    # gdalwarp would take near infrared that is called alpha for one, and hide by it
+    alpha = "-nosrcalpha -dstalpha" if find_bands(src).called_alpha else "-dstalpha"
     if points:
         msg = (
             f"{path} is located by {len(points)} ground control points only, so its pixels lie on no grid; warp it "
-            f"first: gdalwarp -tps -dstalpha {path} warped.tif"
+            f"first: gdalwarp -tps {alpha} {quote(path)} warped.tif"
         )
         raise InputError(msg)
-    if src.rpcs is not None:
-        msg = (
-            f"{path} is located by RPCs (a sensor model) only, so its pixels lie on no grid; warp it first: "
-            f"gdalwarp -rpc -dstalpha {path} warped.tif (more exact with -to RPC_DEM=dem.tif)"
-        )
-        raise InputError(msg)
+    msg = (
+        f"{path} is located by RPCs (a sensor model) only, so its pixels lie on no grid; warp it first: "
+        f"gdalwarp -rpc {alpha} {quote(path)} warped.tif (more exact with -to RPC_DEM=dem.tif)"
+    )
+    raise InputError(msg)
 
 
 def read_window(

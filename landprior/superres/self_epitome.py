@@ -26,7 +26,6 @@ from scipy.ndimage import distance_transform_edt
 from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import PATCH
 from landprior.landcover.coarse import read_nlcd
-from landprior.landcover.image_kind import require_radiance
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.progress import Progress
@@ -432,7 +431,6 @@ def map_by_self_epitome(
     settings, products = settings or SelfEpitomeSettings(), products or Products()
     target = check_products(output, replace(products, confidence=False), overwrite=overwrite, inputs=(image, nlcd))
     with ImageLayer(image, nodata=nodata) as pixels:
-        require_radiance(pixels)
         values, valid = pixels.read()
         grid = pixels.grid
     with open_on_grid(nlcd, grid, like=image) as src:

@@ -434,3 +434,28 @@ def test_maps_without_a_place_are_not_joined(tmp_path, make_grid, enviroatlas):
     )
     with pytest.raises(InputError, match="has no CRS"):
         join_maps([folder], tmp_path / "map.tif", enviroatlas)
+
+
+def test_a_mosaic_reads_maps_by_the_rule_of_all_codes(tmp_path, make_grid, enviroatlas):
+    """A map edited elsewhere: whole floats with NaN and a mask are read, other codes and fractions are errors."""
+    from landprior.errors import SchemeError
+
+    codes = np.full((40, 40), 40.0, np.float32)
+    codes[:3], codes[3:6] = np.nan, 70
+    folder = folder_with_map(tmp_path, "one", codes, make_grid(40, 40), enviroatlas)
+    two = folder_with_map(
+        tmp_path, "two", np.full((40, 40), 70, np.uint8), make_grid(40, 40, left=600_040.0), enviroatlas
+    )
+    with rasterio.open(join_maps([folder, two], tmp_path / "map.tif", enviroatlas)) as src:
+        found = src.read(1)
+    assert (found[:3, :40] == 255).all()
+    assert (found[3:6, :40] == 70).all()
+    assert (found[6:, :40] == 40).all()
+    assert (found[:, 40:] == 70).all()
+    for wrong, error, said in ((41, SchemeError, r"one.*prediction.*41"), (40.5, InputError, r"40\.5 at row 7")):
+        codes[7, 7] = wrong
+        folder.file("prediction").unlink()
+        write_raster(folder.file("prediction"), codes, make_grid(40, 40), nodata=255, scheme=enviroatlas)
+        with pytest.raises(error, match=said):
+            join_maps([folder, two], tmp_path / "wrong.tif", enviroatlas)
+        assert not (tmp_path / "wrong.tif").exists()

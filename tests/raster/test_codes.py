@@ -52,7 +52,9 @@ def test_nodata_is_decided_before_a_label_map(make_raster):
 @pytest.mark.parametrize("codes", [None, {7: 1}])
 def test_a_nodata_value_that_is_a_class_is_an_error(make_raster, codes):
     path = make_raster("l.tif", np.array([[0, 1, 1]], np.uint8), nodata=0)
-    with pytest.raises(SchemeError, match=r"no data by 0.*class 'c0'.*--unset-nodata.*--label-map \"0:255\""):
+    with pytest.raises(
+        SchemeError, match=r"no data by 0.*class 'c0'.*gdal_translate -a_nodata none .*--label-map \"0:255\""
+    ):
         classes_of(path, scheme_of(0, 1), codes)
     assert classes_of(path, scheme_of(0, 1), {0: 255}).tolist() == [[-1, 1, 1]]
     assert classes_of(path, scheme_of(1, 2, ignored=(0,))).tolist() == [[-1, 0, 0]]
@@ -256,7 +258,8 @@ def test_local_crs_are_errors_or_work_not_tracebacks(make_raster, make_grid, loc
         assert codes.shape == (32, 40)
         assert valid.all()
         return
-    said = r"local CRS, of no known place.*rio edit-info --crs"
+    way = r"rio edit-info --crs EPSG:CODE i" if local == "grid" else r"gdal_translate -a_srs EPSG:CODE .*n\.tif mended"
+    said = rf"local CRS, of no known place.*{way}\.tif"
     with pytest.raises(GridMismatchError, match=said), open_on_grid(path, wanted, like="i.tif"):
         pass
 

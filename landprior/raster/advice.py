@@ -1,0 +1,59 @@
+"""Commands that messages advise, such that they work when they are pasted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
+from landprior.raster.reading import quote, split_band
+
+
+def advise_nodata(path: str | Path, value: float | str | None) -> str:
+    """Return the command that marks a value of a raster as no data, or takes the mark away.
+
+    Parameters
+    ----------
+    path
+        The raster.
+    value
+        A number, or a word that stands for one; None to take the mark away.
+    """
+    text = value if isinstance(value, str) else "none" if value is None else _write_number(value)
+    option = "--unset-nodata" if value is None else f"--nodata {text}"
+    return _advise(path, option, f"-a_nodata {text}")
+
+
+def advise_crs(path: str | Path, crs: str = "EPSG:CODE") -> str:
+    """Return the command that writes a CRS into a raster, whose pixels stay as they are."""
+    return _advise(path, f"--crs {crs}", f"-a_srs {crs}")
+
+
+def _advise(path: str | Path, edit: str, translate: str) -> str:
+    """Choose the command: a plain GeoTIFF is edited, anything else copied, as GDAL does not edit it (or not all)."""
+    name = quote(split_band(path)[0])
+    if _is_plain(path):
+        return f"rio edit-info {edit} {name}"
+    return f"gdal_translate {translate} {name} mended.tif"
+
+
+def _write_number(value: float) -> str:
+    """Return a number with as few digits as a float of 32 bits needs, if it is one."""
+    short = f"{value:.9g}"
+    return short if value in (float(short), float(np.float32(short))) else f"{value:.17g}"
+
+
+def _is_plain(path: str | Path) -> bool:
+    """Say whether a raster is a GeoTIFF that may be edited: no COG, which GDAL refuses to edit."""
+    text, _ = split_band(path)
+    if not Path(text).exists():  # a name only
+        return True
+    try:
+        with rasterio.open(text) as src:
+            wide = src.count > 0 and src.dtypes[0] in ("int64", "uint64")  # rio writes -9 for their smallest value
+            return src.driver == "GTiff" and not wide and src.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") != "COG"
+    except (RasterioError, CPLE_BaseError, OSError, ValueError):
+        return False
