@@ -219,7 +219,7 @@ class _Presence:
         """
         path = self.raster.path
         if self.broken:
-            logger.info("%s: %d pixels are NaN or infinite; they count as no data", path, self.broken)
+            logger.info("%s: pixels that are NaN or infinite: %d; they count as no data", path, self.broken)
         largest = max(self.values, default=0.0)
         others = self.values - {largest}
         if self.covered and not self.present:

@@ -165,7 +165,7 @@ class ImageLayer(_Layer):
             self._count_broken(read_window(self.src, block.core, self.indexes))
             for block in iter_blocks(self.grid, size=2048)
         )
-        logger.info("%s: %d pixels are NaN or infinite in some band; they count as no data", self.path, total)
+        logger.info("%s: pixels that are NaN or infinite in some band: %d; they count as no data", self.path, total)
 
     def _count_broken(self, values: NDArray[np.generic]) -> int:
         said = any(value is not None and np.isnan(value) for value in (*self._found.nodata, self._nodata))
