@@ -275,7 +275,8 @@ def test_nan_and_infinity_in_the_image_are_no_data(make_raster, make_prior, capl
     assert tile.image[:, 11, 5].tolist() == [0, 0, 0]
     said = [record.getMessage() for record in caplog.records if "NaN or infinite" in record.getMessage()]
     marked = np.isnan(broken) and nodata is not None and np.isnan(nodata)
-    assert said == ([] if marked else [f"{image}: pixels that are NaN or infinite in some band: 2; they count as no data"])
+    line = f"{image}: pixels that are NaN or infinite in some band: 2; they count as no data"
+    assert said == ([] if marked else [line])
 
 
 def test_nan_that_is_declared_nodata_is_a_hole(make_raster, make_prior):
