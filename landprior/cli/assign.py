@@ -12,7 +12,9 @@ from landprior.cli.options import (
     band_option,
     json_option,
     label_map_option,
+    layer_option,
     overwrite_option,
+    refuse_options,
     scheme_option,
     show_progress,
 )
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--labels", type=INPUT, help="A labelled raster, to draw points from and to score on.")
 @band_option("the labels", "--band", "--labels-band")
 @scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]")
+@layer_option
 @label_map_option
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The map of classes to write (COG).")
 @click.option(
@@ -51,6 +54,7 @@ def command(
     points: Path | None,
     labels: Path | None,
     labels_band: int | None,
+    layer: str | None,
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
     output: Path,
@@ -77,15 +81,18 @@ def command(
     from landprior.landcover.prediction import Products
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
+    from landprior.sources.vectors import with_layer
 
     if points is None and labels is None:
         msg = "give --points with labelled points, or --labels with a labelled raster to draw them from"
         raise click.UsageError(msg)
+    if points is None:
+        refuse_options(ctx, "points, only with --points", "layer")
     found = assign_classes(
         clusters,
         output,
         scheme=scheme or load_scheme("enviroatlas-5"),
-        points=points,
+        points=None if points is None else with_layer(points, layer),
         labels=None if labels is None else with_band(labels, labels_band),
         label_map=label_map,
         draws=draws,

@@ -99,8 +99,9 @@ def command(
     if figure is not None:
         sources = (map_path, labels, exclude, image, prior, model, *(path for pair in pairs for path in pair))
         check_output(figure, overwrite=overwrite, inputs=sources)
+    for pair in ((map_path, labels), *pairs):
+        refuse_swapped(*pair, scheme=scheme is not None)
     if scheme is None:
-        refuse_swapped(map_path, labels)
         scheme = scheme_of_map(map_path)
     map_path = with_band(map_path, map_band)
     if not is_raster(labels):

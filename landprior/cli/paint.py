@@ -13,6 +13,7 @@ from landprior.cli.options import (
     OUTPUT_FOLDER,
     device_option,
     json_option,
+    layer_option,
     overwrite_option,
     recipe_option,
     show_progress,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Of each image, in order: a picture of its size whose colours stand for allowed classes, or polygons.",
 )
+@layer_option
 @click.option(
     "--class",
     "classes",
@@ -86,6 +88,7 @@ def command(
     *,
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
+    layer: str | None,
     classes: tuple[str, ...],
     sets: tuple[str, ...],
     soften: float,
@@ -119,6 +122,14 @@ def command(
     """  # noqa: D301
     from landprior.domains.painting.painting import LOSS, WARMUP, Picture, paint
 
+    if layer is not None:
+        from landprior.domains.painting.drawing import is_vector
+        from landprior.sources.vectors import with_layer
+
+        priors = tuple(with_layer(prior, layer) if is_vector(prior) else prior for prior in priors)
+        if not any(is_vector(prior) for prior in priors):
+            msg = "--layer names a layer of polygons, and no --prior is a file of polygons"
+            raise click.UsageError(msg)
     if priors and len(priors) != len(images):
         msg = f"there are {len(images)} images and {len(priors)} priors; give --prior once for each image, in order"
         raise click.UsageError(msg)

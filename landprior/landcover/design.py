@@ -6,13 +6,16 @@ guessed and never lost in silence: it is whole, or there is none, or reading sto
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.sources.points import find_column, is_blank, name_feature
+from landprior.sources.points import CUT, find_column, is_blank, name_feature
 from landprior.sources.tables import parse_number
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     import geopandas
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
 STRATUM = "stratum"
 PIXELS = "stratum_pixels"
 HECTARES = "stratum_hectares"
@@ -28,6 +33,8 @@ COLUMNS = (STRATUM, PIXELS, HECTARES)
 """What an interpreter need not see."""
 
 _LARGEST = 2**53
+_ALIKE = 7
+"""Letters with which columns begin alike, at least, if a format cut their names and put numbers behind them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +124,40 @@ def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | No
 
 def _read_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:
     """Read the three columns; None if none is there."""
+    columns = _find_columns(frame, where)
+    if columns is None:
+        return None
+    strata = _whole(frame, columns[STRATUM], where)
+    pixels = _whole(frame, columns[PIXELS], where)
+    hectares = np.full(len(frame), np.nan)
+    if HECTARES in columns:
+        hectares = np.array([_number(value) for value in frame[columns[HECTARES]].tolist()], dtype=np.float64)
+        if not ((hectares > 0) | np.isnan(hectares)).all():
+            msg = f"{where}: {columns[HECTARES]} must be an area in hectares, not {np.nanmin(hectares):g}"
+            raise InputError(msg)
+    return Design(strata=strata, pixels=pixels, hectares=hectares)
+
+
+def _find_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> dict[str, str] | None:
+    """Return the columns of the design by their own names; None if it is not there."""
+    try:
+        columns = _find_names(frame, where)
+    except InputError:
+        found = _find_values(frame)
+        if found is None:
+            raise
+        columns = found
+    else:
+        columns = columns or _find_values(frame)
+        if columns is None:
+            _refuse_cut(frame, where)
+    changed = {name: column for name, column in (columns or {}).items() if name != column}
+    if changed:
+        logger.info("%s: the design of its sample is read from the columns %s", where, ", ".join(changed.values()))
+    return columns
+
+
+def _find_names(frame: geopandas.GeoDataFrame, where: str | Path) -> dict[str, str] | None:
     columns = {name: find_column(frame.columns, name, where, joined=True) for name in (STRATUM, PIXELS, HECTARES)}
     alone = columns[STRATUM] is not None and columns[PIXELS] is None and columns[HECTARES] is None
     if alone and find_column(frame.columns, STRATUM, where) is None:
@@ -131,18 +172,61 @@ def _read_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | 
             "Give the file that landprior sample wrote, or rename the column if it is not of a sample"
         )
         raise InputError(msg)
-    strata = _whole(frame, str(columns[STRATUM]), where)
-    pixels = _whole(frame, str(columns[PIXELS]), where)
-    hectares = np.full(len(frame), np.nan)
-    if columns[HECTARES] is not None:
-        hectares = np.array([_number(value) for value in frame[columns[HECTARES]].tolist()], dtype=np.float64)
-        if not ((hectares > 0) | np.isnan(hectares)).all():
-            msg = f"{where}: {columns[HECTARES]} must be an area in hectares, not {np.nanmin(hectares):g}"
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _find_values(frame: geopandas.GeoDataFrame) -> dict[str, str] | None:
+    """Recognise a design by its values, where a long prefix and ten letters leave little of its names.
+
+    QGIS's join makes ``points_stratum_pixels`` of ``stratum_pixels``, and a Shapefile ``points_s_1`` of that. The
+    columns then begin alike, in the order of a sample: few whole numbers, as many pixels for each of them at least as
+    there are points, and hectares in proportion to the pixels (or none).
+    """
+    names = [str(column) for column in frame.columns if str(column) != "geometry" and len(str(column)) <= CUT]
+    if sum(len(name) == CUT for name in names) < 2:
+        return None
+    numbers = {name: np.array([_number(value) for value in frame[name].tolist()], dtype=np.float64) for name in names}
+    whole = [name for name in names if (numbers[name] >= 0).all() and (numbers[name] % 1 == 0).all()]
+    for stratum, pixels in combinations(whole, 2):
+        _, first, inverse, counts = np.unique(
+            numbers[stratum], return_index=True, return_inverse=True, return_counts=True
+        )
+        sizes = numbers[pixels][first]
+        fits = len(counts) <= len(frame) / 2 and (sizes >= counts).all() and (sizes[inverse] == numbers[pixels]).all()
+        if not fits or stratum[:_ALIKE] != pixels[:_ALIKE]:
+            continue
+        for hectares in names[names.index(pixels) + 1 :]:
+            ratio = numbers[hectares] / numbers[pixels]
+            if hectares[:_ALIKE] == stratum[:_ALIKE] and (ratio > 0).all() and ratio.max() <= ratio.min() * (1 + 1e-3):
+                return {STRATUM: stratum, PIXELS: pixels, HECTARES: hectares}
+        if re.search(r"_st(r(a(t(um?)?)?)?)?_?$", stratum.lower()):
+            return {STRATUM: stratum, PIXELS: pixels}
+    return None
+
+
+def _refuse_cut(frame: geopandas.GeoDataFrame, where: str | Path) -> None:
+    """Refuse columns that look like a design under cut names, and whose values are none.
+
+    Raises
+    ------
+    InputError
+        If there is a column such as ``points_str`` with whole numbers, and one such as ``points_s_1``.
+    """
+    names = [str(column) for column in frame.columns]
+    for name in names:
+        cut = len(name) == CUT and re.search(r"_str(a(t(um?)?)?)?$", name.lower()) is not None
+        twins = [one for one in names if re.fullmatch(rf"{re.escape(name[:8])}_\d", one)]
+        numbers = np.array([_number(value) for value in frame[name].tolist()]) if cut and twins else np.empty(0)
+        if (numbers % 1 == 0).sum() > len(numbers) / 2:
+            msg = (
+                f"{where}: {', '.join([name, *twins])} look like the design of a sample under names that a format cut, "
+                f"and their values are not one; name them {', '.join(COLUMNS)} again, or take them out"
+            )
             raise InputError(msg)
-    return Design(strata=strata, pixels=pixels, hectares=hectares)
 
 
-_REMEDY = "points that were added by hand do not belong to a random sample: take them out, or draw a new sample"
+_WRITTEN = "write it without separators of thousands, as landprior sample did"
+_ADDED = "points that were added by hand do not belong to a random sample: take them out, or draw a new sample"
 
 
 def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDArray[np.int64]:
@@ -151,10 +235,11 @@ def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDA
     wrong = ~((numbers >= 0) & (numbers == np.round(numbers)) & (numbers <= _LARGEST))
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
-        said = "empty" if is_blank(values[at]) else repr(values[at])
+        blank = is_blank(values[at])
+        said = "empty" if blank else repr(values[at])
         msg = (
             f"{where}, {name_feature(frame, at)}: {column} is {said}, not a whole number from 0, so that the point "
-            f"cannot be weighed ({int(wrong.sum())} such points); {_REMEDY}"
+            f"cannot be weighed ({int(wrong.sum())} such points); {_ADDED if blank else _WRITTEN}"
         )
         raise InputError(msg)
     return numbers.astype(np.int64)

@@ -293,8 +293,18 @@ def scheme_of_map(path: str | Path) -> ClassScheme:
     return parse_scheme(text, path)
 
 
-def refuse_swapped(map_path: str | Path, labels: str | Path) -> None:
-    """Refuse a map without a class scheme in its tags where the labels have one: the two are swapped.
+def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = False) -> None:
+    """Refuse a map and labels that are given in the other order.
+
+    They are, if the map is vector data and the labels are not, or if only the labels say their classes as maps of
+    landprior do.
+
+    Parameters
+    ----------
+    map_path, labels
+        The two.
+    scheme
+        Whether the classes are given, so that a map need not say them.
 
     Raises
     ------
@@ -302,11 +312,18 @@ def refuse_swapped(map_path: str | Path, labels: str | Path) -> None:
         If they look swapped.
     """
     from landprior.sources.labels import is_raster
+    from landprior.sources.vectors import parse_source
 
-    if is_raster(labels) and (not is_raster(map_path) or not _says_classes(map_path)) and _says_classes(labels):
+    if not is_raster(labels):
+        return
+    advice = f"are the two swapped? Write: landprior evaluate {labels} {map_path}"
+    if parse_source(map_path).path.exists() and not is_raster(map_path):
+        msg = f"{map_path} is no raster and {labels} is, and the map comes first: {advice}"
+        raise InputError(msg)
+    if not scheme and not _says_classes(map_path) and _says_classes(labels):
         msg = (
-            f"{map_path} does not say its classes and {labels} does, as maps of landprior do: are the two swapped? "
-            f"Write: landprior evaluate {labels} {map_path}; if not, give --scheme"
+            f"{map_path} does not say its classes and {labels} does, as maps of landprior do: {advice}; if not, give "
+            "--scheme"
         )
         raise InputError(msg)
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RASTERS = {".tif", ".tiff", ".img", ".vrt", ".jp2"}
+_RASTERS = {
+    *(".tif", ".tiff", ".img", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"),
+    *(".asc", ".bil", ".bip", ".bsq", ".dat", ".hdr", ".grd", ".rst", ".hdf", ".nc"),
+}
+"""Endings of files that are rasters, where they cannot be read."""
 _BOTH = {"GPKG", "MBTiles", "PDF", "SQLite", "netCDF", "OpenFileGDB"}
 """GDAL's drivers whose files may hold rasters, vectors or both."""
 

@@ -19,10 +19,25 @@ if TYPE_CHECKING:
     from landprior.raster.grid import Grid
     from landprior.sources.tables import Row, Table
 
-_MAP = (("x", "y"), ("easting", "northing"), ("utm_x", "utm_y"), ("x_coord", "y_coord"), ("xcoord", "ycoord"))
-_DEGREES = (("lon", "lat"), ("longitude", "latitude"), ("long", "lat"), ("lng", "lat"), ("lon_wgs84", "lat_wgs84"))
+_MAP = (
+    ("x", "y"),
+    ("easting", "northing"),
+    ("utm_x", "utm_y"),
+    ("x_coord", "y_coord"),
+    ("xcoord", "ycoord"),
+    ("point_x", "point_y"),
+    ("coords.x1", "coords.x2"),
+)
+_DEGREES = (
+    ("lon", "lat"),
+    ("longitude", "latitude"),
+    ("long", "lat"),
+    ("lng", "lat"),
+    ("lon_wgs84", "lat_wgs84"),
+    ("decimallongitude", "decimallatitude"),
+)
 _PIXELS = (("col", "row"), ("column", "row"))
-_WKT = ("wkt", "wkt_geom", "geometry", "geom", "the_geom", "geometry_wkt")
+_WKT = ("wkt", "wkt_geom", "geometry", "geom", "the_geom", "geometry_wkt", ".geo")
 
 
 def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
@@ -32,7 +47,8 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     ----------
     path
         Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, else the grid's), ``lon`` and ``lat`` (degrees),
-        ``row`` and ``col`` (pixels of the grid from 0), or a geometry as WKT. Case does not matter.
+        ``row`` and ``col`` (pixels of the grid from 0), or a geometry as WKT (or GeoJSON, as Earth
+        Engine exports it). Case does not matter.
     grid
         The raster's; None: only degrees and a ``.prj`` say where places are.
 
@@ -110,7 +126,7 @@ def _place(table: Table, row: Row, columns: tuple[int, ...]) -> list[float]:
 
 
 def _shapes(table: Table, at: int) -> tuple[NDArray[np.object_], str | None]:
-    """Read WKT, perhaps with ``SRID=4326;`` before it; return geometries and the CRS."""
+    """Read WKT, perhaps with ``SRID=4326;`` before it, or GeoJSON; return geometries and the CRS."""
     found, codes = [], set()
     for row in table.rows:
         text = row.cells[at]
@@ -118,8 +134,11 @@ def _shapes(table: Table, at: int) -> tuple[NDArray[np.object_], str | None]:
         if mark and head.upper().startswith("SRID="):
             codes.add(head[5:].strip())
             text = rest
+        elif text.startswith("{"):
+            codes.add("4326")
         try:
-            found.append(shapely.from_wkt(text) if text else None)
+            read = shapely.from_geojson if text.startswith("{") else shapely.from_wkt
+            found.append(read(text) if text else None)
         except shapely.errors.ShapelyError as error:
             msg = f"{table.where(row)}: {table.header[at]} is {text[:60]!r}, not a geometry as WKT"
             raise InputError(msg) from error

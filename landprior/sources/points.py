@@ -7,6 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rasterio.errors import RasterioError
+from rasterio.warp import transform_bounds
 
 from landprior.errors import InputError
 from landprior.raster.scheme import plain_name
@@ -138,6 +140,21 @@ def locate(frame: geopandas.GeoDataFrame, grid: Grid) -> tuple[NDArray[np.intp],
     return rows, columns, inside & np.isfinite(x) & np.isfinite(y)
 
 
+def _swapped_degrees(frame: geopandas.GeoDataFrame, grid: Grid) -> bool:
+    """Say whether features would lie on a projected raster if their longitude and latitude changed places."""
+    if grid.crs is None or frame.crs is None or grid.crs.is_geographic:
+        return False
+    try:
+        west, south, east, north = transform_bounds(grid.crs, "EPSG:4326", *frame.total_bounds)
+        if max(abs(west), abs(east)) > 90:
+            return False
+        left, bottom, right, top = transform_bounds("EPSG:4326", grid.crs, south, west, north, east)
+    except RasterioError:
+        return False
+    inside = grid.bounds
+    return inside.left <= (left + right) / 2 <= inside.right and inside.bottom <= (bottom + top) / 2 <= inside.top
+
+
 def explain_outside(frame: geopandas.GeoDataFrame, grid: Grid) -> str:
     """Say where a raster and features beside it lie, and what may be wrong."""
     left, bottom, right, top = grid.bounds
@@ -153,7 +170,7 @@ def explain_outside(frame: geopandas.GeoDataFrame, grid: Grid) -> str:
     )
     swapped = left <= south and north <= right and bottom <= west and east <= top
     degrees = grid.crs is not None and not grid.crs.is_geographic
-    if swapped:
+    if swapped or _swapped_degrees(frame, grid):
         return f"{text}: are x and y (longitude and latitude) swapped?"
     if degrees and max(abs(west), abs(east)) <= 180 and max(abs(south), abs(north)) <= 90:
         return f"{text}: these look like degrees; in a CSV call such columns lon and lat, else set the file's CRS"

@@ -19,6 +19,7 @@ from rasterio.warp import transform_bounds
 
 from landprior.errors import GridMismatchError, InputError, MissingInputError, SourceWarning
 from landprior.sources.local import plain_path, refuse_zip_bomb
+from landprior.sources.vectors import choose_layer, list_layers, parse_source, read_parquet_crs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -204,14 +205,11 @@ def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
 
 def layers_of(path: Path) -> list[str | None]:
     """Return the names of the layers that have geometries; only None for a format without layers, or if unreadable."""
-    import pyogrio
-    from pyogrio.errors import DataSourceError
-
     if path.suffix.lower() in _PARQUET:
         return [None]
     try:
-        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None] or [None]
-    except (DataSourceError, UnicodeDecodeError):
+        return [*list_layers(path)]
+    except InputError:
         return [None]
 
 
@@ -225,13 +223,15 @@ def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tupl
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    wanted = re.search(r"\|layername=([^|]+)", str(source).removeprefix(str(path)))
+    wanted = parse_source(source)
     found: list[tuple[Sequence[float], str | None]] = []
     try:
-        names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        for name in names:
-            if wanted is not None and name != wanted[1]:
-                continue
+        names = list_layers(path)
+    except InputError as error:
+        logger.debug("%s", error)  # whoever reads it says so
+        return found
+    try:
+        for name in names if wanted.layer is None else [choose_layer(wanted)]:
             about = pyogrio.read_info(path, layer=name, force_total_bounds=thorough)
             bounds = about["total_bounds"]
             if bounds is None and thorough:  # GDAL does not go through extracts twice; some features tell enough
@@ -249,12 +249,10 @@ def _parquet_bounds(path: Path) -> list[tuple[Sequence[float], str | None]]:
     try:
         from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
 
-        from landprior.sources.vectors import _parquet_crs
-
         about = json.loads((read_schema(path).metadata or {})[b"geo"])
         bounds = about["columns"][about["primary_column"]]["bbox"]
         half = len(bounds) // 2
-        return [((*bounds[:2], *bounds[half : half + 2]), _parquet_crs(path))]
+        return [((*bounds[:2], *bounds[half : half + 2]), read_parquet_crs(path))]
     except (ImportError, OSError, ValueError, KeyError, TypeError):
         return []  # whoever reads it says so
 

@@ -242,6 +242,7 @@ def _split(lines: Sequence[str], delimiter: str, path: Path, before: int) -> lis
     """Split lines into rows of stripped cells; empty rows are left out."""
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     found = []
+    before_limit = csv.field_size_limit(2**31 - 1)  # a document may be longer than the usual 131,072
     try:
         for cells in reader:
             row = tuple(cell.strip() for cell in cells)
@@ -250,6 +251,8 @@ def _split(lines: Sequence[str], delimiter: str, path: Path, before: int) -> lis
     except csv.Error as error:
         msg = f"{path}, line {reader.line_num + before}: {error}; is a quote not closed?"
         raise InputError(msg) from error
+    finally:
+        csv.field_size_limit(before_limit)
     return found
 
 

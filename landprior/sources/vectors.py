@@ -255,6 +255,20 @@ def list_layers(path: Path) -> list[str]:
     return names
 
 
+def with_layer(path: Path, layer: str | None) -> Path:
+    """Name a layer of a vector file, as :func:`parse_source` reads it.
+
+    Raises
+    ------
+    InputError
+        If the path names another layer already.
+    """
+    if layer is None:
+        return path
+    parse_source(path, layer)
+    return path if parse_source(path).layer is not None else Path(f"{path}|layername={layer}")
+
+
 def choose_layer(source: VectorSource) -> str:
     """Return the name of the layer to read: the one that is named, else the only one that holds features.
 
@@ -296,7 +310,7 @@ def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     import geopandas
 
     try:
-        bounds = None if grid is None else _bounds_in(grid, _parquet_crs(path))
+        bounds = None if grid is None else _bounds_in(grid, read_parquet_crs(path))
         try:
             return geopandas.read_parquet(path, bbox=bounds)
         except ValueError:
@@ -311,7 +325,7 @@ def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
         raise InputError(msg) from error
 
 
-def _parquet_crs(path: Path) -> str | None:
+def read_parquet_crs(path: Path) -> str | None:
     """Return the CRS of a GeoParquet file, in which its features' boxes are; None if it says none."""
     import geopandas
     from pyarrow.parquet import read_schema  # type: ignore[import-untyped]

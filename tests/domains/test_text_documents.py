@@ -110,6 +110,19 @@ def test_columns_have_the_names_they_are_said_to_have(tmp_path):
     assert documents.fine.tolist() == [0, UNKNOWN, 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz"])
+def test_documents_are_read_however_excel_wrote_them(tmp_path, name, delimiter, encoding):
+    cells = (("ID", "Coarse ", "TEXT", ""), ("a", "sports", '"Pucks; and, ice\tx"', ""), ("", "", "", ""))
+    content = "\r\n".join(delimiter.join(row) for row in cells).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    documents = read_documents(tmp_path / name, TREE)
+    assert documents.texts == ("Pucks; and, ice\tx",)
+    assert documents.coarse.tolist() == [0]
+    assert documents.ids == ("a",)
+
+
 def test_a_document_may_be_longer_than_the_csv_module_likes(tmp_path):
     rows = [ROWS[0] | {"text": "word " * 60_000}]
     assert len(read_documents(write(tmp_path / "d.csv", rows), TREE).texts[0]) == 299_999
@@ -150,9 +163,9 @@ def test_files_that_cannot_be_read(tmp_path):
         ("f.jsonl", b"\n", "has no documents"),
         ("g.jsonl", b'{"text": "\xff"}\n', "cannot be read: line 1 is not UTF-8"),
         ("h.jsonl.gz", b"no gzip", "cannot be read"),
-        ("i.csv", b"text,coarse\na,sports,3\n", "line 2: a row has other than the header's 2 columns"),
+        ("i.csv", b"text,coarse\na,sports,3\n", r"line 2: more values than the header has columns \(3, not 2\)"),
         ("j.csv", b'text,coarse\n"a,sports\n', "unexpected end of data"),
-        ("k.csv", b"text,coarse\na\n", "line 2: a row has other than the header's 2 columns"),
+        ("k.csv", b"text,coarse\na\n", "line 2: 1 columns where the header has 2"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=said):

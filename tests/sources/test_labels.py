@@ -11,12 +11,12 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject, transform_bounds
-from shapely.geometry import box
+from shapely.geometry import Point, box
 
 from landprior.errors import GridMismatchError, InputError, MissingInputError, OutputExistsError, SchemeError
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme
-from landprior.sources.labels import write_labels
+from landprior.sources.labels import is_raster, write_labels
 
 SCHEME = ClassScheme.model_validate(
     {
@@ -248,3 +248,35 @@ def test_real_polygons_become_labels(real_data, tmp_path):
         codes, counts = np.unique(src.read(1), return_counts=True)
     assert set(codes) == {2, 7, 255}
     assert 0.005 < dict(zip(codes.tolist(), counts / counts.sum(), strict=True))[7] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [
+        ("a.png", "PNG"),
+        ("a.asc", "AAIGrid"),
+        ("a.bil", "EHdr"),
+        ("a.dat", "ENVI"),
+        ("a.PNG", "PNG"),
+        ("noending", "GTiff"),
+    ],
+)
+def test_labels_are_rasters_by_what_they_hold(make_raster, codes, put, grid, tmp_path, name, driver):
+    import rasterio.shutil
+
+    expected = put(make_raster("a.tif", codes, grid=grid))
+    rasterio.shutil.copy(make_raster("b.tif", codes, grid=grid), tmp_path / name, driver=driver)
+    assert is_raster(tmp_path / name)
+    np.testing.assert_array_equal(put(tmp_path / name), expected)
+
+
+def test_vectors_are_no_rasters_whatever_their_name(tmp_path):
+    points = geopandas.GeoDataFrame({"class": ["water"]}, geometry=[Point(600001, 4499999)], crs=26917)
+    points.to_file(tmp_path / "a.gpkg")
+    (tmp_path / "a.gpkg").rename(tmp_path / "a.tif")
+    points.to_file(tmp_path / "a.geojson")
+    (tmp_path / "a.csv").write_text("x,y,class\n1,2,water\n")
+    for name in ("a.tif", "a.geojson", "a.csv", "a.tif|layername=a"):
+        assert not is_raster(f"{tmp_path}/{name}")
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    assert is_raster(tmp_path / "damaged.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +17,12 @@ from landprior.raster.cog import encode_probabilities, encoding_options, write_r
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
+from landprior.sources.labels import is_raster
 from landprior.sources.vectors import burn, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from geopandas import GeoDataFrame
     from numpy.typing import NDArray
@@ -30,7 +31,6 @@ SOFTNESS = 0.2
 """Added to the weight of every class, those that are not allowed too, as the authors' example has it."""
 
 CLASS_FIELD, WEIGHT_FIELD = "class", "weight"
-_VECTORS = {".geojson", ".json", ".gpkg", ".fgb", ".shp", ".kml"}
 _SHOWN = 8
 """Colours that a message lists at most."""
 
@@ -134,7 +134,7 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = (), *, name: str 
 
 def is_vector(path: str | Path) -> bool:
     """Say whether a prior is a file of polygons."""
-    return Path(path).suffix.lower() in _VECTORS
+    return not is_raster(path)
 
 
 def read_drawing(

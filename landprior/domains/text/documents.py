@@ -10,10 +10,8 @@ The names, by default the labels themselves, are what a language model is asked 
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import ConfigError, InputError
-from landprior.inputs import check_file, read_text
+from landprior.inputs import check_file, decode_text, read_text
+from landprior.sources.tables import parse_table
 from landprior.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
@@ -220,7 +219,8 @@ def read_documents(
     Parameters
     ----------
     path
-        ``.csv``, ``.jsonl`` or ``.ndjson``, each also ``.gz``; UTF-8.
+        ``.csv`` (however Excel wrote it: :mod:`landprior.sources.tables`), ``.jsonl`` or ``.ndjson`` in UTF-8, each
+        also ``.gz``.
     tree
         The labels there may be.
     text
@@ -247,7 +247,7 @@ def read_documents(
     places = {label: number for number, label in enumerate(tree.coarse)}
     below = {label: number for number, label in enumerate(tree.fine)}
     with_fine = with_ids = False
-    for number, row in _rows(path):
+    for number, row in _rows(path, (*text, coarse, fine or DEFAULT_FINE, identity or DEFAULT_ID)):
         where = f"{path}, line {number}"
         if not texts:
             with_fine, with_ids = fine is not None or DEFAULT_FINE in row, identity is not None or DEFAULT_ID in row
@@ -314,19 +314,23 @@ def _fine(label: str, coarse: str, tree: Tree, below: Mapping[str, int], where: 
     return below[label]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give line number and columns of every record."""
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give line number and columns of every record; those of a CSV are found in any case of letters."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if packed else suffixes)[-1:]
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".ndjson": _jsonl_rows}
-    if not kind or kind[0] not in readers:
+    if not kind or kind[0] not in (".csv", ".jsonl", ".ndjson"):
         msg = f"{path}: documents are read from .csv, .jsonl or .ndjson, each also .gz"
         raise InputError(msg)
     check_file(path)
     try:
-        with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            yield from readers[kind[0]](stream, path)
+        if kind[0] == ".csv":
+            with (gzip.open if packed else open)(path, "rb") as stream:
+                text = decode_text(stream.read(), path)
+            yield from _csv_rows(text, path, columns)
+        else:
+            with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
+                yield from _jsonl_rows(lines, path)
     except UnicodeDecodeError as error:
         line = _line_that_is_no_text(path, packed=packed)
         msg = f"{path} cannot be read: line {line} is not UTF-8; save the file as UTF-8"
@@ -349,21 +353,16 @@ def _line_that_is_no_text(path: Path, *, packed: bool) -> int:
     return last
 
 
-def _csv_rows(stream: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may be longer than the usual 131,072
-    try:
-        reader = csv.DictReader(stream, strict=True)
-        for row in reader:
-            if None in row or None in row.values():
-                count = len(reader.fieldnames or ())
-                msg = f"{path}, line {reader.line_num}: a row has other than the header's {count} columns"
-                raise InputError(msg)
-            yield reader.line_num, row
-    except csv.Error as error:
-        msg = f"{path}, line {reader.line_num}: {error}"
-        raise InputError(msg) from error
-    finally:
-        csv.field_size_limit(before)
+def _csv_rows(text: str, path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    table = parse_table(text, path)
+    table.require_whole_rows()
+    names = list(table.header)
+    for name in columns:
+        at = table.find(name)
+        if at is not None:
+            names[at] = name
+    for row in table.rows:
+        yield row.line, {name: cell for name, cell in zip(names, row.cells, strict=True) if name}
 
 
 def _jsonl_rows(stream: IO[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
