@@ -272,9 +272,8 @@ def test_labels_are_rasters_by_what_they_hold(make_raster, codes, put, grid, tmp
 
 def test_vectors_are_no_rasters_whatever_their_name(tmp_path):
     points = geopandas.GeoDataFrame({"class": ["water"]}, geometry=[Point(600001, 4499999)], crs=26917)
-    points.to_file(tmp_path / "a.gpkg")
-    (tmp_path / "a.gpkg").rename(tmp_path / "a.tif")
     points.to_file(tmp_path / "a.geojson")
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.geojson").read_bytes())
     (tmp_path / "a.csv").write_text("x,y,class\n1,2,water\n")
     for name in ("a.tif", "a.geojson", "a.csv", "a.tif|layername=a"):
         assert not is_raster(f"{tmp_path}/{name}")
