@@ -220,7 +220,7 @@ def _parse_csv(table: Table, scheme: ClassScheme, *, source: str) -> Cooccurrenc
         raise PriorError(msg)
     twice = [name for i, name in enumerate(header) if name and name in header[:i]]
     if twice:
-        msg = f"{path}: two columns are called {twice[0]!r}; keep one"
+        msg = f"{path}: two columns are called {twice[0]!r} in its header; keep one"
         raise PriorError(msg)
     means, deviations = _find_columns(header, scheme, path)
     counts = {name: header.index(name) for name in ("pixels", "cells") if name in header}

@@ -108,7 +108,7 @@ class ClassScheme(BaseModel):
 
     @field_validator("classes")
     @classmethod
-    def _names_are_unique(cls, classes: tuple[LandClass, ...]) -> tuple[LandClass, ...]:
+    def _names_and_codes_are_unique(cls, classes: tuple[LandClass, ...]) -> tuple[LandClass, ...]:
         seen: dict[str, str] = {}
         for name in (c.name for c in classes):
             if name in seen.values():
@@ -118,19 +118,25 @@ class ClassScheme(BaseModel):
             if first != name:
                 msg = f"class names must be unique; {first!r} and {name!r} differ in case, blanks or accents only"
                 raise ValueError(msg)
+        owners: dict[int, str] = {}
+        for c in classes:
+            for code in (c.code, *c.merge):
+                if code in owners:
+                    msg = f"a code may stand for one class only; {code} stands for {owners[code]!r} and {c.name!r}"
+                    raise ValueError(msg)
+                owners[code] = c.name
         return classes
 
     @model_validator(mode="after")
-    def _codes_are_unique(self) -> ClassScheme:
+    def _ignored_codes_are_others(self) -> ClassScheme:
         of_classes = {code for c in self.classes for code in (c.code, *c.merge)}
         both = sorted(of_classes & set(self.ignored))
         if both:
             msg = f"a code cannot be ignored and stand for a class; {both} do both: take them out of ignored or classes"
             raise ValueError(msg)
-        codes = [c for k in self.classes for c in (k.code, *k.merge)] + list(self.ignored)
-        twice = sorted(code for code, n in Counter(codes).items() if n > 1)
+        twice = sorted(code for code, n in Counter(self.ignored).items() if n > 1)
         if twice:
-            msg = f"a code may stand for one class only; {twice} stand for several"
+            msg = f"ignored names {twice} twice; keep one"
             raise ValueError(msg)
         return self
 
