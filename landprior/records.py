@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from landprior.errors import InputError, RasterWriteError
 from landprior.inputs import read_text
-from landprior.raster.outputs import replacing
+from landprior.raster.outputs import replacing, try_lock
 from landprior.raster.scheme import explain
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ T = TypeVar("T", bound="DataclassInstance")
 
 PATIENCE = 60.0
 """Seconds to wait for another process that writes the same description; it takes a fraction of one."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""Of a file system without locks; there the user must see to it that one process at a time writes."""
 
 
 @contextmanager
@@ -47,48 +51,36 @@ def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    try:
-        with _locked(path.with_name(f".landprior-{path.name}.lock")):  # a name that clear_leftovers knows
-            yield write
-    except TimeoutError as error:
-        msg = f"another process has been writing {path} for {PATIENCE:.0f} s; is it stopped? End it and try again"
-        raise RasterWriteError(msg) from error
+    with _only(path):
+        yield write
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until the lock at a path is ours, and remove it in the end."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover - Windows, where a file that is open cannot be removed
-        from filelock import FileLock
-
-        with FileLock(path, timeout=PATIENCE):
-            yield
-        return
+def _only(path: Path) -> Iterator[None]:
+    """Keep other processes from changing a description meanwhile; wait for one that does."""
+    lock = path.with_name(f".landprior-{path.name}.lock")  # a name that clear_leftovers knows
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            held = try_lock(lock)
         except OSError as error:
-            msg = f"cannot write {path} ({error.strerror})"
-            raise RasterWriteError(msg) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(handle), path.stat())
-        except (BlockingIOError, FileNotFoundError):  # another has it, or has removed it
-            ours = False
-        if ours:
+            if error.errno not in _NO_LOCKS:
+                msg = f"cannot write {path} ({error.strerror})"
+                raise RasterWriteError(msg) from error
+            held = None
             break
-        os.close(handle)
+        if held is not None:
+            break
         if time.monotonic() > end:
-            raise TimeoutError
+            msg = f"another process has been writing {path} for {PATIENCE:.0f} s; is it stopped? End it and try again"
+            raise RasterWriteError(msg)
         time.sleep(0.01)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours
-        os.close(handle)
+        if held is not None:
+            lock.unlink(missing_ok=True)  # while it is still ours
+            os.close(held)
 
 
 def read_records(folder: Path, kind: type[T]) -> list[T]:
@@ -117,7 +109,35 @@ def read_records(folder: Path, kind: type[T]) -> list[T]:
         raise InputError(msg) from error
 
 
-def write_records(folder: Path, records: Sequence[T], to_dict: Callable[[T], dict[str, Any]] = asdict) -> None:
-    """Write all records, whole or not at all; ``to_dict`` says how one becomes JSON."""
-    with replacing(folder / RESULTS, overwrite=True) as temporary:
-        temporary.write_text("".join(json.dumps(to_dict(one)) + "\n" for one in records), encoding="utf-8")
+def add_records(
+    folder: Path,
+    new: Sequence[T],
+    kind: type[T],
+    to_dict: Callable[[T], dict[str, Any]] = asdict,
+    *,
+    key: Callable[[T], str],
+) -> list[T]:
+    """Add records to those of a folder, whole or not at all; several processes may do so at once.
+
+    Parameters
+    ----------
+    folder, kind
+        See :func:`read_records`.
+    new
+        They replace those with the same key.
+    to_dict
+        Says how one becomes JSON.
+    key
+        Says what one is of.
+
+    Returns
+    -------
+    list
+        All that are there now.
+    """
+    path, keys = folder / RESULTS, {key(one) for one in new}
+    with _only(path):
+        everything = [one for one in read_records(folder, kind) if key(one) not in keys] + list(new)
+        with replacing(path, overwrite=True) as temporary:
+            temporary.write_text("".join(json.dumps(to_dict(one)) + "\n" for one in everything), encoding="utf-8")
+    return everything

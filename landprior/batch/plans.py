@@ -27,6 +27,7 @@ from shapely.geometry import box
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.inputs import read_text
 from landprior.landcover.city import CityRef, find_city
 from landprior.landcover.workspace import Workspace, checksum
 from landprior.raster.outputs import replacing
@@ -236,7 +237,7 @@ def plan_area(
             outline=found.area.outline.wkt,
             city=preset.name if preset is not None and shipped else None,
             preset=None if shipped else preset,
-            settings=fetching.model_dump(mode="json", exclude={"scheme"}),
+            settings=fetching.located().model_dump(mode="json", exclude={"scheme"}),
         ),
     )
 
@@ -263,24 +264,24 @@ def read_plan(path: str | Path) -> BatchPlan:
         If it is missing, or is no plan.
     """
     path = Path(path)
-    if not path.is_file():
-        msg = f"no plan at {path}; make one with: landprior plan --city CITY -o {path}"
-        raise MissingInputError(msg)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+    except MissingInputError as error:
+        msg = f"no plan at {path}; make one with: landprior plan --city CITY -o {path}"
+        raise MissingInputError(msg) from error
+    except InputError as error:
+        msg = f"{error}; a plan is made by landprior plan"
+        raise ConfigError(msg) from error
+    try:
         _require_format(text)
         plan = BatchPlan.model_validate_json(text)
         if plan.fetch is not None:
             fetch_of(plan)
-    except OSError as error:
-        msg = f"cannot read the plan {path} ({error.strerror})"
-        raise InputError(msg) from error
     except ValidationError as error:
         msg = f"{explain(error, path)}; a plan is made by landprior plan"
         raise ConfigError(msg) from error
-    except (UnicodeDecodeError, InputError, MissingInputError) as error:
-        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
-        msg = f"{path}: {reason}; a plan is made by landprior plan"
+    except (InputError, MissingInputError) as error:
+        msg = f"{path}: {error}; a plan is made by landprior plan"
         raise ConfigError(msg) from error
     return plan.model_copy(update={"workspace": str((path.parent / plan.workspace).resolve())})
 

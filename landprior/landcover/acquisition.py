@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 from affine import Affine
 from rasterio.warp import transform_bounds
 
+from landprior.addresses import redact
 from landprior.errors import (
     GridMismatchError,
     InputError,
@@ -27,19 +29,19 @@ from landprior.errors import (
 )
 from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.plan import NONE
-from landprior.landcover.workspace import TileFolder, Workspace, checksum, make_key
+from landprior.landcover.workspace import TileFolder, Workspace, make_key
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
 from landprior.raster.datasets import beside_of
-from landprior.raster.grid import Grid
+from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm
-from landprior.sources.answers import fingerprint, redact
+from landprior.sources.answers import fingerprint
 from landprior.sources.labels import is_raster, write_labels
-from landprior.sources.local import identify, plain_path
+from landprior.sources.local import absolute_source, identify, plain_path
 from landprior.sources.nlcd import WCS_URL
 from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors
@@ -60,6 +62,8 @@ _WHOLE, _ENOUGH = 0.999, 0.5
 
 At a coast or a border part of a tile is no data.
 """
+_DOUBLE = 0.5
+"""Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
 _CHANGES = {
     "grid": "the place or the image",
     "origin": "the source",
@@ -118,6 +122,8 @@ def fetch(
     RasterWriteError
         If the disk is full; at once.
     """
+    if collection:
+        _say_doubles(plan, workspace)
     job = _Job(plan=plan, settings=settings, network=network, overwrite=overwrite, progress=progress)
     failures: dict[str, list[LandpriorError]] = {}
     try:
@@ -251,14 +257,14 @@ class _Job:
                 path = folder.file(name)
                 if not path.is_file():
                     continue
-                if not _is_fetched(folder, name):
+                if not folder.is_recorded(name):
                     logger.warning("Warning: --%s none: %s was not made by fetch and is kept", layer, path)
                     continue
                 for file in (path, *(one.path for one in beside_of(path, "raster") if not one.product)):
                     file.unlink(missing_ok=True)
                 folder.record(name, "", grid=tile.grid, core=tile.core, origin=NONE)
                 logger.info("  --%s none: %s, of an earlier fetch, is removed", layer, path)
-        if not self.settings.labels and folder.file("labels").is_file() and _is_fetched(folder, "labels"):
+        if not self.settings.labels and folder.file("labels").is_file() and folder.is_recorded("labels"):
             logger.info("  %s, of an earlier fetch, is kept", folder.file("labels"))
 
     def _fetch_layer(self, layer: Layer, tile: TilePlan) -> None:
@@ -269,7 +275,7 @@ class _Job:
         states = {name: folder.state(name, key) for name in files}
         if layer == "labels" and folder.steps().get("labels", {}).get("key") == key and not folder.present(["labels"]):
             states = {"labels": "current"}  # they were looked at, and do not reach here
-        by_hand = [name for name in files if states[name] == "stale" and not _is_fetched(folder, name)]
+        by_hand = [name for name in files if states[name] == "stale" and not folder.is_recorded(name)]
         if by_hand and not self.overwrite:
             by_hand = self._check_by_hand(folder, by_hand, tile.grid)
             states = {name: state for name, state in states.items() if name not in by_hand}
@@ -280,10 +286,13 @@ class _Job:
         prints = {name: make_key({name: value}, {})[:16] for name, value in basis.items()}
         _say_stale(folder, [name for name, state in states.items() if state == "stale"], prints)
         write: Callable[[TilePlan, set[str]], Iterator[tuple[str, dict[str, Any]]]] = getattr(self, f"_write_{layer}")
-        for name, properties in write(tile, set(states)):
-            with self._once:
-                self._features[layer] += int(properties.get("features", properties.get("found", 1)))
-            folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, basis=prints, **properties)
+        with ExitStack() as stack:
+            for name in states:
+                stack.enter_context(folder.announcing(name, grid=tile.grid, command="fetch"))
+            for name, properties in write(tile, set(states)):
+                with self._once:
+                    self._features[layer] += int(properties.get("features", properties.get("found", 1)))
+                folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, basis=prints, **properties)
 
     def _check_by_hand(self, folder: TileFolder, names: Sequence[str], grid: Grid) -> list[str]:
         """Return those of some files that somebody has put there and that can be used; say so.
@@ -332,7 +341,7 @@ class _Job:
             return origin, what | {"road_width": s.road_width}
         if layer == "buildings":
             return _identity_of(s.buildings, s.buildings_index)
-        return ", ".join(map(str, s.labels)), {
+        return ", ".join(map(absolute_source, s.labels)), {
             "file": [identify(path) for path in s.labels],
             "scheme": self._scheme().model_dump(mode="json"),
             "label_map": s.label_map,
@@ -345,7 +354,7 @@ class _Job:
             return redact(s.nlcd_wcs), {"year": year, "coverage": s.nlcd_coverage, "url": fingerprint(s.nlcd_wcs)}
         if nlcd.is_remote(s.nlcd):
             return redact(s.nlcd), {"year": year, "url": fingerprint(s.nlcd)}
-        return s.nlcd, {"year": year, "file": identify(s.nlcd.replace("{year}", str(year)))}
+        return absolute_source(s.nlcd), {"year": year, "file": identify(s.nlcd.replace("{year}", str(year)))}
 
     # One per layer: write its files, and give the name and what item.json is to say of each.
 
@@ -501,13 +510,40 @@ def files_of(layer: str) -> tuple[str, ...]:
 
 def _identity_of(file: str | None, url: str) -> tuple[str, dict[str, Any]]:
     """Return the origin and the identity of a file, or of a server where none is given."""
-    return (redact(url), {"url": fingerprint(url)}) if file is None else (file, {"file": identify(file)})
+    if file is None:
+        return redact(url), {"url": fingerprint(url)}
+    return absolute_source(file), {"file": identify(file)}
 
 
-def _is_fetched(folder: TileFolder, name: str) -> bool:
-    """Say whether a layer is there as fetch has made it; else somebody has put it there, or has changed it."""
-    known = folder.steps().get(name, {}).get("sha256")
-    return known is not None and known == checksum(folder.file(name))
+def _say_doubles(plan: FetchPlan, workspace: Workspace) -> None:
+    """Warn of tiles of an earlier fetch that show the ground of this one's in another image, such as another year's."""
+    own = {tile.folder.name for tile in plan.tiles}
+    doubles = []
+    for path in sorted((workspace.root / plan.area.name).glob("*/naip.tif")):
+        other = TileFolder(path=path.parent, city=plan.area.name)
+        core = None if other.name in own else other.core()
+        if core is None:
+            continue
+        with open_raster(path) as src:
+            crs = src.crs
+        if any(tile.grid.crs == crs and _is_double(core, tile.core) for tile in plan.tiles):
+            year = other.steps().get("naip", {}).get("year")
+            doubles.append(f"{other.name} (NAIP {year})" if year else other.name)
+    if doubles:
+        msg = (
+            f"{workspace.root / plan.area.name} also has {', '.join(doubles)} of an earlier fetch, over the same "
+            "ground; it is kept, and commands for the whole place take it too: choose tiles (--tile), remove its "
+            "folder, or fetch into another place (--name)"
+        )
+        warnings.warn(msg, SourceWarning, stacklevel=3)
+
+
+def _is_double(one: Bounds, other: Bounds) -> bool:
+    """Say whether two tiles show mostly the same ground."""
+    wide = max(min(one.right, other.right) - max(one.left, other.left), 0.0)
+    tall = max(min(one.top, other.top) - max(one.bottom, other.bottom), 0.0)
+    least = min((box.right - box.left) * (box.top - box.bottom) for box in (one, other))
+    return wide * tall > _DOUBLE * least
 
 
 def _say_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.figures import draw_comparison
 from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
 from landprior.landcover.prediction import map_prior, predict
+from landprior.landcover.provenance import Basis
 from landprior.landcover.scene import make_scene
 from landprior.landcover.training import TileSettings, train_files
 from landprior.landcover.workspace import TileFolder
@@ -19,6 +21,7 @@ from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import MAP_NODATA, load_scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from landprior.landcover.scene import Climate
@@ -120,12 +123,15 @@ def run_demo(
         base = TileSettings(filters=filters)
         settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
         weights = tile.file("model") if loss == "qr" else tile.path / "model_ce.safetensors"
-        model = train_files([(image, prior)], weights, settings, device=device, overwrite=overwrite, progress=progress)
-        title = f"{name} q" if loss == "qr" else name
         options: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
+        made = {"image": image, "prior": prior}
+        with _recording(tile, "model" if loss == "qr" else None, made, settings.model_dump(mode="json")):
+            model = train_files([(image, prior)], weights, settings, **options)
+        title = f"{name} q" if loss == "qr" else name
         maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, **options)
         if loss == "qr":
-            maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, **options)
+            with _recording(tile, "prediction", made | {"model": weights}):
+                maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, **options)
     scores = {name: evaluate([(path, tile.file("labels"))], scheme) for name, path in maps.items()}
     figure = draw_comparison(
         tile.path / "comparison.png",
@@ -137,3 +143,15 @@ def run_demo(
         overwrite=overwrite,
     )
     return DemoResult(scores=scores, tile=tile, map=tile.file("prediction"), figure=figure)
+
+
+@contextmanager
+def _recording(
+    tile: TileFolder, step: str | None, inputs: Mapping[str, Path], settings: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Record a result in ``item.json`` as the demo's, so that other commands say whose it is and keep it."""
+    if step is None:
+        yield
+        return
+    with tile.making(step, Basis(command="demo", recipe="demo", settings=settings or {}, inputs=inputs)):
+        yield

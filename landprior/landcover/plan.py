@@ -6,12 +6,13 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 - pydantic looks the types of fields up
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from rasterio.warp import transform_bounds
 
+from landprior.addresses import redact
 from landprior.errors import GridMismatchError, InputError, SourceWarning
 from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.codes import open_on_grid
@@ -19,10 +20,9 @@ from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
 from landprior.sources import naip, nlcd
-from landprior.sources.answers import redact
 from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import is_raster
-from landprior.sources.local import refuse_remote
+from landprior.sources.local import absolute_source, refuse_remote
 from landprior.sources.naip import STAC_URL
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
@@ -44,6 +44,8 @@ LAYERS: tuple[Layer, ...] = get_args(Layer)
 MARGIN = 64
 """Metres around what was asked for: the reach of the prior's filters (50 m) and of a learned prior (10 m)."""
 NONE = "none"
+_FILES = ("nlcd", "osm", "buildings")
+"""Settings that may name a file."""
 
 
 class FetchSettings(BaseModel):
@@ -108,6 +110,13 @@ class FetchSettings(BaseModel):
         for one in value if isinstance(value, (tuple, list)) else [value]:
             refuse_remote(one, f"--{info.field_name}", web=info.field_name == "nlcd")
         return value
+
+    def located(self) -> FetchSettings:
+        """Return them with whole paths of local sources, as another folder or process may read them."""
+        located: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
+        located["naip"] = self.naip and self.naip.absolute()
+        located["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)
+        return self.model_copy(update=located)
 
     @property
     def wanted(self) -> tuple[Layer, ...]:
@@ -334,7 +343,11 @@ def _nlcd_year(settings: FetchSettings, area: Area, naip_year: int | None) -> in
 def _describe_sources(settings: FetchSettings) -> dict[str, str]:
     described = {
         "naip": str(settings.naip) if settings.naip else redact(settings.stac_url),
-        "nlcd": redact(settings.nlcd) if settings.nlcd else redact(settings.nlcd_wcs),
+        "nlcd": redact(settings.nlcd_wcs)
+        if not settings.nlcd
+        else redact(settings.nlcd)
+        if nlcd.is_remote(settings.nlcd)
+        else settings.nlcd,
         "osm": settings.osm or redact(settings.overpass_url),
         "buildings": settings.buildings or redact(settings.buildings_index),
         "labels": ", ".join(map(str, settings.labels)),

@@ -42,6 +42,8 @@ _STEPS = "landprior:steps"
 _BEGUN = "landprior:begun"
 """Results that are being put in place: a process that is killed meanwhile leaves a file that is ours all the same."""
 _CORE = "landprior:core_bounds"
+_DESCRIBED = ("bands", "classification:classes")
+"""What an asset says of the content of its file."""
 COLLECTION = "collection.json"
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -116,10 +118,11 @@ class TileFolder:
         return dict(self._read_item().get("properties", {}).get(_STEPS, {}))
 
     def is_recorded(self, step: str) -> bool:
-        """Say whether a layer or a result is there as landprior made it."""
-        done = self.steps().get(step)
+        """Say whether a layer or a result is there as landprior made it; else somebody put it there or changed it."""
         path = self.file(step)
-        return done is not None and path.is_file() and done.get("sha256") == checksum(path)
+        properties = self._read_item().get("properties", {})
+        known = [properties.get(name, {}).get(step, {}).get("sha256") for name in (_STEPS, _BEGUN)]
+        return any(known) and path.is_file() and checksum(path) in known
 
     def state(self, step: str, key: str) -> str:
         """Compare a result with what would be made now: ``"current"``, ``"missing"`` or ``"stale"``.
@@ -170,21 +173,27 @@ class TileFolder:
     def making(self, step: str, basis: Basis) -> Iterator[dict[str, Any]]:
         """Record a result that the block makes; what is put into the dictionary is recorded with it.
 
-        Just before the file gets its name its checksum is noted, so that it is known to be ours even if the process is
-        killed before the end.
+        See :meth:`announcing`.
+        """
+        properties: dict[str, Any] = {}
+        made = basis.record()  # of the inputs as they are read, not as they may be later
+        with self.announcing(step, command=basis.command, recipe=basis.recipe, settings=basis.outline()):
+            yield properties
+        self.record(step, made.pop("key"), **made, **properties)
+
+    @contextmanager
+    def announcing(self, step: str, *, grid: Grid | None = None, **about: object) -> Iterator[None]:
+        """Note the checksum of a file that the block writes, and more about it, just before the file gets its name.
+
+        So it is known to be ours even if the process is killed before it is recorded.
         """
 
         def tell(temporary: Path) -> None:
-            begun = {"sha256": checksum(temporary), "command": basis.command, "recipe": basis.recipe}
-            begun["settings"] = basis.outline()
-            with self._changing_item(None) as item:
-                item["properties"].setdefault(_BEGUN, {})[step] = begun
+            with self._changing_item(grid) as item:
+                item["properties"].setdefault(_BEGUN, {})[step] = {"sha256": checksum(temporary), **about}
 
-        properties: dict[str, Any] = {}
-        made = basis.record()  # of the inputs as they are read, not as they may be later
         with announcing(self.file(step), tell):
-            yield properties
-        self.record(step, made.pop("key"), **made, **properties)
+            yield
 
     def record(
         self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object
@@ -221,7 +230,8 @@ class TileFolder:
     def _changing_item(self, grid: Grid | None) -> Iterator[dict[str, Any]]:
         """Give the item to be changed and write it, while no other process does."""
         with changing(self.path / ITEM) as write:
-            old, item = self._read_item().get("properties", {}), self._new_item(grid)
+            before = self._read_item()
+            old, known, item = before.get("properties", {}), before.get("assets", {}), self._new_item(grid)
             for name in ("created", _CORE, _BEGUN):
                 if name in old:
                     item["properties"][name] = old[name]
@@ -231,7 +241,7 @@ class TileFolder:
             taken = steps.get("naip", {}).get("date")
             if taken:
                 item["properties"]["datetime"] = f"{taken}T00:00:00Z"
-            item["assets"] = self._assets(steps)
+            item["assets"] = self._assets(steps, known)
             write(item)
 
     def _read_item(self) -> dict[str, Any]:
@@ -284,7 +294,8 @@ class TileFolder:
         described["collection"] = _COLLECTION_ID
         return described
 
-    def _assets(self, steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _assets(self, steps: Mapping[str, Mapping[str, Any]], known: object) -> dict[str, Any]:
+        """Describe the files; those that are ``known`` and have not changed are not opened again."""
         assets = {}
         for name, path in self.present([*INPUTS, *RESULTS]).items():
             asset: dict[str, Any] = {
@@ -294,8 +305,14 @@ class TileFolder:
                 "file:size": path.stat().st_size,
                 "file:checksum": f"1220{checksum(path)}",  # multihash: sha2-256, 32 bytes
             }
+            described = known.get(name) if isinstance(known, dict) else None
+            same = isinstance(described, dict) and described.get("file:checksum") == asset["file:checksum"]
             if name != "model":
-                asset |= {"type": "image/tiff; application=geotiff; profile=cloud-optimized"} | _describe_raster(path)
+                asset["type"] = "image/tiff; application=geotiff; profile=cloud-optimized"
+            if isinstance(described, dict) and same:
+                asset |= {key: value for key, value in described.items() if key in _DESCRIBED}
+            elif name != "model":
+                asset |= _describe_raster(path)
             origin = steps.get(name, {}).get("origin")
             if origin:
                 asset["landprior:origin"] = origin

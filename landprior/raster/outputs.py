@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rasterio.errors import RasterioIOError
 
+from landprior.addresses import redact
 from landprior.errors import (
     InputError,
     MissingInputError,
@@ -63,13 +64,14 @@ def is_remote(path: str | Path) -> bool:
 
 
 def explain_remote_input(path: str | Path) -> str | None:
-    """Return why an input cannot be read from where it is, with advice; None if it can be tried."""
+    """Return why an input cannot be read from where it is, with advice and no secret; None if it can be tried."""
     text = os.fspath(path)
     if _READ_ONLY.match(text) or not is_remote(text):
         return None
+    shown = redact(text)
     if text.lower().startswith(("zip:", "tar:", "gzip:", "file:")):
-        return f"{text} is a URL; give a plain path, or /vsizip/ARCHIVE.zip/FILE for a raster in an archive"
-    return f"{text} is not a local file; download it first and give the path of the copy"
+        return f"{shown} is a URL; give a plain path, or /vsizip/ARCHIVE.zip/FILE for a raster in an archive"
+    return f"{shown} is not a local file; download it first and give the path of the copy"
 
 
 def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = (), kind: Kind = "file") -> Path:
@@ -212,7 +214,10 @@ def refuse_remote(path: str | Path) -> None:
         Says so.
     """
     if is_remote(path):
-        msg = f"{path} is not a local path, and results are written to local files only; write one and copy it there"
+        msg = (
+            f"{redact(os.fspath(path))} is not a local path, and results are written to local files only; "
+            "write one and copy it there"
+        )
         raise InputError(msg)
 
 
@@ -388,7 +393,7 @@ def claiming(path: str | Path) -> Iterator[None]:
     lock = path.with_name(f"{_TEMPORARY}{name}.lock")
     held: int | None = None
     try:
-        held = _lock(lock)
+        held = try_lock(lock)
     except OSError:  # a file system without locks: then the user must see to it
         pass
     else:
@@ -409,7 +414,7 @@ def clear_leftovers(folder: str | Path) -> None:
         with contextlib.suppress(OSError):
             inside = leftover / _LOCK if leftover.is_dir() else leftover
             try:
-                held = _lock(inside)
+                held = try_lock(inside)
             except OSError:
                 if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
                     _remove(leftover)
@@ -445,7 +450,7 @@ def _make_temporary(parent: Path) -> tuple[Path, int | None]:
             msg = f"cannot write to the folder {parent} ({error.strerror})"
             raise RasterWriteError(msg) from error
         try:
-            lock = _lock(folder / _LOCK)
+            lock = try_lock(folder / _LOCK)
         except FileNotFoundError:
             continue  # another process took it for a leftover before it was locked
         except OSError:
@@ -454,7 +459,7 @@ def _make_temporary(parent: Path) -> tuple[Path, int | None]:
             return folder, lock
 
 
-def _lock(path: Path) -> int | None:
+def try_lock(path: Path) -> int | None:
     """Lock a file, made if need be, and return its descriptor; None if it is locked. The lock ends with the process.
 
     Raises

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from landprior.addresses import redact
 from landprior.errors import SourceBusyError, SourceError
 
 if TYPE_CHECKING:
@@ -25,29 +26,11 @@ IDENTITY = {"Accept-Encoding": "identity"}
 
 MEGABYTE = 2**20
 _WEB = ("http", "https")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]{}]+")
 _DIGITS = "[0-9]{1,18}"
 """Of a length in a header; Python refuses to read numbers of thousands of digits."""
 _BUSY = {408, 425, 429}
 _NEVER = {501, 505}
 """Server errors that the next attempt will meet too."""
-
-
-def redact(url: str) -> str:
-    """Return a URL without what may be secret: user, password, query, fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "an address that is none"
-    if parts.netloc:
-        return f"{parts.scheme}://{host}{parts.path}"
-    return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
-
-
-def hide_addresses(text: str) -> str:
-    """Return a text, such as a server's own words, with every URL in it redacted."""
-    return _ADDRESS.sub(lambda found: redact(found[0]), text)
 
 
 def fingerprint(url: str) -> str:

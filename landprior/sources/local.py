@@ -9,8 +9,10 @@ import zipfile
 from functools import lru_cache
 from pathlib import Path
 
+from landprior.addresses import redact
 from landprior.errors import InputError
 from landprior.raster.datasets import files_of
+from landprior.raster.outputs import explain_remote_input, is_remote
 
 _WHOLE = 256 * 2**20
 """Bytes up to which a file is hashed whole; of a larger one samples are, and what the file system says of it."""
@@ -18,7 +20,6 @@ _ARCHIVES = {".zip", ".kmz", ".shz"}
 _UNPACKED = 100
 _SAMPLES, _SAMPLE = 64, 64 * 1024
 
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]|/vsi(?!(zip|gzip|tar|7z|rar)/)[a-z0-9_]+/")
 _WEB = re.compile(r"https?://[^/]")
 
 
@@ -40,13 +41,12 @@ def refuse_remote(value: object, option: str, *, web: bool = False) -> None:
         Says what to do instead.
     """
     text = str(value) if isinstance(value, (str, os.PathLike)) else ""
-    if not _REMOTE.match(text) or (web and _WEB.match(text)):
+    if explain_remote_input(text) is None or (web and _WEB.match(text)):
         return
-    shown = text.partition("?")[0]
-    shown = re.sub(r"//?[^/@]*@", "//", shown)
     also = " (or an http address)" if web else ""
     msg = (
-        f"{shown} is neither a local file{also} nor can it be read from there; download it and give its path ({option})"
+        f"{redact(text)} is neither a local file{also} nor can it be read from there; "
+        f"download it and give its path ({option})"
     )
     raise ValueError(msg)
 
@@ -75,6 +75,13 @@ def plain_path(source: str | Path) -> Path:
     """Return the file of a source that may name a layer: ``file.gpkg|layername=x``, as QGIS writes it."""
     path = Path(source)
     return path if path.exists() else Path(str(source).partition("|")[0])
+
+
+def absolute_source(source: str | Path) -> str:
+    """Return a local source by its whole path, whatever folder it is read from; ``none`` and addresses as they are."""
+    text = str(source)
+    local = plain_path(text).exists() or ("{year}" in text and not is_remote(text))
+    return str(Path(text).absolute()) if local else text
 
 
 def identify(source: str | Path) -> list[list[str | int]] | None:

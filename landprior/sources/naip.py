@@ -27,6 +27,7 @@ from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 from shapely.geometry import box, shape
 
+from landprior.addresses import hide_addresses, redact
 from landprior.errors import (
     InputError,
     LandpriorError,
@@ -39,7 +40,7 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.windows import stream
-from landprior.sources.answers import hide_addresses, parse_json, redact, require_web
+from landprior.sources.answers import parse_json, require_web
 from landprior.sources.network import DAY, Network, Origin, Remote
 from landprior.sources.ranges import open_remote
 
@@ -280,7 +281,7 @@ def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list
     if not folder.exists():
         msg = f"no such folder or file: {folder}"
         raise MissingInputError(msg)
-    paths = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in _TIFFS)
+    paths = [folder] if folder.is_file() else sorted(_tiffs_in(folder))
     images, reason = [], "no .tif"
     for path in paths:
         try:
@@ -292,6 +293,13 @@ def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list
         msg = f"{folder} has no NAIP image, georeferenced and with at least 3 bands of uint8 ({reason})"
         raise InputError(msg)
     return [image for image in images if outline is None or image.footprint.intersects(outline)]
+
+
+def _tiffs_in(folder: Path) -> Iterator[Path]:
+    """List the TIFFs in a folder; what is hidden, such as macOS's ``._name.tif``, is nothing of the user's."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in _TIFFS and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _image_in(path: Path) -> NaipImage:

@@ -25,6 +25,7 @@ import urllib3
 from filelock import FileLock, Timeout
 
 import landprior
+from landprior.addresses import redact
 from landprior.errors import (
     FetchInterruptedError,
     LandpriorError,
@@ -39,7 +40,6 @@ from landprior.sources.answers import (
     check_status,
     length_of,
     range_of,
-    redact,
     require_web,
     translate,
     validator_of,

@@ -19,11 +19,12 @@ from rasterio.io import MemoryFile
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window, from_bounds
 
+from landprior.addresses import hide_addresses, redact
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
 from landprior.raster.codes import choose_band
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import replacing
-from landprior.sources.answers import MEGABYTE, hide_addresses, redact
+from landprior.sources.answers import MEGABYTE
 from landprior.sources.network import DAY, Network, Origin, Remote
 from landprior.sources.ranges import open_remote
 

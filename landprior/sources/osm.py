@@ -14,10 +14,11 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
-from landprior.sources.answers import MEGABYTE, check_status, hide_addresses, parse_json, redact, require_web
+from landprior.sources.answers import MEGABYTE, check_status, parse_json, require_web
 from landprior.sources.cache import writing_features
 from landprior.sources.local import identify
 from landprior.sources.network import USER_AGENT, Network, Origin, UrlAuth, check_redirect
@@ -182,7 +183,7 @@ def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float,
 
 def is_extract(path: Path) -> bool:
     """Say whether a file is an extract as OpenStreetMap's own formats have it."""
-    return path.name.endswith((".osm.pbf", ".pbf", ".osm"))
+    return path.name.lower().endswith((".pbf", ".osm"))
 
 
 def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeometry:

@@ -16,9 +16,10 @@ import rasterio
 import requests
 from rasterio.errors import RasterioError
 
+from landprior.addresses import redact
 from landprior.errors import RasterReadError, SourceBusyError, SourceError
 from landprior.raster.reading import GDAL_CACHE_BYTES
-from landprior.sources.answers import IDENTITY, MEGABYTE, check_status, length_of, range_of, redact, version_of
+from landprior.sources.answers import IDENTITY, MEGABYTE, check_status, length_of, range_of, version_of
 from landprior.sources.cache import file_size
 
 if TYPE_CHECKING:

@@ -36,6 +36,8 @@ _ENOUGH = 0.95
 _METRES_PER_DEGREE = 111_320.0
 _HEADER = 64 * 1024
 _SOME = 1000
+_PACKED = {".bz2", ".gz", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
+"""Endings of archives that GDAL does not look into unasked."""
 _PARQUET = {".parquet", ".geoparquet", ".pq"}
 
 
@@ -133,6 +135,9 @@ def check_reach(
     if not path.exists():
         msg = f"no such file: {path} ({option})"
         raise MissingInputError(msg)
+    if path.suffix.lower() in _PACKED:
+        msg = f"{path} is packed; unpack it and give what is in it ({option})"
+        raise InputError(msg)
     refuse_zip_bomb(path)
     reach = reach_of(source, thorough=thorough)
     if reach is None:

@@ -139,12 +139,26 @@ def test_a_plan_from_elsewhere_that_says_what_it_may_not_is_refused(tmp_path, pl
 
 
 def test_a_plan_that_cannot_be_read_is_an_error_of_a_line(tmp_path):
-    for content in (b"\xff\xfe\x00", b"[" * 100_000, b"{" * 10, b"[]", b"null", b"1e999"):
+    for content in (b"\xff\xfe\x00", b"[" * 100_000, b"{" * 10, b"[]", b"null", b"1e999", b"", b"a\0b"):
         path = tmp_path / "plan.json"
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"plan\.json.*a plan is made by landprior plan") as caught:
             read_plan(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_plan_is_read_in_the_encodings_of_any_editor(tmp_path, plan, encoding):
+    path = tmp_path / "plan.json"
+    path.write_text(plan.model_dump_json(), encoding=encoding)
+    assert read_plan(path).digest == plan.digest
+
+
+def test_a_plan_in_latin_1_names_the_line(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_bytes('{\n "city": "Zürich"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"plan\.json, line 2: the byte 0xfc is not UTF-8"):
+        read_plan(path)
 
 
 def test_a_training_that_there_is_not_is_refused_before_any_tile(plan):

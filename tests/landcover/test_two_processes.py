@@ -1,5 +1,6 @@
 """Several processes that write into one workspace at once, and some that are killed meanwhile."""
 
+import errno
 import json
 import os
 import signal
@@ -7,15 +8,19 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pystac
 import pytest
+import rasterio
 
 from landprior import records
 from landprior.errors import RasterWriteError
+from landprior.landcover import workspace
 from landprior.landcover.provenance import checksum, stamp_of
 from landprior.landcover.workspace import COLLECTION, ITEM, TileFolder
+from landprior.raster import outputs
 from landprior.raster.cog import write_raster
 from landprior.records import changing
 
@@ -40,6 +45,26 @@ with changing(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+ADD = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from landprior.records import add_records
+@dataclass
+class One:
+    number: int
+folder, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(first, last):
+    add_records(folder, [One(number)], One, key=lambda one: str(one.number))
+"""
+
+
+@dataclass
+class Numbered:
+    number: int
 
 
 @pytest.fixture
@@ -75,6 +100,42 @@ def test_sixty_steps_of_two_processes_are_all_recorded(tile):
         "./town/t1/item.json"
     ]
     assert not [path.name for path in (*tile.path.iterdir(), *root.iterdir()) if path.name.startswith(".")]
+
+
+def test_results_of_two_processes_in_one_folder_are_all_kept(tmp_path):
+    with started(ADD, tmp_path, 0, 30) as one, started(ADD, tmp_path, 20, 50) as two:
+        assert [process.stdout.readline() for process in (one, two)] == ["ready\n"] * 2
+        for process in (one, two):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait() for process in (one, two)] == [0, 0]
+    assert sorted(one.number for one in records.read_records(tmp_path, Numbered)) == list(range(50))
+    assert [path.name for path in tmp_path.iterdir()] == [records.RESULTS]
+
+
+def test_without_locks_in_the_file_system_one_process_can_still_write(tile, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(outputs.fcntl, "flock", none)
+    tile.record("prior", "key")
+    assert set(tile.steps()) == {"prior"}
+
+
+def test_files_that_have_not_changed_are_described_once(tile, monkeypatch):
+    opened = []
+    describe = workspace._describe_raster
+    monkeypatch.setattr(workspace, "_describe_raster", lambda path: opened.append(path.name) or describe(path))
+    tile.record("a", "key")
+    first = json.loads((tile.path / ITEM).read_text())["assets"]
+    tile.record("b", "key")
+    assert opened == ["naip.tif"]
+    assert json.loads((tile.path / ITEM).read_text())["assets"] == first
+    with rasterio.open(tile.file("naip"), "r+") as dst:
+        dst.set_band_description(1, "red")
+    tile.record("c", "key")
+    assert opened == ["naip.tif"] * 2
+    assert json.loads((tile.path / ITEM).read_text())["assets"]["naip"]["bands"][0]["name"] == "red"
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tile):

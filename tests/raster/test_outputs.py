@@ -159,6 +159,18 @@ def test_which_inputs_are_not_local():
         assert explain_remote_input(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["https://me:TOKEN@h.test/x.tif", "https://h.test/x.tif?sig=TOKEN", "s3://b/x.tif#TOKEN", "zip://a.zip?TOKEN",
+     "/vsicurl/https://me:TOKEN@h.test/x.tif", "/vsicurl?url=https://h.test/x.tif&pw=TOKEN", Path("s3://me:TOKEN@b/x")],
+)  # fmt: skip
+def test_addresses_in_messages_show_no_secret(text):
+    assert "TOKEN" not in explain_remote_input(text)
+    with pytest.raises(InputError, match="is not a local path") as caught:
+        check_output(text, overwrite=True)
+    assert "TOKEN" not in str(caught.value)
+
+
 def test_a_file_in_a_missing_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(RasterWriteError, match=rf"the folder {tmp_path}/no/where of a\.tif does not exist"):
         check_output(tmp_path / "no" / "where" / "a.tif", overwrite=True)

@@ -22,7 +22,7 @@ from landprior.errors import GridMismatchError, InputError, SourceWarning
 from landprior.landcover.acquisition import fetch
 from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
 from landprior.landcover.plan import FetchSettings, plan_fetch
-from landprior.landcover.workspace import Workspace
+from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.sources import reach
@@ -30,6 +30,7 @@ from landprior.sources.areas import area_from_file
 from landprior.sources.cache import Cache
 from landprior.sources.local import identify
 from landprior.sources.network import Network
+from landprior.sources.vectors import burn
 
 LEFT, TOP, CRS = 570_000, 4_120_256, "EPSG:26917"
 CORE = box(LEFT + 80, TOP - 176, LEFT + 180, TOP - 76)
@@ -56,6 +57,9 @@ class Place:
     def __init__(self, folder):
         self.folder = folder
         self.root = folder / "ws"
+
+    def write(self):
+        folder = self.folder
         grid = Grid(
             width=256, height=256, transform=rasterio.Affine(1, 0, LEFT, 0, -1, TOP), crs=rasterio.CRS.from_epsg(26917)
         )
@@ -66,6 +70,7 @@ class Place:
         frame([CORE]).to_crs(4326).to_file(folder / "aoi.geojson")
         self.save(road(), "osm.gpkg", layer="lines")
         self.save(houses().to_crs(4326), "houses.geojson")
+        return self
 
     def codes(self, name, values, crs=CRS, left=LEFT - 400, top=TOP + 400, **options):
         profile = {"crs": crs, "transform": rasterio.Affine(30, 0, left, 0, -30, top), "dtype": "uint8"} | options
@@ -98,9 +103,35 @@ class Place:
         return found
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Files of the place, written once, and a workspace with all of its layers."""
+    place = Place(tmp_path_factory.mktemp("place")).write()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SourceWarning)
+        assert place.fetch() == ALL
+    return place
+
+
 @pytest.fixture
-def place(tmp_path):
-    return Place(tmp_path)
+def bare(files, tmp_path):
+    """A place with nothing in its workspace."""
+    shutil.copytree(files.folder, tmp_path / "place", ignore=shutil.ignore_patterns("ws", "cache"))
+    return Place(tmp_path / "place")
+
+
+@pytest.fixture
+def place(files, bare):
+    """A place whose image and NLCD are there already, put there by hand, so that fetch has less to do."""
+    return by_hand(files, bare, "naip", "nlcd")
+
+
+def by_hand(files, place, *layers):
+    folder = place.root / "town" / NAME
+    folder.mkdir(parents=True)
+    for layer in layers:
+        shutil.copy(files.root / "town" / NAME / f"{layer}.tif", folder)
+    return place
 
 
 @pytest.fixture
@@ -148,7 +179,8 @@ def test_a_prior_is_made_anew_without_the_layers_that_were_removed(place, enviro
 
 @pytest.mark.parametrize("layer", ["osm", "buildings"])
 def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, layer):
-    place.fetch()
+    without = {"buildings" if layer == "osm" else "osm": "none"}
+    place.fetch(**without)
     name, moved = ("roads", road(20)) if layer == "osm" else ("buildings", houses(20).to_crs(4326))
     with rasterio.open(place.tile.file(name)) as src:
         before = src.read(1)
@@ -158,7 +190,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     place.save(moved, path.name, **({"layer": "lines"} if layer == "osm" else {}))
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**15))  # older than before
     log.clear()
-    place.fetch()
+    place.fetch(**without)
     with rasterio.open(place.tile.file(name)) as src:
         after = src.read(1)
     assert after.any()
@@ -167,26 +199,27 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     assert "is made anew (changed: the content of the file)" in log.text
     log.clear()
     shutil.copy(path, place.folder / f"other{path.suffix}")
-    place.fetch(**{layer: place.folder / f"other{path.suffix}"})
+    place.fetch(**without, **{layer: place.folder / f"other{path.suffix}"})
     assert "is made anew (changed: the source)" in log.text
 
 
 def test_other_widths_are_noticed_with_a_line(place, log):
-    before = place.fetch()["roads"]
-    assert place.fetch(road_width="tags")["roads"] > 1.5 * before
+    before = place.fetch(buildings="none")["roads"]
+    assert place.fetch(buildings="none", road_width="tags")["roads"] > 1.5 * before
     assert "roads, waterways, waterbodies is stale and is made anew (changed: --road-width)" in log.text
 
 
-def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(place):
+def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(files, bare):
+    place = by_hand(files, bare, "naip")
     path = place.folder / "nlcd.tif"
     for when in (None, 978_307_200, 978_307_200):
-        code = {None: 41}.get(when, 81 if when and codes_of(place) == {41} else 42)
+        code = {None: 41}.get(when, 81 if when and codes_of(files, bare) == {41} else 42)
         place.codes("nlcd.tif", np.full((40, 40), code, np.uint8))
         size = path.stat().st_size
         if when:
             os.utime(path, (when, when))
-        place.fetch()
-        assert codes_of(place) == {code}
+        place.fetch(osm="none", buildings="none")
+        assert codes_of(files, bare) == {code}
         assert path.stat().st_size == size
 
 
@@ -239,10 +272,66 @@ def test_large_files_are_told_apart_without_reading_all(tmp_path, monkeypatch):
     assert identify(path) != first
 
 
+def test_another_spelling_of_a_path_is_not_another_source(place, monkeypatch, log):
+    monkeypatch.chdir(place.folder)
+    place.fetch(osm="none", buildings="houses.geojson")
+    log.clear()
+    place.fetch(osm="none", buildings=place.folder / "houses.geojson")
+    assert "stale" not in log.text
+    assert place.tile.steps()["buildings"]["origin"] == str(place.folder / "houses.geojson")
+
+
+def test_settings_of_a_plan_name_their_files_whole(place, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    local = {"naip": "naip", "nlcd": "nlcd_{year}.tif", "osm": "osm.gpkg|layername=lines", "buildings": "none"}
+    found = FetchSettings(**local, labels=("houses.geojson",)).located()
+    assert found.naip == place.folder / "naip"
+    assert found.nlcd == str(place.folder / "nlcd_{year}.tif")
+    assert found.osm == str(place.folder / "osm.gpkg|layername=lines")
+    assert found.buildings == "none"
+    assert found.labels == (place.folder / "houses.geojson",)
+    remote = FetchSettings(nlcd="https://h.test/nlcd_{year}.tif").located()
+    assert (remote.nlcd, remote.naip, remote.osm, remote.labels) == ("https://h.test/nlcd_{year}.tif", None, None, ())
+
+
+def test_a_layer_whose_fetch_was_killed_before_it_was_recorded_is_fetched_anew(place, log, monkeypatch):
+    def killed(_tile, step, *_, **__):
+        raise KeyboardInterrupt(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TileFolder, "record", killed)
+        with pytest.raises(KeyboardInterrupt, match="buildings"):
+            place.fetch(osm="none")
+    path = place.root / "town" / NAME / "buildings.tif"
+    assert path.is_file()
+    assert "buildings" not in TileFolder(path=path.parent, city="town").steps()
+    moved = place.save(houses(20).to_crs(4326), "moved.geojson")
+    log.clear()
+    place.fetch(osm="none", buildings=moved)
+    assert "buildings.tif was not made by fetch" not in log.text
+    with rasterio.open(path) as src:
+        expected = burn(houses(20).geometry, Grid.of(src))
+        assert np.array_equal(src.read(1), expected)
+    assert "landprior:begun" not in json.loads((path.parent / "item.json").read_text())["properties"]
+
+
+def test_tiles_of_another_year_over_the_same_ground_are_said(place):
+    (place.folder / "naip2").mkdir()
+    older = place.folder / "naip2" / f"{NAME[:-8]}20110712.tif"
+    shutil.copy(place.folder / "naip" / f"{NAME}.tif", older)
+    place.fetch(osm="none", buildings="none", overwrite=True)
+    shutil.copy(place.folder / "naip" / f"{NAME}.tif", older.parent)
+    with pytest.warns(SourceWarning, match=rf"town also has {NAME} \(NAIP 2014\) of an earlier fetch, over the same"):
+        place.fetch(naip=older.parent, year=2011, osm="none", buildings="none")
+    assert place.tile.name == older.stem
+    assert (place.root / "town" / NAME / "naip.tif").is_file()
+
+
 # -- what somebody has put there -----------------------------------------------------------------
 
 
-def test_layers_put_there_by_hand_are_never_removed_or_replaced_in_silence(place, log):
+def test_layers_put_there_by_hand_are_never_removed_or_replaced_in_silence(bare, log):
+    place = bare
     place.fetch()
     tile, own = place.tile, None
     with rasterio.open(tile.file("roads")) as src:
@@ -301,7 +390,7 @@ def test_footprints_of_another_place_are_said_once_with_both_places(place, drive
     else:
         path = place.save(houses(FAR).to_crs(4326 if driver == "geojson" else CRS), f"far.{driver}")
     with pytest.warns(SourceWarning) as caught:
-        assert place.fetch(buildings=path)["buildings"] == 0
+        assert place.fetch(osm="none", buildings=path)["buildings"] == 0
     texts = [str(w.message) for w in caught if "far." in str(w.message)]
     assert len(texts) == 1
     assert "has nothing within 2 km of tile m_3708035_ne_17_1_20140915" in texts[0]
@@ -310,13 +399,13 @@ def test_footprints_of_another_place_are_said_once_with_both_places(place, drive
     assert texts[0].split("the tile in ")[1].startswith("-80.21")
 
 
-def test_openstreetmap_of_another_place_is_refused_before_anything_is_fetched(place):
-    path = place.save(road(FAR), "far.gpkg", layer="lines")
+def test_openstreetmap_of_another_place_is_refused_before_anything_is_fetched(bare):
+    path = bare.save(road(FAR), "far.gpkg", layer="lines")
     with pytest.raises(
-        GridMismatchError, match=r"far.gpkg has nothing within 2 km of tile .*; give a file of this place"
+        GridMismatchError, match=r"far.gpkg has nothing within 2 km of tile .*; give a file of this bare"
     ):
-        place.fetch(osm=path)
-    assert place.pixels() == {}
+        bare.fetch(osm=path)
+    assert bare.pixels() == {}
 
 
 def extract(path, west, south, east, north, *, bounds=True):
@@ -338,20 +427,20 @@ def test_an_extract_of_another_place_is_refused(place):
     path = extract(place.folder / "oakland.osm", -122.31, 37.8, -122.29, 37.81)
     words = r"oakland.osm covers -122.3100,37.8000,-122.2900,37.8100 and not tile m_37\S+ \(-80.21.*\); give an extract"
     with pytest.raises(GridMismatchError, match=words):
-        place.fetch(osm=path)
-    assert place.fetch(osm=extract(place.folder / "here.osm", *PLACE))["roads"] > 100
+        place.fetch(buildings="none", osm=path)
+    assert place.fetch(buildings="none", osm=extract(place.folder / "here.osm", *PLACE))["roads"] > 100
 
 
 def test_an_extract_without_bounds_and_without_roads_here_is_said(place):
     path = extract(place.folder / "plain.osm", -122.31, 37.8, -122.29, 37.81, bounds=False)
     with pytest.warns(SourceWarning, match=r"plain.osm has nothing within 2 km of tile .*-122.31.*the tile in -80.21"):
-        assert place.fetch(osm=path)["roads"] == 0
+        assert place.fetch(buildings="none", osm=path)["roads"] == 0
 
 
 def test_an_extract_that_covers_a_part_of_a_tile_is_said(place):
     path = extract(place.folder / "part.osm", -80.22, 37.22, -80.2096, 37.23)
     with pytest.warns(SourceWarning, match=r"part.osm covers .* and only [3-7]\d% of tile .*; the rest stays empty"):
-        place.fetch(osm=path)
+        place.fetch(buildings="none", osm=path)
 
 
 def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
@@ -368,6 +457,27 @@ def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
     assert reach.reach_of(path) is None
 
 
+def test_a_packed_source_is_refused_before_anything_is_fetched(bare):
+    for name, option in (("town.osm.bz2", "osm"), ("houses.geojson.gz", "buildings")):
+        (bare.folder / name).write_bytes(b"BZh9")
+        with pytest.raises(InputError, match=rf"{name} is packed; unpack it and give what is in it \(--{option}\)"):
+            bare.fetch(**{option: bare.folder / name})
+    assert bare.pixels() == {}
+
+
+def test_an_extract_with_an_ending_in_capitals_is_one(place):
+    path = extract(place.folder / "TOWN.OSM", *PLACE)
+    assert place.fetch(buildings="none", osm=path)["roads"] > 100
+
+
+def test_hidden_files_beside_images_are_no_news(place, log):
+    (place.folder / "naip" / f"._{NAME}.tif").write_bytes(b"Mac OS X")
+    (place.folder / "naip" / ".trash").mkdir()
+    (place.folder / "naip" / ".trash" / "old.tif").write_bytes(b"")
+    place.fetch(osm="none", buildings="none")
+    assert "left out" not in log.text
+
+
 @pytest.mark.realdata
 def test_the_bounds_of_real_extracts(real_data):
     found = reach.reach_of(real_data / "osm-samples" / "harrisburg.osm.pbf")
@@ -378,14 +488,14 @@ def test_a_tile_without_features_in_a_source_of_this_place_is_no_news(place):
     beside = place.save(houses(900), "beside.gpkg")  # the next village
     with warnings.catch_warnings():
         warnings.simplefilter("error", SourceWarning)
-        assert place.fetch(buildings=beside)["buildings"] == 0
+        assert place.fetch(osm="none", buildings=beside)["buildings"] == 0
 
 
 def test_features_on_both_sides_but_none_near_are_said(place):
     both = gpd.GeoDataFrame(geometry=[*houses(-FAR).geometry, *houses(FAR).geometry], crs=CRS)
     path = place.save(both, "both.gpkg")
     with pytest.warns(SourceWarning, match=r"both.gpkg has no building on tile .* or within 2 km: it lies in -80.6"):
-        place.fetch(buildings=path)
+        place.fetch(osm="none", buildings=path)
 
 
 def test_latitude_first_is_suggested(place):
@@ -395,7 +505,7 @@ def test_latitude_first_is_suggested(place):
     with pytest.warns(
         SourceWarning, match=r"swapped.geojson has nothing within .*coordinates seem to be latitude first"
     ):
-        place.fetch(buildings=path)
+        place.fetch(osm="none", buildings=path)
 
 
 def test_coordinates_that_do_not_fit_their_crs_are_said(place):
@@ -405,19 +515,19 @@ def test_coordinates_that_do_not_fit_their_crs_are_said(place):
     with pytest.raises(
         InputError, match=r"metres.geojson says that its coordinates are degrees, but they lie in 570100"
     ):
-        place.fetch(buildings=path)
+        place.fetch(osm="none", buildings=path)
     degrees = houses().to_crs(4326).set_crs(CRS, allow_override=True)
     with pytest.warns(SourceWarning, match="its coordinates look like degrees: is its CRS right"):
-        place.fetch(buildings=place.save(degrees, "degrees.gpkg"))
+        place.fetch(osm="none", buildings=place.save(degrees, "degrees.gpkg"))
 
 
 @pytest.mark.parametrize(("crs", "advice"), [(CRS, "EPSG:CODE"), (4326, "EPSG:4326")])
-def test_a_shapefile_without_prj_is_said_with_advice_that_fits(place, crs, advice):
-    path = place.save(houses().to_crs(crs), "lost.shp")
+def test_a_shapefile_without_prj_is_said_with_advice_that_fits(bare, crs, advice):
+    path = bare.save(houses().to_crs(crs), "lost.shp")
     path.with_suffix(".prj").unlink()
     with pytest.raises(InputError, match=rf"lost.shp says no CRS; its coordinates lie in .*-a_srs {advice}"):
-        place.fetch(buildings=path)
-    assert place.pixels() == {}
+        bare.fetch(buildings=path)
+    assert bare.pixels() == {}
 
 
 def test_labels_of_another_place_are_said(place):
@@ -425,28 +535,30 @@ def test_labels_of_another_place_are_said(place):
     far = frame([box(LEFT + FAR, TOP, LEFT + FAR + 9, TOP + 9)], {"class": ["water"]})
     path = place.save(far, "far.gpkg")
     with pytest.warns(SourceWarning, match="far.gpkg has nothing within 2 km of tile"):
-        assert "labels" not in place.fetch(labels=(path,), scheme=scheme)
+        assert "labels" not in place.fetch(osm="none", buildings="none", labels=(path,), scheme=scheme)
     place.codes("far.tif", np.ones((40, 40), np.uint8), left=LEFT + FAR)
     with pytest.raises(GridMismatchError, match=r"far.tif lies on no tile: it covers -79\.7.*, the tiles -80\.2"):
-        place.fetch(labels=(place.folder / "far.tif",), scheme=scheme)
+        place.fetch(osm="none", buildings="none", labels=(place.folder / "far.tif",), scheme=scheme)
     place.codes("here.tif", np.ones((40, 40), np.uint8))
+    both = (place.folder / "far.tif", place.folder / "here.tif")
     with pytest.warns(SourceWarning, match="far.tif lies on no tile"):
-        assert place.fetch(labels=(place.folder / "far.tif", place.folder / "here.tif"), scheme=scheme)["labels"] > 0
+        assert place.fetch(osm="none", buildings="none", labels=both, scheme=scheme)["labels"] > 0
 
 
-def test_nlcd_of_another_place_or_without_data_here_is_refused(place):
+def test_nlcd_of_another_place_or_without_data_here_is_refused(files, bare):
+    place = by_hand(files, bare, "naip")
     place.codes("far.tif", np.full((40, 40), 41, np.uint8), left=LEFT + FAR)
     with pytest.raises(GridMismatchError, match=r"far.tif and tile m_37"):
-        place.fetch(nlcd=place.folder / "far.tif")
+        place.fetch(osm="none", buildings="none", nlcd=place.folder / "far.tif")
     place.codes("empty.tif", np.zeros((40, 40), np.uint8), nodata=0)
     with pytest.raises(GridMismatchError, match=r"empty.tif has no data"):
-        place.fetch(nlcd=place.folder / "empty.tif")
+        place.fetch(osm="none", buildings="none", nlcd=place.folder / "empty.tif")
     assert "nlcd" not in place.pixels()
     half = np.full((40, 40), 41, np.uint8)
     half[:, 16:] = 0
     place.codes("half.tif", half, nodata=0)
     with pytest.warns(SourceWarning, match=r"half.tif has codes for [23]\d% of the tile"):
-        place.fetch(nlcd=place.folder / "half.tif")
+        place.fetch(osm="none", buildings="none", nlcd=place.folder / "half.tif")
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(place, monkeypatch):
@@ -455,7 +567,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(place, monkeypatch):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.shp", bytes(8 * 2**20))
     with pytest.raises(InputError, match=r"bomb.zip unpacks to 8 MB, over 100 times its size"):
-        place.fetch(buildings=path)
+        place.fetch(osm="none", buildings=path)
     with pytest.raises(InputError, match=r"bomb.zip unpacks to 8 MB"):
         area_from_file(path)
 
@@ -474,12 +586,12 @@ def run(place, monkeypatch, *options):
 
 @pytest.mark.parametrize("option", ["--nlcd", "--naip", "--osm", "--buildings", "--labels", "--aoi"])
 @pytest.mark.parametrize("value", ["s3://me:word@bucket/x.tif?sig=TOKEN", "gs://b/x", "/vsicurl/https://h.test/x.tif"])
-def test_remote_addresses_are_refused_with_advice(place, monkeypatch, option, value):
-    result = run(place, monkeypatch, option, value)
+def test_remote_addresses_are_refused_with_advice(bare, monkeypatch, option, value):
+    result = run(bare, monkeypatch, option, value)
     assert result.exit_code in {1, 2}
     assert "download it" in result.output
     assert isinstance(result.exception, SystemExit)
-    assert not (place.root / "town").exists()
+    assert not (bare.root / "town").exists()
 
 
 @pytest.mark.parametrize("value", ["s3://b/x.tif", "s3:/b/x.tif", "gs://b/x", "https://h.test/x", "/vsis3/b/x"])
@@ -495,22 +607,22 @@ def test_remote_addresses_are_refused_from_python_too(value):
     assert FetchSettings(nlcd="https://h.test/x.tif?year={year}").nlcd == "https://h.test/x.tif?year={year}"
 
 
-def test_local_files_receive_nothing_and_say_nothing_of_it(place, monkeypatch):
-    result = run(place, monkeypatch)
+def test_local_files_receive_nothing_and_say_nothing_of_it(bare, monkeypatch):
+    result = run(bare, monkeypatch)
     assert result.exit_code == 0, result.output
     assert "received" not in result.output
     assert "0 bytes" not in result.output
 
 
-def test_a_dry_run_finds_what_is_wrong_with_local_files(place, monkeypatch):
-    place.save(road(FAR), "far.gpkg", layer="lines")
+def test_a_dry_run_finds_what_is_wrong_with_local_files(bare, monkeypatch):
+    bare.save(road(FAR), "far.gpkg", layer="lines")
     for options, words in [
         (("--osm", "far.gpkg"), "far.gpkg has nothing within 2 km"),
         (("--osm", "missing.gpkg"), "no such file: missing.gpkg"),
         (("--buildings", "missing.gpkg"), "no such file: missing.gpkg"),
         (("--nlcd", "missing_{year}.tif"), "no such file: missing_2014.tif"),
     ]:
-        result = run(place, monkeypatch, *options, "--dry-run", None)
+        result = run(bare, monkeypatch, *options, "--dry-run", None)
         assert result.exit_code == 1, result.output
         assert words in result.output
-    assert not place.root.exists()
+    assert not bare.root.exists()

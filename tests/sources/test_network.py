@@ -24,6 +24,7 @@ import requests
 from affine import Affine
 from requests.structures import CaseInsensitiveDict
 
+from landprior.addresses import redact
 from landprior.errors import (
     FetchInterruptedError,
     InputError,
@@ -32,7 +33,7 @@ from landprior.errors import (
     SourceBusyError,
     SourceError,
 )
-from landprior.sources.answers import check_status, redact, retry_after, translate
+from landprior.sources.answers import check_status, retry_after, translate
 from landprior.sources.cache import Cache
 from landprior.sources.network import DAY, USER_AGENT, Network, Origin, Remote, RetryPolicy
 from landprior.sources.ranges import CHUNK, Chunks, RangeFile, open_remote

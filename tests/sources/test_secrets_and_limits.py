@@ -12,10 +12,11 @@ import pytest
 import requests
 from shapely.geometry import box
 
+from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, SourceError
 from landprior.raster.grid import Grid
 from landprior.sources import buildings, naip, nlcd, osm
-from landprior.sources.answers import MEGABYTE, fingerprint, hide_addresses, parse_json, redact, require_web
+from landprior.sources.answers import MEGABYTE, fingerprint, parse_json, require_web
 from landprior.sources.cache import Cache
 from landprior.sources.network import ANSWER_LIMIT, Network, Origin, Remote, RetryPolicy, TooLongError
 

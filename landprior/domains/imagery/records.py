@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from landprior.errors import InputError
-from landprior.records import read_records, write_records
+from landprior.records import add_records, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +99,9 @@ def read_runs(folder: Path) -> list[Run]:
     return read_records(folder, Run)
 
 
-def write_runs(folder: Path, runs: Sequence[Run]) -> None:
-    """Write all runs, whole or not at all."""
-    write_records(folder, runs, _to_dict)
+def add_run(folder: Path, run: Run) -> None:
+    """Add a run to those of a folder, see :func:`landprior.records.add_records`."""
+    add_records(folder, [run], Run, _to_dict, key=lambda one: one.key)
 
 
 def _to_dict(run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.records import Run, find_run, key_of, read_runs, write_runs
+from landprior.domains.imagery.records import Run, add_run, find_run, key_of, read_runs
 from landprior.implicit.posterior import log_posterior
 from landprior.raster.outputs import make_folder, replacing
 
@@ -95,8 +95,7 @@ class Runner(ABC, Generic[C]):
             work = self.work(key)
             make_folder(work.parent)
             run = self.train(cell, key)
-            others = [other for other in read_runs(self.folder) if other.key != key]
-            write_runs(self.folder, [*others, run])
+            add_run(self.folder, run)
             work.with_name(f"{key}.checkpoint").unlink(missing_ok=True)
         return self.done()
 

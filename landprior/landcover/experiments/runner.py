@@ -26,7 +26,7 @@ from landprior.landcover.workspace import checksum
 from landprior.progress import track
 from landprior.raster.outputs import make_folder, replacing
 from landprior.raster.scheme import load_scheme
-from landprior.records import read_records, write_records
+from landprior.records import add_records, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -186,15 +186,13 @@ class Runner:
             The first failure. What is finished stays, and the same call goes on from there.
         """
         self._claim()
-        done = read_records(self.folder, Result)
-        known = {result.key for result in done}
+        known = {result.key for result in read_records(self.folder, Result)}
         cells = list(self.cells())
         for cell in track(cells, self.experiment.title[:40], "cell", show=self._progress):
             if cell.key in known:
                 continue
             logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
-            done += self._run_cell(cell)
-            write_records(self.folder, done)
+            add_records(self.folder, self._run_cell(cell), Result, key=lambda result: result.key)
         return self.results()
 
     def _run_cell(self, cell: Cell) -> list[Result]:

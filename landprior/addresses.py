@@ -1,0 +1,26 @@
+"""Addresses in messages and records, without what may be secret."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]{}]+")
+_USER = re.compile(r"(?<=/)[^/?#]*@")
+
+
+def redact(url: str) -> str:
+    """Return an address or a path as it may be shown: without user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "an address that is none"
+    if parts.netloc:
+        return f"{parts.scheme}://{host}{parts.path}"
+    return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
+
+
+def hide_addresses(text: str) -> str:
+    """Return a text, such as a server's own words, with every URL in it redacted."""
+    return _ADDRESS.sub(lambda found: redact(found[0]), text)
