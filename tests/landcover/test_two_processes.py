@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pystac
 import pytest
-import rasterio
 
 from landprior import records
 from landprior.errors import RasterWriteError
@@ -122,7 +121,7 @@ def test_without_locks_in_the_file_system_one_process_can_still_write(tile, monk
     assert set(tile.steps()) == {"prior"}
 
 
-def test_files_that_have_not_changed_are_described_once(tile, monkeypatch):
+def test_files_that_have_not_changed_are_described_once(tile, monkeypatch, make_grid):
     opened = []
     describe = workspace._describe_raster
     monkeypatch.setattr(workspace, "_describe_raster", lambda path: opened.append(path.name) or describe(path))
@@ -131,8 +130,8 @@ def test_files_that_have_not_changed_are_described_once(tile, monkeypatch):
     tile.record("b", "key")
     assert opened == ["naip.tif"]
     assert json.loads((tile.path / ITEM).read_text())["assets"] == first
-    with rasterio.open(tile.file("naip"), "r+") as dst:
-        dst.set_band_description(1, "red")
+    values, names = np.ones((3, 20, 20), np.uint8), ("red", "green", "blue")
+    write_raster(tile.file("naip"), values, make_grid(20, 20), descriptions=names, overwrite=True)
     tile.record("c", "key")
     assert opened == ["naip.tif"] * 2
     assert json.loads((tile.path / ITEM).read_text())["assets"]["naip"]["bands"][0]["name"] == "red"

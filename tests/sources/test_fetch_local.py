@@ -213,13 +213,13 @@ def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(files,
     place = by_hand(files, bare, "naip")
     path = place.folder / "nlcd.tif"
     for when in (None, 978_307_200, 978_307_200):
-        code = {None: 41}.get(when, 81 if when and codes_of(files, bare) == {41} else 42)
+        code = {None: 41}.get(when, 81 if when and codes_of(place) == {41} else 42)
         place.codes("nlcd.tif", np.full((40, 40), code, np.uint8))
         size = path.stat().st_size
         if when:
             os.utime(path, (when, when))
         place.fetch(osm="none", buildings="none")
-        assert codes_of(files, bare) == {code}
+        assert codes_of(place) == {code}
         assert path.stat().st_size == size
 
 
@@ -402,7 +402,7 @@ def test_footprints_of_another_place_are_said_once_with_both_places(place, drive
 def test_openstreetmap_of_another_place_is_refused_before_anything_is_fetched(bare):
     path = bare.save(road(FAR), "far.gpkg", layer="lines")
     with pytest.raises(
-        GridMismatchError, match=r"far.gpkg has nothing within 2 km of tile .*; give a file of this bare"
+        GridMismatchError, match=r"far.gpkg has nothing within 2 km of tile .*; give a file of this place"
     ):
         bare.fetch(osm=path)
     assert bare.pixels() == {}
