@@ -23,7 +23,7 @@ from landprior.addresses import hide_addresses, redact
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
 from landprior.raster.codes import choose_band
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import replacing
+from landprior.raster.outputs import archive_path, replacing
 from landprior.sources.answers import MEGABYTE
 from landprior.sources.network import DAY, Network, Origin, Remote
 from landprior.sources.ranges import open_remote
@@ -187,7 +187,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
         if "://" in text:
             msg = f"{redact(text)} is neither a file nor an http address; download it and give its path (--nlcd)"
             raise InputError(msg)
-        return Path(text)
+        return Path(archive_path(text))
     # the whole address: its query may choose the year; the cache keeps but a hash of this
     path = network.cache.path(NLCD.folder, json.dumps([text, year, repr(grid)]), ".tif")
     if path.is_file() and not network.refresh:

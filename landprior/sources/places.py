@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from landprior.raster.grid import Grid
     from landprior.sources.tables import Row, Table
+
+logger = logging.getLogger(__name__)
 
 _MAP = (
     ("x", "y"),
@@ -46,7 +49,8 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     Parameters
     ----------
     path
-        Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, else the grid's), ``lon`` and ``lat`` (degrees),
+        Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, else the grid's, or degrees where they can be
+        nothing else), ``lon`` and ``lat`` (degrees),
         ``row`` and ``col`` (pixels of the grid from 0), or a geometry as WKT (or GeoJSON, as Earth
         Engine exports it). Case does not matter.
     grid
@@ -95,9 +99,25 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
             x, y = grid.transform @ tuple(np.floor(xy.T) + 0.5)
             xy = np.column_stack([x, y])
         shapes = shapely.points(xy)
+    if crs is own and kind in ("map", "wkt") and grid is not None and _are_degrees(shapely.total_bounds(shapes), grid):
+        logger.warning(
+            "%s: coordinates are no places on this map and look like degrees; taken as longitude and latitude", path
+        )
+        crs = "EPSG:4326"
     values = {name: _values(table, at) for at, name in enumerate(table.header) if name and at not in columns}
     lines = pd.Index([row.line for row in table.rows], name="line")
     return geopandas.GeoDataFrame(values, geometry=shapes, crs=crs, index=lines)
+
+
+def _are_degrees(bounds: NDArray[np.float64], grid: Grid) -> bool:
+    """Say whether bounds are degrees, and cannot be map coordinates around a grid."""
+    world = (-180.0, -90.0, 180.0, 90.0)
+    if grid.crs is None or grid.crs.is_geographic or not np.isfinite(bounds).all():
+        return False
+    within = all(low >= edge for low, edge in zip(bounds[:2], world[:2], strict=True)) and all(
+        high <= edge for high, edge in zip(bounds[2:], world[2:], strict=True)
+    )
+    return within and not shapely.box(*grid.bounds).intersects(shapely.box(*world))
 
 
 def _find(table: Table) -> tuple[str, tuple[int, ...]] | None:

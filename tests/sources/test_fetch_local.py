@@ -470,6 +470,21 @@ def test_an_extract_with_an_ending_in_capitals_is_one(place):
     assert place.fetch(buildings="none", osm=path)["roads"] > 100
 
 
+def test_a_csv_of_outlines_in_degrees_is_read_as_such(place, log):
+    houses().to_crs(4326).to_csv(place.folder / "houses.csv")
+    assert place.fetch(osm="none", buildings=place.folder / "houses.csv")["buildings"] == ALL["buildings"]
+    assert "houses.csv: coordinates are no places on this map and look like degrees" in log.text
+
+
+def test_nlcd_in_an_archive_is_read_by_its_path_there(files, bare):
+    place = by_hand(files, bare, "naip")
+    with zipfile.ZipFile(place.folder / "nlcd.zip", "w") as archive:
+        archive.write(place.folder / "nlcd.tif", "a/nlcd.tif")
+    found = place.fetch(osm="none", buildings="none", nlcd=f"/vsizip/{place.folder}/nlcd.zip/a/nlcd.tif")
+    assert found["nlcd"] == ALL["nlcd"]
+    assert codes_of(place) == {41}
+
+
 def test_hidden_files_beside_images_are_no_news(place, log):
     (place.folder / "naip" / f"._{NAME}.tif").write_bytes(b"Mac OS X")
     (place.folder / "naip" / ".trash").mkdir()
