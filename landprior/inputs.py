@@ -1,13 +1,15 @@
-"""Looking at a path before it is opened, and reading text: errors that name the file and the place in it."""
+"""Input files: checks before one is opened, its text, and its checksum; errors name the file and the place in it."""
 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import os
 import stat
+import time
 from pathlib import Path
 
-from landprior.errors import InputError, LandpriorError, MissingInputError
+from landprior.errors import InputError, LandpriorError, MissingInputError, RasterReadError
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -138,6 +140,50 @@ def decode_text(content: bytes, where: str | Path, *, error: type[LandpriorError
         msg = f"{where} is not a text file, or is UTF-16 without a mark; save it as UTF-8"
         raise error(msg)
     return text
+
+
+Stamp = tuple[int, ...]
+
+_SUMS: dict[tuple[str, Stamp], str] = {}
+
+_UNSETTLED = 50_000_000
+"""Nanoseconds after a change in which another one may have the same time, as file systems count it."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return what tells a file from a later one without reading it: device, number, size, times of change.
+
+    The time of the last change of status is among them, which cannot be set: a file that is replaced by one of the same
+    size, with the date of an older one, has another stamp.
+
+    Raises
+    ------
+    RasterReadError
+        If it cannot be looked at.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        msg = f"cannot read {path} ({error.strerror})"
+        raise RasterReadError(msg) from error
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file; computed once per run for an unchanged file (:func:`stamp_of`)."""
+    stamp = stamp_of(path)
+    known = (str(path), stamp)
+    if known in _SUMS:
+        return _SUMS[known]
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        msg = f"cannot read {path} ({error.strerror})"
+        raise RasterReadError(msg) from error
+    if time.time_ns() - stamp[-1] > _UNSETTLED and stamp_of(path) == stamp:
+        _SUMS[known] = found
+    return found
 
 
 def _kind_of(mode: int) -> str:

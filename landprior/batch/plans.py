@@ -29,7 +29,6 @@ import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import read_text
 from landprior.landcover.city import CityRef, find_city
-from landprior.landcover.workspace import Workspace, checksum
 from landprior.raster.outputs import replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
     from landprior.landcover.training import TileSettings
+    from landprior.landcover.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import psutil
 
 from landprior.batch.plans import fetch_of, training_of
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
-from landprior.landcover.provenance import checksum, stamp_of
+from landprior.inputs import checksum, stamp_of
 from landprior.landcover.workspace import INPUTS, ITEM, TileFolder, Workspace
 from landprior.progress import Progress
 from landprior.raster.outputs import claiming, clear_leftovers, make_folder, replacing

@@ -169,10 +169,12 @@ def _tighten(command: click.Command) -> None:
             parameter.type = finite(parameter.type)
         elif isinstance(parameter.type, click.types.IntParamType):
             parameter.type = counted(parameter.type)
-    for name in command.list_commands(click.Context(command)) if isinstance(command, click.Group) else ():
-        below = command.get_command(click.Context(command), name)
-        if below is not None:
-            _tighten(below)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None:
+                _tighten(below)
 
 
 @click.group(
@@ -192,12 +194,11 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
     """
     import logging
 
-    from landprior.cli.terminal import LineFormatter, above_progress, quiet_warnings
+    from landprior.cli.terminal import LineFormatter, StderrHandler, quiet_warnings
 
     level = logging.WARNING if quiet else (logging.DEBUG if verbose else logging.INFO)
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.emit = above_progress(handler)  # type: ignore[method-assign]
+    handler = StderrHandler()
     handler.setFormatter(LineFormatter("%(message)s" if verbose < 2 else "%(name)s: %(message)s"))
     logger = logging.getLogger("landprior")
     logger.handlers[:] = [handler]

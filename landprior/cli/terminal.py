@@ -91,20 +91,21 @@ class LineFormatter(logging.Formatter):
         return one_line(super().formatMessage(record))
 
 
-def above_progress(handler: logging.StreamHandler[TextIO]) -> Callable[[logging.LogRecord], None]:
-    """Return the handler's emit, which puts lines above a progress bar, not into it."""
-    emit = handler.emit
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes log lines to stderr, above a progress bar, not into it."""
 
-    def careful(record: logging.LogRecord) -> None:
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
         if "tqdm" not in sys.modules:
-            emit(record)
+            super().emit(record)
             return
         from tqdm import tqdm
 
-        with tqdm.external_write_mode(file=handler.stream):
-            emit(record)
-
-    return careful
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 def explain_failure(error: BaseException) -> str | None:

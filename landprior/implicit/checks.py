@@ -148,7 +148,7 @@ def require_marginal(log_marginal: Tensor | None, classes: int, name: str = "log
 
 def _readable(values: Tensor) -> bool:
     """Say whether values can be looked at: not while a graph is compiled, traced or captured."""
-    if values.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if values.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from landprior.implicit.checks import LOG_Q_DUE, require_items, require_logs, require_marginal, require_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 EPS = 1e-8
 """Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
@@ -72,7 +72,7 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool
     return log_sum(torch.where(where, log_q, -torch.inf), axes) - count
 
 
-def log_sum(values: Tensor, axes: Sequence[int]) -> Tensor:
+def log_sum(values: Tensor, axes: list[int]) -> Tensor:
     """Log of the sum over axes; where all is 0 the gradient is 0 (logsumexp's own is NaN)."""
     if not values.requires_grad:
         return torch.logsumexp(values, dim=axes)

@@ -625,7 +625,7 @@ def _read_marginal(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def _read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> Mapping[int, Mapping[str, Tensor]]:
     """Return what an optimiser has gathered of each parameter, if it fits; torch itself finds out at the next step."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    moments = state["state"]
+    moments: Mapping[int, Mapping[str, Tensor]] = state["state"]
     if sorted(moments) != list(range(len(parameters))):
         msg = f"its optimiser has {len(moments)} parameters, the network {len(parameters)}"
         raise ValueError(msg)

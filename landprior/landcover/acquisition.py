@@ -29,7 +29,7 @@ from landprior.errors import (
 )
 from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.plan import NONE
-from landprior.landcover.workspace import TileFolder, Workspace, make_key
+from landprior.landcover.provenance import make_key
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.plan import FetchPlan, FetchSettings, Layer, TilePlan
+    from landprior.landcover.workspace import TileFolder, Workspace
     from landprior.raster.windows import Block
     from landprior.sources.network import Network
 

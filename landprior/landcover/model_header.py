@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +28,7 @@ KEY = "landprior"
 
 FORMAT = 1
 
-LEARNED_PRIOR = "prior-fcn"
+LEARNED_PRIOR: Final = "prior-fcn"
 """The network without image bands."""
 
 _MOST = 65_535

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from landprior.errors import OutputExistsError, RasterReadError
+from landprior.errors import OutputExistsError
+from landprior.inputs import checksum
 from landprior.raster.outputs import announcing
 from landprior.records import changing
 
@@ -242,47 +242,3 @@ def make_key(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
         default=str,
     )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-Stamp = tuple[int, ...]
-
-_SUMS: dict[tuple[str, Stamp], str] = {}
-
-_UNSETTLED = 50_000_000
-"""Nanoseconds after a change in which another one may have the same time, as file systems count it."""
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return what tells a file from a later one without reading it: device, number, size, times of change.
-
-    The time of the last change of status is among them, which cannot be set: a file that is replaced by one of the same
-    size, with the date of an older one, has another stamp.
-
-    Raises
-    ------
-    RasterReadError
-        If it cannot be looked at.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        msg = f"cannot read {path} ({error.strerror})"
-        raise RasterReadError(msg) from error
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; computed once per run for an unchanged file (:func:`stamp_of`)."""
-    stamp = stamp_of(path)
-    known = (str(path), stamp)
-    if known in _SUMS:
-        return _SUMS[known]
-    try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        msg = f"cannot read {path} ({error.strerror})"
-        raise RasterReadError(msg) from error
-    if time.time_ns() - stamp[-1] > _UNSETTLED and stamp_of(path) == stamp:
-        _SUMS[known] = found
-    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from landprior.inputs import checksum
 from landprior.landcover.prior import PriorSettings
-from landprior.landcover.provenance import Basis, checksum
+from landprior.landcover.provenance import Basis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

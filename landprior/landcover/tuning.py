@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from landprior.errors import InputError
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.prediction import predict
+from landprior.landcover.provenance import make_key
 from landprior.landcover.training import TileSettings, TrainingTile, train_files
-from landprior.landcover.workspace import make_key
 from landprior.raster.outputs import check_apart, make_folder, replacing
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
+from landprior.inputs import checksum
 from landprior.landcover.city import CityRef, find_city, folders_of
-from landprior.landcover.provenance import Basis, Judgement, checksum, find_stranger, judge, make_key, refuse_stranger
+from landprior.landcover.provenance import Basis, Judgement, find_stranger, judge, refuse_stranger
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.outputs import announcing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["COLLECTION", "INPUTS", "ITEM", "RESULTS", "TileFolder", "Workspace", "checksum", "make_key"]
+__all__ = ["COLLECTION", "INPUTS", "ITEM", "RESULTS", "TileFolder", "Workspace"]
 
 INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
 RESULTS = ("prior", "model", "prediction")

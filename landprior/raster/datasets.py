@@ -116,8 +116,9 @@ def files_of(path: str | Path) -> list[Path]:
     place = Path(path)
     if not place.is_file():
         # a band or layer of a file (stack.tif|band=2), a raster inside one (NETCDF:"a.nc":codes)
-        named = [Path(one) for one in (text.rpartition("|")[0], *(part.strip('"') for part in text.split(":"))) if one]
-        return [part for one in named if one.is_file() and one != place for part in (one, *files_of(one))]
+        names = (text.rpartition("|")[0], *(part.strip('"') for part in text.split(":")))
+        owners = [Path(name) for name in names if name]
+        return [part for one in owners if one.is_file() and one != place for part in (one, *files_of(one))]
     if place.suffix.lower() not in _NOT_RASTERS:
         found += _files_of_raster(place)
     named = [f"{place.name}{end}" for end in (*_AFTER_NAME, *_DATABASE)]

@@ -6,11 +6,11 @@ import hashlib
 import os
 import re
 import zipfile
-from functools import lru_cache
 from pathlib import Path
 
 from landprior.addresses import redact
 from landprior.errors import InputError
+from landprior.inputs import checksum
 from landprior.raster.datasets import files_of
 from landprior.raster.outputs import explain_remote_input, is_remote
 
@@ -109,20 +109,18 @@ def identify(source: str | Path) -> list[list[str | int]] | None:
 
 
 def _describe(part: Path, whole: Path) -> list[str | int]:
-    status = part.stat()
-    times = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    size = part.stat().st_size
     kind = part.relative_to(whole).as_posix() if whole.is_dir() else part.suffix.lower()
-    return [kind, status.st_size, _digest(str(part.absolute()), status.st_size, times)]
+    return [kind, size, checksum(part) if size <= _WHOLE else _sample(part)]
 
 
-@lru_cache(maxsize=4096)
-def _digest(path: str, size: int, times: tuple[int, int, int]) -> str:
-    """Return the hash of a file; computed once per run for an unchanged one."""
-    with open(path, "rb") as stream:  # noqa: PTH123 - a text, as the key of the cache
-        if size <= _WHOLE:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        found = hashlib.sha256(repr((size, times)).encode())
+def _sample(path: Path) -> str:
+    """Return a hash of parts of a large file and of what the file system says of it."""
+    status = path.stat()
+    times = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    found = hashlib.sha256(repr((status.st_size, times)).encode())
+    with path.open("rb") as stream:
         for number in range(_SAMPLES):
-            stream.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+            stream.seek((status.st_size - _SAMPLE) * number // (_SAMPLES - 1))
             found.update(stream.read(_SAMPLE))
-        return found.hexdigest()
+    return found.hexdigest()

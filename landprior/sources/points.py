@@ -14,7 +14,7 @@ from landprior.errors import InputError
 from landprior.raster.scheme import plain_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import geopandas
@@ -64,7 +64,7 @@ def find_column(columns: Iterable[object], name: str, where: str | Path, *, join
         return name
     wanted = _plain(name)
     cut = _plain(name[:CUT])
-    levels = [lambda plain: plain == wanted, lambda plain: plain == cut]
+    levels: list[Callable[[str], bool]] = [lambda plain: plain == wanted, lambda plain: plain == cut]
     if joined:
         levels += [
             lambda plain: plain.endswith(f"_{wanted}") or _ADDED.sub("", plain) == wanted,

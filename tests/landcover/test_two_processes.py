@@ -16,8 +16,8 @@ import pytest
 
 from landprior import records
 from landprior.errors import RasterWriteError
+from landprior.inputs import checksum, stamp_of
 from landprior.landcover import workspace
-from landprior.landcover.provenance import checksum, stamp_of
 from landprior.landcover.workspace import COLLECTION, ITEM, TileFolder
 from landprior.raster import outputs
 from landprior.raster.cog import write_raster

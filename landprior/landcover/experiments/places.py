@@ -10,7 +10,7 @@ from rasterio.windows import Window
 
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.coarse import LAYERS
-from landprior.landcover.workspace import make_key
+from landprior.landcover.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.inputs import checksum
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
 from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.experiments.places import Place, Places
@@ -22,7 +23,6 @@ from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
 from landprior.landcover.training import TileSettings, TrainingTile, make_settings, train_files
 from landprior.landcover.tuning import best_of, tune
-from landprior.landcover.workspace import checksum
 from landprior.progress import track
 from landprior.raster.outputs import make_folder, replacing
 from landprior.raster.scheme import load_scheme
