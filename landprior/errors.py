@@ -29,7 +29,7 @@ class PriorError(InputError):
 
 
 class ProbabilityError(InputError):
-    """What a loss or posterior is given is no log of probabilities, or does not fit the rest."""
+    """The input of a loss or posterior is not a log of probabilities, or does not fit the rest."""
 
 
 class ModelError(InputError):
@@ -49,7 +49,7 @@ class OutputExistsError(LandpriorError, FileExistsError):
 
 
 class OutputBusyError(LandpriorError, RuntimeError):
-    """Another process is making the same result now."""
+    """Another process is writing the same result."""
 
 
 class RasterReadError(LandpriorError, OSError):

@@ -132,7 +132,7 @@ def _check_keys(node: yaml.MappingNode, where: str | Path) -> None:
         line = key.start_mark.line + 1
         name = (str(key.tag), str(key.value))
         if name in seen:
-            msg = f"{where}, line {line}: the key {key.value!r} is there already, on line {seen[name]}; keep one"
+            msg = f"{where}, line {line}: the key {key.value!r} is already there, on line {seen[name]}; keep one"
             raise ConfigError(msg)
         seen[name] = line
 

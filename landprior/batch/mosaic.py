@@ -174,7 +174,8 @@ def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple
     if not crs.is_geographic and all(abs(unit / factor - 1) < _TRUE for unit in units):
         units = (factor, factor)
     if not all(np.isfinite(unit) and unit > 0 for unit in units):
-        msg = f"the mosaic's middle ({middle.c:.6g}, {middle.f:.6g}) is no place in its CRS; give another with --crs"
+        place = f"({middle.c:.6g}, {middle.f:.6g})"
+        msg = f"the mosaic's middle {place} lies outside the area of its CRS; give another with --crs"
         raise InputError(msg)
     return wanted[0] / units[0], wanted[1] / units[1]
 

@@ -79,7 +79,7 @@ class Recipe(_Part):
     posterior: bool = True
     label_map: dict[int, int] = {}
     threads: int = Field(
-        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats hang on how many share them"
+        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats depend on how many share them"
     )
 
     @model_validator(mode="after")
@@ -116,7 +116,7 @@ class BatchPlan(_Part):
     @classmethod
     def _is_a_path(cls, workspace: str) -> str:
         if not workspace.isprintable():
-            msg = "a path has no control characters"
+            msg = "a path may not contain control characters"
             raise ValueError(msg)
         return workspace
 
@@ -393,7 +393,7 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
         if name in environment:
             total = _number(environment, size) or count
             if not total:
-                msg = f"{name} is set and {size} is not; say of how many: --shard auto/N"
+                msg = f"{name} is set but {size} is not; give the number of shards: --shard auto/N"
                 raise InputError(msg)
             if count is not None and count != total:
                 msg = f"--shard auto/{count}, and {size} says {total}; give the index too: --shard INDEX/{count}"
@@ -402,7 +402,7 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
             if name.startswith("SLURM"):
                 index = _slurm_index(environment, index, total)
             if not 0 <= index < total:
-                msg = f"{name} is {environment[name]}, which is none of {total} shards; give --shard INDEX/{total}"
+                msg = f"{name} is {environment[name]}, which is not one of {total} shards; give --shard INDEX/{total}"
                 raise InputError(msg)
             return index, total
     names = ", ".join(names[0] for names in _ARRAYS)
@@ -418,7 +418,7 @@ def _slurm_index(environment: Mapping[str, str], task: int, total: int) -> int:
     if not even:
         msg = (
             f"the array's {total} tasks are not evenly spaced (from {first} to {last}, task {task}, step {step}), so "
-            f"which shard this is is not known; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
+            f"the shard cannot be told; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
         )
         raise InputError(msg)
     return (task - first) // step
@@ -430,5 +430,5 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        msg = f"{name} is {text!r}, which is no whole number; give --shard INDEX/COUNT"
+        msg = f"{name} is {text!r}, which is not a whole number; give --shard INDEX/COUNT"
         raise InputError(msg) from error

@@ -198,10 +198,10 @@ def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
     if recipe.learned is not None:
         path = Path(recipe.learned)
         if not path.is_file():
-            msg = f"the learned prior {path} of the plan is not there; every worker must see it"
+            msg = f"the learned prior {path} of the plan is not there; every worker needs it"
             raise MissingInputError(msg)
         if checksum(path) != recipe.learned_checksum:
-            msg = f"{path} is another file than when the plan was made; make a new plan"
+            msg = f"{path} has changed since the plan was made; make a new plan"
             raise ConfigError(msg)
         learned = load_model(path)
     return PipelineSettings(
@@ -297,7 +297,7 @@ def _shared_stamp(path: Path) -> list[int]:
 
 
 def _find_change(tile: TileFolder, noted: object) -> str:
-    """Say what is no longer as it was when a tile was done; "" if all is."""
+    """Say what has changed since a tile was done; "" if nothing has."""
     if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
         return "its map is gone"
     if not isinstance(noted, dict):  # of an earlier version

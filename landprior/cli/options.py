@@ -17,10 +17,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class InputType(click.Path):
-    """An input file or folder; whether it is there and readable is said by the library, in its own words."""
+    """An input file or folder; the library checks whether it is there and readable."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is no local file while its text is whole: a Path makes s3:/b of s3://b."""
+        """Refuse what is not a local file while its text is whole: a Path makes s3:/b of s3://b."""
         from landprior.raster.outputs import archive_path, explain_remote_input
 
         why = explain_remote_input(value)
@@ -33,7 +33,7 @@ class OutputType(click.Path):
     """A file, or a folder, to write."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is no local path while its text is whole."""
+        """Refuse what is not a local path while its text is whole."""
         from landprior.errors import InputError
         from landprior.raster.outputs import refuse_remote
 

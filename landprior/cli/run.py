@@ -340,7 +340,7 @@ def choose_tiles(found: FetchPlan, names: tuple[str, ...]) -> FetchPlan:
 
 
 def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, int] | None, *, fetched: bool) -> None:
-    """Refuse a label map that no tile has a use for.
+    """Refuse a label map that no tile needs.
 
     Parameters
     ----------
@@ -362,11 +362,11 @@ def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, i
         return
     there = [tile for tile in tiles if tile.file("labels").is_file()]
     if not there:
-        msg = f"--label-map is of no use: no tile has a labels.tif, such as {tiles[0].file('labels')}"
+        msg = f"--label-map would have no effect: no tile has a labels.tif, such as {tiles[0].file('labels')}"
         raise InputError(msg)
     if all(tile.is_recorded("labels") for tile in there):
         msg = (
-            f"--label-map is of no use: fetch has put {there[0].file('labels')} into the codes of the scheme already; "
-            "give it with --labels, or leave it out"
+            f"--label-map would have no effect: fetch has put {there[0].file('labels')} into the codes of the scheme "
+            "already; give it with --labels, or leave it out"
         )
         raise InputError(msg)

@@ -52,7 +52,7 @@ def quiet_warnings() -> None:
 def quiet_libraries() -> None:
     """Keep GDAL's own lines, and rasterio's notes on text in files that is not UTF-8, off the terminal.
 
-    What they mean for the user is said by our errors. Call it before GDAL is imported.
+    Our errors say what they mean for the user. Call it before GDAL is imported.
     """
     os.environ.setdefault("CPL_LOG", os.devnull)
     if getattr(sys.unraisablehook, "__name__", "") == _drop_notes.__name__:

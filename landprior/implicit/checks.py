@@ -91,7 +91,7 @@ def require_logs(
         msg = f"{name} is of type {type(values).__name__}; give a tensor: {due}"
         raise ProbabilityError(msg)
     if not values.is_floating_point():
-        msg = f"{name} is of {_type(values)}, as labels are; due are logs of probabilities, one per class: {due}"
+        msg = f"{name} is of {_type(values)}, as labels are; give logs of probabilities, one per class: {due}"
         raise ProbabilityError(msg)
     if values.ndim < 2:
         msg = f"{name} has shape {tuple(values.shape)}; give (items, classes), or (items, classes, height, width)"
@@ -111,7 +111,7 @@ def require_logs(
 
 
 def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> None:
-    """Refuse log q, log prior and mask that are no logs of probabilities or do not fit each other.
+    """Refuse log q, log prior and mask that are not logs of probabilities or do not fit each other.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def require_marginal(log_marginal: Tensor | None, classes: int, name: str = "log
         msg = f"{name} has shape {tuple(log_marginal.shape)}; give one value per class, shape ({classes},)"
         raise ProbabilityError(msg)
     if _readable(log_marginal) and not float(log_marginal.detach().amax()) < math.inf:
-        msg = f"{name} holds NaN or infinity; due is the log of the sum or mean of q over items"
+        msg = f"{name} holds NaN or infinity; give the log of the sum or mean of q over items"
         raise ProbabilityError(msg)
 
 
@@ -187,13 +187,13 @@ def _describe(
     due: str,
     axes: Sequence[int],
 ) -> str:
-    """Say in a sentence what was given and what is due."""
+    """Say in a sentence what was given and what is needed."""
     kept = values if where is None else torch.where(where, values, -torch.inf)
     nans = int(torch.isnan(kept).sum())
     if nans:
         return f"{name} holds NaN ({nans} of {values.numel()} values); mask such items out, or give {due}"
     if seen.largest == math.inf:
-        return f"{name} holds infinity; due are logs of probabilities, {due}"
+        return f"{name} holds infinity; give logs of probabilities, {due}"
     if seen.largest > tolerance:
         return _describe_positive(kept, tolerance, name, due)
     if seen.empty:
@@ -201,7 +201,7 @@ def _describe(
     other = _other_axis(kept, axes, tolerance)
     if other is not None:
         return (
-            f"{name} sums to one over axis {other} of its shape {tuple(values.shape)}, and classes are due on axis 1; "
+            f"{name} sums to one over axis {other} of its shape {tuple(values.shape)}, but classes belong on axis 1; "
             f"move them there: {name}.movedim({other}, 1)"
         )
     return (

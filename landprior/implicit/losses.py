@@ -3,7 +3,7 @@
 Every loss has the signature ``loss(log_q, log_prior, mask=None, *, check=True)``: log-probabilities of the network
 and of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items that count, (N,) or
 (N, H, W). Each returns a scalar, the mean over the items that count; what masked items hold, NaN included, changes
-neither it nor the gradient. Logits, probabilities and whatever else is no log of probabilities are refused with a
+neither it nor the gradient. Logits, probabilities and whatever else is not a log of probabilities are refused with a
 :class:`landprior.errors.ProbabilityError`, unless ``check`` is False. Gradients flow through the
 posterior; the losses that rest on it also take ``log_marginal``, the log of the mean prediction to use instead
 of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are floored at ``log(EPS)`` where

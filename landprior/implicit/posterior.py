@@ -59,7 +59,7 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool
     Raises
     ------
     ProbabilityError
-        If ``log_q`` is no log of probabilities, or the mask does not fit it.
+        If ``log_q`` is not a log of probabilities, or the mask does not fit it.
     """
     if check:
         require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
@@ -193,7 +193,7 @@ def log_posterior(
     Raises
     ------
     ProbabilityError
-        If ``log_q`` or ``log_prior`` is no log of probabilities, or shapes do not fit.
+        If ``log_q`` or ``log_prior`` is not a log of probabilities, or shapes do not fit.
     """
     return torch.log_softmax(log_joint(log_q, log_prior, mask, log_marginal=log_marginal, check=check), dim=1)
 

@@ -635,7 +635,7 @@ def _read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) ->
             msg = "its optimiser is of another network"
             raise ValueError(msg)
         if bool((moments[index]["exp_avg_sq"] < 0).any()) or float(moments[index]["step"]) < 1:
-            msg = "its optimiser's moments make no sense"
+            msg = "its optimiser's moments are invalid"
             raise ValueError(msg)
     return moments
 

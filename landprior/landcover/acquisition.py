@@ -555,4 +555,4 @@ def _say_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str])
     before = before if isinstance(before, dict) else {}
     changed = [_CHANGES.get(name, name) for name in sorted(prints) if before.get(name) != prints[name]]
     why = ", ".join(changed) if before and changed else "its source or an option"
-    logger.info("  %s: %s is stale and is made anew (changed: %s)", folder.id, ", ".join(names), why)
+    logger.info("  %s: %s is stale and is fetched again (changed: %s)", folder.id, ", ".join(names), why)

@@ -116,10 +116,7 @@ class CoarseLayers:
 
         stream(gather, grid=self.grid, sinks={}, label="NLCD codes", progress=self._progress)
         if not set(found) - set(NLCD_NODATA):
-            msg = (
-                f"{self._path} has no NLCD code at all here (only no data: {sorted(found)}), so the prior would have "
-                "no mass"
-            )
+            msg = f"{self._path} has no NLCD code here (only no data: {sorted(found)}), so the prior would have no mass"
             raise PriorError(msg)
         for presence in seen.values():
             presence.check()
@@ -128,7 +125,7 @@ class CoarseLayers:
     def pixel_size(self, override: float | None = None) -> tuple[float, float]:
         """Return the size of a pixel in metres; see :meth:`landprior.raster.grid.Grid.pixel_size`.
 
-        A warning is due where the size differs so much over the raster that widths hold in its middle only.
+        There is a warning where the size differs so much over the raster that widths hold in its middle only.
         """
         size = self.grid.pixel_size(override, where=self._reference)
         if override is None and self.grid.unevenness() > UNEVEN:
@@ -242,7 +239,7 @@ class _Presence:
         if self.covered and self.present > _EVERYWHERE * self.covered and (linear or len(self.values) > 1):
             shown = ", ".join(f"{value:g}" for value in sorted(self.values)[:4])
             msg = (
-                f"{path} says {self.name} in {100 * self.present / self.covered:.0f} % of its pixels (values {shown}); "
+                f"{path} has {self.name} in {100 * self.present / self.covered:.0f} % of its pixels (values {shown}); "
                 "nonzero is presence. Write 0 where there is none, or mark the value of absence as no data: "
                 f"{advise_nodata(path, 'VALUE')}"
             )

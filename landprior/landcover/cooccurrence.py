@@ -99,7 +99,7 @@ class Cooccurrence:
             shown = [f"{code} ({pixels[code]} px)" if code in pixels else str(code) for code in unknown[:_SHOWN]]
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
             msg = (
-                f"code(s) {', '.join(shown)}{more} are no NLCD codes and not in the matrix {self.source}; is this the "
+                f"code(s) {', '.join(shown)}{more} are neither NLCD codes nor in the matrix {self.source}; is this the "
                 "original NLCD legend? A raster that was resampled by averaging or interpolation has such codes: do "
                 "that by nearest neighbour (-r near). For another legend give a matrix that has them: --cooccurrence "
                 "FILE.csv. If they stand for no data, mark that: gdal_translate -a_nodata CODE FILE marked.tif"
@@ -255,7 +255,7 @@ def _code_of(row: Row, table: Table, lines: dict[int, int]) -> int:
         msg = f"{table.where(row)}: the code {row.cells[0]} is not within 0 to {MAP_NODATA}"
         raise PriorError(msg)
     if code in lines:
-        msg = f"{table.where(row)}: code {code} has a row already, on line {lines[code]}; keep one of them"
+        msg = f"{table.where(row)}: code {code} already has a row, on line {lines[code]}; keep one of them"
         raise PriorError(msg)
     lines[code] = row.line
     return code

@@ -320,7 +320,7 @@ def evaluate_points(
         areas = design.areas
     else:
         logger.warning(
-            "%s does not say its strata, as points of landprior sample do: the estimates assume a simple random sample",
+            "%s has no strata, unlike points of landprior sample: the estimates assume a simple random sample",
             points,
         )
         pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
@@ -365,12 +365,12 @@ def _join_small(
 def _require_known(
     sizes: Mapping[int, int], scheme: ClassScheme, others: Mapping[int, int], points: str | Path
 ) -> None:
-    """Refuse strata that are no classes of the map: points of another place, or damaged."""
+    """Refuse strata that are not classes of the map: points of another place, or damaged."""
     known = {code for c in scheme.classes for code in (c.code, *c.merge)} | set(scheme.ignored) | set(others)
     strange = [str(stratum) for stratum in sizes if stratum not in known]
     if strange:
         msg = (
-            f"{points} has strata {', '.join(strange)}, which are no codes of scheme {scheme.name!r}; were the points "
+            f"{points} has strata {', '.join(strange)}, which are not codes of scheme {scheme.name!r}; were the points "
             "drawn on a map with other classes? Give its scheme with --scheme and the map's codes with --map-map"
         )
         raise InputError(msg)

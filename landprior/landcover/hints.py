@@ -73,7 +73,7 @@ class Hints:
         frame = self.frame[single]
         if len(frame) < len(self.frame):
             logger.info(
-                "%s: %d points say one class; %d lines, polygons or labels of several classes do not count as points",
+                "%s: %d points have one class; %d lines, polygons or labels of several classes do not count as points",
                 self.source, len(frame), len(self.frame) - len(frame),
             )  # fmt: skip
         rows, columns, inside = locate(frame, grid)

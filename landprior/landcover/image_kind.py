@@ -256,7 +256,7 @@ def kind_of(model: LandcoverModel) -> ImageKind | None:
     try:
         return ImageKind.model_validate(record)
     except ValidationError as error:
-        msg = f"the model says wrongly what images it was trained on ({error.errors()[0]['msg']}); train it again"
+        msg = f"the model's record of its training images is invalid ({error.errors()[0]['msg']}); train it again"
         raise ModelError(msg) from error
 
 

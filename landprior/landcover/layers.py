@@ -55,7 +55,7 @@ class _Layer:
 class ImageLayer(_Layer):
     """An image: any number of bands, any numeric type.
 
-    Which bands are data and which pixels are valid is said by :mod:`landprior.raster.bands`.
+    :mod:`landprior.raster.bands` decides which bands are data and which pixels are valid.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ class PriorLayer(_Layer):
         if wrong.any():
             index = np.argwhere(wrong)[0]
             msg = (
-                f"{self.path} is no prior: NaN in some bands or a negative value at {place_of(index, window)}; "
+                f"{self.path} is not a prior: NaN in some bands or a negative value at {place_of(index, window)}; "
                 "build it with: landprior build-prior"
             )
             raise PriorError(msg)

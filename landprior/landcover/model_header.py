@@ -122,12 +122,12 @@ class Header(_Part):
             msg = f"statistics of {len(self.statistics.mean)} bands do not fit a network of {network.bands}"
             raise ValueError(msg)
         if network.kind == LEARNED_PRIOR and network.bands:
-            msg = f"a learned prior sees no image, and this one says {network.bands} bands"
+            msg = f"a learned prior sees no image, but this one has {network.bands} bands"
             raise ValueError(msg)
         record = _Record.model_validate(self.record)
         wrong = [index for index in (record.verdict.unsupported if record.verdict else []) if index >= network.classes]
         if wrong:
-            msg = f"the verdict names class {wrong[0]} of {network.classes}"
+            msg = f"the verdict names class {wrong[0]}, and there are {network.classes}"
             raise ValueError(msg)
         return self
 
@@ -138,7 +138,7 @@ def parse_header(text: str | None, path: str | Path) -> tuple[Header, ClassSchem
     Raises
     ------
     ModelError
-        If it is no JSON object, of a newer format, or a field is missing, malformed or out of its bounds.
+        If it is not a JSON object, of a newer format, or a field is missing, malformed or out of its bounds.
     """
     if text is None:
         msg = f"{path} was not written by landprior (its metadata lacks {KEY!r})"
@@ -151,7 +151,7 @@ def parse_header(text: str | None, path: str | Path) -> tuple[Header, ClassSchem
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        msg = f"{path} is damaged: its metadata is no JSON object"
+        msg = f"{path} is damaged: its metadata is not a JSON object"
         raise ModelError(msg)
     number = data.get("format", 1)
     if type(number) is int and number > FORMAT:

@@ -117,7 +117,7 @@ class PipelineSettings:
                 near = difflib.get_close_matches(found.name.lower(), list_cities(), n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 msg = (
-                    f"{found.name!r} is no preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
+                    f"{found.name!r} is not a preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
                     "give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
                 )
                 raise ConfigError(msg)
@@ -455,5 +455,5 @@ def _due(path: Path, found: Judgement, *, overwrite: bool) -> bool:
     if found.state == "current":
         logger.info("  %s is current", path.name)
         return False
-    logger.info("  %s is stale (%s); making it anew", path.name, found.why)
+    logger.info("  %s is stale (%s); making it again", path.name, found.why)
     return True

@@ -300,13 +300,13 @@ def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
     with open_raster(path) as src:
         own = Grid.of(src)
     if own.crs is None:
-        return  # whoever reads it says so, unless it lies on the tile's grid
+        return  # reported by whoever reads it, unless it lies on the tile's grid
     whole = Box(*transform_bounds(own.crs, "EPSG:4326", *own.bounds, densify_pts=21))
     if any(whole.meets(box) for box in boxes.values()):
         return
     msg = (
-        f"{path} lies on no tile: it covers {whole}, the tiles {'; '.join(map(str, list(boxes.values())[:3]))} "
-        "(west,south,east,north); give labels of this place (--labels)"
+        f"{path} does not overlap any tile: it covers {whole}, the tiles "
+        f"{'; '.join(map(str, list(boxes.values())[:3]))} (west,south,east,north); give labels of this place (--labels)"
     )
     if alone:
         raise GridMismatchError(msg)

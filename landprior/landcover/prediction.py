@@ -282,7 +282,7 @@ def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) ->
         warnings.warn(f"{lead} ({verdict['why']})", HarmWarning, stacklevel=3)
         return "forced"
     warnings.warn(
-        f"{lead} ({verdict['why']}), so the prior's own classes are mapped; --force maps the posterior all the same",
+        f"{lead} ({verdict['why']}), so the prior's own classes are mapped; --force maps the posterior anyway",
         HarmWarning,
         stacklevel=3,
     )

@@ -405,7 +405,7 @@ def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hi
     rows, columns, classes, shares = hints.points(coarse.grid)
     if not hints.designed:
         logger.warning(
-            "%s does not say its strata, as points of landprior sample do: --recalibrate assumes a simple random "
+            "%s has no strata, unlike points of landprior sample: --recalibrate assumes a simple random "
             "sample of the place",
             hints.source,
         )

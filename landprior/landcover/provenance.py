@@ -116,14 +116,14 @@ def judge(
 def find_stranger(
     path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Say why a result is not to be replaced without being asked; None if it may be, or is not there.
+    """Say why a result may not be replaced without --overwrite; None if it may be, or is not there.
 
     Inputs do not matter here, so that all results of a chain can be judged before the first is made.
     """
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        return "is no file"
+        return "is not a file"
     own = checksum(path)
     record = next((entry for entry in (known, begun) if entry is not None and entry.get("sha256") == own), None)
     if record is None:

@@ -138,9 +138,9 @@ class Look:
         """Return the verdict, as it is kept with a model: decision, why, and the figures."""
         decision: Decision = "abstained"
         if self.pixels == 0:
-            why = f"there is no pixel to judge by: none is valid more than {FCN_HALO} px away from the borders"
+            why = f"there is nothing to judge by: no pixel is valid more than {FCN_HALO} px away from the borders"
         elif self.pixels < LEAST_PIXELS:
-            why = f"there are too few pixels to judge by: {self.pixels}, {LEAST_PIXELS} are asked"
+            why = f"there are too few pixels to judge by: {self.pixels}, and {LEAST_PIXELS} are needed"
         elif self.evidence < LEAST_EVIDENCE:
             asked = f"evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
             why = f"the image tells nothing of the prior's classes: {asked}"

@@ -208,7 +208,7 @@ def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -
     if src.tags(ns=TAG_DOMAIN).get("scheme") or src.dtypes[bands.data[0] - 1].startswith("float"):
         hints.append("if it holds a prior or probabilities, give the map of class codes")
     msg = (
-        f"{path} has {len(bands.data)} bands where one band of codes is due: {_list_bands(src, bands.data)}; "
+        f"{path} has {len(bands.data)} bands, but one band of codes is needed: {_list_bands(src, bands.data)}; "
         f"{'; '.join(hints)}"
     )
     raise InputError(msg)
@@ -325,7 +325,7 @@ def _extent(xs: NDArray[np.floating], ys: NDArray[np.floating]) -> tuple[float, 
 
 
 def _unrelated(own: Grid, grid: Grid, names: tuple[str, str]) -> str:
-    """Say that two CRS cannot be brought together, and whose fault that is."""
+    """Say that two CRS cannot be brought together, and which of them is the cause."""
     local = [name for name, one in zip(names, (own, grid), strict=True) if one.local]
     which = " and ".join(local) or f"one of {names[0]} and {names[1]}"
     which += " have" if len(local) > 1 else " has"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONTRADICTION = 1.1
-"""Ratio of a stated pixel size to the file's own above which a warning is due."""
+"""Ratio of a stated pixel size to the file's own above which there is a warning."""
 
 _TOLERANCE = 0.01
 """How far, in pixels, the corners of two grids may lie apart and still count as the same."""

@@ -30,7 +30,7 @@ NEAR = 0.002
 """Share by which lengths on a map may differ from those on the ground and still be taken for them."""
 
 UNEVEN = 0.05
-"""Share by which the pixels of one raster may differ in length before a line is due."""
+"""Share by which the pixels of one raster may differ in length before there is a warning."""
 
 _SPAN = 200.0
 """Metres over which a step is measured: over single pixels the rounding of coordinates would tell."""

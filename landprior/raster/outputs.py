@@ -243,7 +243,7 @@ def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
         msg = f"{path} would be a GeoTIFF, whatever its name says; give a path that ends in .tif"
         raise InputError(msg)
     if path.exists() and not overwrite:
-        msg = f"{path} exists and is left as it is; give --overwrite to replace it, or another path"
+        msg = f"{path} exists; give --overwrite to replace it, or another path"
         raise OutputExistsError(msg)
     if not path.parent.is_dir():
         in_the_way = next((one for one in path.parents if one.is_file()), None)
@@ -280,14 +280,14 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
         if other.product and not is_ours(other.path):
             if was_there and not any(same_file(other.path, source) for source in named):
                 msg = (
-                    f"{other.path} lies beside {path} and would seem to describe the new result, but landprior has not "
+                    f"{other.path} lies beside {path} and would seem to describe the new result, but landprior did not "
                     "written it; move it away, or give another output path"
                 )
                 raise OutputExistsError(msg)
             continue
         if not overwrite and not is_names(other.path):
             msg = (
-                f"{other.path} is left of an older {path.name} and would be read as a part of the new one; "
+                f"{other.path} is left over from an older {path.name} and would be read as a part of the new one; "
                 "give --overwrite to remove it, or another output path"
             )
             raise OutputExistsError(msg)
@@ -398,7 +398,7 @@ def claiming(path: str | Path) -> Iterator[None]:
         pass
     else:
         if held is None:
-            msg = f"another process is making {path}; wait for it, or give another output path"
+            msg = f"another process is writing {path}; wait for it, or give another output path"
             raise OutputBusyError(msg)
     try:
         yield

@@ -83,7 +83,7 @@ def with_band(path: str | Path, band: int | None) -> Path:
     if band is None or band == own:
         return Path(path)
     if own is not None:
-        msg = f"{path} names band {own}, and band {band} is asked for; give one of them"
+        msg = f"{path} names band {own}, but band {band} was requested; give only one of them"
         raise InputError(msg)
     return Path(f"{text}|band={band}")
 

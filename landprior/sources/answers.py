@@ -51,7 +51,7 @@ def require_web(url: str) -> str:
     except ValueError:
         scheme = ""
     if scheme not in _WEB:
-        msg = f"{redact(url)} cannot be asked (it does not begin with http:// or https://)"
+        msg = f"{redact(url)} cannot be queried (it does not begin with http:// or https://)"
         raise SourceError(msg)
     return url
 
@@ -79,7 +79,7 @@ def parse_json(content: bytes | str, where: str) -> object:
         msg = f"{where} sent JSON that is nested too deeply to be read"
         raise SourceError(msg) from None
     except ValueError as error:
-        msg = f"{where} sent no JSON ({len(content)} bytes)"
+        msg = f"{where} did not send JSON ({len(content)} bytes)"
         raise SourceBusyError(msg) from error
 
 
@@ -132,7 +132,7 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
     broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
     if isinstance(error, broken) and not isinstance(error, requests.exceptions.InvalidURL):
         return SourceBusyError(f"{where} cannot be reached, or broke off the connection")
-    return SourceError(f"{where} cannot be asked ({type(error).__name__})")
+    return SourceError(f"{where} cannot be queried ({type(error).__name__})")
 
 
 def range_of(response: Response) -> tuple[int, int]:

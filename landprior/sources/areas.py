@@ -201,7 +201,7 @@ def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
     Raises
     ------
     MissingInputError, InputError
-        If the file is missing, unreadable, says no CRS, or has no polygon.
+        If the file is missing, unreadable, has no CRS, or has no polygon.
     """
     from landprior.sources.vectors import parse_source, read_vectors
 
@@ -328,7 +328,7 @@ def _check_bounds(bounds: tuple[float, float, float, float]) -> None:
     if meant is None:  # elsewhere only corners can be put right
         meant = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
     if not _is_box(meant):
-        msg = f"{_text(bounds)} is no box; give west,south,east,north in degrees, for example {_EXAMPLE}"
+        msg = f"{_text(bounds)} is not a box; give west,south,east,north in degrees, for example {_EXAMPLE}"
         raise InputError(msg)
     swapped = left in meant[1::2]
     why = "looks like latitude before longitude" if swapped else "has its numbers in another order"
@@ -348,7 +348,7 @@ def _check_longitudes(bounds: tuple[float, float, float, float]) -> None:
     turns = 360 * ((left + 180) // 360)
     left, right = left - turns, right - turns
     if right <= 180:
-        msg = f"{_text(bounds)} is no box within 180 degrees of longitude; give {_text((left, bottom, right, top))}"
+        msg = f"{_text(bounds)} is not a box within 180 degrees of longitude; give {_text((left, bottom, right, top))}"
         raise InputError(msg)
     west, east = (left, bottom, 180.0, top), (-180.0, bottom, right - 360, top)
     msg = (

@@ -306,7 +306,7 @@ def _image_in(path: Path) -> NaipImage:
     """Return the image that a local file is; raises if it is none."""
     with open_raster(path) as src:
         if src.crs is None:
-            msg = "it says no CRS"
+            msg = "it has no CRS"
             raise InputError(msg)
         if src.count < 3 or src.dtypes[0] != "uint8":
             msg = f"it has {src.count} band(s) of {src.dtypes[0]}"
@@ -476,7 +476,7 @@ def open_image(image: NaipImage, network: Network) -> Iterator[DatasetReader]:
 
 def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *, overwrite: bool) -> Path:
     if src.crs is None:
-        msg = f"{image.origin} says no CRS, so it cannot be put on the tile's grid"
+        msg = f"{image.origin} has no CRS, so it cannot be put on the tile's grid"
         raise RasterReadError(msg)
     if src.dtypes[0] != "uint8":
         msg = f"{image.origin} holds {src.dtypes[0]}, NAIP is uint8"

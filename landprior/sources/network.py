@@ -675,7 +675,9 @@ def _due_of(response: Response, part: Path, start: int, version: str) -> int | N
 
 def _too_long(response: Response, limit: int) -> TooLongError:
     size = f"{limit / MEGABYTE:,.0f} MB"
-    return TooLongError(f"{redact(response.url)} sends more than {size}, far more than is due; nothing of it was kept")
+    return TooLongError(
+        f"{redact(response.url)} sends more than {size}, far more than expected; nothing of it was kept"
+    )
 
 
 def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:

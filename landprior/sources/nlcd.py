@@ -202,7 +202,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
 def _window_around(whole: Grid, grid: Grid, name: str) -> Window:
     """Return the cells of a raster that cover a grid, with some around; at least 3 x 3 unless it has fewer."""
     if whole.crs is None or grid.crs is None:
-        msg = f"{redact(name)} says no CRS, so it cannot be put on a tile's grid"
+        msg = f"{redact(name)} has no CRS, so it cannot be put on a tile's grid"
         raise GridMismatchError(msg)
     bounds = transform_bounds(grid.crs, whole.crs, *grid.bounds, densify_pts=21)
     exact = from_bounds(*bounds, transform=whole.transform)

@@ -292,7 +292,7 @@ def _check_places(body: bytes, url: str) -> None:
     """Raise unless Nominatim's answer is one."""
     answer = parse_json(body, redact(url))
     if not isinstance(answer, list):
-        msg = f"{redact(url)} sent JSON that is no answer of Nominatim ({hide_addresses(str(answer))[:120]})"
+        msg = f"{redact(url)} sent JSON that is not an answer of Nominatim ({hide_addresses(str(answer))[:120]})"
         raise SourceError(msg)
 
 

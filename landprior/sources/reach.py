@@ -127,7 +127,7 @@ def check_reach(
     MissingInputError
         If there is no such file.
     InputError
-        If it says no CRS, or one that its coordinates do not fit.
+        If it has no CRS, or one that its coordinates do not fit.
     GridMismatchError
         If it is an extract that does not cover a tile, or far from all of them and ``strict``.
     """
@@ -188,7 +188,7 @@ def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
     Raises
     ------
     InputError
-        If it says no CRS, or one that its coordinates do not fit.
+        If it has no CRS, or one that its coordinates do not fit.
     """
     path = plain_path(source)
     name = path.name.lower()
@@ -245,7 +245,7 @@ def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tupl
             if bounds is not None and np.isfinite(bounds).all() and about["features"] != 0:
                 found.append((tuple(bounds), about["crs"]))
     except (DataSourceError, DataLayerError, UnicodeDecodeError, ValueError) as error:
-        logger.debug("%s: %s", path, error)  # whoever reads it says so
+        logger.debug("%s: %s", path, error)  # reported by whoever reads it
     return found
 
 
@@ -259,7 +259,7 @@ def _parquet_bounds(path: Path) -> list[tuple[Sequence[float], str | None]]:
         half = len(bounds) // 2
         return [((*bounds[:2], *bounds[half : half + 2]), read_parquet_crs(path))]
     except (ImportError, OSError, ValueError, KeyError, TypeError):
-        return []  # whoever reads it says so
+        return []  # reported by whoever reads it
 
 
 def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach | None:
@@ -268,7 +268,7 @@ def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach |
     looks = abs(west) <= 360 and abs(east) <= 360 and abs(south) <= 180 and abs(north) <= 180
     if crs is None:
         how = "EPSG:4326" if looks else "EPSG:CODE, with the code of the CRS they are in"
-        msg = f"{path} says no CRS; its coordinates lie in {numbers}; set it (ogr2ogr -a_srs {how}), or add its .prj"
+        msg = f"{path} has no CRS; its coordinates lie in {numbers}; set it (ogr2ogr -a_srs {how}), or add its .prj"
         raise InputError(msg)
     try:
         own = CRS.from_user_input(crs)

@@ -130,7 +130,7 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
     Raises
     ------
     MissingInputError, InputError
-        If it is missing, cannot be read, says no CRS, or has several layers and none is named.
+        If it is missing, cannot be read, has no CRS, or has several layers and none is named.
     """
     frame = read_everything(path, layer=layer, grid=grid, near=True)
     if grid is None or grid.crs is None:
@@ -162,7 +162,7 @@ def read_everything(
     if grid is not None and grid.crs is None:
         return frame  # local coordinates, the grid's own
     if frame.crs is None:
-        msg = f"{path} says no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
+        msg = f"{path} has no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
         raise InputError(msg)
     return frame if grid is None or grid.crs is None else _project(frame, grid.crs, source.path)
 
@@ -205,7 +205,7 @@ def _read_gdal(source: VectorSource, grid: Grid | None) -> geopandas.GeoDataFram
 
 
 def _check_coordinates(frame: geopandas.GeoDataFrame, path: Path) -> None:
-    """Refuse features with coordinates that are no numbers."""
+    """Refuse features with coordinates that are not numbers."""
     coordinates, owner = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
     wrong = owner[~np.isfinite(coordinates).all(axis=1)]
     if wrong.size:
@@ -298,7 +298,7 @@ def choose_layer(source: VectorSource) -> str:
             return (filled or names)[0]
         each = ", ".join(f"{name!r} ({count} features)" for name, count in zip(names, counts, strict=True))
         msg = (
-            f"{source.path} has {len(names)} layers: {each}; say which with --layer NAME, where the command has that, "
+            f"{source.path} has {len(names)} layers: {each}; choose one with --layer NAME, where the command has that, "
             f'or as "{source.path}|layername={filled[0]}"'
         )
         raise InputError(msg)

@@ -60,7 +60,7 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = Tru
     Raises
     ------
     ProbabilityError
-        If ``log_q`` is no log of probabilities where there are blocks, or they have other shapes.
+        If ``log_q`` is not a log of probabilities where there are blocks, or they have other shapes.
     """
     inside = blocks >= 0
     if check:
@@ -166,8 +166,8 @@ def _require_shares(eta: Tensor, rho: Tensor, classes: int) -> None:
         msg = f"eta has shape {tuple(eta.shape)} and rho {tuple(rho.shape)}; give (blocks, {classes}) for both"
         raise ProbabilityError(msg)
     if not bool(((eta >= 0) & (eta <= 1)).all()):
-        msg = "eta holds values that are no shares from 0 to 1 (or NaN); due are mean shares of the classes, not logs"
+        msg = "eta holds values that are not shares from 0 to 1 (or NaN); give mean shares of the classes, not logs"
         raise ProbabilityError(msg)
     if not bool(((rho >= 0) & torch.isfinite(rho)).all()):
-        msg = "rho holds negative, infinite or NaN values; due are standard deviations of the shares"
+        msg = "rho holds negative, infinite or NaN values; give standard deviations of the shares"
         raise ProbabilityError(msg)

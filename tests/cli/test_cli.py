@@ -674,7 +674,7 @@ def test_a_prior_that_is_torn(here, make_raster, grid):
     values = read("prior.tif")
     values[2, 11, 17] = np.nan
     make_raster("torn.tif", values, grid=grid, nodata=float("nan"), tags=tags_of("prior.tif"))
-    words = ["torn.tif is no prior: NaN in some bands", "row 11, column 17"]
+    words = ["torn.tif is not a prior: NaN in some bands", "row 11, column 17"]
     assert_refused("train --image naip.tif --prior torn.tif -o other.safetensors", *words)
 
 
@@ -766,7 +766,7 @@ def test_an_output_that_exists_is_kept_without_overwrite(here, line, output):
             (here / name).unlink()
     (here / output).write_bytes(b"old")
     before = left(here)
-    assert_refused(line, output, "exists and is left as it is", "--overwrite")
+    assert_refused(line, output, "exists; give --overwrite", "--overwrite")
     assert left(here) == before
     succeed(f"{line} --overwrite")
     assert (here / output).read_bytes() != b"old"
@@ -1094,8 +1094,8 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("run --city town", ["'town' is no preset", "--scheme"]),
-        ("run --city pitsburgh", ["'pitsburgh' is no preset", "did you mean pittsburgh?"]),
+        ("run --city town", ["'town' is not a preset", "--scheme"]),
+        ("run --city pitsburgh", ["'pitsburgh' is not a preset", "did you mean pittsburgh?"]),
         ("run --city village --scheme enviroatlas-5", ["has no city 'village' (it has: town)"]),
         ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
@@ -1116,4 +1116,4 @@ def test_demo_scores_its_maps(tmp_path, monkeypatch):
     assert all(0 < score["accuracy"] < 1 for score in report["scores"].values())
     for name in ("map", "figure"):
         assert (tmp_path / report[name]).is_file()
-    assert_refused("-q demo -o shown --size 128", "exists and is left as it is", "--overwrite")
+    assert_refused("-q demo -o shown --size 128", "exists; give --overwrite", "--overwrite")

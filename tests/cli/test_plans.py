@@ -99,9 +99,9 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
         ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
         ("run mine.json --shard auto", 1, "SLURM_ARRAY_TASK_ID"),
         ("run mine.json --workers 2", 2, "--workers does not go with a run without --ray"),
-        (f"{PLAN} -o mine.json", 1, "exists and is left as it is"),
+        (f"{PLAN} -o mine.json", 1, "exists; give --overwrite"),
         ("plan --city village --scheme enviroatlas-5 -o p.json", 1, "has no city 'village'"),
-        ("plan --city town -o p.json", 1, "'town' is no preset"),
+        ("plan --city town -o p.json", 1, "'town' is not a preset"),
     ],
 )
 def test_what_is_refused(town, line, code, text):  # noqa: ARG001 - its directory

@@ -161,9 +161,11 @@ def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
     line = "run --city town --scheme enviroatlas-5 --label-map 40:70"
     succeed(line)
     tile.record("labels", "key")  # as fetch does
-    assert_refused(line, "--label-map is of no use: fetch has put", "labels.tif into the codes of the scheme already")
+    assert_refused(
+        line, "--label-map would have no effect: fetch has put", "labels.tif into the codes of the scheme already"
+    )
     tile.file("labels").unlink()
-    assert_refused(line, "--label-map is of no use: no tile has a labels.tif")
+    assert_refused(line, "--label-map would have no effect: no tile has a labels.tif")
 
 
 def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):

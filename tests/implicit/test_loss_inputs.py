@@ -292,7 +292,7 @@ def test_counts_in_blocks_are_checked():
         compare_statistics(LOG_Q.exp(), blocks, eta, rho)
     with pytest.raises(ProbabilityError, match="log_q does not sum to one"):
         count_blocks(LOG_Q - 2, blocks, 1)
-    with pytest.raises(ProbabilityError, match="eta holds values that are no shares"):
+    with pytest.raises(ProbabilityError, match="eta holds values that are not shares"):
         compare_statistics(LOG_Q, blocks, eta.log(), rho)
     with pytest.raises(ProbabilityError, match="rho holds negative"):
         compare_statistics(LOG_Q, blocks, eta, -rho)

@@ -31,7 +31,7 @@ def test_table_has_zeros_for_no_data_and_rows_by_code(chesapeake):
 
 
 def test_unknown_codes_are_refused(chesapeake):
-    with pytest.raises(PriorError, match="code\\(s\\) 7, 99 are no NLCD codes"):
+    with pytest.raises(PriorError, match="code\\(s\\) 7, 99 are neither NLCD codes"):
         load_cooccurrence(None, chesapeake).table([11, 7, 99])
 
 

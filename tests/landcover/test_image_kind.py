@@ -185,7 +185,7 @@ def test_models_from_before_the_kind_was_kept_are_compared_by_their_bands(tmp_pa
 
 def test_a_kind_that_is_nonsense_is_an_error_in_a_line(tmp_path, write, model):
     model.record["image"] = {"low": "no"}
-    with pytest.raises(ModelError, match="says wrongly what images"):
+    with pytest.raises(ModelError, match="record of its training images is invalid"):
         predict(write("given.tif"), tmp_path / "map.tif", model)
 
 

@@ -466,7 +466,7 @@ def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes
     assert remade(before, results_of(done)) == {f"east/{FILES[name]}" for name in anew}
     lines = log()
     for name, file in FILES.items():
-        said = f"is stale ({why[name]}); making it anew" if name in anew else "is current"
+        said = f"is stale ({why[name]}); making it again" if name in anew else "is current"
         assert f"{file} {said}" in lines
     run_workspace(done, "town", settings_of(**changes), only=["east"])
     assert log() == ["town/east", *(f"{file} is current" for file in FILES.values())]

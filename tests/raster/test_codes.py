@@ -67,7 +67,7 @@ def test_a_nodata_value_that_is_a_class_is_an_error(make_raster, codes):
 def test_evaluate_says_how_to_choose_between_nodata_and_class_0(make_raster):
     labels = make_raster("l.tif", np.array([[0, 1, 1, 0]], np.uint8), nodata=0)
     mapped = make_raster("m.tif", np.array([[0, 1, 0, 0]], np.uint8))
-    with pytest.raises(SchemeError, match=r"l\.tif marks no data by 0"):
+    with pytest.raises(SchemeError, match=r"l\.tif uses 0 for no data"):
         evaluate([(mapped, labels)], scheme_of(0, 1))
     assert evaluate([(mapped, labels)], scheme_of(0, 1), label_map={0: 255}).pixels == 2
     free = make_raster("free.tif", np.array([[0, 1, 1, 0]], np.uint8))
@@ -108,7 +108,7 @@ def test_codes_that_averaging_makes_are_counted_and_explained(make_raster):
     with CoarseLayers(make_raster("n.tif", codes)) as layers:
         found = layers.codes()
     assert found == {41: 1596, 50: 3, 61: 1}
-    with pytest.raises(PriorError, match=r"50 \(3 px\), 61 \(1 px\) are no NLCD codes.*averaging.*nearest"):
+    with pytest.raises(PriorError, match=r"50 \(3 px\), 61 \(1 px\) are neither NLCD codes.*averaging.*nearest"):
         find_default(CHESAPEAKE).table(found)
 
 

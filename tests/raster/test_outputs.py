@@ -245,7 +245,7 @@ def test_what_an_older_raster_has_left_is_not_taken_for_the_new_ones(tmp_path, m
     for other in tmp_path.iterdir():
         if other.name != name:
             other.unlink()
-    with pytest.raises(OutputExistsError, match=r"is left of an older map\.tif"):
+    with pytest.raises(OutputExistsError, match=r"is left over from an older map\.tif"):
         check_output(path, overwrite=False, kind="raster")
     check_output(path, overwrite=True, kind="raster")
     write_raster(path, np.ones((8, 8), np.uint8), make_grid(8, 8), overwrite=True)
@@ -290,7 +290,7 @@ def test_what_a_killed_process_left_goes_at_once_and_what_a_living_one_writes_st
         assert len(list(tmp_path.glob(".*"))) == 2  # its folder and its lock
         clear_leftovers(tmp_path)
         assert len(list(tmp_path.glob(".*"))) == 2
-        with pytest.raises(OutputBusyError, match="another process is making"), claiming(target):
+        with pytest.raises(OutputBusyError, match="another process is writing"), claiming(target):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -141,7 +141,7 @@ def test_a_box_is_read_from_text_as_people_paste_it(text):
         ("570000,4120000,570256,4120256", "are no degrees; give west,south,east,north"),
         ("37.22,-80.21,37.23,-80.20", r"looks like latitude before longitude.*: -80\.21,37\.22,-80\.2,37\.23$"),
         ("-80.21,-80.20,37.22,37.23", r"in another order.*: -80\.21,37\.22,-80\.2,37\.23$"),
-        ("-80.21,37.22,-80.20,37.22", "is no box"),
+        ("-80.21,37.22,-80.20,37.22", "is not a box"),
         ("1,2,3,4 [EPSG:3857]", "is in EPSG:3857; give four numbers"),
         ("", "is not four numbers"),
         ("1,2,3", "is not four numbers"),
@@ -154,8 +154,8 @@ def test_a_box_is_read_from_text_as_people_paste_it(text):
         ("179.9,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
         ("-180.1,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
         ("179.9,51.8,180.1,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
-        ("279.8,37.1,279.9,37.2", "no box within 180 degrees of longitude; give -80.2,37.1,-80.1,37.2$"),
-        ("-190,51,-189,52", "no box within 180 degrees of longitude; give 170,51,171,52$"),
+        ("279.8,37.1,279.9,37.2", "not a box within 180 degrees of longitude; give -80.2,37.1,-80.1,37.2$"),
+        ("-190,51,-189,52", "not a box within 180 degrees of longitude; give 170,51,171,52$"),
         ("10,50,-10,51", "another order.*: -10,50,10,51$"),
     ],
 )
@@ -222,8 +222,8 @@ def test_corners_elsewhere_are_put_right_too():
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ((-76.5, 42.4, -76.5, 42.5), "is no box; give west,south,east,north in degrees, for example"),
-        ((-200, 42.4, -190, 42.5), "is no box"),
+        ((-76.5, 42.4, -76.5, 42.5), "is not a box; give west,south,east,north in degrees, for example"),
+        ((-200, 42.4, -190, 42.5), "is not a box"),
         ((600_000, 4_500_000, 601_000, 4_501_000), "are no degrees; give west,south,east,north in degrees"),
         ((float("nan"), 42.4, -76.4, 42.5), "are no degrees"),
     ],
@@ -288,7 +288,7 @@ def test_outlines_that_cannot_be_used_are_said_with_the_file(tmp_path):
         area_from_file(metres)
     geopandas.GeoSeries([box(0, 0, 9, 9)], crs=26918).to_file(tmp_path / "none.shp")
     (tmp_path / "none.prj").unlink()
-    with pytest.raises(InputError, match=r"none\.shp says no CRS; set it"):
+    with pytest.raises(InputError, match=r"none\.shp has no CRS; set it"):
         area_from_file(tmp_path / "none.shp")
     with pytest.raises(MissingInputError, match="no such file"):
         area_from_file(tmp_path / "absent.gpkg")

@@ -154,7 +154,7 @@ def test_none_after_a_fetch_with_roads_removes_them_with_a_line(place, log):
     log.clear()
     assert place.fetch(osm="none") == {"buildings": 320, "naip": 51984, "nlcd": 51984}
     for name in ("roads", "waterways", "waterbodies"):
-        assert f"--osm none: {place.tile.file(name)}, of an earlier fetch, is removed" in log.text
+        assert f"--osm none: {place.tile.file(name)}, from an earlier fetch, is removed" in log.text
     assert place.fetch(osm="none", buildings="none") == {"naip": 51984, "nlcd": 51984}
     assert {p.name for p in place.tile.path.iterdir()} <= {"naip.tif", "nlcd.tif", "nlcd.tif.aux.xml", "item.json"}
     item = json.loads((place.tile.path / "item.json").read_text())
@@ -196,7 +196,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     assert after.any()
     assert not np.array_equal(before, after)
     assert name in log.text
-    assert "is made anew (changed: the content of the file)" in log.text
+    assert "is fetched again (changed: the content of the file)" in log.text
     log.clear()
     shutil.copy(path, place.folder / f"other{path.suffix}")
     place.fetch(**without, **{layer: place.folder / f"other{path.suffix}"})

@@ -422,7 +422,7 @@ def test_a_folder_is_listed_and_what_is_no_image_left_out(tmp_path, caplog):
     assert (image.resolution, image.crs, image.origin) == (1.0, CRS.from_epsg(26917), str(folder / "mosaic.tiff"))
     for name, reason in {
         "deep.tif": "it has 4 band(s) of uint16",
-        "lost.tif": "it says no CRS",
+        "lost.tif": "it has no CRS",
         "mask.tif": "it has 1 band(s) of uint8",
         "degrees.tif": "is in degrees",
         "text.tif": "cannot be read as a raster",
@@ -807,7 +807,7 @@ def test_a_damaged_download_is_fetched_again_once(tmp_path, network, faulty_serv
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"epsg": None}, "says no CRS"), ({"dtype": "uint16"}, "holds uint16, NAIP is uint8")]
+    ("options", "message"), [({"epsg": None}, "has no CRS"), ({"dtype": "uint16"}, "holds uint16, NAIP is uint8")]
 )
 def test_a_remote_file_that_is_no_naip_is_refused(tmp_path, network, faulty_server, options, message):
     write_tiff(tmp_path / "a.tif", np.ones((4, 30, 40)), transform=AT, **options)

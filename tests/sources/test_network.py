@@ -298,7 +298,7 @@ def test_redact(url, shown):
         (requests.ConnectionError("reset"), SourceBusyError, "http://host/a cannot be reached, or broke off"),
         (requests.exceptions.SSLError("EOF in violation of protocol"), SourceBusyError, "cannot be reached, or broke"),
         (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), SourceError, "the certificate of http://host/a"),
-        (requests.exceptions.InvalidURL(), SourceError, r"http://host/a cannot be asked \(InvalidURL\)"),
+        (requests.exceptions.InvalidURL(), SourceError, r"http://host/a cannot be queried \(InvalidURL\)"),
     ],
 )
 def test_failures_in_our_words(error, kind, said):
@@ -310,7 +310,7 @@ def test_failures_in_our_words(error, kind, said):
 
 @pytest.mark.parametrize("url", ["foo", "ftp://host/a", "http://[bad/a", "http://host:port/a", "http://.example./a"])
 def test_addresses_that_are_none(network, url):
-    with pytest.raises(SourceError, match=r"^The source: .* cannot be asked \(.*\); give a file of your own$"):
+    with pytest.raises(SourceError, match=r"^The source: .* cannot be queried \(.*\); give a file of your own$"):
         network.get(url, SOURCE)
 
 

@@ -596,5 +596,5 @@ def test_a_remote_file_elsewhere_missing_or_damaged_is_said(file_server, nationa
         transform=src.transform,
     ) as dst:  # fmt: skip
         dst.write(src.read(1, window=Window(0, 0, 9, 9)), 1)
-    with pytest.raises(GridMismatchError, match=r"lost\.tif says no CRS"):
+    with pytest.raises(GridMismatchError, match=r"lost\.tif has no CRS"):
         clip_file(f"{url}/lost.tif", 2011, place_at(1_430_000, 1_930_000), network)

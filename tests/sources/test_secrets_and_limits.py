@@ -111,7 +111,7 @@ def test_a_redirect_from_https_to_http_is_refused(network):
 def test_only_the_web_is_asked(faulty_server, network, target):
     if "://" in target:
         server = faulty_server(routes={"/on": leading_to(target)})
-        with pytest.raises(SourceError, match=r"The source: .* cannot be asked"):
+        with pytest.raises(SourceError, match=r"The source: .* cannot be queried"):
             network.get(f"{server.url}/on", SOURCE)
     for act in (
         lambda: network.get(target, SOURCE),
@@ -122,7 +122,7 @@ def test_only_the_web_is_asked(faulty_server, network, target):
         lambda: buildings.list_files((0, 0, 1, 1), network, index_url=target),
         lambda: osm.geocode("Ithaca", network, url=target),
     ):
-        with pytest.raises(SourceError, match="cannot be asked"):
+        with pytest.raises(SourceError, match="cannot be queried"):
             act()
 
 
@@ -213,7 +213,7 @@ def test_every_kind_of_answer_has_its_limit(faulty_server, network, bomb, make_g
         lambda: osm.download_features(grid, network, url=server.url),
         lambda: osm.geocode("Ithaca", network, url=server.url),
     ):
-        assert peak_of(act, "sends more than [0-9]+ MB, far more than is due") < 2 * ANSWER_LIMIT + 40 * MEGABYTE
+        assert peak_of(act, "sends more than [0-9]+ MB, far more than expected") < 2 * ANSWER_LIMIT + 40 * MEGABYTE
 
 
 def test_the_body_of_a_redirect_is_not_read(faulty_server, network, bomb):
@@ -262,7 +262,7 @@ def test_a_length_beyond_all_measure(faulty_server, network, length):
 
 def test_a_download_is_given_up_at_its_limit_and_nothing_is_kept(faulty_server, network):
     server = faulty_server(routes={"/a": lambda _: (200, {}, bytes(5000))})
-    with pytest.raises(SourceError, match="far more than is due"):
+    with pytest.raises(SourceError, match="far more than expected"):
         network.download(Remote(f"{server.url}/a"), SOURCE, limit=4999)
     assert list(network.cache.root.glob("source/*")) == []
     assert network.download(Remote(f"{server.url}/a"), SOURCE, limit=5000).stat().st_size == 5000

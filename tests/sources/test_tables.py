@@ -56,8 +56,8 @@ def test_matrices_of_excel_are_read_alike(tmp_path, chesapeake, text, encoding):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (lines(rows=[*ROWS, ROWS[2]]), r"line 5: code 81 has a row already, on line 4"),
-        (lines(rows=[*ROWS, ("81.0", *ROWS[0][1:])]), r"line 5: code 81 has a row already, on line 4"),
+        (lines(rows=[*ROWS, ROWS[2]]), r"line 5: code 81 already has a row, on line 4"),
+        (lines(rows=[*ROWS, ("81.0", *ROWS[0][1:])]), r"line 5: code 81 already has a row, on line 4"),
         (
             lines(header=(*HEADER, "water"), rows=[(*row, "1") for row in ROWS]),
             "line 1: two columns are called 'water'",

@@ -168,7 +168,7 @@ def test_a_grid_without_features_gives_none(tmp_path, houses, make_grid):
 def test_no_crs_is_refused(tmp_path, houses, grid, ending):
     path = write(houses.set_crs(None, allow_override=True), tmp_path / f"lost.{ending}")
     for where in (grid, None):
-        with pytest.raises(InputError, match=rf"lost\.{ending} says no CRS; set it \(ogr2ogr -a_srs EPSG:4326\)"):
+        with pytest.raises(InputError, match=rf"lost\.{ending} has no CRS; set it \(ogr2ogr -a_srs EPSG:4326\)"):
             read_vectors(path, grid=where)
 
 

@@ -274,7 +274,7 @@ def list_results(images: Images, folder: Path) -> list[Path]:
 def prepare_folder(
     images: Images, folder: Path, *, inputs: Iterable[str | Path | None] = (), trains: bool = True, maps: bool = True
 ) -> None:
-    """Make the folder of results, once it is sure that none of them is an input.
+    """Make the folder of results, after checking that none of them is an input.
 
     Parameters
     ----------

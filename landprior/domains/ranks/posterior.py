@@ -87,7 +87,7 @@ def log_pair_posterior(
     Raises
     ------
     ProbabilityError
-        If something is no log of probabilities, or shapes do not fit.
+        If something is not a log of probabilities, or shapes do not fit.
     """
     joint = log_pair_joint(
         log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, check=check
@@ -141,7 +141,7 @@ def pair_marginals(log_r: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor
     Raises
     ------
     ProbabilityError
-        If ``log_r`` is no log of joint probabilities, unless ``check`` is False.
+        If ``log_r`` is not a log of joint probabilities, unless ``check`` is False.
     """
     if check:
         if log_r.ndim != 3 or log_r.shape[1] != log_r.shape[2]:
