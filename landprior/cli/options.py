@@ -187,9 +187,7 @@ def band_option(what: str, *names: str) -> Callable[[F], F]:
     return click.option(*names, names[-1].strip("-").replace("-", "_"), type=click.IntRange(min=1), help=text)
 
 
-layer_option = click.option(
-    "--layer", help="Which layer of a vector file that has several; FILE|layername=NAME says the same."
-)
+layer_option = click.option("--layer", help="Layer of a vector file that has several (or write FILE|layername=NAME).")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")
 nodata_option = click.option(
