@@ -336,7 +336,7 @@ def training_of(plan: BatchPlan) -> TileSettings:
     Raises
     ------
     ConfigError
-        If it does not say so in words that landprior knows.
+        If it does not say so in a form that landprior knows.
     """
     from landprior.landcover.training import TileSettings
 

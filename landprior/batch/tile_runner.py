@@ -263,7 +263,7 @@ def _now() -> str:
 
 
 def state_of(plan: BatchPlan, name: str) -> TileState:
-    """Return how it stands with a tile, by its ``run.json`` and whether its map and layers are still those."""
+    """Return the state of a tile, by its ``run.json`` and whether its map and layers are unchanged."""
     tile = tile_of(plan, name)
     try:
         note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))

@@ -129,7 +129,7 @@ class _Commands(click.Group):
 
 
 def _explain(ctx: click.Context, error: Exception) -> None:
-    """Put an error of another library, or a fault of ours, in one line; with -vv raise it."""
+    """Print an error of another library, or a bug of ours, as one line; with -vv raise it."""
     import os
 
     from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout

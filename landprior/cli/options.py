@@ -250,7 +250,7 @@ members_option = click.option(
 pixel_size_option = click.option(
     "--pixel-size",
     type=click.FloatRange(min=0, min_open=True),
-    help="Metres per pixel on the ground, for files that do not say.",
+    help="Metres per pixel on the ground, for files without it.",
 )
 pair_option = click.option(
     "--pair",

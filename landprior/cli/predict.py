@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Map whatever the checks found: r of all classes of a model judged worse than its prior, and an image of "
+    help="Map in spite of the checks: r of all classes of a model judged worse than its prior, and an image of "
     "another kind (data type, values, bands, pixel size) than the model was trained on.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")

@@ -109,7 +109,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def explain_failure(error: BaseException) -> str | None:
-    """Say in a sentence what a failure outside landprior means for the user; None if it was not to be expected."""
+    """Explain in a sentence what a failure outside landprior means; None if it was unexpected."""
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
         return f"out of memory{detail}; close other programs, or use smaller tiles, --filters 16 or --memory"
@@ -142,7 +142,7 @@ def _explain_os(error: OSError) -> str:
 
 
 def _came_from_click(error: OSError) -> bool:
-    """Say whether the error arose as click printed, that is on standard output."""
+    """Say whether the error arose while click was printing, that is on standard output."""
     trace, name = error.__traceback__, ""
     while trace is not None:
         name, trace = str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_next
@@ -155,7 +155,7 @@ def first_line(error: BaseException) -> str:
 
 
 def give_up_stdout() -> None:
-    """Send what is left in stdout's buffer nowhere, so that Python does not fail on it again as it ends."""
+    """Discard what is left in stdout's buffer, so that Python does not fail on it again at exit."""
     with contextlib.suppress(AttributeError, ValueError, OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -337,7 +337,7 @@ def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]
 
 
 def part_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written before it takes its name: always the same, so that none is left for good."""
+    """Return where a checkpoint is written before it takes its name: always the same, so that none is left behind."""
     return checkpoint.with_name(f"{checkpoint.name}.part")
 
 

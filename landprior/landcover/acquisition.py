@@ -221,7 +221,7 @@ class _Job:
                     continue
                 known = known or reach_of(source, thorough=True)
                 if known is not None and not any(known.box.meets(box, NEAR) for box in boxes.values()):
-                    continue  # that was said before anything was fetched
+                    continue  # reported before anything was fetched
                 if known is None or known.covers or not self._has_neighbours(source):
                     reach = "has no features" if known is None else f"lies in {known.box}"
                     msg = (
@@ -296,7 +296,7 @@ class _Job:
                 folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, basis=prints, **properties)
 
     def _check_by_hand(self, folder: TileFolder, names: Sequence[str], grid: Grid) -> list[str]:
-        """Return those of some files that somebody has put there and that can be used; say so.
+        """Return those of some files that were put there by hand and can be used; log them.
 
         Raises
         ------

@@ -171,7 +171,7 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
 
 
 _EVERYWHERE = 0.98
-"""A layer that is present in more of the pixels it covers has no absence: what stands for it was not understood."""
+"""A layer that is present in more of the pixels it covers has no absence: the value for it was not understood."""
 
 _LARGEST = (255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 _HUGE = 1e20

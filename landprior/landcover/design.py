@@ -246,7 +246,7 @@ def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDA
 
 
 def _number(value: object) -> float:
-    """Return a number as formats write it; NaN if it is none."""
+    """Return a number as formats write it; NaN for anything else."""
     if is_blank(value) or isinstance(value, bool):
         return float("nan")
     if isinstance(value, str):

@@ -95,7 +95,7 @@ class ImageKind(BaseModel):
         )
 
     def differences(self, other: ImageKind, *, values: bool = True) -> list[str]:
-        """Say, in words, in what an image of another kind differs from those of this one.
+        """Describe how an image of another kind differs from those of this one.
 
         Parameters
         ----------

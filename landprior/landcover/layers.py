@@ -134,7 +134,7 @@ class ImageLayer(_Layer):
         Raises
         ------
         InputError
-            If a pixel has, in every band, a value that stands for no data by habit (-9999, say), and neither the file
+            If a pixel has, in every band, a value that usually stands for no data (-9999, say), and neither the file
             nor ``nodata`` says so.
         """
         values = read_window(self.src, window, self.indexes)

@@ -33,7 +33,7 @@ _HUGE = 1e30
 """No measured value is as far from 0; nodata values are."""
 
 _SENTINELS = (-9999.0, -99999.0, -32768.0, -32767.0, 1e20, 9.969209968386869e36)
-"""Values that stand for no data by habit, where a file does not say so; huge ones do too."""
+"""Values that usually stand for no data, even where a file does not say so; huge ones do too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def _equals(band: NDArray[Any], value: float) -> NDArray[np.bool_]:
 
 
 def find_sentinel(values: NDArray[np.generic], valid: NDArray[np.bool_]) -> tuple[float, NDArray[np.integer]] | None:
-    """Find a pixel that is valid and yet has, in all bands, a value that stands for no data by habit.
+    """Find a pixel that is valid and yet has, in all bands, a value that usually stands for no data.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ _TEMPORARY = ".landprior-"
 
 _LOCK = "lock"
 _LEFT_BEHIND = 86_400.0
-"""Seconds after which a temporary file is nobody's any more, where the file system has no locks."""
+"""Seconds after which a temporary file counts as left behind, where the file system has no locks."""
 
 _REMOTE = re.compile(
     r"(?:[a-z][a-z0-9+.-]+://|(?:s3|gs|gcs|az|abfss?|adl|oss|swift|https?|ftps?|hdfs|webhdfs|file|zip|tar|gzip):/)",

@@ -133,7 +133,7 @@ def open_raster(path: str | Path) -> DatasetReader:
 
 
 def _read_description(src: DatasetReader, path: str) -> None:
-    """Read what a file says of itself, as GDAL tells of damage there only when it is asked.
+    """Read a file's description, as GDAL reports damage there only when it is read.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _read_description(src: DatasetReader, path: str) -> None:
     try:
         src.tags()
         for name in ("crs", "transform", "nodatavals", "descriptions", "mask_flag_enums", "subdatasets", "colorinterp"):
-            getattr(src, name)  # the last tells of what went wrong before
+            getattr(src, name)  # the last one raises what went wrong before
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:  # text that is not UTF-8 is a ValueError
         msg = f"{path} is damaged ({reason_of(error)}); copy or download it again"
         raise RasterReadError(msg) from error

@@ -53,7 +53,7 @@ def plain_name(text: str) -> str:
 
 
 def read_code(text: str) -> int | None:
-    """Return the code that a text is (``"11"``, ``"11.0"``, ``" 11 "``), None if it is none."""
+    """Return the code in a text (``"11"``, ``"11.0"``, ``" 11 "``), None if there is none."""
     match = re.fullmatch(r"\s*([-+]?\d{1,9})([.,]0*)?\s*", text)
     return None if match is None else int(match[1])
 

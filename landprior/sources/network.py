@@ -591,7 +591,7 @@ class UrlAuth(requests.auth.AuthBase):
 
 
 def check_redirect(response: Response, target: str) -> None:
-    """Refuse a redirect that would lose encryption, or leave the web; let go of the answer, which nobody reads.
+    """Refuse a redirect that would lose encryption, or leave the web; close the answer, which is not read.
 
     Raises
     ------

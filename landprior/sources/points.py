@@ -52,7 +52,7 @@ def find_column(columns: Iterable[object], name: str, where: str | Path, *, join
     Returns
     -------
     str or None
-        The name itself; else in another case, with other signs between words, or cut to ten letters; else joined.
+        The name itself; else in another case, with other characters between words, or cut to ten letters; else joined.
 
     Raises
     ------

@@ -276,7 +276,7 @@ def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach |
             hint = "; its coordinates look like degrees: is its CRS right?" if looks else ""
             return Reach(box=Box(*transform_bounds(own, "EPSG:4326", *bounds, densify_pts=21)), hint=hint)
     except RasterioError:
-        return None  # a CRS that cannot be put on a map is said by whoever reads the features
+        return None  # whoever reads the features reports a CRS that cannot be used
     swapped = Box(south, west, north, east) if abs(west) <= 90 and abs(east) <= 90 else None
     beyond = south > 90 or north < -90 or west > 360 or east < -360
     if beyond and (swapped is None or not looks):

@@ -132,7 +132,7 @@ class Table:
         return int(found)
 
     def parse(self, text: str) -> float | None:
-        """Return the number that a text is in this file; None if it is none, not finite, or may be read in two ways."""
+        """Return the number in a text of this file; None if there is none, it is not finite, or can be read in two ways."""
         return parse_number(text, points=self.points, commas=self.commas)
 
     def require_whole_rows(self) -> None:
@@ -153,13 +153,13 @@ class Table:
         return [row.cells[column] or None for row in self.rows]
 
     def values(self, column: int) -> list[float | str | None]:
-        """Return the cells of a column: numbers, the texts that are none, and None where one is empty."""
+        """Return the cells of a column: numbers, texts where a cell is not a number, and None where it is empty."""
         numbers = [self.parse(row.cells[column]) for row in self.rows]
         return [text if number is None else number for text, number in zip(self.texts(column), numbers, strict=True)]
 
 
 def parse_number(text: str, *, points: bool = False, commas: bool = False) -> float | None:
-    """Return the number that a text is; None if it is none, not finite, or may be read in two ways.
+    """Return the number in a text; None if there is none, it is not finite, or can be read in two ways.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     lines = re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n"))
     skipped = 0
     delimiter = None
-    said = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's own word for it
+    said = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's own hint
     if said is not None:
         delimiter, skipped = said[1], 1
     content = ["\n" if comments and line.lstrip('"').startswith("#") else line for line in lines[skipped:]]
