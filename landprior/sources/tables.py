@@ -132,7 +132,7 @@ class Table:
         return int(found)
 
     def parse(self, text: str) -> float | None:
-        """Return the number in a text of this file; None if there is none, it is not finite, or can be read in two ways."""
+        """Return the number in a text of this file; None if there is none, or it is infinite or ambiguous."""
         return parse_number(text, points=self.points, commas=self.commas)
 
     def require_whole_rows(self) -> None:
