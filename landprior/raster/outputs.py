@@ -281,7 +281,7 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
             if was_there and not any(same_file(other.path, source) for source in named):
                 msg = (
                     f"{other.path} lies beside {path} and would seem to describe the new result, but landprior did not "
-                    "written it; move it away, or give another output path"
+                    "write it; move it away, or give another output path"
                 )
                 raise OutputExistsError(msg)
             continue
