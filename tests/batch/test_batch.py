@@ -269,7 +269,7 @@ def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
     path = save_model(make_model(), tmp_path / "learned.safetensors")
     recipe = plan.recipe.model_copy(update={"learned": str(path), "learned_checksum": "0"})
     states = run_plan(plan.model_copy(update={"recipe": recipe}))
-    assert "is another file than when the plan was made" in states[0].detail
+    assert "has changed since the plan was made" in states[0].detail
 
 
 # -- Ray -------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_pixel_size_must_be_known(make_raster, make_grid, tmp_path, coarse):
 def test_bad_inputs_say_what_to_do(make_raster, make_grid, tmp_path, coarse):
     out = tmp_path / "p.tif"
     good = make_raster("good.tif", coarse(64, 80))
-    with pytest.raises(PriorError, match="no NLCD codes and not in the matrix"):
+    with pytest.raises(PriorError, match="neither NLCD codes nor in the matrix"):
         build_prior(make_raster("odd.tif", np.full((64, 80), 99, np.uint8)), out, cooccurrence=MARYLAND)
     with pytest.raises(PriorError, match="no mass"):
         build_prior(make_raster("none.tif", np.zeros((64, 80), np.uint8)), out, cooccurrence=MARYLAND)

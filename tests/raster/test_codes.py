@@ -124,7 +124,7 @@ def stack(make_raster):
 
 
 def test_a_stack_lists_its_bands_and_one_can_be_chosen(stack):
-    with pytest.raises(InputError, match=r"2 bands where one .*1 \(2001\), 2 \(2021\); choose one with --band"):
+    with pytest.raises(InputError, match=r"2 bands, but one .*1 \(2001\), 2 \(2021\); choose one with --band"):
         CoarseLayers(stack)
     for path, band, code in ((f"{stack}|band=2", None, 41), (f"{stack}|band=1", None, 21), (stack, 2, 41)):
         with open_codes(path, band=band) as raster:

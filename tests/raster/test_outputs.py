@@ -256,7 +256,7 @@ def test_what_an_older_raster_has_left_is_not_taken_for_the_new_ones(tmp_path, m
 def test_a_file_of_someone_else_beside_a_map_is_neither_removed_nor_taken_for_its_own(tmp_path, image, name):
     path = image.rename(tmp_path / "map.tif")
     (tmp_path / name).write_text("mine")
-    with pytest.raises(OutputExistsError, match="landprior has not written it; move it away"):
+    with pytest.raises(OutputExistsError, match="landprior did not write it; move it away"):
         check_output(path, overwrite=True, kind="raster")
     check_output(path, overwrite=True, kind="raster", inputs=[tmp_path / name])  # an input is no product
     path.unlink()
