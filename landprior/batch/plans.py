@@ -27,7 +27,7 @@ from shapely.geometry import box
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.inputs import read_text
+from landprior.inputs import checksum, read_text
 from landprior.landcover.city import CityRef, find_city
 from landprior.raster.outputs import replacing
 from landprior.raster.reading import open_raster

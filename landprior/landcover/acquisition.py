@@ -30,6 +30,7 @@ from landprior.errors import (
 from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.plan import NONE
 from landprior.landcover.provenance import make_key
+from landprior.landcover.workspace import TileFolder
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.plan import FetchPlan, FetchSettings, Layer, TilePlan
-    from landprior.landcover.workspace import TileFolder, Workspace
+    from landprior.landcover.workspace import Workspace
     from landprior.raster.windows import Block
     from landprior.sources.network import Network
 
@@ -264,9 +265,9 @@ class _Job:
                 for file in (path, *(one.path for one in beside_of(path, "raster") if not one.product)):
                     file.unlink(missing_ok=True)
                 folder.record(name, "", grid=tile.grid, core=tile.core, origin=NONE)
-                logger.info("  --%s none: %s, of an earlier fetch, is removed", layer, path)
+                logger.info("  --%s none: %s, from an earlier fetch, is removed", layer, path)
         if not self.settings.labels and folder.file("labels").is_file() and folder.is_recorded("labels"):
-            logger.info("  %s, of an earlier fetch, is kept", folder.file("labels"))
+            logger.info("  %s, from an earlier fetch, is kept", folder.file("labels"))
 
     def _fetch_layer(self, layer: Layer, tile: TilePlan) -> None:
         folder, files = tile.folder, files_of(layer)

@@ -162,7 +162,7 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
         index = np.argwhere(wrong)[0]
         value = codes[tuple(index)]
         msg = (
-            f"{raster.path} has values such as {value} (at {raster.place(index, window)}), which are no NLCD codes "
+            f"{raster.path} has values such as {value} (at {raster.place(index, window)}), which are not NLCD codes "
             f"(0-255); if {value} stands for no data, write that into the file: "
             f"{advise_nodata(raster.path, int(value))}; or is it another layer?"
         )

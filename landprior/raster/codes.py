@@ -178,7 +178,7 @@ class CodeRaster:
         if index is None:
             return
         msg = (
-            f"{self.path} marks no data by {code}, which is also the code of class {scheme.names[index]!r}. If {code} "
+            f"{self.path} uses {code} for no data, which is also the code of class {scheme.names[index]!r}. If {code} "
             f"is the class there, take the mark away: {advise_nodata(self.path, None)}. If it "
             f'is no data, say so with --label-map "{code}:255" (--map-map for a map), or take it out of the scheme'
         )

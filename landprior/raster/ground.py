@@ -223,7 +223,7 @@ def require_degrees(grid: Grid, where: str | Path) -> None:
     left, bottom, right, top = grid.bounds
     if max(abs(bottom), abs(top)) > 91 or max(abs(left), abs(right)) > 540:
         msg = (
-            f"{where} says that it is in degrees, but its coordinates ({left:.10g}, {bottom:.10g}, {right:.10g}, "
-            f"{top:.10g}) are none; give it its true CRS ({advise_crs(where)}), or give --pixel-size METRES"
+            f"{where} says that it is in degrees, but its coordinates are not ({left:.10g}, {bottom:.10g}, "
+            f"{right:.10g}, {top:.10g}); give it its true CRS ({advise_crs(where)}), or give --pixel-size METRES"
         )
         raise InputError(msg)

@@ -233,7 +233,7 @@ def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tupl
     try:
         names = list_layers(path)
     except InputError as error:
-        logger.debug("%s", error)  # whoever reads it says so
+        logger.debug("%s", error)  # reported by whoever reads it
         return found
     try:
         for name in names if wanted.layer is None else [choose_layer(wanted)]:

@@ -221,7 +221,7 @@ def test_commands_say_the_same_after_a_shapefile(tmp_path, sampled, make_raster)
 def test_strata_that_are_no_classes_stop(tmp_path, sampled, chesapeake):
     path, sample = sampled
     sample.assign(stratum=sample["stratum"] + 40).to_file(tmp_path / "a.gpkg")
-    with pytest.raises(InputError, match=r"has strata .*4[124].*which are no codes of scheme 'chesapeake-4'"):
+    with pytest.raises(InputError, match=r"has strata .*4[124].*which are not codes of scheme 'chesapeake-4'"):
         evaluate_points(path, tmp_path / "a.gpkg", chesapeake)
 
 

@@ -383,7 +383,7 @@ def test_a_place_unknown_or_a_point_is_an_input_error(nominatim, network, result
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({"error": {"code": 400, "message": "Bad query"}}, "not an answer of Nominatim .*Bad query.*; give the place by"),
+        ({"error": {"code": 400, "message": "Bad query"}}, "an answer of Nominatim .*Bad query.*; give the place by"),
         ([{"lat": "42"}], "places that cannot be read .*; give the place by --bbox or --aoi"),
     ],
 )

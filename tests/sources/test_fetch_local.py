@@ -540,7 +540,7 @@ def test_coordinates_that_do_not_fit_their_crs_are_said(place):
 def test_a_shapefile_without_prj_is_said_with_advice_that_fits(bare, crs, advice):
     path = bare.save(houses().to_crs(crs), "lost.shp")
     path.with_suffix(".prj").unlink()
-    with pytest.raises(InputError, match=rf"lost.shp says no CRS; its coordinates lie in .*-a_srs {advice}"):
+    with pytest.raises(InputError, match=rf"lost.shp has no CRS; its coordinates lie in .*-a_srs {advice}"):
         bare.fetch(buildings=path)
     assert bare.pixels() == {}
 
@@ -552,7 +552,7 @@ def test_labels_of_another_place_are_said(place):
     with pytest.warns(SourceWarning, match="far.gpkg has nothing within 2 km of tile"):
         assert "labels" not in place.fetch(osm="none", buildings="none", labels=(path,), scheme=scheme)
     place.codes("far.tif", np.ones((40, 40), np.uint8), left=LEFT + FAR)
-    with pytest.raises(GridMismatchError, match=r"far.tif lies on no tile: it covers -79\.7.*, the tiles -80\.2"):
+    with pytest.raises(GridMismatchError, match=r"far.tif does not overlap any tile: .* -79\.7.*, the tiles -80\.2"):
         place.fetch(osm="none", buildings="none", labels=(place.folder / "far.tif",), scheme=scheme)
     place.codes("here.tif", np.ones((40, 40), np.uint8))
     both = (place.folder / "far.tif", place.folder / "here.tif")
