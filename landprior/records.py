@@ -72,9 +72,7 @@ def _only(path: Path) -> Iterator[None]:
         if held is not None:
             break
         if time.monotonic() > end:
-            msg = (
-                f"another process has been writing {path} for {PATIENCE:.0f} s; was it suspended? End it and try again"
-            )
+            msg = f"another process has been writing {path} for {PATIENCE:.0f} s; end it if it hangs, and try again"
             raise RasterWriteError(msg)
         time.sleep(0.01)
     try:

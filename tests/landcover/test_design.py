@@ -14,8 +14,8 @@ from landprior.landcover.design import read_design
 from landprior.landcover.estimation import evaluate_points
 from landprior.landcover.hints import read_hints
 from landprior.landcover.sampling import draw_sample
-from landprior.raster.files import open_raster
 from landprior.raster.grid import Grid
+from landprior.raster.reading import open_raster
 from landprior.sources.vectors import read_everything
 
 
@@ -249,7 +249,7 @@ def test_labels_that_do_not_count_are_counted(tmp_path, sampled, chesapeake, cap
         rows, *_ = hints.points(grid)
     assert "1 MultiPoints are 2 points" in caplog.text
     assert "81 features; 73 with a label on the grid, 3 beside it, 5 without a label" in caplog.text
-    assert "71 points say one class; 2 lines, polygons or labels of several classes" in caplog.text
+    assert "71 points have one class; 2 lines, polygons or labels of several classes" in caplog.text
     assert len(rows) == 71
     plain.loc[20, "reference"] = "swamp"
     plain.to_file(tmp_path / "b.geojson", driver="GeoJSON")

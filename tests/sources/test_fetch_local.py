@@ -200,13 +200,13 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     log.clear()
     shutil.copy(path, place.folder / f"other{path.suffix}")
     place.fetch(**without, **{layer: place.folder / f"other{path.suffix}"})
-    assert "is made anew (changed: the source)" in log.text
+    assert "is fetched again (changed: the source)" in log.text
 
 
 def test_other_widths_are_noticed_with_a_line(place, log):
     before = place.fetch(buildings="none")["roads"]
     assert place.fetch(buildings="none", road_width="tags")["roads"] > 1.5 * before
-    assert "roads, waterways, waterbodies is stale and is made anew (changed: --road-width)" in log.text
+    assert "roads, waterways, waterbodies is stale and is fetched again (changed: --road-width)" in log.text
 
 
 def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(files, bare):
@@ -556,7 +556,7 @@ def test_labels_of_another_place_are_said(place):
         place.fetch(osm="none", buildings="none", labels=(place.folder / "far.tif",), scheme=scheme)
     place.codes("here.tif", np.ones((40, 40), np.uint8))
     both = (place.folder / "far.tif", place.folder / "here.tif")
-    with pytest.warns(SourceWarning, match="far.tif lies on no tile"):
+    with pytest.warns(SourceWarning, match="far.tif does not overlap any tile"):
         assert place.fetch(osm="none", buildings="none", labels=both, scheme=scheme)["labels"] > 0
 
 

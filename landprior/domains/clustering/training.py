@@ -26,7 +26,7 @@ from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
-from landprior.landcover.image_kind import ImageKind, require_one_kind, require_radiance
+from landprior.landcover.image_kind import ImageKind, require_one_kind
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
 from landprior.landcover.tiles import PatchFeed, Tile, measure_bands, measure_colours
@@ -130,7 +130,6 @@ def read_image_tile(
         If no pixel has data.
     """
     with ImageLayer(image, nodata=nodata) as pixels:
-        require_radiance(pixels)
         kind = ImageKind.of(pixels)
         values = np.empty((pixels.bands, *pixels.grid.shape), dtype=pixels.dtype)
         valid = np.empty(pixels.grid.shape, dtype=bool)

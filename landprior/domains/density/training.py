@@ -32,7 +32,7 @@ from landprior.domains.density.blocks import (
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
-from landprior.landcover.image_kind import ImageKind, require_radiance
+from landprior.landcover.image_kind import ImageKind
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
 from landprior.landcover.tiles import PatchFeed, Tile, require_compatible
@@ -319,7 +319,6 @@ def _read_piece(
 ) -> Tile | None:
     """Read a piece; None if no known block of it has data."""
     with ImageLayer(piece.path, nodata=nodata) as pixels:
-        require_radiance(pixels)
         kind = _describe(piece.path, nodata, piece.path.stat().st_mtime_ns)
         values, seen = pixels.read(piece.window)
     classes = labels.classes[piece.path.name]
