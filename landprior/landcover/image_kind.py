@@ -51,6 +51,9 @@ _COLOURS = {
 }  # fmt: skip
 """What bands are called, without case, blanks and marks."""
 
+_ORDER = ("red", "green", "blue", "nir")
+"""In which order bands are by custom."""
+
 _TAGGED = {ColorInterp.red: "red", ColorInterp.green: "green", ColorInterp.blue: "blue"}
 
 
@@ -67,6 +70,9 @@ class ImageKind(BaseModel):
         What each band is, by its description or colour; None where the file does not say.
     pixel_size
         On the ground, metres; None where it is not known.
+    marks
+        Numbers (from 1) of bands of whole numbers that hold nothing but 0 and the largest one, as a mask does that the
+        file does not call alpha.
     nodata
         How the file marks no data: ``"value"``, ``"mask"``, ``"given"`` (with ``--nodata``) or ``"none"``.
     """
@@ -78,6 +84,7 @@ class ImageKind(BaseModel):
     high: list[float] | None = None
     names: list[str | None] = []
     pixel_size: float | None = None
+    marks: list[int] = []
     nodata: str = "none"
 
     @classmethod
@@ -91,6 +98,7 @@ class ImageKind(BaseModel):
             high=high,
             names=_name_bands(layer),
             pixel_size=ground_size(layer),
+            marks=_find_marks(found, layer.dtype),
             nodata=_describe_nodata(layer),
         )
 
@@ -109,9 +117,32 @@ class ImageKind(BaseModel):
             found.append(f"its values are {_range(other)}, those trained on {_range(self)}")
         elif values:
             found.extend(self._compare_values(other))
+        found.extend(self._compare_marks(other))
         found.extend(_compare_names(self.names, other.names))
         found.extend(compare_sizes(self.pixel_size, other.pixel_size))
         return found
+
+    def doubts(self, other: ImageKind) -> list[str]:
+        """Say, in words, what may be wrong with an image that is not known to be of another kind."""
+        found = []
+        first = [name for name in other.names if name in _ORDER]
+        if not any(self.names) and len(first) > 1 and first != sorted(first, key=_ORDER.index):
+            found.append(f"its bands are {', '.join(map(str, other.names))}, and the model does not say in which order")
+        pairs = [] if self.low is None or self.high is None else list(zip(self.low, self.high, strict=True))
+        given = [] if other.low is None or other.high is None else list(zip(other.low, other.high, strict=True))
+        if len(pairs) == len(given):
+            flat = [low == high for low, high in given]
+            dead = [i for i, (low, high) in enumerate(pairs) if flat[i] and low < high and not all(flat)]
+            found += [
+                f"its band {i + 1} is {given[i][0]:g} nearly everywhere, and held values in training" for i in dead
+            ]
+        return found
+
+    def _compare_marks(self, other: ImageKind) -> list[str]:
+        new = [number for number in other.marks if number not in self.marks]
+        if self.low is None or len(self.low) != len(other.low or []) or not new:
+            return []
+        return [f"its band {new[0]} holds nothing but 0 and the largest number, as a mask does, and held values there"]
 
     def _compare_values(self, other: ImageKind) -> list[str]:
         if self.high is None or other.high is None or self.low is None or other.low is None:
@@ -159,10 +190,32 @@ def _compare_names(trained: Sequence[str | None], given: Sequence[str | None]) -
 
 
 def _name_bands(layer: ImageLayer) -> list[str | None]:
+    said = [layer.src.descriptions[index - 1] or "" for index in layer.indexes]
+    if _are_numbered(said):
+        said = [""] * len(said)
     return [
-        _name(number, layer.src.descriptions[index - 1], layer.src.colorinterp[index - 1])
-        for number, index in enumerate(layer.indexes, 1)
+        _name(number, text, layer.src.colorinterp[index - 1])
+        for number, (text, index) in enumerate(zip(said, layer.indexes, strict=True), 1)
     ]
+
+
+def _are_numbered(said: Sequence[str]) -> bool:
+    """Say whether bands are called by one word and their own numbers, as R names them after the file (``tile12_3``)."""
+    found = [re.fullmatch(r"(.*?)0*(\d+)", text) for text in said]
+    stems = {match[1] for match in found if match}
+    return len(stems) == 1 and all(match and int(match[2]) == number for number, match in enumerate(found, 1))
+
+
+def _find_marks(found: NDArray[np.float64] | None, dtype: np.dtype[Any]) -> list[int]:
+    """Return the numbers of bands that look like masks, if not all do."""
+    if found is None or dtype.kind not in "iu":
+        return []
+    marks = [
+        number
+        for number, band in enumerate(found, 1)
+        if band.max() in (255, 65535) and ((band == 0) | (band == band.max())).all()
+    ]
+    return [] if len(marks) == len(found) else marks
 
 
 def _name(number: int, description: str | None, colour: ColorInterp) -> str | None:
@@ -233,6 +286,8 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
     if trained is None and values:
         found = _compare_statistics(model, given)
     if not found:
+        for doubt in trained.doubts(given) if trained is not None else []:
+            logger.warning("%s may be another kind of image than the model was trained on: %s", layer.path, doubt)
         return
     what = f"{layer.path} is another kind of image than the model was trained on: {'; '.join(found)}"
     if force:

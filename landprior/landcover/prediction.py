@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+from rasterio.enums import ColorInterp
 
 import landprior
 from landprior.errors import HarmWarning, InputError, ModelError
@@ -238,7 +239,11 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
         lack = "georeference" if pixels.grid.nowhere else "CRS"
         logger.info("%s has no %s, so its map will have none", pixels.path, lack)
     if pixels.bands != model.bands:
+        alpha = [number for number, kind in enumerate(pixels.src.colorinterp, 1) if kind == ColorInterp.alpha]
+        hidden = [number for number in alpha if number not in pixels.indexes]
         msg = f"{pixels.path} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
+        if hidden:
+            msg += f" (its band {hidden[0]} is called alpha and looks like a mask, so it is not taken as data)"
         raise ModelError(msg)
     require_kind(model, pixels, force=force)
 

@@ -153,6 +153,52 @@ def test_other_units_of_the_same_type_are_refused(tmp_path, write, trained, trai
         predict(write("given.tif", **given), tmp_path / "map.tif", model)
 
 
+@pytest.mark.parametrize("shown", [slice(None), slice(0, 40)])
+def test_an_alpha_band_that_is_not_called_so_is_not_taken_for_infrared(tmp_path, write, model, shown):
+    """Drone mosaics often are red, green, blue and a mask of 0 and 255, and say nothing of it."""
+    values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
+    values[3] = 0
+    values[3, :, shown] = 255
+    image = write("drone.tif", values, names=None, photometric="minisblack")
+    with pytest.raises(ModelError, match="its band 4 holds nothing but 0 and the largest number, as a mask does"):
+        predict(image, tmp_path / "map.tif", model)
+    white = write("white.tif", np.full((4, 48, 56), 255), photometric="minisblack")  # all cloud
+    predict(white, tmp_path / "map.tif", model)
+
+
+def test_bands_that_are_called_after_their_file_say_nothing(tmp_path, write, trained):
+    """R writes ``tile1_1`` to ``tile1_4``."""
+    model = trained(write("tile1.tif", names=[f"tile1_{n}" for n in range(1, 5)]))
+    predict(write("tile2.tif", names=[f"tile2_{n}" for n in range(1, 5)]), tmp_path / "map.tif", model)
+    again, mixed = trained(write("named.tif")), write("mixed.tif", names=("red", "green", "blue", "swir2"))
+    with pytest.raises(ModelError, match="band 4 is swir2, and was nir in training"):
+        predict(mixed, tmp_path / "2.tif", again)
+
+
+def test_what_may_be_another_kind_is_a_warning(tmp_path, write, trained, caplog):
+    """Infrared of 0 may be water; blue first may be what a model saw whose images did not name their bands."""
+    bare = {"names": None, "photometric": "minisblack"}
+    model = trained(write("train.tif", **bare))
+    predict(write("fine.tif", photometric="minisblack"), tmp_path / "0.tif", model)
+    assert "may be another kind" not in caplog.text
+    predict(write("bgrn.tif", names=("blue", "green", "red", "nir")), tmp_path / "1.tif", model)
+    assert "bgrn.tif may be another kind of image" in caplog.text
+    assert "blue, green, red, nir, and the model does not say in which order" in caplog.text
+    values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
+    values[3] = 0
+    predict(write("dark.tif", values, **bare), tmp_path / "2.tif", model)
+    assert "dark.tif may be another kind" in caplog.text
+    assert "band 4 is 0 nearly everywhere" in caplog.text
+
+
+def test_an_alpha_band_is_named_where_bands_are_too_few(tmp_path, write, model):
+    values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
+    values[3] = 255
+    image = write("rgba.tif", values, names=None, photometric="rgb", alpha="yes")
+    with pytest.raises(ModelError, match=r"has 3 bands .* trained on 4.*its band 4 is called alpha"):
+        predict(image, tmp_path / "map.tif", model)
+
+
 def test_a_band_that_was_dead_in_training_is_not_let_through(tmp_path, write, trained):
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     dead = values.copy()
