@@ -6,6 +6,7 @@ skips what is done and current and redoes what a changed input or configuration 
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import re
@@ -25,7 +26,7 @@ from landprior.raster.outputs import announcing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import parse_scheme
 from landprior.records import changing
-from landprior.sources.areas import check_component
+from landprior.sources.areas import check_component, list_cities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -351,8 +352,10 @@ class Workspace:
             raise MissingInputError(msg)
         cities = folders_of(self.root)
         if city is not None and city not in cities:
+            near = difflib.get_close_matches(city.casefold(), {*cities, *list_cities()}, n=1)
             msg = (
                 f"the workspace {self.root} has no city {city!r} (it has: {', '.join(cities) or 'none'}); "
+                f"{f'did you mean {near[0]}? ' if near and near[0] != city else ''}"
                 f"fetch it (landprior fetch), or put its layers in {self.root / city}/<tile>/naip.tif, nlcd.tif, ..."
             )
             raise MissingInputError(msg)

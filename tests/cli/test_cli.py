@@ -1097,6 +1097,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
         ("run --city town", ["'town' is not a preset", "--scheme"]),
         ("run --city pitsburgh", ["'pitsburgh' is not a preset", "did you mean pittsburgh?"]),
         ("run --city village --scheme enviroatlas-5", ["has no city 'village' (it has: town)"]),
+        ("build-prior --city twon --scheme enviroatlas-5", ["has no city 'twon' (it has: town); did you mean town?"]),
         ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
         ("train --city town", ["prior.tif is missing", "build-prior --city town"]),
