@@ -7,9 +7,15 @@ import hashlib
 import os
 import stat
 import time
+import zipfile
+import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from landprior.errors import InputError, LandpriorError, MissingInputError, RasterReadError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -17,6 +23,13 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+_DAMAGED = (
+    OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, SyntaxError, ArithmeticError,
+    RuntimeError, ImportError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise on damaged files: RuntimeError if a bit says encrypted, NotImplementedError or
+ImportError if it says another compression."""
 
 
 def check_file(
@@ -184,6 +197,54 @@ def checksum(path: Path) -> str:
     if time.time_ns() - stamp[-1] > _UNSETTLED and stamp_of(path) == stamp:
         _SUMS[known] = found
     return found
+
+
+def read_arrays(path: str | Path, *, trouble: str, error: type[LandpriorError] = InputError) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a ``.npz``; nothing is unpickled.
+
+    Parameters
+    ----------
+    path, error
+        See :func:`check_file`.
+    trouble
+        What an error says of the file, for example ``"is no .npz file"``.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        As :func:`check_file`; also if the file is damaged, encrypted, or holds objects.
+    """
+    found = _load(path, trouble=trouble, error=error)
+    if isinstance(found, dict):
+        return found
+    msg = f"{path} {trouble} (it is one array, as a .npy is)"
+    raise error(msg)
+
+
+def read_array(path: str | Path, *, trouble: str, error: type[LandpriorError] = InputError) -> NDArray[Any]:
+    """Read the array of a ``.npy``; arguments and errors as :func:`read_arrays`."""
+    found = _load(path, trouble=trouble, error=error)
+    if not isinstance(found, dict):
+        return found
+    msg = f"{path} {trouble} (it is an archive of arrays, as a .npz is)"
+    raise error(msg)
+
+
+def _load(path: str | Path, *, trouble: str, error: type[LandpriorError]) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    import numpy as np
+
+    path = check_file(path, error=error)
+    try:
+        with path.open("rb") as stream:  # of a damaged file numpy would leave its own open
+            found = np.load(stream, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            with found as archive:
+                return {name: archive[name] for name in archive.files}
+    except (*_DAMAGED, MemoryError) as reason:
+        why = next(iter(str(reason).splitlines()), "") or type(reason).__name__
+        msg = f"{path} {trouble} ({why})"
+        raise error(msg) from reason
 
 
 def _kind_of(mode: int) -> str:

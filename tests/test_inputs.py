@@ -3,10 +3,11 @@
 import os
 import socket
 
+import numpy as np
 import pytest
 
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError
-from landprior.inputs import check_file, check_target, read_text
+from landprior.inputs import check_file, check_target, read_array, read_arrays, read_text
 
 
 def test_a_file_passes(tmp_path):
@@ -125,3 +126,61 @@ def test_a_raster_of_a_long_name_is_whole_and_one_too_long_is_an_error(make_rast
     with pytest.raises(LandpriorError, match="too long"):
         make_raster(f"{'x' * 260}.tif", [[1, 2]])
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def _archive(path, *, flag=0, method=0, compressed=False):
+    (np.savez_compressed if compressed else np.savez)(path, a=np.arange(400), b=np.ones(3))
+    content = bytearray(path.read_bytes())
+    at = content.find(b"PK\x01\x02")  # the first entry of the directory
+    content[at + 8] |= flag
+    content[at + 10] = method or content[at + 10]
+    path.write_bytes(bytes(content))
+    return path
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:500])
+    return path
+
+
+def _changed(path, at, value):
+    content = bytearray(path.read_bytes())
+    content[at] = value
+    path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: _archive(path, flag=1), "encrypted"),
+        (lambda path: _archive(path, method=97), "compression"),
+        (lambda path: _archive(path, method=14), ""),
+        (lambda path: _cut(_archive(path)), ""),
+        (lambda path: _changed(_archive(path, compressed=True), 80, 0xFF), ""),
+        (lambda path: path.write_bytes(b"x") and path, ""),
+        (lambda path: np.savez(path, a=np.array([object()], dtype=object)) or path, "allow_pickle"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'a': 1}  ") and path, ""),
+    ],
+)
+def test_damaged_arrays_are_one_line(tmp_path, make, reason):
+    path = make(tmp_path / "a.npz")
+    for read in (read_arrays, read_array):
+        with pytest.raises(InputError, match=rf"a\.npz is no good \(.*{reason}"):
+            read(path, trouble="is no good")
+
+
+def test_arrays_are_read_and_one_is_not_several(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.arange(3), b=np.ones(2))
+    np.save(tmp_path / "a.npy", np.arange(3))
+    assert {name: list(values) for name, values in read_arrays(tmp_path / "a.npz", trouble="").items()} == {
+        "a": [0, 1, 2],
+        "b": [1, 1],
+    }
+    assert list(read_array(tmp_path / "a.npy", trouble="")) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"is no \.npz \(it is one array"):
+        read_arrays(tmp_path / "a.npy", trouble="is no .npz")
+    with pytest.raises(InputError, match=r"is no \.npy \(it is an archive"):
+        read_array(tmp_path / "a.npz", trouble="is no .npy")
+    with pytest.raises(MissingInputError):
+        read_array(tmp_path / "b.npy", trouble="")

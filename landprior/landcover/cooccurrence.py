@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landprior.errors import ConfigError, CooccurrenceWarning, InputError, PriorError
+from landprior.inputs import read_array
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, ClassScheme, load_scheme, plain_name
 from landprior.resources import find_config
 from landprior.sources.tables import Row, Table, read_table
@@ -288,11 +289,7 @@ def _find_columns(header: Sequence[str], scheme: ClassScheme, path: Path) -> tup
 
 
 def _read_npy(path: Path, scheme: ClassScheme) -> Cooccurrence:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        msg = f"{path} is not a plain .npy array ({error})"
-        raise PriorError(msg) from error
+    array = read_array(path, trouble="is not a plain .npy array", error=PriorError)
     count = len(scheme)
     if array.ndim == 2 and np.issubdtype(array.dtype, np.number) and np.isfinite(array).all():
         array = array.astype(np.float64)

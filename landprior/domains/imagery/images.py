@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
+from landprior import inputs
 from landprior.errors import InputError, MissingInputError, RasterReadError
 from landprior.inputs import check_file, read_text
 from landprior.sources.tables import parse_table
@@ -192,13 +193,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
     RasterReadError
         If it is damaged, or holds objects.
     """
-    path = check_file(path)
-    try:
-        with path.open("rb") as stream, np.load(stream) as archive:  # of a damaged file numpy would leave its own open
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        msg = f"{path} cannot be read as .npz of plain arrays ({str(error).splitlines()[0]})"
-        raise RasterReadError(msg) from error
+    return inputs.read_arrays(path, trouble="cannot be read as .npz of plain arrays", error=RasterReadError)
 
 
 def _bands_first(images: NDArray[np.generic], where: str) -> NDArray[np.generic]:
@@ -283,7 +278,7 @@ def _read_bytes(path: Path) -> bytes:
             return path.read_bytes()
         with gzip.open(path) as stream:
             return stream.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         msg = f"{path} is no whole gzip file ({error}); copy or download it again"
         raise RasterReadError(msg) from error
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.nn import functional
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
-from landprior.inputs import check_file
+from landprior.inputs import check_file, read_arrays
 from landprior.progress import Progress
 from landprior.raster.outputs import replacing
 from landprior.sources import tables
@@ -170,7 +169,7 @@ def read_prior(
     path = check_file(path, error=PriorError)
     if path.suffix.lower() == ".csv":
         return prior_of_table(_aligned(path, *_read_table(path), documents, tree), documents, tree)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path, trouble="is no .npz file of numbers and texts", error=PriorError)
     kinds = [kind for kind in ("prior", "logprob", "cosine") if kind in arrays]
     if kinds:
         kind, values = kinds[0], arrays[kinds[0]]
@@ -198,16 +197,6 @@ def save_prior(
 
 def _names(values: NDArray[Any] | None) -> list[str] | None:
     return None if values is None else [str(value) for value in values]
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{path} is no .npz file of numbers and texts ({reason})"
-        raise PriorError(msg) from error
 
 
 def _read_table(path: Path) -> tuple[NDArray[np.float64], list[str], list[str] | None]:
