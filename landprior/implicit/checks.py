@@ -28,6 +28,7 @@ _USUAL_TOLERANCE = 0.02
 
 LOG_Q_DUE = "torch.log_softmax(logits, dim=1)"
 LOG_PRIOR_DUE = "torch.log(prior)"
+MARGINAL_DUE = "log_class_marginal(log_q)"
 
 
 class _Seen(NamedTuple):
@@ -128,8 +129,12 @@ def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -
     require_logs(log_prior, "log_prior", LOG_PRIOR_DUE, mask=mask)
 
 
-def require_marginal(log_marginal: Tensor | None, classes: int, name: str = "log_marginal") -> None:
-    """Refuse a log of class sums that is NaN, infinite, or of another shape than (C,).
+def require_marginal(
+    log_marginal: Tensor | None, classes: int, name: str = "log_marginal", *, mean: bool = False
+) -> None:
+    """Refuse a log of class sums that is NaN, infinite, not a log at all, or of another shape than (C,).
+
+    With ``mean`` it is to be the log of a mean, which sums to one; else sums do as well.
 
     Raises
     ------
@@ -141,8 +146,18 @@ def require_marginal(log_marginal: Tensor | None, classes: int, name: str = "log
     if log_marginal.shape != (classes,):
         msg = f"{name} has shape {tuple(log_marginal.shape)}; give one value per class, shape ({classes},)"
         raise ProbabilityError(msg)
-    if _readable(log_marginal) and not float(log_marginal.detach().amax()) < math.inf:
+    if not _readable(log_marginal):
+        return
+    values = log_marginal.detach().double()
+    if not float(values.amax()) < math.inf:
         msg = f"{name} holds NaN or infinity; give the log of the sum or mean of q over items"
+        raise ProbabilityError(msg)
+    tolerance = _TOLERANCE.get(log_marginal.dtype, _USUAL_TOLERANCE)
+    if classes > 1 and float(values.amin()) >= 0 and abs(float(values.sum()) - 1) <= tolerance:
+        msg = f"{name} looks like probabilities; give their logs: {name}.log()"
+        raise ProbabilityError(msg)
+    if mean and abs(float(torch.logsumexp(values, dim=0))) > tolerance:
+        msg = f"{name} does not sum to one, as sums or logits do not; give the log of the mean of q, {MARGINAL_DUE}"
         raise ProbabilityError(msg)
 
 

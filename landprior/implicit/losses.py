@@ -68,7 +68,7 @@ def qr(
     The land-cover objective, the same as ``torchgeo.losses.QRLoss``. It is the variational bound on
     minus the mean log evidence, less log N.
     """
-    log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
+    log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check, mean=True)
     log_marginal = log_class_marginal(log_q, mask, check=False) if log_marginal is None else log_marginal
     entropy = (log_marginal.exp() * log_marginal.clamp_min(_FLOOR)).sum()
     expected = (log_q.exp() * log_prior.clamp_min(_FLOOR)).sum(dim=1)
@@ -130,12 +130,18 @@ def nll_union(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, c
 
 
 def _take(
-    log_q: Tensor, log_prior: Tensor, mask: Tensor | None, log_marginal: Tensor | None = None, *, check: bool
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None,
+    log_marginal: Tensor | None = None,
+    *,
+    check: bool,
+    mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Check what a loss is given, and keep what masked items hold out of its value and its gradient."""
     if check:
         require_pair(log_q, log_prior, mask)
-        require_marginal(log_marginal, log_q.shape[1])
+        require_marginal(log_marginal, log_q.shape[1], mean=mean)
     # finite, so that an item whose prior allows only what q has ruled out still has a posterior
     return only_counted(log_q, mask).clamp_min(_LEAST), only_counted(log_prior, mask)
 

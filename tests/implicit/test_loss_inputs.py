@@ -190,11 +190,20 @@ def test_the_marginal_is_checked_too(slip):
         (torch.zeros(3), r"log_marginal has shape \(3,\); give one value per class, shape \(4,\)"),
         (torch.tensor([0, 0, float("nan"), 0]), "log_marginal holds NaN"),
         (torch.full((4,), float("inf")), "log_marginal holds NaN or infinity"),
+        (LOG_Q.exp().mean(dim=(0, 2, 3)), r"log_marginal looks like probabilities; .* log_marginal\.log\(\)"),
     ],
 )
 def test_a_marginal_that_does_not_fit_is_refused(name, marginal, message):
     with pytest.raises(ProbabilityError, match=message):
         FUNCTIONS[name](LOG_Q, LOG_P, log_marginal=marginal)
+
+
+def test_where_only_a_mean_will_do_sums_are_refused():
+    sums = log_class_marginal(LOG_Q) + 3
+    with pytest.raises(ProbabilityError, match=r"log_marginal does not sum to one.*log_class_marginal\(log_q\)"):
+        FUNCTIONS["qr"](LOG_Q, LOG_P, log_marginal=sums)
+    torch.testing.assert_close(FUNCTIONS["qr"](LOG_Q, LOG_P, log_marginal=sums - 3), FUNCTIONS["qr"](LOG_Q, LOG_P))
+    torch.testing.assert_close(FUNCTIONS["rq"](LOG_Q, LOG_P, log_marginal=sums), FUNCTIONS["rq"](LOG_Q, LOG_P))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
