@@ -217,9 +217,10 @@ def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(callback)
     def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - the command's own
         from landprior.cli.options import check_places
+        from landprior.raster.outputs import protecting
 
-        check_places(click.get_current_context())
-        return callback(*args, **options)
+        with protecting(check_places(click.get_current_context())):
+            return callback(*args, **options)
 
     return checked
 

@@ -47,12 +47,15 @@ class OutputType(click.Path):
 INPUT = InputType(path_type=Path)
 OUTPUT = OutputType(path_type=Path)
 OUTPUT_FOLDER = OutputType(path_type=Path, file_okay=False)
+_SOURCES = ("nlcd", "osm", "buildings")
+"""Options that name a file, or something else: a URL, none."""
+
 _READ = "landprior.read"
 """Where the context lists files that were read while the options were parsed."""
 
 
-def check_places(ctx: click.Context) -> None:
-    """Refuse a command whose output is one of its inputs, before it reads anything.
+def check_places(ctx: click.Context) -> list[Path]:
+    """Refuse a command whose output is one of its inputs, before it reads anything; return the inputs.
 
     Raises
     ------
@@ -75,6 +78,8 @@ def check_places(ctx: click.Context) -> None:
     check_apart(outputs, inputs)
     for folder in folders:
         check_folder(folder, inputs)
+    texts = [ctx.params.get(name) for name in _SOURCES if name in ctx.params]
+    return [*inputs, *(Path(text) for text in texts if isinstance(text, str) and text)]
 
 
 def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has parsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,27 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         return found
 
 
+class RayAddressType(click.ParamType):  # type: ignore[type-arg]
+    """``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; ``here`` where the option has no value."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Refuse at once what can be no address, which Ray would look for."""
+        host, _, port = str(value).removeprefix("ray://").rpartition(":")
+        named = re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]", host)
+        if value not in ("here", "auto") and not (
+            named and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16
+        ):
+            self.fail(
+                f"{value!r} is no address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. For Ray on this "
+                "machine give --ray last, without a value.",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
 @click.command(name="run")
 @click.argument("plan", type=INPUT, required=False)
 @city_option
@@ -90,7 +112,12 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
 @label_map_option
 @click.option("--shard", type=ShardType(), help="Of a PLAN: INDEX/COUNT, index from 0; or auto, from the batch system.")
 @click.option(
-    "--ray", is_flag=False, flag_value="here", metavar="[ADDRESS]", help="Run a PLAN on Ray: here, or a cluster."
+    "--ray",
+    type=RayAddressType(),
+    is_flag=False,
+    flag_value="here",
+    metavar="[ADDRESS]",
+    help="Run a PLAN on Ray: here, or a cluster.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="With --ray on this machine: cores.  [default: all]")
 @click.option("--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="With --ray: GPUs a tile.")

@@ -146,7 +146,7 @@ def command(
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
-    from landprior.raster.outputs import check_outputs, claiming
+    from landprior.raster.outputs import check_outputs, checkpoint_of, claiming
 
     progress = show_progress(ctx)
     check_predictions(output)
@@ -173,7 +173,7 @@ def command(
             "seed": seed,
         }
     )
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     features = trigram_features(found.texts)
     with claiming(target):
         result = classify(

@@ -27,7 +27,7 @@ from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
 from landprior.raster.codes import open_on_grid, read_classes
-from landprior.raster.outputs import claiming
+from landprior.raster.outputs import checkpoint_of, claiming
 from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks
 
@@ -126,7 +126,7 @@ def learn_prior(
         msg = "there is no labelled tile to learn a prior on"
         raise InputError(msg)
     tiles = [read_place(place, prior, pixel_size=pixel_size, progress=progress) for place in places]
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     with claiming(target):
         model = train_model(
             tiles, settings or prior_settings(), device=device, checkpoint=checkpoint, progress=progress

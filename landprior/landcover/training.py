@@ -35,7 +35,7 @@ from landprior.landcover.tiles import (
     require_inside,
 )
 from landprior.landcover.verdict import LEAST_PIXELS, SETTLED, Judge, Look
-from landprior.raster.outputs import claiming
+from landprior.raster.outputs import checkpoint_of, claiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -555,7 +555,7 @@ def train_files(
         _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=nodata)
         for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     with claiming(target):
         model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
         save_model(model, target, overwrite=overwrite)

@@ -40,6 +40,9 @@ _TEMPORARY = ".landprior-"
 """How the names of temporary folders and locks begin."""
 
 _LOCK = "lock"
+_LONGEST = 200
+"""Bytes of a name up to which a checkpoint has the whole of it in its own: file systems take 255."""
+
 _LEFT_BEHIND = 86_400.0
 """Seconds after which a temporary file counts as left behind, where the file system has no locks."""
 
@@ -294,6 +297,32 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
         check_apart([other.path], inputs)
 
 
+_PROTECTED: list[Path] = []
+
+
+@contextmanager
+def protecting(inputs: Iterable[str | Path]) -> Iterator[None]:
+    """Let :func:`replacing` refuse to write over these files while the block runs.
+
+    It is for names that are not known beforehand, such as those of the many files in a folder of results.
+    """
+    before = list(_PROTECTED)
+    for path in map(Path, inputs):
+        with contextlib.suppress(OSError):  # a name that cannot be
+            _PROTECTED.extend([path] if path.is_file() else [] if path.exists() else files_of(path))
+    try:
+        yield
+    finally:
+        _PROTECTED[:] = before
+
+
+def _refuse_protected(path: Path) -> None:
+    for source in _PROTECTED if path.exists() else ():
+        if same_file(path, source):
+            msg = f"a result would replace the input {source}; give another output path or folder"
+            raise InputError(msg)
+
+
 _ANNOUNCED: dict[str, Callable[[Path], None]] = {}
 
 
@@ -340,6 +369,7 @@ def replacing(
         As :func:`check_output`; also if the disk is full.
     """
     path = prepare_place(path, overwrite=overwrite, kind=kind)
+    _refuse_protected(path)
     clear_leftovers(path.parent)
     _clear_old(path)
     folder, lock = _make_temporary(path.parent)
@@ -358,11 +388,7 @@ def replacing(
                 raise
             msg = f"cannot write {path} ({error.strerror})"
             raise RasterWriteError(msg) from error
-        stale = [
-            other.path
-            for other in (() if kind == "file" else beside_of(path, kind))
-            if not any(same_file(other.path, kept) for kept in keep) and (not other.product or is_ours(other.path))
-        ]
+        stale = _list_stale(path, kind, keep)
         if (tell := _ANNOUNCED.get(str(path.absolute()))) is not None:
             tell(temporary)
         temporary.replace(path)
@@ -377,6 +403,16 @@ def replacing(
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
+    """List what goes with the older result at a path."""
+    kept = (*keep, *_PROTECTED)
+    return [
+        other.path
+        for other in (() if kind == "file" else beside_of(path, kind))
+        if not any(same_file(other.path, one) for one in kept) and (not other.product or is_ours(other.path))
+    ]
 
 
 @contextmanager
@@ -406,6 +442,18 @@ def claiming(path: str | Path) -> Iterator[None]:
         if held is not None:
             lock.unlink(missing_ok=True)
             os.close(held)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """Return where the state of unfinished work on a result is kept: hidden, beside it, by its name.
+
+    A long name is cut and told apart by a digest, so that there is room for what is added to it.
+    """
+    path = Path(path)
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f"{name[: _LONGEST // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return path.with_name(f".{name}.checkpoint")
 
 
 def clear_leftovers(folder: str | Path) -> None:

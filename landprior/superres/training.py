@@ -14,7 +14,7 @@ from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.tiles import Tile, order_tiles, read_tile
 from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
-from landprior.raster.outputs import claiming
+from landprior.raster.outputs import checkpoint_of, claiming
 from landprior.superres.counting import CountSettings, train_by_counts
 from landprior.superres.epitome_training import EpitomeSettings
 from landprior.superres.maximisation import EmSettings, train_by_em
@@ -115,7 +115,7 @@ def train_superres(
     """
     sources = [path for one in tiles for path in (one.image, one.prior, one.nlcd, one.labels)]
     target = check_model_output(output, overwrite=overwrite, inputs=sources)
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     settings = settings or TileSettings()
     run: dict[str, Any] = {"device": device, "checkpoint": checkpoint, "progress": progress}
     with claiming(target):

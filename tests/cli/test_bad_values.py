@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import traceback
 
@@ -12,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from landprior.cli import _COMMANDS, main
-from landprior.cli.options import SchemeType
+from landprior.cli.options import OUTPUT, SchemeType
+from landprior.errors import InputError
 
 OUTPUTS = {"output", "figure", "save_prior"}
 """Parameters that name a file to write; cluster's --model is one too."""
@@ -200,7 +202,7 @@ NOT_READ = {
 }
 """Where a call may end well with a bad file."""
 
-LONG = {("run", "ray"), ("run", "retries"), ("demo", "seed")}
+LONG = {("run", "retries"), ("demo", "seed")}
 """Options with which a call computes, or waits for a cluster, for minutes."""
 
 
@@ -417,6 +419,8 @@ def try_values(command, good, folder, choose):
     faults, calls = [], 0
     for number, parameter in enumerate(others_of(command)):
         for value in choose(VALUES, number):
+            if value == "--" and parameter.name == "ray":
+                continue  # its value may be left out: this ends the options
             calls += 1
             _, fault = run_bad(arguments_of(command, good, folder, parameter, value))
             if fault is not None:
@@ -459,3 +463,89 @@ def test_all_bad_files_and_values_are_one_line(command, good, tmp_path):
     values, of_values = try_values(command, good, tmp_path / "values", lambda things, _: things)
     print(f"{command}: {of_files + of_values} calls")
     assert not files + values
+
+
+SPELLINGS = ("same", "symlink", "hard link", "dots", "linked folder")
+
+
+def spell(path, way):
+    """Return another name of a file, in a folder with a folder ``work``."""
+    if way == "symlink":
+        other = path.with_name(f"link{path.suffix}")
+        other.symlink_to(path)
+    elif way == "hard link":
+        other = path.with_name(f"hard{path.suffix}")
+        other.hardlink_to(path)
+    elif way == "dots":
+        other = path.parent / "work" / ".." / path.name
+    elif way == "linked folder":
+        (path.parent.parent / "elsewhere").symlink_to(path.parent)
+        other = path.parent.parent / "elsewhere" / path.name
+    else:
+        other = path
+    return other
+
+
+def input_of(command, parameter, good):
+    """Return a good file for an input: that of the base call, or one with the ending that it mostly has."""
+    line = arguments_of(command, good, good, parameter, "@")
+    at = line.index("@") - len(command.split())
+    base = BASES[command]
+    if len(line) == len(base) + len(command.split()) and base[at].startswith("{"):
+        return good / base[at][1:-1]
+    path = good / f"input{SUFFIXES.get(parameter.name, '.tif')}"
+    if parameter.name == "scheme":
+        path.write_text("name: mine\nclasses:\n  - {code: 1, name: a, color: [1, 2, 3]}\n")
+    else:
+        shutil.copy(good / "image.tif", path)
+    return path
+
+
+def writers():
+    for name, command in commands():
+        files = [p for p in command.params if p.type is OUTPUT]
+        yield from ((name, one, other) for one in files for other in inputs_of(name))
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "source", "way"),
+    [
+        pytest.param(*one, SPELLINGS[number % len(SPELLINGS)], id=f"{one[0]} {one[1].name} {one[2].name}")
+        for number, one in enumerate(writers())
+    ],
+)
+def test_no_output_is_an_input(command, output, source, way, good, tmp_path):
+    folder = shutil.copytree(good, tmp_path / "good", symlinks=True)
+    path = input_of(command, source, folder)
+    before = path.read_bytes()
+    line = arguments_of(command, folder, tmp_path, source, str(path))
+    other = str(spell(path, way))
+    option = next((o for o in output.opts if o in line), None)
+    if option is None:
+        line += [max(output.opts, key=len), other]
+    else:
+        line[line.index(option) + 1] = other
+    if any(p.name == "overwrite" for p in command_of(command).params):
+        line.append("--overwrite")
+    result = CliRunner().invoke(main, ["-q", *line])
+    assert (result.exit_code in (1, 2), path.read_bytes() == before) == (True, True), result.output
+    assert "is the input" in result.stderr or "input folder" in result.stderr
+
+
+def test_a_file_of_a_folder_of_results_does_not_replace_an_input(tmp_path):
+    results = tmp_path / "out"
+    results.mkdir()
+    pairs = results / "report.json"
+    pairs.write_text("a,b\n")
+    from landprior.raster.outputs import protecting, replacing
+
+    with (
+        protecting([pairs, tmp_path / ("x" * 300)]),
+        pytest.raises(InputError, match="would replace the input"),
+        replacing(results / ".." / "out" / "report.json", overwrite=True),
+    ):
+        pytest.fail("was let through")
+    assert pairs.read_text() == "a,b\n"
+    with replacing(pairs, overwrite=True) as temporary:
+        temporary.write_text("new")
+    assert pairs.read_text() == "new"

@@ -98,6 +98,13 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
         ("run mine.json --shard a/b", 2, "neither INDEX/COUNT"),
         ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
         ("run mine.json --shard auto", 1, "SLURM_ARRAY_TASK_ID"),
+        *(
+            (f"run mine.json --ray {one}", 2, "is no address of a Ray cluster")
+            for one in ("mine.json", "head", ":6379", "head:0", "head:65536", "http://head:1", "ray://", "'a b:1'")
+        ),
+        ("run --ray mine.json", 2, "give --ray last"),
+        ("run mine.json --ray [::1]:6379 --workers 2", 2, "--workers does not go with a cluster"),
+        ("run mine.json --ray ray://head-0.local:10001 --workers 2", 2, "--workers does not go with a cluster"),
         ("run mine.json --workers 2", 2, "--workers does not go with a run without --ray"),
         (f"{PLAN} -o mine.json", 1, "exists; give --overwrite"),
         ("plan --city village --scheme enviroatlas-5 -o p.json", 1, "has no city 'village'"),

@@ -20,6 +20,7 @@ from landprior.raster.outputs import (
     check_folder,
     check_output,
     check_outputs,
+    checkpoint_of,
     claiming,
     clear_leftovers,
     explain_remote_input,
@@ -194,6 +195,16 @@ def test_a_link_and_a_long_name_are_refused(tmp_path):
         check_output(tmp_path / ("a" * 300), overwrite=True)
     with pytest.raises(RasterWriteError, match="too long"):  # with .aux.xml
         check_output(tmp_path / ("a" * 246 + ".tif"), overwrite=True, kind="raster")
+
+
+def test_a_checkpoint_has_room_beside_a_long_name(tmp_path):
+    assert checkpoint_of(tmp_path / "map.tif") == tmp_path / ".map.tif.checkpoint"
+    found = set()
+    for name in ("a" * 255, "a" * 254 + "b", "森" * 85, "é" * 120):
+        path = checkpoint_of(tmp_path / name)
+        found.add(path.name)
+        path.with_name(f"{path.name}-31.safetensors.part").touch()
+    assert len(found) == 4
 
 
 # -- what lies beside -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from landprior.errors import InputError
 from landprior.landcover.blur import BLUR, blur_model, check_side
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prediction import Products, beside, check_products, list_products, predict
-from landprior.raster.outputs import check_apart, claiming
+from landprior.raster.outputs import check_apart, checkpoint_of, claiming
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def cluster_image(
     check_products(target, wanted, overwrite=overwrite, inputs=[image])
     check_model_output(place, overwrite=overwrite, inputs=[image])
     tile = read_image_tile(image, make_scheme(settings.clusters), nodata=nodata)
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     with claiming(target):
         found = train_clusters([tile], settings, device=device, checkpoint=checkpoint, progress=progress)
         map_clusters(

@@ -21,7 +21,7 @@ from landprior.landcover.blur import BLUR
 from landprior.landcover.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import check_apart, claiming, make_folder, replacing
+from landprior.raster.outputs import check_apart, checkpoint_of, claiming, make_folder, replacing
 from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def train_images(
     """
     settings = settings or DensitySettings()
     target = check_model_output(output, overwrite=overwrite, inputs=images.paths.values())
-    checkpoint = target.with_name(f".{target.name}.checkpoint")
+    checkpoint = checkpoint_of(target)
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(
         paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=nodata

@@ -18,7 +18,7 @@ from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import clear_checkpoint, make_settings, train_best
-from landprior.raster.outputs import check_apart, check_output, claiming, make_folder
+from landprior.raster.outputs import check_apart, check_output, checkpoint_of, claiming, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,7 +229,7 @@ def _read(picture: Picture, prior: Path | None, *, position: bool) -> Tile:
 
 
 def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, device: str, progress: bool) -> LandcoverModel:
-    checkpoint = path.with_name(f".{path.name}.checkpoint")
+    checkpoint = checkpoint_of(path)
     with claiming(path):
         with warnings.catch_warnings():
             # the verdict is for maps whose prior is measured; of a drawing one judges by eye
