@@ -75,11 +75,12 @@ def check_places(ctx: click.Context) -> list[Path]:
         elif param.type is OUTPUT_FOLDER and param.name != "workspace":
             folders += values
     inputs += ctx.meta.get(_READ, [])
+    texts = [ctx.params.get(name) for name in _SOURCES if name in ctx.params]
+    inputs += [Path(text) for text in texts if isinstance(text, str) and text]
     check_apart(outputs, inputs)
     for folder in folders:
         check_folder(folder, inputs)
-    texts = [ctx.params.get(name) for name in _SOURCES if name in ctx.params]
-    return [*inputs, *(Path(text) for text in texts if isinstance(text, str) and text)]
+    return inputs
 
 
 def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has parsed

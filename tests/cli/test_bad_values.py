@@ -495,7 +495,10 @@ def input_of(command, parameter, good):
         return good / base[at][1:-1]
     path = good / f"input{SUFFIXES.get(parameter.name, '.tif')}"
     if parameter.name == "scheme":
-        path.write_text("name: mine\nclasses:\n  - {code: 1, name: a, color: [1, 2, 3]}\n")
+        path.write_text(
+            "name: mine\nclasses:\n"
+            + "".join(f'  - {{code: {code}, name: class {code}, colour: "#00c5f{code}"}}\n' for code in (1, 2, 3))
+        )
     else:
         shutil.copy(good / "image.tif", path)
     return path
@@ -504,7 +507,8 @@ def input_of(command, parameter, good):
 def writers():
     for name, command in commands():
         files = [p for p in command.params if p.type is OUTPUT]
-        yield from ((name, one, other) for one in files for other in inputs_of(name))
+        sources = [one for one in inputs_of(name) if one.name != "workspace"]
+        yield from ((name, one, other) for one in files for other in sources)
 
 
 @pytest.mark.parametrize(
