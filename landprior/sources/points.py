@@ -151,8 +151,9 @@ def _swapped_degrees(frame: geopandas.GeoDataFrame, grid: Grid) -> bool:
         left, bottom, right, top = transform_bounds("EPSG:4326", grid.crs, south, west, north, east)
     except RasterioError:
         return False
+    x, y = float(left + right) / 2, float(bottom + top) / 2
     inside = grid.bounds
-    return inside.left <= (left + right) / 2 <= inside.right and inside.bottom <= (bottom + top) / 2 <= inside.top
+    return bool(inside.left <= x <= inside.right and inside.bottom <= y <= inside.top)
 
 
 def explain_outside(frame: geopandas.GeoDataFrame, grid: Grid) -> str:
