@@ -179,7 +179,7 @@ class CodeRaster:
             return
         msg = (
             f"{self.path} uses {code} for no data, which is also the code of class {scheme.names[index]!r}. If {code} "
-            f"is the class there, take the mark away: {advise_nodata(self.path, None)}. If it "
+            f"is the class there, remove the nodata value: {advise_nodata(self.path, None)}. If it "
             f'is no data, say so with --label-map "{code}:255" (--map-map for a map), or take it out of the scheme'
         )
         raise SchemeError(msg)

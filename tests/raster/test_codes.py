@@ -53,12 +53,12 @@ def test_nodata_is_decided_before_a_label_map(make_raster):
 def test_a_nodata_value_that_is_a_class_is_an_error(make_raster, codes):
     path = make_raster("l.tif", np.array([[0, 1, 1]], np.uint8), nodata=0)
     with pytest.raises(
-        SchemeError, match=r"no data by 0.*class 'c0'.*gdal_translate -a_nodata none .*--label-map \"0:255\""
+        SchemeError, match=r"uses 0 for no data.*class 'c0'.*gdal_translate -a_nodata none .*--label-map \"0:255\""
     ):
         classes_of(path, scheme_of(0, 1), codes)
     assert classes_of(path, scheme_of(0, 1), {0: 255}).tolist() == [[-1, 1, 1]]
     assert classes_of(path, scheme_of(1, 2, ignored=(0,))).tolist() == [[-1, 0, 0]]
-    with pytest.raises(SchemeError, match="no data by 0"):
+    with pytest.raises(SchemeError, match="uses 0 for no data"):
         classes_of(path, scheme_of(1, 2), {0: 2})
     free = make_raster("free.tif", np.array([[0, 1, 1]], np.uint8))
     assert classes_of(free, scheme_of(0, 1)).tolist() == [[0, 1, 1]]
