@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -182,18 +183,21 @@ def _find_values(frame: geopandas.GeoDataFrame) -> dict[str, str] | None:
     columns then begin alike, in the order of a sample: few whole numbers, as many pixels for each of them at least as
     there are points, and hectares in proportion to the pixels (or none).
     """
-    names = [str(column) for column in frame.columns if str(column) != "geometry" and len(str(column)) <= CUT]
-    if sum(len(name) == CUT for name in names) < 2:
+    every = [str(column) for column in frame.columns if str(column) != "geometry" and len(str(column)) <= CUT]
+    stems = Counter(name[:_ALIKE] for name in every)
+    names = [name for name in every if stems[name[:_ALIKE]] > 1]
+    if frame.empty or sum(len(name) == CUT for name in names) < 2:
         return None
     numbers = {name: np.array([_number(value) for value in frame[name].tolist()], dtype=np.float64) for name in names}
-    whole = [name for name in names if (numbers[name] >= 0).all() and (numbers[name] % 1 == 0).all()]
+    whole = [name for name in names if (numbers[name] >= 0).all() and (numbers[name] == np.floor(numbers[name])).all()]
     for stratum, pixels in combinations(whole, 2):
+        if stratum[:_ALIKE] != pixels[:_ALIKE]:
+            continue
         _, first, inverse, counts = np.unique(
             numbers[stratum], return_index=True, return_inverse=True, return_counts=True
         )
         sizes = numbers[pixels][first]
-        fits = len(counts) <= len(frame) / 2 and (sizes >= counts).all() and (sizes[inverse] == numbers[pixels]).all()
-        if not fits or stratum[:_ALIKE] != pixels[:_ALIKE]:
+        if len(counts) > len(frame) / 2 or (sizes < counts).any() or (sizes[inverse] != numbers[pixels]).any():
             continue
         for hectares in names[names.index(pixels) + 1 :]:
             ratio = numbers[hectares] / numbers[pixels]
@@ -217,7 +221,7 @@ def _refuse_cut(frame: geopandas.GeoDataFrame, where: str | Path) -> None:
         cut = len(name) == CUT and re.search(r"_str(a(t(um?)?)?)?$", name.lower()) is not None
         twins = [one for one in names if re.fullmatch(rf"{re.escape(name[:8])}_\d", one)]
         numbers = np.array([_number(value) for value in frame[name].tolist()]) if cut and twins else np.empty(0)
-        if (numbers % 1 == 0).sum() > len(numbers) / 2:
+        if (numbers == np.floor(numbers)).sum() > len(numbers) / 2:
             msg = (
                 f"{where}: {', '.join([name, *twins])} look like the design of a sample under names that a format cut, "
                 f"and their values are not one; name them {', '.join(COLUMNS)} again, or take them out"

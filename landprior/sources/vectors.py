@@ -224,6 +224,13 @@ def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.G
         raise InputError(msg) from error
     coordinates, owner = shapely.get_coordinates(found.geometry.to_numpy(), return_index=True)
     lost = np.unique(owner[~np.isfinite(coordinates).all(axis=1)])
+    south, north = frame.total_bounds[[1, 3]]
+    if lost.size and lost.size == len(frame) and frame.crs.is_geographic and max(abs(south), abs(north)) > 90:
+        msg = (
+            f"{path} has latitudes from {south:.6g} to {north:.6g} degrees, and none are beyond 90; are longitude "
+            "and latitude swapped?"
+        )
+        raise InputError(msg)
     if lost.size:
         logger.warning(
             "%d feature(s) of %s lie where the raster's CRS has no place; they are left out", lost.size, path

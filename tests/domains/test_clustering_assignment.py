@@ -197,6 +197,42 @@ def test_assign_on_the_command_line(tmp_path, place, scheme):
     assert "has one band" in single.stderr
 
 
+def test_points_of_one_layer_and_of_any_table_are_assigned_alike(tmp_path, place, scheme):
+    path, labels, *_ = place
+    with open_raster(labels) as src:
+        codes, crs, transform = src.read(1), src.crs, src.transform
+    rows, columns = np.nonzero(codes != 255)
+    rows, columns = rows[::97], columns[::97]
+    x, y = transform @ (columns + 0.5, rows + 0.5)
+    points = geopandas.GeoDataFrame(
+        {"class": codes[rows, columns].astype(int)}, geometry=geopandas.points_from_xy(x, y), crs=crs
+    )
+    points.to_file(tmp_path / "a.gpkg", layer="points")
+    points.iloc[:2].to_file(tmp_path / "a.gpkg", layer="draft")
+    points.drop(columns="geometry").assign(X=x, Y=y).to_csv(
+        tmp_path / "a.csv", sep=";", decimal=",", index=False, encoding="utf-16"
+    )
+    own = tmp_path / "three.yaml"
+    own.write_text(scheme.model_dump_json(exclude_defaults=True))
+    options = ["--scheme", str(own), "--draws", "0", "--json", "--overwrite", "-o", str(tmp_path / "map.tif")]
+
+    def assign(*arguments):
+        return CliRunner().invoke(main, ["-q", "assign", str(path), *map(str, arguments), *options])
+
+    expected = json.loads(assign("--points", tmp_path / "a.csv").stdout)
+    assert expected["points"] == len(points)
+    for found in (
+        assign("--points", tmp_path / "a.gpkg", "--layer", "points"),
+        assign("--points", f"{tmp_path / 'a.gpkg'}|layername=points"),
+    ):
+        assert found.exit_code == 0, found.output
+        assert json.loads(found.stdout) == expected
+    assert "2 layers: 'points'" in assign("--points", tmp_path / "a.gpkg").stderr
+    twice = assign("--points", f"{tmp_path / 'a.gpkg'}|layername=draft", "--layer", "points")
+    assert "give one of them" in twice.stderr
+    assert assign("--labels", labels, "--layer", "points").exit_code == 2
+
+
 def test_the_probabilities_are_found(place):
     assert find_probabilities(place[0]) == place[0]
     with pytest.raises(InputError, match="has one band"):

@@ -20,6 +20,8 @@ from shapely.geometry import box, mapping
 from landprior.cli import main
 from landprior.domains.painting.drawing import (
     Palette,
+    is_vector,
+    list_classes,
     list_colours,
     make_palette,
     parse_colour,
@@ -352,6 +354,33 @@ def test_a_georeferenced_image_with_polygons_whose_classes_are_found(scene, tmp_
         assert src.crs == grid.crs
         assert src.transform == grid.transform
         assert (src.read(1) == 1 + np.load(scene / "one.npy")).mean() > 0.95
+
+
+def test_polygons_are_told_from_pictures_by_content_and_chosen_by_layer(scene, tmp_path):
+    crs = MAP_GRID.crs
+    left, bottom, right, top = MAP_GRID.bounds
+    shapes = [box(left, bottom, left + 280, top), box(right - 120, bottom, right, top)]
+    frame = geopandas.GeoDataFrame({"class": ["a", "b"]}, geometry=shapes, crs=crs.to_wkt())
+    frame.to_parquet(tmp_path / "p.parquet")
+    frame.to_file(tmp_path / "p.gpkg", layer="drawn")
+    frame.assign(**{"class": "c"}).to_file(tmp_path / "p.gpkg", layer="draft")
+    frame.assign(wkt=frame.geometry.to_wkt()).drop(columns="geometry").to_csv(tmp_path / "p.csv", index=False)
+    expected = read_polygons(tmp_path / "p.parquet", make_palette(["a", "b"]).scheme, MAP_GRID)
+    for name in ("p.parquet", "p.csv", "p.gpkg|layername=drawn"):
+        assert is_vector(tmp_path / name)
+        assert list_classes(tmp_path / name) == ["a", "b"]
+        found = read_polygons(tmp_path / name, make_palette(["a", "b"]).scheme, MAP_GRID)
+        np.testing.assert_array_equal(found, expected)
+    (tmp_path / "picture").write_bytes((scene / "one_prior.png").read_bytes())
+    assert not is_vector(tmp_path / "picture")
+    result = call("paint", scene / "one.png", "--prior", tmp_path / "p.gpkg", "-o", tmp_path / "out")
+    assert "2 layers: 'drawn'" in result.stderr
+    options = ["--class", "a=red", "--class", "b=blue", "-o", tmp_path / "out"]
+    result = call("paint", scene / "one.png", "--prior", tmp_path / "p.gpkg", "--layer", "none", *options)
+    assert "no layer 'none'; it has 'drawn', 'draft'" in result.stderr
+    result = call("paint", scene / "one.png", "--prior", scene / "one_prior.png", "--layer", "drawn", *options)
+    assert result.exit_code == 2
+    assert "no --prior is a file of polygons" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,26 @@ ALL = {"buildings": 320, "naip": 51984, "nlcd": 51984, "roads": 319, "waterbodie
 # -- what is stale -------------------------------------------------------------------------------
 
 
+def test_another_layer_of_the_same_file_is_noticed_with_a_line(place, log):
+    path = place.save(houses(), "project.gpkg", layer="old")
+    place.save(houses().iloc[:1], path.name, layer="new")
+    labels = frame([CORE], {"class": ["water"]})
+    place.save(labels, path.name, layer="labels")
+    place.save(labels.assign(**{"class": "impervious"}), path.name, layer="corrected")
+    options = {"scheme": "chesapeake-4", "label_field": "class"}
+    first = place.fetch(buildings=f"{path}|layername=old", labels=(f"{path}|layername=labels",), **options)
+    with rasterio.open(place.tile.file("labels")) as src:
+        assert np.unique(src.read(1)).tolist() in ([1], [1, 255])
+    log.clear()
+    second = place.fetch(buildings=f"{path}|layername=new", labels=(f"{path}|layername=corrected",), **options)
+    assert (first["buildings"], second["buildings"]) == (320, 120)
+    assert log.text.count("is made anew (changed: the source)") == 2
+    with rasterio.open(place.tile.file("labels")) as src:
+        assert np.unique(src.read(1)).tolist() in ([4], [4, 255])
+    with pytest.raises(InputError, match="no layer 'gone'; it has 'old', 'new'"):
+        place.fetch(buildings=f"{path}|layername=gone")
+
+
 def test_none_after_a_fetch_with_roads_removes_them_with_a_line(place, log):
     assert place.fetch() == ALL
     for name in ("roads", "buildings"):

@@ -20,7 +20,7 @@ from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box
 
 from landprior.errors import InputError, MissingInputError
 from landprior.raster.grid import Grid
-from landprior.sources.vectors import burn, read_vectors, widen_pixels
+from landprior.sources.vectors import burn, read_everything, read_vectors, widen_pixels
 
 
 @pytest.fixture
@@ -280,3 +280,10 @@ def test_a_feature_with_a_coordinate_that_is_no_number_is_named(tmp_path):
     frame.to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"a.gpkg: feature 2 has a coordinate that is not a finite number"):
         read_vectors(tmp_path / "a.gpkg")
+
+
+def test_latitudes_beyond_the_poles_are_said(tmp_path, make_grid):
+    shapes = [Point(37.5, -122.1), Point(37.6, -122.2)]
+    geopandas.GeoDataFrame({"a": [1, 2]}, geometry=shapes, crs=4326).to_file(tmp_path / "a.gpkg")
+    with pytest.raises(InputError, match=r"latitudes from -122.2 to -122.1 .*longitude and latitude swapped\?"):
+        read_everything(tmp_path / "a.gpkg", grid=make_grid(5, 5, epsg=26910))
