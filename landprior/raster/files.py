@@ -1,0 +1,21 @@
+"""The former place of what :mod:`reading`, :mod:`codes` and :mod:`outputs` define; scripts of version 0.1 import it.
+
+Nothing in the package does; it goes with version 0.3.
+"""
+
+from __future__ import annotations
+
+from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.outputs import check_output, replacing
+from landprior.raster.reading import GDAL_CACHE_BYTES, gdal_cores, open_raster, read_window
+
+__all__ = [
+    "GDAL_CACHE_BYTES",
+    "check_output",
+    "gdal_cores",
+    "open_on_grid",
+    "open_raster",
+    "read_classes",
+    "read_window",
+    "replacing",
+]
