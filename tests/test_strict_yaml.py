@@ -41,9 +41,9 @@ def test_the_same_values_in_quotes_and_plain_ones_are_read():
 
 
 def test_duplicate_keys_name_both_lines_at_any_depth():
-    with pytest.raises(ConfigError, match=r"a\.yaml, line 4: the key 'b' is there already, on line 2"):
+    with pytest.raises(ConfigError, match=r"a\.yaml, line 4: the key 'b' is already there, on line 2"):
         parse_yaml("a:\n  b: 1\n  c: 2\n  b: 1\n", "a.yaml")
-    with pytest.raises(ConfigError, match=r"line 1: the key 'x' is there already, on line 1"):
+    with pytest.raises(ConfigError, match=r"line 1: the key 'x' is already there, on line 1"):
         parse_yaml("a: [{x: 1, x: 2}]", "a.yaml")
 
 

@@ -22,6 +22,7 @@ PACKAGES = [
     "rasterio",
     "geopandas",
     "pyogrio",
+    "pyproj",
     "shapely",
     "pandas",
     "osmnx",

@@ -317,7 +317,8 @@ def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = F
     if not is_raster(labels):
         return
     advice = f"are the two swapped? Write: landprior evaluate {labels} {map_path}"
-    if parse_source(map_path).path.exists() and not is_raster(map_path):
+    place = parse_source(map_path).path
+    if (place.is_file() or place.suffix.lower() == ".gdb") and not is_raster(map_path):
         msg = f"{map_path} is no raster and {labels} is, and the map comes first: {advice}"
         raise InputError(msg)
     if not scheme and not _says_classes(map_path) and _says_classes(labels):

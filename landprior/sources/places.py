@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
+from rasterio.errors import RasterioError
+from rasterio.warp import transform_bounds
 
 from landprior.errors import InputError
 from landprior.sources.tables import read_table
@@ -109,15 +111,26 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     return geopandas.GeoDataFrame(values, geometry=shapes, crs=crs, index=lines)
 
 
+_NEAR = 1.0
+"""Degrees around a raster within which coordinates without a CRS may be taken for longitude and latitude."""
+
+
 def _are_degrees(bounds: NDArray[np.float64], grid: Grid) -> bool:
-    """Say whether bounds are degrees, and cannot be map coordinates around a grid."""
+    """Say whether bounds are degrees near a grid, and cannot be map coordinates around it."""
     world = (-180.0, -90.0, 180.0, 90.0)
     if grid.crs is None or grid.crs.is_geographic or not np.isfinite(bounds).all():
         return False
     within = all(low >= edge for low, edge in zip(bounds[:2], world[:2], strict=True)) and all(
         high <= edge for high, edge in zip(bounds[2:], world[2:], strict=True)
     )
-    return within and not shapely.box(*grid.bounds).intersects(shapely.box(*world))
+    if not within or shapely.box(*grid.bounds).intersects(shapely.box(*world)):
+        return False
+    try:
+        west, south, east, north = transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)
+    except RasterioError:
+        return False
+    near = shapely.box(west - _NEAR, south - _NEAR, east + _NEAR, north + _NEAR)
+    return bool(near.intersects(shapely.box(*bounds)))
 
 
 def _find(table: Table) -> tuple[str, tuple[int, ...]] | None:

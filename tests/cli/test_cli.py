@@ -622,7 +622,7 @@ def test_unknown_nlcd_codes(here, make_raster, grid):
     codes = read("nlcd.tif")[0]
     codes[3:5, 7:9], codes[70, 70] = 77, 13
     make_raster("odd.tif", codes, grid=grid)
-    words = ["code(s) 13 (1 px), 77 (4 px) are no NLCD codes", "--cooccurrence"]
+    words = ["code(s) 13 (1 px), 77 (4 px) are neither NLCD codes nor in the matrix", "--cooccurrence"]
     assert_refused("build-prior --nlcd odd.tif --scheme enviroatlas-5 -o other.tif", *words)
 
 
@@ -633,7 +633,7 @@ def test_nlcd_that_is_another_layer(here, make_raster, grid):
 
 def test_nlcd_without_any_code(here, make_raster, grid):
     make_raster("odd.tif", np.zeros(grid.shape, np.uint8), grid=grid)
-    assert_refused("build-prior --nlcd odd.tif --scheme enviroatlas-5 -o other.tif", "odd.tif has no NLCD code at all")
+    assert_refused("build-prior --nlcd odd.tif --scheme enviroatlas-5 -o other.tif", "odd.tif has no NLCD code here")
 
 
 @pytest.mark.parametrize("code", [0, 255])

@@ -168,7 +168,7 @@ def test_a_stream_without_reconfigure_is_left(monkeypatch):
         ("--learning-rate", "0", "0.0 is not in the range x>0"),
         ("--steps", "99999999999999999999", "is too large; the largest number that it takes is 2147483647"),
         ("--seed", "4294967296", "is too large"),
-        ("--output", "z.pt", "z.pt is not a name for a model; give one that ends in .safetensors"),
+        ("--output", "z.pt", "z.pt cannot be the name of a model: models are written as .safetensors"),
     ],
 )
 def test_numbers_and_names_that_cannot_be_are_refused(

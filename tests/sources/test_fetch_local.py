@@ -25,6 +25,7 @@ from landprior.landcover.plan import FetchSettings, plan_fetch
 from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
+from landprior.raster.scheme import load_scheme
 from landprior.sources import reach
 from landprior.sources.areas import area_from_file
 from landprior.sources.cache import Cache
@@ -153,14 +154,14 @@ def test_another_layer_of_the_same_file_is_noticed_with_a_line(place, log):
     labels = frame([CORE], {"class": ["water"]})
     place.save(labels, path.name, layer="labels")
     place.save(labels.assign(**{"class": "impervious"}), path.name, layer="corrected")
-    options = {"scheme": "chesapeake-4", "label_field": "class"}
+    options = {"scheme": load_scheme("chesapeake-4"), "label_field": "class"}
     first = place.fetch(buildings=f"{path}|layername=old", labels=(f"{path}|layername=labels",), **options)
     with rasterio.open(place.tile.file("labels")) as src:
         assert np.unique(src.read(1)).tolist() in ([1], [1, 255])
     log.clear()
     second = place.fetch(buildings=f"{path}|layername=new", labels=(f"{path}|layername=corrected",), **options)
     assert (first["buildings"], second["buildings"]) == (320, 120)
-    assert log.text.count("is made anew (changed: the source)") == 2
+    assert log.text.count("is stale and is fetched again (changed: the source") == 2
     with rasterio.open(place.tile.file("labels")) as src:
         assert np.unique(src.read(1)).tolist() in ([4], [4, 255])
     with pytest.raises(InputError, match="no layer 'gone'; it has 'old', 'new'"):

@@ -106,7 +106,7 @@ def test_of_several_layers_one_must_be_named(tmp_path, houses):
     pyogrio.write_dataframe(houses[:2], path, layer="some", append=True)
     pyogrio.write_dataframe(houses, path, layer="all", append=True)
     with pytest.raises(
-        InputError, match=r"has 2 layers: 'some' \(2 features\), 'all' \(5 features\); say which"
+        InputError, match=r"has 2 layers: 'some' \(2 features\), 'all' \(5 features\); choose one with --layer NAME"
     ) as caught:
         read_vectors(path)
     assert f'"{path}|layername=some"' in str(caught.value)
