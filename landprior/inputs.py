@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import time
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,7 +27,7 @@ _KINDS = (
 
 _DAMAGED = (
     OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, SyntaxError, ArithmeticError,
-    RuntimeError, ImportError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, ImportError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 """What numpy and zipfile raise on damaged files: RuntimeError if a bit says encrypted, NotImplementedError or
 ImportError if it says another compression."""

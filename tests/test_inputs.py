@@ -161,6 +161,7 @@ def _changed(path, at, value):
         (lambda path: path.write_bytes(b"x") and path, ""),
         (lambda path: np.savez(path, a=np.array([object()], dtype=object)) or path, "allow_pickle"),
         (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'a': 1}  ") and path, ""),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'a': ((   ") and path, ""),
     ],
 )
 def test_damaged_arrays_are_one_line(tmp_path, make, reason):

@@ -13,13 +13,12 @@ from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import check_output, replacing
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, read_shrunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
     from landprior.raster.scheme import ClassScheme
 
@@ -70,10 +69,10 @@ def draw_comparison(
         grid = Grid.of(src)
     if image is not None:
         with ImageLayer(image) as layer:
-            panels.append(("image", stretch(_shrunken(layer.src, layer.indexes))))
+            panels.append(("image", stretch(read_shrunk(layer.src, SIDE, layer.indexes))))
     if prior is not None:
         with PriorLayer(prior, scheme=scheme) as belief:
-            shares = _shrunken(belief.src).astype(np.float32)
+            shares = read_shrunk(belief.src, SIDE).astype(np.float32)
             panels.append(("prior", scheme.blend(shares)))
     with tempfile.TemporaryDirectory() as folder:
         shown: Mapping[str, str | Path] = maps
@@ -84,7 +83,7 @@ def draw_comparison(
             shown = _map_model(Path(folder), image, prior, model)
         for title, one in shown.items():
             with open_raster(one) as src:
-                panels.append((title, _on_white(scheme.render(_shrunken(src)[0]))))
+                panels.append((title, _on_white(scheme.render(read_shrunk(src, SIDE)[0]))))
     if labels is not None:
         with open_on_grid(labels, grid, like=first) as src:
             positions = read_classes(src, None, scheme, codes=label_map, where=labels)
@@ -134,12 +133,6 @@ def stretch(image: NDArray[np.generic]) -> NDArray[np.uint8]:
     low, high = np.percentile(bands, [2, 98])
     scaled = (bands.astype(np.float32) - low) / max(high - low, 1e-6)
     return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255), dtype=np.uint8).transpose(1, 2, 0)
-
-
-def _shrunken(src: DatasetReader, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
-    step = max(1.0, max(src.shape) / SIDE)
-    bands = bands or src.indexes
-    return np.asarray(src.read(list(bands), out_shape=(len(bands), round(src.height / step), round(src.width / step))))
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.datasets import SIGNATURE
 from landprior.raster.grid import require_same_grid
 from landprior.raster.outputs import check_outputs, replacing
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, read_window
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, Found, Sink, stream
 
@@ -415,6 +415,6 @@ def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int 
     with open_raster(source) as src:
         shrink = max(1.0, max(src.shape) / side)
         shape = tuple(max(1, round(n / shrink)) for n in src.shape)
-        codes = src.read(1, out_shape=shape)
+        codes = read_window(src, bands=1, shape=shape).astype(np.uint8)
     with replacing(path, overwrite=True) as temporary:
         imsave(temporary, scheme.render(codes), metadata={"Software": SIGNATURE})

@@ -63,6 +63,10 @@ class PriorSettings(BaseModel):
     waterways_widening: float = Field(5.0, ge=0, le=WIDEST)
 
 
+MOST_TAPS = 20_000
+"""Pixels that a filter may reach; a damaged georeference may say that a pixel is an atom."""
+
+
 @dataclass(frozen=True)
 class _Filters:
     """The filters of one axis, as taps at this pixel size."""
@@ -75,6 +79,16 @@ class _Filters:
 
     @classmethod
     def at(cls, settings: PriorSettings, pixel: float) -> _Filters:
+        widest = max(
+            settings.blur_radius, settings.roads_width, settings.buildings_width, settings.water_width,
+            settings.waterways_widening,
+        )  # fmt: skip
+        if widest / pixel > MOST_TAPS:
+            msg = (
+                f"pixels of {pixel:.3g} m are too small for filters {widest:g} m wide; is the file's pixel size right? "
+                "Give the true one with --pixel-size METRES"
+            )
+            raise PriorError(msg)
         return cls(
             blur=gaussian_taps(settings.blur_sigma, settings.blur_radius, pixel),
             roads=box_taps(settings.roads_width, pixel),

@@ -190,9 +190,13 @@ def _require_grid(src: DatasetReader, path: str) -> None:
 
 
 def read_window(
-    src: DatasetReader, window: Window | None = None, bands: Sequence[int] | int | None = None
+    src: DatasetReader,
+    window: Window | None = None,
+    bands: Sequence[int] | int | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
 ) -> NDArray[np.generic]:
-    """Read pixels of an open raster.
+    """Read pixels of an open raster; ``shape``: shrunk to so many rows and columns, by its overviews if it has some.
 
     Raises
     ------
@@ -200,13 +204,31 @@ def read_window(
         If the file is truncated or damaged there; names the file and the place.
     """
     try:
-        return np.asarray(src.read(bands, window=window))
+        if shape is None:
+            return np.asarray(src.read(bands, window=window))
+        out = shape if isinstance(bands, int) else (len(bands or src.indexes), *shape)
+        return np.asarray(src.read(bands, window=window, out_shape=out))
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise RasterReadError(_damaged(src, window, error)) from error
 
 
-def read_mask(src: DatasetReader, window: Window | None = None, band: int = 1) -> NDArray[np.bool_]:
+def read_shrunk(src: DatasetReader, side: int, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
+    """Read a raster for a picture: at most ``side`` rows and columns, shape (bands, H, W).
+
+    Raises
+    ------
+    RasterReadError
+        As :func:`read_window`.
+    """
+    step = max(1.0, max(src.shape) / side)
+    shape = (max(1, round(src.height / step)), max(1, round(src.width / step)))
+    return read_window(src, bands=list(bands or src.indexes), shape=shape)
+
+
+def read_mask(src: DatasetReader, window: Window | None = None, band: int | None = 1) -> NDArray[np.bool_]:
     """Read a raster's mask (inside the file or beside it), shape (H, W), True where there is data.
+
+    Of one band, or, with None, where any band has data.
 
     Raises
     ------
@@ -214,7 +236,8 @@ def read_mask(src: DatasetReader, window: Window | None = None, band: int = 1) -
         As :func:`read_window`.
     """
     try:
-        return np.asarray(src.read_masks(band, window=window)) > 0
+        found = src.dataset_mask(window=window) if band is None else src.read_masks(band, window=window)
+        return np.asarray(found) > 0
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise RasterReadError(_damaged(src, window, error)) from error
 

@@ -226,10 +226,11 @@ def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.G
     lost = np.unique(owner[~np.isfinite(coordinates).all(axis=1)])
     south, north = frame.total_bounds[[1, 3]]
     if lost.size and lost.size == len(frame) and frame.crs.is_geographic and max(abs(south), abs(north)) > 90:
-        msg = (
-            f"{path} has latitudes from {south:.6g} to {north:.6g} degrees, and none are beyond 90; are longitude "
-            "and latitude swapped?"
-        )
+        msg = f"{path} has latitudes from {south:.6g} to {north:.6g} degrees, and none are beyond 90"
+        if max(abs(south), abs(north)) > 360:  # GeoJSON without a CRS is taken for degrees
+            msg = f"{msg}: these are map coordinates; set the CRS that they are in (ogr2ogr -a_srs EPSG:CODE)"
+        else:
+            msg = f"{msg}; are longitude and latitude swapped?"
         raise InputError(msg)
     if lost.size:
         logger.warning(

@@ -36,6 +36,7 @@ from landprior.errors import (
     MissingInputError,
     OutputExistsError,
     PriorError,
+    RasterReadError,
     SchemeError,
 )
 from landprior.implicit.networks import build_positional_fcn
@@ -413,3 +414,18 @@ def test_a_palette_is_needed_to_train(scene, tmp_path):
         paint([Picture(scene / "one.png", scene / "one_prior.png")], tmp_path)
     with pytest.raises(InputError, match="has no prior"):
         paint([Picture(scene / "one.png")], tmp_path, palette=Palette(RGB.scheme, {}))
+
+
+def test_a_drawing_that_is_damaged_is_one_line(tmp_path):
+    picture = np.zeros((40, 50, 3), np.uint8)
+    picture[:, 20:] = (255, 0, 0)
+    path = tmp_path / "drawn.png"
+    imsave(path, picture)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT") + 6
+    content[at : at + 20] = b"\0" * 20
+    path.write_bytes(content)
+    grid = Grid(width=50, height=40, transform=Affine.identity())
+    for read in (list_colours, lambda picture: read_drawing(picture, make_palette(["a", "b"]), grid)):
+        with pytest.raises(RasterReadError, match=r"drawn\.png is damaged or truncated"):
+            read(path)

@@ -126,6 +126,17 @@ def test_layers_at_another_grid_are_put_on_the_images(make_raster, make_grid, tm
         np.testing.assert_allclose(src.read()[:, 45, 60], MARYLAND.probabilities[41], atol=3e-4)
 
 
+def test_pixels_that_are_too_small_for_any_filter_are_refused(make_raster, make_grid, tmp_path):
+    """As a damaged georeference says."""
+    codes = np.full((20, 20), 41, np.uint8)
+    tiny = replace(make_grid(20, 20), transform=Affine(1e-15, 0, 600_000, 0, -1e-15, 4_500_000))
+    nlcd = make_raster("tiny.tif", codes, grid=tiny)
+    matrix = load_cooccurrence(None, load_scheme("enviroatlas-5"))
+    with pytest.raises(PriorError, match=r"pixels of 1e-15 m are too small .*--pixel-size"):
+        build_prior(nlcd, tmp_path / "p.tif", cooccurrence=matrix)
+    assert not (tmp_path / "p.tif").exists()
+
+
 def test_pixel_size_must_be_known(make_raster, make_grid, tmp_path, coarse):
     grid = replace(make_grid(60, 60, epsg=None), transform=Affine.identity())
     nlcd = make_raster("nlcd.tif", coarse(60, 60), grid=grid)

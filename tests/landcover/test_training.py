@@ -112,9 +112,7 @@ def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image
     holes = np.ones((48, 56), dtype=bool)
     holes[20:25, 20:30] = False
     image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56)
-    with pytest.warns(
-        HarmWarning, match=r"cannot be judged \(there are too few pixels to judge by: 50, and 100"
-    ):
+    with pytest.warns(HarmWarning, match=r"cannot be judged \(there are too few pixels to judge by: 50, and 100"):
         model = train_files([(image, prior)], tmp_path / "m.safetensors", quick(starts=2))
     with pytest.warns(HarmWarning, match="could not be judged"):
         predict(image, tmp_path / "map.tif", model, posterior=prior)

@@ -108,9 +108,7 @@ def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_mode
     assert look.pixels > 1000
 
 
-@pytest.mark.parametrize(
-    ("count", "why"), [(0, "nothing to judge by"), (30, "too few pixels to judge by: 30, and")]
-)
+@pytest.mark.parametrize(("count", "why"), [(0, "nothing to judge by"), (30, "too few pixels to judge by: 30, and")])
 def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, count, why):
     valid = torch.zeros((60, 70), dtype=torch.bool)
     valid[:4] = True

@@ -94,9 +94,7 @@ def test_the_pixels_of_the_whole_world_in_degrees_are_the_world():
 @pytest.mark.parametrize("epsg", [4326, 4269])
 def test_coordinates_that_are_no_degrees_are_refused(make_grid, epsg):
     grid = replace(make_grid(), crs=CRS.from_epsg(epsg))
-    with pytest.raises(
-        InputError, match=r"but its coordinates are not \(600000, .*give it its true CRS"
-    ):
+    with pytest.raises(InputError, match=r"but its coordinates are not \(600000, .*give it its true CRS"):
         grid.pixel_size()
     assert grid.pixel_size(1.0) == (1.0, 1.0)
 

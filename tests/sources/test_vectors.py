@@ -287,3 +287,7 @@ def test_latitudes_beyond_the_poles_are_said(tmp_path, make_grid):
     geopandas.GeoDataFrame({"a": [1, 2]}, geometry=shapes, crs=4326).to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"latitudes from -122.2 to -122.1 .*longitude and latitude swapped\?"):
         read_everything(tmp_path / "a.gpkg", grid=make_grid(5, 5, epsg=26910))
+    utm = geopandas.GeoDataFrame({"a": [1]}, geometry=[Point(570010, 4120200)], crs=4326)
+    utm.to_file(tmp_path / "utm.gpkg")
+    with pytest.raises(InputError, match=r"latitudes from .*these are map coordinates; set the CRS"):
+        read_everything(tmp_path / "utm.gpkg", grid=make_grid(5, 5, epsg=26910))

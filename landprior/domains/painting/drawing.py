@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from landprior.errors import ConfigError, GridMismatchError, InputError, PriorError, SchemeError
 from landprior.raster.cog import encode_probabilities, encoding_options, write_raster
 from landprior.raster.grid import Grid, require_same_grid
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, read_mask, read_window
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.sources.labels import is_raster
 from landprior.sources.vectors import burn, read_vectors
@@ -229,9 +229,9 @@ def _read_picture(path: str | Path, grid: Grid) -> tuple[NDArray[np.uint8], NDAr
         if src.dtypes[0] != "uint8":
             msg = f"{path} holds {src.dtypes[0]} numbers; a drawn prior is a picture of 8 bits a band"
             raise InputError(msg)
-        values = src.read()
+        values = np.asarray(read_window(src), dtype=np.uint8)
         table = src.colormap(1) if src.count == 1 and src.colorinterp[0].name == "palette" else None
-        clear = src.dataset_mask() == 0
+        clear = ~read_mask(src, band=None)
     if table is not None:
         entries = np.zeros((256, 4), np.uint8)
         for index, entry in table.items():
@@ -266,7 +266,7 @@ def _describe_unknown(
 def list_colours(path: str | Path) -> list[str]:
     """Return the colours of a drawn prior, the most frequent first, as ``#rrggbb``; for messages."""
     with open_raster(path) as src:
-        values = src.read()
+        values = read_window(src)
     values = np.repeat(values[:1], 3, axis=0) if values.shape[0] < 3 else values[:3]
     packed = (values[0].astype(np.int32) << 16) | (values[1].astype(np.int32) << 8) | values[2]
     there, counts = np.unique(packed, return_counts=True)

@@ -10,14 +10,12 @@ from scipy import ndimage
 from landprior.landcover.figures import stretch
 from landprior.landcover.layers import ImageLayer
 from landprior.raster.outputs import replacing
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, read_shrunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.io import DatasetReader
 
     from landprior.raster.scheme import ClassScheme
 
@@ -31,15 +29,15 @@ OPACITY = 0.45
 def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
     """Draw probabilities, a raster with a band a class, as the mean of the classes' colours."""
     with open_raster(source) as src:
-        shares = _shrink(src).astype(np.float32)
+        shares = read_shrunk(src, SIDE).astype(np.float32)
     return _write(path, scheme.blend(shares))
 
 
 def draw_overlay(path: Path, image: Path, classes: Path, scheme: ClassScheme) -> Path:
     """Draw the classes of a map over the image, with their borders in black."""
     with ImageLayer(image) as layer, open_raster(classes) as src:
-        values = _shrink(layer.src, layer.indexes)
-        codes = _shrink(src)[0]
+        values = read_shrunk(layer.src, SIDE, layer.indexes)
+        codes = read_shrunk(src, SIDE)[0]
     plain = values.dtype == np.uint8 and len(values) >= 3
     picture = values[:3].transpose(1, 2, 0).astype(np.uint8) if plain else stretch(values)
     colours = scheme.render(codes)
@@ -62,12 +60,6 @@ def draw_legend(path: Path, scheme: ClassScheme) -> Path:
         figure.legend(handles=handles, loc="center", frameon=False)
         figure.savefig(temporary, dpi=150)
     return path
-
-
-def _shrink(src: DatasetReader, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
-    step = max(1.0, max(src.shape) / SIDE)
-    bands = bands or src.indexes
-    return np.asarray(src.read(list(bands), out_shape=(len(bands), round(src.height / step), round(src.width / step))))
 
 
 def _write(path: Path, picture: NDArray[np.uint8]) -> Path:

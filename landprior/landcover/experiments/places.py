@@ -13,7 +13,7 @@ from landprior.landcover.coarse import LAYERS
 from landprior.landcover.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, read_window
 from landprior.raster.windows import iter_blocks
 from landprior.sources.vectors import read_vectors
 
@@ -266,7 +266,7 @@ def _half(source: Path, target: Path, side: str) -> Path:
             Window(0, 0, middle, src.height) if side == "left" else Window(middle, 0, src.width - middle, src.height)
         )
         grid = Grid.of(src).window(window)
-        values = src.read(window=window)
+        values = read_window(src, window)
         # no alpha, no mask: what the source holds as bands stays bands
         write_raster(target, values, grid, nodata=src.nodata, overviews="nearest", overwrite=True)
     return target
@@ -276,5 +276,6 @@ def _holds(labels: Path, codes: Sequence[int]) -> bool:
     """Say whether labels have one of some codes anywhere."""
     with open_raster(labels) as src:
         return any(
-            bool(np.isin(src.read(1, window=block.core), codes).any()) for block in iter_blocks(Grid.of(src), size=2048)
+            bool(np.isin(read_window(src, block.core, 1), codes).any())
+            for block in iter_blocks(Grid.of(src), size=2048)
         )
