@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LARGEST = 100_000
 """Values that a file may stand for, all aliases written out; a few lines of nested aliases can stand for billions."""
 
+MOST_DIGITS = 15
+"""Of a whole number; more are never meant, and loops over them would not end."""
+
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
 _PLAIN_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
@@ -149,6 +152,8 @@ def _check_scalar(node: yaml.ScalarNode, where: str | Path) -> None:
         meant = "reads as a date in YAML; put it in quotes"
     elif kind == "int" and not _PLAIN_INTEGER.fullmatch(text):
         meant = "reads as another number in YAML (octal, base 60 or with _); write a plain number, or put it in quotes"
+    elif kind == "int" and len(text) > MOST_DIGITS:
+        meant = f"has more than {MOST_DIGITS} digits; put it in quotes if it is a text"
     elif kind == "float" and not _PLAIN_FLOAT.fullmatch(text):
         meant = "reads as another number in YAML (base 60 or with _); write a plain number, or put it in quotes"
     if meant is not None:

@@ -134,3 +134,9 @@ def test_labels_find_their_class_whatever_case_blanks_and_form(chesapeake):
 
 def test_names_of_shipped_schemes_are_found_in_any_case():
     assert load_scheme("EnviroAtlas-5") == load_scheme("enviroatlas-5")
+
+
+def test_numbers_without_end_are_refused():
+    with pytest.raises(ConfigError, match=r"a\.yaml, line 2: 9{20} has more than 15 digits"):
+        parse_yaml("a: 1\nseeds: 99999999999999999999\n", "a.yaml")
+    assert parse_yaml("a: 999999999999999\n", "a.yaml") == {"a": 999_999_999_999_999}

@@ -65,7 +65,7 @@ class Comparison(BaseModel):
     places: dict[str, ComparedPlace] = Field(min_length=1)
     methods: tuple[ComparedMethod, ...] = tuple(ComparedMethod(method=name) for name in COMPARE_NAMES)
     prior: PriorKind | None = Field(None, description="published: the files' own; by default that if there is one")
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     joint: bool = Field(default=True, description="one model for the tiles of a place, not one for each")
     settings: Settings = Settings()
 

@@ -34,7 +34,7 @@ class Sweep(BaseModel):
     marginals: tuple[Denominator, ...] = Field(("batch",), min_length=1)
     negatives: tuple[int, ...] = Field((1,), description="labels drawn an item; none where candidate sets are given")
     batch_sizes: tuple[int, ...] = Field((256,), min_length=1)
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=1000)
     thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
     training: PartialSettings = PartialSettings()
 

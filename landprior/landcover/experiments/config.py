@@ -202,7 +202,7 @@ class Experiment(_Part):
     elsewhere: tuple[str, ...] = Field((), description="regions that 'others' chooses from; the columns by default")
     rows: tuple[Row, ...] = Field(min_length=1)
     modes: tuple[Mode, ...] = ("joint", "tile")
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=1000)
     settings: Settings = Settings()
     views: tuple[View, ...] = ("all",)
     merge: tuple[str, str] | None = Field(None, description="class that takes another in: (into, from)")
