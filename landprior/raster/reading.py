@@ -119,7 +119,7 @@ def open_raster(path: str | Path) -> DatasetReader:
     try:
         with rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
             src = rasterio.open(text)
-    except (RasterioError, CPLE_BaseError) as error:
+    except (UnicodeDecodeError, RasterioError, CPLE_BaseError) as error:
         msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
         raise RasterReadError(msg) from error
     try:
