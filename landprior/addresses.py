@@ -15,7 +15,7 @@ def redact(url: str) -> str:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
-        return "an address that is none"
+        return "an invalid URL"
     if parts.netloc:
         return f"{parts.scheme}://{host}{parts.path}"
     return url.partition("?")[0].partition("#")[0].rpartition("@")[2]

@@ -376,7 +376,7 @@ class Network:
         SourceBusyError
             If it is cut short, or too slow.
         SourceError
-            If it is longer than the limit; no more than that, and a piece, is ever held in memory.
+            If it is longer than the limit. At most the limit and one chunk are held in memory.
         """
         pieces: list[bytes] = []
         take, count = sink or pieces.append, self.listener

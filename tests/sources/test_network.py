@@ -275,7 +275,7 @@ def test_retry_after_a_date(zone):
         ("https://user:secret@host:8080/a", "https://host:8080/a"),
         ("http://[::1]:80/a?secret", "http://[::1]:80/a"),
         ("http://host:port/a?secret", "http://host:port/a"),
-        ("http://[secret/a", "an address that is none"),
+        ("http://[secret/a", "an invalid URL"),
         ("user:secret@host/a?secret", "host/a"),
         ("folder/nlcd.tif", "folder/nlcd.tif"),
         ("", ""),
