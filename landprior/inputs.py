@@ -29,8 +29,11 @@ _DAMAGED = (
     OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, SyntaxError, ArithmeticError,
     RuntimeError, ImportError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
-"""What numpy and zipfile raise on damaged files: RuntimeError (or a subclass) where a bit marks an entry as encrypted or
-as compressed in another way, ImportError where the module for that compression is missing."""
+"""What numpy and zipfile raise on damaged files.
+
+RuntimeError or a subclass of it where a bit marks an entry as encrypted or as compressed in another way, ImportError
+where the module for that compression is missing.
+"""
 
 
 def check_file(
