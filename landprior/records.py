@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from landprior.errors import InputError, RasterWriteError
 from landprior.inputs import read_text
-from landprior.raster.outputs import replacing, try_lock
+from landprior.raster.locks import try_lock
+from landprior.raster.outputs import replacing
 from landprior.raster.scheme import explain
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from landprior.errors import ConfigError, InputError, LandpriorError, MissingInp
 from landprior.inputs import checksum, stamp_of
 from landprior.landcover.workspace import INPUTS, ITEM, TileFolder, Workspace
 from landprior.progress import Progress
-from landprior.raster.outputs import claiming, clear_leftovers, make_folder, replacing
+from landprior.raster.locks import claiming, clear_leftovers
+from landprior.raster.outputs import make_folder, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -146,7 +146,8 @@ def command(
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
-    from landprior.raster.outputs import check_outputs, checkpoint_of, claiming
+    from landprior.raster.locks import claiming
+    from landprior.raster.outputs import check_outputs, checkpoint_of
 
     progress = show_progress(ctx)
     check_predictions(output)

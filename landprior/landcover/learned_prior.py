@@ -27,7 +27,8 @@ from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
 from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
 from landprior.raster.codes import open_on_grid, read_classes
-from landprior.raster.outputs import checkpoint_of, claiming
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import checkpoint_of
 from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks
 

@@ -16,7 +16,7 @@ from landprior.landcover.provenance import Basis, Judgement, RecordFile, make_ke
 from landprior.landcover.recipes import map_basis, model_basis, prior_basis
 from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import clear_leftovers
+from landprior.raster.locks import clear_leftovers
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.sources.areas import list_cities

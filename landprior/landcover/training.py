@@ -35,7 +35,8 @@ from landprior.landcover.tiles import (
     require_inside,
 )
 from landprior.landcover.verdict import LEAST_PIXELS, SETTLED, Judge, Look
-from landprior.raster.outputs import checkpoint_of, claiming
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import checkpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +21,13 @@ from landprior.addresses import redact
 from landprior.errors import (
     InputError,
     MissingInputError,
-    OutputBusyError,
     OutputExistsError,
     RasterReadError,
     RasterWriteError,
 )
 from landprior.inputs import check_target
 from landprior.raster.datasets import beside_of, files_of, is_inside, is_names, is_ours, same_file
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from landprior.raster.locks import LEFT_BEHIND, clear_leftovers, make_temporary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -41,15 +35,8 @@ if TYPE_CHECKING:
 Kind = Literal["file", "raster", "vector"]
 """What a result is, which says what may lie beside it."""
 
-_TEMPORARY = ".landprior-"
-"""How the names of temporary folders and locks begin."""
-
-_LOCK = "lock"
 _LONGEST = 200
 """Bytes of a name up to which a checkpoint has the whole of it in its own: file systems take 255."""
-
-_LEFT_BEHIND = 86_400.0
-"""Seconds after which a temporary file counts as left behind, where the file system has no locks."""
 
 _REMOTE = re.compile(
     r"(?:[a-z][a-z0-9+.-]+://|(?:s3|gs|gcs|az|abfss?|adl|oss|swift|https?|ftps?|hdfs|webhdfs|file|zip|tar|gzip):/)",
@@ -377,7 +364,7 @@ def replacing(
     _refuse_protected(path)
     clear_leftovers(path.parent)
     _clear_old(path)
-    folder, lock = _make_temporary(path.parent)
+    folder, lock = make_temporary(path.parent)
     temporary = folder / path.name
     try:
         try:
@@ -420,35 +407,6 @@ def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
     ]
 
 
-@contextmanager
-def claiming(path: str | Path) -> Iterator[None]:
-    """Keep other processes from making the result at ``path`` while the block runs.
-
-    Raises
-    ------
-    OutputBusyError
-        If another process is making it.
-    """
-    path = Path(path)
-    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
-    lock = path.with_name(f"{_TEMPORARY}{name}.lock")
-    held: int | None = None
-    try:
-        held = try_lock(lock)
-    except OSError:  # a file system without locks: then the user must see to it
-        pass
-    else:
-        if held is None:
-            msg = f"another process is writing {path}; wait for it, or give another output path"
-            raise OutputBusyError(msg)
-    try:
-        yield
-    finally:
-        if held is not None:
-            lock.unlink(missing_ok=True)
-            os.close(held)
-
-
 def checkpoint_of(path: str | Path) -> Path:
     """Return where the state of unfinished work on a result is kept: hidden, beside it, by its name.
 
@@ -461,90 +419,14 @@ def checkpoint_of(path: str | Path) -> Path:
     return path.with_name(f".{name}.checkpoint")
 
 
-def clear_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes have left in a folder; those in use stay."""
-    for leftover in Path(folder).glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            inside = leftover / _LOCK if leftover.is_dir() else leftover
-            try:
-                held = try_lock(inside)
-            except OSError:
-                if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
-                    _remove(leftover)
-                continue
-            if held is not None:
-                _remove(leftover)
-                os.close(held)
-
-
 def _clear_old(path: Path) -> None:
     """Remove the temporary files of one result that earlier versions, which had no locks, have left."""
     ours = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}(\..*)?")
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}-*"):
         if ours.fullmatch(leftover.name):
             with contextlib.suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > _LEFT_BEHIND:
+                if time.time() - leftover.stat().st_mtime > LEFT_BEHIND:
                     leftover.unlink()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _make_temporary(parent: Path) -> tuple[Path, int | None]:
-    """Make a temporary folder and lock it; without a lock where the file system has none."""
-    while True:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
-        except OSError as error:
-            msg = f"cannot write to the folder {parent} ({error.strerror})"
-            raise RasterWriteError(msg) from error
-        try:
-            lock = try_lock(folder / _LOCK)
-        except FileNotFoundError:
-            continue  # another process took it for a leftover before it was locked
-        except OSError:
-            return folder, None
-        if lock is not None:
-            return folder, lock
-
-
-def try_lock(path: Path) -> int | None:
-    """Lock a file, made if need be, and return its descriptor; None if it is locked. The lock ends with the process.
-
-    Raises
-    ------
-    OSError
-        If the file system has no locks.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor)
-        except (BlockingIOError, PermissionError):  # the second is what Windows says
-            os.close(descriptor)
-            return None
-        except OSError:
-            os.close(descriptor)
-            raise
-        try:
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # its former owner has removed it meanwhile
-        if not path.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _to_disk(path: Path) -> None:

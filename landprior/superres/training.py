@@ -14,7 +14,8 @@ from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.tiles import Tile, order_tiles, read_tile
 from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
-from landprior.raster.outputs import checkpoint_of, claiming
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import checkpoint_of
 from landprior.superres.counting import CountSettings, train_by_counts
 from landprior.superres.epitome_training import EpitomeSettings
 from landprior.superres.maximisation import EmSettings, train_by_em

@@ -19,7 +19,7 @@ from landprior.errors import RasterWriteError
 from landprior.inputs import checksum, stamp_of
 from landprior.landcover import workspace
 from landprior.landcover.workspace import COLLECTION, ITEM, TileFolder
-from landprior.raster import outputs
+from landprior.raster import locks
 from landprior.raster.cog import write_raster
 from landprior.records import changing
 
@@ -116,7 +116,7 @@ def test_without_locks_in_the_file_system_one_process_can_still_write(tile, monk
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(outputs.fcntl, "flock", none)
+    monkeypatch.setattr(locks.fcntl, "flock", none)
     tile.record("prior", "key")
     assert set(tile.steps()) == {"prior"}
 

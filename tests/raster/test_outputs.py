@@ -14,6 +14,7 @@ import rasterio
 from landprior.errors import InputError, OutputBusyError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import write_raster
 from landprior.raster.datasets import files_of, same_file
+from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import (
     archive_path,
     check_apart,
@@ -21,8 +22,6 @@ from landprior.raster.outputs import (
     check_output,
     check_outputs,
     checkpoint_of,
-    claiming,
-    clear_leftovers,
     explain_remote_input,
     replacing,
 )
@@ -285,7 +284,8 @@ def test_what_would_go_with_the_older_map_may_be_an_input(tmp_path, make_grid, e
 
 _KILLED = """
 import os, sys, time
-from landprior.raster.outputs import claiming, replacing
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import replacing
 with claiming(sys.argv[1]), replacing(sys.argv[1], overwrite=True) as temporary:
     temporary.write_text("half")
     print("now", flush=True)

@@ -17,7 +17,8 @@ from landprior.errors import InputError
 from landprior.landcover.blur import BLUR, blur_model, check_side
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prediction import Products, beside, check_products, list_products, predict
-from landprior.raster.outputs import check_apart, checkpoint_of, claiming
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import check_apart, checkpoint_of
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from landprior.landcover.blur import BLUR
 from landprior.landcover.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import check_apart, checkpoint_of, claiming, make_folder, replacing
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
 from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
 from landprior.landcover.training import clear_checkpoint, make_settings, train_best
-from landprior.raster.outputs import check_apart, check_output, checkpoint_of, claiming, make_folder
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import check_apart, check_output, checkpoint_of, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,142 @@
+"""Locks between processes that write in one folder: on a result, and on the temporary folder that it is made in.
+
+A lock ends with its process, so what a killed one has left is told from what a living one is writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landprior.errors import OutputBusyError, RasterWriteError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TEMPORARY = ".landprior-"
+"""How the names of temporary folders and locks begin."""
+
+LOCK = "lock"
+"""Name of the lock in a temporary folder."""
+
+LEFT_BEHIND = 86_400.0
+"""Seconds after which a temporary file counts as left behind, where the file system has no locks."""
+
+
+@contextmanager
+def claiming(path: str | Path) -> Iterator[None]:
+    """Keep other processes from making the result at ``path`` while the block runs.
+
+    Raises
+    ------
+    OutputBusyError
+        If another process is making it.
+    """
+    path = Path(path)
+    name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    lock = path.with_name(f"{TEMPORARY}{name}.lock")
+    held: int | None = None
+    try:
+        held = try_lock(lock)
+    except OSError:  # a file system without locks: then the user must see to it
+        pass
+    else:
+        if held is None:
+            msg = f"another process is writing {path}; wait for it, or give another output path"
+            raise OutputBusyError(msg)
+    try:
+        yield
+    finally:
+        if held is not None:
+            lock.unlink(missing_ok=True)
+            os.close(held)
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder; those in use stay."""
+    for leftover in Path(folder).glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            inside = leftover / LOCK if leftover.is_dir() else leftover
+            try:
+                held = try_lock(inside)
+            except OSError:
+                if time.time() - leftover.stat().st_mtime > LEFT_BEHIND:
+                    _remove(leftover)
+                continue
+            if held is not None:
+                _remove(leftover)
+                os.close(held)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_temporary(parent: Path) -> tuple[Path, int | None]:
+    """Make a temporary folder and lock it; without a lock where the file system has none."""
+    while True:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        except OSError as error:
+            msg = f"cannot write to the folder {parent} ({error.strerror})"
+            raise RasterWriteError(msg) from error
+        try:
+            lock = try_lock(folder / LOCK)
+        except FileNotFoundError:
+            continue  # another process took it for a leftover before it was locked
+        except OSError:
+            return folder, None
+        if lock is not None:
+            return folder, lock
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file, made if need be, and return its descriptor; None if it is locked. The lock ends with the process.
+
+    Raises
+    ------
+    OSError
+        If the file system has no locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor)
+        except (BlockingIOError, PermissionError):  # the second is what Windows says
+            os.close(descriptor)
+            return None
+        except OSError:
+            os.close(descriptor)
+            raise
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its former owner has removed it meanwhile
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
