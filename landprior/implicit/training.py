@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
-import struct
 import warnings
-import zlib
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
+from landprior.implicit.checkpoints import (
+    DAMAGE,
+    part_of,
+    read_marginal,
+    read_moments,
+    read_progress,
+    require_finite,
+)
 from landprior.implicit.checks import require_marginal, require_pair
 from landprior.implicit.devices import (
     Compile,
@@ -35,12 +40,13 @@ from landprior.implicit.devices import (
     make_fabric,
     subnormals_flushed,
 )
+from landprior.implicit.history import Epoch, History
 from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES, LOSSES, Loss, LossName, ce
 from landprior.implicit.posterior import RunningMarginal, log_posterior
 from landprior.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lightning.fabric import Fabric
@@ -172,39 +178,6 @@ class Objective(Protocol):
         """Return the loss of a batch, whose border is cropped from output, prior and mask; not from ``extra``."""
 
 
-@dataclass
-class Epoch:
-    """Metrics of one look.
-
-    ``loss`` is the mean over the epoch's steps. The others are of its last batch: mean entropy of q
-    in nats, share of items where q and the prior have the same most probable class, and the share of
-    the class q predicts most.
-    """
-
-    step: int
-    loss: float
-    entropy: float
-    agreement: float
-    top_share: float
-    learning_rate: float
-    extra: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class History:
-    """What happened in a run."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    stopped: str = "all steps done"
-
-    def summary(self) -> dict[str, Any]:
-        """Return a short record for a model's metadata."""
-        last = self.epochs[-1] if self.epochs else None
-        return {"steps": last.step if last else 0, "stopped": self.stopped} | (
-            {"loss": last.loss, "entropy": last.entropy, "agreement": last.agreement} if last else {}
-        )
-
-
 def em(
     log_q: Tensor,
     log_prior: Tensor,
@@ -334,11 +307,6 @@ def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]
             return dict(monitor(network))
     finally:
         network.train()
-
-
-def part_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written before it takes its name: always the same, so that none is left behind."""
-    return checkpoint.with_name(f"{checkpoint.name}.part")
 
 
 class _Run:
@@ -546,13 +514,13 @@ class _Run:
             if state["identity"] != self._identity:
                 logger.warning("%s is of other data or settings; starting anew", self.path)
                 return
-            progress = _read_progress(state, self.settings.steps)
-            marginal = None if self._marginal is None else _read_marginal(state["marginal"])
-            moments = _read_moments(state["optimiser"], self.optimiser)
-            _require_finite(state["network"].values())
+            progress = read_progress(state, self.settings.steps)
+            marginal = None if self._marginal is None else read_marginal(state["marginal"])
+            moments = read_moments(state["optimiser"], self.optimiser)
+            require_finite(state["network"].values())
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict({"state": moments, "param_groups": optimiser["param_groups"]})
-        except _DAMAGE as error:
+        except DAMAGE as error:
             # what was read before the fault must not stay: the run starts from the weights it was given
             self.network.load_state_dict(network)
             self.optimiser.load_state_dict(optimiser)
@@ -567,80 +535,3 @@ class _Run:
         self._lowest, self._since, self._cuts = progress.plateau
         self._counted = progress.counted
         logger.info("going on from step %d of %s", self.step, self.path)
-
-
-_DAMAGE = (
-    RuntimeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    OSError,
-    struct.error,
-    zlib.error,
-    pickle.UnpicklingError,
-)
-"""What reading a damaged checkpoint is seen to raise."""
-
-
-class _Progress(NamedTuple):
-    """What a checkpoint holds besides weights."""
-
-    step: int
-    history: History
-    plateau: tuple[float, int, int]
-    stopped: bool
-    counted: bool
-
-
-def _read_progress(state: Mapping[str, Any], steps: int) -> _Progress:
-    """Read how far a run was; raises one of :data:`_DAMAGE` if it makes no sense."""
-    step, record = state["step"], state["history"]
-    history = History([Epoch(**epoch) for epoch in record["epochs"]], str(record["stopped"]))
-    lowest, since, cuts = state["plateau"]
-    if type(step) is not int or not 0 < step <= steps or not history.epochs or history.epochs[-1].step != step:
-        msg = f"step {step!r} of {steps} does not fit its history"
-        raise ValueError(msg)
-    return _Progress(
-        step,
-        history,
-        (float(lowest), int(since), int(cuts)),
-        bool(state["stopped"]),
-        bool(state.get("counted", True)),
-    )
-
-
-def _read_marginal(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    total, weight = state["total"].double(), state["weight"].double()
-    _require_finite((total, weight))
-    if total.ndim != 1 or weight.ndim != 0:
-        msg = "its running marginal has another shape"
-        raise ValueError(msg)
-    return total, weight
-
-
-def _read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> Mapping[int, Mapping[str, Tensor]]:
-    """Return what an optimiser has gathered of each parameter, if it fits; torch itself finds out at the next step."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    moments: Mapping[int, Mapping[str, Tensor]] = state["state"]
-    if sorted(moments) != list(range(len(parameters))):
-        msg = f"its optimiser has {len(moments)} parameters, the network {len(parameters)}"
-        raise ValueError(msg)
-    for index, parameter in enumerate(parameters):
-        _require_finite(moments[index].values())
-        if any(moments[index][name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-            msg = "its optimiser is of another network"
-            raise ValueError(msg)
-        if bool((moments[index]["exp_avg_sq"] < 0).any()) or float(moments[index]["step"]) < 1:
-            msg = "its optimiser's moments are invalid"
-            raise ValueError(msg)
-    return moments
-
-
-def _require_finite(values: Iterable[Tensor]) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        msg = "it holds NaN or infinity"
-        raise ValueError(msg)

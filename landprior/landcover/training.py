@@ -16,11 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.implicit.checkpoints import part_of
 from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, Ensemble, PixelNetwork
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import WARMED, Epoch, TrainingSettings, fit, part_of
+from landprior.implicit.training import WARMED, TrainingSettings, fit
 from landprior.landcover.image_kind import kind_of, require_one_kind
 from landprior.landcover.model import LandcoverModel, build_network, check_model_output, load_model, save_model
 from landprior.landcover.tiles import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from landprior.implicit.history import Epoch
     from landprior.implicit.losses import LossName
     from landprior.implicit.training import Batch, Objective
     from landprior.landcover.image_kind import ImageKind

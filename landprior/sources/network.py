@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
 from weakref import WeakSet
 
 import requests
@@ -45,12 +44,13 @@ from landprior.sources.answers import (
     validator_of,
 )
 from landprior.sources.cache import file_size
+from landprior.sources.sessions import Adapter, Session, UrlAuth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from requests import PreparedRequest, Response
+    from requests import Response
 
     from landprior.sources.cache import Cache
 
@@ -64,11 +64,6 @@ _PIECE = 64 * 1024
 _PROGRESS = 1024 * 1024
 """Bytes received since the last failure after which a request has all its attempts again."""
 _REDIRECTS = 10
-_HARMLESS = {
-    "accept", "accept-encoding", "connection", "content-length", "content-type", "cookie", "if-range",
-    "proxy-authorization", "range", "user-agent",
-}  # fmt: skip
-"""Headers that may go on when a server leads to another host (requests sees to cookies and proxies); keys may not."""
 ANSWER_LIMIT = 32 * MEGABYTE
 """Bytes, unpacked, after which an answer that is kept in memory is given up, unless its kind may be longer."""
 FILE_LIMIT = 64 * 1024 * MEGABYTE
@@ -422,12 +417,12 @@ class Network:
         """The session of this thread; what is asked by it ends with :meth:`stop`."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = _Session()
+            session = self._local.session = Session()
             session.headers["User-Agent"] = USER_AGENT
             session.max_redirects = _REDIRECTS
             session.auth = UrlAuth()
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _Adapter(self._watch))
+                session.mount(scheme, Adapter(self._watch))
         return session
 
     def _watch(self, connection: socket.socket) -> None:
@@ -573,73 +568,6 @@ class Network:
         """Return the lock of this name, of this process."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
-
-
-class UrlAuth(requests.auth.AuthBase):
-    """Takes the user and password of the URL itself, and nothing else.
-
-    Without it requests looks the host up in ``~/.netrc``, whose passwords would then go to whatever host a
-    plan, a catalogue or a redirect names, over http too.
-    """
-
-    def __call__(self, prepared: PreparedRequest) -> PreparedRequest:
-        """Add the header to a request that is about to be sent."""
-        user, password = requests.utils.get_auth_from_url(prepared.url or "")
-        if user or password:
-            prepared = requests.auth.HTTPBasicAuth(user, password)(prepared)
-        return prepared
-
-
-def check_redirect(response: Response, target: str) -> None:
-    """Refuse a redirect that would lose encryption, or leave the web; close the answer, which is not read.
-
-    Raises
-    ------
-    SourceError
-        If it leads from https to http, or to another kind of address.
-    """
-    response.close()  # requests would unpack all of it into memory
-    where = require_web(urljoin(response.url, target))
-    if urlsplit(response.url).scheme == "https" and urlsplit(where).scheme != "https":
-        msg = f"{redact(response.url)} leads from https to {redact(where)}, which is not encrypted; this is refused"
-        raise SourceError(msg)
-
-
-class _Session(requests.Session):
-    """Tells another host nothing but what it needs, when a server leads there."""
-
-    def get_redirect_target(self, resp: Response) -> str | None:
-        target: str | None = super().get_redirect_target(resp)
-        if target:
-            check_redirect(resp, target)
-        return target
-
-    def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:
-        # not requests' own, which would add passwords from ~/.netrc
-        old, new = response.request.url or "", prepared_request.url or ""
-        if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
-            for name in set(prepared_request.headers) - {n for n in prepared_request.headers if n.lower() in _HARMLESS}:
-                del prepared_request.headers[name]
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Shows every connection that it opens."""
-
-    def __init__(self, show: Callable[[socket.socket], None]) -> None:
-        self._show = show
-        super().__init__()
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - urllib3's
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        base, show = pool.ConnectionCls, self._show
-        if not hasattr(base, "shown"):
-
-            def connect(connection: Any) -> None:  # noqa: ANN401
-                base.connect(connection)
-                show(connection.sock)
-
-            pool.ConnectionCls = type(base.__name__, (base,), {"connect": connect, "shown": True})
-        return pool
 
 
 def _due_of(response: Response, part: Path, start: int, version: str) -> int | None:

@@ -21,7 +21,8 @@ from landprior.resources import config_file
 from landprior.sources.answers import MEGABYTE, check_status, parse_json, require_web
 from landprior.sources.cache import writing_features
 from landprior.sources.local import identify
-from landprior.sources.network import USER_AGENT, Network, Origin, UrlAuth, check_redirect
+from landprior.sources.network import USER_AGENT, Network, Origin
+from landprior.sources.sessions import UrlAuth, check_redirect
 from landprior.sources.vectors import burn, choose_layer, parse_source, read_vectors
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.implicit.training import History
+    from landprior.implicit.history import History
     from landprior.landcover.model import BandStatistics
 
 DIVERSITY = 4

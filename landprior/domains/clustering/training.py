@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from landprior.implicit.training import History
+    from landprior.implicit.history import History
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from landprior.domains.imagery.feeding import Standardiser
     from landprior.domains.imagery.images import LabelledImages
-    from landprior.implicit.training import History
+    from landprior.implicit.history import History
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT, LossName
 from landprior.implicit.networks import SmoothedNetwork
 from landprior.implicit.posterior import log_posterior
-from landprior.implicit.training import MEMORY, Batch, History, Marginal, TrainingSettings, fit
+from landprior.implicit.training import MEMORY, Batch, Marginal, TrainingSettings, fit
 from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from landprior.domains.text.documents import Documents, Tree
+    from landprior.implicit.history import History
 
 logger = logging.getLogger(__name__)
 
