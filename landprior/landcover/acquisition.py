@@ -34,10 +34,10 @@ from landprior.landcover.workspace import TileFolder
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
-from landprior.raster.datasets import beside_of
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
+from landprior.raster.sidecars import beside_of
 from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm
 from landprior.sources.answers import fingerprint

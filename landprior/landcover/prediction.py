@@ -25,11 +25,11 @@ from landprior.landcover.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA, Mapper, memory_to_keep, window_for
 from landprior.landcover.verdict import LEAST_PIXELS
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
-from landprior.raster.datasets import SIGNATURE
 from landprior.raster.grid import require_same_grid
 from landprior.raster.outputs import check_outputs, replacing
 from landprior.raster.reading import open_raster, read_window
 from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.sidecars import SIGNATURE
 from landprior.raster.windows import Block, Found, Sink, stream
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from rasterio.errors import RasterioError
 from rasterio.shutil import copy as gdal_copy
 
 from landprior.errors import RasterWriteError
-from landprior.raster.datasets import NAMES, NAMES_HEAD
 from landprior.raster.outputs import prepare_place, replacing
 from landprior.raster.reading import GDAL_CACHE_BYTES, TAG_DOMAIN, gdal_cores
 from landprior.raster.scheme import MAP_NODATA
+from landprior.raster.sidecars import NAMES, NAMES_HEAD
 from landprior.raster.windows import BLOCK
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     scheme
         For a class map: writes it to the tags, its colour table, and its names to ``<path>.aux.xml``.
     overwrite
-        Replace what is there, with what lies beside it (:func:`landprior.raster.datasets.beside_of`).
+        Replace what is there, with what lies beside it (:func:`landprior.raster.sidecars.beside_of`).
     keep
         Files beside it that are new and stay.
 

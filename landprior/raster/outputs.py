@@ -26,8 +26,8 @@ from landprior.errors import (
     RasterWriteError,
 )
 from landprior.inputs import check_target
-from landprior.raster.datasets import beside_of, files_of, is_inside, is_names, is_ours, same_file
 from landprior.raster.locks import LEFT_BEHIND, clear_leftovers, make_temporary
+from landprior.raster.sidecars import beside_of, files_of, is_inside, is_names, is_ours, same_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -82,7 +82,7 @@ def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] 
         What the result is made from: paths of files or folders; None and anything else is skipped. No part of them
         (the sources of a VRT, masks, the files of a shapefile) is ever replaced or removed.
     kind
-        A raster or vector is replaced with what lies beside it (:func:`landprior.raster.datasets.beside_of`).
+        A raster or vector is replaced with what lies beside it (:func:`landprior.raster.sidecars.beside_of`).
 
     Raises
     ------

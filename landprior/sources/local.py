@@ -11,8 +11,8 @@ from pathlib import Path
 from landprior.addresses import redact
 from landprior.errors import InputError
 from landprior.inputs import checksum
-from landprior.raster.datasets import files_of
 from landprior.raster.outputs import explain_remote_input, is_remote
+from landprior.raster.sidecars import files_of
 
 _WHOLE = 256 * 2**20
 """Bytes up to which a file is hashed whole; of a larger one samples are, and what the file system says of it."""

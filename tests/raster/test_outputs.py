@@ -13,7 +13,6 @@ import rasterio
 
 from landprior.errors import InputError, OutputBusyError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import write_raster
-from landprior.raster.datasets import files_of, same_file
 from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import (
     archive_path,
@@ -25,6 +24,7 @@ from landprior.raster.outputs import (
     explain_remote_input,
     replacing,
 )
+from landprior.raster.sidecars import files_of, same_file
 
 
 @pytest.fixture
