@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from landprior.errors import InputError, PriorError
+from landprior.errors import InputError, PriorError, SchemeError
 from landprior.landcover.cooccurrence import NLCD_NODATA
 from landprior.raster.advice import advise_nodata
 from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.ground import UNEVEN
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import open_raster, quote, split_band
+from landprior.raster.scheme import load_scheme
 from landprior.raster.windows import Block, stream
 
 if TYPE_CHECKING:
@@ -155,7 +157,10 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
         If a value is not a whole number.
     PriorError
         If one cannot be an NLCD code.
+    SchemeError
+        If the raster marks no data by an NLCD code.
     """
+    _require_free_nodata(raster)
     codes, valid = raster.read_codes(window)
     wrong = (codes < 0) | (codes > 255)
     if wrong.any():
@@ -168,6 +173,25 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
         )
         raise PriorError(msg)
     return np.where(valid, codes, NLCD_NODATA[0])
+
+
+def _require_free_nodata(raster: CodeRaster) -> None:
+    """Refuse a nodata value that is also an NLCD code: the class would vanish."""
+    value = raster.nodata
+    name = None if value is None else _nlcd_names().get(value)
+    if name is None:
+        return
+    msg = (
+        f"{raster.path} uses {value:g} for no data, which is also the NLCD code of {name}. If {value:g} is the class "
+        f"there, remove the nodata value: {advise_nodata(raster.path, None)}. If it is no data, write 0 in its place: "
+        f"gdalwarp -srcnodata {value:g} -dstnodata 0 {quote(split_band(raster.path)[0])} mended.tif"
+    )
+    raise SchemeError(msg)
+
+
+@cache
+def _nlcd_names() -> Mapping[float, str]:
+    return {c.code: c.name for c in load_scheme("nlcd").classes}
 
 
 _EVERYWHERE = 0.98
@@ -189,9 +213,16 @@ class _Presence:
     raster: CodeRaster
     values: set[float] = field(default_factory=set)
     present: int = 0
+    absent: int = 0
     covered: int = 0
+    hidden: int = 0
     broken: int = 0
     lowest: float = 0.0
+
+    @property
+    def _marks_presence(self) -> bool:
+        """Whether the nodata value is one by which masks mark presence: 1, 100 or 255, say."""
+        return self.raster.nodata is not None and 0 < self.raster.nodata <= _LARGEST[0]
 
     def add(self, window: Window) -> None:
         """Count a window."""
@@ -201,6 +232,9 @@ class _Presence:
         there = values[valid & (values != 0)]
         self.covered += int(self.raster.covers(window).sum())
         self.present += there.size
+        self.absent += int(valid.sum()) - there.size
+        if self._marks_presence:
+            self.hidden += int((values == self.raster.nodata).sum())
         if there.size and len(self.values) <= _SMALL:
             self.values.update(np.unique(there)[: _SMALL + 1].tolist())
         if there.size:
@@ -219,7 +253,13 @@ class _Presence:
             logger.info("%s: pixels that are NaN or infinite: %d; they count as no data", path, self.broken)
         largest = max(self.values, default=0.0)
         others = self.values - {largest}
-        if self.covered and not self.present:
+        if self.absent and self.hidden and not self.present:
+            logger.warning(
+                "%s says %s nowhere here: it holds 0 and, in %d pixels, %g, which it marks as no data; if %g is where "
+                "they are, remove the mark: %s",
+                path, self.name, self.hidden, self.raster.nodata, self.raster.nodata, advise_nodata(path, None),
+            )  # fmt: skip
+        elif self.covered and not self.present:
             mark = "" if self.raster.nodata is None else f" (its {self.raster.nodata:g} is no data)"
             logger.info("%s says %s nowhere here%s", path, self.name, mark)
         suspect: float | None = None

@@ -119,7 +119,12 @@ def open_raster(path: str | Path) -> DatasetReader:
     try:
         with rasterio.Env(GDAL_NUM_THREADS=gdal_cores()):  # decompress on them
             src = rasterio.open(text)
-    except (UnicodeDecodeError, RasterioError, CPLE_BaseError) as error:
+    except UnicodeDecodeError as error:
+        from landprior.raster.advice import advise_crs  # which reads by this module
+
+        msg = f"{text} has a CRS whose name is not UTF-8; give it the CRS by its code: {advise_crs(text)}"
+        raise RasterReadError(msg) from error
+    except (RasterioError, CPLE_BaseError) as error:
         msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
         raise RasterReadError(msg) from error
     try:

@@ -11,10 +11,11 @@ import pytest
 import rasterio
 from affine import Affine
 from PIL import Image
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.transform import GroundControlPoint
 
-from landprior.errors import InputError
+from landprior.errors import InputError, RasterReadError
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.raster.bands import find_bands, match_nodata, usable_nodata
 from landprior.raster.codes import open_codes
@@ -238,6 +239,25 @@ def test_images_without_a_grid_are_refused(tmp_path, rng, by):
     for read in (ImageLayer, open_raster):
         with pytest.raises(InputError, match=advice):
             read(path)
+
+
+@pytest.mark.parametrize("name", ["n.tif", "n.bil"])
+def test_a_crs_whose_name_is_not_utf_8_is_an_error_of_one_line(tmp_path, name):
+    """As older programs write it, in Latin-1; rasterio raises a UnicodeDecodeError."""
+    path, wkt = tmp_path / name, CRS.from_epsg(26917).to_wkt().replace("NAD83 / UTM zone 17N", "Quebec")
+    wkt = wkt.replace(',AUTHORITY["EPSG","26917"]', "").replace('"false_easting",500000', '"false_easting",500001')
+    driver = "GTiff" if path.suffix == ".tif" else "EHdr"
+    options = {"driver": driver, "count": 1, "height": 8, "width": 8, "dtype": "uint8", "transform": TRANSFORM}
+    with rasterio.open(path, "w", crs=wkt, **options) as dst:
+        dst.write(np.full((1, 8, 8), 41, np.uint8))
+    told = path if driver == "GTiff" else path.with_suffix(".prj")
+    assert b"Quebec" in told.read_bytes()
+    told.write_bytes(told.read_bytes().replace(b"Quebec", b"Qu\xe9bec"))
+    said = rf"{name} has a CRS whose name is not UTF-8; .*gdal_translate -a_srs EPSG:CODE .*{name} mended\.tif"
+    for read in (open_raster, ImageLayer):
+        with pytest.raises(RasterReadError, match=said) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_several_rasters_lists_them(tmp_path):

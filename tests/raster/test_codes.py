@@ -75,6 +75,23 @@ def test_evaluate_says_how_to_choose_between_nodata_and_class_0(make_raster):
     assert scores.confusion.tolist() == [[2, 0], [1, 1]]
 
 
+def test_an_nlcd_code_that_marks_no_data_is_an_error(make_raster):
+    """Open water is 11: with a nodata value of 11 it would vanish from the prior."""
+    codes = np.full((6, 8), 41, np.uint8)
+    codes[:2] = 11
+    path = make_raster("n.tif", codes, nodata=11)
+    labels = make_raster("l.tif", np.ones((6, 8), np.uint8))
+    said = r"uses 11 for no data.*NLCD code of open water.*-a_nodata none.*gdalwarp -srcnodata 11 -dstnodata 0"
+    with CoarseLayers(path) as layers, pytest.raises(SchemeError, match=said):
+        layers.codes()
+    with pytest.raises(SchemeError, match=said):
+        measure_cooccurrence([(path, labels)], CHESAPEAKE)
+    for nodata, found in ((None, {11: 16, 41: 32}), (0, {11: 16, 41: 32}), (12.5, {11: 16, 41: 32})):
+        kind = np.float32 if nodata == 12.5 else np.uint8
+        with CoarseLayers(make_raster("n.tif", codes.astype(kind), nodata=nodata, overwrite=True)) as layers:
+            assert layers.codes() == found
+
+
 # -- whole numbers -----------------------------------------------------------------------------------
 
 
@@ -190,6 +207,29 @@ def test_what_is_absent_in_a_presence_layer(make_raster, coarse, absent, dtype, 
         layers.codes()
         _, presence = layers.read(rasterio.windows.Window(0, 0, 80, 64))
     np.testing.assert_array_equal(presence["buildings"], there)
+
+
+@pytest.mark.parametrize(
+    ("shown", "hidden", "nodata", "level"),
+    [(0, 255, 255, "WARNING"), (0, 1, 1, "WARNING"), (0, 100, 100, "WARNING"),
+     (0, -1, -1, "INFO"), (0, 65535, 65535, "INFO"), (255, 255, 255, "INFO"), (0, 0, 255, "INFO"), (0, 0, 0, "INFO")],
+)  # fmt: skip
+def test_presence_that_its_own_nodata_value_may_hide_is_a_warning(
+    make_raster, coarse, caplog, shown, hidden, nodata, level
+):
+    values = np.full((64, 80), shown, np.int32)
+    values[10:20, 30:50] = hidden
+    layer = make_raster("b.tif", values, nodata=nodata)
+    with (
+        caplog.at_level("INFO", logger="landprior"),
+        CoarseLayers(make_raster("n.tif", coarse(64, 80)), {"buildings": layer}) as layers,
+    ):
+        layers.codes()
+    (record,) = caplog.records
+    assert record.levelname == level
+    if level == "WARNING":
+        assert f"holds 0 and, in 200 pixels, {hidden}, which it marks as no data" in record.getMessage()
+        assert "gdal_translate -a_nodata none" in record.getMessage()
 
 
 def test_a_tile_in_the_sea_is_water_all_over(make_raster, coarse):
