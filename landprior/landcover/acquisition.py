@@ -42,7 +42,7 @@ from landprior.raster.windows import stream
 from landprior.sources import buildings, naip, nlcd, osm
 from landprior.sources.answers import fingerprint
 from landprior.sources.labels import is_raster, write_labels
-from landprior.sources.local import absolute_source, identify, plain_path
+from landprior.sources.local_files import absolute_source, identify, plain_path
 from landprior.sources.nlcd import WCS_URL
 from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors

@@ -22,7 +22,7 @@ from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
 from landprior.sources import naip, nlcd
 from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import is_raster
-from landprior.sources.local import absolute_source, refuse_remote
+from landprior.sources.local_files import absolute_source, refuse_remote
 from landprior.sources.naip import STAC_URL
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth

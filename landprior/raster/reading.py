@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,27 @@ def quote(path: str | Path) -> str:
     return shlex.quote(text) if re.search(r'["$`!]', text) else f'"{text}"'
 
 
+def _advise_archive(text: str) -> str:
+    """Return how to name a raster in an archive; "" if the file is not one, or is damaged."""
+    name = text.lower()
+    if name.endswith((".tar", ".tgz", ".tar.gz")):
+        return f"name the raster in it: /vsitar/{text}/FILE.tif"
+    if name.endswith(".gz"):
+        return f"give {quote(f'/vsigzip/{text}')}"
+    if not name.endswith(".zip"):
+        return ""
+    try:
+        with zipfile.ZipFile(text) as archive:
+            members = [one.filename for one in archive.infolist() if not one.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
+        return ""
+    rasters = [one for one in members if one.lower().endswith((".tif", ".tiff", ".img"))]
+    if not rasters:
+        return "unpack it and give the raster in it"
+    shown = ", ".join(quote(f"/vsizip/{text}/{one}") for one in rasters[:_SHOWN])
+    return f"name the raster in it: {shown}{', ...' if len(rasters) > _SHOWN else ''}"
+
+
 def open_raster(path: str | Path) -> DatasetReader:
     """Open a raster for reading.
 
@@ -125,7 +147,10 @@ def open_raster(path: str | Path) -> DatasetReader:
         msg = f"{text} has a CRS whose name is not UTF-8; give it the CRS by its code: {advise_crs(text)}"
         raise RasterReadError(msg) from error
     except (RasterioError, CPLE_BaseError) as error:
+        advice = _advise_archive(text)
         msg = f"{text} cannot be read as a raster ({reason_of(error)}); is it complete, and a GeoTIFF?"
+        if advice:
+            msg = f"{text} is an archive; {advice}"
         raise RasterReadError(msg) from error
     try:
         _read_description(src, text)

@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.addresses import hide_addresses, redact
-from landprior.errors import InputError, MissingInputError, SourceBusyError, SourceError
+from landprior.errors import InputError, SourceBusyError, SourceError
+from landprior.inputs import check_file
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
 from landprior.sources.answers import MEGABYTE, check_status, parse_json, require_web
 from landprior.sources.cache import writing_features
-from landprior.sources.local import identify
+from landprior.sources.local_files import identify
 from landprior.sources.network import USER_AGENT, Network, Origin
 from landprior.sources.sessions import UrlAuth, check_redirect
-from landprior.sources.vectors import burn, choose_layer, parse_source, read_vectors
+from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,9 +159,7 @@ def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float,
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    if not path.is_file():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
+    check_file(path)
     key = json.dumps([identify(path), bounds, _COLUMNS])
     target = cache.path(OVERPASS.folder, key, ".gpkg")
     if target.is_file():
@@ -358,22 +357,10 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
     """
     import geopandas
     import pandas as pd
-    import pyogrio
-    from pyogrio.errors import DataSourceError
 
     asked = parse_source(path)
-    path = asked.path
-    if not path.exists():
-        msg = f"no such file: {path}"
-        raise MissingInputError(msg)
-    try:
-        names = [str(name) for name, kind in pyogrio.list_layers(path) if kind not in {"Point", "MultiPoint", None}]
-    except DataSourceError as error:
-        reason = " ".join(str(error).split())
-        msg = f"{path} cannot be read as vector data ({reason}); give .osm.pbf, .osm (unpacked) or a GeoPackage"
-        raise InputError(msg) from error
-    if asked.layer is not None:
-        names = [choose_layer(asked)]
+    path = check_file(asked.path, folder=True)
+    names = list_layers(path, points=False) if asked.layer is None else [choose_layer(asked)]
     parts: dict[str, list[geopandas.GeoDataFrame]] = {layer: [] for layer in LAYERS}
     used = False
     for name in names:

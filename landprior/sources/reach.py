@@ -18,8 +18,8 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
 from landprior.errors import GridMismatchError, InputError, MissingInputError, SourceWarning
-from landprior.sources.local import plain_path, refuse_zip_bomb
-from landprior.sources.vectors import choose_layer, list_layers, parse_source, read_parquet_crs
+from landprior.sources.local_files import plain_path, refuse_zip_bomb
+from landprior.sources.vectors import PARQUET, choose_layer, list_layers, parse_source, read_parquet_crs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +38,6 @@ _HEADER = 64 * 1024
 _SOME = 1000
 _PACKED = {".bz2", ".gz", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
 """Endings of archives that GDAL does not look into unasked."""
-_PARQUET = {".parquet", ".geoparquet", ".pq"}
 
 
 class Box(NamedTuple):
@@ -197,7 +196,7 @@ def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
         return Reach(box=said, covers=True)
     if name.endswith((".pbf", ".osm")) and not thorough:
         return None  # a pass through the whole file
-    found = _parquet_bounds(path) if path.suffix.lower() in _PARQUET else _gdal_bounds(source, path, thorough=thorough)
+    found = _parquet_bounds(path) if path.suffix.lower() in PARQUET else _gdal_bounds(source, path, thorough=thorough)
     boxes = [reach for bounds, crs in found if (reach := _in_degrees(bounds, crs, path)) is not None]
     if not boxes:
         return None
@@ -210,7 +209,7 @@ def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
 
 def layers_of(path: Path) -> list[str | None]:
     """Return the names of the layers that have geometries; only None for a format without layers, or if unreadable."""
-    if path.suffix.lower() in _PARQUET:
+    if path.suffix.lower() in PARQUET:
         return [None]
     try:
         return [*list_layers(path)]

@@ -23,7 +23,7 @@ from landprior.errors import InputError
 from landprior.inputs import check_file
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
 from landprior.sources import tables
-from landprior.sources.local import refuse_zip_bomb
+from landprior.sources.local_files import refuse_zip_bomb
 from landprior.sources.places import read_places
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PARQUET = {".parquet", ".geoparquet", ".pq"}
+PARQUET = {".parquet", ".geoparquet", ".pq"}
+"""Endings of GeoParquet, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def read_everything(
     suffix = source.path.suffix.lower()
     if suffix in tables.SUFFIXES:
         frame = read_places(source.path, grid)
-    elif suffix in _PARQUET:
+    elif suffix in PARQUET:
         frame = _read_parquet(source.path, grid if near else None)
     else:
         frame = _read_gdal(source, grid if near else None)
@@ -240,8 +241,8 @@ def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.G
     return found
 
 
-def list_layers(path: Path) -> list[str]:
-    """Return the names of the layers of a file that have geometries, in its order.
+def list_layers(path: Path, *, points: bool = True) -> list[str]:
+    """Return the names of the layers of a file that have geometries, in its order; layers of points only if wanted.
 
     Raises
     ------
@@ -252,15 +253,15 @@ def list_layers(path: Path) -> list[str]:
     from pyogrio.errors import DataSourceError
 
     try:
-        names = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        kinds = {str(name): kind for name, kind in pyogrio.list_layers(path) if kind is not None}
     except (DataSourceError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be read as vector data ({reason}); GeoPackage, FlatGeobuf and GeoJSON work"
         raise InputError(msg) from error
-    if not names:
+    if not kinds:
         msg = f"{path} has no geometries; give GeoPackage, FlatGeobuf or GeoJSON"
         raise InputError(msg)
-    return names
+    return [name for name, kind in kinds.items() if points or "point" not in kind.lower()]
 
 
 def with_layer(path: Path, layer: str | None) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import shlex
 import shutil
 import subprocess
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +19,13 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.rio.main import main_group
 
-from landprior.errors import GridMismatchError, InputError
+from landprior.errors import GridMismatchError, InputError, RasterReadError
 from landprior.landcover.coarse import CoarseLayers
 from landprior.landcover.layers import ImageLayer
 from landprior.raster.advice import advise_crs, advise_nodata
 from landprior.raster.codes import open_codes
 from landprior.raster.grid import require_same_grid
+from landprior.raster.reading import open_raster
 
 
 def paste(command, folder):
@@ -135,3 +138,36 @@ def test_a_few_huge_values_beside_presence_are_not_presence(make_raster, value, 
         ),
     ):
         layers.codes()
+
+
+@pytest.mark.parametrize("name", ["codes.zip", "two words.zip", "codes.tif.gz"])
+def test_a_raster_in_an_archive_opens_by_the_name_that_is_advised(tmp_path, make_raster, name):
+    codes = make_raster("codes.tif", np.full((8, 8), 41, np.uint8))
+    path = tmp_path / name
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(codes.read_bytes()))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(codes, "a/codes.tif")
+            archive.writestr("read me.txt", "")
+    with pytest.raises(RasterReadError, match="is an archive; ") as caught:
+        open_raster(path)
+    (inside,) = (word for word in shlex.split(str(caught.value)) if word.startswith("/vsi"))
+    with open_raster(inside) as src:
+        assert (src.read(1) == 41).all()
+
+
+@pytest.mark.parametrize(("name", "advice"), [("a.zip", "unpack it"), ("a.tar.gz", "/vsitar/.*/FILE.tif")])
+def test_an_archive_without_a_raster_or_a_list_has_advice_as_well(tmp_path, name, advice):
+    path = tmp_path / name
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("read me.txt", "")
+    else:
+        path.write_bytes(gzip.compress(bytes(1024)))
+    with pytest.raises(RasterReadError, match=f"is an archive; .*{advice}"):
+        open_raster(path)
+    path.write_bytes(b"PK")
+    if path.suffix == ".zip":
+        with pytest.raises(RasterReadError, match="cannot be read as a raster"):
+            open_raster(path)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from shapely.geometry import LineString, Polygon, box
 
 from landprior.cli import main
-from landprior.errors import GridMismatchError, InputError, SourceWarning
+from landprior.errors import GridMismatchError, InputError, RasterReadError, SourceWarning
 from landprior.landcover.acquisition import fetch
 from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
 from landprior.landcover.plan import FetchSettings, plan_fetch
@@ -29,7 +29,7 @@ from landprior.raster.scheme import load_scheme
 from landprior.sources import reach
 from landprior.sources.areas import area_from_file
 from landprior.sources.cache import Cache
-from landprior.sources.local import identify
+from landprior.sources.local_files import identify
 from landprior.sources.network import Network
 from landprior.sources.vectors import burn
 
@@ -280,7 +280,7 @@ def test_the_rasters_of_a_vrt_and_the_files_of_a_folder_count(tmp_path, make_ras
 
 
 def test_large_files_are_told_apart_without_reading_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("landprior.sources.local._WHOLE", 1000)
+    monkeypatch.setattr("landprior.sources.local_files._WHOLE", 1000)
     path = tmp_path / "large.bin"
     path.write_bytes(bytes(5_000_000))
     first = identify(path)
@@ -501,7 +501,10 @@ def test_nlcd_in_an_archive_is_read_by_its_path_there(files, bare):
     place = by_hand(files, bare, "naip")
     with zipfile.ZipFile(place.folder / "nlcd.zip", "w") as archive:
         archive.write(place.folder / "nlcd.tif", "a/nlcd.tif")
-    found = place.fetch(osm="none", buildings="none", nlcd=f"/vsizip/{place.folder}/nlcd.zip/a/nlcd.tif")
+    inside = f"/vsizip/{place.folder}/nlcd.zip/a/nlcd.tif"
+    with pytest.raises(RasterReadError, match=rf"nlcd\.zip is an archive; name the raster in it: {inside}$"):
+        place.fetch(osm="none", buildings="none", nlcd=place.folder / "nlcd.zip")
+    found = place.fetch(osm="none", buildings="none", nlcd=inside)
     assert found["nlcd"] == ALL["nlcd"]
     assert codes_of(place) == {41}
 
@@ -598,7 +601,7 @@ def test_nlcd_of_another_place_or_without_data_here_is_refused(files, bare):
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(place, monkeypatch):
-    monkeypatch.setattr("landprior.sources.local._WHOLE", 2**20)
+    monkeypatch.setattr("landprior.sources.local_files._WHOLE", 2**20)
     path = place.folder / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.shp", bytes(8 * 2**20))
