@@ -64,8 +64,6 @@ _WHOLE, _ENOUGH = 0.999, 0.5
 
 At a coast or a border part of a tile is no data.
 """
-_DOUBLE = 0.5
-"""Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
 _CHANGES = {
     "grid": "the place or the image",
     "origin": "the source",
@@ -124,8 +122,8 @@ def fetch(
     RasterWriteError
         If the disk is full; at once.
     """
-    if collection:
-        _say_doubles(plan, workspace)
+    if collection and plan.doubles:
+        warnings.warn(plan.explain_doubles(), SourceWarning, stacklevel=2)
     job = _Job(plan=plan, settings=settings, network=network, overwrite=overwrite, progress=progress)
     failures: dict[str, list[LandpriorError]] = {}
     try:
@@ -515,37 +513,6 @@ def _identity_of(file: str | None, url: str) -> tuple[str, dict[str, Any]]:
     if file is None:
         return redact(url), {"url": fingerprint(url)}
     return absolute_source(file), {"file": identify(file)}
-
-
-def _say_doubles(plan: FetchPlan, workspace: Workspace) -> None:
-    """Warn of tiles of an earlier fetch that show the ground of this one's in another image, such as another year's."""
-    own = {tile.folder.name for tile in plan.tiles}
-    doubles = []
-    for path in sorted((workspace.root / plan.area.name).glob("*/naip.tif")):
-        other = TileFolder(path=path.parent, city=plan.area.name)
-        core = None if other.name in own else other.core()
-        if core is None:
-            continue
-        with open_raster(path) as src:
-            crs = src.crs
-        if any(tile.grid.crs == crs and _is_double(core, tile.core) for tile in plan.tiles):
-            year = other.steps().get("naip", {}).get("year")
-            doubles.append(f"{other.name} (NAIP {year})" if year else other.name)
-    if doubles:
-        msg = (
-            f"{workspace.root / plan.area.name} also has {', '.join(doubles)} of an earlier fetch, over the same "
-            "ground; it is kept, and commands for the whole place take it too: choose tiles (--tile), remove its "
-            "folder, or fetch into another place (--name)"
-        )
-        warnings.warn(msg, SourceWarning, stacklevel=3)
-
-
-def _is_double(one: Bounds, other: Bounds) -> bool:
-    """Say whether two tiles show mostly the same ground."""
-    wide = max(min(one.right, other.right) - max(one.left, other.left), 0.0)
-    tall = max(min(one.top, other.top) - max(one.bottom, other.bottom), 0.0)
-    least = min((box.right - box.left) * (box.top - box.bottom) for box in (one, other))
-    return wide * tall > _DOUBLE * least
 
 
 def _say_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:

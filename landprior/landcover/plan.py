@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from rasterio.warp import transform_bounds
 
 from landprior.addresses import redact
-from landprior.errors import GridMismatchError, InputError, SourceWarning
+from landprior.errors import GridMismatchError, InputError, LandpriorError, SourceWarning
 from landprior.landcover.workspace import TileFolder, Workspace
 from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
@@ -46,6 +46,8 @@ MARGIN = 64
 NONE = "none"
 _FILES = ("nlcd", "osm", "buildings")
 """Settings that may name a file."""
+_DOUBLE = 0.5
+"""Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
 
 
 class FetchSettings(BaseModel):
@@ -141,6 +143,8 @@ class TilePlan:
         Bounds without the margin, in the grid's CRS.
     nlcd_year
         Year of its NLCD; None for a file of the user's.
+    doubles
+        Tiles of an earlier fetch that show the same ground in another image, such as another year's; with that year.
     """
 
     folder: TileFolder
@@ -148,6 +152,7 @@ class TilePlan:
     grid: Grid
     core: Bounds
     nlcd_year: int | None
+    doubles: tuple[str, ...] = ()
 
     @property
     def megabytes(self) -> float:
@@ -179,8 +184,21 @@ class FetchPlan:
     year: int | None
     sources: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def doubles(self) -> tuple[str, ...]:
+        """Tiles of an earlier fetch that show the ground of some tile in another image."""
+        return tuple(dict.fromkeys(name for tile in self.tiles for name in tile.doubles))
+
+    def explain_doubles(self) -> str:
+        """Return which tiles are doubled, what follows from it and what to do."""
+        return (
+            f"{self.tiles[0].folder.path.parent} also has {', '.join(self.doubles)} of an earlier fetch, over the same "
+            "ground; it is kept, and commands for the whole place use it too: choose tiles (--tile), remove its "
+            "folder, or fetch into another place (--name)"
+        )
+
     def to_text(self) -> str:
-        """Return a table of tiles, and the sources."""
+        """Return a table of tiles, the sources, and what is there already over the same ground."""
         left, bottom, right, top = self.area.bounds
         lines = [f"{self.area.name}: {left:.4f},{bottom:.4f},{right:.4f},{top:.4f}, {len(self.tiles)} tile(s)"]
         lines.append(f"{'tile':<32} {'NAIP':<10} {'pixel':>6} {'NLCD':>5} {'size, px':>13} {'CRS':>11} {'about':>8}")
@@ -194,6 +212,8 @@ class FetchPlan:
                 f"{size:>13} {'' if epsg is None else f'EPSG:{epsg}':>11} {tile.megabytes:>5.0f} MB"
             )
         lines += [f"{name:<10} {source}" for name, source in self.sources.items()]
+        if self.doubles:
+            lines.append(f"Warning: {self.explain_doubles()}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,6 +236,7 @@ class FetchPlan:
                     "bounds": list(tile.grid.bounds),
                     "crs": None if tile.grid.crs is None else tile.grid.crs.to_string(),
                     "megabytes": round(tile.megabytes, 1),
+                    "doubles": list(tile.doubles),
                 }
                 for tile in self.tiles
             ],
@@ -266,6 +287,7 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
         msg = f"two images are called {twice[0]}; rename one, or give a folder with one of them (--naip)"
         raise InputError(msg)
     _check_sources(settings, tiles)
+    tiles = _find_doubles(tiles, workspace.root / area.name)
     return FetchPlan(area=area, tiles=tuple(tiles), covered=covered, year=year, sources=_describe_sources(settings))
 
 
@@ -293,6 +315,35 @@ def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
             _check_labels(path, boxes, alone=len(settings.labels) == 1)
         else:
             check_reach(path, boxes, "--labels", strict=False)
+
+
+def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:
+    """Name in each tile those of earlier fetches, in the folder of the place, that show its ground in another image."""
+    own = {tile.folder.name for tile in tiles}
+    doubles: dict[str, list[str]] = {name: [] for name in own}
+    for path in sorted(folder.glob("*/naip.tif")):
+        other = TileFolder(path=path.parent, city=folder.name)
+        core = None if other.name in own else other.core()
+        if core is None:
+            continue
+        try:
+            with open_raster(path) as src:
+                crs = src.crs
+        except LandpriorError:
+            continue  # damaged: an error for whoever reads it, and not in the way of this fetch
+        year = other.steps().get("naip", {}).get("year")
+        for tile in tiles:
+            if tile.grid.crs == crs and _share_ground(core, tile.core):
+                doubles[tile.folder.name].append(f"{other.name} (NAIP {year})" if year else other.name)
+    return [replace(tile, doubles=tuple(doubles[tile.folder.name])) for tile in tiles]
+
+
+def _share_ground(one: Bounds, other: Bounds) -> bool:
+    """Say whether two tiles show mostly the same ground."""
+    wide = max(min(one.right, other.right) - max(one.left, other.left), 0.0)
+    tall = max(min(one.top, other.top) - max(one.bottom, other.bottom), 0.0)
+    least = min((box.right - box.left) * (box.top - box.bottom) for box in (one, other))
+    return wide * tall > _DOUBLE * least
 
 
 def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 import zipfile
@@ -336,16 +337,28 @@ def test_a_layer_whose_fetch_was_killed_before_it_was_recorded_is_fetched_anew(p
     assert "landprior:begun" not in json.loads((path.parent / "item.json").read_text())["properties"]
 
 
-def test_tiles_of_another_year_over_the_same_ground_are_said(place):
+def test_tiles_of_another_year_over_the_same_ground_are_named_in_a_dry_run_too(place, monkeypatch):
     (place.folder / "naip2").mkdir()
     older = place.folder / "naip2" / f"{NAME[:-8]}20110712.tif"
     shutil.copy(place.folder / "naip" / f"{NAME}.tif", older)
     place.fetch(osm="none", buildings="none", overwrite=True)
     shutil.copy(place.folder / "naip" / f"{NAME}.tif", older.parent)
-    with pytest.warns(SourceWarning, match=rf"town also has {NAME} \(NAIP 2014\) of an earlier fetch, over the same"):
+    words = rf"town also has {NAME} \(NAIP 2014\) of an earlier fetch, over the same"
+    dry = ("--naip", "naip2", "--year", "2011", "--dry-run", None)
+    assert re.search(words, run(place, monkeypatch, *dry).stdout)
+    (tile,) = json.loads(run(place, monkeypatch, *dry, "--json", None).stdout)["tiles"]
+    assert (tile["tile"], tile["doubles"]) == (older.stem, [f"{NAME} (NAIP 2014)"])
+    with pytest.warns(SourceWarning, match=words):
         place.fetch(naip=older.parent, year=2011, osm="none", buildings="none")
     assert place.tile.name == older.stem
-    assert (place.root / "town" / NAME / "naip.tif").is_file()
+    image = place.root / "town" / NAME / "naip.tif"
+    assert image.is_file()
+    again = run(place, monkeypatch, "--naip", "naip", "--year", "2014", "--dry-run", None)  # the other way round
+    assert re.search(rf"town also has {older.stem} \(NAIP 2011\)", again.stdout)
+    image.write_bytes(b"II*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SourceWarning)
+        place.fetch(naip=older.parent, year=2011, osm="none", buildings="none")
 
 
 # -- what somebody has put there -----------------------------------------------------------------
