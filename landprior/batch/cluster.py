@@ -46,7 +46,8 @@ def run_on_ray(
     plan
         See :func:`landprior.batch.plans.read_plan`.
     address
-        Of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine, for this run.
+        Of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine for this run,
+        whatever ``RAY_ADDRESS`` says. A Ray that the caller has initialised is used as it is.
     workers
         Cores to use of this machine, without an address.
     gpus
@@ -87,9 +88,10 @@ def run_on_ray(
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
         try:
-            ray.init(address=address, **options, **local)
+            ray.init(address=address or "local", **options, **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            msg = f"no Ray cluster at {address or 'this machine'} ({_first_line(error)})"
+            what = "Ray cannot be started on this machine" if address is None else f"no Ray cluster at {address}"
+            msg = f"{what} ({_first_line(error)})"
             raise ConfigError(msg) from error
     try:
         if address is None:

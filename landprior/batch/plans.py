@@ -29,13 +29,13 @@ import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum, read_text
 from landprior.landcover.city import CityRef, find_city
-from landprior.raster.outputs import replacing
+from landprior.raster.outputs import check_output, replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
 from landprior.sources.areas import Area, CityPreset, check_component, list_cities, load_city
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
@@ -101,13 +101,17 @@ class Fetching(_Part):
     settings: dict[str, Any] = Field(description="of FetchSettings")
 
 
+def _check_city(name: str) -> str:
+    return check_component(name, "a city")
+
+
 class BatchPlan(_Part):
     """Tiles of one city of a workspace, and what is to be done with each."""
 
     format: Literal[1] = 1
     landprior: str = ""
     workspace: str = Field(min_length=1, description="absolute, or relative to the plan's file")
-    city: Annotated[str, AfterValidator(check_component)]
+    city: Annotated[str, AfterValidator(_check_city)]
     tiles: tuple[PlannedTile, ...] = Field(min_length=1)
     recipe: Recipe
     fetch: Fetching | None = None
@@ -242,17 +246,28 @@ def plan_area(
     )
 
 
-def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a plan as JSON.
+def check_plan_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
+    """Check, before any work, that a plan can be put at ``path``.
 
     Raises
     ------
-    OutputExistsError, InputError, RasterWriteError
-        See :func:`landprior.raster.outputs.replacing`.
+    InputError
+        If the name does not end in ``.json``.
+    LandpriorError
+        See :func:`landprior.raster.outputs.check_output`.
     """
-    with replacing(path, overwrite=overwrite) as temporary:
+    if Path(path).suffix.lower() != ".json":
+        msg = f"{path} cannot be the name of a plan: plans are written as .json; give a name that ends in it"
+        raise InputError(msg)
+    return check_output(path, overwrite=overwrite, inputs=inputs)
+
+
+def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a plan as JSON; errors as :func:`check_plan_output`."""
+    target = check_plan_output(path, overwrite=overwrite)
+    with replacing(target, overwrite=overwrite) as temporary:
         temporary.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return Path(path)
+    return target
 
 
 def read_plan(path: str | Path) -> BatchPlan:

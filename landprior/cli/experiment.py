@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="experiment")
-@click.argument("name", required=False)
+@click.argument("name", type=INPUT, required=False)
 @click.option("--root", type=INPUT, help="The data: torchgeo's root of the set, or the folder of the files.")
 @click.option(
     "-o",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     *,
-    name: str | None,
+    name: Path | None,
     root: Path | None,
     output: Path | None,
     listed: bool,
@@ -103,7 +103,7 @@ def command(
     experiment = load_experiment(name, **changes).narrowed(rows=rows, regions=regions, external=dict(maps))
     from landprior.superres.rivals import RIVALS
 
-    folder = output or Path("landprior-experiments") / Path(name).stem
+    folder = output or Path("landprior-experiments") / name.stem
     progress = show_progress(ctx)
     run_experiment(
         experiment, root, folder, rivals=RIVALS, device=device, progress=progress, dry_run=dry_run, as_json=as_json
@@ -124,6 +124,7 @@ def run_experiment(
     """Run or list the cells, write the report, print it."""
     from landprior.landcover.experiments.report import summarise, to_dict, to_markdown, write_report
     from landprior.landcover.experiments.runner import Runner
+    from landprior.raster.outputs import protecting
 
     runner = Runner(experiment, root, folder, rivals=rivals, device=device, progress=progress)
     if dry_run:
@@ -138,7 +139,8 @@ def run_experiment(
         found = runner.results()
         missing = len({cell.key for cell in runner.cells()} - {result.key for result in found})
         if found:
-            write_report(folder, experiment, found, missing=missing)
+            with protecting(runner.inputs()):
+                write_report(folder, experiment, found, missing=missing)
     runner.draw_panels(found)
     lines = summarise(experiment, found)
     click.echo(json.dumps(to_dict(experiment, lines), indent=2) if as_json else to_markdown(experiment, lines))

@@ -103,18 +103,17 @@ def command(
     see the workspace (--data).
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
-    from landprior.batch.plans import plan_area, plan_workspace, write_plan
+    from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan
     from landprior.cli.fetch import make_network, make_plan
     from landprior.cli.run import choose_tiles, refuse_sources, require_use_of_label_map, to_be_fetched
     from landprior.landcover.city import CityRef, find_city
     from landprior.landcover.pipeline import PipelineSettings, Workspace
-    from landprior.raster.outputs import check_output
 
     if learned is not None:
         from landprior.landcover.model import load_model
 
         load_model(learned)  # said now, not by every worker
-    check_output(output, overwrite=overwrite, inputs=[cooccurrence])
+    check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     ref = None if city is None else find_city(city, workspace)

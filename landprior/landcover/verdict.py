@@ -142,11 +142,11 @@ class Look:
         elif self.pixels < LEAST_PIXELS:
             why = f"there are too few pixels to judge by: {self.pixels}, and {LEAST_PIXELS} are needed"
         elif self.evidence < LEAST_EVIDENCE:
-            asked = f"evidence {self.evidence:.3f} nats, {LEAST_EVIDENCE} are asked"
-            why = f"the image tells nothing of the prior's classes: {asked}"
+            figures = f"evidence {self.evidence:.3f} nats, and {LEAST_EVIDENCE} are needed"
+            why = f"the image tells nothing of the prior's classes: {figures}"
         else:
             decision = "kept" if self.gain >= -CLEAR_LOSS else "abstained"
-            why = f"estimated accuracy {self.gain:+.3f} against the prior's own, at least {-CLEAR_LOSS} is asked"
+            why = f"estimated accuracy {self.gain:+.3f} against the prior's own; the least accepted is {-CLEAR_LOSS}"
         return {
             "decision": decision,
             "why": why,

@@ -354,6 +354,32 @@ def test_a_tile_of_more_cores_than_there_are_is_refused():
         _require_cores(4, 2)
 
 
+@pytest.mark.parametrize(
+    ("address", "given", "text"),
+    [
+        (None, "local", r"Ray cannot be started on this machine \(refused\)"),
+        ("head:6379", "head:6379", r"no Ray cluster at head:6379 \(refused\)"),
+    ],
+)
+def test_ray_on_this_machine_ignores_an_inherited_address(plan, monkeypatch, address, given, text):
+    import ray
+
+    from landprior.batch.cluster import run_on_ray
+
+    asked = []
+
+    def init(*, address, **_):
+        asked.append(address)
+        msg = "refused"
+        raise ConnectionError(msg)
+
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match=text):
+        run_on_ray(plan, address=address)
+    assert asked == [given]
+
+
 def test_without_ray_it_is_said(plan, monkeypatch):
     from landprior.batch import cluster
 

@@ -88,7 +88,7 @@ def of_tile(**changes):
         (of_tile(width=10**12), "width: .*less than or equal"),
         (of_tile(width=0), "width: "),
         (of_tile(width="wide"), "width: "),
-        (lambda content: content.update(city="../x"), "city: .*it is a path"),
+        (lambda content: content.update(city="../x"), "city: '../x' cannot be the name of a city: it is a path"),
         (lambda content: content.update(city="/usr"), "city: .*it is a path"),
         (lambda content: content.update(workspace="a\x00b"), "workspace: a path may not contain control characters"),
         (lambda content: content.update(workspace=""), "workspace: "),

@@ -107,14 +107,18 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
         ("run mine.json --ray ray://head-0.local:10001 --workers 2", 2, "--workers does not go with a cluster"),
         ("run mine.json --workers 2", 2, "--workers does not go with a run without --ray"),
         (f"{PLAN} -o mine.json", 1, "exists; give --overwrite"),
+        (f"{PLAN} -o landprior-data/town/west/naip.tif --overwrite", 1, "plans are written as .json"),
+        (f"{PLAN} -o plan", 1, "plans are written as .json"),
         ("plan --city village --scheme enviroatlas-5 -o p.json", 1, "has no city 'village'"),
         ("plan --city town -o p.json", 1, "'town' is not a preset"),
     ],
 )
-def test_what_is_refused(town, line, code, text):  # noqa: ARG001 - its directory
+def test_what_is_refused(town, line, code, text):
     good(f"{PLAN} -o mine.json")
+    before = {path: path.read_bytes() for path in town.rglob("*") if path.is_file()}
     result = run(f"-q {line}")
     assert (result.exit_code, text in result.stderr) == (code, True), result.output
+    assert {path: path.read_bytes() for path in town.rglob("*") if path.is_file()} == before
 
 
 def test_a_plan_says_what_it_will_take(town):  # noqa: ARG001 - its directory

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.cli.train import METHOD_LOSSES, METHODS
-from landprior.errors import ConfigError, MissingInputError
+from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.implicit.losses import LOSSES
 from landprior.landcover.experiments.config import Experiment
 from landprior.landcover.experiments.runner import Runner
@@ -115,6 +115,36 @@ def test_it_goes_on_after_an_interruption_and_ends_with_the_same_figures(config,
     monkeypatch.setattr(rivals, "predict", predict)
     good(f"compare {config} --place north -o {config.parent / 'other'}")
     assert (config.parent / "other" / "results.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize("kind", ["map of the prior", "report", "configuration"])
+def test_no_result_replaces_a_file_that_the_configuration_names(config, kind):
+    content = yaml.safe_load(config.read_text()) | {"methods": ["prior"], "places": {"north": ["a"]}}
+    config.write_text(yaml.safe_dump(content))
+    good(f"compare {config} -o {config.parent / 'first'}")
+    (kept,) = (config.parent / "first" / "maps").rglob("*.tif")
+    name = {"map of the prior": kept.relative_to(config.parent / "first"), "report": "report.png"}.get(
+        kind, "experiment.json"
+    )
+    labels = config.parent / "out" / name
+    labels.parent.mkdir(parents=True)
+    (config.parent / "a_lc.tif").rename(labels)
+    before = labels.read_bytes()
+    config.write_text(yaml.safe_dump(content | {"files": content["files"] | {"labels": f"out/{name}"}}))
+    result = run(f"-q compare {config} -o {config.parent / 'out'}")
+    assert result.exit_code == 1
+    assert len(result.output.strip().splitlines()) == 1, result.output
+    if kind != "configuration":  # which is taken for that of another comparison
+        assert f"would replace the input {labels}" in result.output
+    assert labels.read_bytes() == before
+
+
+def test_results_do_not_go_into_the_folder_of_the_data(config):
+    experiment = load_comparison(config).to_experiment()
+    with pytest.raises(InputError, match="is a folder of inputs; give the results a folder"):
+        Runner(experiment, config.parent, config.parent / "." / "", rivals=RIVALS)
+    result = run(f"-q compare {config} -o {config.parent}")
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
 
 
 def test_methods_and_places_are_chosen_by_name(config):

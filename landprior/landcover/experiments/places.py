@@ -102,26 +102,27 @@ class Places:
             msg = f"no data at {root}; torchgeo's sets are fetched with: landprior fetch --dataset NAME --root {root}"
             raise MissingInputError(msg)
 
-    def checksum(self) -> str:
-        """Return a checksum of the data: of torchgeo's index, or of every file.
+    def files(self) -> dict[str, Path]:
+        """Return the files that say whether the data has changed: torchgeo's index, or every file.
 
         Raises
         ------
         MissingInputError
             If a file is missing.
         """
-        if self._data.kind == "files":
-            splits = {own for region in self._regions.values() for some in region.splits.values() for own in some}
-            files = {
-                f"{layer} of {split}": _need(self._root / pattern.format(split=split), f"{layer} of {split}")
-                for split in splits
-                for layer, pattern in self._data.layers.items()
-            }
-        else:
-            files = {
-                "index": _need(self._root / _INDICES[self._data.kind], "is --root the root of torchgeo's data set?")
-            }
-        return make_key({}, files)
+        if self._data.kind != "files":
+            index = self._root / _INDICES[self._data.kind]
+            return {"index": _need(index, "is --root the root of torchgeo's data set?")}
+        splits = {own for region in self._regions.values() for some in region.splits.values() for own in some}
+        return {
+            f"{layer} of {split}": _need(self._root / pattern.format(split=split), f"{layer} of {split}")
+            for split in splits
+            for layer, pattern in self._data.layers.items()
+        }
+
+    def checksum(self) -> str:
+        """Return a checksum of :meth:`files`."""
+        return make_key({}, self.files())
 
     def region(self, name: str) -> Region:
         """Return a region by name."""

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import landprior
@@ -24,13 +25,12 @@ from landprior.landcover.prior import build_prior
 from landprior.landcover.training import TileSettings, TrainingTile, make_settings, train_files
 from landprior.landcover.tuning import best_of, tune
 from landprior.progress import track
-from landprior.raster.outputs import make_folder, replacing
+from landprior.raster.outputs import check_folder, make_folder, protecting, replacing
 from landprior.raster.scheme import load_scheme
 from landprior.records import add_records, read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from landprior.landcover.experiments.config import Experiment, Learned, Row
     from landprior.raster.scheme import ClassScheme
@@ -82,7 +82,7 @@ class Runner:
     ConfigError
         If the folder holds results of another configuration, or a row asks for a method that is not known.
     MissingInputError, InputError
-        If the data is not there.
+        If the data is not there, or the folder is that of the data.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Runner:
         self._root = root
         self._matrices: dict[str, Cooccurrence] = {}
         self._rows = {row.name: row for row in experiment.rows}
+        check_folder(folder, [root])
         self._record = self._check()
 
     # -- the folder ------------------------------------------------------------------------------
@@ -185,15 +186,28 @@ class Runner:
         LandpriorError
             The first failure. What is finished stays, and the same call goes on from there.
         """
-        self._claim()
-        known = {result.key for result in read_records(self.folder, Result)}
-        cells = list(self.cells())
-        for cell in track(cells, self.experiment.title[:40], "cell", show=self._progress):
-            if cell.key in known:
-                continue
-            logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
-            add_records(self.folder, self._run_cell(cell), Result, key=lambda result: result.key)
+        with protecting(self.inputs()):
+            self._claim()
+            known = {result.key for result in read_records(self.folder, Result)}
+            cells = list(self.cells())
+            for cell in track(cells, self.experiment.title[:40], "cell", show=self._progress):
+                if cell.key in known:
+                    continue
+                logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
+                add_records(self.folder, self._run_cell(cell), Result, key=lambda result: result.key)
         return self.results()
+
+    def inputs(self) -> list[Path]:
+        """Return the files that the experiment names, none of which a result may replace."""
+        named = [self.experiment.scheme, *(r.cooccurrence for r in self.experiment.regions.values() if r.cooccurrence)]
+        maps = [
+            self._external_path(row, place)
+            for row in self.experiment.rows
+            if row.method == "external"
+            for region in row.regions or self.experiment.columns
+            for place in self._places.find(region)
+        ]
+        return [*self._places.files().values(), *map(Path, named), *(self._root / name for name in named), *maps]
 
     def _run_cell(self, cell: Cell) -> list[Result]:
         row = self._rows[cell.row]
@@ -519,15 +533,16 @@ class Runner:
             return None
         rules = self._places.region(place.region)
         first = next(row for row in self.experiment.rows if row.method in ("prior", "weak", "rival"))
-        return draw_comparison(
-            self.folder / "maps.png",
-            self._scheme,
-            maps=there,
-            labels=place.labels,
-            label_map=rules.label_map,
-            image=place.image,
-            prior=self._prior(first, place.region, place),
-        )
+        with protecting(self.inputs()):
+            return draw_comparison(
+                self.folder / "maps.png",
+                self._scheme,
+                maps=there,
+                labels=place.labels,
+                label_map=rules.label_map,
+                image=place.image,
+                prior=self._prior(first, place.region, place),
+            )
 
 
 def _needed(path: Path | None, what: str, place: Place) -> Path:
