@@ -25,7 +25,8 @@ from landprior.landcover.engine import Engine, OpenVinoEngine, TorchEngine
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import make_settings, train_best
+from landprior.landcover.training import train_best
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:

@@ -25,9 +25,11 @@ from landprior.implicit.networks import build_fcn
 from landprior.implicit.training import TrainingSettings, fit
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.mapper import Mapper, window_for
+from landprior.landcover.patches import PatchFeed
 from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import PatchFeed, measure_bands, read_tile
-from landprior.landcover.training import make_settings, train_model
+from landprior.landcover.tiles import measure_bands, read_tile
+from landprior.landcover.training import train_model
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.windows import iter_blocks
 
 ROUNDS = 3

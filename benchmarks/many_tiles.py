@@ -23,7 +23,7 @@ from landprior.batch.tile_runner import run_plan, tile_of
 from landprior.landcover.coarse import LAYERS
 from landprior.landcover.pipeline import PipelineSettings, Workspace
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import make_settings
+from landprior.landcover.training_settings import make_settings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

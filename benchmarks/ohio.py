@@ -28,7 +28,8 @@ from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_labelled_tile, read_tile
-from landprior.landcover.training import make_settings, train_best
+from landprior.landcover.training import train_best
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.codes import read_classes
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

@@ -30,7 +30,8 @@ from landprior.landcover.hints import read_hints
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import make_settings, train_best
+from landprior.landcover.training import train_best
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.codes import read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

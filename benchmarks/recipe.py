@@ -25,7 +25,8 @@ from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import make_settings, train_best
+from landprior.landcover.training import train_best
+from landprior.landcover.training_settings import make_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,7 +22,8 @@ from benchmarks.accuracy.__main__ import Watch
 from benchmarks.accuracy.cases import prepare
 from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import TileSettings, make_settings, train_model
+from landprior.landcover.training import train_model
+from landprior.landcover.training_settings import TileSettings, make_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

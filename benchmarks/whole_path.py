@@ -24,7 +24,8 @@ from landprior.landcover.layers import ImageLayer
 from landprior.landcover.mapper import Mapper
 from landprior.landcover.prediction import predict
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import make_settings, train_model
+from landprior.landcover.training import train_model
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

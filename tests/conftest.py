@@ -159,7 +159,7 @@ def make_image(make_raster, rng):
 @pytest.fixture
 def quick():
     """Return settings of a training of seconds."""
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
     def make(**changes):
         loop = {"steps": 12, "warmup_steps": 6, "epoch_steps": 4} | changes.pop("training", {})

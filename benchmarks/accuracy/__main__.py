@@ -26,7 +26,8 @@ from landprior.errors import HarmWarning
 from landprior.landcover.evaluation import Scores, evaluate
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import TileSettings, train_model
+from landprior.landcover.training import train_model
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.codes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.pipeline import PipelineSettings
     from landprior.landcover.plan import FetchPlan, FetchSettings
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
     from landprior.landcover.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class BatchPlan(_Part):
 
 def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, threads: int = 1) -> Recipe:
     """Return the part of a plan that says how tiles are mapped."""
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
     return Recipe(
         scheme=settings.scheme,
@@ -353,7 +353,7 @@ def training_of(plan: BatchPlan) -> TileSettings:
     ConfigError
         If it does not say so in a form that landprior knows.
     """
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
     try:
         return TileSettings.model_validate(plan.recipe.training)

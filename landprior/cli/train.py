@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.implicit.losses import LossName
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 
 METHOD_LOSSES = {"qr": "qr", "rq": "rq", "soft-naive": "ce", "hard-naive": "ce-argmax"}

@@ -14,7 +14,8 @@ from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.provenance import Basis
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import TileSettings, train_files
+from landprior.landcover.training import train_files
+from landprior.landcover.training_settings import TileSettings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.outputs import make_folder

@@ -25,7 +25,8 @@ from landprior.landcover.image_kind import ImageKind, compare_sizes, kind_of
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.prior import PriorModel, PriorSettings
 from landprior.landcover.tiles import Tile, label_tile
-from landprior.landcover.training import TileSettings, clear_checkpoint, train_model
+from landprior.landcover.training import clear_checkpoint, train_model
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from landprior.landcover.evaluation import Scores
     from landprior.landcover.model import LandcoverModel
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import TileSettings, TrainingTile
+    from landprior.landcover.training import TrainingTile
+    from landprior.landcover.training_settings import TileSettings
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,8 @@ def model_of_tile(
 
     Parameters and errors as :func:`prior_of_tile`.
     """
-    from landprior.landcover.training import TileSettings, TrainingTile, train_files
+    from landprior.landcover.training import TrainingTile, train_files
+    from landprior.landcover.training_settings import TileSettings
 
     image = tile.require("naip", hint="every tile needs its image")
     prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
@@ -251,7 +253,7 @@ def joint_model_of_city(
 
     What it was made from is recorded beside it, in ``model.json``. Parameters and errors as :func:`prior_of_tile`.
     """
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
     training = training or TileSettings()
     target = tiles[0].path.parent / "model.safetensors"
@@ -360,7 +362,7 @@ def require_own_results(
         Names the first; see :func:`prior_of_tile`.
     """
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, command))

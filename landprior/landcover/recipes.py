@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.pipeline import PipelineSettings, Trainer
     from landprior.landcover.prediction import Products
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
     from landprior.landcover.workspace import TileFolder
 
 

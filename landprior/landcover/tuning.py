@@ -12,7 +12,8 @@ from landprior.errors import InputError
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.prediction import predict
 from landprior.landcover.provenance import make_key
-from landprior.landcover.training import TileSettings, TrainingTile, train_files
+from landprior.landcover.training import TrainingTile, train_files
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.outputs import check_apart, make_folder, replacing
 
 if TYPE_CHECKING:

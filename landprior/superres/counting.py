@@ -21,8 +21,10 @@ from landprior.implicit.losses import ce
 from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
-from landprior.landcover.tiles import PatchFeed, Tile, order_tiles
-from landprior.landcover.training import MOST_BORDER, TileSettings, train_model
+from landprior.landcover.patches import PatchFeed
+from landprior.landcover.tiles import Tile, order_tiles
+from landprior.landcover.training import MOST_BORDER, train_model
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.superres.statistics import CriterionName, compare_statistics
 

@@ -12,7 +12,8 @@ from landprior.errors import InputError
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import EPS, log_posterior
 from landprior.landcover.engine import TorchEngine, iter_strips
-from landprior.landcover.training import TileSettings, train_kept
+from landprior.landcover.training import train_kept
+from landprior.landcover.training_settings import TileSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

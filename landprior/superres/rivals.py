@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.experiments.runner import Rival
-    from landprior.landcover.training import TileSettings, TrainingTile
+    from landprior.landcover.training import TrainingTile
+    from landprior.landcover.training_settings import TileSettings
 
 
 def _by_model(

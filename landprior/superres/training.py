@@ -13,7 +13,8 @@ from landprior.landcover.cells import read_cells
 from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.model import check_model_output, save_model
 from landprior.landcover.tiles import Tile, order_tiles, read_tile
-from landprior.landcover.training import TileSettings, TrainingTile, clear_checkpoint
+from landprior.landcover.training import TrainingTile, clear_checkpoint
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.superres.counting import CountSettings, train_by_counts

@@ -24,7 +24,7 @@ from landprior.batch.plans import (
 from landprior.batch.tile_runner import RUN, TileRunner, run_plan, state_of, states_of, tile_of
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.pipeline import PipelineSettings, Workspace
-from landprior.landcover.training import TileSettings
+from landprior.landcover.training_settings import TileSettings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import load_scheme

@@ -20,7 +20,7 @@ from landprior.landcover.pipeline import (
     run_workspace,
     train_city,
 )
-from landprior.landcover.training import TileSettings
+from landprior.landcover.training_settings import TileSettings
 from landprior.landcover.workspace import ITEM, TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import ClassScheme, LandClass, load_scheme

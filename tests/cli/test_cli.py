@@ -33,7 +33,8 @@ from landprior.cli.train import command as train_command
 from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES, LossName
 from landprior.implicit.training import TrainingSettings
-from landprior.landcover import demo, hints, tiles, training
+from landprior.landcover import demo, hints, patches
+from landprior.landcover import training_settings as recipes
 from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
 from landprior.landcover.evaluation import evaluate
 from landprior.landcover.model import load_model, save_model
@@ -41,7 +42,7 @@ from landprior.landcover.plan import FetchSettings
 from landprior.landcover.prediction import Products, predict
 from landprior.landcover.prior import PriorSettings, build_prior
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import TileSettings
+from landprior.landcover.training_settings import TileSettings
 from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
@@ -450,14 +451,14 @@ def test_quiet_says_nothing_but_results_and_warnings(here, said, line):
 
 @pytest.mark.parametrize("quiet", ["", "-q "])
 def test_warnings_are_lines_of_their_own(here, monkeypatch, quiet):
-    batch_of = tiles.PatchFeed.__call__
+    batch_of = patches.PatchFeed.__call__
 
     def batch(feed, step):
         if step == 3:
             warnings.warn("a test", CollapseWarning, stacklevel=2)
         return batch_of(feed, step)
 
-    monkeypatch.setattr(tiles.PatchFeed, "__call__", batch)
+    monkeypatch.setattr(patches.PatchFeed, "__call__", batch)
     result = succeed(f"{quiet}train --image naip.tif --prior prior.tif {TINY} -o other.safetensors")
     assert "Warning: a test" in on_screen(result.stderr)
 
@@ -928,7 +929,7 @@ CHECKPOINT = ".again.safetensors.checkpoint"
 @pytest.fixture
 def interrupt(monkeypatch):
     """Return a function that has ctrl-C pressed at a step, once."""
-    batch_of = tiles.PatchFeed.__call__
+    batch_of = patches.PatchFeed.__call__
 
     def at(step):
         pressed = []
@@ -939,7 +940,7 @@ def interrupt(monkeypatch):
                 raise KeyboardInterrupt
             return batch_of(feed, now)
 
-        monkeypatch.setattr(tiles.PatchFeed, "__call__", batch)
+        monkeypatch.setattr(patches.PatchFeed, "__call__", batch)
 
     return at
 
@@ -1052,7 +1053,7 @@ def town(chain, tmp_path, monkeypatch):
         shutil.copy(chain[0] / f"{name}.tif", target)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANDPRIOR_DATA", "data")
-    monkeypatch.setattr(training, "TileSettings", quick)
+    monkeypatch.setattr(recipes, "TileSettings", quick)
     return tmp_path / "data" / "town" / "centre"
 
 

@@ -8,9 +8,9 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.implicit.training import TrainingSettings
-from landprior.landcover import training
+from landprior.landcover import training_settings
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import TileSettings
+from landprior.landcover.training_settings import TileSettings
 from landprior.landcover.workspace import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import MAP_NODATA
@@ -61,7 +61,7 @@ def town(tmp_path, scene, monkeypatch):
     write_raster(folder / "labels.tif", scene.truth, scene.grid, nodata=MAP_NODATA, overviews="nearest")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LANDPRIOR_DATA", "data")
-    monkeypatch.setattr(training, "TileSettings", quick)
+    monkeypatch.setattr(training_settings, "TileSettings", quick)
     return folder
 
 

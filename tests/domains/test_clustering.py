@@ -35,8 +35,9 @@ from landprior.implicit.training import TrainingSettings
 from landprior.landcover.blur import blur_log
 from landprior.landcover.layers import ImageLayer, PriorLayer
 from landprior.landcover.model import load_model
+from landprior.landcover.patches import vary_bands
 from landprior.landcover.prediction import Products
-from landprior.landcover.tiles import COLOUR_FLOOR, measure_bands, measure_colours, vary_bands
+from landprior.landcover.tiles import COLOUR_FLOOR, measure_bands, measure_colours
 from landprior.raster.cog import write_raster
 from landprior.raster.reading import open_raster
 

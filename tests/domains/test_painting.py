@@ -43,7 +43,7 @@ from landprior.implicit.networks import build_positional_fcn
 from landprior.landcover.layers import PositionLayer
 from landprior.landcover.model import load_model
 from landprior.landcover.prediction import predict
-from landprior.landcover.training import make_settings
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.grid import Grid
 
 RGB = make_palette(["sky=red", "ship=lime", "sea=blue"])

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np, rasterio
 from safetensors.numpy import load_file
 import lightning.fabric, pystac, safetensors.torch, torch._dynamo
-import landprior.landcover.pipeline, landprior.landcover.training, landprior.landcover.prediction
+import landprior.landcover.pipeline, landprior.landcover.training_settings, landprior.landcover.prediction
 from landprior.cli import main
 from landprior.landcover.demo import write_scene
 
 os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 torch.set_num_threads(1)
-training = landprior.landcover.training
-usual = training.make_settings
-training.make_settings = lambda recipe, **changes: usual(recipe, **changes | {"steps": 24, "patch_size": 32})
+settings = landprior.landcover.training_settings
+usual = settings.make_settings
+settings.make_settings = lambda recipe, **changes: usual(recipe, **changes | {"steps": 24, "patch_size": 32})
 base, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 

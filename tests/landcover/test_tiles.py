@@ -9,7 +9,8 @@ import torch
 
 from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
 from landprior.implicit.seeds import derive_seed
-from landprior.landcover.tiles import PatchFeed, count_middles, measure_bands, read_tile, turn_batch
+from landprior.landcover.patches import PatchFeed, count_middles, turn_batch
+from landprior.landcover.tiles import measure_bands, read_tile
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from landprior.errors import HarmWarning, InputError, MissingInputError, ModelError, OutputExistsError
 from landprior.landcover.model import load_model
+from landprior.landcover.patches import PatchFeed
 from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import PatchFeed, measure_bands, read_labelled_tile, read_tile
-from landprior.landcover.training import TileSettings, make_settings, train_best, train_files, train_model
+from landprior.landcover.tiles import measure_bands, read_labelled_tile, read_tile
+from landprior.landcover.training import train_best, train_files, train_model
+from landprior.landcover.training_settings import TileSettings, make_settings
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::landprior.errors.HarmWarning", "ignore::landprior.errors.CollapseWarning"

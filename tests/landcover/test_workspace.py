@@ -38,7 +38,7 @@ from landprior.landcover.prediction import Products
 from landprior.landcover.prior import PriorSettings
 from landprior.landcover.provenance import make_key
 from landprior.landcover.scene import make_scene
-from landprior.landcover.training import TileSettings, make_settings
+from landprior.landcover.training_settings import TileSettings, make_settings
 from landprior.landcover.workspace import ITEM, RESULTS, TileFolder, Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

@@ -12,7 +12,8 @@ from landprior.landcover.cells import Cells
 from landprior.landcover.cooccurrence import Cooccurrence
 from landprior.landcover.model import load_model
 from landprior.landcover.tiles import Tile, measure_bands
-from landprior.landcover.training import TileSettings, TrainingTile
+from landprior.landcover.training import TrainingTile
+from landprior.landcover.training_settings import TileSettings
 from landprior.superres.counting import CellFeed, CountObjective, CountSettings, train_by_counts
 from landprior.superres.maximisation import EmSettings, _expect, train_by_em
 from landprior.superres.statistics import compare_statistics

@@ -29,7 +29,8 @@ from landprior.implicit.training import Batch, TrainingSettings, fit
 from landprior.landcover.image_kind import ImageKind, require_one_kind
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
-from landprior.landcover.tiles import PatchFeed, Tile, measure_bands, measure_colours
+from landprior.landcover.patches import PatchFeed
+from landprior.landcover.tiles import Tile, measure_bands, measure_colours
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import iter_blocks
 

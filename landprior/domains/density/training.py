@@ -35,8 +35,10 @@ from landprior.implicit.seeds import derive_seed
 from landprior.landcover.image_kind import ImageKind
 from landprior.landcover.layers import ImageLayer
 from landprior.landcover.model import BandStatistics
-from landprior.landcover.tiles import PatchFeed, Tile, require_compatible
-from landprior.landcover.training import TileSettings, make_settings, train_model
+from landprior.landcover.patches import PatchFeed
+from landprior.landcover.tiles import Tile, require_compatible
+from landprior.landcover.training import train_model
+from landprior.landcover.training_settings import TileSettings, make_settings
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream
 

@@ -17,7 +17,8 @@ from landprior.landcover.layers import ImageLayer, PositionLayer
 from landprior.landcover.model import load_model, save_model
 from landprior.landcover.prediction import Products, beside, predict, write_quicklook
 from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import clear_checkpoint, make_settings, train_best
+from landprior.landcover.training import clear_checkpoint, train_best
+from landprior.landcover.training_settings import make_settings
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, check_output, checkpoint_of, make_folder
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from landprior.implicit.training import Warmup
     from landprior.landcover.model import LandcoverModel
     from landprior.landcover.tiles import Tile
-    from landprior.landcover.training import TileSettings
+    from landprior.landcover.training_settings import TileSettings
 
 MODEL, CLASSES = "model.safetensors", "classes.tif"
 LOSS = "rq"

@@ -22,7 +22,8 @@ from landprior.landcover.learned_prior import LabelledPlace, learn_prior, prior_
 from landprior.landcover.model import LandcoverModel, load_model
 from landprior.landcover.prediction import map_prior, predict
 from landprior.landcover.prior import build_prior
-from landprior.landcover.training import TileSettings, TrainingTile, make_settings, train_files
+from landprior.landcover.training import TrainingTile, train_files
+from landprior.landcover.training_settings import TileSettings, make_settings
 from landprior.landcover.tuning import best_of, tune
 from landprior.progress import track
 from landprior.raster.outputs import check_folder, make_folder, protecting, replacing
