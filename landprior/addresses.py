@@ -1,4 +1,4 @@
-"""Addresses in messages and records, without what may be secret."""
+"""Take secrets out of addresses that messages and records show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _USER = re.compile(r"(?<=/)[^/?#]*@")
 
 
 def redact(url: str) -> str:
-    """Return an address or a path as it may be shown: without user, password, query and fragment."""
+    """Return an address or a path without user, password, query and fragment, so that it may be shown."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
@@ -22,5 +22,5 @@ def redact(url: str) -> str:
 
 
 def hide_addresses(text: str) -> str:
-    """Return a text, such as a server's own words, with every URL in it redacted."""
+    """Return a text, such as a server's message, with every URL in it redacted."""
     return _ADDRESS.sub(lambda found: redact(found[0]), text)

@@ -39,14 +39,19 @@ def _loopback_only(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before():
-    """Undo what the command line does to logging and warnings, so that a test does not depend on those before."""
-    logger, show = logging.getLogger("landprior"), warnings.showwarning
-    before = logger.propagate, list(logger.handlers), logger.level
+def _fresh_logging():
+    """Undo what the command line does to logging and warnings, also where a fixture of a whole module has run it."""
+    show = warnings.showwarning
+    _reset_logging()
     yield
-    logger.propagate, logger.handlers[:] = before[0], before[1]
-    logger.setLevel(before[2])
+    _reset_logging()
     warnings.showwarning = show
+
+
+def _reset_logging():
+    logger = logging.getLogger("landprior")
+    logger.propagate, logger.handlers[:] = True, []
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

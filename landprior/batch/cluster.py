@@ -73,8 +73,8 @@ def run_on_ray(
     InputError
         If Ray is not installed.
     ConfigError
-        If the plan asks for a training that there is not, the cluster cannot be reached, or this machine has fewer
-        cores than a tile takes.
+        If the plan asks for an unknown training, the cluster cannot be reached, or this machine has fewer cores than
+        a tile takes.
     """
     if importlib.util.find_spec("ray") is None:
         msg = "Ray is not installed; get it with: pip install 'landprior[ray]', or run the plan without --ray"
@@ -137,7 +137,7 @@ def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception],
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of a message that says something; Ray's may be empty, or begin with empty lines."""
+    """Return the first line of a message that is not empty; Ray's may be empty, or begin with empty lines."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "without a reason")
 
 

@@ -55,9 +55,9 @@ def join_maps(
 ) -> Path:
     """Join the maps of tiles to one COG, streamed.
 
-    Where tiles overlap, a pixel is that of the tile whose own ground (without the margin that fetch adds) it lies on;
-    where it lies on none's or on several's, that of the first tile with data. So the result does not depend on when
-    a tile was finished.
+    Where tiles overlap, a pixel comes from the tile whose core (without the margin that fetch adds) contains it. Where
+    no core or several contain it, it comes from the first tile with data. So the result does not depend on when a tile
+    was finished.
 
     Parameters
     ----------
@@ -68,18 +68,18 @@ def join_maps(
     scheme
         The classes of the maps.
     crs
-        Of the mosaic; that of most tiles by default. Tiles in another are warped by nearest neighbour.
+        Of the mosaic; by default that of most tiles. Tiles in another CRS are warped by nearest neighbour.
     pixel
-        Its pixel size in metres on the ground, in the middle of the mosaic; the first tile's by default. In a CRS that
-        keeps lengths within 5 % (UTM, Albers, a State Plane) the metre of its own coordinates is meant.
+        Pixel size in metres on the ground, in the middle of the mosaic; by default the first tile's. In a CRS that
+        keeps lengths within 5 % (UTM, Albers, a State Plane) metres of its coordinates are used instead.
     overwrite, progress
         As for :func:`landprior.landcover.prediction.predict`.
 
     Raises
     ------
     InputError
-        If there is no map, a map has no CRS, the CRS is unknown or cannot hold the maps, the pixel is as large as the
-        mosaic, or no pixel would have data.
+        If there is no map, a map has no CRS, the CRS is unknown or does not cover the maps, the pixel is as large as
+        the mosaic, or no pixel would have data.
     """
     sources = [tile.file("prediction") for tile in tiles]
     target = check_output(output, overwrite=overwrite, inputs=sources, kind="raster")
@@ -122,10 +122,10 @@ def _find_crs(text: str) -> CRS:
     try:
         found = CRS.from_user_input(text)
     except CRSError as error:
-        msg = f"--crs {text}: not a CRS that is known here; give a code such as EPSG:5070"
+        msg = f"--crs {text}: unknown CRS; give a code such as EPSG:5070"
         raise InputError(msg) from error
     if not (found.is_projected or found.is_geographic):
-        msg = f"--crs {text}: neither projected nor in degrees, so maps cannot be put on it; give EPSG:5070, say"
+        msg = f"--crs {text}: neither projected nor in degrees, so maps cannot be warped to it; give EPSG:5070, for example"
         raise InputError(msg)
     return found
 
@@ -181,7 +181,7 @@ def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple
 
 
 _TRUE = 0.05
-"""Share by which a projection may stretch lengths while the metre of its own coordinates is taken as the ground's."""
+"""Share by which a projection may stretch lengths while metres of its coordinates still count as metres on the ground."""
 
 OPEN_AT_ONCE = 32
 

@@ -50,7 +50,7 @@ class _Part(BaseModel):
 
 
 FORMAT = 1
-"""Of plans; another one is refused."""
+"""Version of the format of plans; others are refused."""
 
 MOST_THREADS = 1024
 """Cores a tile may take."""
@@ -71,7 +71,7 @@ class Recipe(_Part):
 
     scheme: ClassScheme
     cooccurrence: dict[int, tuple[float, ...]]
-    cooccurrence_pixels: dict[int, int] = Field({}, description="how many fine pixels a row rests on; weights them")
+    cooccurrence_pixels: dict[int, int] = Field({}, description="how many fine pixels a row rests on, as its weight")
     cooccurrence_source: str = ""
     learned: str | None = Field(None, description="path of a learned prior")
     learned_checksum: str | None = None
@@ -79,7 +79,7 @@ class Recipe(_Part):
     posterior: bool = True
     label_map: dict[int, int] = {}
     threads: int = Field(
-        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats depend on how many share them"
+        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats depend on how many cores compute them"
     )
 
     @model_validator(mode="after")
@@ -87,7 +87,7 @@ class Recipe(_Part):
         for code, row in self.cooccurrence.items():
             good = len(row) == len(self.scheme) and all(0 <= value <= 1 for value in row)
             if not good or not 0 <= code <= MAP_NODATA or abs(sum(row) - 1) > 1e-3:
-                msg = f"cooccurrence of code {code} is not {len(self.scheme)} probabilities that add to 1"
+                msg = f"cooccurrence of code {code} is not {len(self.scheme)} probabilities that sum to 1"
                 raise ValueError(msg)
         return self
 
@@ -137,7 +137,7 @@ class BatchPlan(_Part):
     def digest(self) -> str:
         """A hash of what is done with the tiles; the workspace may move, and tiles be added."""
         left_out = {"learned", "cooccurrence_source"}
-        # of later versions: without them a plan has the hash that it had
+        # fields of later versions: where they are not set, the hash of a plan stays the same
         left_out |= set() if self.recipe.cooccurrence_pixels else {"cooccurrence_pixels"}
         own = self.fetch is not None and self.fetch.preset is not None
         content = {
@@ -302,7 +302,7 @@ def read_plan(path: str | Path) -> BatchPlan:
 
 
 def _require_format(text: str) -> None:
-    """Refuse a plan of another version, whatever else it holds."""
+    """Refuse a plan of another version before anything else in it is checked."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -314,12 +314,12 @@ def _require_format(text: str) -> None:
 
 
 def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
-    """Return which place a plan fetches, and from where and how.
+    """Return which place a plan fetches, from which sources and how.
 
     Raises
     ------
     ConfigError
-        If it fetches nothing, its settings are none, its outline is no polygon in degrees, or its preset is unknown.
+        If it fetches nothing, its settings are invalid, its outline is not a polygon in degrees, or its preset is unknown.
     """
     from landprior.landcover.plan import FetchSettings
 
@@ -351,7 +351,7 @@ def training_of(plan: BatchPlan) -> TileSettings:
     Raises
     ------
     ConfigError
-        If it does not say so in a form that landprior knows.
+        If its settings are invalid.
     """
     from landprior.landcover.training_settings import TileSettings
 
@@ -396,13 +396,13 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
     environment
         Variables and their values.
     count
-        Of shards, where the batch system does not say it.
+        Number of shards, for batch systems that do not tell it.
 
     Raises
     ------
     InputError
-        If it has given none, does not say of how many and ``count`` does not either, says another number than
-        ``count``, or its indexes are not evenly spaced, so that a part of the array has been submitted.
+        If there is no index, or no number of shards; if the number is not ``count``; or if the indexes are not evenly
+        spaced, so that only a part of the array has been submitted.
     """
     for name, size in _ARRAYS:
         if name in environment:
@@ -417,7 +417,7 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
             if name.startswith("SLURM"):
                 index = _slurm_index(environment, index, total)
             if not 0 <= index < total:
-                msg = f"{name} is {environment[name]}, which is not one of {total} shards; give --shard INDEX/{total}"
+                msg = f"{name} is {environment[name]}, which is not the index of one of {total} shards; give --shard INDEX/{total}"
                 raise InputError(msg)
             return index, total
     names = ", ".join(names[0] for names in _ARRAYS)
@@ -433,7 +433,7 @@ def _slurm_index(environment: Mapping[str, str], task: int, total: int) -> int:
     if not even:
         msg = (
             f"the array's {total} tasks are not evenly spaced (from {first} to {last}, task {task}, step {step}), so "
-            f"the shard cannot be told; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
+            f"the shard is not known; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
         )
         raise InputError(msg)
     return (task - first) // step

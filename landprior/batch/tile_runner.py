@@ -65,7 +65,7 @@ class TileRunner:
     network
         For plans of places that are fetched.
     overwrite
-        Make results anew that are there and not of this plan, whoever made them.
+        Replace existing results that are not of this plan, whoever made them.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TileRunner:
             Instead of the whole chain: gets the folder, returns what is to be noted.
         """
         tile = tile_of(self.plan, name)
-        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # never a workspace out of nothing
+        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not make a workspace
             return TileState(name, "failed", f"there is no tile at {tile.path}; make a new plan if it has moved")
         make_folder(tile.path)
         clear_leftovers(tile.path)
@@ -285,7 +285,7 @@ def state_of(plan: BatchPlan, name: str) -> TileState:
 
 
 def _describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
-    """Return what the layers and the map of a tile are now: their sums, and stamps to spare reading them."""
+    """Return the checksums of a tile's layers and map as they are now, and stamps that spare reading them again."""
     return {
         name: {"stamp": _shared_stamp(path), "sha256": checksum(path)}
         for name, path in tile.present([*INPUTS, "prediction"]).items()
@@ -293,12 +293,12 @@ def _describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
 
 
 def _shared_stamp(path: Path) -> list[int]:
-    """Return the stamp of a file but for its device, which is another on every node of a cluster."""
+    """Return the stamp of a file without its device, which differs between the nodes of a cluster."""
     return list(stamp_of(path)[1:])
 
 
 def _find_change(tile: TileFolder, noted: object) -> str:
-    """Say what has changed since a tile was done; "" if nothing has."""
+    """Say what has changed since a tile was done; empty if nothing has."""
     if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
         return "its map is gone"
     if not isinstance(noted, dict):  # of an earlier version
@@ -353,7 +353,7 @@ def run_plan(
     Raises
     ------
     ConfigError
-        If the plan asks for a training that there is not.
+        If the plan asks for an unknown training.
     """
     training_of(plan)  # once, rather than in every tile
     runner = TileRunner(plan, device=device, network=network, overwrite=overwrite)

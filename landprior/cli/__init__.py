@@ -47,7 +47,7 @@ _COMMANDS = {
 }
 
 _FOREIGN: list[str] = []
-"""What was found in the environment that belongs to another GDAL or PROJ, to be logged."""
+"""Warnings about settings of another GDAL or PROJ in the environment, to be logged later."""
 
 
 class _Commands(click.Group):
@@ -87,7 +87,7 @@ class _Commands(click.Group):
             ctx.fail(f"No such command {args[0]!r}.{hint}")
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
-        """Run the command line, on whatever terminal and environment it is."""
+        """Run the command line, whatever the terminal and the environment."""
         from landprior.cli.terminal import explain_failure, give_up_stdout, prepare_streams, quiet_libraries
         from landprior.environment import drop_foreign_settings
 
@@ -96,7 +96,7 @@ class _Commands(click.Group):
         _FOREIGN[:] = drop_foreign_settings()  # before anything imports GDAL
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:  # as --help is printed
+        except OSError as error:  # for an error while --help is printed
             said = explain_failure(error)
             if said is None:
                 raise
@@ -156,7 +156,7 @@ def _say(text: str) -> None:
 
 
 def _tighten(command: click.Command) -> None:
-    """Let choices be written in upper or lower case (QR, Best), and refuse NaN, infinity and endless numbers.
+    """Accept choices in upper or lower case (QR, Best), and refuse NaN, infinity and huge numbers.
 
     Only ``--nodata`` may be NaN or infinite.
     """
@@ -215,7 +215,7 @@ def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
     """Let a command check its outputs against its inputs before it does anything."""
 
     @functools.wraps(callback)
-    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - the command's own
+    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the command returns
         from landprior.cli.options import check_places
         from landprior.raster.outputs import protecting
 

@@ -139,7 +139,7 @@ def _environment(problems: list[str], notes: list[str]) -> dict[str, str]:
 
         transform(CRS.from_epsg(4326), CRS.from_epsg(26917), [-81.0], [40.0])
         pyproj.Transformer.from_crs(4326, 26917, always_xy=True).transform(-81.0, 40.0)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be told
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
         names = ", ".join(in_use) or "PROJ_LIB, PROJ_DATA"
         problems.append(f"PROJ does not work ({first_line(error)}): unset {names}, or reinstall rasterio and pyproj")
     return in_use

@@ -46,7 +46,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
         names = None if classes is None else [name.strip() for name in classes.split(",")]
         return read_images(data, table=table, classes=names)
     if table is not None or classes is not None:
-        msg = "--download does not go with --table and --classes; the set has its own labels"
+        msg = "--download cannot be used with --table and --classes; the set has its own labels"
         raise click.UsageError(msg)
     from landprior.sources.cache import Cache
     from landprior.sources.network import Network

@@ -20,7 +20,7 @@ class InputType(click.Path):
     """An input file or folder; the library checks whether it is there and readable."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local file while its text is whole: a Path makes s3:/b of s3://b."""
+        """Refuse what is not a local file before it becomes a Path, which turns s3://b into s3:/b."""
         from landprior.raster.outputs import archive_path, explain_remote_input
 
         why = explain_remote_input(value)
@@ -33,7 +33,7 @@ class OutputType(click.Path):
     """A file, or a folder, to write."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local path while its text is whole."""
+        """Refuse what is not a local path before it becomes a Path."""
         from landprior.errors import InputError
         from landprior.raster.outputs import refuse_remote
 
@@ -48,10 +48,10 @@ INPUT = InputType(path_type=Path)
 OUTPUT = OutputType(path_type=Path)
 OUTPUT_FOLDER = OutputType(path_type=Path, file_okay=False)
 _SOURCES = ("nlcd", "osm", "buildings")
-"""Options that name a file, or something else: a URL, none."""
+"""Options that name a file or something else, such as a URL or ``none``."""
 
 _READ = "landprior.read"
-"""Where the context lists files that were read while the options were parsed."""
+"""Key under which the context lists files that were read while the options were parsed."""
 
 
 def check_places(ctx: click.Context) -> list[Path]:
@@ -60,7 +60,7 @@ def check_places(ctx: click.Context) -> list[Path]:
     Raises
     ------
     InputError
-        See :func:`landprior.raster.outputs.check_apart`; or results would go into a folder of inputs.
+        See :func:`landprior.raster.outputs.check_apart`; also if results would go into a folder of inputs.
     """
     from landprior.raster.outputs import check_apart, check_folder
 
@@ -88,11 +88,11 @@ def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has pars
 
 
 LARGEST = 2**31 - 1
-"""The largest count or seed that an option takes; more does not fit libraries behind it."""
+"""The largest count or seed that an option takes; libraries overflow beyond."""
 
 
 class FiniteFloat(click.types.FloatParamType):
-    """A number, and neither NaN nor infinite, which pass every other check."""
+    """A finite number; NaN and infinity would pass every other check."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         """Parse the text."""
@@ -107,13 +107,13 @@ class FiniteFloatRange(FiniteFloat, click.FloatRange):
 
 
 class BoundedInt(click.types.IntParamType):
-    """A whole number of a size that libraries can count to."""
+    """A whole number that libraries can count to."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
         """Parse the text."""
         number = int(super().convert(value, param, ctx))
         if abs(number) > LARGEST:
-            self.fail(f"{value} is too large; the largest number that it takes is {LARGEST}.", param, ctx)
+            self.fail(f"{value} is too large; the largest number here is {LARGEST}.", param, ctx)
         return number
 
 
@@ -122,14 +122,14 @@ class BoundedIntRange(BoundedInt, click.IntRange):
 
 
 def finite(kind: click.types.FloatParamType) -> FiniteFloat:
-    """Return a type of the same numbers, the finite ones."""
+    """Return the same type for finite numbers only."""
     if isinstance(kind, click.FloatRange):
         return FiniteFloatRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return FiniteFloat()
 
 
 def counted(kind: click.types.IntParamType) -> BoundedInt:
-    """Return a type of the same numbers, up to :data:`LARGEST`."""
+    """Return the same type for numbers up to :data:`LARGEST`."""
     if isinstance(kind, click.IntRange):
         return BoundedIntRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return BoundedInt()
@@ -189,7 +189,7 @@ label_map_option = click.option(
 
 def band_option(what: str, *names: str) -> Callable[[F], F]:
     """Return an option that chooses the band of codes of a raster; the last of its names is the parameter's."""
-    text = f"Which band of {what} holds the codes, if it has several; FILE|band=N says it for one file."
+    text = f"Which band of {what} holds the codes, if it has several; or write FILE|band=N for a single file."
     return click.option(*names, names[-1].strip("-").replace("-", "_"), type=click.IntRange(min=1), help=text)
 
 
@@ -389,18 +389,18 @@ def refuse_without_city(ctx: click.Context) -> None:
     click.UsageError
         Names the first of them.
     """
-    _refuse(ctx, ("tiles", "workspace"), "is for a workspace; say which of its places with --city")
+    _refuse(ctx, ("tiles", "workspace"), "is for a workspace; name one of its places with --city")
 
 
 def refuse_options(ctx: click.Context, what: str, *names: str) -> None:
-    """Refuse options that say nothing about what was given.
+    """Refuse options that have no effect with what was given.
 
     Raises
     ------
     click.UsageError
         Names the first of them.
     """
-    _refuse(ctx, names, f"does not go with {what}")
+    _refuse(ctx, names, f"cannot be used with {what}")
 
 
 def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:

@@ -178,7 +178,7 @@ def find_palette(
 
     if model is not None:
         if classes:
-            msg = "--class does not go with --model: a model has its classes"
+            msg = "--class cannot be used with --model: a model has its classes"
             raise click.UsageError(msg)
         from landprior.landcover.model import load_model
 

@@ -112,7 +112,7 @@ def command(
     if learned is not None:
         from landprior.landcover.model import load_model
 
-        load_model(learned)  # said now, not by every worker
+        load_model(learned)  # fail here, not in every worker
     check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Map in spite of the checks: r of all classes of a model judged worse than its prior, and an image of "
+    help="Map in spite of the checks: r with all classes of a model judged worse than its prior, and an image of "
     "another kind (data type, values, bands, pixel size) than the model was trained on.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif.")
@@ -115,7 +115,7 @@ def command(
         quicklook=quicklook,
     )
     if not probabilities:
-        refuse_options(ctx, "a map alone; it is how --probabilities lie on disk", "encoding")
+        refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")
     if city is not None and image is not None:
         msg = "give IMAGE for plain files, or --city for a workspace, not both"
         raise click.UsageError(msg)

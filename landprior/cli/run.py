@@ -73,14 +73,14 @@ class RayAddressType(click.ParamType):  # type: ignore[type-arg]
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
-        """Refuse at once what can be no address, which Ray would look for."""
+        """Refuse at once what cannot be an address; Ray would try to reach it."""
         host, _, port = str(value).removeprefix("ray://").rpartition(":")
         named = re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]", host)
         if value not in ("here", "auto") and not (
             named and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16
         ):
             self.fail(
-                f"{value!r} is no address of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. For Ray on this "
+                f"{value!r} is not the address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT). For Ray on this "
                 "machine give --ray last, without a value.",
                 param,
                 ctx,
@@ -117,7 +117,7 @@ class RayAddressType(click.ParamType):  # type: ignore[type-arg]
     is_flag=False,
     flag_value="here",
     metavar="[ADDRESS]",
-    help="Run a PLAN on Ray: here, or a cluster.",
+    help="Run a PLAN on Ray, here or on a cluster.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="With --ray on this machine: cores.  [default: all]")
 @click.option("--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="With --ray: GPUs a tile.")
@@ -172,10 +172,10 @@ def command(
 
     A place that has no tiles in the workspace yet is fetched first (see 'landprior fetch --help' for the
     options of places and sources). A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif,
-    and, where there are, roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores
+    and, if there are any, roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores
     only); it may be filled by hand. What is done and current is skipped; item.json in each folder says what
-    was made from what. A prior, model or map that is not of this recipe, because another command, another model or you
-    made it, is kept and refused without --overwrite. With a PLAN (landprior plan) a tile that fails stops no other;
+    was made from what. A prior, model or map that you, another command or another model made
+    is kept, and the run stops, unless --overwrite is given. With a PLAN (landprior plan) a tile that fails stops no other;
     the exit status is 1 then, and landprior status says why.
     """  # noqa: D301
     if plan is not None:
@@ -328,7 +328,7 @@ def to_be_fetched(workspace: Path, city: CityRef) -> bool:
 
 
 def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
-    """Refuse options of places and sources for a place that is not to be fetched, which would ignore them.
+    """Refuse options of places and sources for a place that is not fetched, where they would be ignored.
 
     Raises
     ------
@@ -337,7 +337,7 @@ def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
     """
     from landprior.landcover.workspace import TileFolder
 
-    refuse_options(ctx, "--city; say where by one of them", "bbox", "place", "aoi", "name")
+    refuse_options(ctx, "--city; give one of them", "bbox", "place", "aoi", "name")
     images = list((workspace / city.name).glob("*/naip.tif"))
     if any("naip" in TileFolder(path=path.parent, city=city.name).steps() for path in images):
         how = f"say where it is, as when it was fetched (--bbox, --place or --aoi, and --name {city.name})"
@@ -376,12 +376,12 @@ def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, i
     label_map
         As it was given.
     fetched
-        Whether labels are given with it, so that the fetch uses it.
+        Whether labels are given too, so that the fetch uses the map.
 
     Raises
     ------
     InputError
-        If no tile has labels, or those of all were put into the codes of the scheme by fetch.
+        If no tile has labels, or fetch has converted the labels of all tiles to the scheme's codes.
     """
     from landprior.errors import InputError
 
@@ -389,11 +389,13 @@ def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, i
         return
     there = [tile for tile in tiles if tile.file("labels").is_file()]
     if not there:
-        msg = f"--label-map would have no effect: no tile has a labels.tif, such as {tiles[0].file('labels')}"
+        msg = (
+            f"--label-map would have no effect: no tile has labels (there is no {tiles[0].file('labels')}, for example)"
+        )
         raise InputError(msg)
     if all(tile.is_recorded("labels") for tile in there):
         msg = (
-            f"--label-map would have no effect: fetch has put {there[0].file('labels')} into the codes of the scheme "
+            f"--label-map would have no effect: fetch has converted {there[0].file('labels')} to the scheme's codes "
             "already; give it with --labels, or leave it out"
         )
         raise InputError(msg)

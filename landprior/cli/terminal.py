@@ -1,4 +1,4 @@
-"""What the command line does with its terminal and with errors: one line each, on any encoding, full disk or pipe."""
+"""Output on any terminal and in any encoding, and errors as one line each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEBUG = "LANDPRIOR_DEBUG"
-"""If this variable is set, an unexpected error is raised with its traceback, not put in one line."""
+"""If this variable is set, an unexpected error is raised with its traceback, not shown as one line."""
 
 _ENCODE = "landprior.terminal"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr fit to write to: open, and never failing on a letter that they cannot show."""
+    """Make stdout and stderr safe to write to: open, and without errors on characters that they cannot show."""
     for number in (0, 1, 2):  # a closed one would be given to the next file that is opened
         try:
             os.fstat(number)
@@ -35,7 +35,7 @@ def prepare_streams() -> None:
 
 
 def _encode_what_goes(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode what an encoding cannot: bytes of a file name as they were, other letters as a question mark."""
+    """Encode what an encoding lacks: bytes of a file name as they were, other characters as a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
@@ -43,7 +43,7 @@ def _encode_what_goes(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def quiet_warnings() -> None:
-    """Keep ``PYTHONWARNINGS=error`` from turning other libraries' remarks into failures, here and in workers."""
+    """Keep ``PYTHONWARNINGS=error`` from turning warnings of other libraries into failures, here and in workers."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")
         os.environ.pop("PYTHONWARNINGS", None)
@@ -67,7 +67,7 @@ def quiet_libraries() -> None:
 
 
 def _drop_notes(note: sys.UnraisableHookArgs, otherwise: Callable[[sys.UnraisableHookArgs], object]) -> None:
-    """Log what rasterio could not decode of GDAL's messages; give other notes on."""
+    """Log messages of GDAL that rasterio could not decode; pass other errors on."""
     if issubclass(note.exc_type, UnicodeDecodeError):
         logging.getLogger("landprior").debug("a library could not decode: %s", note.exc_value)
     else:
@@ -138,7 +138,7 @@ def _explain_os(error: OSError) -> str:
         return f"{where}no space left to write a file ({why}); free some, or choose another place"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{where}too many open files; raise the limit (ulimit -n 4096) or give fewer files"
-    return f"{where}{why}" if where else f"the system refused something ({why})"
+    return f"{where}{why}" if where else f"the operating system reported an error ({why})"
 
 
 def _came_from_click(error: OSError) -> bool:

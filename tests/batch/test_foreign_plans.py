@@ -100,7 +100,7 @@ def of_tile(**changes):
         (of_recipe(threads=0), "recipe.threads: "),
         (of_recipe(surprise=1), "recipe.surprise: "),
         (of_recipe(cooccurrence={"41": [0.5, 0.5]}), "cooccurrence of code 41 is not 5 probabilities"),
-        (of_recipe(cooccurrence={"41": [0.5, 0.5, 0.5, 0, 0]}), "that add to 1"),
+        (of_recipe(cooccurrence={"41": [0.5, 0.5, 0.5, 0, 0]}), "that sum to 1"),
         (of_recipe(cooccurrence={"41": [2.0, -1.0, 0, 0, 0]}), "code 41"),
         (of_recipe(cooccurrence={"4100": [1, 0, 0, 0, 0]}), "code 4100"),
         (lambda content: content.update(fetch={"outline": "POLYGON", "settings": {}}), "fetch.outline is not WKT"),

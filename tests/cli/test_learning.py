@@ -227,7 +227,7 @@ def test_points_from_the_draw_to_the_estimate(files, scene, enviroatlas):
     text = good("evaluate labels.tif points.gpkg")
     assert "95 % interval" in text
     pointless = run("-q evaluate labels.tif points.gpkg --exclude points.gpkg")
-    assert (pointless.exit_code, "--exclude does not go with points" in pointless.stderr) == (2, True)
+    assert (pointless.exit_code, "--exclude cannot be used with points" in pointless.stderr) == (2, True)
 
 
 def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, enviroatlas):

@@ -92,20 +92,20 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
     [
         ("run plan.json", 1, "no plan at plan.json"),
         ("status none.json", 1, "make one with: landprior plan"),
-        ("run --city town --scheme enviroatlas-5 --shard 0/2", 2, "--shard does not go with a place"),
-        ("run mine.json --filters 3", 2, "--filters does not go with a plan"),
+        ("run --city town --scheme enviroatlas-5 --shard 0/2", 2, "--shard cannot be used with a place"),
+        ("run mine.json --filters 3", 2, "--filters cannot be used with a plan"),
         ("run mine.json --shard 4", 2, "does not say of how many"),
         ("run mine.json --shard a/b", 2, "neither INDEX/COUNT"),
         ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
         ("run mine.json --shard auto", 1, "SLURM_ARRAY_TASK_ID"),
         *(
-            (f"run mine.json --ray {one}", 2, "is no address of a Ray cluster")
+            (f"run mine.json --ray {one}", 2, "is not the address of a Ray cluster")
             for one in ("mine.json", "head", ":6379", "head:0", "head:65536", "http://head:1", "ray://", "'a b:1'")
         ),
         ("run --ray mine.json", 2, "give --ray last"),
-        ("run mine.json --ray [::1]:6379 --workers 2", 2, "--workers does not go with a cluster"),
-        ("run mine.json --ray ray://head-0.local:10001 --workers 2", 2, "--workers does not go with a cluster"),
-        ("run mine.json --workers 2", 2, "--workers does not go with a run without --ray"),
+        ("run mine.json --ray [::1]:6379 --workers 2", 2, "--workers cannot be used with a cluster"),
+        ("run mine.json --ray ray://head-0.local:10001 --workers 2", 2, "--workers cannot be used with a cluster"),
+        ("run mine.json --workers 2", 2, "--workers cannot be used with a run without --ray"),
         (f"{PLAN} -o mine.json", 1, "exists; give --overwrite"),
         (f"{PLAN} -o landprior-data/town/west/naip.tif --overwrite", 1, "plans are written as .json"),
         (f"{PLAN} -o plan", 1, "plans are written as .json"),

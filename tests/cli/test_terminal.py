@@ -166,7 +166,7 @@ def test_a_stream_without_reconfigure_is_left(monkeypatch):
         ("--learning-rate", "nan", "'nan' is not a finite number"),
         ("--learning-rate", "inf", "'inf' is not a finite number"),
         ("--learning-rate", "0", "0.0 is not in the range x>0"),
-        ("--steps", "99999999999999999999", "is too large; the largest number that it takes is 2147483647"),
+        ("--steps", "99999999999999999999", "is too large; the largest number here is 2147483647"),
         ("--seed", "4294967296", "is too large"),
         ("--output", "z.pt", "z.pt cannot be the name of a model: models are written as .safetensors"),
     ],
@@ -188,4 +188,4 @@ def test_a_picture_that_is_not_asked_for_is_no_place_for_its_files(labels):
     arguments = ["evaluate", str(labels), str(labels), "--scheme", "chesapeake-4", "--image", "nothing.tif"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "--image does not go with scores alone; ask for a picture with --figure" in result.stderr
+    assert "--image cannot be used with scores alone; ask for a picture with --figure" in result.stderr

@@ -115,7 +115,7 @@ def test_sources_of_a_place_that_is_not_fetched_are_refused(town, command, optio
     """They were ignored without a word."""
     assert_refused(
         f"{command} --city town --scheme enviroatlas-5 {options}",
-        f"{options.split()[0]} does not go with the place town of the workspace",
+        f"{options.split()[0]} cannot be used with the place town of the workspace",
         "it was not fetched, so put your layers into data/town/<tile>/",
     )
     assert not (town / "prior.tif").exists()
@@ -125,7 +125,7 @@ def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again
     TileFolder(path=town, city="town").record("naip", "key")
     assert_refused(
         "run --city town --scheme enviroatlas-5 --labels nosuch.tif",
-        "--labels does not go with the place town",
+        "--labels cannot be used with the place town",
         "--bbox, --place or --aoi, and --name town",
     )
 
@@ -133,8 +133,8 @@ def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("run --city town --scheme enviroatlas-5 --bbox 1,2,3,4", ["--bbox does not go with --city"]),
-        ("plan --city town --scheme enviroatlas-5 --name x", ["--name does not go with --city"]),
+        ("run --city town --scheme enviroatlas-5 --bbox 1,2,3,4", ["--bbox cannot be used with --city"]),
+        ("plan --city town --scheme enviroatlas-5 --name x", ["--name cannot be used with --city"]),
         ("build-prior --city town --nlcd a.tif --scheme enviroatlas-5 -o p.tif", ["--nlcd is for plain files"]),
         ("build-prior --nlcd a.tif --scheme enviroatlas-5 -o p.tif --tile centre", ["--tile is for a workspace"]),
         ("build-prior --nlcd a.tif --scheme enviroatlas-5 -o p.tif --data data", ["--data is for a workspace"]),
@@ -142,7 +142,7 @@ def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again
         ("train --city town --method sr --nlcd a.tif", ["--nlcd is for plain files"]),
         ("train --city town --method em -o m.safetensors", ["-o is for plain files"]),
         ("predict a.tif --model m.safetensors --tile centre", ["--tile is for a workspace"]),
-        ("predict --city town --encoding uint8", ["--encoding does not go with a map alone"]),
+        ("predict --city town --encoding uint8", ["--encoding cannot be used with a map alone"]),
         ("learn-prior --nlcd a --labels b --scheme enviroatlas-5 -o l --tile x", ["--tile is for a workspace"]),
         ("run --city ../town --scheme enviroatlas-5", ["is a folder; give its name", "--city town"]),
         ("run --city ../../x --scheme enviroatlas-5", ["cannot be the name of a city: it is a path"]),
@@ -162,10 +162,10 @@ def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
     succeed(line)
     tile.record("labels", "key")  # as fetch does
     assert_refused(
-        line, "--label-map would have no effect: fetch has put", "labels.tif into the codes of the scheme already"
+        line, "--label-map would have no effect: fetch has converted", "labels.tif to the scheme's codes already"
     )
     tile.file("labels").unlink()
-    assert_refused(line, "--label-map would have no effect: no tile has a labels.tif")
+    assert_refused(line, "--label-map would have no effect: no tile has labels (there is no ", "labels.tif")
 
 
 def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):

@@ -390,7 +390,7 @@ def test_polygons_are_told_from_pictures_by_content_and_chosen_by_layer(scene, t
         (["{one}", "{two}", "--prior", "{one_prior}"], 2, "2 images and 1 priors"),
         (["{one}", "--prior", "{one_prior}"], 2, "name the classes and their colours.* has #ff0000, #ff00ff, #0000ff"),
         (["{one}", "--prior", "{one_prior}", "--class", "a=red", "--class", "b=lime"], 1, "stand for no class"),
-        (["{one}", "--model", "{one}", "--class", "a"], 2, "--class does not go with --model"),
+        (["{one}", "--model", "{one}", "--class", "a"], 2, "--class cannot be used with --model"),
         (["{one}", "--model", "{missing}"], 1, "no model at"),
         (
             ["{one}", "{one}", *("--prior", "{one_prior}") * 2, "--class", "a=red", "--class", "b=blue"],

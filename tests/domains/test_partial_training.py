@@ -378,7 +378,7 @@ def test_the_users_own_sets_without_any_label(tmp_path, data):
         (["{}", "--thin", "0:2"], 2, "the share of 0 to keep"),
         (["{}", "--thin", "9:0.5"], 1, "'9' is none of the classes to thin"),
         (["{}", "--classes", "a,a"], 1, "classes must be two or more, each once"),
-        (["{}", "--download", "mnist", "--classes", "a,b"], 2, "--download does not go with"),
+        (["{}", "--download", "mnist", "--classes", "a,b"], 2, "--download cannot be used with"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, archive, arguments, code, said):

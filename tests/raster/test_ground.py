@@ -265,7 +265,7 @@ def test_a_mosaic_in_albers_keeps_whole_metres(tmp_path, tiles, enviroatlas):
     [
         ({"crs": "EPSG:4326", "pixel": 500.0}, "one pixel of 500 m is as large as the whole mosaic"),
         ({"pixel": 1e6}, "one pixel of 1e.06 m is as large as the whole mosaic"),
-        ({"crs": "nonsense"}, "--crs nonsense: not a CRS"),
+        ({"crs": "nonsense"}, "--crs nonsense: unknown CRS"),
         ({"crs": "EPSG:4978"}, "--crs EPSG:4978: neither projected nor in degrees"),
         ({"crs": "EPSG:32760"}, None),
     ],

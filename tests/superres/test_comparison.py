@@ -276,10 +276,10 @@ def test_a_unet_by_its_name(place):
     [
         ("--method sr --loss qr", "--method and --loss exclude each other"),
         ("--method sr", "1 --image and 0 --nlcd were given"),
-        ("--method em --nlcd a_nlcd.tif", "--nlcd does not go with --method em"),
-        ("--method sr --nlcd a_nlcd.tif --starts 3", "--starts does not go with --method sr"),
-        ("--criterion l1", "--criterion does not go with a loss"),
-        ("--method epitome --nlcd a_nlcd.tif --criterion l1", "--criterion does not go with --method epitome"),
+        ("--method em --nlcd a_nlcd.tif", "--nlcd cannot be used with --method em"),
+        ("--method sr --nlcd a_nlcd.tif --starts 3", "--starts cannot be used with --method sr"),
+        ("--criterion l1", "--criterion cannot be used with a loss"),
+        ("--method epitome --nlcd a_nlcd.tif --criterion l1", "--criterion cannot be used with --method epitome"),
     ],
 )
 def test_options_that_say_nothing_are_refused(place, options, text):
