@@ -35,7 +35,6 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def lines(caplog):
-    logging.getLogger("landprior").propagate = True
     caplog.set_level(logging.INFO, "landprior")
     return lambda: [record.getMessage() for record in caplog.records]
 

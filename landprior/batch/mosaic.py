@@ -125,7 +125,7 @@ def _find_crs(text: str) -> CRS:
         msg = f"--crs {text}: unknown CRS; give a code such as EPSG:5070"
         raise InputError(msg) from error
     if not (found.is_projected or found.is_geographic):
-        msg = f"--crs {text}: neither projected nor in degrees, so maps cannot be warped to it; give EPSG:5070, for example"
+        msg = f"--crs {text}: neither projected nor in degrees; give one that is, such as EPSG:5070"
         raise InputError(msg)
     return found
 
@@ -181,7 +181,7 @@ def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple
 
 
 _TRUE = 0.05
-"""Share by which a projection may stretch lengths while metres of its coordinates still count as metres on the ground."""
+"""Share by which a projection may stretch lengths while its metres still count as metres on the ground."""
 
 OPEN_AT_ONCE = 32
 

@@ -319,7 +319,7 @@ def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     Raises
     ------
     ConfigError
-        If it fetches nothing, its settings are invalid, its outline is not a polygon in degrees, or its preset is unknown.
+        If it fetches nothing, its settings or its outline (a polygon in degrees) are invalid, or its preset is unknown.
     """
     from landprior.landcover.plan import FetchSettings
 
@@ -417,7 +417,8 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
             if name.startswith("SLURM"):
                 index = _slurm_index(environment, index, total)
             if not 0 <= index < total:
-                msg = f"{name} is {environment[name]}, which is not the index of one of {total} shards; give --shard INDEX/{total}"
+                found = environment[name]
+                msg = f"{name} is {found}, which is not the index of one of {total} shards; give --shard INDEX/{total}"
                 raise InputError(msg)
             return index, total
     names = ", ".join(names[0] for names in _ARRAYS)

@@ -174,9 +174,9 @@ def command(
     options of places and sources). A tile is a folder <workspace>/<city>/<tile>/ with naip.tif and nlcd.tif,
     and, if there are any, roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for scores
     only); it may be filled by hand. What is done and current is skipped; item.json in each folder says what
-    was made from what. A prior, model or map that you, another command or another model made
-    is kept, and the run stops, unless --overwrite is given. With a PLAN (landprior plan) a tile that fails stops no other;
-    the exit status is 1 then, and landprior status says why.
+    was made from what. A prior, model or map that you, another command or another model made is kept, and the
+    run stops, unless --overwrite is given. With a PLAN (landprior plan) a tile that fails stops no other; the
+    exit status is 1 then, and landprior status says why.
     """  # noqa: D301
     if plan is not None:
         _refuse_with_plan(ctx)

@@ -30,11 +30,10 @@ from landprior.errors import (
 from landprior.landcover.coarse import read_nlcd
 from landprior.landcover.plan import NONE
 from landprior.landcover.provenance import make_key
-from landprior.landcover.workspace import TileFolder
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
-from landprior.raster.grid import Bounds, Grid
+from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.sidecars import beside_of
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.plan import FetchPlan, FetchSettings, Layer, TilePlan
-    from landprior.landcover.workspace import Workspace
+    from landprior.landcover.workspace import TileFolder, Workspace
     from landprior.raster.windows import Block
     from landprior.sources.network import Network
 

@@ -5,7 +5,6 @@
 import contextlib
 import importlib
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -118,15 +117,6 @@ def set_verdict(path, verdict=None):
     record = {name: value for name, value in model.record.items() if name != "verdict"}
     record |= {} if verdict is None else {"verdict": verdict}
     save_model(replace(model, record=record), path, overwrite=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _logger_as_before():
-    """Undo what the command line does to the logger, for the tests that come after."""
-    logger = logging.getLogger("landprior")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import logging
 import re
 import sys
 import tomllib
@@ -15,15 +14,6 @@ import landprior
 from landprior.cli import main
 from landprior.cli.doctor import PACKAGES
 from landprior.resources import shipped_names
-
-
-@pytest.fixture(autouse=True)
-def _logger_as_before():
-    """Undo what the command line does to the logger, for the tests that come after."""
-    logger = logging.getLogger("landprior")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -128,9 +128,8 @@ def tile(tmp_path):
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
+def log(caplog):
     """Return a function that gives the lines logged since it was last called."""
-    monkeypatch.setattr(logging.getLogger("landprior"), "propagate", True)
     caplog.set_level(logging.INFO, "landprior")
 
     def lines():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import time
 
@@ -38,11 +37,8 @@ def filled(cache):
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """Run the command line, and leave the logger as it was."""
-    logger = logging.getLogger("landprior")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
+def run():
+    """Run the command line."""
     return lambda *options, **env: CliRunner().invoke(main, ["cache", *options], env=env, prog_name="landprior")
 
 

@@ -207,9 +207,8 @@ def place(faulty_server, scene_files, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
-    """All records of landprior, whatever tests of the command line have set."""
-    monkeypatch.setattr(logging.getLogger("landprior"), "propagate", True)
+def log(caplog):
+    """All records of landprior."""
     caplog.set_level(logging.DEBUG, "landprior")
     return caplog
 

@@ -137,8 +137,7 @@ def by_hand(files, place, *layers):
 
 
 @pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("landprior"), "propagate", True)
+def log(caplog):
     caplog.set_level(logging.INFO, "landprior")
     return caplog
 
