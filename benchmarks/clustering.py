@@ -30,9 +30,9 @@ from benchmarks.accuracy.cases import REPOSITORY, data_folder, list_clusters, ma
 from landprior.domains.clustering.assignment import ClusterLayer, fit_assignment
 from landprior.domains.clustering.mapping import map_clusters
 from landprior.domains.clustering.training import ClusterSettings, make_scheme, read_image_tile, train_clusters
-from landprior.landcover.blur import BLUR, box_mean
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.tiles import measure_bands
+from landprior.landcover.mapping.blur import BLUR, box_mean
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.tiles import measure_bands
 from landprior.raster.codes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
@@ -40,7 +40,7 @@ from landprior.raster.scheme import load_scheme
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from landprior.landcover.tiles import Tile
+    from landprior.landcover.training.tiles import Tile
     from landprior.raster.scheme import ClassScheme
 
 MARGIN = 0.03

@@ -17,10 +17,10 @@ import numpy as np
 
 from benchmarks.accuracy.__main__ import run_case
 from benchmarks.accuracy.cases import Case, data_folder, prepare
-from landprior.landcover.coarse import LAYERS
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.layers import PriorLayer
-from landprior.landcover.prior import build_prior
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.cog import Encoding, write_raster
 
 CITY, MATRIX = "durham_nc-2012", "avg_nlcd_nc_whole_city_label_cooccurrences.npy"

@@ -21,16 +21,16 @@ import torch
 
 from benchmarks.accuracy.cases import prepare
 from landprior.errors import CollapseWarning, HarmWarning
-from landprior.landcover.engine import Engine, OpenVinoEngine, TorchEngine
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_best
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.mapping.engines import Engine, OpenVinoEngine, TorchEngine
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.training.ensemble import train_best
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_tile
 from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
 
 
 class PlainEngine(TorchEngine):

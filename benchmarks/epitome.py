@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.accuracy.cases import data_folder
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.tiles import Tile
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.tiles import Tile
 from landprior.raster.scheme import load_scheme
 from landprior.superres.epitome_training import EpitomeFeed, EpitomeSettings, fit_epitome, measure_use
 

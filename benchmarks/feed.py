@@ -20,11 +20,11 @@ import torch
 from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.training import TrainingSettings, fit
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.patches import PatchFeed
-from landprior.landcover.prior import build_prior
-from landprior.landcover.scene import make_scene
-from landprior.landcover.tiles import measure_bands, read_tile
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.tiles import measure_bands, read_tile
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import load_scheme
 

@@ -23,13 +23,13 @@ from benchmarks.whole_path import enlarge, time_network
 from landprior.implicit.devices import choose_device, count_operations
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.training import TrainingSettings, fit
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.mapper import Mapper, window_for
-from landprior.landcover.patches import PatchFeed
-from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import measure_bands, read_tile
-from landprior.landcover.training import train_model
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.mapping.mapper import Mapper, window_for
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import measure_bands, read_tile
+from landprior.landcover.training.trainer import train_model
 from landprior.raster.windows import iter_blocks
 
 ROUNDS = 3

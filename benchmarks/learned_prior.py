@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.accuracy.cases import CITIES, data_folder
 from landprior.landcover.experiments.config import load_experiment
 from landprior.landcover.experiments.runner import Runner
-from landprior.landcover.layers import PriorLayer
+from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.reading import open_raster
 
 ROWS = ("prior hand-coded", "prior learned on the other half", "prior learned elsewhere")

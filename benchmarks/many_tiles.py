@@ -20,11 +20,11 @@ import numpy as np
 from landprior.batch.cluster import run_on_ray
 from landprior.batch.plans import plan_workspace, read_plan, write_plan
 from landprior.batch.tile_runner import run_plan, tile_of
-from landprior.landcover.coarse import LAYERS
-from landprior.landcover.pipeline import PipelineSettings, Workspace
-from landprior.landcover.scene import make_scene
-from landprior.landcover.training_settings import make_settings
-from landprior.landcover.workspace import TileFolder
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.workspace.item import TileFolder
+from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
@@ -113,8 +113,8 @@ def measure_workers(folder: Path, count: int, rounds: int) -> None:
 
 
 def _import() -> None:
-    import landprior.landcover.prediction
-    import landprior.landcover.training  # noqa: F401
+    import landprior.landcover.mapping.predict
+    import landprior.landcover.training.trainer  # noqa: F401
 
     time.sleep(1)
 

@@ -22,11 +22,11 @@ from scipy.cluster.vq import kmeans2, vq
 
 from benchmarks.accuracy.cases import REPOSITORY, count_cells, data_folder, list_clusters, make_mosaic
 from landprior.errors import LandpriorWarning
-from landprior.landcover.cells import measure_spread
-from landprior.landcover.cooccurrence import write_cooccurrence
-from landprior.landcover.evaluation import Scores
+from landprior.landcover.assessment.scores import Scores
 from landprior.landcover.experiments.report import summarise, to_markdown, write_report
 from landprior.landcover.experiments.runner import Runner
+from landprior.landcover.prior.cells import measure_spread
+from landprior.landcover.prior.cooccurrence import write_cooccurrence
 from landprior.raster.codes import read_classes
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

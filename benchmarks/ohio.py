@@ -25,11 +25,11 @@ from scipy import ndimage
 
 from benchmarks.accuracy.cases import REPOSITORY, count_cells, list_clusters, make_mosaic
 from landprior.errors import CollapseWarning, HarmWarning
-from landprior.landcover.evaluation import Scores, evaluate
-from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.tiles import read_labelled_tile, read_tile
-from landprior.landcover.training import train_best
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.assessment.scores import Scores, evaluate
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.training.ensemble import train_best
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_labelled_tile, read_tile
 from landprior.raster.codes import read_classes
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
@@ -37,7 +37,7 @@ from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
 
 FOLDS = 3

@@ -23,15 +23,15 @@ import numpy as np
 
 from benchmarks.accuracy.cases import CITIES, data_folder
 from landprior.errors import CollapseWarning, HarmWarning
-from landprior.landcover.coarse import LAYERS
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.evaluation import evaluate
-from landprior.landcover.hints import read_hints
-from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.prior import build_prior
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_best
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.prior.sparse_labels import read_hints
+from landprior.landcover.training.ensemble import train_best
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_tile
 from landprior.raster.codes import read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

@@ -1,8 +1,8 @@
 """Building a prior against the published recipe, in one run: ``python -m benchmarks.prior_speed``.
 
 Baseline: the recipe as published (one-hot NLCD, ``torchvision.transforms.GaussianBlur(101, 31)``, cooccurrence matrix,
-normalise), in float32 on the same cores. Ours: :func:`landprior.landcover.prior.prior_from_arrays`. Both work in memory
-on 2,000 x 2,000 px with 16 codes; the two are timed alternately and their results compared.
+normalise), in float32 on the same cores. Ours: :func:`landprior.landcover.prior.fusion.prior_from_arrays`. Both work in
+memory on 2,000 x 2,000 px with 16 codes; the two are timed alternately and their results compared.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torchvision.transforms import GaussianBlur
 
-from landprior.landcover.cooccurrence import Cooccurrence
-from landprior.landcover.prior import prior_from_arrays
+from landprior.landcover.prior.cooccurrence import Cooccurrence
+from landprior.landcover.prior.fusion import prior_from_arrays
 from landprior.raster.scheme import load_scheme
 
 CODES = (11, 12, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95)

@@ -22,16 +22,16 @@ import click
 
 from benchmarks.accuracy.cases import Case, prepare
 from landprior.errors import CollapseWarning, HarmWarning
-from landprior.landcover.evaluation import evaluate
-from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_best
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.training.ensemble import train_best
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_tile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
 
 SETS = ("pittsburgh", "phoenix", "chesapeake-wv", "epitome", "pennsylvania")
 MATRICES = {"pittsburgh": "own", "phoenix": "own"}

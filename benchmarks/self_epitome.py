@@ -29,9 +29,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.accuracy.__main__ import run_case
 from benchmarks.accuracy.cases import data_folder, prepare
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.evaluation import evaluate
-from landprior.landcover.layers import ImageLayer
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.superres.embedding import resolve_labels

@@ -21,9 +21,9 @@ import click
 from benchmarks.accuracy.__main__ import Watch
 from benchmarks.accuracy.cases import prepare
 from landprior.errors import CollapseWarning, HarmWarning
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_model
-from landprior.landcover.training_settings import TileSettings, make_settings
+from landprior.landcover.training.settings import TileSettings, make_settings
+from landprior.landcover.training.tiles import read_tile
+from landprior.landcover.training.trainer import train_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from benchmarks.feed import make_tile
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.mapper import Mapper
-from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_model
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.mapping.mapper import Mapper
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_tile
+from landprior.landcover.training.trainer import train_model
 from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

@@ -118,7 +118,7 @@ def make_model(enviroatlas):
     import torch
 
     from landprior.implicit.networks import build_fcn
-    from landprior.landcover.model import BandStatistics, LandcoverModel
+    from landprior.landcover.training.model import BandStatistics, LandcoverModel
 
     def make(*, bands=4, filters=6, scheme=enviroatlas, seed=0, record=None):
         torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def make_image(make_raster, rng):
 @pytest.fixture
 def quick():
     """Return settings of a training of seconds."""
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.settings import TileSettings
 
     def make(**changes):
         loop = {"steps": 12, "warmup_steps": 6, "epoch_steps": 4} | changes.pop("training", {})

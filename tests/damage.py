@@ -371,10 +371,10 @@ def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
     from PIL import Image
     from rasterio.crs import CRS
 
-    from landprior.landcover import training
-    from landprior.landcover.cooccurrence import load_cooccurrence, write_cooccurrence
-    from landprior.landcover.sampling import draw_sample, write_sample
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.assessment.sampling import draw_sample, write_sample
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence, write_cooccurrence
+    from landprior.landcover.training import files as training
+    from landprior.landcover.workspace.item import TileFolder
     from landprior.raster.cog import write_raster
     from landprior.raster.grid import Bounds, Grid
     from landprior.raster.scheme import load_scheme

@@ -10,7 +10,7 @@ import rasterio
 from rasterio.windows import Window
 
 from landprior.implicit.networks import build_fcn
-from landprior.landcover.model import BandStatistics, LandcoverModel, save_model
+from landprior.landcover.training.model import BandStatistics, LandcoverModel, save_model
 from landprior.raster.cog import CogWriter
 
 SMALL, LARGE = 5_000, 20_000

@@ -23,11 +23,11 @@ import torch
 from benchmarks.accuracy.bars import check_bars
 from benchmarks.accuracy.cases import Case, prepare
 from landprior.errors import HarmWarning
-from landprior.landcover.evaluation import Scores, evaluate
-from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import train_model
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.assessment.scores import Scores, evaluate
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import read_tile
+from landprior.landcover.training.trainer import train_model
 from landprior.raster.codes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX
@@ -35,7 +35,7 @@ from landprior.raster.scheme import IGNORED_INDEX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from landprior.landcover.verdict import Look
+    from landprior.landcover.training.verdict import Look
 
 LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
 """What is trained besides QR, where the figures are asked for."""

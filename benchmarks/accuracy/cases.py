@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from affine import Affine
 
-from landprior.landcover.coarse import LAYERS
-from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
-from landprior.landcover.demo import write_scene
-from landprior.landcover.prior import build_prior
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.prior.cooccurrence import load_cooccurrence, measure_cooccurrence
+from landprior.landcover.synthetic.demo import write_scene
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
@@ -28,7 +28,7 @@ from landprior.raster.scheme import load_scheme
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.raster.scheme import ClassScheme
 
 REPOSITORY = Path(__file__).resolve().parents[2]

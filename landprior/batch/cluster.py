@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from landprior.batch.plans import BatchPlan
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.workspace.item import TileFolder
     from landprior.sources.network import Network
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
-from landprior.landcover.prediction import map_writer
+from landprior.landcover.mapping.products import map_writer
 from landprior.raster.codes import CodeRaster, open_on_grid, read_classes
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.ground import measure_steps, metres_per_unit
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.workspace.item import TileFolder
     from landprior.raster.scheme import ClassScheme
 
 
@@ -73,7 +73,7 @@ def join_maps(
         Pixel size in metres on the ground, in the middle of the mosaic; by default the first tile's. In a CRS that
         keeps lengths within 5 % (UTM, Albers, a State Plane) metres of its coordinates are used instead.
     overwrite, progress
-        As for :func:`landprior.landcover.prediction.predict`.
+        As for :func:`landprior.landcover.mapping.predict.predict`.
 
     Raises
     ------

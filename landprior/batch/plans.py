@@ -28,7 +28,7 @@ from shapely.geometry import box
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum, read_text
-from landprior.landcover.city import CityRef, find_city
+from landprior.landcover.workspace.city import CityRef, find_city
 from landprior.raster.outputs import check_output, replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
@@ -37,10 +37,10 @@ from landprior.sources.areas import Area, CityPreset, check_component, list_citi
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from landprior.landcover.pipeline import PipelineSettings
-    from landprior.landcover.plan import FetchPlan, FetchSettings
-    from landprior.landcover.training_settings import TileSettings
-    from landprior.landcover.workspace import Workspace
+    from landprior.landcover.training.settings import TileSettings
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.pipeline import PipelineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class BatchPlan(_Part):
 
 def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, threads: int = 1) -> Recipe:
     """Return the part of a plan that says how tiles are mapped."""
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.settings import TileSettings
 
     return Recipe(
         scheme=settings.scheme,
@@ -321,7 +321,7 @@ def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     ConfigError
         If it fetches nothing, its settings or its outline (a polygon in degrees) are invalid, or its preset is unknown.
     """
-    from landprior.landcover.plan import FetchSettings
+    from landprior.landcover.workspace.layout import FetchSettings
 
     if plan.fetch is None:
         msg = "this plan fetches nothing"
@@ -353,7 +353,7 @@ def training_of(plan: BatchPlan) -> TileSettings:
     ConfigError
         If its settings are invalid.
     """
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.settings import TileSettings
 
     try:
         return TileSettings.model_validate(plan.recipe.training)

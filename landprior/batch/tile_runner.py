@@ -22,7 +22,8 @@ import psutil
 from landprior.batch.plans import fetch_of, training_of
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
 from landprior.inputs import checksum, stamp_of
-from landprior.landcover.workspace import INPUTS, ITEM, TileFolder, Workspace
+from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.item import INPUTS, ITEM, TileFolder
 from landprior.progress import Progress
 from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import make_folder, replacing
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from landprior.batch.plans import BatchPlan
-    from landprior.landcover.pipeline import PipelineSettings
-    from landprior.landcover.plan import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.pipeline import PipelineSettings
     from landprior.sources.network import Network
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class TileRunner:
 
     def _map(self, tile: TileFolder) -> dict[str, Any]:
         """Fetch, build the prior, train, map and score a tile."""
-        from landprior.landcover.pipeline import (
+        from landprior.landcover.workspace.pipeline import (
             map_of_tile,
             model_of_tile,
             prior_of_tile,
@@ -146,8 +147,8 @@ class TileRunner:
         return self._settings
 
     def _fetch_tile(self, tile: TileFolder) -> None:
-        from landprior.landcover.acquisition import fetch
-        from landprior.landcover.plan import plan_fetch
+        from landprior.landcover.workspace.acquisition import fetch
+        from landprior.landcover.workspace.layout import plan_fetch
 
         workspace = Workspace(Path(self.plan.workspace))
         if self._network is None:
@@ -190,9 +191,9 @@ def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
     """
     import numpy as np
 
-    from landprior.landcover.cooccurrence import Cooccurrence
-    from landprior.landcover.model import load_model
-    from landprior.landcover.pipeline import PipelineSettings
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.landcover.training.model import load_model
+    from landprior.landcover.workspace.pipeline import PipelineSettings
 
     recipe = plan.recipe
     learned = None

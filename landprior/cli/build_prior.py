@@ -125,9 +125,10 @@ def command(
     """  # noqa: D301
     from pydantic import ValidationError
 
-    from landprior.landcover.cooccurrence import load_cooccurrence
-    from landprior.landcover.hints import read_hints
-    from landprior.landcover.prior import PriorSettings, build_prior
+    from landprior.landcover.prior.build import build_prior
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence
+    from landprior.landcover.prior.settings import PriorSettings
+    from landprior.landcover.prior.sparse_labels import read_hints
     from landprior.raster.grid import Grid
     from landprior.raster.reading import open_raster, with_band
     from landprior.raster.scheme import explain
@@ -140,7 +141,7 @@ def command(
         raise click.UsageError(explain(error, "the blur")) from error
     model = None
     if learned is not None:
-        from landprior.landcover.model import load_model
+        from landprior.landcover.training.model import load_model
 
         model = load_model(learned)
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
@@ -166,8 +167,8 @@ def command(
             "layer",
             "recalibrate",
         )
-        from landprior.landcover.city import find_city
-        from landprior.landcover.pipeline import PipelineSettings, Workspace, prior_of_tile
+        from landprior.landcover.workspace.city import find_city
+        from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace, prior_of_tile
 
         ref = find_city(city, workspace)
         pipeline = PipelineSettings.for_city(

@@ -91,7 +91,7 @@ def command(
 
     from landprior.domains.clustering.mapping import cluster_image
     from landprior.domains.clustering.training import ClusterSettings
-    from landprior.landcover.blur import BLUR
+    from landprior.landcover.mapping.blur import BLUR
     from landprior.raster.scheme import explain
 
     own = {

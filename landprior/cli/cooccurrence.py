@@ -67,9 +67,9 @@ def command(
     Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix measured on the place you map uses
     labels of that place: say so with your results.
     """  # noqa: D301
-    from landprior.landcover.cells import measure_spread
-    from landprior.landcover.cooccurrence import measure_cooccurrence, write_cooccurrence
-    from landprior.landcover.evaluation import scheme_of_map
+    from landprior.landcover.assessment.scores import scheme_of_map
+    from landprior.landcover.prior.cells import measure_spread
+    from landprior.landcover.prior.cooccurrence import measure_cooccurrence, write_cooccurrence
     from landprior.raster.outputs import check_output
     from landprior.raster.reading import with_band
 

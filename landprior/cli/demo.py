@@ -47,7 +47,7 @@ def command(
     It makes a place whose truth is known, turns its NLCD-like codes and OSM-like layers into a prior, trains
     on the prior alone with cross-entropy and with QR, maps, and scores against the truth.
     """  # noqa: D301
-    from landprior.landcover.demo import run_demo
+    from landprior.landcover.synthetic.demo import run_demo
 
     started = time.monotonic()
     result = run_demo(

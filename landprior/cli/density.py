@@ -150,7 +150,7 @@ def command(
     from landprior.domains.density import blocks, project
     from landprior.domains.density.points import read_points
     from landprior.domains.density.training import make_scheme
-    from landprior.landcover.blur import check_side
+    from landprior.landcover.mapping.blur import check_side
 
     _check_options(coarse, model_file, prior, measure, points, positive, posterior=posterior)
     check_side(blur)

@@ -23,7 +23,7 @@ def command(*, model: Path, output: Path, overwrite: bool) -> None:
     landprior train --image naip.tif --prior prior.tif --method epitome --nlcd nlcd.tif -o model.safetensors
     landprior epitome model.safetensors -o epitome.png
     """  # noqa: D301
-    from landprior.landcover.model import load_model
+    from landprior.landcover.training.model import load_model
     from landprior.superres.epitome_figure import draw_epitome
 
     click.echo(str(draw_epitome(load_model(model), output, overwrite=overwrite)))

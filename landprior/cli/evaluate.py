@@ -91,7 +91,7 @@ def command(
     Pixels without data on either side, and codes the scheme ignores, do not count. Classes in neither
     map nor labels are left out of the mean IoU and named.
     """  # noqa: D301 - \b is click's
-    from landprior.landcover.evaluation import evaluate, refuse_swapped, scheme_of_map
+    from landprior.landcover.assessment.scores import evaluate, refuse_swapped, scheme_of_map
     from landprior.raster.outputs import check_output
     from landprior.raster.reading import with_band
     from landprior.sources.labels import is_raster
@@ -108,7 +108,7 @@ def command(
         refuse_options(
             ctx, "points", "labels_band", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model"
         )
-        from landprior.landcover.estimation import evaluate_points
+        from landprior.landcover.assessment.estimation import evaluate_points
 
         found = evaluate_points(
             map_path,
@@ -140,7 +140,7 @@ def command(
         progress=show_progress(ctx),
     )
     if figure is not None:
-        from landprior.landcover.figures import draw_comparison
+        from landprior.landcover.assessment.figures import draw_comparison
 
         draw_comparison(
             figure,

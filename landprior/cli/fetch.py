@@ -23,9 +23,10 @@ from landprior.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.landcover.city import CityRef
-    from landprior.landcover.plan import FetchPlan, FetchSettings
-    from landprior.landcover.workspace import TileFolder, Workspace
+    from landprior.landcover.workspace.city import CityRef
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.areas import Area
     from landprior.sources.network import Network
@@ -75,8 +76,8 @@ def command(
     skipped, so after an interruption or an error give the same command again. Downloads are kept in a
     cache (landprior cache info).
     """  # noqa: D301
-    from landprior.landcover.acquisition import fetch
-    from landprior.landcover.city import find_city
+    from landprior.landcover.workspace.acquisition import fetch
+    from landprior.landcover.workspace.city import find_city
 
     network = make_network(options)
     if dataset is not None:
@@ -120,8 +121,8 @@ def make_plan(
     from pydantic import ValidationError
 
     from landprior.errors import ConfigError
-    from landprior.landcover.plan import FetchSettings, plan_fetch
-    from landprior.landcover.workspace import Workspace
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
     from landprior.raster.scheme import explain
 
     given = {name: options[name] for name in SOURCE_NAMES if options[name] not in {None, ()}}

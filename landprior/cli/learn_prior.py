@@ -26,7 +26,7 @@ from landprior.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.landcover.learned_prior import LabelledPlace
+    from landprior.landcover.prior.learned import LabelledPlace
     from landprior.raster.scheme import ClassScheme
 
 
@@ -102,8 +102,8 @@ def command(
     """  # noqa: D301
     from pydantic import ValidationError
 
-    from landprior.landcover.learned_prior import learn_prior, prior_settings
-    from landprior.landcover.prior import PriorSettings
+    from landprior.landcover.prior.learned import learn_prior, prior_settings
+    from landprior.landcover.prior.settings import PriorSettings
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import explain
 
@@ -150,8 +150,8 @@ def _places_of_files(
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
     """Put the repeated options together, tile by tile."""
-    from landprior.landcover.cooccurrence import load_cooccurrence
-    from landprior.landcover.learned_prior import LabelledPlace
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence
+    from landprior.landcover.prior.learned import LabelledPlace
 
     if scheme is None:
         msg = "plain files need --scheme"
@@ -182,10 +182,10 @@ def _places_of_city(
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
     """Take the tiles of a workspace that have labels."""
-    from landprior.landcover.city import find_city
-    from landprior.landcover.coarse import LAYERS
-    from landprior.landcover.learned_prior import LabelledPlace
-    from landprior.landcover.pipeline import PipelineSettings, Workspace
+    from landprior.landcover.prior.coarse import LAYERS
+    from landprior.landcover.prior.learned import LabelledPlace
+    from landprior.landcover.workspace.city import find_city
+    from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
 
     ref = find_city(city, workspace)
     pipeline = PipelineSettings.for_city(ref, scheme=scheme, cooccurrence=cooccurrence)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -421,7 +421,7 @@ def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) ->
     """
     from pydantic import ValidationError
 
-    from landprior.landcover.training_settings import make_settings
+    from landprior.landcover.training.settings import make_settings
     from landprior.raster.scheme import explain
 
     try:

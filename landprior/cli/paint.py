@@ -180,7 +180,7 @@ def find_palette(
         if classes:
             msg = "--class cannot be used with --model: a model has its classes"
             raise click.UsageError(msg)
-        from landprior.landcover.model import load_model
+        from landprior.landcover.training.model import load_model
 
         scheme = load_model(model).scheme
         return Palette(scheme, make_palette([f"{c.name}={c.colour}" for c in scheme.classes], sets).sets)

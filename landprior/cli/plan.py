@@ -106,11 +106,11 @@ def command(
     from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan
     from landprior.cli.fetch import make_network, make_plan
     from landprior.cli.run import choose_tiles, refuse_sources, require_use_of_label_map, to_be_fetched
-    from landprior.landcover.city import CityRef, find_city
-    from landprior.landcover.pipeline import PipelineSettings, Workspace
+    from landprior.landcover.workspace.city import CityRef, find_city
+    from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
 
     if learned is not None:
-        from landprior.landcover.model import load_model
+        from landprior.landcover.training.model import load_model
 
         load_model(learned)  # fail here, not in every worker
     check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])

@@ -105,7 +105,8 @@ def command(
 
     The map is a Cloud-Optimized GeoTIFF of class codes with colours and names, 255 where there is no data.
     """  # noqa: D301
-    from landprior.landcover.prediction import Products, predict
+    from landprior.landcover.mapping.predict import predict
+    from landprior.landcover.mapping.products import Products
 
     products = Products(
         probabilities=probabilities,
@@ -124,7 +125,7 @@ def command(
             msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
         refuse_with_city(ctx, "posterior", "prior", "output", "nodata")
-        from landprior.landcover.pipeline import Workspace, map_of_tile
+        from landprior.landcover.workspace.pipeline import Workspace, map_of_tile
 
         for tile in Workspace(workspace).tiles(city, only=tiles):
             path = map_of_tile(
@@ -149,7 +150,7 @@ def command(
     if model is None:
         msg = "--model is missing; train one with: landprior train --image IMAGE --prior PRIOR -o model.safetensors"
         raise click.UsageError(msg)
-    from landprior.landcover.model import load_model
+    from landprior.landcover.training.model import load_model
 
     output = output or image.with_name(f"{image.stem}_landcover.tif")
     predict(

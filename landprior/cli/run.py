@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from landprior.landcover.city import CityRef
-    from landprior.landcover.plan import FetchPlan
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.workspace.city import CityRef
+    from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.layout import FetchPlan
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.network import Network
 
@@ -197,15 +197,15 @@ def command(
         return
     refuse_options(ctx, "a place; make a plan of it first (landprior plan)", *OF_PLANS)
     from landprior.cli.fetch import make_plan
-    from landprior.landcover.acquisition import fetch
-    from landprior.landcover.city import CityRef, find_city
-    from landprior.landcover.pipeline import PipelineSettings, Workspace, run_workspace
-    from landprior.landcover.prediction import Products
+    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.workspace.acquisition import fetch
+    from landprior.landcover.workspace.city import CityRef, find_city
+    from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace, run_workspace
 
     training = training_settings(recipe, seed=seed, filters=filters, starts=starts, marginal=marginal)
     model = None
     if learned is not None:
-        from landprior.landcover.model import load_model
+        from landprior.landcover.training.model import load_model
 
         model = load_model(learned)
     ref = None if city is None else find_city(city, workspace)
@@ -319,7 +319,7 @@ def _run_plan(
 
 def to_be_fetched(workspace: Path, city: CityRef) -> bool:
     """Say whether a city is a preset that was not filled by hand: not there yet, or made by fetch (which resumes)."""
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.workspace.item import TileFolder
 
     if city.preset is None:
         return False
@@ -335,7 +335,7 @@ def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
     click.UsageError
         Names the first of them, and says what to do.
     """
-    from landprior.landcover.workspace import TileFolder
+    from landprior.landcover.workspace.item import TileFolder
 
     refuse_options(ctx, "--city; give one of them", "bbox", "place", "aoi", "name")
     images = list((workspace / city.name).glob("*/naip.tif"))

@@ -58,8 +58,8 @@ def command(
     A stratified random sample, the map's classes being the strata. QGIS finds a style beside the file, with a list of
     the classes to choose from and the map's own class hidden. Points that cannot be told stay empty.
     """  # noqa: D301
-    from landprior.landcover.evaluation import scheme_of_map
-    from landprior.landcover.sampling import draw_sample, write_sample
+    from landprior.landcover.assessment.sampling import draw_sample, write_sample
+    from landprior.landcover.assessment.scores import scheme_of_map
     from landprior.raster.outputs import check_apart, check_output
     from landprior.raster.reading import with_band
 

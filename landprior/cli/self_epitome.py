@@ -63,8 +63,8 @@ def command(
     Patches of the image are matched with the whole image; what NLCD says of a patch counts wherever it matches. Time
     grows with the square of the pixels: tiles of a few hundred px a side, or --shrink.
     """  # noqa: D301
-    from landprior.landcover.cooccurrence import load_cooccurrence
-    from landprior.landcover.prediction import Products
+    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome

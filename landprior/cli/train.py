@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.implicit.losses import LossName
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 
 METHOD_LOSSES = {"qr": "qr", "rq": "rq", "soft-naive": "ce", "hard-naive": "ce-argmax"}
@@ -220,7 +220,7 @@ def command(
         )
         return
     if images or priors or labels:
-        from landprior.landcover.training import train_files
+        from landprior.landcover.training.files import train_files
 
         for name, paths in (("prior", priors), ("labels", labels)):
             wanted = bool(paths) or (name == "prior" and not labels)
@@ -273,7 +273,7 @@ def _train_city(
     **run: Any,  # noqa: ANN401 - device, overwrite, progress
 ) -> None:
     """Train a model for each tile of a workspace, or one for all."""
-    from landprior.landcover.pipeline import Workspace, joint_model_of_city, model_of_tile, train_city
+    from landprior.landcover.workspace.pipeline import Workspace, joint_model_of_city, model_of_tile, train_city
 
     found = Workspace(workspace).tiles(city, only=only)
     if joint and output is not None:
@@ -309,10 +309,10 @@ def _train_rival(
     progress: bool,
 ) -> None:
     """Train by a method that is more than a loss."""
-    from landprior.landcover.cooccurrence import load_cooccurrence
-    from landprior.landcover.layers import PriorLayer
-    from landprior.landcover.pipeline import Workspace, model_of_tile
-    from landprior.landcover.training import TrainingTile
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence
+    from landprior.landcover.training.files import TrainingTile
+    from landprior.landcover.training.layers import PriorLayer
+    from landprior.landcover.workspace.pipeline import Workspace, model_of_tile
     from landprior.superres.training import Method, MethodTrainer, train_superres
 
     chosen: dict[str, Any] = {"name": name}

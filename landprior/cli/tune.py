@@ -24,7 +24,7 @@ from landprior.cli.train import LOSS_NAMES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.landcover.training import TrainingTile
+    from landprior.landcover.training.files import TrainingTile
     from landprior.raster.scheme import ClassScheme
 
 
@@ -112,7 +112,7 @@ def command(
     """  # noqa: D301
     from pathlib import Path
 
-    from landprior.landcover.tuning import best_model, best_of, tune
+    from landprior.landcover.experiments.tuning import best_model, best_of, tune
 
     settings = training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
     if labels and scheme is None:
@@ -149,7 +149,7 @@ def _tiles(
     kind: str, images: tuple[Path, ...], priors: tuple[Path, ...], labels: tuple[Path, ...]
 ) -> list[TrainingTile]:
     """Put repeated options together."""
-    from landprior.landcover.training import TrainingTile
+    from landprior.landcover.training.files import TrainingTile
 
     for name, paths in (("prior", priors), ("labels", labels)):
         if paths and len(paths) != len(images):

@@ -21,10 +21,10 @@ from landprior.implicit.losses import ce
 from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch
-from landprior.landcover.patches import PatchFeed
-from landprior.landcover.tiles import Tile, order_tiles
-from landprior.landcover.training import MOST_BORDER, train_model
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import Tile, order_tiles
+from landprior.landcover.training.trainer import MOST_BORDER, train_model
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.superres.statistics import CriterionName, compare_statistics
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.landcover.cooccurrence import Cooccurrence
-    from landprior.landcover.model import BandStatistics, LandcoverModel
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.landcover.training.model import BandStatistics, LandcoverModel
     from landprior.superres.tiles import CoarseTile
 
 logger = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ def train_by_counts(
     counts
         See :class:`CountSettings`.
     device, checkpoint, progress
-        See :func:`landprior.landcover.training.train_model`.
+        See :func:`landprior.landcover.training.trainer.train_model`.
 
     Raises
     ------

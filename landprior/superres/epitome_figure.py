@@ -9,11 +9,11 @@ import numpy as np
 
 from landprior.errors import ModelError
 from landprior.implicit.epitomes import EpitomeClassifier
-from landprior.landcover.figures import stretch
+from landprior.landcover.assessment.figures import stretch
 from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
 
 
 def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:

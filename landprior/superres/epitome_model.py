@@ -10,7 +10,7 @@ import torch
 
 from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import EpitomeClassifier
-from landprior.landcover.model import LandcoverModel
+from landprior.landcover.training.model import LandcoverModel
 from landprior.superres.embedding import embed_classes, embed_codes, resolve_labels
 from landprior.superres.epitome_training import EpitomeSettings, fit_epitome
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.implicit.epitomes import Epitome
-    from landprior.landcover.model import BandStatistics
-    from landprior.landcover.tiles import Tile
+    from landprior.landcover.training.model import BandStatistics
+    from landprior.landcover.training.tiles import Tile
 
 
 def train_epitome_model(
@@ -41,12 +41,13 @@ def train_epitome_model(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.tiles.read_tile`. Without ``codes`` they must hold labels
-        (:func:`landprior.landcover.tiles.read_labelled_tile`), which are then used [6]; else their targets are not.
+        See :func:`landprior.landcover.training.tiles.read_tile`. Without ``codes`` they must hold labels
+        (:func:`landprior.landcover.training.tiles.read_labelled_tile`), which are then used [6]; else their targets are
+        not.
     codes
         Coarse codes of each tile, (H, W) [11].
     table
-        P(class | code), (codes, C), see :meth:`landprior.landcover.cooccurrence.Cooccurrence.table`.
+        P(class | code), (codes, C), see :meth:`landprior.landcover.prior.cooccurrence.Cooccurrence.table`.
     settings
         See :class:`EpitomeSettings`.
     device, checkpoint, progress

@@ -22,14 +22,14 @@ from landprior.implicit.epitomes import PATCH, SIZE, VARIANCE_FLOOR, Epitome, bu
 from landprior.implicit.networks import OUTPUT_SMOOTHING
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
-from landprior.landcover.tiles import Tile, measure_bands, require_compatible
+from landprior.landcover.training.tiles import Tile, measure_bands, require_compatible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from landprior.implicit.history import History
-    from landprior.landcover.model import BandStatistics
+    from landprior.landcover.training.model import BandStatistics
 
 DIVERSITY = 4
 """Diversification draws so many times the patches and learns from the worst explained part of 1 / this."""
@@ -117,7 +117,7 @@ class EpitomeFeed:
     patch, count
         Side in pixels and number of patches.
     seed
-        See :func:`landprior.landcover.tiles.derive_seed`.
+        See :func:`landprior.implicit.seeds.derive_seed`.
     shrink
         See :class:`EpitomeSettings`.
 
@@ -247,7 +247,7 @@ def train_epitome(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.tiles.read_tile`; of their targets nothing is used.
+        See :func:`landprior.landcover.training.tiles.read_tile`; of their targets nothing is used.
     settings
         See :class:`EpitomeSettings`.
     device
@@ -260,7 +260,8 @@ def train_epitome(
     Returns
     -------
     Epitome
-        Of the image standardised by :func:`landprior.landcover.tiles.measure_bands`, in evaluation mode, on the device.
+        Of the image standardised by :func:`landprior.landcover.training.tiles.measure_bands`, in evaluation mode,
+        on the device.
 
     Raises
     ------

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from landprior.errors import InputError
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import EPS, log_posterior
-from landprior.landcover.engine import TorchEngine, iter_strips
-from landprior.landcover.training import train_kept
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.mapping.engines import TorchEngine, iter_strips
+from landprior.landcover.training.ensemble import train_kept
+from landprior.landcover.training.settings import TileSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from landprior.landcover.model import LandcoverModel
-    from landprior.landcover.tiles import Tile
+    from landprior.landcover.training.model import LandcoverModel
+    from landprior.landcover.training.tiles import Tile
 
 STRIP_ROWS = 512
 """Rows of a tile that posteriors are computed for at a time."""
@@ -54,13 +54,13 @@ def train_by_em(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.training.train_model`.
+        See :func:`landprior.landcover.training.trainer.train_model`.
     settings
         Of all rounds together.
     rounds
         See :class:`EmSettings`.
     device, checkpoint, progress
-        See :func:`landprior.landcover.training.train_model`. Finished rounds are kept beside the checkpoint.
+        See :func:`landprior.landcover.training.trainer.train_model`. Finished rounds are kept beside the checkpoint.
 
     Raises
     ------

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from landprior.errors import ConfigError
-from landprior.landcover.model import load_model
-from landprior.landcover.prediction import predict
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.training.model import load_model
 from landprior.raster.scheme import explain
 from landprior.superres.training import Method, train_superres
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from landprior.landcover.cooccurrence import Cooccurrence
     from landprior.landcover.experiments.runner import Rival
-    from landprior.landcover.training import TrainingTile
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.landcover.training.files import TrainingTile
+    from landprior.landcover.training.settings import TileSettings
 
 
 def _by_model(

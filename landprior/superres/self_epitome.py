@@ -25,9 +25,9 @@ from scipy.ndimage import distance_transform_edt
 
 from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import PATCH
-from landprior.landcover.coarse import read_nlcd
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.mapping.products import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.prior.coarse import read_nlcd
+from landprior.landcover.training.layers import ImageLayer
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.landcover.cooccurrence import Cooccurrence
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def resolve_tile(
         Coarse codes, (H, W); those without a row in ``table`` are no data.
     table
         P(class | code), (codes, C), rows of zeros for codes that say nothing; see
-        :meth:`landprior.landcover.cooccurrence.Cooccurrence.table`.
+        :meth:`landprior.landcover.prior.cooccurrence.Cooccurrence.table`.
     settings
         See :class:`SelfEpitomeSettings`.
     progress
@@ -408,7 +408,7 @@ def map_by_self_epitome(
     products
         What else to write; confidence is not.
     nodata
-        See :class:`landprior.landcover.layers.ImageLayer`.
+        See :class:`landprior.landcover.training.layers.ImageLayer`.
     tags
         Further tags for the map.
     overwrite

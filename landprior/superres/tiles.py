@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from landprior.landcover.cells import Cells, read_cells
-from landprior.landcover.tiles import Tile, read_tile
+from landprior.landcover.prior.cells import Cells, read_cells
+from landprior.landcover.training.tiles import Tile, read_tile
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
@@ -56,7 +56,7 @@ def read_coarse_tile(
     Parameters
     ----------
     image, prior, name, scheme, nodata
-        See :func:`landprior.landcover.tiles.read_tile`.
+        See :func:`landprior.landcover.training.tiles.read_tile`.
     nlcd
         Codes, on their own grid or on the image's.
     labels, label_map
@@ -65,7 +65,7 @@ def read_coarse_tile(
     Raises
     ------
     LandpriorError
-        See :func:`landprior.landcover.tiles.read_tile` and :func:`landprior.landcover.cells.read_cells`.
+        See :func:`landprior.landcover.training.tiles.read_tile` and :func:`landprior.landcover.prior.cells.read_cells`.
     """
     tile = read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
     cells, _ = read_cells(nlcd, image)

@@ -9,12 +9,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from landprior.errors import InputError
-from landprior.landcover.cells import read_cells
-from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence
-from landprior.landcover.model import check_model_output, save_model
-from landprior.landcover.tiles import Tile, order_tiles, read_tile
-from landprior.landcover.training import TrainingTile, clear_checkpoint
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.prior.cells import read_cells
+from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence
+from landprior.landcover.training.ensemble import clear_checkpoint
+from landprior.landcover.training.model import check_model_output, save_model
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import Tile, order_tiles, read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.superres.counting import CountSettings, train_by_counts
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.files import TrainingTile
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
 
 MethodName = Literal["sr", "em", "epitome"]
@@ -106,7 +107,7 @@ def train_superres(
     label_map
         What the codes of labels mean.
     scheme, nodata, device, overwrite, progress
-        See :func:`landprior.landcover.training.train_files`.
+        See :func:`landprior.landcover.training.files.train_files`.
 
     Raises
     ------

@@ -23,9 +23,9 @@ from landprior.batch.plans import (
 )
 from landprior.batch.tile_runner import RUN, TileRunner, run_plan, state_of, states_of, tile_of
 from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.landcover.pipeline import PipelineSettings, Workspace
-from landprior.landcover.training_settings import TileSettings
-from landprior.landcover.workspace import TileFolder
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.item import TileFolder
+from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import load_scheme
 
@@ -264,7 +264,7 @@ def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
 
 
 def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
-    from landprior.landcover.model import save_model
+    from landprior.landcover.training.model import save_model
 
     path = save_model(make_model(), tmp_path / "learned.safetensors")
     recipe = plan.recipe.model_copy(update={"learned": str(path), "learned_checksum": "0"})

@@ -11,8 +11,10 @@ import torch
 from landprior.batch.plans import plan_workspace, read_plan, shard_of_environment, write_plan
 from landprior.batch.tile_runner import RUN, TileRunner, run_plan, state_of, tile_of
 from landprior.errors import ConfigError, InputError
-from landprior.landcover.cooccurrence import Cooccurrence
-from landprior.landcover.pipeline import (
+from landprior.landcover.prior.cooccurrence import Cooccurrence
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.item import ITEM, TileFolder
+from landprior.landcover.workspace.pipeline import (
     PipelineSettings,
     Workspace,
     map_of_tile,
@@ -20,8 +22,6 @@ from landprior.landcover.pipeline import (
     run_workspace,
     train_city,
 )
-from landprior.landcover.training_settings import TileSettings
-from landprior.landcover.workspace import ITEM, TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import ClassScheme, LandClass, load_scheme
 

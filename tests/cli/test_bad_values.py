@@ -238,7 +238,7 @@ def good(tmp_path_factory):
     from rasterio.crs import CRS
 
     from landprior.implicit.networks import build_fcn
-    from landprior.landcover.model import BandStatistics, LandcoverModel, save_model
+    from landprior.landcover.training.model import BandStatistics, LandcoverModel, save_model
     from landprior.raster.cog import write_raster
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import load_scheme

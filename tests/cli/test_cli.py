@@ -32,16 +32,20 @@ from landprior.cli.train import command as train_command
 from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES, LossName
 from landprior.implicit.training import TrainingSettings
-from landprior.landcover import demo, hints, patches
-from landprior.landcover import training_settings as recipes
-from landprior.landcover.cooccurrence import load_cooccurrence, measure_cooccurrence
-from landprior.landcover.evaluation import evaluate
-from landprior.landcover.model import load_model, save_model
-from landprior.landcover.plan import FetchSettings
-from landprior.landcover.prediction import Products, predict
-from landprior.landcover.prior import PriorSettings, build_prior
-from landprior.landcover.scene import make_scene
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.mapping.products import Products
+from landprior.landcover.prior import sparse_labels as hints
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.cooccurrence import load_cooccurrence, measure_cooccurrence
+from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.synthetic import demo
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training import patches
+from landprior.landcover.training import settings as recipes
+from landprior.landcover.training.model import load_model, save_model
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.layout import FetchSettings
 from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
@@ -1017,7 +1021,7 @@ def test_an_interrupted_prediction_leaves_nothing(here, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("landprior.landcover.prediction.Mapper.compute", interrupted)
+    monkeypatch.setattr("landprior.landcover.mapping.predict.Mapper.compute", interrupted)
     before = left(here)
     result = landprior("predict naip.tif --model model.safetensors -o other.tif")
     assert result.exit_code == 130

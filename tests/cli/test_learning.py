@@ -17,10 +17,10 @@ import yaml
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.landcover.model import load_model
-from landprior.landcover.sampling import REFERENCE
-from landprior.landcover.scene import make_scene
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training.model import load_model
 from landprior.raster.cog import write_raster
+from landprior.sources.sample_design import REFERENCE
 
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 

@@ -9,7 +9,7 @@ import rasterio
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.landcover.scene import make_scene
+from landprior.landcover.synthetic.scene import make_scene
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.implicit.training import TrainingSettings
-from landprior.landcover import training_settings
-from landprior.landcover.scene import make_scene
-from landprior.landcover.training_settings import TileSettings
-from landprior.landcover.workspace import TileFolder
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training import settings as training_settings
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import MAP_NODATA
 

@@ -32,12 +32,12 @@ from landprior.implicit.losses import qr
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import TrainingSettings
-from landprior.landcover.blur import blur_log
-from landprior.landcover.layers import ImageLayer, PriorLayer
-from landprior.landcover.model import load_model
-from landprior.landcover.patches import vary_bands
-from landprior.landcover.prediction import Products
-from landprior.landcover.tiles import COLOUR_FLOOR, measure_bands, measure_colours
+from landprior.landcover.mapping.blur import blur_log
+from landprior.landcover.mapping.products import Products
+from landprior.landcover.training.layers import ImageLayer, PriorLayer
+from landprior.landcover.training.model import load_model
+from landprior.landcover.training.patches import vary_bands
+from landprior.landcover.training.tiles import COLOUR_FLOOR, measure_bands, measure_colours
 from landprior.raster.cog import write_raster
 from landprior.raster.reading import open_raster
 

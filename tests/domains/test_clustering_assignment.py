@@ -19,7 +19,7 @@ from landprior.domains.clustering.assignment import (
 from landprior.domains.clustering.mapping import find_probabilities
 from landprior.domains.clustering.points import read_points
 from landprior.errors import InputError, MissingInputError, SchemeError
-from landprior.landcover.prediction import Products
+from landprior.landcover.mapping.products import Products
 from landprior.raster.cog import write_raster
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass

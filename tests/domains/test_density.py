@@ -31,8 +31,8 @@ from landprior.errors import (
     TableWarning,
 )
 from landprior.implicit.posterior import log_posterior
-from landprior.landcover.blur import BlurredNetwork, blur_model
-from landprior.landcover.model import load_model
+from landprior.landcover.mapping.blur import BlurredNetwork, blur_model
+from landprior.landcover.training.model import load_model
 from landprior.raster.grid import Grid
 
 SIDE, BLOCK = 120, 40
@@ -529,7 +529,7 @@ def test_windows_do_not_change_a_map(scenes: Path, model, tmp_path: Path, blur: 
 
 
 def test_a_large_pyramid_is_read_by_windows(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from landprior.landcover.layers import ImageLayer
+    from landprior.landcover.training.layers import ImageLayer
 
     side = 700
     path, _, _ = make_scene(tmp_path, 2)
@@ -580,7 +580,7 @@ def test_a_stain_of_its_own_is_undone(scenes: Path, model, tmp_path: Path):
 
 def test_other_models_are_refused(scenes: Path, model, tmp_path: Path):
 
-    from landprior.landcover.model import save_model
+    from landprior.landcover.training.model import save_model
 
     save_model(replace(model, record={}), tmp_path / "m.safetensors")
     with pytest.raises(ModelError, match="not trained on density classes"):

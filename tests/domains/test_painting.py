@@ -40,10 +40,10 @@ from landprior.errors import (
     SchemeError,
 )
 from landprior.implicit.networks import build_positional_fcn
-from landprior.landcover.layers import PositionLayer
-from landprior.landcover.model import load_model
-from landprior.landcover.prediction import predict
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.training.layers import PositionLayer
+from landprior.landcover.training.model import load_model
+from landprior.landcover.training.settings import make_settings
 from landprior.raster.grid import Grid
 
 RGB = make_palette(["sky=red", "ship=lime", "sea=blue"])

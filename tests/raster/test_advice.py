@@ -20,8 +20,8 @@ from rasterio.enums import ColorInterp
 from rasterio.rio.main import main_group
 
 from landprior.errors import GridMismatchError, InputError, RasterReadError
-from landprior.landcover.coarse import CoarseLayers
-from landprior.landcover.layers import ImageLayer
+from landprior.landcover.prior.coarse import CoarseLayers
+from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.advice import advise_crs, advise_nodata
 from landprior.raster.codes import open_codes
 from landprior.raster.grid import require_same_grid

@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import GroundControlPoint
 
 from landprior.errors import InputError, RasterReadError
-from landprior.landcover.layers import ImageLayer, PriorLayer
+from landprior.landcover.training.layers import ImageLayer, PriorLayer
 from landprior.raster.bands import find_bands, match_nodata, usable_nodata
 from landprior.raster.codes import open_codes
 from landprior.raster.reading import open_raster

@@ -14,9 +14,9 @@ from rasterio.enums import ColorInterp
 
 from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, PriorError, SchemeError
-from landprior.landcover.coarse import CoarseLayers
-from landprior.landcover.cooccurrence import find_default, measure_cooccurrence
-from landprior.landcover.evaluation import evaluate
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.prior.coarse import CoarseLayers
+from landprior.landcover.prior.cooccurrence import find_default, measure_cooccurrence
 from landprior.raster.codes import open_codes, open_on_grid, read_classes
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.scheme import ClassScheme, load_scheme

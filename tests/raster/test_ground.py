@@ -17,13 +17,14 @@ from rasterio.windows import Window
 
 from landprior.batch.mosaic import join_maps
 from landprior.errors import InputError
-from landprior.landcover.cells import estimate_lattice
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.estimation import evaluate_points
-from landprior.landcover.evaluation import evaluate
-from landprior.landcover.prior import PriorModel, build_prior
-from landprior.landcover.sampling import draw_sample, measure_classes, write_sample
-from landprior.landcover.workspace import TileFolder
+from landprior.landcover.assessment.estimation import evaluate_points
+from landprior.landcover.assessment.sampling import draw_sample, measure_classes, write_sample
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.cells import estimate_lattice
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.prior.fusion import PriorModel
+from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.ground import PixelAreas

@@ -213,7 +213,7 @@ _READ_WITH_IT = ["map.tif.aux.xml", "map.tif.ovr", "map.tif.msk", "map.tfw", "ma
 
 def _dataset(folder, make_grid, scheme):
     """Put a map there with all that can lie beside it."""
-    from landprior.landcover.prediction import write_quicklook, write_style
+    from landprior.landcover.mapping.products import write_quicklook, write_style
 
     path = write_raster(folder / "map.tif", np.full((8, 8), 2, np.uint8), make_grid(8, 8), scheme=scheme)
     write_style(folder / "map.qml", scheme)

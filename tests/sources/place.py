@@ -20,7 +20,7 @@ from pyproj import Transformer
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from landprior.landcover.scene import Scene, make_scene
+from landprior.landcover.synthetic.scene import Scene, make_scene
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA, load_scheme

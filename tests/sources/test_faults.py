@@ -32,9 +32,9 @@ from rasterio.windows import Window
 from shapely.geometry import box, mapping
 
 from landprior.errors import OfflineError, RasterWriteError, SourceBusyError, SourceError
-from landprior.landcover.acquisition import fetch
-from landprior.landcover.plan import FetchSettings, plan_fetch
-from landprior.landcover.workspace import Workspace
+from landprior.landcover.workspace.acquisition import fetch
+from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
 from landprior.raster.grid import Grid
 from landprior.sources import buildings, naip, nlcd, osm
 from landprior.sources.areas import area_from_bounds

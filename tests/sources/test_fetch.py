@@ -16,9 +16,9 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window, from_bounds
 
 from landprior.errors import GridMismatchError, OfflineError, SourceError, SourceWarning
-from landprior.landcover.acquisition import fetch
-from landprior.landcover.plan import FetchSettings, plan_fetch
-from landprior.landcover.workspace import Workspace
+from landprior.landcover.workspace.acquisition import fetch
+from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.sources.areas import area_from_bounds
@@ -107,7 +107,7 @@ def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, netw
 
 def prior_of(place, settings, network, folder, scheme):
     """Fetch a place and return the priors of its tiles' cores by their bounds."""
-    from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
+    from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
 
     workspace = Workspace(folder)
     settings = settings.model_copy(update={"labels": ()})
@@ -430,7 +430,7 @@ def options_of(settings):
 @pytest.mark.slow
 def test_run_scores_as_the_demo_does(scene_files, served, invoke, tmp_path):
     """Of three starts each: a single training is a few points better or worse, wherever its layers come from."""
-    from landprior.landcover.demo import FILTERS, write_scene
+    from landprior.landcover.synthetic.demo import FILTERS, write_scene
 
     write_scene(tmp_path / "demo")
     left, bottom, right, top = scene_files.scene.grid.bounds

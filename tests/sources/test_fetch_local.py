@@ -20,10 +20,11 @@ from shapely.geometry import LineString, Polygon, box
 
 from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, RasterReadError, SourceWarning
-from landprior.landcover.acquisition import fetch
-from landprior.landcover.pipeline import PipelineSettings, prior_of_tile
-from landprior.landcover.plan import FetchSettings, plan_fetch
-from landprior.landcover.workspace import TileFolder, Workspace
+from landprior.landcover.workspace.acquisition import fetch
+from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.item import TileFolder
+from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
+from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme

@@ -23,8 +23,8 @@ from landprior.errors import (
     SourceError,
     SourceWarning,
 )
-from landprior.landcover.acquisition import _Job, write_nlcd
-from landprior.landcover.plan import FetchSettings
+from landprior.landcover.workspace.acquisition import _Job, write_nlcd
+from landprior.landcover.workspace.layout import FetchSettings
 from landprior.raster.grid import Grid
 from landprior.sources.cache import Cache
 from landprior.sources.network import Network, RetryPolicy

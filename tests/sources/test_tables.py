@@ -6,7 +6,7 @@ import pytest
 from landprior.domains.density.blocks import read_priors
 from landprior.domains.imagery.images import read_table as read_image_table
 from landprior.errors import InputError, MissingInputError, PriorError
-from landprior.landcover.cooccurrence import load_cooccurrence
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.sources.tables import parse_table, read_table
 
 ROWS = [

@@ -16,8 +16,8 @@ from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.implicit.losses import LOSSES
 from landprior.landcover.experiments.config import Experiment
 from landprior.landcover.experiments.runner import Runner
-from landprior.landcover.model import load_model
-from landprior.landcover.workspace import Workspace
+from landprior.landcover.training.model import load_model
+from landprior.landcover.workspace.collection import Workspace
 from landprior.raster.cog import write_raster
 from landprior.resources import shipped_names
 from landprior.superres import rivals

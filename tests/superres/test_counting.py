@@ -8,12 +8,12 @@ import torch
 
 from landprior.errors import CooccurrenceWarning, InputError, TrainingInterruptedError
 from landprior.implicit.training import Batch
-from landprior.landcover.cells import Cells
-from landprior.landcover.cooccurrence import Cooccurrence
-from landprior.landcover.model import load_model
-from landprior.landcover.tiles import Tile, measure_bands
-from landprior.landcover.training import TrainingTile
-from landprior.landcover.training_settings import TileSettings
+from landprior.landcover.prior.cells import Cells
+from landprior.landcover.prior.cooccurrence import Cooccurrence
+from landprior.landcover.training.files import TrainingTile
+from landprior.landcover.training.model import load_model
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.superres.counting import CellFeed, CountObjective, CountSettings, train_by_counts
 from landprior.superres.maximisation import EmSettings, _expect, train_by_em
 from landprior.superres.statistics import compare_statistics
@@ -238,7 +238,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(place, quick, tmp_pa
     settings = quick(training={"steps": 24, "epoch_steps": 4})
     whole = train_superres(method, [place], tmp_path / "whole.safetensors", settings)
 
-    from landprior.landcover import tiles
+    from landprior.landcover.training.trainer import tiles
 
     cut = tiles.Tile.patches
     calls: list[int] = []

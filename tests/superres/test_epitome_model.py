@@ -7,11 +7,11 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.errors import InputError, ModelError, PriorError
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.model import load_model, save_model
-from landprior.landcover.prediction import predict
-from landprior.landcover.tiles import Tile, label_tile
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.model import load_model, save_model
+from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.raster.reading import open_raster
 from landprior.superres.epitome_figure import draw_epitome
 from landprior.superres.epitome_model import train_epitome_model

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from landprior.errors import InputError, TrainingInterruptedError
 from landprior.implicit.epitomes import build_epitome
-from landprior.landcover.tiles import Tile, measure_bands
+from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.superres.epitome_training import (
     EpitomeFeed,
     EpitomeObjective,

@@ -7,8 +7,8 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, OutputExistsError, PriorError
-from landprior.landcover.cooccurrence import load_cooccurrence
-from landprior.landcover.prediction import Products
+from landprior.landcover.mapping.products import Products
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.raster.reading import open_raster
 from landprior.superres import posteriors as module
 from landprior.superres.posteriors import Dense, Posteriors, Sparse

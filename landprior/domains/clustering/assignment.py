@@ -22,9 +22,9 @@ from landprior.domains.clustering.mapping import find_probabilities
 from landprior.domains.clustering.points import LabelledPoints, missing_classes, read_points, require_enough
 from landprior.domains.clustering.training import make_scheme
 from landprior.errors import InputError
-from landprior.landcover.evaluation import Scores, count_pairs
-from landprior.landcover.layers import PriorLayer
-from landprior.landcover.prediction import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.assessment.scores import Scores, count_pairs
+from landprior.landcover.mapping.products import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import encode_probabilities
 from landprior.raster.outputs import check_apart

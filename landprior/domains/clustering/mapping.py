@@ -14,9 +14,10 @@ from landprior.domains.clustering.training import (
     train_clusters,
 )
 from landprior.errors import InputError
-from landprior.landcover.blur import BLUR, blur_model, check_side
-from landprior.landcover.model import check_model_output, save_model
-from landprior.landcover.prediction import Products, beside, check_products, list_products, predict
+from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.mapping.products import Products, beside, check_products, list_products
+from landprior.landcover.training.model import check_model_output, save_model
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of
 from landprior.raster.reading import TAG_DOMAIN, open_raster
@@ -24,7 +25,7 @@ from landprior.raster.reading import TAG_DOMAIN, open_raster
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
 
 
 def map_clusters(
@@ -52,12 +53,12 @@ def map_clusters(
     model
         See :func:`landprior.domains.clustering.training.train_clusters`.
     side
-        Of the square over which log-likelihoods are averaged (:class:`landprior.landcover.blur.BlurredNetwork`), odd; 1
-        leaves q as it is.
+        Of the square over which log-likelihoods are averaged, odd
+        (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
     products
         What else to write; probabilities always are, confidence is not.
     nodata, device, tags, overwrite, progress
-        See :func:`landprior.landcover.prediction.predict`.
+        See :func:`landprior.landcover.mapping.predict.predict`.
 
     Returns
     -------
@@ -67,7 +68,7 @@ def map_clusters(
     Raises
     ------
     LandpriorError
-        See :func:`landprior.landcover.prediction.predict`.
+        See :func:`landprior.landcover.mapping.predict.predict`.
     InputError
         If ``side`` is even.
     """

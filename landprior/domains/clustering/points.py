@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.landcover.sampling import REFERENCE
 from landprior.sources import vectors
 from landprior.sources.labels import class_position
 from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
+from landprior.sources.sample_design import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

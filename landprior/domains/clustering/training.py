@@ -26,11 +26,11 @@ from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, TrainingSettings, fit
-from landprior.landcover.image_kind import ImageKind, require_one_kind
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.model import BandStatistics, LandcoverModel, build_network
-from landprior.landcover.patches import PatchFeed
-from landprior.landcover.tiles import Tile, measure_bands, measure_colours
+from landprior.landcover.training.image_kind import ImageKind, require_one_kind
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.model import BandStatistics, LandcoverModel, build_network
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.tiles import Tile, measure_bands, measure_colours
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import iter_blocks
 
@@ -123,7 +123,7 @@ def read_image_tile(
     name
         For messages and the seed; by default the image's file name.
     nodata
-        See :class:`landprior.landcover.layers.ImageLayer`.
+        See :class:`landprior.landcover.training.layers.ImageLayer`.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def spread_weights(network: nn.Module, colours: Tensor, gain: float) -> None:
     network
         Changed in place; its first convolution takes the bands.
     colours
-        See :func:`landprior.landcover.tiles.measure_colours`.
+        See :func:`landprior.landcover.training.tiles.measure_colours`.
     gain
         Of all convolutions' weights.
     """

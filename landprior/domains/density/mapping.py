@@ -12,11 +12,12 @@ import torch
 from landprior.domains.density.points import PointSink
 from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
 from landprior.errors import ModelError
-from landprior.landcover.blur import BLUR, BlurredNetwork, blur_model, box_mean
-from landprior.landcover.image_kind import require_kind
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.mapper import Mapper, window_for
-from landprior.landcover.prediction import Products, predict
+from landprior.landcover.mapping.blur import BLUR, BlurredNetwork, blur_model, box_mean
+from landprior.landcover.mapping.mapper import Mapper, window_for
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.mapping.products import Products
+from landprior.landcover.training.image_kind import require_kind
+from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.windows import stream
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.domains.density.points import Points
-    from landprior.landcover.mapper import Belief, Pixels
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.mapping.mapper import Belief, Pixels
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.windows import Block, Found
 
 
@@ -81,12 +82,12 @@ def map_density(
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
     nodata, device, window_size, tags, overwrite, progress
-        See :func:`landprior.landcover.prediction.predict`.
+        See :func:`landprior.landcover.mapping.predict.predict`.
 
     Raises
     ------
     LandpriorError
-        See :func:`ready_model` and :func:`landprior.landcover.prediction.predict`.
+        See :func:`ready_model` and :func:`landprior.landcover.mapping.predict.predict`.
     """
     return predict(
         image,

@@ -17,8 +17,8 @@ from landprior.domains.density.mapping import map_density, posterior_odds, predi
 from landprior.domains.density.points import PointScores, score_points
 from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
-from landprior.landcover.blur import BLUR
-from landprior.landcover.model import check_model_output, load_model, save_model
+from landprior.landcover.mapping.blur import BLUR
+from landprior.landcover.training.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.grid import Grid
 from landprior.raster.locks import claiming
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from landprior.domains.density.blocks import BlockLabels
     from landprior.domains.density.points import Points
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def train_images(
     scheme
         Background and target, by :func:`landprior.domains.density.training.make_scheme`.
     nodata, device, progress
-        See :func:`landprior.landcover.training.train_files`.
+        See :func:`landprior.landcover.training.files.train_files`.
     overwrite
         Replace an older model.
 
@@ -443,7 +443,7 @@ def load_density_model(path: Path) -> LandcoverModel:
     Raises
     ------
     MissingInputError, ModelError
-        See :func:`landprior.landcover.model.load_model`; or it is of another kind.
+        See :func:`landprior.landcover.training.model.load_model`; or it is of another kind.
     """
     model = load_model(path)
     if "density" not in model.record:

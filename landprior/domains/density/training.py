@@ -32,13 +32,13 @@ from landprior.domains.density.blocks import (
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
-from landprior.landcover.image_kind import ImageKind
-from landprior.landcover.layers import ImageLayer
-from landprior.landcover.model import BandStatistics
-from landprior.landcover.patches import PatchFeed
-from landprior.landcover.tiles import Tile, require_compatible
-from landprior.landcover.training import train_model
-from landprior.landcover.training_settings import TileSettings, make_settings
+from landprior.landcover.training.image_kind import ImageKind
+from landprior.landcover.training.layers import ImageLayer
+from landprior.landcover.training.model import BandStatistics
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.settings import TileSettings, make_settings
+from landprior.landcover.training.tiles import Tile, require_compatible
+from landprior.landcover.training.trainer import train_model
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from landprior.landcover.model import LandcoverModel
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.grid import Grid
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def read_tiles(
     settings
         How images and densities are made alike, how many pixels are read, and the seed of the draw.
     nodata
-        See :class:`landprior.landcover.layers.ImageLayer`.
+        See :class:`landprior.landcover.training.layers.ImageLayer`.
 
     Returns
     -------
@@ -425,7 +425,7 @@ def train_density(
     settings
         See :class:`DensitySettings`.
     device, checkpoint, progress
-        See :func:`landprior.landcover.training.train_model`.
+        See :func:`landprior.landcover.training.trainer.train_model`.
 
     Returns
     -------
@@ -436,7 +436,7 @@ def train_density(
     Raises
     ------
     InputError, TrainingError, TrainingInterruptedError
-        See :func:`landprior.landcover.training.train_model`.
+        See :func:`landprior.landcover.training.trainer.train_model`.
     """
     settings = settings or DensitySettings()
     attempts: list[tuple[Direction, LandcoverModel]] = []

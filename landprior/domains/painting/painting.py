@@ -13,12 +13,13 @@ import torch
 from landprior.domains.painting.drawing import SOFTNESS, read_drawing, write_prior
 from landprior.domains.painting.pictures import draw_legend, draw_overlay, draw_probabilities
 from landprior.errors import HarmWarning, InputError
-from landprior.landcover.layers import ImageLayer, PositionLayer
-from landprior.landcover.model import load_model, save_model
-from landprior.landcover.prediction import Products, beside, predict, write_quicklook
-from landprior.landcover.tiles import read_tile
-from landprior.landcover.training import clear_checkpoint, train_best
-from landprior.landcover.training_settings import make_settings
+from landprior.landcover.mapping.predict import predict
+from landprior.landcover.mapping.products import Products, beside, write_quicklook
+from landprior.landcover.training.ensemble import clear_checkpoint, train_best
+from landprior.landcover.training.layers import ImageLayer, PositionLayer
+from landprior.landcover.training.model import load_model, save_model
+from landprior.landcover.training.settings import make_settings
+from landprior.landcover.training.tiles import read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, check_output, checkpoint_of, make_folder
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
     from landprior.domains.painting.drawing import Palette
     from landprior.implicit.training import Warmup
-    from landprior.landcover.model import LandcoverModel
-    from landprior.landcover.tiles import Tile
-    from landprior.landcover.training_settings import TileSettings
+    from landprior.landcover.training.model import LandcoverModel
+    from landprior.landcover.training.settings import TileSettings
+    from landprior.landcover.training.tiles import Tile
 
 MODEL, CLASSES = "model.safetensors", "classes.tif"
 LOSS = "rq"
@@ -111,7 +112,7 @@ def paint(
     softness, pixels
         See :func:`landprior.domains.painting.drawing.read_drawing`.
     device, progress
-        See :func:`landprior.landcover.training.train_model`.
+        See :func:`landprior.landcover.training.trainer.train_model`.
     overwrite
         Replace older results.
 
@@ -120,7 +121,8 @@ def paint(
     InputError
         If a prior is missing, two pictures have one name, or there are neither palette nor model.
     GridMismatchError, SchemeError, PriorError, MissingInputError, OutputExistsError
-        See :func:`landprior.domains.painting.drawing.read_drawing` and :func:`landprior.landcover.prediction.predict`.
+        See :func:`landprior.domains.painting.drawing.read_drawing` and
+        :func:`landprior.landcover.mapping.predict.predict`.
     """
     output = Path(output)
     _require_whole(pictures, palette, model)

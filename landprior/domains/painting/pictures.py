@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from landprior.landcover.figures import stretch
-from landprior.landcover.layers import ImageLayer
+from landprior.landcover.assessment.figures import stretch
+from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.outputs import replacing
 from landprior.raster.reading import open_raster, read_shrunk
 

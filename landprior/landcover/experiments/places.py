@@ -9,8 +9,8 @@ import numpy as np
 from rasterio.windows import Window
 
 from landprior.errors import ConfigError, InputError, MissingInputError
-from landprior.landcover.coarse import LAYERS
-from landprior.landcover.provenance import make_key
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.workspace.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster, read_window

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from landprior.landcover.evaluation import Scores
+from landprior.landcover.assessment.scores import Scores
 from landprior.raster.outputs import replacing
 from landprior.raster.scheme import load_scheme
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landprior.landcover.evaluation import Scores
+from landprior.landcover.assessment.scores import Scores
 
 if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme

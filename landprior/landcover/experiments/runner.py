@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum
-from landprior.landcover.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
-from landprior.landcover.evaluation import Scores, evaluate
+from landprior.landcover.assessment.figures import draw_comparison
+from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.experiments.places import Place, Places
 from landprior.landcover.experiments.results import Cell, Result
-from landprior.landcover.figures import draw_comparison
-from landprior.landcover.learned_prior import LabelledPlace, learn_prior, prior_settings
-from landprior.landcover.model import LandcoverModel, load_model
-from landprior.landcover.prediction import map_prior, predict
-from landprior.landcover.prior import build_prior
-from landprior.landcover.training import TrainingTile, train_files
-from landprior.landcover.training_settings import TileSettings, make_settings
-from landprior.landcover.tuning import best_of, tune
+from landprior.landcover.experiments.tuning import best_of, tune
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
+from landprior.landcover.prior.learned import LabelledPlace, learn_prior, prior_settings
+from landprior.landcover.training.files import TrainingTile, train_files
+from landprior.landcover.training.model import LandcoverModel, load_model
+from landprior.landcover.training.settings import TileSettings, make_settings
 from landprior.progress import track
 from landprior.raster.outputs import check_folder, make_folder, protecting, replacing
 from landprior.raster.scheme import load_scheme
@@ -76,7 +76,7 @@ class Runner:
     rivals
         Methods of rows with ``method: rival``, by name.
     device, progress
-        See :func:`landprior.landcover.training.train_files`.
+        See :func:`landprior.landcover.training.files.train_files`.
 
     Raises
     ------

@@ -1,0 +1,434 @@
+"""Area-weighted accuracy and areas from interpreted points, with their uncertainty.
+
+The estimators are those of Stehman (2014, "Estimating area and map accuracy for stratified random sampling when the
+strata are different from the map classes", International Journal of Remote Sensing 35); where the strata are the
+classes of the map that is evaluated they are, term by term, those of Olofsson et al. (2014, Remote Sensing of
+Environment 148, eq. 1-11).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.errors import InputError
+from landprior.landcover.assessment.sampling import measure_classes
+from landprior.raster.codes import open_codes, read_classes_at
+from landprior.raster.ground import PixelAreas
+from landprior.raster.scheme import IGNORED_INDEX
+from landprior.sources.labels import class_position
+from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
+from landprior.sources.sample_design import REFERENCE, read_design
+from landprior.sources.vectors import read_everything
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import geopandas
+    from numpy.typing import NDArray
+
+    from landprior.raster.grid import Grid
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+Z95 = 1.959963984540054
+"""Half width of a 95 % interval of the normal distribution, in standard errors."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate and its standard error, in the same units."""
+
+    value: float
+    error: float
+
+    @property
+    def margin(self) -> float:
+        """Half width of the 95 % interval."""
+        return Z95 * self.error
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return value, standard error and the ends of the 95 % interval; NaN becomes None."""
+        low, high = self.value - self.margin, self.value + self.margin
+        figures = {"value": self.value, "standard_error": self.error, "low": low, "high": high}
+        return {name: None if np.isnan(figure) else float(figure) for name, figure in figures.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaEstimates:
+    """What a sample says of a map.
+
+    Parameters
+    ----------
+    scheme
+        The classes.
+    counts
+        Points by (map class, reference class), shape (C, C).
+    proportions
+        Estimated share of the area by (map class, reference class), shape (C, C).
+    overall
+        Share of the area that is mapped right.
+    users, producers
+        Of each class, in the order of the scheme; NaN where nothing is mapped, or nothing is there.
+    shares
+        Estimated share of the area that is each class.
+    hectares
+        The whole area; None where the map has no CRS.
+    """
+
+    scheme: ClassScheme
+    counts: NDArray[np.int64]
+    proportions: NDArray[np.float64]
+    overall: Estimate
+    users: tuple[Estimate, ...]
+    producers: tuple[Estimate, ...]
+    shares: tuple[Estimate, ...]
+    hectares: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything for JSON."""
+        classes = []
+        for i, c in enumerate(self.scheme.classes):
+            share = self.shares[i].to_dict()
+            area = None if self.hectares is None else {k: v and v * self.hectares for k, v in share.items()}
+            mapped = float(self.proportions[i].sum())
+            classes.append(
+                {
+                    "code": c.code,
+                    "name": c.name,
+                    "users_accuracy": self.users[i].to_dict(),
+                    "producers_accuracy": self.producers[i].to_dict(),
+                    "share": share,
+                    "mapped_share": mapped,
+                    "hectares": area,
+                }
+            )
+        return {
+            "scheme": self.scheme.name,
+            "points": int(self.counts.sum()),
+            "hectares": self.hectares,
+            "overall_accuracy": self.overall.to_dict(),
+            "classes": classes,
+            "counts": self.counts.tolist(),
+            "proportions": self.proportions.tolist(),
+        }
+
+    def to_text(self) -> str:
+        """Return a table for the terminal."""
+        width = max(len("class"), *(len(name) for name in self.scheme.names))
+        head = f"{'class':<{width}}  {'user accuracy':>15}  {'producer':>15}  {'share':>17}  {'mapped':>6}"
+        head += "" if self.hectares is None else f"  {'hectares':>20}"
+        lines = [head]
+        for i, name in enumerate(self.scheme.names):
+            cells = [_plus_minus(e, 3) for e in (self.users[i], self.producers[i])]
+            line = f"{name:<{width}}  {cells[0]:>15}  {cells[1]:>15}  {_plus_minus(self.shares[i], 4):>17}"
+            line += f"  {self.proportions[i].sum():6.4f}"
+            if self.hectares is not None:
+                area = Estimate(self.shares[i].value * self.hectares, self.shares[i].error * self.hectares)
+                line += f"  {_plus_minus(area, 2 if self.hectares < 1e4 else 0):>20}"
+            lines.append(line)
+        lines += [
+            "",
+            f"overall accuracy {_plus_minus(self.overall, 4)}   {self.counts.sum()} points; ± is the 95 % interval",
+            "",
+            "points (rows: map, columns: reference)",
+        ]
+        columns = [max(len(name), 6) for name in self.scheme.names]
+        lines.append(" " * width + "".join(f" {n:>{w}}" for n, w in zip(self.scheme.names, columns, strict=True)))
+        for name, row in zip(self.scheme.names, self.counts, strict=True):
+            lines.append(f"{name:<{width}}" + "".join(f" {v:>{w}d}" for v, w in zip(row, columns, strict=True)))
+        return "\n".join(lines)
+
+
+def _plus_minus(estimate: Estimate, digits: int) -> str:
+    if np.isnan(estimate.value):
+        return "-"
+    return f"{estimate.value:.{digits}f} ±{estimate.margin:.{digits}f}"
+
+
+def estimate_areas(
+    mapped: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    strata: NDArray[np.integer],
+    sizes: Mapping[int, int],
+    scheme: ClassScheme,
+    *,
+    areas: Mapping[int, float] | None = None,
+    hectares: float | None = None,
+) -> AreaEstimates:
+    """Estimate accuracy and areas from points.
+
+    Parameters
+    ----------
+    mapped, reference
+        Class positions of each point on the map and in truth, shape (n,).
+    strata
+        Stratum of each point, shape (n,).
+    sizes
+        Stratum -> its pixels.
+    scheme
+        The classes.
+    areas
+        Stratum -> its area on the ground, in any unit, by which strata weigh. By default they weigh by their pixels,
+        which is the same where pixels are equally large (not in degrees or EPSG:3857). Within a stratum all pixels
+        count the same.
+    hectares
+        The whole area.
+
+    Raises
+    ------
+    InputError
+        If a stratum has one point only, whose spread is not known, or none. (One that consists of a single pixel needs
+        no more.)
+    """
+    _require_points(strata, sizes)
+    count = len(scheme)
+    weights = _weights(sizes, areas)
+    groups = [(strata == name, weights[name]) for name in sizes]
+    complete = [int(inside.sum()) >= sizes[name] for (inside, _), name in zip(groups, sizes, strict=True)]
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return float(sum(weight * values[inside].mean() for inside, weight in groups))
+
+    def error(residuals: NDArray[np.float64]) -> float:
+        # Stehman 2014, eq. 25 and 28, without the correction for a finite population; a stratum seen whole has none
+        parts = [
+            0.0 if whole else weight**2 * residuals[inside].var(ddof=1) / inside.sum()
+            for (inside, weight), whole in zip(groups, complete, strict=True)
+        ]
+        return float(np.sqrt(sum(parts)))
+
+    def ratio(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Estimate:
+        size = mean(whole.astype(np.float64))
+        if size == 0:
+            return Estimate(float("nan"), float("nan"))
+        value = mean(part.astype(np.float64)) / size
+        return Estimate(value, error(part - value * whole) / size)
+
+    right = (mapped == reference).astype(np.float64)
+    proportions = np.zeros((count, count))
+    counts = np.zeros((count, count), dtype=np.int64)
+    for inside, weight in groups:
+        here = np.zeros((count, count), dtype=np.int64)
+        np.add.at(here, (mapped[inside], reference[inside]), 1)
+        counts += here
+        proportions += weight * here / inside.sum()
+    shares = [(reference == i).astype(np.float64) for i in range(count)]
+    return AreaEstimates(
+        scheme=scheme,
+        counts=counts,
+        proportions=proportions,
+        overall=Estimate(mean(right), error(right)),
+        users=tuple(ratio((mapped == i) & (reference == i), mapped == i) for i in range(count)),
+        producers=tuple(ratio((mapped == i) & (reference == i), reference == i) for i in range(count)),
+        shares=tuple(Estimate(mean(here), error(here)) for here in shares),
+        hectares=hectares,
+    )
+
+
+def _weights(sizes: Mapping[int, int], areas: Mapping[int, float] | None) -> dict[int, float]:
+    """Return the share of each stratum: of the area, or of the pixels where that is the same."""
+    total = sum(sizes.values())
+    weights = {name: size / total for name, size in sizes.items()}
+    if areas is None:
+        return weights
+    ground = sum(areas[name] for name in sizes)
+    if all(abs(areas[name] / ground - weight) <= 1e-9 for name, weight in weights.items()):
+        return weights
+    return {name: areas[name] / ground for name in sizes}
+
+
+def _require_points(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
+    few = {name: int((strata == name).sum()) for name in sizes}
+    lacking = [f"{name} ({n})" for name, n in few.items() if n < min(2, sizes[name])]
+    if lacking:
+        msg = f"at least two interpreted points are needed in every stratum; too few in: {', '.join(lacking)}"
+        raise InputError(msg)
+
+
+def evaluate_points(
+    path: str | Path,
+    points: str | Path,
+    scheme: ClassScheme,
+    *,
+    column: str = REFERENCE,
+    layer: str | None = None,
+    map_map: Mapping[int, int] | None = None,
+    label_map: Mapping[int, int] | None = None,
+    pixel_size: float | None = None,
+    progress: bool = False,
+) -> AreaEstimates:
+    """Estimate a map's accuracy and class areas from interpreted points.
+
+    Parameters
+    ----------
+    path
+        The map. It need not be the one the points were drawn on, if they carry their strata.
+    points
+        A vector file with points, as ``landprior sample`` draws them and an interpreter fills in, or a CSV. Their
+        strata are recognised after formats that cut or change names (:mod:`landprior.sources.sample_design`). Points
+        without any are taken for a simple random sample, with a warning, and stratified afterwards by the map's
+        classes.
+    scheme
+        The classes.
+    column
+        The attribute with the class that was seen, a name or code; points without one are left out.
+    layer
+        Which layer of the file, if there are several.
+    map_map, label_map
+        Codes of the map, of the points -> codes of the scheme.
+    pixel_size
+        Metres per pixel, for a map without georeferencing.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If the file has no such column, no interpreted point, points outside the map, a damaged design, or a stratum has
+        too few points.
+    SchemeError
+        If a class is not known.
+    """
+    with open_codes(path) as src:
+        grid = src.grid
+        everything, column = _read_points(points, grid, column, layer)
+        design = read_design(everything, points)
+        done = _interpreted(everything, points, column)
+        frame = everything[done]
+        centres = frame.geometry
+        places = np.column_stack([centres.x, centres.y])
+        mapped = read_classes_at(src, places, scheme, codes=map_map, where=path).astype(np.int64)
+    if (mapped == IGNORED_INDEX).any():
+        where = name_feature(frame, int(np.flatnonzero(mapped == IGNORED_INDEX)[0]))
+        msg = (
+            f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the "
+            f"right map? The first is {where}"
+        )
+        raise InputError(msg)
+    reference = _classes(frame, column, points, scheme, label_map)
+    if design is not None:
+        strata = design.strata[done]
+        sizes = design.sizes  # a stratum whose points were all left out must not vanish
+        _require_known(sizes, scheme, {**(map_map or {}), **(label_map or {})}, points)
+        # a sample says how large its strata are, whatever the pixels of the map that is evaluated
+        areas = design.areas
+    else:
+        logger.warning(
+            "%s has no strata, unlike points of landprior sample: the estimates assume a simple random sample",
+            points,
+        )
+        pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
+        strata = scheme.codes[mapped].astype(np.int64)
+        sizes = {int(c): int(n) for c, n in zip(scheme.codes, pixels, strict=True) if n}
+        areas = None if grid.crs is None else {int(c): float(a) for c, a in zip(scheme.codes, measured, strict=True)}
+        strata, sizes, areas = _join_small(strata, sizes, areas)
+    if pixel_size is not None:
+        width, height = grid.pixel_size(pixel_size, where=path)
+        hectares: float | None = sum(sizes.values()) * width * height / 1e4
+    elif areas is not None:
+        hectares = sum(areas.values())
+    else:
+        hectares = None if grid.crs is None else sum(sizes.values()) * PixelAreas(grid, where=path).mean / 1e4
+    return estimate_areas(mapped, reference, strata, sizes, scheme, areas=areas, hectares=hectares)
+
+
+def _join_small(
+    strata: NDArray[np.int64], sizes: Mapping[int, int], areas: Mapping[int, float] | None
+) -> tuple[NDArray[np.int64], dict[int, int], dict[int, float] | None]:
+    """Join strata of a simple random sample, smallest first, until each has two points."""
+    strata, left = strata.copy(), dict(sizes)
+    ground = None if areas is None else {name: areas[name] for name in sizes}
+    while len(left) > 1:
+        few = [name for name, size in left.items() if (strata == name).sum() < min(2, size)]
+        if not few:
+            break
+        name = min(few, key=lambda few: left[few])
+        into = min((other for other in left if other != name), key=lambda other: left[other])
+        strata[strata == name] = into
+        left[into] += left.pop(name)
+        if ground is not None:
+            ground[into] += ground.pop(name)
+    if len(left) < len(sizes):
+        gone = ", ".join(str(name) for name in sizes if name not in left)
+        logger.warning(
+            "too few points in class %s of the map: its part of the area is joined with another class's", gone
+        )
+    return strata, left, ground
+
+
+def _require_known(
+    sizes: Mapping[int, int], scheme: ClassScheme, others: Mapping[int, int], points: str | Path
+) -> None:
+    """Refuse strata that are not classes of the map: points of another place, or damaged."""
+    known = {code for c in scheme.classes for code in (c.code, *c.merge)} | set(scheme.ignored) | set(others)
+    strange = [str(stratum) for stratum in sizes if stratum not in known]
+    if strange:
+        msg = (
+            f"{points} has strata {', '.join(strange)}, which are not codes of scheme {scheme.name!r}; were the points "
+            "drawn on a map with other classes? Give its scheme with --scheme and the map's codes with --map-map"
+        )
+        raise InputError(msg)
+
+
+def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None) -> tuple[geopandas.GeoDataFrame, str]:
+    """Read points, all of them on the grid, and return the name of the column with what was seen."""
+    everything = read_everything(points, layer=layer, grid=grid)
+    found = find_column(everything.columns, column, points, joined=True)
+    if found is None:
+        names = ", ".join(str(name) for name in everything.columns)
+        msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --label-column"
+        raise InputError(msg)
+    if found != column:
+        logger.info("%s: what was seen is read from its column %r", points, found)
+    frame = require_points(everything, points)
+    *_, inside = locate(frame, grid)
+    if not inside.all():
+        first = name_feature(frame, int(np.flatnonzero(~inside)[0]))
+        msg = (
+            f"{(~inside).sum()} of {len(frame)} points of {points} lie outside the map (the first is {first}): "
+            f"{explain_outside(frame[~inside], grid)}"
+        )
+        raise InputError(msg)
+    return frame, found
+
+
+def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> NDArray[np.bool_]:
+    """Say which points have a class, shape (n,)."""
+    done = ~blanks(frame, column)
+    if not done.any():
+        msg = f"no point of {points} has a class in its column {column!r} yet; fill it in (in QGIS, say)"
+        raise InputError(msg)
+    if not done.all():
+        logger.warning(
+            "%d of %d points have no class and are left out; if they were hard to interpret, the figures are too good",
+            int((~done).sum()),
+            len(frame),
+        )
+    return done
+
+
+def _classes(
+    frame: geopandas.GeoDataFrame,
+    column: str,
+    points: str | Path,
+    scheme: ClassScheme,
+    label_map: Mapping[int, int] | None,
+) -> NDArray[np.int64]:
+    """Return the class that was seen at each point, shape (n,)."""
+    found = np.empty(len(frame), dtype=np.int64)
+    for position, value in enumerate(frame[column].tolist()):
+        where = f"{points}, {name_feature(frame, position)}"
+        found[position] = class_position(value, scheme, label_map, where)
+        if found[position] == IGNORED_INDEX:
+            msg = (
+                f"{where}: {points} has points with a code, {value}, that scheme {scheme.name!r} ignores; leave their "
+                "class empty instead"
+            )
+            raise InputError(msg)
+    return found

@@ -1,0 +1,338 @@
+"""Computing maps window by window: what is read for one, log q of the network, the posterior, the products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import torch
+from rasterio.windows import Window
+
+from landprior.errors import InputError
+from landprior.implicit.devices import Sent, Uplink, choose_device
+from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.posterior import log_joint, log_posterior
+from landprior.landcover.mapping.engines import make_engine
+from landprior.raster.cog import Encoding, encode_probabilities
+from landprior.raster.reading import GDAL_CACHE_BYTES
+from landprior.raster.windows import BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
+    from landprior.landcover.training.model import LandcoverModel
+    from landprior.raster.windows import Block, Found
+
+CONFIDENCE_LEVELS = 250
+"""Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
+
+CONFIDENCE_NODATA = 255
+
+SAMPLE_SIDE, SAMPLE_GRID = 128, 4
+"""Windows of the image on which int8 is calibrated: their side in pixels, and how many each way."""
+
+MOST_KEPT = 2**30
+"""Unless told otherwise: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
+
+GPU_WINDOW = 4 * BLOCK
+"""Side of the windows on a GPU: large enough to keep it busy, and a launch costs nothing beside it."""
+
+WORKING_BYTES = 300 * 2**20
+"""What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """What is read of the image for a block.
+
+    Parameters
+    ----------
+    valid
+        Where it has data, shape (H, W), of the outer window.
+    sent
+        On their way to the device: the image, (B, H, W), where it has data, (H, W), or None if it has everywhere, and
+        the prior as the model's input, (C, H, W), or None. None where nothing has data.
+    """
+
+    valid: NDArray[np.bool_]
+    sent: Sent | None = None
+
+
+Belief = Sent
+"""A prior on its way to the device, (C, h, w), and where there is one, (h, w), of a block's core."""
+
+
+def _corner(block: Block) -> tuple[int, int]:
+    return int(block.core.row_off), int(block.core.col_off)
+
+
+def window_for(device: str) -> int:
+    """Return the side of the windows that suits a device."""
+    return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
+
+
+def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> int:
+    """Return how many bytes of log q may be kept, by what the process may take in all.
+
+    Raises
+    ------
+    InputError
+        If it is less than what the libraries and one window need.
+    """
+    if memory is None:
+        return min(int(psutil.virtual_memory().available / 4), MOST_KEPT)
+    own = psutil.Process().memory_info().rss
+    side = window + 2 * model.network.halo
+    activations = 4 * 4 * max(model.filters, len(model.scheme)) * side * side
+    needed = own + GDAL_CACHE_BYTES + activations + WORKING_BYTES
+    if memory * 2**20 < needed:
+        msg = f"--memory {memory} is too little for this model: give {math.ceil(needed / 2**20)} or more (MB)"
+        raise InputError(msg)
+    return int(memory * 2**20 - needed)
+
+
+class ClassSums:
+    """Class sums of q, shape (C,), added up block by block: a sink of :func:`landprior.raster.windows.stream`."""
+
+    def __init__(self, classes: int) -> None:
+        self._total = np.zeros(classes)
+
+    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:  # noqa: ARG002 - a sink's
+        """Add those of a block."""
+        self._total += values.astype(np.float64)
+
+    def log_shares(self) -> Tensor:
+        """Return the log of the mean prediction over what was gathered, shape (C,), float64."""
+        return torch.log(torch.from_numpy(self._total / self._total.sum()))
+
+
+class Mapper:
+    """Computes q, and r where there is a prior, of any window of an image.
+
+    Parameters
+    ----------
+    model, pixels, belief
+        The model, the image and, for r, the prior.
+    hint
+        The model's further input: the prior, or positions.
+    abstain
+        Give the prior itself where there is one.
+    dropped
+        Positions of classes that r leaves out.
+    device, engine, precision
+        See :func:`landprior.landcover.mapping.engines.make_engine`.
+    memory
+        Bytes of log q that :meth:`gather` may keep for :meth:`compute`.
+    """
+
+    def __init__(
+        self,
+        model: LandcoverModel,
+        pixels: ImageLayer,
+        belief: PriorLayer | None = None,
+        hint: PriorLayer | PositionLayer | None = None,
+        *,
+        abstain: bool = False,
+        dropped: Sequence[int] = (),
+        device: str = "auto",
+        engine: str = "auto",
+        precision: str = "auto",
+        memory: int = 0,
+    ) -> None:
+        self._model = model
+        self.halo: int = model.network.halo
+        """How many pixels around a pixel its map depends on."""
+        self._pixels = pixels
+        self._belief = belief
+        self._hint = hint
+        self._abstain = abstain
+        self._dropped = list(dropped)
+        self._kept: dict[tuple[int, int], tuple[Callable[[], Tensor], NDArray[np.bool_] | None]] = {}
+        self._room = torch.empty(0)
+        self._used = 0
+        self.seen = False
+        rows, columns = pixels.grid.shape
+        self.engine = make_engine(
+            model.network, self._samples, name=engine, precision=precision, device=device, pixels=rows * columns
+        )
+        device_ = self.engine.device
+        self._uplink = Uplink(device_)
+        self.sums = ClassSums(len(model.scheme))
+        # on a GPU what is kept stays there
+        self._left = memory if device_.type == "cpu" else torch.cuda.mem_get_info(device_)[0] // 2
+
+    def _samples(self) -> list[NDArray[np.float32]]:
+        """Return inputs from all over the image, as the network gets them; none without data, if there is a choice."""
+        rows, columns = self._pixels.grid.shape
+        side = min(SAMPLE_SIDE, rows, columns)
+        corners = [np.linspace(0, size - side, SAMPLE_GRID).astype(int).tolist() for size in (rows, columns)]
+        uplink = Uplink(torch.device("cpu"))
+        read = [self._read(Window(left, top, side, side), uplink) for top in corners[0] for left in corners[1]]
+        seen = [pixels for pixels in read if pixels.sent is not None]
+        if not seen:
+            return [np.zeros((1, self._model.channels, side, side), dtype=np.float32)]
+        return [self.inputs(pixels).numpy() for pixels in seen]
+
+    # -- reading, in a thread of its own -------------------------------------------------------------
+
+    def read_inputs(self, block: Block) -> tuple[Pixels | None, None]:
+        """Read what the network needs for a block."""
+        return self._read(block.outer, self._uplink), None
+
+    def read(self, block: Block) -> tuple[Pixels | None, Belief | None]:
+        """Read what a block needs: the network's inputs, unless its log q is kept, and the prior."""
+        pixels = None if _corner(block) in self._kept else self._read(block.outer, self._uplink)
+        return pixels, None if self._belief is None else self._uplink.send(*self._belief.read(block.core))
+
+    def _read(self, window: Window, uplink: Uplink) -> Pixels:
+        values, valid = self._pixels.read(window)
+        extra = None
+        if self._hint is not None:
+            extra, believed = self._hint.read(window)
+            valid = valid & believed
+        if not valid.any():
+            return Pixels(valid)
+        return Pixels(valid, uplink.send(values, None if valid.all() else valid, extra))
+
+    # -- computing -----------------------------------------------------------------------------------
+
+    def inputs(self, pixels: Pixels) -> Tensor:
+        """Return standardised inputs, shape (1, channels, h, w), of a window with data, where it was sent to."""
+        image, valid, extra = pixels.sent.arrived() if pixels.sent is not None else (None, None, None)
+        if image is None:
+            msg = "a window without data has no inputs"
+            raise ValueError(msg)
+        return self._model.statistics.standardise(image, valid, extra)[None]
+
+    def _log_q(self, block: Block, pixels: Pixels | None) -> tuple[Callable[[], Tensor] | None, NDArray[np.bool_]]:
+        """Begin with a block, and return what waits for log q of its core, shape (1, C, h, w), and validity, (h, w).
+
+        None in place of the first, where nothing is valid.
+        """
+        kept = self._kept.pop(_corner(block), None)
+        if kept is not None:
+            wait, inside = kept
+            return wait, np.ones((block.core.height, block.core.width), dtype=bool) if inside is None else inside
+        pixels = pixels or self._read(block.outer, self._uplink)
+        rows, columns = block.crop
+        inside = pixels.valid[rows, columns]
+        if not inside.any():
+            return None, inside
+        inside = inside.copy()  # what is kept must not hold on to the whole window's
+        wait = self.engine.start(self.inputs(pixels))
+        return lambda: wait()[:, :, rows, columns], inside
+
+    @torch.inference_mode()
+    def gather(self, block: Block, data: tuple[Pixels | None, None]) -> dict[str, Found]:
+        """Return the class sums of a block (sums), for :attr:`sums`, and keep its log q if there is room."""
+        wait, valid = self._log_q(block, data[0])
+        if wait is None:
+            return {}
+
+        @cache
+        @torch.inference_mode()
+        def compute() -> Tensor:
+            log_q = wait()
+            shares = log_q[0].exp()
+            if not valid.all():
+                shares *= self._uplink.bring(valid)
+            size = log_q.nbytes + valid.nbytes
+            if size <= self._left:
+                self._left -= size
+                self._kept[_corner(block)] = self._keep(log_q), None if valid.all() else valid
+            return shares.sum((1, 2), dtype=torch.float64)
+
+        if not self.engine.overlaps:
+            compute()
+        return {"sums": lambda: compute().cpu().numpy()}
+
+    def _keep(self, log_q: Tensor) -> Callable[[], Tensor]:
+        """Copy log q to keep, and return what gives it back.
+
+        On a CPU it goes to one large piece of memory, whose pages exist once they are written to: blocks kept one by
+        one would leave the allocator's heap full of holes that nothing fits into.
+        """
+        if log_q.device.type != "cpu":
+            kept = log_q.contiguous()
+            return lambda: kept
+        if not self._used:
+            rows, columns = self._pixels.grid.shape
+            self._room = torch.empty(min(self._left + log_q.nbytes, 4 * log_q.shape[1] * rows * columns) // 4)
+        start, stop, shape = self._used, self._used + log_q.numel(), tuple(log_q.shape)
+        self._room[start:stop].view(shape).copy_(log_q)
+        self._used = stop
+        return lambda: self._room[start:stop].view(shape)
+
+    @torch.inference_mode()
+    def compute(
+        self,
+        block: Block,
+        data: tuple[Pixels | None, Belief | None],
+        wanted: Container[str] = ("map",),
+        *,
+        encoding: Encoding = "float32",
+    ) -> dict[str, Found]:
+        """Return the products of a block that are wanted (map, probabilities, confidence), none without data."""
+        wait, valid = self._log_q(block, data[0])
+        if wait is None:
+            return {}
+        self.seen = True
+        shares_wanted = "probabilities" in wanted or "confidence" in wanted
+
+        @cache
+        @torch.inference_mode()
+        def compute() -> dict[str, Tensor]:
+            log_p = self._posterior(wait(), data[1], normalised=shares_wanted)[0]
+            best = {"map": log_p.max(0).indices.to(torch.uint8)}
+            shares = {"probabilities": log_p.exp().float()} if "probabilities" in wanted else {}
+            return best | shares | ({"confidence": _confidence(log_p)} if "confidence" in wanted else {})
+
+        def encode(name: str) -> NDArray[np.generic]:
+            values = compute()[name].cpu().numpy()
+            if name == "map":
+                return self._model.scheme.decode(values, valid)
+            if name == "probabilities":
+                return encode_probabilities(np.where(valid, values, np.float32(np.nan)), encoding)
+            return np.where(valid, values, np.uint8(CONFIDENCE_NODATA))
+
+        if not self.engine.overlaps:
+            compute()
+        return {name: partial(encode, name) for name in ("map", "probabilities", "confidence") if name in wanted}
+
+    def _posterior(self, log_q: Tensor, belief: Belief | None, *, normalised: bool) -> Tensor:
+        """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
+        if belief is None:
+            return log_q
+        prior, believed = belief.arrived()
+        if prior is None or believed is None:  # pragma: no cover - both are always sent
+            msg = "the prior was not sent"
+            raise ValueError(msg)
+        log_p = log_prior(prior[None], smoothing=OUTPUT_SMOOTHING)
+        if self._dropped:
+            log_p[:, self._dropped] = -torch.inf
+        if self._abstain:
+            log_r = log_p.to(log_q.dtype)
+        else:
+            combine = log_posterior if normalised else log_joint
+            log_r = combine(log_q, log_p, log_marginal=self.log_marginal.to(log_q.dtype), check=False)
+        return torch.where(believed, log_r, log_q)
+
+    @property
+    def log_marginal(self) -> Tensor:
+        """Log of the mean prediction over what was gathered, shape (C,)."""
+        return self.sums.log_shares().to(self.engine.device)
+
+
+def _confidence(log_p: Tensor) -> Tensor:
+    """Return largest probability and normalised entropy as levels, uint8, shape (2, H, W)."""
+    shares = log_p.exp().float()
+    entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(shares))
+    return torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().to(torch.uint8)

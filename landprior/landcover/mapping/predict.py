@@ -1,0 +1,274 @@
+"""Prediction: from a model and an image of any size to a map, streamed.
+
+Windows are read with the network's halo and cut at the edges of the raster, where the network pads as
+it does for a whole image, so the result does not depend on the windows. The posterior r needs the
+network's class sums over the whole tile [R eq. 3], so it takes a first pass that only sums.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rasterio.enums import ColorInterp
+
+from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.landcover.mapping.mapper import Mapper, memory_to_keep, window_for
+from landprior.landcover.mapping.products import (
+    Products,
+    check_products,
+    map_writer,
+    open_sinks,
+    write_quicklook,
+    write_style,
+)
+from landprior.landcover.training.image_kind import require_kind
+from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
+from landprior.landcover.training.verdict import LEAST_PIXELS
+from landprior.raster.grid import require_same_grid
+from landprior.raster.windows import Block, Found, Sink, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from landprior.landcover.mapping.mapper import Belief, Pixels
+    from landprior.landcover.training.model import LandcoverModel
+    from landprior.raster.scheme import ClassScheme
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    image: str | Path,
+    output: str | Path,
+    model: LandcoverModel,
+    *,
+    posterior: str | Path | None = None,
+    prior: str | Path | None = None,
+    marginal: Sequence[float] | None = None,
+    products: Products | None = None,
+    force: bool = False,
+    nodata: float | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
+    window_size: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map an image.
+
+    Parameters
+    ----------
+    image
+        Raster with the bands the model was trained on.
+    output
+        The map: a COG of class codes, 255 where there is no data.
+    model
+        See :func:`landprior.landcover.training.model.load_model`.
+    posterior
+        A prior on the image's grid; the map and probabilities are then of the posterior r [R eq. 3] instead
+        of the network's q. Pixels without a prior keep q. If the model's own verdict was that r is worse than
+        its prior (:mod:`landprior.landcover.training.verdict`) the prior is handed back, with a warning and the tag
+        ``decision=abstained``. A model of the recipe ``best`` leaves out of r the classes that its verdict found
+        made up on the tiles it was trained on (tag ``dropped``).
+    prior
+        For a model that takes a prior as input (``train --labels --prior``): the prior, on the image's grid. Pixels
+        without it have no data in the map.
+    marginal
+        The mean prediction that r rests on, shape (C,), where it is not the image's own: of all images that the model
+        was trained on, say. It spares a pass.
+    products
+        What else to write.
+    force
+        Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
+    nodata
+        See :class:`ImageLayer`.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    engine, precision
+        What computes q, and how: see :func:`landprior.landcover.mapping.engines.make_engine`.
+    memory
+        Megabytes that the process may take. What the pass that sums q's classes has computed is kept for the map as far
+        as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
+    window_size
+        Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
+    tags
+        Further tags for the map.
+    overwrite
+        Replace older results.
+    progress
+        Progress bars on stderr.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    ModelError
+        If the image has other bands than the model, or is of another kind than those it was trained on: another data
+        type, values tens of times larger or smaller, another order of bands, pixels of more than 1.5 times or less than
+        two thirds the size (:mod:`landprior.landcover.training.image_kind`).
+    GridMismatchError
+        If the prior is on another grid.
+    SchemeError
+        If the prior has other classes.
+    InputError
+        If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
+    """
+    products = products or Products()
+    target = check_products(output, products, overwrite=overwrite, inputs=(image, posterior, prior))
+    _require_inputs(model, prior)
+    with ExitStack() as stack:
+        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        _check_image(model, pixels, force=force)
+        belief = None
+        if posterior is not None:
+            belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
+            require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
+        hint = _open_hint(stack, model, pixels, prior)
+        decision = _decide(model, belief, force=force)
+        dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
+        window = -(-(window_size or window_for(device)) // model.network.stride) * model.network.stride
+        mapper = Mapper(
+            model,
+            pixels,
+            belief,
+            hint,
+            abstain=decision == "abstained",
+            dropped=dropped,
+            device=device,
+            engine=engine,
+            precision=precision,
+            memory=memory_to_keep(memory, model, window),
+        )
+        tags = {
+            "engine": mapper.engine.name,
+            "precision": mapper.engine.precision,
+            "model": model.digest(),
+            "loss": model.loss,
+            "maps": "q" if belief is None else "r",
+            **({} if decision is None else {"decision": decision}),
+            **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
+            **(tags or {}),
+        }
+        sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=overwrite)
+        options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
+        if marginal is not None:
+            mapper.sums.write(np.asarray(marginal))
+        elif belief is not None and decision != "abstained":
+            sums: dict[str, Sink] = {"sums": mapper.sums}
+            stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks=sums, label="class sums", **options)
+
+        def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
+            return mapper.compute(block, data, sinks, encoding=products.encoding)
+
+        stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **options)
+        if not mapper.seen:
+            msg = f"{image} has no valid pixel; is its nodata value right?"
+            raise InputError(msg)
+    if products.style:
+        write_style(target.with_suffix(".qml"), model.scheme)
+    if products.quicklook:
+        write_quicklook(target, target.with_suffix(".png"), model.scheme)
+    return target
+
+
+def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
+    """Refuse an image that the model is not for, and say what its map will lack."""
+    if pixels.grid.crs is None:
+        lack = "georeference" if pixels.grid.nowhere else "CRS"
+        logger.info("%s has no %s, so its map will have none", pixels.path, lack)
+    if pixels.bands != model.bands:
+        alpha = [number for number, kind in enumerate(pixels.src.colorinterp, 1) if kind == ColorInterp.alpha]
+        hidden = [number for number in alpha if number not in pixels.indexes]
+        msg = f"{pixels.path} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
+        if hidden:
+            msg += f" (its band {hidden[0]} is called alpha and looks like a mask, so it is not taken as data)"
+        raise ModelError(msg)
+    require_kind(model, pixels, force=force)
+
+
+def _open_hint(
+    stack: ExitStack, model: LandcoverModel, pixels: ImageLayer, prior: str | Path | None
+) -> PriorLayer | PositionLayer | None:
+    """Open what the model takes besides the image."""
+    if "position" in model.extras:
+        return PositionLayer(pixels.grid)
+    if prior is None:
+        return None
+    hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
+    require_same_grid(pixels.grid, hint.grid, names=(str(pixels.path), str(prior)))
+    return hint
+
+
+def _require_inputs(model: LandcoverModel, prior: str | Path | None) -> None:
+    """Refuse a prior as input that the model does not take, and its lack where it does."""
+    if model.bands == 0:
+        msg = "this model is a learned prior, not a map's; use it with: landprior build-prior --learned"
+        raise ModelError(msg)
+    wanted = "prior" in model.extras
+    if wanted and prior is None:
+        msg = "this model was trained on image and prior; give the prior of this image with --prior PRIOR"
+        raise ModelError(msg)
+    if prior is not None and not wanted:
+        msg = "this model takes the image alone; drop --prior (for the posterior r there is --posterior PRIOR)"
+        raise ModelError(msg)
+
+
+def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) -> str | None:
+    """Return ``"kept"``, ``"abstained"`` or ``"forced"`` by the model's verdict; None where it has none to follow."""
+    verdict = model.record.get("verdict")
+    if verdict is None or verdict["decision"] == "kept":
+        return None if verdict is None else "kept"
+    # models from before pixels were counted were judged by some
+    judged = verdict.get("pixels", LEAST_PIXELS) >= LEAST_PIXELS
+    lead = "this model was judged worse than its prior" if judged else "this model could not be judged"
+    if belief is None or force:
+        warnings.warn(f"{lead} ({verdict['why']})", HarmWarning, stacklevel=3)
+        return "forced"
+    warnings.warn(
+        f"{lead} ({verdict['why']}), so the prior's own classes are mapped; --force maps the posterior anyway",
+        HarmWarning,
+        stacklevel=3,
+    )
+    return "abstained"
+
+
+def _drop(model: LandcoverModel) -> list[int]:
+    """Return the positions of the classes that r leaves out, and say so."""
+    if model.dropped:
+        names = ", ".join(model.scheme.names[index] for index in model.dropped)
+        logger.warning("r leaves out %s, which the training found made up (--force maps all classes)", names)
+    return list(model.dropped)
+
+
+def map_prior(
+    prior: str | Path,
+    output: str | Path,
+    *,
+    scheme: ClassScheme | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Map the prior's own most probable class: what one has without training."""
+    with PriorLayer(prior, scheme=scheme) as belief:
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            shares, valid = belief.read(block.core)
+            return {"map": belief.scheme.decode(shares.argmax(0), valid)}
+
+        with map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=overwrite) as writer:
+            stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=progress)
+    return Path(output)

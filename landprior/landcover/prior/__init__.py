@@ -1,0 +1,1 @@
+"""Priors: from coarse layers, cooccurrence and labelled points to a belief over classes per pixel."""

@@ -1,0 +1,195 @@
+"""Priors: from coarse layers to a belief over classes per pixel, p_i(l) [Rolf et al. 2022, E.1.2].
+
+NLCD codes become probabilities through the cooccurrence matrix and are blurred (both steps are
+linear, so remapping first and blurring C classes instead of 16 codes is the same thing); roads and
+buildings add to impervious, water layers to water. All widths are metres on the ground.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rasterio.windows import Window
+
+import landprior
+from landprior.errors import InputError
+from landprior.landcover.prior.calibration import Calibration, calibrate
+from landprior.landcover.prior.coarse import CoarseLayers
+from landprior.landcover.prior.fusion import PriorModel, require_role
+from landprior.landcover.prior.settings import PriorSettings
+from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
+from landprior.raster.outputs import check_output
+from landprior.raster.windows import Block, grow_window, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.landcover.prior.learned import LearnedPrior
+    from landprior.landcover.prior.sparse_labels import Hints
+    from landprior.landcover.training.model import LandcoverModel
+
+
+logger = logging.getLogger(__name__)
+
+
+def build_prior(
+    nlcd: str | Path,
+    output: str | Path,
+    *,
+    cooccurrence: Cooccurrence,
+    layers: Mapping[str, str | Path] | None = None,
+    like: str | Path | None = None,
+    settings: PriorSettings | None = None,
+    pixel_size: float | None = None,
+    encoding: Encoding = "float16",
+    hints: Hints | None = None,
+    recalibrate: bool = False,
+    learned: LandcoverModel | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Build a prior and write it as a COG, streamed by windows.
+
+    Parameters
+    ----------
+    nlcd
+        NLCD raster, original codes.
+    output
+        The prior to write: one band per class, in the order of the scheme.
+    cooccurrence
+        P(class | code) and the class scheme.
+    layers
+        Paths of ``roads``, ``buildings``, ``waterways``, ``waterbodies`` rasters: nonzero is presence. None
+        of them: the NLCD-only prior.
+    like
+        Put everything on this raster's grid (by nearest neighbour); without it, the NLCD raster's own grid.
+    settings
+        Filter widths, metres.
+    pixel_size
+        Metres per pixel, for files without georeferencing.
+    encoding
+        How probabilities lie on disk.
+    hints
+        The user's own labelled points and polygons.
+    recalibrate
+        Also fit the whole prior's class shares and sharpness to the points
+        (:mod:`landprior.landcover.prior.calibration`), which should be a random sample of the place.
+    learned
+        A learned prior (:func:`landprior.landcover.prior.learned.learn_prior`) that fuses the layers, instead of
+        adding them by hand. Its scheme, layers and filter widths must be those given here.
+    device
+        Where the learned prior is computed: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    overwrite
+        Replace an older prior.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    GridMismatchError
+        If the rasters cannot be brought on one grid.
+    PriorError
+        If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
+        prior was made for other classes, layers or widths.
+    """
+    target = check_output(output, overwrite=overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
+    with ExitStack() as stack:
+        coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
+        model: PriorModel | LearnedPrior
+        if learned is None:
+            for name in coarse.names:
+                require_role(cooccurrence.scheme, name)
+            model = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
+        else:
+            from landprior.landcover.prior.learned import LearnedPrior, require_match, require_size, settings_of
+
+            require_match(learned, cooccurrence.scheme, coarse.names, settings)
+            require_size(learned, coarse.grid, pixel_size, like or nlcd)
+            settings = settings or settings_of(learned)
+            base = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
+            model = LearnedPrior(learned, base, device=device)
+        calibration = None
+        if recalibrate:
+            calibration = _calibrate(model, coarse, hints)
+        tags = _tags(cooccurrence, settings or PriorSettings(), coarse.names, encoding, hints)
+        if learned is not None:
+            tags["learned"] = learned.digest()
+        if calibration is not None:
+            tags["calibration"] = json.dumps(calibration.describe())
+        writer = stack.enter_context(
+            CogWriter(
+                target,
+                coarse.grid,
+                count=len(cooccurrence.scheme),
+                descriptions=cooccurrence.scheme.names,
+                tags=tags,
+                overwrite=overwrite,
+                **encoding_options(encoding),
+            )
+        )
+
+        def compute(block: Block) -> dict[str, NDArray[np.generic]]:
+            prior = model.window(block, *coarse.read(block.outer))
+            if calibration is not None:
+                prior = calibration.apply(prior)
+            if hints is not None:
+                prior = hints.apply(prior, coarse.grid.window(block.core))
+            return {"prior": encode_probabilities(prior, encoding)}
+
+        stream(compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
+    return target
+
+
+def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hints | None) -> Calibration:
+    """Fit a calibration to the prior at the labelled points, each computed from a window of its own."""
+    if hints is None:
+        msg = "a prior is recalibrated with labelled points; give them (--labels)"
+        raise InputError(msg)
+    rows, columns, classes, shares = hints.points(coarse.grid)
+    if not hints.designed:
+        logger.warning(
+            "%s has no strata, unlike points of landprior sample: --recalibrate assumes a simple random "
+            "sample of the place",
+            hints.source,
+        )
+    found = np.full((len(model.scheme), len(rows)), np.nan, dtype=np.float32)
+    for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        core = Window(column, row, 1, 1)
+        block = Block(core=core, outer=grow_window(core, model.halo, coarse.grid))
+        found[:, index] = model.window(block, *coarse.read(block.outer))[:, 0, 0]
+    known = ~np.isnan(found[0])
+    logger.info("recalibrating with %d points; %d lie where there is no prior", known.sum(), (~known).sum())
+    return calibrate(found[:, known], classes[known], shares[known])
+
+
+def _tags(
+    cooccurrence: Cooccurrence,
+    settings: PriorSettings,
+    layers: Sequence[str],
+    encoding: Encoding,
+    hints: Hints | None,
+) -> dict[str, str]:
+    return {
+        "kind": "prior",
+        "version": landprior.__version__,
+        "scheme": cooccurrence.scheme.model_dump_json(exclude_defaults=True),
+        "cooccurrence": cooccurrence.source,
+        "layers": ",".join(layers) or "none",
+        "settings": settings.model_dump_json(),
+        "encoding": encoding,
+        "hints": json.dumps(None if hints is None else hints.describe()),
+    }

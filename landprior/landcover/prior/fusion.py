@@ -1,0 +1,277 @@
+"""The fusion of coarse layers into a prior, window by window [Rolf et al. 2022, E.1.2].
+
+NLCD codes become probabilities through the cooccurrence matrix and are blurred (both steps are
+linear, so remapping first and blurring C classes instead of 16 codes is the same thing); roads and
+buildings add to impervious, water layers to water. All widths are metres on the ground.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from affine import Affine
+from rasterio.windows import Window
+
+from landprior.errors import PriorError
+from landprior.landcover.prior.coarse import LAYERS, CoarseLayers
+from landprior.landcover.prior.settings import PriorSettings
+from landprior.raster.filters import axis_matrix, box_taps, filter_window, gaussian_taps
+from landprior.raster.grid import Grid
+from landprior.raster.windows import BLOCK, Block, iter_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.raster.scheme import ClassScheme
+logger = logging.getLogger(__name__)
+
+
+_NO_MASS = 1e-6
+"""Sums below this are rounding, not data."""
+
+
+MOST_TAPS = 20_000
+"""Pixels that a filter may reach; a damaged georeference may say that a pixel is an atom."""
+
+
+@dataclass(frozen=True)
+class _Filters:
+    """The filters of one axis, as taps at this pixel size."""
+
+    blur: NDArray[np.float64]
+    roads: NDArray[np.float64]
+    buildings: NDArray[np.float64]
+    water: NDArray[np.float64]
+    widening: NDArray[np.float64]
+
+    @classmethod
+    def at(cls, settings: PriorSettings, pixel: float) -> _Filters:
+        widest = max(
+            settings.blur_radius, settings.roads_width, settings.buildings_width, settings.water_width,
+            settings.waterways_widening,
+        )  # fmt: skip
+        if widest / pixel > MOST_TAPS:
+            msg = (
+                f"pixels of {pixel:.3g} m are too small for filters {widest:g} m wide; is the file's pixel size right? "
+                "Give the true one with --pixel-size METRES"
+            )
+            raise PriorError(msg)
+        return cls(
+            blur=gaussian_taps(settings.blur_sigma, settings.blur_radius, pixel),
+            roads=box_taps(settings.roads_width, pixel),
+            buildings=box_taps(settings.buildings_width, pixel),
+            water=box_taps(settings.water_width, pixel),
+            widening=box_taps(settings.waterways_widening, pixel),
+        )
+
+    @property
+    def halo(self) -> int:
+        n = [taps.size // 2 for taps in (self.blur, self.roads, self.buildings)]
+        return max(*n, self.water.size // 2 + self.widening.size // 2)
+
+
+class PriorModel:
+    """Computes the prior of any window of a grid; the same numbers whatever the window.
+
+    Parameters
+    ----------
+    scheme
+        The classes.
+    table
+        P(class | code) by code, shape (256, C), zeros for no data (:meth:`Cooccurrence.table`).
+    grid
+        The grid of the layers.
+    settings
+        Filter widths.
+    pixel_size
+        (x, y) size of a pixel in metres.
+
+    Raises
+    ------
+    PriorError
+        If a layer is used and the scheme has no class with the role it adds to.
+    """
+
+    def __init__(
+        self,
+        scheme: ClassScheme,
+        table: NDArray[np.float32],
+        grid: Grid,
+        *,
+        settings: PriorSettings | None = None,
+        pixel_size: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        settings = settings or PriorSettings()
+        self.scheme = scheme
+        self._table = np.ascontiguousarray(table.T)
+        self._grid = grid
+        self._columns, self._rows = (_Filters.at(settings, size) for size in pixel_size)
+
+    @classmethod
+    def of(
+        cls,
+        coarse: CoarseLayers,
+        cooccurrence: Cooccurrence,
+        *,
+        settings: PriorSettings | None = None,
+        pixel_size: float | None = None,
+    ) -> PriorModel:
+        """Return the model for some open layers."""
+        table = cooccurrence.table(coarse.codes())
+        size = coarse.pixel_size(pixel_size)
+        return cls(cooccurrence.scheme, table, coarse.grid, settings=settings, pixel_size=size)
+
+    @property
+    def halo(self) -> int:
+        """How many pixels around a pixel its prior depends on."""
+        return max(self._columns.halo, self._rows.halo)
+
+    def window(
+        self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]] | None = None
+    ) -> NDArray[np.float32]:
+        """Compute the prior of a block's core.
+
+        Parameters
+        ----------
+        block
+            The window; its outer part must reach :attr:`halo` pixels around the core (or the edge).
+        nlcd
+            NLCD codes of the outer window, shape (H, W).
+        layers
+            Presence of roads, buildings, waterways, waterbodies in the outer window, each (H, W).
+
+        Returns
+        -------
+        ndarray of float32, shape (C, h, w)
+            Probabilities of the core, sum 1; NaN where no NLCD is in reach of the blur.
+        """
+        layers = layers or {}
+        core, outer = block.core, block.outer
+        prior = self._filter("blur", np.take(self._table, nlcd, axis=1, mode="clip"), outer, core)
+        mass = prior.sum(axis=0)
+        empty = mass < _NO_MASS
+        prior *= np.reciprocal(mass, out=np.zeros_like(mass), where=~empty)
+        for name in ("roads", "buildings"):
+            if name in layers:
+                prior[self.require(name)] += self._filter(name, _floats(layers[name]), outer, core)
+        if "waterways" in layers or "waterbodies" in layers:
+            near = self._near(core, outer)
+            rows, columns = Block(core=near, outer=outer).crop
+            water = np.zeros((int(near.height), int(near.width)), dtype=bool)
+            if "waterways" in layers:
+                water |= self._filter("widening", _floats(layers["waterways"]), outer, near) > _NO_MASS
+            if "waterbodies" in layers:
+                water |= layers["waterbodies"][rows, columns]
+            prior[self.require("waterbodies")] += self._filter("water", _floats(water), near, core)
+        if layers:
+            prior /= prior.sum(axis=0) + empty
+        if empty.any():
+            prior[:, empty] = np.nan
+        return prior
+
+    def _near(self, core: Window, outer: Window) -> Window:
+        """Return the pixels the water mean of a core needs."""
+        right, bottom = outer.col_off + outer.width, outer.row_off + outer.height
+        across, down = self._columns.water.size // 2, self._rows.water.size // 2
+        left, top = max(core.col_off - across, outer.col_off), max(core.row_off - down, outer.row_off)
+        right = min(core.col_off + core.width + across, right)
+        bottom = min(core.row_off + core.height + down, bottom)
+        return Window(left, top, right - left, bottom - top)
+
+    def require(self, layer: str) -> int:
+        """Return the position of the class a layer adds to.
+
+        Raises
+        ------
+        PriorError
+            If the scheme has no class with that role.
+        """
+        return require_role(self.scheme, layer)
+
+    def _filter(self, name: str, values: NDArray[np.float32], source: Window, out: Window) -> NDArray[np.float32]:
+        rows = axis_matrix(
+            getattr(self._rows, name),
+            size=self._grid.height,
+            out=_span(out.row_off, out.height),
+            source=_span(source.row_off, source.height),
+        )
+        columns = axis_matrix(
+            getattr(self._columns, name),
+            size=self._grid.width,
+            out=_span(out.col_off, out.width),
+            source=_span(source.col_off, source.width),
+        )
+        return filter_window(values, rows, columns)
+
+
+def require_role(scheme: ClassScheme, layer: str) -> int:
+    """Return the position of the class that a layer adds to.
+
+    Raises
+    ------
+    PriorError
+        If the scheme has none.
+    """
+    role = LAYERS[layer]
+    index = scheme.role_index(role)
+    if index is None:
+        msg = f"scheme {scheme.name!r} has no class with 'role: {role}', which {layer} add to; mark one so"
+        raise PriorError(msg)
+    return index
+
+
+def _span(offset: float, length: float) -> tuple[int, int]:
+    return (int(offset), int(offset + length))
+
+
+def _floats(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return mask.astype(np.float32)
+
+
+def prior_from_arrays(
+    nlcd: NDArray[np.integer],
+    cooccurrence: Cooccurrence,
+    *,
+    pixel_size: float = 1.0,
+    settings: PriorSettings | None = None,
+    size: int = BLOCK,
+    **layers: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Compute a prior in memory.
+
+    Parameters
+    ----------
+    nlcd
+        NLCD codes, shape (H, W).
+    cooccurrence
+        P(class | code).
+    pixel_size
+        Metres per pixel.
+    settings
+        Filter widths in metres.
+    size
+        Side of the windows it is computed by; changes nothing but time.
+    **layers
+        ``roads``, ``buildings``, ``waterways``, ``waterbodies``, each (H, W), True where present.
+
+    Returns
+    -------
+    ndarray of float32, shape (C, H, W)
+        See :meth:`PriorModel.window`.
+    """
+    grid = Grid(width=nlcd.shape[1], height=nlcd.shape[0], transform=Affine.scale(pixel_size, -pixel_size))
+    codes = np.bincount(nlcd.ravel()).nonzero()[0].tolist() if nlcd.dtype == np.uint8 else np.unique(nlcd).tolist()
+    table = cooccurrence.table(codes)
+    model = PriorModel(cooccurrence.scheme, table, grid, settings=settings, pixel_size=(pixel_size, pixel_size))
+    prior = np.empty((len(cooccurrence.scheme), *nlcd.shape), dtype=np.float32)
+    for block in iter_blocks(grid, size=size, halo=model.halo):
+        inside = block.outer.toslices()
+        window = {name: mask[inside] for name, mask in layers.items()}
+        prior[(slice(None), *block.core.toslices())] = model.window(block, nlcd[inside], window)
+    return prior

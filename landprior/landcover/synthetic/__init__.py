@@ -1,0 +1,1 @@
+"""Synthetic places: a scene with its layers, and the demo."""

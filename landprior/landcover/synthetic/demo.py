@@ -1,0 +1,158 @@
+"""The demo: the main job on the synthetic scene, with its truth to score against."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from landprior.landcover.assessment.figures import draw_comparison
+from landprior.landcover.assessment.scores import Scores, evaluate
+from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.synthetic.scene import make_scene
+from landprior.landcover.training.files import train_files
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.item import TileFolder
+from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
+from landprior.landcover.workspace.provenance import Basis
+from landprior.raster.cog import write_raster
+from landprior.raster.outputs import make_folder
+from landprior.raster.scheme import MAP_NODATA, load_scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from landprior.landcover.synthetic.scene import Climate
+
+logger = logging.getLogger(__name__)
+
+FILTERS = 16
+"""Width of the demo's network: enough for the scene, and quick on two cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo made.
+
+    Parameters
+    ----------
+    scores
+        Method -> scores against the truth: prior, CE, QR q, QR r.
+    tile
+        The tile's folder.
+    map, figure
+        The map of QR's r (a COG) and the picture.
+    """
+
+    scores: dict[str, Scores]
+    tile: TileFolder
+    map: Path
+    figure: Path
+
+    def to_text(self) -> str:
+        """Return the table."""
+        lines = [f"{'':<22} accuracy  mean IoU"]
+        lines += [f"{name:<22} {s.accuracy:8.3f}  {s.mean_iou:8.3f}" for name, s in self.scores.items()]
+        return "\n".join(lines)
+
+
+def write_scene(
+    folder: Path, *, size: int = 768, seed: int = 0, climate: Climate = "temperate", overwrite: bool = False
+) -> TileFolder:
+    """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``."""
+    tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
+    make_folder(tile.path)
+    scene = make_scene(size, seed=seed, climate=climate)
+    scheme, nlcd = load_scheme("enviroatlas-5"), load_scheme("nlcd")
+    options: dict[str, Any] = {"overwrite": overwrite}
+    write_raster(
+        tile.file("naip"),
+        scene.image,
+        scene.grid,
+        descriptions=("red", "green", "blue", "near infrared"),
+        **options,
+    )
+    write_raster(tile.file("nlcd"), scene.nlcd, scene.grid, scheme=nlcd, overviews="mode", **options)
+    for name, values in scene.layers.items():
+        write_raster(tile.file(name), values, scene.grid, overviews="nearest", **options)
+    write_raster(
+        tile.file("labels"), scene.truth, scene.grid, scheme=scheme, nodata=MAP_NODATA, overviews="mode", **options
+    )
+    return tile
+
+
+def run_demo(
+    folder: Path,
+    *,
+    size: int = 768,
+    seed: int = 0,
+    filters: int = FILTERS,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> DemoResult:
+    """Make a scene, build its prior, train CE and QR, map, score and draw.
+
+    Parameters
+    ----------
+    folder
+        A workspace for the results.
+    size, seed
+        Of the scene; the seed is also the training's.
+    filters
+        Width of the network.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    overwrite
+        Replace an older demo in the folder.
+    progress
+        Progress bars on stderr.
+    """
+    scheme = load_scheme("enviroatlas-5")
+    logger.info("scene: %d x %d m, seed %d", size, size, seed)
+    tile = write_scene(folder, size=size, seed=seed, overwrite=overwrite)
+    logger.info("prior: NLCD through the shipped matrix, with roads, buildings and water")
+    pipeline = PipelineSettings(scheme=scheme, cooccurrence=load_cooccurrence(None, scheme))
+    prior = prior_of_tile(tile, pipeline, overwrite=overwrite, progress=progress)
+    maps = {"prior (most probable)": map_prior(prior, tile.path / "prior_map.tif", overwrite=overwrite)}
+    image = tile.file("naip")
+    for loss, name in (("ce", "CE"), ("qr", "QR")):
+        logger.info("training with %s on the prior alone, no labels", name)
+        base = TileSettings(filters=filters)
+        settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
+        weights = tile.file("model") if loss == "qr" else tile.path / "model_ce.safetensors"
+        options: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
+        made = {"image": image, "prior": prior}
+        with _recording(tile, "model" if loss == "qr" else None, made, settings.model_dump(mode="json")):
+            model = train_files([(image, prior)], weights, settings, **options)
+        title = f"{name} q" if loss == "qr" else name
+        maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, **options)
+        if loss == "qr":
+            with _recording(tile, "prediction", made | {"model": weights}):
+                maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, **options)
+    scores = {name: evaluate([(path, tile.file("labels"))], scheme) for name, path in maps.items()}
+    figure = draw_comparison(
+        tile.path / "comparison.png",
+        scheme,
+        maps={name: path for name, path in maps.items() if name != "prior (most probable)"},
+        labels=tile.file("labels"),
+        image=image,
+        prior=prior,
+        overwrite=overwrite,
+    )
+    return DemoResult(scores=scores, tile=tile, map=tile.file("prediction"), figure=figure)
+
+
+@contextmanager
+def _recording(
+    tile: TileFolder, step: str | None, inputs: Mapping[str, Path], settings: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Record a result in ``item.json`` as the demo's, so that other commands say whose it is and keep it."""
+    if step is None:
+        yield
+        return
+    with tile.making(step, Basis(command="demo", recipe="demo", settings=settings or {}, inputs=inputs)):
+        yield

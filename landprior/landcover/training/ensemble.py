@@ -1,0 +1,154 @@
+"""Several trainings of the same tiles: the likeliest kept, or all of them averaged."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import logging
+import math
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from landprior.errors import HarmWarning, ModelError
+from landprior.implicit.checkpoints import part_of
+from landprior.implicit.devices import choose_device
+from landprior.implicit.networks import Ensemble
+from landprior.landcover.training.model import LandcoverModel, load_model, save_model
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import (
+    Tile,
+    in_order,
+)
+from landprior.landcover.training.trainer import identify_run, train_model
+from landprior.landcover.training.verdict import Judge, warn_of_harm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def train_best(
+    tiles: Sequence[Tile],
+    settings: TileSettings | None = None,
+    *,
+    init: LandcoverModel | None = None,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train from several random weights, if the settings ask for it, and keep the likeliest model, or all of them.
+
+    With ``settings.starts`` the model with the largest evidence is kept: the mean of log p(x) under the prior is
+    the likelihood that these losses raise, and as in any fit with local optima, of several starts the likeliest is
+    taken. With ``settings.members`` all are kept, and their predictions averaged. Neither needs labels. Arguments and
+    errors as :func:`train_model`; finished trainings are kept beside the checkpoint (:func:`clear_checkpoint`).
+    """
+    settings = settings or TileSettings()
+    tiles = in_order(tiles)
+    # a fit to labels has no evidence to choose by
+    count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
+    if count == 1 and not settings.flips:
+        return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
+    models: list[LandcoverModel] = []
+    for start in range(count):
+        with warnings.catch_warnings():
+            if settings.members > 1:  # it is the ensemble that is judged
+                warnings.simplefilter("ignore", HarmWarning)
+            models.append(
+                train_kept(
+                    tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
+                )
+            )
+    if settings.members > 1 or settings.flips:
+        best = join_models(models, tiles, flips=settings.flips, device=device)
+    else:
+        evidences = [model.record["verdict"]["evidence"] for model in models]
+        known = [-math.inf if evidence is None else evidence for evidence in evidences]  # None: no pixel to judge by
+        chosen = known.index(max(known))
+        best = models[chosen]
+        logger.info("start %d of %d has the largest evidence: %s", chosen + 1, count, evidences)
+        best.record["starts"] = {"evidence": evidences, "chosen": chosen}
+    return best
+
+
+def train_kept(
+    tiles: Sequence[Tile],
+    settings: TileSettings,
+    *,
+    init: LandcoverModel | None = None,
+    start: int = 0,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train one of several models, or take it from beside the checkpoint if an interrupted run has finished it.
+
+    Arguments and errors as :func:`train_model`.
+    """
+    tiles = in_order(tiles)
+    done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
+    identity = identify_run(tiles, settings, init, start)
+    model = _finished(done, identity)
+    if model is None:
+        model = train_model(
+            tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
+        )
+        model.record["identity"] = identity
+        if done is not None and checkpoint is not None:
+            save_model(model, done, overwrite=True)
+            checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def clear_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint, and the finished trainings beside it, once the model is safe."""
+    finished = checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")
+    for path in (checkpoint, part_of(checkpoint), *finished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def join_models(
+    models: Sequence[LandcoverModel], tiles: Sequence[Tile], *, flips: bool = False, device: str = "auto"
+) -> LandcoverModel:
+    """Join models of the same tiles into one that averages their predictions, and judge it anew.
+
+    Parameters
+    ----------
+    models
+        Of one shape.
+    tiles
+        What they were trained on.
+    flips
+        Average over the mirrored image too (:class:`landprior.implicit.networks.Ensemble`).
+    device
+        Where it is judged.
+    """
+    tiles = in_order(tiles)
+    place = choose_device(device)
+    network = Ensemble([member for model in models for member in model.members], flips=flips).to(place).eval()
+    first = models[0]
+    record = {name: value for name, value in first.record.items() if name not in ("identity", "verdict")}
+    record["members"] = [
+        {name: model.record[name] for name in ("history", "verdict") if name in model.record} for model in models
+    ]
+    if not tiles[0].labelled:
+        on_device = [tile.to(place) for tile in tiles]
+        judge = Judge(on_device, first.statistics, smoothing=first.network.smoothing)
+        record["verdict"] = judge.look(network).judge()
+        warn_of_harm(record["verdict"])
+    return replace(first, network=network, record=record)
+
+
+def _finished(path: Path | None, identity: str) -> LandcoverModel | None:
+    """Return the model of a start that an interrupted run has finished, if it is of the same run."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        model = load_model(path)
+    except ModelError:
+        return None
+    return model if model.record.get("identity") == identity else None

@@ -1,0 +1,118 @@
+"""A model from files: read, train, save."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landprior.errors import InputError
+from landprior.landcover.training.ensemble import clear_checkpoint, train_best
+from landprior.landcover.training.model import LandcoverModel, check_model_output, load_model, save_model
+from landprior.landcover.training.tiles import (
+    Tile,
+    read_labelled_tile,
+    read_tile,
+)
+from landprior.raster.locks import claiming
+from landprior.raster.outputs import checkpoint_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from landprior.landcover.training.settings import TileSettings
+    from landprior.raster.scheme import ClassScheme
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTile:
+    """The files of a tile to train or to validate on.
+
+    Parameters
+    ----------
+    image
+        Raster.
+    prior
+        What is fitted; with labels to train on, a further input.
+    nlcd
+        Coarse codes, for methods that count in their cells.
+    labels
+        What is fitted, or what a validation tile is scored against.
+    name
+        For the seed; by default the image's file name.
+    """
+
+    image: Path
+    prior: Path | None = None
+    nlcd: Path | None = None
+    labels: Path | None = None
+    name: str = ""
+
+
+def train_files(
+    pairs: Sequence[tuple[str | Path, str | Path | None]],
+    output: str | Path,
+    settings: TileSettings | None = None,
+    *,
+    labels: Sequence[str | Path] = (),
+    label_map: Mapping[int, int] | None = None,
+    names: Sequence[str] | None = None,
+    scheme: ClassScheme | None = None,
+    nodata: float | None = None,
+    init: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train on (image, prior) files and write the model; several pairs make one joint model.
+
+    With ``labels``, one raster per image, the labels are fitted; the prior is then an input, or None.
+    ``names`` are the tiles' names, from which their seeds derive; by default the image's file names.
+    While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
+    interruption goes on from there, and ends with the same weights as without.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`train_model`, :func:`landprior.landcover.training.tiles.read_tile` and
+        :func:`landprior.landcover.training.model.save_model`.
+    """
+    sources = [init, *labels, *(path for pair in pairs for path in pair)]
+    target = check_model_output(output, overwrite=overwrite, inputs=sources)
+    start = None if init is None else load_model(init)
+    names = names or [Path(image).name for image, _ in pairs]
+    truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
+    tiles = [
+        _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=nodata)
+        for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
+    ]
+    checkpoint = checkpoint_of(target)
+    with claiming(target):
+        model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
+        save_model(model, target, overwrite=overwrite)
+        clear_checkpoint(checkpoint)
+    return model
+
+
+def _read(
+    image: str | Path,
+    prior: str | Path | None,
+    labels: str | Path | None,
+    *,
+    name: str,
+    scheme: ClassScheme | None,
+    label_map: Mapping[int, int] | None,
+    nodata: float | None,
+) -> Tile:
+    """Read a tile to fit its labels where there are some, its prior where not."""
+    if labels is None:
+        if prior is None:
+            msg = f"{image} has neither prior nor labels to learn from"
+            raise InputError(msg)
+        return read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
+    if scheme is None:
+        msg = "labels need --scheme, which says what their codes are"
+        raise InputError(msg)
+    return read_labelled_tile(image, labels, scheme=scheme, prior=prior, label_map=label_map, name=name, nodata=nodata)

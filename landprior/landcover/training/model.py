@@ -1,0 +1,332 @@
+"""A trained land-cover model as one file: weights, class scheme, band statistics, how it was trained.
+
+The file is safetensors (no pickle); everything but the weights is JSON in its metadata under the key
+``landprior``. It can be loaded alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+import landprior
+from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.implicit.networks import (
+    OUTPUT_SMOOTHING,
+    POSITION,
+    Ensemble,
+    PixelNetwork,
+    build_fcn,
+    build_positional_fcn,
+    build_prior_network,
+    build_unet,
+)
+from landprior.landcover.training.model_header import (
+    FORMAT,
+    KEY,
+    LEARNED_PRIOR,
+    parse_header,
+    require_shapes,
+    without_nan,
+)
+from landprior.raster.outputs import check_output, replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from landprior.raster.scheme import ClassScheme
+
+SUFFIX = ".safetensors"
+
+Architecture = Literal["fcn", "unet", "epitome"]
+"""Networks for images; a learned prior, which sees no image, has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandStatistics:
+    """Mean and standard deviation of each band over a tile's valid pixels, shape (B,), in the image's units."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    _on_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def standardise(self, image: Tensor, valid: Tensor | None, extra: Tensor | None = None) -> Tensor:
+        """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean.
+
+        ``valid`` is None where all pixels are. ``extra``, further channels of the same height and width, is appended
+        as it is (0 where invalid).
+        """
+        mean, scale = self._tensors(image.device)
+        values = image.to(torch.float32, copy=True).sub_(mean).mul_(scale)  # in place: it is memory that this costs
+        if extra is not None:
+            values = torch.cat([values, extra.float()], dim=-3)
+        return values if valid is None else values.masked_fill_(~valid.unsqueeze(-3), 0.0)
+
+    def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and the inverse of the standard deviation, (B, 1, 1), on a device; sent there once."""
+        if device not in self._on_device:
+            self._on_device[device] = tuple(  # type: ignore[assignment]
+                torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+                for values in (self.mean, 1 / self.std)
+            )
+        return self._on_device[device]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandcoverModel:
+    """A network with all that is needed to map with it.
+
+    Parameters
+    ----------
+    network
+        Gives log q of a standardised image.
+    scheme
+        What its classes are.
+    statistics
+        How its bands are standardised.
+    filters
+        Width of the network.
+    architecture
+        Which network it is, unless it is a learned prior.
+    options
+        Further numbers that it is built from (:class:`landprior.implicit.epitomes.EpitomeClassifier`).
+    extras
+        What it takes besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse
+        layers of a learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two are one channel per class.
+        ``"position"``, row and column, is two channels, and the network one that sees them as waves.
+    record
+        How it was trained: settings, inputs, history, the verdict on harm.
+    """
+
+    network: PixelNetwork
+    scheme: ClassScheme
+    statistics: BandStatistics
+    filters: int
+    architecture: Architecture = "fcn"
+    options: dict[str, int] = field(default_factory=dict)
+    extras: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> int:
+        """Number of image bands it expects; 0 for a learned prior."""
+        return len(self.statistics.mean)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the network's input: bands and extras."""
+        return count_channels(self.bands, self.scheme, self.extras)
+
+    @property
+    def kind(self) -> str:
+        """Its architecture, or ``"prior-fcn"`` for a learned prior."""
+        return self.architecture if self.bands else LEARNED_PRIOR
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether several networks answer together."""
+        return isinstance(self.network, Ensemble)
+
+    @property
+    def members(self) -> list[PixelNetwork]:
+        """The networks, one for most models."""
+        return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]  # type: ignore[arg-type]
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the classes that r leaves out: named against the network's own word, if the recipe asks."""
+        if not self.record.get("settings", {}).get("drop_unsupported", False):
+            return ()
+        return tuple(self.record.get("verdict", {}).get("unsupported", ()))
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it was trained on labels."""
+        return bool(self.record.get("labelled", False))
+
+    @property
+    def loss(self) -> str:
+        """Name of the loss it was trained with."""
+        return str(self.record.get("settings", {}).get("training", {}).get("loss", "unknown"))
+
+    def digest(self) -> str:
+        """Return a short hash of weights and scheme, for the tags of what it maps."""
+        sha = hashlib.sha256(self.scheme.model_dump_json().encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+PER_CLASS = ("prior", "nlcd")
+"""Extra inputs with one channel per class; the others have one."""
+
+
+def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
+    """Return how many channels a network gets for an image's bands and further inputs."""
+    wide = {"position": POSITION, **dict.fromkeys(PER_CLASS, len(scheme))}
+    return bands + sum(wide.get(name, 1) for name in extras)
+
+
+def build_network(
+    bands: int,
+    scheme: ClassScheme,
+    extras: Sequence[str] = (),
+    *,
+    filters: int,
+    smoothing: float = OUTPUT_SMOOTHING,
+    architecture: str = "fcn",
+    options: Mapping[str, int] | None = None,
+) -> PixelNetwork:
+    """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`).
+
+    Raises
+    ------
+    ValueError
+        If there is no such architecture.
+    InputError
+        If it needs an extra that is not installed.
+    """
+    channels = count_channels(bands, scheme, extras)
+    if architecture == "epitome":
+        from landprior.implicit.epitomes import build_epitome_classifier
+
+        return build_epitome_classifier(channels, len(scheme), smoothing=smoothing, **(options or {}))
+    builders = {"fcn": build_fcn, "unet": build_unet, LEARNED_PRIOR: build_prior_network}
+    kind = architecture if bands else LEARNED_PRIOR
+    if extras[-1:] == ("position",) and kind == "fcn":
+        return build_positional_fcn(channels - POSITION, len(scheme), filters=filters, smoothing=smoothing)
+    if kind not in builders:
+        msg = f"there is no network {kind!r}; there are {', '.join(builders)} and epitome"
+        raise ValueError(msg)
+    return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
+
+
+def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
+    """Check, before any training, that a model can be put at ``path``.
+
+    Raises
+    ------
+    InputError
+        If the name does not end in ``.safetensors``: other endings promise other formats.
+    LandpriorError
+        See :func:`landprior.raster.outputs.check_output`.
+    """
+    target = check_output(path, overwrite=overwrite, inputs=inputs)
+    if target.suffix.lower() != SUFFIX:
+        msg = f"{path} cannot be the name of a model: models are written as {SUFFIX}; give a name that ends in it"
+        raise InputError(msg)
+    return target
+
+
+def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        See :func:`landprior.raster.outputs.replacing`.
+    """
+    from safetensors.torch import save_file
+
+    if Path(path).suffix.lower() != SUFFIX:
+        check_model_output(path, overwrite=overwrite)
+    metadata = {
+        "format": FORMAT,
+        "version": landprior.__version__,
+        "network": {
+            "kind": model.kind,
+            "bands": model.bands,
+            "extras": list(model.extras),
+            "classes": len(model.scheme),
+            "filters": model.filters,
+            "smoothing": model.network.smoothing,
+            **({"options": model.options} if model.options else {}),
+            **({"members": len(model.members), "flips": model.network.flips} if model.ensemble else {}),
+        },
+        "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
+        "statistics": {"mean": model.statistics.mean.tolist(), "std": model.statistics.std.tolist()},
+        "record": without_nan(model.record),
+    }
+    state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    with replacing(path, overwrite=overwrite) as temporary:
+        save_file(state, temporary, metadata={KEY: json.dumps(metadata, allow_nan=False)})
+    return Path(path)
+
+
+def load_model(path: str | Path) -> LandcoverModel:
+    """Load a model file.
+
+    Raises
+    ------
+    MissingInputError
+        If there is no such file.
+    ModelError
+        If it is not a model of landprior, is damaged, of a newer format, or holds NaN or infinity.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if Path(path).is_dir():
+        msg = f"{path} is a folder; give the path of a model file"
+        raise ModelError(msg)
+    if not Path(path).is_file():
+        msg = f"no model at {path}; train one with: landprior train --image IMAGE --prior PRIOR -o {path}"
+        raise MissingInputError(msg)
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get(KEY)
+            shapes = {}
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                part = handle.get_slice(name)
+                shapes[name] = (tuple(part.get_shape()), str(part.get_dtype()))
+            header, scheme = parse_header(text, path)
+            shape = header.network
+            extras = tuple(shape.extras)
+
+            def build() -> PixelNetwork:
+                return build_network(
+                    shape.bands,
+                    scheme,
+                    extras,
+                    filters=shape.filters,
+                    smoothing=shape.smoothing,
+                    architecture=shape.kind,
+                    options=shape.options or None,
+                )
+
+            require_shapes(build, shape.members, shapes, path)
+            state = {name: handle.get_tensor(name) for name in shapes}
+    except ModelError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        msg = f"{path} is not a safetensors model, or is damaged ({' '.join(str(error).split())})"
+        raise ModelError(msg) from error
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        msg = f"{path} cannot be used: its weights hold NaN or infinity ({broken[0]}); train the model again"
+        raise ModelError(msg)
+    members = [build() for _ in range(shape.members or 1)]
+    network = members[0] if shape.members is None else Ensemble(members, flips=shape.flips)
+    network.load_state_dict(state)
+    network.eval()
+    return LandcoverModel(
+        network=network,
+        scheme=scheme,
+        statistics=BandStatistics(mean=np.array(header.statistics.mean), std=np.array(header.statistics.std)),
+        filters=shape.filters,
+        architecture="fcn" if shape.bands == 0 or shape.kind == LEARNED_PRIOR else shape.kind,
+        options=dict(shape.options),
+        extras=extras,
+        record=header.record,
+    )

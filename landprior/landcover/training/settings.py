@@ -1,0 +1,119 @@
+"""How a land-cover model is trained, and the recipes that say so in a word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING
+from landprior.implicit.training import TrainingSettings
+from landprior.landcover.training.verdict import SETTLED
+
+if TYPE_CHECKING:
+    from landprior.implicit.losses import LossName
+
+
+class TileSettings(BaseModel):
+    """How a land-cover model is trained: the loop's settings, the network and the patches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: TrainingSettings = TrainingSettings()
+    network: Literal["fcn", "unet"] = Field(
+        "fcn", description="the paper's, or the U-Net of label super-resolution networks"
+    )
+    filters: int = Field(32, ge=1, description="channels of the network's inner layers")
+    patch_size: int = Field(64, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(16, ge=1, description="patches a step")
+    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
+    settled: float = Field(
+        SETTLED,
+        ge=0,
+        description="stop, past half of the steps, when fewer pixels change class between looks; 0: never",
+    )
+    members: int = Field(
+        1, ge=1, le=32, description="trainings from different random weights whose predictions are averaged"
+    )
+    flips: bool = Field(default=False, description="average the predictions of the mirrored image too")
+    drop_unsupported: bool = Field(default=False, description="leave classes out of r that the verdict finds made up")
+    starts: int = Field(
+        1, ge=1, le=32, description="trainings from different random weights; that of the largest evidence is kept"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_one_or_all(self) -> TileSettings:
+        if self.members > 1 and self.starts > 1:
+            msg = "starts keeps one of several trainings, members keeps all of them; give one of the two"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of :func:`make_settings` they are of, whatever else was changed."""
+        if self.training.schedule == "plateau":
+            return "paper"
+        return "best" if self.flips or self.drop_unsupported else "default"
+
+    @classmethod
+    def best(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
+        """Return the recipe of ``docs/accuracy.md`` that beats the plain one at three times the work."""
+        return cls(**{"members": 3, "flips": True, "drop_unsupported": True} | changes)
+
+    @classmethod
+    def supervised(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
+        """Return the settings to fit labels: cross-entropy, output smoothed by 1e-8 [R E.1.3]."""
+        training = {"loss": "ce"} | changes.pop("training", {})
+        return cls(
+            training=TrainingSettings(**training), **{"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} | changes
+        )
+
+    @classmethod
+    def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
+        """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128."""
+        rate = learning_rate or (1e-3 if loss == "rq" else 1e-4)
+        training = TrainingSettings(
+            loss=loss,
+            steps=20_000,
+            warmup="none",
+            warmup_steps=0,
+            learning_rate=rate,
+            schedule="plateau",
+            epoch_steps=100,
+            plateau_epochs=5,
+        )
+        return cls(
+            **{"training": training, "filters": 128, "patch_size": 128, "batch_size": 128, "settled": 0.0} | changes
+        )
+
+
+def make_settings(recipe: str = "default", *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401
+    """Return the settings of a recipe, with some fields changed.
+
+    Parameters
+    ----------
+    recipe
+        ``"default"``, ``"best"`` (:meth:`TileSettings.best`) or ``"paper"`` (:meth:`TileSettings.paper`).
+    labelled
+        For labels instead of a prior: cross-entropy by default, output smoothed by 1e-8.
+    **changes
+        Fields of :class:`TileSettings` or of its training; None leaves one as it is.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If a value is out of its range, or the fields contradict each other.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    given.setdefault("loss", "ce" if labelled else "qr")
+    if recipe == "paper":
+        base = TileSettings.paper(given["loss"])
+    else:
+        base = TileSettings.best() if recipe == "best" else TileSettings()
+    chosen = base.model_dump() | ({"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} if labelled else {})
+    inner = set(TrainingSettings.model_fields)
+    if given.get("warmup_steps") and chosen["training"]["warmup"] == "none":  # of the paper's schedule
+        given.setdefault("warmup", TrainingSettings().warmup)
+    chosen["training"] |= {name: value for name, value in given.items() if name in inner}
+    chosen |= {name: value for name, value in given.items() if name not in inner}
+    return type(base).model_validate(chosen)

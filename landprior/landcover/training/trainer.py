@@ -1,0 +1,241 @@
+"""Training a land-cover model on a tile, or on several jointly, against their priors."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from landprior.errors import InputError, ModelError
+from landprior.implicit.devices import make_fabric
+from landprior.implicit.losses import IMPLICIT
+from landprior.implicit.seeds import derive_seed
+from landprior.implicit.training import WARMED, fit
+from landprior.landcover.training.image_kind import kind_of, require_one_kind
+from landprior.landcover.training.model import LandcoverModel, build_network
+from landprior.landcover.training.patches import PatchFeed
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.tiles import (
+    Tile,
+    find_doubles,
+    in_order,
+    measure_bands,
+    require_compatible,
+    require_inside,
+)
+from landprior.landcover.training.verdict import Judge, Look, warn_of_harm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from landprior.implicit.history import Epoch
+    from landprior.implicit.networks import PixelNetwork
+    from landprior.implicit.training import Batch, Objective
+    from landprior.landcover.training.image_kind import ImageKind
+
+logger = logging.getLogger(__name__)
+
+MOST_BORDER = 16
+"""Pixels left out along the edges of a patch at most: the reach of a U-Net would leave nothing of it."""
+
+
+def train_model(
+    tiles: Sequence[Tile],
+    settings: TileSettings | None = None,
+    *,
+    init: LandcoverModel | None = None,
+    start: int = 0,
+    feed: Callable[..., Callable[[int], Batch]] = PatchFeed,
+    objective: Objective | None = None,
+    identity: str = "",
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    watch: Callable[[Look], Mapping[str, float]] | None = None,
+    progress: bool = False,
+) -> LandcoverModel:
+    """Train one model on tiles in memory.
+
+    Parameters
+    ----------
+    tiles
+        See :func:`landprior.landcover.training.tiles.read_tile`; several share one joint model, in whatever order.
+    settings
+        See :class:`TileSettings`.
+    init
+        Start from this model's weights instead of a random network; of an ensemble, from those of one member.
+    start
+        Which of the random starts (:func:`train_best`); another start is another seed.
+    feed, objective
+        What makes the batches, called as :class:`PatchFeed` is, and what is minimised
+        (:func:`landprior.implicit.training.fit`), where that is not the settings' loss.
+    identity
+        What else the run depends on, for its checkpoint.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Where the state is kept after every epoch, so that an interrupted run goes on.
+    watch
+        Called with every look; the values it returns are kept in the history. Nothing depends on them.
+    progress
+        A progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If tiles have different bands or classes, are smaller than the network's border, or have no pixel that counts
+        away from it.
+    ModelError
+        If ``init`` has other bands, classes or filters.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
+    settings = settings or TileSettings()
+    if not tiles:
+        msg = "there is no tile to train on"
+        raise InputError(msg)
+    if PatchFeed in (feed, getattr(feed, "func", None)):  # others go with lists in the order of the tiles
+        tiles = in_order(tiles)
+    for name in find_doubles(tiles):
+        logger.warning("%s is given more than once, and counts that often in the training", name)
+    require_compatible(tiles)
+    kind = require_one_kind([(tile.name, tile.kind) for tile in tiles])
+    _require_kind_of_start(init, kind)
+    names = sorted(tile.name for tile in tiles)
+    seed = derive_seed(settings.training.seed, "|".join(names) + (f"#{start}" if start else ""))
+    fabric = make_fabric(settings.training.precision, device)
+    on_device = [tile.to(fabric.device) for tile in tiles]
+    statistics = measure_bands(on_device)
+    labelled = tiles[0].labelled
+    _require_targets(labelled, settings.training.loss)
+    network = _start(on_device[0], settings, init, start, seed)
+    halo = min(network.halo, MOST_BORDER)
+    require_inside(on_device, halo)
+    batches = feed(
+        on_device,
+        statistics,
+        patch_size=settings.patch_size,
+        batch_size=settings.batch_size,
+        seed=seed,
+        smoothing=settings.smoothing,
+        halo=halo,
+    )
+    judge = None if labelled else Judge(on_device, statistics, smoothing=settings.smoothing)
+    look: Look | None = None
+
+    def monitor(network: nn.Module) -> dict[str, float]:
+        nonlocal look
+        if judge is None:  # labels need no judgement
+            return {}
+        look = judge.look(network)
+        figures = {"change": look.change, "evidence": look.evidence, "gain": look.gain}
+        return figures | dict(watch(look) if watch is not None else {})
+
+    def until(epoch: Epoch) -> str | None:
+        late = judge is not None and settings.training.loss in WARMED and 2 * epoch.step >= settings.training.steps
+        return "the map has settled" if late and epoch.extra["change"] < settings.settled else None
+
+    history = fit(
+        network,
+        batches,
+        settings.training,
+        objective=objective,
+        fabric=fabric,
+        monitor=monitor,
+        until=until,
+        checkpoint=checkpoint,
+        identity=f"{identify_run(tiles, settings, init, start)}{identity}" if checkpoint is not None else "",
+        progress=progress,
+    )
+    network.eval()
+    verdict = None if judge is None else (look or judge.look(network)).judge()
+    if verdict is not None:
+        logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
+        warn_of_harm(verdict)
+    return LandcoverModel(
+        network=network,
+        scheme=tiles[0].scheme,
+        statistics=statistics,
+        filters=settings.filters,
+        architecture=settings.network,
+        extras=tiles[0].extras,
+        record={
+            "settings": settings.model_dump(mode="json"),
+            "tiles": names,
+            "labelled": labelled,
+            "history": history.summary()
+            | {
+                "looks": [
+                    {"step": e.step} | {k: None if math.isnan(v) else v for k, v in e.extra.items()}
+                    for e in history.epochs
+                ]
+            },
+            **({} if verdict is None else {"verdict": verdict}),
+            **({} if kind is None else {"image": kind.model_dump()}),
+            "device": fabric.device.type,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _require_kind_of_start(init: LandcoverModel | None, kind: ImageKind | None) -> None:
+    """Refuse to start from a model of other images; their range may differ, as bands are standardised anew."""
+    trained = None if init is None else kind_of(init)
+    found = [] if trained is None or kind is None else trained.differences(kind, values=False)
+    if found:
+        msg = (
+            f"the model to start from was trained on another kind of image: {'; '.join(found)}; "
+            "leave --init out, or give images of one kind"
+        )
+        raise ModelError(msg)
+
+
+def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - private
+    if labelled and loss in IMPLICIT:
+        msg = f"{loss} fits a prior, not labels; with labels use --loss ce, or give the prior without labels"
+        raise InputError(msg)
+
+
+def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, start: int, seed: int) -> PixelNetwork:
+    """Build the network, from the seed or from another model."""
+    bands = int(tile.image.shape[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(
+            bands,
+            tile.scheme,
+            tile.extras,
+            filters=settings.filters,
+            smoothing=settings.smoothing,
+            architecture=settings.network,
+        )
+    if init is not None:
+        own = (settings.network, bands, tile.scheme.names, settings.filters, tile.extras)
+        other = (init.architecture, init.bands, init.scheme.names, init.filters, init.extras)
+        if own != other:
+            msg = f"the model to start from has {_describe(*other)}; this run has {_describe(*own)}"
+            raise ModelError(msg)
+        network.load_state_dict(init.members[start % len(init.members)].state_dict())
+    return network.to(memory_format=torch.channels_last)
+
+
+def _describe(network: str, bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
+    more = f", {' and '.join(extras)} as input" if extras else ""
+    return f"{bands} bands{more}, {filters} filters ({network}) and classes {', '.join(classes)}"
+
+
+def identify_run(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None, start: int) -> str:
+    """Return a hash of all that a run depends on."""
+    sha = hashlib.sha256(settings.model_dump_json().encode())
+    sha.update(f"{start}:{init.digest() if init is not None else ''}".encode())
+    for tile in tiles:
+        sha.update(tile.name.encode())
+        for values in (tile.image, tile.prior, tile.valid, tile.extra, tile.seen):
+            if values is not None:
+                sha.update(values.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,370 @@
+"""The workspace: ``<root>/<city>/<tile>/`` with one file per layer and ``item.json``, a STAC Item.
+
+``item.json`` lists the files with checksums, and for every result what it was made from, so that a rerun
+skips what is done and current and redoes what a changed input or configuration makes stale.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landprior.errors import InputError, MissingInputError, RasterReadError
+from landprior.inputs import checksum
+from landprior.landcover.workspace.provenance import Basis, Judgement, find_stranger, judge, refuse_stranger
+from landprior.raster.grid import Bounds, Grid
+from landprior.raster.outputs import announcing
+from landprior.raster.reading import TAG_DOMAIN, open_raster
+from landprior.raster.scheme import parse_scheme
+from landprior.records import changing
+from landprior.sources.areas import check_component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
+RESULTS = ("prior", "model", "prediction")
+ITEM = "item.json"
+COLLECTION = "collection.json"
+COLLECTION_ID = "landprior-workspace"
+_STEPS = "landprior:steps"
+_BEGUN = "landprior:begun"
+"""Results that are being put in place: a process that is killed meanwhile leaves a file that is ours all the same."""
+_CORE = "landprior:core_bounds"
+_DESCRIBED = ("bands", "classification:classes")
+"""What an asset says of the content of its file."""
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileFolder:
+    """The files of one tile.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    city
+        Name of the city it belongs to.
+    """
+
+    path: Path
+    city: str
+
+    @classmethod
+    def of(cls, root: Path, city: str, name: str) -> TileFolder:
+        """Return the folder of a tile, there or not, whoever says its name: a plan or a catalogue, too.
+
+        Raises
+        ------
+        InputError
+            If city or tile has a name that is no single folder, such as one with ``..`` or an absolute path.
+        """
+        return cls(path=root / check_component(city, "a city") / check_component(name, "a tile"), city=city)
+
+    @property
+    def name(self) -> str:
+        """Name of the tile."""
+        return self.path.name
+
+    @property
+    def id(self) -> str:
+        """Name that is unique in the workspace; the tile's seed derives from it."""
+        return f"{self.city}/{self.name}"
+
+    def file(self, layer: str) -> Path:
+        """Return the path of a layer, there or not."""
+        return self.path / (f"{layer}.safetensors" if layer == "model" else f"{layer}.tif")
+
+    def require(self, layer: str, *, hint: str) -> Path:
+        """Return the path of a layer that must be there.
+
+        Raises
+        ------
+        MissingInputError
+            Says what to do, by ``hint``.
+        """
+        path = self.file(layer)
+        if not path.is_file():
+            msg = f"{path} is missing; {hint}"
+            raise MissingInputError(msg)
+        return path
+
+    def present(self, layers: Sequence[str]) -> dict[str, Path]:
+        """Return those of some layers that are there."""
+        return {name: self.file(name) for name in layers if self.file(name).is_file()}
+
+    # -- what was done -----------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """Return what ``item.json`` says was done."""
+        return dict(self.read_item().get("properties", {}).get(_STEPS, {}))
+
+    def is_recorded(self, step: str) -> bool:
+        """Say whether a layer or a result is there as landprior made it; else somebody put it there or changed it."""
+        path = self.file(step)
+        properties = self.read_item().get("properties", {})
+        known = [properties.get(name, {}).get(step, {}).get("sha256") for name in (_STEPS, _BEGUN)]
+        return any(known) and path.is_file() and checksum(path) in known
+
+    def state(self, step: str, key: str) -> str:
+        """Compare a result with what would be made now: ``"current"``, ``"missing"`` or ``"stale"``.
+
+        Parameters
+        ----------
+        step
+            The result: ``prior``, ``model`` or ``prediction``.
+        key
+            Of :func:`make_key`.
+        """
+        if not self.file(step).is_file():
+            return "missing"
+        done = self.steps().get(step)
+        if done is None or done.get("key") != key or done.get("sha256") != checksum(self.file(step)):
+            return "stale"
+        return "current"
+
+    def judge(self, step: str, basis: Basis) -> Judgement:
+        """Compare a result with what would be made now; see :func:`landprior.landcover.workspace.provenance.judge`."""
+        properties = self.read_item().get("properties", {})
+        return judge(self.file(step), basis, properties.get(_STEPS, {}).get(step), properties.get(_BEGUN, {}).get(step))
+
+    def require_ours(self, step: str, basis: Basis) -> None:
+        """Refuse to go on if a result that would be made is there and is not of this recipe.
+
+        Raises
+        ------
+        OutputExistsError
+            See :func:`landprior.landcover.workspace.provenance.find_stranger`.
+        """
+        properties = self.read_item().get("properties", {})
+        known, begun = (properties.get(name, {}).get(step) for name in (_STEPS, _BEGUN))
+        why = find_stranger(self.file(step), basis, known, begun)
+        if why is not None:
+            refuse_stranger(self.file(step), why)
+
+    def core(self) -> Bounds | None:
+        """Return the bounds of the tile's own ground, without a margin, in its CRS; None where that is not known."""
+        found = self.read_item().get("properties", {}).get(_CORE)
+        try:
+            core = Bounds(*(float(value) for value in found))
+        except (TypeError, ValueError):
+            return None
+        return core if np.isfinite(core).all() else None
+
+    @contextmanager
+    def making(self, step: str, basis: Basis) -> Iterator[dict[str, Any]]:
+        """Record a result that the block makes; what is put into the dictionary is recorded with it.
+
+        See :meth:`announcing`.
+        """
+        properties: dict[str, Any] = {}
+        made = basis.record()  # of the inputs as they are read, not as they may be later
+        with self.announcing(step, command=basis.command, recipe=basis.recipe, settings=basis.outline()):
+            yield properties
+        self.record(step, made.pop("key"), **made, **properties)
+
+    @contextmanager
+    def announcing(self, step: str, *, grid: Grid | None = None, **about: object) -> Iterator[None]:
+        """Note the checksum of a file that the block writes, and more about it, just before the file gets its name.
+
+        So it is known to be ours even if the process is killed before it is recorded.
+        """
+
+        def tell(temporary: Path) -> None:
+            with self._changing_item(grid) as item:
+                item["properties"].setdefault(_BEGUN, {})[step] = {"sha256": checksum(temporary), **about}
+
+        with announcing(self.file(step), tell):
+            yield
+
+    def record(
+        self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object
+    ) -> None:
+        """Note a result in ``item.json``; several processes may do so at once.
+
+        Parameters
+        ----------
+        step
+            A layer or a result.
+        key
+            Of :func:`make_key`.
+        grid
+            The tile's, if its image is not there yet.
+        core
+            Bounds of what was asked for, without the margin around it.
+        **properties
+            What else is to be said of it.
+        """
+        with self._changing_item(grid) as item:
+            if core is not None:
+                item["properties"][_CORE] = list(core)
+            path = self.file(step)
+            steps = item["properties"][_STEPS]
+            steps[step] = {"key": key, "when": _now(), **properties}
+            if path.is_file():
+                steps[step]["sha256"] = checksum(path)
+            begun = item["properties"].get(_BEGUN, {})
+            begun.pop(step, None)
+            if not begun:
+                item["properties"].pop(_BEGUN, None)
+
+    @contextmanager
+    def _changing_item(self, grid: Grid | None) -> Iterator[dict[str, Any]]:
+        """Give the item to be changed and write it, while no other process does."""
+        with changing(self.path / ITEM) as write:
+            before = self.read_item()
+            old, known, item = before.get("properties", {}), before.get("assets", {}), self._new_item(grid)
+            for name in ("created", _CORE, _BEGUN):
+                if name in old:
+                    item["properties"][name] = old[name]
+            steps = item["properties"][_STEPS] = dict(old.get(_STEPS, {}))
+            yield item
+            item["properties"]["updated"] = _now()
+            taken = steps.get("naip", {}).get("date")
+            if taken:
+                item["properties"]["datetime"] = f"{taken}T00:00:00Z"
+            item["assets"] = self._assets(steps, known)
+            write(item)
+
+    def read_item(self) -> dict[str, Any]:
+        """Return the content of ``item.json``; empty if there is none, or if it is damaged, with a warning.
+
+        Raises
+        ------
+        RasterReadError
+            If it cannot be opened.
+        """
+        path = self.path / ITEM
+        if not path.is_file():
+            return {}
+        try:
+            item = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            msg = f"cannot read {path} ({error.strerror})"
+            raise RasterReadError(msg) from error
+        except (ValueError, RecursionError):
+            logger.warning("%s is damaged; writing it anew", path)
+            return {}
+        try:
+            parts = [dict(item["properties"].get(name, {})) for name in (_STEPS, _BEGUN)]
+            whole = all(isinstance(entry, dict) for part in parts for entry in part.values())
+        except (TypeError, KeyError, AttributeError, ValueError):
+            whole = False
+        if not whole:
+            logger.warning("%s is damaged; writing it anew", path)
+            return {}
+        return dict(item)
+
+    def _new_item(self, grid: Grid | None) -> dict[str, Any]:
+        import pystac
+        from rasterio.warp import transform_bounds
+        from shapely.geometry import box, mapping
+
+        if grid is None:
+            with open_raster(self.require("naip", hint="every tile needs its image")) as src:
+                grid = Grid.of(src)
+        bounds = list(transform_bounds(grid.crs, "EPSG:4326", *grid.bounds)) if grid.crs is not None else None
+        item = pystac.Item(
+            id=f"{self.city}-{self.name}",
+            geometry=None if bounds is None else mapping(box(*bounds)),
+            bbox=bounds,
+            datetime=datetime.now(UTC),
+            properties={"proj:shape": list(grid.shape), "proj:transform": list(grid.transform)[:6], "created": _now()}
+            | _describe_crs(grid),
+            stac_extensions=list(_EXTENSIONS),
+        )
+        described = item.to_dict(include_self_link=False, transform_hrefs=False)
+        if bounds is None:
+            described.pop("bbox", None)
+        described["links"] = [
+            {"rel": rel, "href": f"../../{COLLECTION}", "type": "application/json"}
+            for rel in ("root", "parent", "collection")
+        ]
+        described["collection"] = COLLECTION_ID
+        return described
+
+    def _assets(self, steps: Mapping[str, Mapping[str, Any]], known: object) -> dict[str, Any]:
+        """Describe the files; those that are ``known`` and have not changed are not opened again."""
+        assets = {}
+        for name, path in self.present([*INPUTS, *RESULTS]).items():
+            asset: dict[str, Any] = {
+                "href": f"./{path.name}",
+                "type": "application/octet-stream",
+                "roles": ["data"],
+                "file:size": path.stat().st_size,
+                "file:checksum": f"1220{checksum(path)}",  # multihash: sha2-256, 32 bytes
+            }
+            described = known.get(name) if isinstance(known, dict) else None
+            same = isinstance(described, dict) and described.get("file:checksum") == asset["file:checksum"]
+            if name != "model":
+                asset["type"] = "image/tiff; application=geotiff; profile=cloud-optimized"
+            if isinstance(described, dict) and same:
+                asset |= {key: value for key, value in described.items() if key in _DESCRIBED}
+            elif name != "model":
+                asset |= _describe_raster(path)
+            origin = steps.get(name, {}).get("origin")
+            if origin:
+                asset["landprior:origin"] = origin
+            assets[name] = asset
+        return assets
+
+
+def _describe_raster(path: Path) -> dict[str, Any]:
+    """Return the bands of a raster and, for classes, their codes, as STAC has them."""
+    try:
+        src = open_raster(path)
+    except RasterReadError:
+        return {}  # a damaged file is said by whoever reads it
+    with src:
+        try:
+            size = {"raster:spatial_resolution": Grid.of(src).pixel_size(where=path)[0]}
+        except InputError:
+            size = {}  # not known
+        descriptions = src.descriptions
+        bands = [
+            {"name": descriptions[i] or f"b{i + 1}", "data_type": src.dtypes[i], **size}
+            | ({} if src.nodata is None else {"nodata": "nan" if np.isnan(src.nodata) else src.nodata})
+            for i in range(src.count)
+        ]
+        tags = src.tags(ns=TAG_DOMAIN)
+    described: dict[str, Any] = {"bands": bands}
+    if "scheme" in tags and tags.get("kind") != "prior" and len(bands) == 1:
+        scheme = parse_scheme(tags["scheme"], path)
+        described["classification:classes"] = [
+            {
+                "value": int(c.code),
+                "name": re.sub(r"[^0-9A-Za-z_-]+", "_", c.name),
+                "title": c.name,
+                "color_hint": "".join(f"{part:02X}" for part in c.rgb),
+            }
+            for c in scheme.classes
+        ]
+    return described
+
+
+def _describe_crs(grid: Grid) -> dict[str, str]:
+    """Return the CRS as the projection extension has it: by its code, or in full."""
+    if grid.crs is None:
+        return {}
+    code = grid.crs.to_epsg()
+    return {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")} if code is None else {"proj:code": f"EPSG:{code}"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

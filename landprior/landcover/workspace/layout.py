@@ -1,0 +1,407 @@
+"""What a fetch will do: settings, the images chosen for a place, and one tile for each."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from rasterio.warp import transform_bounds
+
+from landprior.addresses import redact
+from landprior.errors import GridMismatchError, InputError, LandpriorError, SourceWarning
+from landprior.landcover.workspace.item import TileFolder
+from landprior.raster.codes import open_on_grid
+from landprior.raster.grid import Bounds, Grid
+from landprior.raster.reading import open_raster
+from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
+from landprior.sources import naip, nlcd
+from landprior.sources.buildings import INDEX_URL
+from landprior.sources.labels import is_raster
+from landprior.sources.local_files import absolute_source, refuse_remote
+from landprior.sources.naip import STAC_URL
+from landprior.sources.nlcd import COVERAGE, WCS_URL
+from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
+from landprior.sources.reach import Box, box_of, check_reach
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.sources.areas import Area
+    from landprior.sources.naip import Choice
+    from landprior.sources.network import Network
+
+logger = logging.getLogger(__name__)
+
+Layer = Literal["nlcd", "osm", "buildings", "labels", "naip"]
+"""What can be fetched, in this order: the image last, so that a folder is a tile once it is whole."""
+
+LAYERS: tuple[Layer, ...] = get_args(Layer)
+MARGIN = 64
+"""Metres around what was asked for: the reach of the prior's filters (50 m) and of a learned prior (10 m)."""
+NONE = "none"
+_FILES = ("nlcd", "osm", "buildings")
+"""Settings that may name a file."""
+_DOUBLE = 0.5
+"""Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
+
+
+class FetchSettings(BaseModel):
+    """Years, sources and options of a fetch; every default is a public source.
+
+    Parameters
+    ----------
+    year, nlcd_year
+        Wanted; the nearest there is taken. None: the preset's, else the latest NAIP, and NLCD's nearest to that.
+    naip
+        A folder (or file) of NAIP images instead of the catalogue.
+    stac_url, sign_url
+        The catalogue, and what signs its URLs.
+    nlcd
+        A raster of NLCD, path or URL, instead of the coverage service; ``{year}`` in it is replaced.
+    nlcd_wcs, nlcd_coverage
+        The coverage service (WCS 1.0.0) and the name of the coverage.
+    osm
+        An extract (``.osm.pbf``, GeoPackage) instead of Overpass; ``"none"``: no roads and water.
+    overpass_url, nominatim_url
+        Other servers.
+    buildings
+        A vector file of footprints instead of Microsoft's; ``"none"``: no buildings.
+    buildings_index
+        Another copy of Microsoft's index.
+    labels, label_field, label_map, scheme
+        The user's own labels, the attribute with the class, codes to codes, the classes.
+    road_width
+        See :data:`landprior.sources.osm.RoadWidth`.
+    margin
+        Metres around what was asked for.
+    jobs
+        Tiles at a time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    year: int | None = Field(None, ge=2003, le=2100)
+    nlcd_year: int | None = Field(None, ge=1985, le=2100)
+    naip: Path | None = None
+    stac_url: str = STAC_URL
+    sign_url: str | None = None
+    nlcd: str | None = None
+    nlcd_wcs: str = WCS_URL
+    nlcd_coverage: str = COVERAGE
+    osm: str | None = None
+    overpass_url: str = OVERPASS_URL
+    nominatim_url: str = NOMINATIM_URL
+    buildings: str | None = None
+    buildings_index: str = INDEX_URL
+    labels: tuple[Path, ...] = ()
+    label_field: str = "class"
+    label_map: dict[int, int] = Field(default_factory=dict)
+    scheme: ClassScheme | None = None
+    road_width: RoadWidth = "fixed"
+    margin: int = Field(MARGIN, ge=0, le=2000)
+    jobs: int = Field(2, ge=1, le=16)
+
+    @field_validator("naip", "nlcd", "osm", "buildings", "labels", mode="before")
+    @classmethod
+    def _local(cls, value: object, info: ValidationInfo) -> object:
+        for one in value if isinstance(value, (tuple, list)) else [value]:
+            refuse_remote(one, f"--{info.field_name}", web=info.field_name == "nlcd")
+        return value
+
+    def located(self) -> FetchSettings:
+        """Return them with whole paths of local sources, as another folder or process may read them."""
+        located: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
+        located["naip"] = self.naip and self.naip.absolute()
+        located["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)
+        return self.model_copy(update=located)
+
+    @property
+    def wanted(self) -> tuple[Layer, ...]:
+        """The layers to fetch."""
+        left_out = {name for name in ("osm", "buildings") if getattr(self, name) == NONE}
+        return tuple(name for name in LAYERS if name not in left_out and (name != "labels" or self.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """What is to be fetched for one tile.
+
+    Parameters
+    ----------
+    folder
+        Where it goes.
+    choice
+        The image and the part of the place it is taken for.
+    grid
+        UTM, 1 m, with the margin.
+    core
+        Bounds without the margin, in the grid's CRS.
+    nlcd_year
+        Year of its NLCD; None for a file of the user's.
+    doubles
+        Tiles of an earlier fetch that show the same ground in another image, such as another year's; with that year.
+    """
+
+    folder: TileFolder
+    choice: Choice
+    grid: Grid
+    core: Bounds
+    nlcd_year: int | None
+    doubles: tuple[str, ...] = ()
+
+    @property
+    def megabytes(self) -> float:
+        """A guess at what will lie on disk."""
+        return self.grid.width * self.grid.height * 3.2 / 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchPlan:
+    """What a fetch will do.
+
+    Parameters
+    ----------
+    area
+        The place.
+    tiles
+        One per image.
+    covered
+        Share of the place that images cover, 0..1.
+    year
+        The NAIP year wanted.
+    sources
+        Layer -> where it comes from.
+    """
+
+    area: Area
+    tiles: tuple[TilePlan, ...]
+    covered: float
+    year: int | None
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def doubles(self) -> tuple[str, ...]:
+        """Tiles of an earlier fetch that show the ground of some tile in another image."""
+        return tuple(dict.fromkeys(name for tile in self.tiles for name in tile.doubles))
+
+    def explain_doubles(self) -> str:
+        """Return which tiles are doubled, what follows from it and what to do."""
+        return (
+            f"{self.tiles[0].folder.path.parent} also has {', '.join(self.doubles)} of an earlier fetch, over the same "
+            "ground; it is kept, and commands for the whole place use it too: choose tiles (--tile), remove its "
+            "folder, or fetch into another place (--name)"
+        )
+
+    def to_text(self) -> str:
+        """Return a table of tiles, the sources, and what is there already over the same ground."""
+        left, bottom, right, top = self.area.bounds
+        lines = [f"{self.area.name}: {left:.4f},{bottom:.4f},{right:.4f},{top:.4f}, {len(self.tiles)} tile(s)"]
+        lines.append(f"{'tile':<32} {'NAIP':<10} {'pixel':>6} {'NLCD':>5} {'size, px':>13} {'CRS':>11} {'about':>8}")
+        for tile in self.tiles:
+            image = tile.choice.image
+            pixel = "?" if image.resolution is None else f"{image.resolution:.3g} m"
+            size = f"{tile.grid.width} x {tile.grid.height}"
+            epsg = tile.grid.crs.to_epsg() if tile.grid.crs else None
+            lines.append(
+                f"{tile.folder.name:<32} {image.date or image.year or '?':<10} {pixel:>6} {tile.nlcd_year or '':>5} "
+                f"{size:>13} {'' if epsg is None else f'EPSG:{epsg}':>11} {tile.megabytes:>5.0f} MB"
+            )
+        lines += [f"{name:<10} {source}" for name, source in self.sources.items()]
+        if self.doubles:
+            lines.append(f"Warning: {self.explain_doubles()}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "area": {"name": self.area.name, "bounds": list(self.area.bounds)},
+            "covered": round(self.covered, 6),
+            "year": self.year,
+            "sources": self.sources,
+            "tiles": [
+                {
+                    "tile": tile.folder.name,
+                    "image": tile.choice.image.id,
+                    "origin": tile.choice.image.origin,
+                    "date": tile.choice.image.date,
+                    "naip_year": tile.choice.image.year,
+                    "nlcd_year": tile.nlcd_year,
+                    "width": tile.grid.width,
+                    "height": tile.grid.height,
+                    "bounds": list(tile.grid.bounds),
+                    "crs": None if tile.grid.crs is None else tile.grid.crs.to_string(),
+                    "megabytes": round(tile.megabytes, 1),
+                    "doubles": list(tile.doubles),
+                }
+                for tile in self.tiles
+            ],
+        }
+
+
+def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, network: Network) -> FetchPlan:
+    """Choose images and years for an area and lay out its tiles; fetches only the catalogue.
+
+    Raises
+    ------
+    InputError
+        If there is no image of the place, or an option does not make sense.
+    SourceError
+        If the catalogue does not answer.
+    """
+    preset = area.preset
+    year = settings.year if settings.year is not None else (None if preset is None else preset.naip_year)
+    if settings.naip is not None:
+        images = naip.list_images(settings.naip, area.outline)
+    else:
+        images = naip.search_images(area.outline, network, stac_url=settings.stac_url, sign_url=settings.sign_url)
+    choices, covered = naip.choose_images(images, area.outline, year)
+    if not choices:
+        place = ", ".join(f"{value:.4f}" for value in area.bounds)
+        source = settings.naip or redact(settings.stac_url)
+        msg = f"no NAIP image of {area.name} ({place}) at {source}; check the place, or give --naip FOLDER"
+        raise InputError(msg)
+    _say_years(choices, year, covered)
+    tiles = []
+    for found in sorted(choices, key=lambda c: c.image.id):
+        choice = naip.locate(found, network)
+        grid = naip.tile_grid(choice, margin=settings.margin)
+        left, bottom, right, top = grid.bounds
+        m = settings.margin
+        tiles.append(
+            TilePlan(
+                folder=TileFolder.of(workspace.root, area.name, choice.image.id),
+                choice=choice,
+                grid=grid,
+                core=Bounds(left + m, bottom + m, right - m, top - m),
+                nlcd_year=_nlcd_year(settings, area, choice.image.year),
+            )
+        )
+    names = Counter(tile.folder.name for tile in tiles)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        msg = f"two images are called {twice[0]}; rename one, or give a folder with one of them (--naip)"
+        raise InputError(msg)
+    _check_sources(settings, tiles)
+    tiles = _find_doubles(tiles, workspace.root / area.name)
+    return FetchPlan(area=area, tiles=tuple(tiles), covered=covered, year=year, sources=_describe_sources(settings))
+
+
+def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
+    """Look at local files before anything is fetched: whether they are there, and lie where the tiles are.
+
+    Raises
+    ------
+    LandpriorError
+        If one is missing, says no usable CRS, or is of another place; footprints and labels of another place are
+        but a warning, as there may be none.
+    """
+    boxes = {tile.folder.name: box_of(tile.grid) for tile in tiles}
+    if settings.nlcd is not None and not nlcd.is_remote(settings.nlcd):
+        for tile in tiles:
+            source = settings.nlcd.replace("{year}", str(tile.nlcd_year))
+            with open_on_grid(source, tile.grid, like=f"tile {tile.folder.name}"):
+                pass
+    if settings.osm not in {None, NONE}:
+        check_reach(str(settings.osm), boxes, "--osm", strict=True)
+    if settings.buildings not in {None, NONE}:
+        check_reach(str(settings.buildings), boxes, "--buildings", strict=False)
+    for path in settings.labels:
+        if is_raster(path):
+            _check_labels(path, boxes, alone=len(settings.labels) == 1)
+        else:
+            check_reach(path, boxes, "--labels", strict=False)
+
+
+def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:
+    """Name in each tile those of earlier fetches, in the folder of the place, that show its ground in another image."""
+    own = {tile.folder.name for tile in tiles}
+    doubles: dict[str, list[str]] = {name: [] for name in own}
+    for path in sorted(folder.glob("*/naip.tif")):
+        other = TileFolder(path=path.parent, city=folder.name)
+        core = None if other.name in own else other.core()
+        if core is None:
+            continue
+        try:
+            with open_raster(path) as src:
+                crs = src.crs
+        except LandpriorError:
+            continue  # damaged: an error for whoever reads it, and not in the way of this fetch
+        year = other.steps().get("naip", {}).get("year")
+        for tile in tiles:
+            if tile.grid.crs == crs and _share_ground(core, tile.core):
+                doubles[tile.folder.name].append(f"{other.name} (NAIP {year})" if year else other.name)
+    return [replace(tile, doubles=tuple(doubles[tile.folder.name])) for tile in tiles]
+
+
+def _share_ground(one: Bounds, other: Bounds) -> bool:
+    """Say whether two tiles show mostly the same ground."""
+    wide = max(min(one.right, other.right) - max(one.left, other.left), 0.0)
+    tall = max(min(one.top, other.top) - max(one.bottom, other.bottom), 0.0)
+    least = min((box.right - box.left) * (box.top - box.bottom) for box in (one, other))
+    return wide * tall > _DOUBLE * least
+
+
+def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
+    """Warn of a raster of labels that meets no tile; an error if there is no other."""
+    with open_raster(path) as src:
+        own = Grid.of(src)
+    if own.crs is None:
+        return  # reported by whoever reads it, unless it lies on the tile's grid
+    whole = Box(*transform_bounds(own.crs, "EPSG:4326", *own.bounds, densify_pts=21))
+    if any(whole.meets(box) for box in boxes.values()):
+        return
+    msg = (
+        f"{path} does not overlap any tile: it covers {whole}, the tiles "
+        f"{'; '.join(map(str, list(boxes.values())[:3]))} (west,south,east,north); give labels of this place (--labels)"
+    )
+    if alone:
+        raise GridMismatchError(msg)
+    warnings.warn(msg, SourceWarning, stacklevel=4)
+
+
+def _say_years(choices: Sequence[Choice], year: int | None, covered: float) -> None:
+    counts = Counter(choice.image.year for choice in choices)
+    text = ", ".join(f"{y or 'unknown'} ({n} tile{'s' if n > 1 else ''})" for y, n in sorted(counts.items(), key=str))
+    other = sorted(y for y in counts if y is not None and year is not None and y != year)
+    if other:
+        warnings.warn(f"NAIP {year} was asked for; the nearest there is: {text}", SourceWarning, stacklevel=3)
+    else:
+        logger.info("NAIP %s", text)
+    if covered < 0.999:
+        warnings.warn(f"NAIP images cover {covered:.1%} of the place", SourceWarning, stacklevel=3)
+
+
+def _nlcd_year(settings: FetchSettings, area: Area, naip_year: int | None) -> int | None:
+    """Return the year of NLCD for a tile: the one asked for, the preset's, or that of the image."""
+    wanted = settings.nlcd_year
+    if wanted is None and area.preset is not None and naip_year in {None, area.preset.naip_year}:
+        wanted = area.preset.nlcd_year
+    if wanted is None:
+        wanted = naip_year or settings.year
+    if settings.nlcd is not None and "{year}" not in settings.nlcd:
+        return None
+    if wanted is None:
+        msg = "the image does not say its year; give --nlcd-year"
+        raise InputError(msg)
+    return nlcd.match_year(wanted)
+
+
+def _describe_sources(settings: FetchSettings) -> dict[str, str]:
+    described = {
+        "naip": str(settings.naip) if settings.naip else redact(settings.stac_url),
+        "nlcd": redact(settings.nlcd_wcs)
+        if not settings.nlcd
+        else redact(settings.nlcd)
+        if nlcd.is_remote(settings.nlcd)
+        else settings.nlcd,
+        "osm": settings.osm or redact(settings.overpass_url),
+        "buildings": settings.buildings or redact(settings.buildings_index),
+        "labels": ", ".join(map(str, settings.labels)),
+    }
+    return {name: described[name] for name in ("naip", "nlcd", "osm", "buildings", "labels") if name in settings.wanted}

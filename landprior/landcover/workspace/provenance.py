@@ -1,0 +1,244 @@
+"""What a result was made from and by what, and so whether a rerun may replace it.
+
+What the same recipe made is remade when its inputs or settings have changed. What anything else made, another command
+with other settings, another model or a hand, is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from landprior.errors import OutputExistsError
+from landprior.inputs import checksum
+from landprior.raster.outputs import announcing
+from landprior.records import changing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+State = Literal["missing", "current", "stale", "foreign"]
+
+_SHORT = 40
+"""Characters of a setting that is recorded as it is; of others a hash is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What a result is made from.
+
+    Parameters
+    ----------
+    command
+        What makes it, such as ``"run"`` or ``"train"``.
+    recipe
+        In what way, such as ``"train --recipe best"``: another way does not replace what it made.
+    settings
+        All that the result depends on besides files; plain JSON.
+    inputs
+        The files it depends on, by their names in messages.
+    values
+        What else it depends on that is no setting, such as the grid of a file.
+    """
+
+    command: str
+    recipe: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A hash of settings and inputs."""
+        return make_key({**self.settings, **self.values}, self.inputs)
+
+    def contents(self) -> dict[str, str]:
+        """Return hashes of the inputs."""
+        files = {name: checksum(path) for name, path in self.inputs.items()}
+        values = {name: hashlib.sha256(value.encode()).hexdigest() for name, value in self.values.items()}
+        return dict(sorted((files | values).items()))
+
+    def outline(self) -> dict[str, Any]:
+        """Return the settings flat, long values as hashes, to tell later which have changed."""
+        return _flatten(self.settings)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is recorded with the result."""
+        return {
+            "key": self.key,
+            "command": self.command,
+            "recipe": self.recipe,
+            "settings": self.outline(),
+            "inputs": self.contents(),
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a result compares with what would be made now, and why."""
+
+    state: State
+    why: str = ""
+
+
+def judge(
+    path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
+) -> Judgement:
+    """Compare a result with what would be made now.
+
+    Parameters
+    ----------
+    path
+        Of the result.
+    basis
+        What it would be made from.
+    known
+        What is recorded of it (:meth:`Basis.record`, and ``sha256``); None if nothing is.
+    begun
+        The same of a result that was being put in place when its process ended.
+    """
+    foreign = find_stranger(path, basis, known, begun)
+    if foreign is not None or not os.path.lexists(path):
+        return Judgement("missing") if foreign is None else Judgement("foreign", foreign)
+    own = checksum(path)
+    if known is None or known.get("sha256") != own:
+        return Judgement("stale", "its process was stopped before it was recorded")
+    if known.get("key") == basis.key:
+        return Judgement("current")
+    return Judgement("stale", _changes(basis, known))
+
+
+def find_stranger(
+    path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
+) -> str | None:
+    """Say why a result may not be replaced without --overwrite; None if it may be, or is not there.
+
+    Inputs do not matter here, so that all results of a chain can be judged before the first is made.
+    """
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        return "is not a file"
+    own = checksum(path)
+    record = next((entry for entry in (known, begun) if entry is not None and entry.get("sha256") == own), None)
+    if record is None:
+        return "was not made here by landprior" if known is None else "was changed or replaced after landprior made it"
+    recipe = record.get("recipe", basis.recipe)
+    if recipe != basis.recipe:
+        return f"was made by {recipe}, not by {basis.recipe}"
+    command = record.get("command", basis.command)
+    if command != basis.command and record.get("settings") != basis.outline():
+        return f"was made by landprior {command} ({_differences(basis, record)})"
+    return None
+
+
+def refuse_stranger(path: Path, why: str) -> NoReturn:
+    """Refuse to replace a result.
+
+    Raises
+    ------
+    OutputExistsError
+        Names it, says why, and what to do.
+    """
+    msg = f"{path} {why}; it is kept. Give --overwrite to replace it, or move it away"
+    raise OutputExistsError(msg)
+
+
+def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
+    """Name the inputs and settings that have changed since a result was recorded."""
+    parts = []
+    before = known.get("inputs")
+    if isinstance(before, dict):
+        now = basis.contents()
+        parts = [f"{name} is gone" for name in sorted(set(before) - set(now))]
+        parts += [f"{name} is new" for name in sorted(set(now) - set(before))]
+        parts += [f"{name} has changed" for name in sorted(now) if before.get(name, now[name]) != now[name]]
+    settings = _differences(basis, known)
+    return "; ".join(parts + ([settings] if settings else [])) or "its inputs or settings have changed"
+
+
+def _differences(basis: Basis, known: Mapping[str, Any], most: int = 3) -> str:
+    """Name the settings that differ from those recorded."""
+    before = known.get("settings")
+    if not isinstance(before, dict):
+        return ""
+    now = basis.outline()
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    texts = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        if _plain(before.get(name)) and _plain(now.get(name))
+        else name
+        for name in names[:most]
+    ]
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ("other settings: " if names else "") + ", ".join(texts + more)
+
+
+def _plain(value: object) -> bool:
+    return not (isinstance(value, str) and value.startswith("sha256:"))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        elif value is None or (isinstance(value, (bool, int, float, str)) and len(str(value)) <= _SHORT):
+            flat[f"{prefix}{name}"] = value
+        else:
+            text = json.dumps(value, sort_keys=True, default=str)
+            flat[f"{prefix}{name}"] = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return flat
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A JSON file that says what a single result was made from, where there is no ``item.json`` to say it."""
+
+    path: Path
+
+    def judge(self, result: Path, basis: Basis) -> Judgement:
+        """See :func:`judge`."""
+        content = self._read()
+        return judge(result, basis, content.get("made"), content.get("begun"))
+
+    @contextmanager
+    def making(self, result: Path, basis: Basis) -> Iterator[None]:
+        """Record a result that the block makes, as ``TileFolder.making`` does."""
+        made = basis.record()
+
+        def tell(temporary: Path) -> None:
+            with changing(self.path) as write:
+                write({**self._read(), "begun": {**made, "sha256": checksum(temporary)}})
+
+        with announcing(result, tell):
+            yield
+        with changing(self.path) as write:
+            write({"made": {**made, "sha256": checksum(result)}})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        if not isinstance(content, dict):
+            return {}
+        return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
+
+
+# -- contents of files -----------------------------------------------------------------------------
+
+
+def make_key(settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
+    """Return a hash of a configuration and of the contents of the files it is applied to."""
+    text = json.dumps(
+        {"settings": settings, "inputs": {name: checksum(path) for name, path in sorted(inputs.items())}},
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""What a tile's prior, model and map are made from, each by its recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from landprior.inputs import checksum
+from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.workspace.provenance import Basis
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.training.settings import TileSettings
+    from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.pipeline import PipelineSettings, Trainer
+
+
+def prior_basis(
+    settings: PipelineSettings,
+    command: str,
+    inputs: Mapping[str, Path] | None = None,
+    values: Mapping[str, str] | None = None,
+) -> Basis:
+    """Return what a prior is made from."""
+    matrix = settings.cooccurrence
+    made: dict[str, Any] = {
+        "scheme": settings.scheme.model_dump(mode="json"),
+        "cooccurrence": {code: row.tolist() for code, row in matrix.probabilities.items()},
+        "prior": (settings.prior or PriorSettings()).model_dump(),
+    }
+    if matrix.pixels:  # they weight the rows in the mean that stands in for codes that the matrix lacks
+        made["pixels"] = {code: int(count) for code, count in matrix.pixels.items()}
+    recipe = "build-prior"
+    if settings.learned is not None:
+        made["learned"] = settings.learned.digest()
+        recipe = f"build-prior --learned (model {made['learned'][:8]})"
+    return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {}, values=values or {})
+
+
+def model_basis(
+    training: TileSettings, trainer: Trainer | None, command: str, inputs: Mapping[str, Path] | None = None
+) -> Basis:
+    """Return what a model is made from."""
+    made = training.model_dump(mode="json")
+    recipe = f"train --recipe {training.recipe}"
+    if trainer is not None:
+        made["method"] = trainer.description
+        recipe = f"train --method {trainer.description['name']}"
+    return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})
+
+
+def map_basis(
+    tile: TileFolder,
+    model: Path | None,
+    command: str,
+    *,
+    posterior: bool,
+    force: bool,
+    products: Products,
+    options: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Path] | None = None,
+) -> Basis:
+    """Return what a map is made from; ``options`` are those of the computing that were not left to landprior."""
+    own = tile.file("model")
+    recipe = "predict with the tile's own model"
+    if model is not None and not (own.exists() and model.exists() and model.samefile(own)):
+        recipe = f"predict --model {model.name} ({checksum(model)[:8]})"
+    made = {"products": dict(vars(products)), "force": force, "posterior": posterior, **(options or {})}
+    return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})

@@ -1,0 +1,180 @@
+"""Judging without labels: the estimate is exact where its assumptions hold, and looks are what they say."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from landprior.implicit.networks import log_prior
+from landprior.implicit.posterior import log_evidence, log_posterior
+from landprior.landcover.training.tiles import measure_bands, read_tile
+from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Look, estimate_accuracy
+
+
+def moments_of(seed, classes, items=5000):
+    """Return a calibrated prior's moments with a noisy map of confusion T, and the map's true accuracy."""
+    rng = np.random.default_rng(seed)
+    prior = rng.dirichlet(np.full(classes, 0.5), items)
+    confusion = 0.6 * np.eye(classes) + 0.4 * rng.dirichlet(np.ones(classes), classes).T  # columns sum to one
+    own = prior.T @ prior / items
+    return confusion @ own, own, float((np.diag(confusion) * prior.mean(0)).sum())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_estimate_is_exact_under_its_assumptions(seed, classes):
+    moments, own, accuracy = moments_of(seed, classes)
+    assert estimate_accuracy(moments, own) == pytest.approx(accuracy, abs=2e-3)
+
+
+def test_a_perfect_map_and_a_permuted_one():
+    _, own, _ = moments_of(0, 4)
+    assert estimate_accuracy(own, own) == pytest.approx(1, abs=1e-6)
+    assert estimate_accuracy(np.roll(own, 1, axis=0), own) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_constant_map_gets_the_share_of_its_class():
+    _, own, _ = moments_of(1, 3)
+    constant = np.zeros_like(own)
+    constant[1] = own.sum(0)
+    assert estimate_accuracy(constant, own) == pytest.approx(own[1].sum(), abs=2e-3)
+
+
+def test_classes_the_prior_never_names_do_no_harm():
+    _, own, _ = moments_of(2, 3)
+    wider = np.zeros((4, 4))
+    wider[:3, :3] = own
+    assert estimate_accuracy(wider, wider) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.fixture
+def tile(make_image, make_prior, rng):
+    holes = rng.random((60, 70)) < 0.1
+    return read_tile(make_image("image.tif", 60, 70, holes=holes), make_prior("prior.tif", 60, 70))
+
+
+def test_a_look_is_the_posterior_of_the_tile(tile, make_model):
+    network = make_model().network
+    judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
+    look = judge.look(network)
+    (index, (rows, columns), best), *others = look.maps
+    assert (index, rows, columns, others) == (0, slice(5, 55), slice(5, 65), [])
+    statistics = measure_bands([tile])
+    with torch.no_grad():
+        log_q = network(statistics.standardise(tile.image, tile.valid)[None])[..., 5:-5, 5:-5]
+    prior = (tile.prior.float() + 1e-4) / (tile.prior.float().sum(0) + 5e-4)
+    log_p = prior.log()[None, :, 5:-5, 5:-5]
+    mask = tile.valid[None, 5:-5, 5:-5]
+    r = log_posterior(log_q, log_p, mask)
+    assert (best == torch.where(mask, r.argmax(1), -1)[0]).float().mean() > 0.999
+    expected = log_evidence(log_q, log_p, mask)[mask].mean() + math.log(int(mask.sum()))
+    assert look.evidence == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_change_is_the_share_of_pixels_with_another_class(tile, make_model):
+    one, other = make_model(seed=0).network, make_model(seed=1).network
+    judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
+    first = judge.look(one)
+    assert math.isnan(first.change)
+    same = judge.look(one)
+    assert same.change == 0
+    changed = judge.look(other)
+    (_, _, before), (_, _, after) = first.maps[0], changed.maps[0]
+    assert changed.change == pytest.approx((before != after).sum().item() / (before >= 0).sum().item())
+    assert changed.change > 0.1
+
+
+def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_prior, make_model):
+    holes = np.ones((700, 900), dtype=bool)
+    holes[500:, 650:] = False
+    tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
+    assert all(best.shape == (CROP - 10, CROP - 10) for _, _, best in look.maps)
+    seen = sum(int((best >= 0).sum()) for _, _, best in look.maps)
+    assert seen > 0.5 * 200 * 250
+
+
+def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_model):
+    """Rows that lie in the borders of all crops that stand side by side."""
+    holes = np.ones((700, 900), dtype=bool)
+    holes[124:132] = False
+    tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
+    assert look.pixels == sum(int((best >= 0).sum()) for _, _, best in look.maps)
+    assert look.pixels > 1000
+
+
+@pytest.mark.parametrize(("count", "why"), [(0, "nothing to judge by"), (30, "too few pixels to judge by: 30, and")])
+def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, count, why):
+    valid = torch.zeros((60, 70), dtype=torch.bool)
+    valid[:4] = True
+    valid[20, 20 : 20 + count] = True
+    tile = replace(tile, valid=valid)
+    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model().network)
+    verdict = look.judge()
+    assert (verdict["pixels"], verdict["decision"]) == (count, "abstained")
+    assert why in verdict["why"]
+    if not count:
+        assert (verdict["evidence"], verdict["estimate"], verdict["change"]) == (None, None, None)
+        assert not look.change < 1  # so that nothing is taken as settled
+
+
+def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
+    return Look(maps=[], change=0.001, evidence=evidence, estimate=estimate, prior_estimate=prior_estimate)
+
+
+@pytest.mark.parametrize(
+    ("look", "decision", "why"),
+    [
+        (look_of(), "kept", r"accuracy \+0\.100"),
+        (look_of(estimate=0.79), "kept", r"-0\.010"),
+        (look_of(estimate=0.7), "abstained", r"-0\.100"),
+        (look_of(evidence=LEAST_EVIDENCE - 0.01), "abstained", "tells nothing"),
+        (look_of(evidence=-0.3), "abstained", "tells nothing"),
+    ],
+)
+def test_decisions(look, decision, why):
+    import re
+
+    verdict = look.judge()
+    assert verdict["decision"] == decision
+    assert re.search(why, verdict["why"])
+    assert verdict["change"] == 0.001
+
+
+def test_support_and_found_by_hand(tile, make_model):
+    """Mean q where r names a class, and how much of the prior's share of it is named; over the inner pixels."""
+    model = make_model()
+    look = Judge([tile], model.statistics, smoothing=1e-4).look(model.network)
+    inner = (..., slice(5, -5), slice(5, -5))
+    with torch.no_grad():
+        log_q = model.network(tile.inputs(model.statistics, slice(None), slice(None))[None])[inner]
+    log_p, valid = log_prior(tile.prior[None].float())[inner], tile.valid[None][inner]
+    named = log_posterior(log_q, log_p, valid).argmax(1)[valid]
+    q, p = log_q[0].exp()[:, valid[0]], log_p[0].exp()[:, valid[0]]
+    for index in range(5):
+        here = named == index
+        if here.any():
+            assert look.support[index] == pytest.approx(float(q[index][here].mean()), rel=1e-4)
+        else:
+            assert np.isnan(look.support[index])
+        assert look.found[index] == pytest.approx(float(here.float().mean() / p[index].mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("support", "found", "expected"),
+    [
+        ((0.9, 0.9, 0.9), (1.0, 0.2, 1.1), []),  # hardly found, but the network is sure of it
+        ((0.9, 0.2, 0.9), (1.0, 0.8, 1.1), []),  # the network is not sure, but most of it is found
+        ((0.9, 0.2, 0.9), (1.0, 0.2, 1.1), [1]),
+        ((0.9, float("nan"), 0.9), (1.0, 0.0, 1.1), []),  # never named: nothing to leave out
+    ],
+)
+def test_classes_without_support(support, found, expected):
+    look = Look(maps=[], change=0.1, evidence=1.0, estimate=0.8, prior_estimate=0.7, support=support, found=found)
+    assert look.unsupported == expected
+    assert look.judge()["unsupported"] == expected
