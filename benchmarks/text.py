@@ -2,8 +2,8 @@
 
 The newsgroups of the data folder, with the prior that sentence embeddings give: F1 of the prior's best class and of
 four losses, three seeds each, and how long ten epochs take. All losses have the learning rate of ``TextSettings``;
-cross-entropy is also run with its own best, chosen in the same way (``--choose``; docs/text.md). The articles
-of the New York Times are for a look only: their fine labels were made by matching names.
+cross-entropy is also run with its own best, chosen in the same way (``--choose``). The articles of the New York Times
+are for a look only: their fine labels were made by matching names. docs/weak-labels/text.md has the figures.
 
 ``--choose`` prints what the settings were chosen by: training documents whose *coarse* label is to be found,
 as if it were the fine one, no fine label involved. ``--model`` scores names with a language model for some documents.

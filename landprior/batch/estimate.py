@@ -1,4 +1,4 @@
-"""What a plan will take: hours, bytes and money, from rates that ``docs/scale.md`` says how they were measured."""
+"""What a plan will take: hours, bytes and money, from the measured rates of ``docs/results/scale.md``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Work:
         """Return it in words."""
         return (
             f"{self.tiles} tiles, {self.megapixels:,.0f} megapixels: about {self.core_hours:,.1f} CPU core hours "
-            f"(${self.dollars:,.2f}), {self.gigabytes_in:,.1f} GB in, {self.gigabytes_out:,.1f} GB out (docs/scale.md)"
+            f"(${self.dollars:,.2f}), {self.gigabytes_in:,.1f} GB in, {self.gigabytes_out:,.1f} GB out "
+            "(docs/results/scale.md)"
         )
 
 

@@ -124,7 +124,7 @@ def command(
     A tree is a file such as {"sports": ["hockey", "tennis"], "arts": ["dance", "music"]}. The prior over the classes
     below a document's label comes from a language model (how likely is the class's name after the text and "Topic:"),
     from sentence embeddings or from you; logistic regression on letter trigrams is trained against it. Where
-    documents have fine labels, the prior and the result are scored. docs/text.md has the formats.
+    documents have fine labels, the prior and the result are scored. docs/weak-labels/text.md has the formats.
     """  # noqa: D301
     if sum(source is not None for source in (prior, embeddings, model)) != 1:
         msg = "give one of --prior FILE, --embeddings FILE and --model PATH: where the prior comes from"

@@ -82,7 +82,7 @@ def log_sum(values: Tensor, axes: list[int]) -> Tensor:
 
 
 class RunningMarginal(nn.Module):
-    """Log of the mean prediction, estimated across batches, so that small batches do (``docs/small-batches.md``).
+    """Log of the mean prediction, estimated across batches, so that small batches do.
 
     The value is a running mean of q over the items seen, older ones fading; the gradient is that of the batch at hand
     at full weight (scaled down, as a plain running mean has it, the losses are seen to collapse). Items count, not

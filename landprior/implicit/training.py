@@ -78,7 +78,7 @@ COLLAPSE_STEPS = 500
 
 
 class TrainingSettings(BaseModel):
-    """How a network is trained. The defaults are the recipe of ``docs/accuracy.md``."""
+    """How a network is trained. The defaults are the recipe of ``docs/results/accuracy.md``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -342,7 +342,8 @@ def replacing(
 
     If the block fails or is interrupted, the temporary file goes and what was at ``path`` stays. The file is on the
     disk, not only in memory, before it takes the name. A raster or vector that is replaced takes along what lay
-    beside it.
+    beside it. A missing folder is made here; a command whose user names the file calls :func:`check_output` first,
+    which refuses.
 
     Parameters
     ----------
@@ -352,8 +353,6 @@ def replacing(
         Endings of further files that the block writes, such as ``".aux.xml"`` for ``<temporary>.aux.xml``.
     keep
         Files beside ``path`` that are not to go with the older result, since they are new.
-
-    A missing folder is made here; a command whose user names the file calls :func:`check_output` first, which refuses.
 
     Raises
     ------

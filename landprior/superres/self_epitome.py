@@ -5,9 +5,9 @@ random places of the tile are matched with all its positions, p(s|x) [1]; each a
 the places it matches, n(s, c) [11]; expectation-maximisation makes class probabilities of them [8, 9]. Every position
 is a pixel, so they are the map.
 
-Three things differ from the paper, chosen on other data than what it is scored on (``docs/epitomes.md``): a patch
-does not match itself, which says nothing new; codes travel further, from match to match (``passes``); and the EM ends
-early, which keeps more of P(class | code).
+Three things differ from the paper, chosen on other data than what it is scored on: a patch does not match itself,
+which says nothing new; codes travel further, from match to match (``passes``); and the EM ends early, which keeps more
+of P(class | code). ``docs/research/epitomes.md`` has the figures.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_what_is_refused(town, line, code, text):
 def test_a_plan_says_what_it_will_take(town):  # noqa: ARG001 - its directory
     result = run(PLAN)
     assert "2 tiles, 0 megapixels: about" in result.stderr
-    assert "docs/scale.md" in result.stderr
+    assert "docs/results/scale.md" in result.stderr
     assert np.isclose(json.loads(good(f"{PLAN} --recipe best --json -o b.json"))["core_hours"], 0, atol=1)
 
 

@@ -86,7 +86,7 @@ def test_it_is_not_biased_on_a_stream():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gradient_is_that_of_the_batch_at_full_weight(shape):
-    """d log m(l) = d qbar(l) / m(l), as derived in docs/small-batches.md."""
+    """d log m(l) = d qbar(l) / m(l), as derived in docs/concepts/small-batches.md."""
     marginal = RunningMarginal(500.0)
     marginal(draw(shape, 3))
     logits = draw(shape, 4).requires_grad_()

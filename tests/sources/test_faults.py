@@ -1,6 +1,6 @@
 """Whatever goes wrong on the way, with every source: nothing wrong is kept, nothing good is fetched twice.
 
-docs/reliability.md counts these cases.
+docs/results/reliability.md counts these cases.
 """
 
 from __future__ import annotations

@@ -1167,13 +1167,13 @@ def test_stop_ends_waiting_for_another_process(cache, patient, network, faulty_s
 
 
 def test_the_page_counts_the_cases(request):
-    """docs/reliability.md says how many cases there are; they are counted if pytest was not told to leave some out."""
+    """docs/results/reliability.md gives the numbers; they are counted if pytest was not told to leave some out."""
     here = Path(__file__).parent
     counts = [sum(item.path == here / name for item in request.session.items) for name in PAGES_TESTS]
     option = request.config.option
     if 0 in counts or option.keyword or "::" in " ".join(request.config.args):
         pytest.skip("not all cases were collected")
-    page = (here.parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (here.parents[1] / "docs" / "results" / "reliability.md").read_text(encoding="utf-8")
     assert f"**{counts[0]} cases**" in page
     assert f"Another {counts[1]} cases" in page
     rows = re.findall(r"^\| .* \| ([0-9]+) \|$", page, flags=re.MULTILINE)

@@ -69,7 +69,7 @@ Normalise = Literal["image", "all"]
 
 
 class DensitySettings(BaseModel):
-    """How a model of density classes is trained. The defaults are the recipe of ``docs/density.md``."""
+    """How a model of density classes is trained. The defaults are the recipe of ``docs/weak-labels/density.md``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 256.0
 """Images that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
-network that changes fast, and RQ then runs away from it (``docs/partial-labels.md``)."""
+network that changes fast, and RQ then runs away from it (``docs/weak-labels/partial-labels.md``)."""
 
 RATE = 2e-3
 """Learning rate of a batch of :data:`RATED` images; smaller ones have less, by the square root of their size, as

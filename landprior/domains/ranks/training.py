@@ -112,7 +112,7 @@ class RankObjective:
         Whose marginals are used.
     log_priors
         Log of the joint prior by relation, (relations, C, C), on the device.
-    fit
+    how
         See :func:`rank_loss`.
     """
 

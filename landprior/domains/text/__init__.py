@@ -1,1 +1,1 @@
-"""Documents with a coarse label, sorted into the fine classes below it [R, text experiment]; ``docs/text.md``."""
+"""Documents with a coarse label, sorted into the fine classes below it [R 4.5]; ``docs/weak-labels/text.md``."""

@@ -49,7 +49,7 @@ WEAK_WARMUP = 3
 
 
 class TextSettings(BaseModel):
-    """How documents are classified; ``docs/text.md`` says how the defaults were chosen."""
+    """How documents are classified; ``docs/weak-labels/text.md`` says how the defaults were chosen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

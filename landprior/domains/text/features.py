@@ -2,7 +2,7 @@
 
 Letters are those of a to z, upper or lower case; accents are taken off (é is e). Trigrams lie within words: anything
 else than a letter ends one. The weights are (1 + log count) log((1 + N) / (1 + documents with it)), each document
-scaled to length 1. Both were chosen on the coarse labels of a training split (``docs/text.md``).
+scaled to length 1. Both were chosen on the coarse labels of a training split (``docs/weak-labels/text.md``).
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class TileSettings(BaseModel):
 
     @classmethod
     def best(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
-        """Return the recipe of ``docs/accuracy.md`` that beats the plain one at three times the work."""
+        """Return the recipe of ``docs/results/accuracy.md`` that beats the plain one at three times the work."""
         return cls(**{"members": 3, "flips": True, "drop_unsupported": True} | changes)
 
     @classmethod

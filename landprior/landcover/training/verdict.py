@@ -57,7 +57,7 @@ SETTLED = 0.01
 """Share of pixels that change class between two looks, below which a map has settled (by default)."""
 
 CLEAR_LOSS = 0.05
-"""How far below its prior's a map's estimated accuracy may lie; docs/accuracy.md scores this choice."""
+"""How far below its prior's a map's estimated accuracy may lie; docs/results/accuracy.md scores this choice."""
 
 LEAST_EVIDENCE = 0.05
 """Evidence, in nats, below which the classes have no hold in the image (q is flat, or has collapsed)."""

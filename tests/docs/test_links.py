@@ -1,0 +1,86 @@
+"""Pages that people read: links resolve, files that the code names exist, lines are short."""
+
+import html
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from docs.hooks import make_pages
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^( *)(```+|~~~+)[^\n]*\n.*?^\1\2`*$", flags=re.MULTILINE | re.DOTALL)
+
+
+def name_of(page):
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """Return the pages that the site makes from the code: path -> text."""
+    return {DOCS / name: text for name, text in make_pages().items()}
+
+
+def without_code(text):
+    return re.sub(r"`[^`\n]*`", "``", FENCE.sub("", text))
+
+
+def anchors(text):
+    """Return the anchors of a page's headings that the site and GitHub agree on, and those set by hand."""
+    found = set(re.findall(r"\{ *#([\w-]+) *\}", text)) | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+    for heading in re.findall(r"^#+ +(.*?) *#*$", FENCE.sub("", text), flags=re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", html.unescape(heading)).replace("`", "").strip().lower()
+        github = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        plain = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+        site = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+        if github == site:
+            found.add(site)
+    return found
+
+
+def explain(page, link, generated):
+    """Return what is wrong with a relative link, or nothing."""
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    text = generated.get(target)
+    if text is None and target.suffix == ".md" and target.is_file():
+        text = target.read_text(encoding="utf-8")
+    if text is None:
+        return None if target.exists() and not anchor else f"{link}: no such file"
+    return None if not anchor or anchor in anchors(text) else f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page, generated):
+    links = LINK.findall(without_code(page.read_text(encoding="utf-8")))
+    inside = [link for link in links if not link.startswith(("https://", "http://", "mailto:"))]
+    assert [wrong for link in inside if (wrong := explain(page, link, generated))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_of_the_site_link_to_nothing_outside_it(page):
+    """The site holds docs/ only; what lies outside is linked by its address."""
+    if DOCS in page.parents:
+        links = LINK.findall(without_code(page.read_text(encoding="utf-8")))
+        paths = [link.partition("#")[0] for link in links if not link.startswith(("https://", "http://", "mailto:"))]
+        assert all((page.parent / path).resolve().is_relative_to(DOCS) for path in paths if path)
+
+
+def test_pages_that_are_named_in_code_and_text_exist():
+    folders = ("landprior", "tests", "benchmarks", "configs", "docs", ".ci")
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    for path in [*files, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("*.toml")]:
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".ini", ""}:
+            for name in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8")):
+                assert (REPOSITORY / name).is_file(), f"{path} names {name}"
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    nav = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    listed = re.findall(r": *([\w/-]+\.md)$", nav, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
