@@ -238,7 +238,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(place, quick, tmp_pa
     settings = quick(training={"steps": 24, "epoch_steps": 4})
     whole = train_superres(method, [place], tmp_path / "whole.safetensors", settings)
 
-    from landprior.landcover.training.trainer import tiles
+    from landprior.landcover.training import tiles
 
     cut = tiles.Tile.patches
     calls: list[int] = []
