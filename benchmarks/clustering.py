@@ -29,7 +29,8 @@ from scipy.optimize import minimize
 from benchmarks.accuracy.cases import REPOSITORY, data_folder, list_clusters, make_mosaic
 from landprior.domains.clustering.assignment import ClusterLayer, fit_assignment
 from landprior.domains.clustering.mapping import map_clusters
-from landprior.domains.clustering.training import ClusterSettings, make_scheme, read_image_tile, train_clusters
+from landprior.domains.clustering.settings import ClusterSettings
+from landprior.domains.clustering.training import make_scheme, read_image_tile, train_clusters
 from landprior.landcover.mapping.blur import BLUR, box_mean
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.tiles import measure_bands

@@ -27,7 +27,7 @@ from benchmarks.accuracy.cases import data_folder
 from landprior.domains.density import project
 from landprior.domains.density.blocks import BlockLabels, read_blocks, spread_priors
 from landprior.domains.density.points import Points, read_points
-from landprior.domains.density.training import DensitySettings
+from landprior.domains.density.settings import DensitySettings
 
 BLOCK, CLASSES, BLUR = 100, 10, 11
 LOSSES = ("rq", "ce", "qr", "nll-union")

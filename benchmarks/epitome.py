@@ -21,7 +21,8 @@ from benchmarks.accuracy.cases import data_folder
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.tiles import Tile
 from landprior.raster.scheme import load_scheme
-from landprior.superres.epitome_training import EpitomeFeed, EpitomeSettings, fit_epitome, measure_use
+from landprior.superres.epitome_training import EpitomeFeed, fit_epitome, measure_use
+from landprior.superres.settings import EpitomeSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

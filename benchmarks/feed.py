@@ -19,7 +19,8 @@ import torch
 
 from landprior.implicit.devices import choose_device, make_fabric
 from landprior.implicit.networks import build_fcn
-from landprior.implicit.training import TrainingSettings, fit
+from landprior.implicit.settings import TrainingSettings
+from landprior.implicit.training import fit
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.synthetic.scene import make_scene

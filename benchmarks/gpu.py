@@ -22,7 +22,8 @@ from benchmarks.feed import make_tile
 from benchmarks.whole_path import enlarge, time_network
 from landprior.implicit.devices import choose_device, count_operations
 from landprior.implicit.networks import build_fcn
-from landprior.implicit.training import TrainingSettings, fit
+from landprior.implicit.settings import TrainingSettings
+from landprior.implicit.training import fit
 from landprior.landcover.mapping.mapper import Mapper, window_for
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.layers import ImageLayer

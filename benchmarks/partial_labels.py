@@ -18,8 +18,8 @@ import click
 from benchmarks.accuracy.cases import data_folder
 from landprior.domains.imagery.images import read_images
 from landprior.domains.imagery.report import summarise, to_markdown, write_report
-from landprior.domains.partial.sweep import Sweep, SweepRunner
-from landprior.domains.partial.training import PartialSettings
+from landprior.domains.partial.settings import PartialSettings, Sweep
+from landprior.domains.partial.sweep import SweepRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,7 +19,8 @@ from benchmarks.accuracy.cases import data_folder
 from landprior.domains.imagery.images import read_images
 from landprior.domains.imagery.report import summarise, to_markdown, write_report
 from landprior.domains.ranks.figures import write_confusions
-from landprior.domains.ranks.training import RankRunner, RankSettings
+from landprior.domains.ranks.settings import RankSettings
+from landprior.domains.ranks.training import RankRunner
 
 PARTS = ("marginals", "joint", "own", "small", "ties")
 BAR = 96.0

@@ -37,7 +37,6 @@ from landprior.raster.scheme import load_scheme
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Dense, Posteriors
 from landprior.superres.self_epitome import (
-    SelfEpitomeSettings,
     Spreader,
     draw_corners,
     find_usable,
@@ -45,6 +44,7 @@ from landprior.superres.self_epitome import (
     resolve_tile,
     scale_image,
 )
+from landprior.superres.settings import SelfEpitomeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from landprior.domains.text.classification import Classification, TextSettings, classify, score
+from landprior.domains.text.classification import Classification, classify, score
 from landprior.domains.text.documents import Documents, Tree, make_tree, read_documents, read_tree
 from landprior.domains.text.features import trigram_features
 from landprior.domains.text.prior import (
@@ -33,6 +33,7 @@ from landprior.domains.text.prior import (
     read_prior,
     score_names,
 )
+from landprior.domains.text.settings import TextSettings
 from landprior.errors import LandpriorWarning
 
 if TYPE_CHECKING:

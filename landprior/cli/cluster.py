@@ -90,7 +90,7 @@ def command(
     from pydantic import ValidationError
 
     from landprior.domains.clustering.mapping import cluster_image
-    from landprior.domains.clustering.training import ClusterSettings
+    from landprior.domains.clustering.settings import ClusterSettings
     from landprior.landcover.mapping.blur import BLUR
     from landprior.raster.scheme import explain
 

@@ -283,7 +283,7 @@ def _settings(*, own_prior: bool, **given: Any) -> Any:  # noqa: ANN401 - Densit
     """
     from pydantic import ValidationError
 
-    from landprior.domains.density.training import DensitySettings
+    from landprior.domains.density.settings import DensitySettings
     from landprior.raster.scheme import explain
 
     try:

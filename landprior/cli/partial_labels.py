@@ -113,8 +113,8 @@ def command(
     from pydantic import ValidationError
 
     from landprior.domains.partial.candidates import read_candidates
-    from landprior.domains.partial.sweep import Sweep, SweepRunner
-    from landprior.domains.partial.training import PartialSettings
+    from landprior.domains.partial.settings import PartialSettings, Sweep
+    from landprior.domains.partial.sweep import SweepRunner
     from landprior.raster.scheme import explain
 
     if candidates is not None and negatives:

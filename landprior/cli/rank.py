@@ -98,7 +98,8 @@ def command(
     """  # noqa: D301
     from landprior.domains.ranks.figures import write_confusions
     from landprior.domains.ranks.pairs import read_pairs
-    from landprior.domains.ranks.training import RankRunner, RankSettings
+    from landprior.domains.ranks.settings import RankSettings
+    from landprior.domains.ranks.training import RankRunner
 
     if pairs is not None and draw is not None:
         msg = "--pairs and --draw exclude each other: pairs are given or drawn"

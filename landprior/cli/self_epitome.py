@@ -67,7 +67,8 @@ def command(
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
-    from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome
+    from landprior.superres.self_epitome import map_by_self_epitome
+    from landprior.superres.settings import SelfEpitomeSettings
 
     chosen = scheme or load_scheme("chesapeake-4")
     changes = {"shrink": shrink, "seed": seed}

@@ -135,17 +135,12 @@ def command(
     if save_prior is not None and save_prior.suffix != ".npz":
         msg = f"--save-prior {save_prior}: a prior is written as .npz"
         raise click.UsageError(msg)
-    from landprior.domains.text.classification import (
-        TextSettings,
-        check_predictions,
-        classify,
-        score,
-        write_predictions,
-    )
+    from landprior.domains.text.classification import check_predictions, classify, score, write_predictions
     from landprior.domains.text.documents import read_documents, read_tree
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
+    from landprior.domains.text.settings import TextSettings
     from landprior.raster.locks import claiming
     from landprior.raster.outputs import check_outputs, checkpoint_of
 

@@ -32,7 +32,7 @@ from landprior.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from landprior.implicit.losses import LossName
+    from landprior.implicit.settings import LossName
     from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 
@@ -313,7 +313,8 @@ def _train_rival(
     from landprior.landcover.training.files import TrainingTile
     from landprior.landcover.training.layers import PriorLayer
     from landprior.landcover.workspace.pipeline import Workspace, model_of_tile
-    from landprior.superres.training import Method, MethodTrainer, train_superres
+    from landprior.superres.settings import Method
+    from landprior.superres.training import MethodTrainer, train_superres
 
     chosen: dict[str, Any] = {"name": name}
     chosen |= {"counts": {"criterion": criterion}} if criterion else {}

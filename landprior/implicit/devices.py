@@ -6,7 +6,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from landprior.implicit.settings import Compile, Precision
+
 logger = logging.getLogger(__name__)
 
-Precision = Literal["auto", "fp32", "bf16"]
-Compile = Literal["auto", "on", "off"]
-COMPILE: tuple[str, ...] = get_args(Compile)
 
 WORTH_COMPILING = 10**16
 """Operations of a run on a GPU from which compiling, some tens of seconds, is expected to pay."""

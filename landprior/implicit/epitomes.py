@@ -21,20 +21,13 @@ from torch import nn
 
 from landprior.errors import InputError
 from landprior.implicit.networks import PixelNetwork
+from landprior.implicit.settings import PATCH, SIZE, VARIANCE_FLOOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-PATCH = 7
-"""Side of a patch, pixels, as in the paper."""
-
-SIZE = 199
-"""Side of the torus, as in the paper."""
-
-VARIANCE_FLOOR = 1e-2
-"""Added to every variance, in units of the data: without it a component that has one patch shrinks to a spike."""
 
 CHUNK_VALUES = 12_000_000
 """Floats of log p(x, s) held at a time (48 MB, and as much again for the softmax)."""

@@ -14,7 +14,7 @@ the posterior.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-LossName = Literal["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-union"]
-"""Names of the losses, as on the command line."""
+    from landprior.implicit.settings import LossName
+
 
 _FLOOR = math.log(EPS)
 _LEAST = -1e30
@@ -166,6 +166,3 @@ LOSSES: Mapping[LossName, Loss] = {
 
 IMPLICIT_LOSSES: Mapping[str, ImplicitLoss] = {"qr": qr, "qr-kl": qr_kl, "rq": rq}
 """The losses that rest on the implicit posterior."""
-
-IMPLICIT = frozenset(IMPLICIT_LOSSES)
-"""Their names; of these r is the natural map."""

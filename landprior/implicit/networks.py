@@ -9,17 +9,12 @@ import torch
 from torch import nn
 
 from landprior.errors import InputError
+from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-OUTPUT_SMOOTHING = 1e-4
-"""Added to every class probability of the land-cover network, then renormalised [R E.1.3]."""
-
-SUPERVISED_SMOOTHING = 1e-8
-"""The same for supervised runs."""
 
 
 class PixelNetwork(nn.Module):

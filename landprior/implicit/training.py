@@ -16,10 +16,9 @@ import warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
@@ -32,16 +31,9 @@ from landprior.implicit.checkpoints import (
     require_finite,
 )
 from landprior.implicit.checks import require_marginal, require_pair
-from landprior.implicit.devices import (
-    Compile,
-    Precision,
-    compile_if_worthwhile,
-    count_operations,
-    make_fabric,
-    subnormals_flushed,
-)
+from landprior.implicit.devices import compile_if_worthwhile, count_operations, make_fabric, subnormals_flushed
 from landprior.implicit.history import Epoch, History
-from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES, LOSSES, Loss, LossName, ce
+from landprior.implicit.losses import IMPLICIT_LOSSES, LOSSES, Loss, ce
 from landprior.implicit.posterior import RunningMarginal, log_posterior
 from landprior.progress import Progress
 
@@ -51,74 +43,16 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
+    from landprior.implicit.settings import TrainingSettings
+
 logger = logging.getLogger(__name__)
 
-Warmup = Literal["ce-em", "ce", "em", "none"]
-"""What is fitted first: the prior (plain cross-entropy), the current posterior (EM), or the one half of the
-warm-up each."""
-
-Schedule = Literal["cosine", "plateau", "constant"]
-
-Marginal = Literal["batch", "running"]
-
-MEMORY = 4096.0
-"""Items that a running marginal remembers: batches of more are their own marginal."""
-
-OwnName = Literal["sr", "em", "epitome"]
-"""Names of objectives that are no function of log q and log prior alone; they are given to :func:`fit`."""
-
-WARMED = frozenset[str]({*IMPLICIT, "sr"})
-"""Objectives that a warm-up goes before."""
 
 COLLAPSE_SHARE = 0.995
 """A class predicted more often than this share of the time, where the prior's mean is far lower, is a collapse."""
 
 COLLAPSE_STEPS = 500
 """Steps after which a collapse is one; half of a shorter run."""
-
-
-class TrainingSettings(BaseModel):
-    """How a network is trained. The defaults are the recipe of ``docs/results/accuracy.md``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    loss: LossName | OwnName = "qr"
-    steps: int = Field(600, ge=1, description="optimiser steps in all")
-    warmup: Warmup = "ce-em"
-    warmup_steps: int | None = Field(
-        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq, sr; a third by default"
-    )
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    marginal: Marginal = Field(
-        "batch", description="the mean prediction that the posterior rests on: the batch's, or a running estimate"
-    )
-    memory: float = Field(MEMORY, gt=0, description="items that a running estimate remembers, roughly")
-    schedule: Schedule = "cosine"
-    ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    epoch_steps: int = Field(25, ge=1, description="steps between two looks at the metrics")
-    plateau_epochs: int = Field(4, ge=1, description="epochs without progress before the rate is cut (plateau)")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
-    seed: int = Field(0, ge=0)
-    precision: Precision = "auto"
-    compile: Compile = Field(
-        "auto", description="the network, before it is trained: on CUDA, if the run is long enough"
-    )
-
-    @model_validator(mode="after")
-    def _leaves_steps_for_the_loss(self) -> TrainingSettings:
-        if self.warm_end >= self.steps:
-            msg = f"warmup_steps ({self.warm_end}) must be fewer than steps ({self.steps}), or the loss is never used"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def warm_end(self) -> int:
-        """The step at which the warm-up ends; 0 without one."""
-        if self.loss not in WARMED or self.warmup == "none":
-            return 0
-        return self.steps // 3 if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)

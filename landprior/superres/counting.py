@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import InputError
 from landprior.implicit.losses import ce
@@ -26,7 +25,8 @@ from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, order_tiles
 from landprior.landcover.training.trainer import MOST_BORDER, train_model
 from landprior.raster.scheme import IGNORED_INDEX
-from landprior.superres.statistics import CriterionName, compare_statistics
+from landprior.superres.settings import CountSettings
+from landprior.superres.statistics import compare_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,18 +43,6 @@ logger = logging.getLogger(__name__)
 
 CELLS_ACROSS = 3
 """Sides of a cell that a patch holds at least within its border: then it holds some whole cells."""
-
-
-class CountSettings(BaseModel):
-    """How classes are counted in cells."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    criterion: CriterionName = Field("match", description="how counts are compared; interval, l1, l2 to see them fail")
-    least: float = Field(0.25, ge=0, le=1, description="share of a cell that must lie in a patch for it to count")
-    weight: float = Field(
-        0.025, gt=0, le=1, description="of the cells where there are labels too; the labels have the rest"
-    )
 
 
 class CellFeed(PatchFeed):

@@ -12,7 +12,8 @@ from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import EpitomeClassifier
 from landprior.landcover.training.model import LandcoverModel
 from landprior.superres.embedding import embed_classes, embed_codes, resolve_labels
-from landprior.superres.epitome_training import EpitomeSettings, fit_epitome
+from landprior.superres.epitome_training import fit_epitome
+from landprior.superres.settings import EpitomeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,20 +9,19 @@ learns from the patches that are explained worst.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from landprior.errors import InputError
 from landprior.implicit.devices import make_fabric
-from landprior.implicit.epitomes import PATCH, SIZE, VARIANCE_FLOOR, Epitome, build_epitome
-from landprior.implicit.networks import OUTPUT_SMOOTHING
+from landprior.implicit.epitomes import Epitome, build_epitome
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, TrainingSettings, fit
+from landprior.implicit.training import Batch, fit
 from landprior.landcover.training.tiles import Tile, measure_bands, require_compatible
+from landprior.superres.settings import EpitomeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,74 +32,6 @@ if TYPE_CHECKING:
 
 DIVERSITY = 4
 """Diversification draws so many times the patches and learns from the worst explained part of 1 / this."""
-
-
-class EpitomeSettings(BaseModel):
-    """How an epitome is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(SIZE, ge=1, description="side of the torus, pixels")
-    patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
-    epitomes: int = Field(1, ge=1, le=64, description="epitomes that are mixed")
-    steps: int = Field(2000, ge=1, description="optimiser steps")
-    patches: int = Field(256, ge=1, description="patches that a step learns from")
-    learning_rate: float = Field(3e-2, gt=0, description="of Adam, in standard deviations of the image")
-    promotion: bool = Field(default=True, description="take used positions out of the mixture until most were used")
-    promotion_share: float = Field(0.95, gt=0, le=1, description="share of used positions at which counters reset")
-    promotion_window: int | None = Field(
-        None, ge=1, description="side of the square of positions used with a position, odd; by default the patch's"
-    )
-    diversify: bool = Field(default=False, description="learn from the quarter of the patches explained worst")
-    variance: float = Field(1.0, gt=0, description="that all start with; the image is standardised")
-    variance_floor: float = Field(VARIANCE_FLOOR, ge=0, description="added to every variance")
-    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
-    embedded: int = Field(20_000, ge=1, description="patches whose codes or labels are put on the epitome, about")
-    iterations: int = Field(2, ge=1, description="of the expectation-maximisation that makes labels of codes")
-    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to every class probability of the map")
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> EpitomeSettings:
-        if self.patch % 2 == 0 or self.patch > self.size:
-            msg = f"patch ({self.patch}) must be odd and at most size ({self.size})"
-            raise ValueError(msg)
-        if self.window % 2 == 0 or self.window > self.size:
-            msg = f"promotion_window ({self.window}) must be odd and at most size ({self.size})"
-            raise ValueError(msg)
-        if self.variance_floor >= self.variance:
-            msg = f"variance ({self.variance}) must be above variance_floor ({self.variance_floor})"
-            raise ValueError(msg)
-        return self
-
-    @property
-    def window(self) -> int:
-        """The promotion window in use."""
-        return self.promotion_window or self.patch
-
-    @property
-    def training(self) -> TrainingSettings:
-        """What the loop is given."""
-        return TrainingSettings(
-            loss="epitome",
-            steps=self.steps,
-            warmup="none",
-            learning_rate=self.learning_rate,
-            weight_decay=0.0,  # it would pull all means to the mean
-            seed=self.seed,
-            precision="fp32",
-            compile="off",
-        )
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """What the epitome is built from."""
-        return {
-            "size": self.size,
-            "patch": self.patch,
-            "epitomes": self.epitomes,
-            "variance_floor": self.variance_floor,
-        }
 
 
 class EpitomeFeed:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.errors import InputError
 from landprior.implicit.networks import log_prior
@@ -14,6 +13,7 @@ from landprior.implicit.posterior import EPS, log_posterior
 from landprior.landcover.mapping.engines import TorchEngine, iter_strips
 from landprior.landcover.training.ensemble import train_kept
 from landprior.landcover.training.settings import TileSettings
+from landprior.superres.settings import EmSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 STRIP_ROWS = 512
 """Rows of a tile that posteriors are computed for at a time."""
-
-
-class EmSettings(BaseModel):
-    """How expectation-maximisation goes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rounds: int = Field(4, ge=2, description="fits, the first to the prior; the steps are shared among them")
-    block: int = Field(5, ge=1, description="side in pixels of the blocks over which posteriors are averaged")
 
 
 def train_by_em(

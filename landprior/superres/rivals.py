@@ -11,7 +11,8 @@ from landprior.errors import ConfigError
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.model import load_model
 from landprior.raster.scheme import explain
-from landprior.superres.training import Method, train_superres
+from landprior.superres.settings import Method
+from landprior.superres.training import train_superres
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +68,8 @@ def _by_itself(
     progress: bool,
 ) -> None:
     """Map each tile by its own self-similarity."""
-    from landprior.superres.self_epitome import SelfEpitomeSettings, map_by_self_epitome
+    from landprior.superres.self_epitome import map_by_self_epitome
+    from landprior.superres.settings import SelfEpitomeSettings
 
     chosen = _validate(SelfEpitomeSettings, {"seed": settings.training.seed, **options}, "self-epitome")
     for tile, output in zip(tiles, outputs, strict=True):

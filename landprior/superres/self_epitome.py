@@ -15,16 +15,14 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.ndimage import distance_transform_edt
 
 from landprior.errors import InputError, PriorError
-from landprior.implicit.epitomes import PATCH
 from landprior.landcover.mapping.products import Products, check_products, open_sinks, write_quicklook, write_style
 from landprior.landcover.prior.coarse import read_nlcd
 from landprior.landcover.training.layers import ImageLayer
@@ -33,6 +31,7 @@ from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
+from landprior.superres.settings import SelfEpitomeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,41 +44,6 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
-
-
-class SelfEpitomeSettings(BaseModel):
-    """How one tile is super-resolved by its own patches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
-    variance: float = Field(0.01, gt=0, description="of every value of a patch, where the image's range is 0 to 1")
-    samples: float = Field(0.05, gt=0, le=1, description="patches that are matched, per pixel of the tile")
-    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
-    own_match: float | None = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="weight of a patch's match with itself, the others have the rest; none: what its posterior says",
-    )
-    own_code: float = Field(0.01, ge=0, description="weight of a pixel's own code; a matching patch's is its posterior")
-    passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
-    iterations: int = Field(3, ge=1, description="of the expectation-maximisation")
-    smoothing: int = Field(2, ge=0, description="times that class probabilities are averaged over matches at the end")
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _has_a_centre(self) -> SelfEpitomeSettings:
-        if self.patch % 2 == 0:
-            msg = f"patch ({self.patch}) must be odd"
-            raise ValueError(msg)
-        return self
-
-    @classmethod
-    def published(cls, **changes: Any) -> SelfEpitomeSettings:  # noqa: ANN401 - the fields
-        """Return the paper's own procedure: patches match themselves, EM to its optimum, codes do not travel."""
-        fields = {"own_match": None, "passes": 0, "iterations": 200, "smoothing": 0, "shrink": 2}
-        return cls(**fields | changes)
 
 
 def resolve_tile(

@@ -8,19 +8,19 @@ by what is known of blocks of class z, with mean eta(z, l) and standard deviatio
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 import torch
 
 from landprior.errors import ProbabilityError
 from landprior.implicit.checks import LOG_Q_DUE, require_logs
+from landprior.superres.settings import CriterionName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-CriterionName = Literal["match", "kl", "interval", "l1", "l2"]
 CRITERION_NAMES: tuple[str, ...] = get_args(CriterionName)
 
 LEAST_SPREAD = 0.01

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from landprior.errors import InputError
 from landprior.landcover.prior.cells import read_cells
@@ -17,9 +16,8 @@ from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, order_tiles, read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
-from landprior.superres.counting import CountSettings, train_by_counts
-from landprior.superres.epitome_training import EpitomeSettings
-from landprior.superres.maximisation import EmSettings, train_by_em
+from landprior.superres.counting import train_by_counts
+from landprior.superres.maximisation import train_by_em
 from landprior.superres.tiles import read_coarse_tile
 
 if TYPE_CHECKING:
@@ -29,9 +27,7 @@ if TYPE_CHECKING:
     from landprior.landcover.training.files import TrainingTile
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
-
-MethodName = Literal["sr", "em", "epitome"]
-"""Methods that are more than a loss."""
+    from landprior.superres.settings import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +53,6 @@ class MethodTrainer:
     def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, **run: Any) -> LandcoverModel:  # noqa: ANN401
         """Train and write a model (:func:`train_superres`)."""
         return train_superres(self.method, tiles, output, settings, matrix=self.matrix, **run)
-
-
-class Method(BaseModel):
-    """A method with its own settings, those of the training aside."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: MethodName
-    counts: CountSettings = CountSettings()
-    rounds: EmSettings = EmSettings()
-    epitome: EpitomeSettings = EpitomeSettings()
-
-    @property
-    def counts_cells(self) -> bool:
-        """Whether it needs NLCD and what its codes mean, besides the prior."""
-        return self.name != "em"
 
 
 def train_superres(

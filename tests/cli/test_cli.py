@@ -30,8 +30,8 @@ from landprior.cli.run import command as run_command
 from landprior.cli.train import LOSS_NAMES
 from landprior.cli.train import command as train_command
 from landprior.errors import CollapseWarning, MissingInputError
-from landprior.implicit.losses import LOSSES, LossName
-from landprior.implicit.training import TrainingSettings
+from landprior.implicit.losses import LOSSES
+from landprior.implicit.settings import LossName, TrainingSettings
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.mapping.products import Products
@@ -50,7 +50,7 @@ from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
 from landprior.sources.areas import list_cities
-from landprior.superres.epitome_training import EpitomeSettings
+from landprior.superres.settings import EpitomeSettings
 
 # under the command line our own warnings are lines on stderr, and tiny trainings have something to warn of
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.implicit.training import TrainingSettings
+from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training import settings as training_settings
 from landprior.landcover.training.settings import TileSettings

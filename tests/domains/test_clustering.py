@@ -17,8 +17,8 @@ from landprior.domains.clustering.neighbourhood import (
     mean_boxes,
     sum_boxes,
 )
+from landprior.domains.clustering.settings import ClusterSettings
 from landprior.domains.clustering.training import (
-    ClusterSettings,
     ClusterUse,
     clear_attempts,
     image_tile,
@@ -31,7 +31,7 @@ from landprior.errors import CollapseWarning, InputError, OutputExistsError, Tra
 from landprior.implicit.losses import qr
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import TrainingSettings
+from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.mapping.blur import blur_log
 from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.layers import ImageLayer, PriorLayer

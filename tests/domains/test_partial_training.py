@@ -21,14 +21,10 @@ from landprior.domains.imagery.report import summarise, to_markdown
 from landprior.domains.imagery.training import TEMPERATURES
 from landprior.domains.partial import sweep as sweep_module
 from landprior.domains.partial.candidates import draw_negatives
-from landprior.domains.partial.sweep import Sweep, SweepRunner
-from landprior.domains.partial.training import (
-    FixedDenominator,
-    PartialSettings,
-    judge_candidates,
-    train_partial,
-)
-from landprior.domains.ranks.training import RankSettings
+from landprior.domains.partial.settings import PartialSettings, Sweep
+from landprior.domains.partial.sweep import SweepRunner
+from landprior.domains.partial.training import FixedDenominator, judge_candidates, train_partial
+from landprior.domains.ranks.settings import RankSettings
 from landprior.errors import CollapseWarning, InputError, TrainingInterruptedError
 from landprior.implicit.losses import LOSSES, nll_union
 from landprior.implicit.training import Batch

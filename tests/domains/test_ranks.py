@@ -25,15 +25,8 @@ from landprior.domains.ranks.posterior import (
     pair_priors,
     rank_loss,
 )
-from landprior.domains.ranks.training import (
-    PairFeed,
-    PairJudge,
-    PairNetwork,
-    RankObjective,
-    RankRunner,
-    RankSettings,
-    train_ranks,
-)
+from landprior.domains.ranks.settings import RankSettings
+from landprior.domains.ranks.training import PairFeed, PairJudge, PairNetwork, RankObjective, RankRunner, train_ranks
 from landprior.errors import InputError, TrainingInterruptedError
 from landprior.implicit.training import Batch
 

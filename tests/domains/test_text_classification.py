@@ -19,7 +19,6 @@ from landprior.domains.text.classification import (
     DocumentFeed,
     SparseLinear,
     SparseRows,
-    TextSettings,
     classify,
     judge,
     score,
@@ -28,9 +27,10 @@ from landprior.domains.text.classification import (
 from landprior.domains.text.documents import UNKNOWN, Documents, make_tree, read_documents, read_tree
 from landprior.domains.text.features import trigram_features
 from landprior.domains.text.prior import read_prior, save_prior
+from landprior.domains.text.settings import TextSettings
 from landprior.errors import HarmWarning, InputError, OutputExistsError, TrainingInterruptedError
-from landprior.implicit.losses import LossName
 from landprior.implicit.posterior import log_posterior
+from landprior.implicit.settings import LossName
 
 TREE = make_tree({"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "c"})
 

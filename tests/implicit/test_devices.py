@@ -16,7 +16,8 @@ from landprior.implicit.devices import (
     subnormals_flushed,
 )
 from landprior.implicit.networks import build_fcn
-from landprior.implicit.training import Batch, TrainingSettings, fit, make_fabric
+from landprior.implicit.settings import TrainingSettings
+from landprior.implicit.training import Batch, fit, make_fabric
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

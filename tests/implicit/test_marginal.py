@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from landprior.errors import TrainingInterruptedError
 from landprior.implicit.losses import IMPLICIT_LOSSES, LOSSES
 from landprior.implicit.posterior import RunningMarginal, log_class_marginal
-from landprior.implicit.training import MEMORY, TrainingSettings, fit
+from landprior.implicit.settings import MEMORY, TrainingSettings
+from landprior.implicit.training import fit
 
 from .test_training import feed, make_batch, make_network, weights
 

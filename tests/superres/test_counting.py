@@ -14,11 +14,12 @@ from landprior.landcover.training.files import TrainingTile
 from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, measure_bands
-from landprior.superres.counting import CellFeed, CountObjective, CountSettings, train_by_counts
-from landprior.superres.maximisation import EmSettings, _expect, train_by_em
+from landprior.superres.counting import CellFeed, CountObjective, train_by_counts
+from landprior.superres.maximisation import _expect, train_by_em
+from landprior.superres.settings import CountSettings, EmSettings, Method
 from landprior.superres.statistics import compare_statistics
 from landprior.superres.tiles import CoarseTile
-from landprior.superres.training import Method, train_superres
+from landprior.superres.training import train_superres
 
 
 @pytest.fixture

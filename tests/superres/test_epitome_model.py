@@ -15,7 +15,7 @@ from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.raster.reading import open_raster
 from landprior.superres.epitome_figure import draw_epitome
 from landprior.superres.epitome_model import train_epitome_model
-from landprior.superres.epitome_training import EpitomeSettings
+from landprior.superres.settings import EpitomeSettings
 
 SETTINGS = EpitomeSettings(size=12, patch=5, steps=40, patches=32, epitomes=2, embedded=800)
 

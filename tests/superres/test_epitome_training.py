@@ -11,13 +11,13 @@ from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.superres.epitome_training import (
     EpitomeFeed,
     EpitomeObjective,
-    EpitomeSettings,
     _Learner,
     fit_epitome,
     measure_use,
     shrink_image,
     train_epitome,
 )
+from landprior.superres.settings import EpitomeSettings
 
 
 @pytest.fixture

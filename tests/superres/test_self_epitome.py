@@ -13,7 +13,6 @@ from landprior.raster.reading import open_raster
 from landprior.superres import posteriors as module
 from landprior.superres.posteriors import Dense, Posteriors, Sparse
 from landprior.superres.self_epitome import (
-    SelfEpitomeSettings,
     Spreader,
     draw_corners,
     find_usable,
@@ -21,6 +20,7 @@ from landprior.superres.self_epitome import (
     resolve_tile,
     scale_image,
 )
+from landprior.superres.settings import SelfEpitomeSettings
 
 
 @pytest.fixture

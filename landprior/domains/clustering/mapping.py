@@ -6,13 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landprior.domains.clustering.training import (
-    ClusterSettings,
-    clear_attempts,
-    make_scheme,
-    read_image_tile,
-    train_clusters,
-)
+from landprior.domains.clustering.settings import ClusterSettings
+from landprior.domains.clustering.training import clear_attempts, make_scheme, read_image_tile, train_clusters
 from landprior.errors import InputError
 from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
 from landprior.landcover.mapping.predict import predict

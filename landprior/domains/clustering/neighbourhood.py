@@ -23,20 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landprior.domains.clustering.settings import BALANCE, FAR, NEAR, START
 from landprior.implicit.posterior import log_class_marginal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NEAR, FAR = 5, 50
-"""Sides of the neighbourhoods in pixels, the paper's. What is alike at both counts: with the small one alone
-clusters follow what is smooth."""
-
-START = (0.5, 0.5)
-"""Alpha and beta, before they are estimated."""
-
-BALANCE = 1.0
-"""Gamma."""
 
 FLOOR = 1e-6
 """Where logs of mean predictions are floored."""

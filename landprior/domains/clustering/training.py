@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from landprior.domains.clustering.neighbourhood import BALANCE, FAR, NEAR, START, NeighbourhoodPrior
+from landprior.domains.clustering.neighbourhood import NeighbourhoodPrior
+from landprior.domains.clustering.settings import ClusterSettings
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import log_class_marginal
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, TrainingSettings, fit
+from landprior.implicit.training import Batch, fit
 from landprior.landcover.training.image_kind import ImageKind, require_one_kind
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.model import BandStatistics, LandcoverModel, build_network
@@ -35,7 +35,7 @@ from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import iter_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_CLUSTERS = 64
 
 LEAST_EFFECTIVE = 0.5
 """Fewer effective clusters than this share of k are degenerate."""
@@ -53,49 +52,6 @@ MOST_SHARE = 0.8
 
 LOOKS = 8
 """Batches on which the use of clusters is measured."""
-
-GAIN = 2.2
-"""By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
-clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
-
-
-def _training() -> TrainingSettings:
-    return TrainingSettings(loss="qr", steps=1000, warmup="none", learning_rate=1e-3)
-
-
-class ClusterSettings(BaseModel):
-    """How an image is clustered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
-    training: TrainingSettings = Field(default_factory=_training)
-    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
-    far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
-    alpha: float = Field(START[0], description="weight of the small neighbourhood")
-    beta: float = Field(START[1], description="weight of the large neighbourhood")
-    gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
-    every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
-    jitter: float = Field(0.0, ge=0, description="how much the light of two views of a patch differs")
-    tint: float = Field(
-        0.25, ge=0, description="how much their colours differ, as a part of how the image's own do; both 0: one view"
-    )
-    filters: int = Field(16, ge=1, description="channels of the network's inner layers")
-    patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
-    restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
-    gain: float = Field(GAIN, gt=0, description="of the random weights")
-
-    @classmethod
-    def of(cls, training: Mapping[str, Any], **changes: Any) -> ClusterSettings:  # noqa: ANN401 - the fields
-        """Return the defaults with some fields of the loop, None for none, and of their own changed."""
-        given = {name: value for name, value in training.items() if value is not None}
-        return cls(training=TrainingSettings(**(_training().model_dump() | given)), **changes)
-
-    @property
-    def views(self) -> int:
-        """How many views of a patch there are."""
-        return 2 if self.jitter or self.tint else 1
 
 
 def make_scheme(clusters: int) -> ClassScheme:

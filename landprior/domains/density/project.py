@@ -15,7 +15,8 @@ import numpy as np
 from landprior.domains.density.blocks import UNKNOWN, block_shape, write_prior
 from landprior.domains.density.mapping import map_density, posterior_odds, predict_points, read_darkness
 from landprior.domains.density.points import PointScores, score_points
-from landprior.domains.density.training import DensitySettings, make_scheme, read_tiles, train_density
+from landprior.domains.density.settings import DensitySettings
+from landprior.domains.density.training import make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.training.model import check_model_output, load_model, save_model

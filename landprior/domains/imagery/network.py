@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from landprior.domains.imagery.settings import FILTERS
 from landprior.implicit.networks import SmoothedNetwork
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from landprior.domains.imagery.feeding import Standardiser
 
-FILTERS = 34
-"""Channels of each convolution: 33,024 parameters for digits of 28 x 28 px, 33,636 for photographs of 32 x 32."""
 
 LAYERS = 4
 STRIDE = 2

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
-from landprior.domains.imagery.network import FILTERS, build_image_network
+from landprior.domains.imagery.network import build_image_network
 from landprior.domains.imagery.watching import Watcher, looks_of
 from landprior.errors import CollapseWarning
-from landprior.implicit.devices import Precision  # noqa: TC001 - pydantic reads it
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, Marginal, Schedule, TrainingSettings, fit
+from landprior.implicit.training import Batch, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,19 +26,12 @@ if TYPE_CHECKING:
     from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
     from landprior.domains.imagery.images import ImageSplits, LabelledImages
     from landprior.domains.imagery.records import Look
-    from landprior.implicit.losses import LossName
     from landprior.implicit.networks import SmoothedNetwork
+    from landprior.implicit.settings import (
+        TrainingSettings,
+    )
     from landprior.implicit.training import Objective
 
-REMEMBERED = 256.0
-"""Images that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
-network that changes fast, and RQ then runs away from it (``docs/weak-labels/partial-labels.md``)."""
-
-RATE = 2e-3
-"""Learning rate of a batch of :data:`RATED` images; smaller ones have less, by the square root of their size, as
-their gradients are noisier."""
-
-RATED = 256
 
 COLLAPSED = 99.5
 """Percent of the held-out items in one class from which a network has collapsed."""
@@ -49,51 +39,6 @@ COLLAPSED = 99.5
 TEMPERATURES = tuple(10 ** (step / 16 - 2.5) for step in range(57))
 """From 0.003 to 10 (cross-entropy's predictions are nearly flat), by which predictions are softened or sharpened before
 epochs are compared."""
-
-
-class ImageSettings(BaseModel):
-    """What trainings on images have in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int = Field(256, ge=1)
-    epochs: int = Field(16, ge=1)
-    learning_rate: float | None = Field(
-        None, gt=0, description="by default 0.002 for batches of 256 images, for smaller ones less by the square root"
-    )
-    weight_decay: float = Field(1e-2, ge=0)
-    schedule: Schedule = "cosine"
-    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
-    filters: int = Field(FILTERS, ge=1)
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
-    seed: int = Field(0, ge=0)
-    precision: Precision = "auto"
-
-    @property
-    def images(self) -> int:
-        """Images a step."""
-        return self.batch_size
-
-    @property
-    def rate(self) -> float:
-        """The learning rate in use."""
-        return self.learning_rate or RATE * min(1.0, math.sqrt(self.images / RATED))
-
-    def loop(self, epoch_steps: int, loss: LossName, marginal: Marginal = "batch") -> TrainingSettings:
-        """Return the settings of the loop."""
-        return TrainingSettings(
-            loss=loss,
-            steps=self.epochs * epoch_steps,
-            warmup="none",
-            learning_rate=self.rate,
-            weight_decay=self.weight_decay,
-            marginal=marginal,
-            memory=self.memory,
-            schedule=self.schedule,
-            epoch_steps=epoch_steps,
-            seed=self.seed,
-            precision=self.precision,
-        )
 
 
 @dataclass(frozen=True)
@@ -238,7 +183,11 @@ def build_for(data: ImageSplits, *, filters: int, seed: int) -> SmoothedNetwork:
     """Build the network for images."""
     _, bands, rows, columns = data.train.images.shape
     return build_image_network(
-        bands, len(data.train.classes), (rows, columns), filters=filters, seed=derive_seed(seed, "weights")
+        bands,
+        len(data.train.classes),
+        (rows, columns),
+        filters=filters,
+        seed=derive_seed(seed, "weights"),
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from landprior.domains.painting.drawing import Palette
-    from landprior.implicit.training import Warmup
+    from landprior.implicit.settings import Warmup
     from landprior.landcover.training.model import LandcoverModel
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.training.tiles import Tile

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 from landprior.domains.imagery.records import Run
 from landprior.domains.imagery.runner import Runner, write_predictions
 from landprior.domains.imagery.training import identify
 from landprior.domains.partial.candidates import draw_negatives, thin_classes
-from landprior.domains.partial.training import Denominator, PartialLoss, PartialSettings, train_partial
+from landprior.domains.partial.training import train_partial
 from landprior.errors import InputError
-from landprior.implicit.losses import IMPLICIT
+from landprior.implicit.settings import IMPLICIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,28 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.domains.imagery.images import ImageSplits
-
-
-class Sweep(BaseModel):
-    """What is trained. Marginals are for rq and qr-kl; the other losses have none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1)
-    marginals: tuple[Denominator, ...] = Field(("batch",), min_length=1)
-    negatives: tuple[int, ...] = Field((1,), description="labels drawn an item; none where candidate sets are given")
-    batch_sizes: tuple[int, ...] = Field((256,), min_length=1)
-    seeds: int = Field(1, ge=1, le=1000)
-    thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
-    training: PartialSettings = PartialSettings()
-
-    @model_validator(mode="after")
-    def _shares(self) -> Sweep:
-        for name, share in self.thin.items():
-            if not 0 < share <= 1:
-                msg = f"the share of {name} to keep must be over 0 and at most 1, not {share:g}"
-                raise ValueError(msg)
-        return self
+    from landprior.domains.partial.settings import Denominator, PartialLoss, Sweep
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.training import (
-    COLLAPSED,
-    TEMPERATURES,
-    ImageSettings,
-    build_for,
-    split_off,
-    train_watched,
-)
+from landprior.domains.imagery.training import COLLAPSED, TEMPERATURES, build_for, split_off, train_watched
 from landprior.domains.imagery.watching import CHOICE
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
-from landprior.implicit.losses import IMPLICIT, IMPLICIT_LOSSES
+from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import EPS, log_class_marginal
 from landprior.implicit.seeds import derive_seed
+from landprior.implicit.settings import IMPLICIT
 from landprior.implicit.training import Batch
 
 if TYPE_CHECKING:
@@ -33,24 +27,8 @@ if TYPE_CHECKING:
 
     from landprior.domains.imagery.images import ImageSplits
     from landprior.domains.imagery.training import Trained
-    from landprior.implicit.training import Objective, TrainingSettings
-
-PartialLoss = Literal["rq", "qr-kl", "nll-union", "ce"]
-
-Denominator = Literal["batch", "running", "uniform"]
-"""What q is divided by in the posterior: the mean of q over the batch, a running mean, or nothing but a constant."""
-
-
-class PartialSettings(ImageSettings):
-    """How a network is trained from candidate sets."""
-
-    loss: PartialLoss = "rq"
-    marginal: Denominator = "batch"
-
-    def loop_for(self, epoch_steps: int) -> TrainingSettings:
-        """Return the settings of the loop."""
-        running = self.marginal == "running" and self.loss in IMPLICIT
-        return self.loop(epoch_steps, self.loss, "running" if running else "batch")
+    from landprior.domains.partial.settings import PartialLoss, PartialSettings
+    from landprior.implicit.training import Objective
 
 
 class CandidateFeed:

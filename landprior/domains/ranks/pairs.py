@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.domains.imagery.images import LabelledImages
-    from landprior.domains.ranks.posterior import Ties
+    from landprior.domains.ranks.settings import Ties
 
 _MIRRORED = {"<=": ">=", "<": ">"}
 _ROUNDS = 100

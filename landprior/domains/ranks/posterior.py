@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,20 +14,8 @@ from landprior.implicit.posterior import EPS, log_class_marginal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Ties = Literal["included", "half", "excluded"]
-"""Of a pair whose first is said to be the greater or equal: items of one class are as likely as any pair of classes,
-half as likely (as they are if pairs are drawn at random and ties put in either order), or none."""
+    from landprior.domains.ranks.settings import Fit, Ties
 
-Fit = Literal["marginals", "joint"]
-"""What is fitted: each q to its marginal of r, or their product to r (which is seen to stick)."""
-
-Denominators = Literal["common", "own"]
-"""Of the posterior: the mean of q over first and second items together, or over each by itself.
-
-Both are fair for a network that is right: what items of a class look like does not depend on where in a pair they
-stand. But with their own the two halves of a batch need not agree on how frequent a class is, and digits stuck at 20
-to 40 %.
-"""
 
 RELATIONS = (">=", ">", "=")
 """What is said of a pair, first to second."""

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
@@ -17,7 +17,6 @@ from landprior.domains.imagery.runner import Runner, write_predictions
 from landprior.domains.imagery.training import (
     COLLAPSED,
     TEMPERATURES,
-    ImageSettings,
     Trained,
     build_for,
     identify,
@@ -26,12 +25,13 @@ from landprior.domains.imagery.training import (
 )
 from landprior.domains.imagery.watching import CHOICE
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
-from landprior.domains.ranks.posterior import Denominators, Fit, Ties, log_pair_joint, pair_priors, rank_loss
+from landprior.domains.ranks.posterior import log_pair_joint, pair_priors, rank_loss
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.posterior import RunningMarginal, log_class_marginal
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, Marginal
+from landprior.implicit.settings import Marginal  # noqa: TC001 - pydantic reads it
+from landprior.implicit.training import Batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,27 +39,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.domains.imagery.images import ImageSplits
+    from landprior.domains.ranks.settings import Denominators, Fit, RankSettings, Ties
 
 
 LEAST_PAIRS = 1_000
 """Pairs drawn at least of the images held out, however few these are."""
-
-
-class RankSettings(ImageSettings):
-    """How a network is trained from pairs."""
-
-    fit: Fit = "marginals"
-    ties: Ties = "included"
-    marginal: Marginal = "batch"
-    denominators: Denominators = "common"
-    pairs: int | None = Field(None, ge=1, description="pairs to draw; as many as images by default")
-    batch_size: int = Field(128, ge=1, description="pairs a step")
-    epochs: int = Field(12, ge=1)
-
-    @property
-    def images(self) -> int:
-        """Images a step."""
-        return 2 * self.batch_size
 
 
 class PairNetwork(nn.Module):

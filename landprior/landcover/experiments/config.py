@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from landprior.errors import ConfigError
-from landprior.implicit.losses import IMPLICIT, LossName
+from landprior.implicit.settings import IMPLICIT, LossName
 from landprior.raster.scheme import explain
 from landprior.resources import find_config, read_yaml, shipped_names
 

@@ -14,8 +14,9 @@ from rasterio.windows import Window
 
 from landprior.errors import InputError
 from landprior.implicit.devices import Sent, Uplink, choose_device
-from landprior.implicit.networks import OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_joint, log_posterior
+from landprior.implicit.settings import OUTPUT_SMOOTHING
 from landprior.landcover.mapping.engines import make_engine
 from landprior.raster.cog import Encoding, encode_probabilities
 from landprior.raster.reading import GDAL_CACHE_BYTES

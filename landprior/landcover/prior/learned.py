@@ -18,8 +18,7 @@ from pydantic import ValidationError
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
-from landprior.implicit.networks import SUPERVISED_SMOOTHING
-from landprior.implicit.training import TrainingSettings
+from landprior.implicit.settings import SUPERVISED_SMOOTHING, TrainingSettings
 from landprior.landcover.prior.coarse import LAYERS, CoarseLayers
 from landprior.landcover.prior.fusion import PriorModel
 from landprior.landcover.prior.settings import PriorSettings

@@ -18,7 +18,6 @@ import torch
 import landprior
 from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.implicit.networks import (
-    OUTPUT_SMOOTHING,
     POSITION,
     Ensemble,
     PixelNetwork,
@@ -27,6 +26,7 @@ from landprior.implicit.networks import (
     build_prior_network,
     build_unet,
 )
+from landprior.implicit.settings import OUTPUT_SMOOTHING
 from landprior.landcover.training.model_header import (
     FORMAT,
     KEY,

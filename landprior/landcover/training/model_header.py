@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from landprior.errors import InputError, ModelError
-from landprior.implicit.networks import OUTPUT_SMOOTHING
+from landprior.implicit.settings import OUTPUT_SMOOTHING
 from landprior.raster.scheme import ClassScheme, explain
 
 if TYPE_CHECKING:

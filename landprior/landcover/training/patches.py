@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from landprior.errors import InputError
-from landprior.implicit.networks import FCN_HALO, OUTPUT_SMOOTHING, log_prior
+from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.seeds import derive_seed
+from landprior.implicit.settings import OUTPUT_SMOOTHING
 from landprior.implicit.training import Batch
 from landprior.landcover.training.tiles import require_compatible
 

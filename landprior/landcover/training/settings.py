@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from landprior.implicit.networks import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING
-from landprior.implicit.training import TrainingSettings
-from landprior.landcover.training.verdict import SETTLED
+from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, TrainingSettings
 
 if TYPE_CHECKING:
-    from landprior.implicit.losses import LossName
+    from landprior.implicit.settings import LossName
+
+
+SETTLED = 0.01
+"""Share of pixels that change class between two looks, below which a map has settled (by default)."""
 
 
 class TileSettings(BaseModel):

@@ -11,9 +11,9 @@ import torch
 
 from landprior.errors import InputError, ModelError
 from landprior.implicit.devices import make_fabric
-from landprior.implicit.losses import IMPLICIT
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import WARMED, fit
+from landprior.implicit.settings import IMPLICIT, WARMED
+from landprior.implicit.training import fit
 from landprior.landcover.training.image_kind import kind_of, require_one_kind
 from landprior.landcover.training.model import LandcoverModel, build_network
 from landprior.landcover.training.patches import PatchFeed

@@ -2,7 +2,7 @@
 
 A *look* maps fixed crops of the tiles with the posterior r. Three things are read off it:
 
-- how many pixels changed class since the last look. Below :data:`SETTLED` the training may end: longer only
+- how many pixels changed class since the last look. Below ``TileSettings.settled`` the training may end: longer only
   fits the prior's own errors.
 - which classes r names against the network's own word. r divides q by its mean over the tile, so a class that the
   network nowhere finds (q small and flat) is named in a few places by the prior alone. A class is not supported, and
@@ -52,9 +52,6 @@ CROP = 128
 
 MOST_TILES = 64
 """How many tiles of a joint model are looked at."""
-
-SETTLED = 0.01
-"""Share of pixels that change class between two looks, below which a map has settled (by default)."""
 
 CLEAR_LOSS = 0.05
 """How far below its prior's a map's estimated accuracy may lie; docs/results/accuracy.md scores this choice."""

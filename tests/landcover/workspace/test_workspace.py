@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from safetensors import safe_open
 
 from landprior.errors import LandpriorWarning, MissingInputError, OutputExistsError
-from landprior.implicit.training import TrainingSettings
+from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.products import Products
 from landprior.landcover.prior.cooccurrence import load_cooccurrence

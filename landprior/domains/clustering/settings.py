@@ -1,0 +1,67 @@
+"""How an image is clustered. Imports no torch, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.implicit.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NEAR, FAR = 5, 50
+"""Sides of the neighbourhoods in pixels, the paper's. What is alike at both counts: with the small one alone
+clusters follow what is smooth."""
+
+START = (0.5, 0.5)
+"""Alpha and beta, before they are estimated."""
+
+BALANCE = 1.0
+"""Gamma."""
+
+MOST_CLUSTERS = 64
+
+GAIN = 2.2
+"""By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
+clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
+
+
+def _training() -> TrainingSettings:
+    return TrainingSettings(loss="qr", steps=1000, warmup="none", learning_rate=1e-3)
+
+
+class ClusterSettings(BaseModel):
+    """How an image is clustered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
+    training: TrainingSettings = Field(default_factory=_training)
+    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
+    far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
+    alpha: float = Field(START[0], description="weight of the small neighbourhood")
+    beta: float = Field(START[1], description="weight of the large neighbourhood")
+    gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
+    every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
+    jitter: float = Field(0.0, ge=0, description="how much the light of two views of a patch differs")
+    tint: float = Field(
+        0.25, ge=0, description="how much their colours differ, as a part of how the image's own do; both 0: one view"
+    )
+    filters: int = Field(16, ge=1, description="channels of the network's inner layers")
+    patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
+    batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
+    restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
+    gain: float = Field(GAIN, gt=0, description="of the random weights")
+
+    @classmethod
+    def of(cls, training: Mapping[str, Any], **changes: Any) -> ClusterSettings:  # noqa: ANN401 - the fields
+        """Return the defaults with some fields of the loop, None for none, and of their own changed."""
+        given = {name: value for name, value in training.items() if value is not None}
+        return cls(training=TrainingSettings(**(_training().model_dump() | given)), **changes)
+
+    @property
+    def views(self) -> int:
+        """How many views of a patch there are."""
+        return 2 if self.jitter or self.tint else 1

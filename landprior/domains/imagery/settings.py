@@ -1,0 +1,69 @@
+"""How networks are trained on small images. Imports no torch, so that help is quick."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.implicit.settings import LossName, Marginal, Precision, Schedule, TrainingSettings
+
+FILTERS = 34
+"""Channels of each convolution: 33,024 parameters for digits of 28 x 28 px, 33,636 for photographs of 32 x 32."""
+
+REMEMBERED = 256.0
+"""Images that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
+network that changes fast, and RQ then runs away from it (``docs/weak-labels/partial-labels.md``)."""
+
+RATE = 2e-3
+"""Learning rate of a batch of :data:`RATED` images; smaller ones have less, by the square root of their size, as
+their gradients are noisier."""
+
+RATED = 256
+
+
+class ImageSettings(BaseModel):
+    """What trainings on images have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(256, ge=1)
+    epochs: int = Field(16, ge=1)
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="by default 0.002 for batches of 256 images, for smaller ones less by the square root",
+    )
+    weight_decay: float = Field(1e-2, ge=0)
+    schedule: Schedule = "cosine"
+    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
+    filters: int = Field(FILTERS, ge=1)
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+
+    @property
+    def images(self) -> int:
+        """Images a step."""
+        return self.batch_size
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or RATE * min(1.0, math.sqrt(self.images / RATED))
+
+    def loop(self, epoch_steps: int, loss: LossName, marginal: Marginal = "batch") -> TrainingSettings:
+        """Return the settings of the loop."""
+        return TrainingSettings(
+            loss=loss,
+            steps=self.epochs * epoch_steps,
+            warmup="none",
+            learning_rate=self.rate,
+            weight_decay=self.weight_decay,
+            marginal=marginal,
+            memory=self.memory,
+            schedule=self.schedule,
+            epoch_steps=epoch_steps,
+            seed=self.seed,
+            precision=self.precision,
+        )

@@ -1,0 +1,49 @@
+"""How networks are trained from candidate sets. Imports no torch, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from landprior.domains.imagery.settings import ImageSettings
+from landprior.implicit.settings import IMPLICIT, TrainingSettings
+
+PartialLoss = Literal["rq", "qr-kl", "nll-union", "ce"]
+
+Denominator = Literal["batch", "running", "uniform"]
+"""What q is divided by in the posterior: the mean of q over the batch, a running mean, or nothing but a constant."""
+
+
+class PartialSettings(ImageSettings):
+    """How a network is trained from candidate sets."""
+
+    loss: PartialLoss = "rq"
+    marginal: Denominator = "batch"
+
+    def loop_for(self, epoch_steps: int) -> TrainingSettings:
+        """Return the settings of the loop."""
+        running = self.marginal == "running" and self.loss in IMPLICIT
+        return self.loop(epoch_steps, self.loss, "running" if running else "batch")
+
+
+class Sweep(BaseModel):
+    """What is trained. Marginals are for rq and qr-kl; the other losses have none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1)
+    marginals: tuple[Denominator, ...] = Field(("batch",), min_length=1)
+    negatives: tuple[int, ...] = Field((1,), description="labels drawn an item; none where candidate sets are given")
+    batch_sizes: tuple[int, ...] = Field((256,), min_length=1)
+    seeds: int = Field(1, ge=1, le=1000)
+    thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
+    training: PartialSettings = PartialSettings()
+
+    @model_validator(mode="after")
+    def _shares(self) -> Sweep:
+        for name, share in self.thin.items():
+            if not 0 < share <= 1:
+                msg = f"the share of {name} to keep must be over 0 and at most 1, not {share:g}"
+                raise ValueError(msg)
+        return self

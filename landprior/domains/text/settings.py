@@ -1,0 +1,75 @@
+"""How documents are classified. Imports no torch, so that help is quick."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.errors import InputError
+from landprior.implicit.settings import IMPLICIT, MEMORY, LossName, Marginal, TrainingSettings
+
+WEAK_WARMUP = 3
+"""Epochs of ten that a weak prior is warmed up for."""
+
+
+class TextSettings(BaseModel):
+    """How documents are classified; ``docs/weak-labels/text.md`` says how the defaults were chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: LossName = "rq"
+    epochs: int = Field(10, ge=1, description="times that every document is seen")
+    warmup_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="of them, cross-entropy with the prior first; for qr, qr-kl, rq; by default 3 of 10 where the "
+        "prior is weak, else none",
+    )
+    batch_size: int = Field(256, ge=1, description="documents a step")
+    learning_rate: float = Field(2e-2, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    marginal: Marginal = "batch"
+    memory: float = Field(MEMORY, gt=0, description="documents that a running marginal remembers")
+    seed: int = Field(0, ge=0)
+
+    def warm(self, *, weak: bool) -> int:
+        """Return the epochs of warm-up for a prior that is weak or not."""
+        if self.loss not in IMPLICIT:
+            return 0
+        if self.warmup_epochs is None:
+            return WEAK_WARMUP * self.epochs // 10 if weak else 0
+        return self.warmup_epochs
+
+    def training(self, epoch_steps: int, *, weak: bool = False) -> TrainingSettings:
+        """Return the settings of the loop.
+
+        Parameters
+        ----------
+        epoch_steps
+            Steps of an epoch.
+        weak
+            Whether the prior is (:attr:`Judgement.weak`).
+
+        Raises
+        ------
+        InputError
+            If the warm-up leaves no epoch for the loss.
+        """
+        warm = self.warm(weak=weak)
+        if warm >= self.epochs:
+            msg = f"{warm} epochs of warm-up leave none of {self.epochs} for {self.loss}"
+            raise InputError(msg)
+        return TrainingSettings(
+            loss=self.loss,
+            steps=self.epochs * epoch_steps,
+            warmup="ce" if warm else "none",
+            warmup_steps=warm * epoch_steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            marginal=self.marginal,
+            memory=self.memory,
+            ramp_steps=0,
+            epoch_steps=epoch_steps,
+            seed=self.seed,
+            precision="fp32",  # sparse products have no other
+            compile="off",
+        )

@@ -1,0 +1,93 @@
+"""How a network is trained: the settings of the loop and the names they take. Imports no torch, so help is quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LossName = Literal["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll-union"]
+"""Names of the losses, as on the command line."""
+
+OwnName = Literal["sr", "em", "epitome"]
+"""Names of objectives that are no function of log q and log prior alone; they are given to :func:`fit`."""
+
+IMPLICIT = frozenset[str]({"qr", "qr-kl", "rq"})
+"""Names of the losses that rest on the implicit posterior; of these r is the natural map."""
+
+Warmup = Literal["ce-em", "ce", "em", "none"]
+"""What is fitted first: the prior (plain cross-entropy), the current posterior (EM), or the one half of the
+warm-up each."""
+
+Schedule = Literal["cosine", "plateau", "constant"]
+
+Marginal = Literal["batch", "running"]
+
+MEMORY = 4096.0
+"""Items that a running marginal remembers: batches of more are their own marginal."""
+
+WARMED = frozenset[str]({*IMPLICIT, "sr"})
+"""Objectives that a warm-up goes before."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+Compile = Literal["auto", "on", "off"]
+
+OUTPUT_SMOOTHING = 1e-4
+"""Added to every class probability of the land-cover network, then renormalised [R E.1.3]."""
+
+SUPERVISED_SMOOTHING = 1e-8
+"""The same for supervised runs."""
+
+PATCH = 7
+"""Side of a patch, pixels, as in the paper."""
+
+SIZE = 199
+"""Side of the torus, as in the paper."""
+
+VARIANCE_FLOOR = 1e-2
+"""Added to every variance, in units of the data: without it a component that has one patch shrinks to a spike."""
+
+
+class TrainingSettings(BaseModel):
+    """How a network is trained. The defaults are the recipe of ``docs/results/accuracy.md``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loss: LossName | OwnName = "qr"
+    steps: int = Field(600, ge=1, description="optimiser steps in all")
+    warmup: Warmup = "ce-em"
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq, sr; a third by default"
+    )
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    marginal: Marginal = Field(
+        "batch", description="the mean prediction that the posterior rests on: the batch's, or a running estimate"
+    )
+    memory: float = Field(MEMORY, gt=0, description="items that a running estimate remembers, roughly")
+    schedule: Schedule = "cosine"
+    ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epoch_steps: int = Field(25, ge=1, description="steps between two looks at the metrics")
+    plateau_epochs: int = Field(4, ge=1, description="epochs without progress before the rate is cut (plateau)")
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+    compile: Compile = Field(
+        "auto", description="the network, before it is trained: on CUDA, if the run is long enough"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_steps_for_the_loss(self) -> TrainingSettings:
+        if self.warm_end >= self.steps:
+            msg = f"warmup_steps ({self.warm_end}) must be fewer than steps ({self.steps}), or the loss is never used"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def warm_end(self) -> int:
+        """The step at which the warm-up ends; 0 without one."""
+        if self.loss not in WARMED or self.warmup == "none":
+            return 0
+        return self.steps // 3 if self.warmup_steps is None else self.warmup_steps
