@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from landprior.batch.plans import BatchPlan
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
     from landprior.landcover.workspace.layout import FetchPlan
     from landprior.landcover.workspace.pipeline import PipelineSettings
-    from landprior.landcover.workspace.settings import FetchSettings
     from landprior.sources.network import Network
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from landprior.errors import (
     SourceWarning,
 )
 from landprior.landcover.workspace.acquisition import _Job, write_nlcd
-from landprior.landcover.workspace.settings import FetchSettings
+from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.grid import Grid
 from landprior.sources.cache import Cache
 from landprior.sources.network import Network, RetryPolicy

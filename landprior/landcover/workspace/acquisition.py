@@ -28,8 +28,8 @@ from landprior.errors import (
     SourceWarning,
 )
 from landprior.landcover.prior.coarse import read_nlcd
+from landprior.landcover.workspace.fetch_settings import NONE
 from landprior.landcover.workspace.provenance import make_key
-from landprior.landcover.workspace.settings import NONE
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.fetch_settings import FetchSettings, Layer
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan, TilePlan
-    from landprior.landcover.workspace.settings import FetchSettings, Layer
     from landprior.raster.windows import Block
     from landprior.sources.network import Network
 

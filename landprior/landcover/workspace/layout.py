@@ -12,8 +12,8 @@ from rasterio.warp import transform_bounds
 
 from landprior.addresses import redact
 from landprior.errors import GridMismatchError, InputError, LandpriorError, SourceWarning
+from landprior.landcover.workspace.fetch_settings import NONE, FetchSettings
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.settings import NONE, FetchSettings
 from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
