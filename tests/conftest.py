@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import socket
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from affine import Affine
 from rasterio.crs import CRS
@@ -18,6 +20,37 @@ from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WORKER_MEMORY = 2 << 30
+"""What one process of the suite takes, in bytes, with torch and torchgeo loaded."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes ``-n auto`` of pyproject.toml means: none for a chosen part of the suite.
+
+    Processes take seconds to start and hide what is printed, which pays for whole folders only. Slow tests measure
+    time and memory and want the machine for themselves.
+    """
+    option, arguments = config.option, [argument.partition("::") for argument in config.args]
+    chosen = any(test or Path(path).is_file() for path, _, test in arguments)
+    if chosen or option.keyword or option.capture == "no" or option.collectonly or "not slow" not in option.markexpr:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores, psutil.virtual_memory().available // WORKER_MEMORY)
+    if count < 2:
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers inherit it: one core each, for torch and BLAS
+    return count
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked ``needs(package, ...)`` where one of them is not installed."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                pytest.skip(f"{package} is not installed; pip install -e '.[test-all]'")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.collection import Workspace
-    from landprior.landcover.workspace.fetch_settings import FetchSettings
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.landcover.workspace.layout import FetchPlan
+    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.areas import Area
     from landprior.sources.network import Network
@@ -123,8 +122,7 @@ def make_plan(
 
     from landprior.errors import ConfigError
     from landprior.landcover.workspace.collection import Workspace
-    from landprior.landcover.workspace.fetch_settings import FetchSettings
-    from landprior.landcover.workspace.layout import plan_fetch
+    from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
     from landprior.raster.scheme import explain
 
     given = {name: options[name] for name in SOURCE_NAMES if options[name] not in {None, ()}}

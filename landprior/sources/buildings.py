@@ -19,7 +19,6 @@ from landprior.raster.outputs import replacing
 from landprior.sources.answers import MEGABYTE
 from landprior.sources.cache import writing_features
 from landprior.sources.network import DAY, Network, Origin, Remote
-from landprior.sources.public import INDEX_URL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +32,7 @@ BUILDINGS = Origin(
     folder="buildings",
     remedy="give a file of footprints (--buildings FILE), or go without (--buildings none)",
 )
+INDEX_URL = "https://minedbuildings.z5.web.core.windows.net/global-buildings/dataset-links.csv"
 ZOOM = 9
 KEEP_INDEX = 30 * DAY
 _INDEX_LIMIT = 64 * MEGABYTE

@@ -42,7 +42,6 @@ from landprior.raster.reading import open_raster
 from landprior.raster.windows import stream
 from landprior.sources.answers import parse_json, require_web
 from landprior.sources.network import DAY, Network, Origin, Remote
-from landprior.sources.public import STAC_URL
 from landprior.sources.ranges import open_remote
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ NAIP = Origin(
     folder="naip",
     remedy="give another catalogue (--stac-url), or a folder of NAIP files (--naip)",
 )
+STAC_URL = "https://planetarycomputer.microsoft.com/api/stac/v1"
 SIGN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/sign"
 COLLECTION = "naip"
 KEY_VARIABLE = "PC_SDK_SUBSCRIPTION_KEY"

@@ -26,7 +26,6 @@ from landprior.raster.grid import Grid
 from landprior.raster.outputs import archive_path, replacing
 from landprior.sources.answers import MEGABYTE
 from landprior.sources.network import DAY, Network, Origin, Remote
-from landprior.sources.public import COVERAGE, WCS_URL
 from landprior.sources.ranges import open_remote
 
 if TYPE_CHECKING:
@@ -41,6 +40,10 @@ NLCD = Origin(
     folder="nlcd",
     remedy="give the national file (--nlcd FILE or URL), or another coverage service (--nlcd-wcs)",
 )
+WCS_URL = "https://dmsdata.cr.usgs.gov/geoserver/mrlc_Land-Cover-Native_conus_year_data/wcs"
+COVERAGE = "mrlc_Land-Cover-Native_conus_year_data:Land-Cover-Native_conus_year_data"
+"""Annual NLCD of the conterminous United States (USGS, MRLC)."""
+
 FIRST_YEAR, LAST_YEAR = 1985, 2025
 KEEP_DESCRIPTION = 30 * DAY
 _CELLS_AROUND = 2

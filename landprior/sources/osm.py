@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, SourceBusyError, SourceError
@@ -23,7 +23,6 @@ from landprior.sources.answers import MEGABYTE, check_status, parse_json, requir
 from landprior.sources.cache import writing_features
 from landprior.sources.local_files import identify
 from landprior.sources.network import USER_AGENT, Network, Origin
-from landprior.sources.public import NOMINATIM_URL, OVERPASS_URL, RoadWidth
 from landprior.sources.sessions import UrlAuth, check_redirect
 from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
 
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
     from landprior.raster.grid import Grid
     from landprior.sources.cache import Cache
 
+RoadWidth = Literal["fixed", "tags"]
+"""``fixed``: every road 3 pixels wide, as in the paper. ``tags``: by width, lanes or kind of road."""
+
 OVERPASS = Origin(
     name="OpenStreetMap (Overpass)",
     folder="osm",
@@ -51,6 +53,9 @@ NOMINATIM = Origin(
     folder="places",
     remedy="give the place by --bbox or --aoi instead",
 )
+OVERPASS_URL = "https://overpass-api.de/api"
+NOMINATIM_URL = "https://nominatim.openstreetmap.org/"
+
 _OUTWARD = (-1e-6, -1e-6, 1e-6, 1e-6)
 """Degrees by which a request reaches beyond the tile, so that rounding takes nothing off."""
 

@@ -275,6 +275,7 @@ def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
 # -- Ray -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("ray")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_ray_gives_the_same_maps(plan):
@@ -294,6 +295,7 @@ def test_ray_gives_the_same_maps(plan):
     assert maps_of(plan.model_copy(update={"tiles": plan.tiles[:3]})) == alone
 
 
+@pytest.mark.needs("ray")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
@@ -354,6 +356,7 @@ def test_a_tile_of_more_cores_than_there_are_is_refused():
         _require_cores(4, 2)
 
 
+@pytest.mark.needs("ray")
 @pytest.mark.parametrize(
     ("address", "given", "text"),
     [

@@ -322,8 +322,9 @@ def test_the_command_end_to_end(files):
     assert (refused.exit_code, "--overwrite" in refused.output) == (1, True)
 
 
+@pytest.mark.needs("transformers")
 def test_the_command_asks_a_language_model(files):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -21,7 +21,7 @@ from landprior.domains.text.prior import (
 )
 from landprior.errors import InputError, MissingInputError, ModelError, PriorError
 
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.needs("transformers")
 
 TREE = make_tree(
     {"hockey": "sports", "dance": "arts", "tennis": "sports", "golf": "sports", "music": "arts", "sale": "sale"},
@@ -170,6 +170,7 @@ def test_files_that_do_not_fit_are_explained(tmp_path, rng):
 
 def make_tokenizer(*, begin):
     """Return a tokenizer of bytes, a few of them merged, which puts a first token before a text if asked."""
+    import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -186,6 +187,8 @@ def make_tokenizer(*, begin):
 
 def make_language(kind):
     """Return a small model with random weights, large enough that its likelihoods differ."""
+    import transformers
+
     tokenizer = make_tokenizer(begin=kind == "llama")
     size = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0}
     with torch.random.fork_rng():

@@ -266,6 +266,7 @@ def test_labels_join_the_cells(place):
     assert load_model(place / "m.safetensors").record["method"]["joint"] is True
 
 
+@pytest.mark.needs("monai")
 def test_a_unet_by_its_name(place):
     good(f"train --image a_naip.tif --prior prior.tif --network unet --patch-size 48 {TINY} -o m.safetensors")
     assert load_model(place / "m.safetensors").kind == "unet"

@@ -23,6 +23,8 @@ from landprior.landcover.mapping.predict import predict
 from landprior.landcover.mapping.products import Products
 from landprior.raster.reading import open_raster
 
+OPENVINO = pytest.mark.needs("openvino", "nncf")
+
 
 @pytest.fixture
 def samples(rng):
@@ -40,6 +42,7 @@ def expected(network, x):
         return network(x)
 
 
+@OPENVINO
 def test_openvino_in_single_precision_is_torch(network, samples):
     engine = OpenVinoEngine(network, samples, "fp32")
     for shape in ((64, 64), (37, 90), (11, 11)):
@@ -47,6 +50,7 @@ def test_openvino_in_single_precision_is_torch(network, samples):
         torch.testing.assert_close(engine.start(x)(), expected(network, x), rtol=0, atol=1e-4)
 
 
+@OPENVINO
 def test_ensembles_and_mirrors_too(samples):
     torch.manual_seed(0)
     network = Ensemble([build_fcn(4, 5, filters=3) for _ in range(2)], flips=True).eval()
@@ -55,6 +59,7 @@ def test_ensembles_and_mirrors_too(samples):
     torch.testing.assert_close(found, expected(network, x), rtol=0, atol=1e-4)
 
 
+@OPENVINO
 def test_strips_leave_no_seam(network, samples, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     engine = OpenVinoEngine(network, samples, "fp32")
@@ -63,6 +68,7 @@ def test_strips_leave_no_seam(network, samples, monkeypatch):
         torch.testing.assert_close(engine.start(x)(), expected(network, x), rtol=0, atol=1e-4)
 
 
+@OPENVINO
 def test_windows_may_be_begun_before_others_are_done(network, samples, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     engine = OpenVinoEngine(network, samples, "fp32")
@@ -96,6 +102,7 @@ def test_strips_are_as_high_as_memory_allows(network):
         assert shape[2] * shape[3] * 8 * 4 <= engine_module.STRIP_BYTES
 
 
+@OPENVINO
 def test_int8_does_not_depend_on_the_window(network, samples):
     """The scales are fixed once: a window of a window is the same."""
     engine = OpenVinoEngine(network, samples, "int8")
@@ -108,15 +115,15 @@ def test_int8_does_not_depend_on_the_window(network, samples):
 @pytest.mark.parametrize(
     ("asked", "pixels", "there", "found"),
     [
-        ({}, 10**9, True, ("openvino", "int8")),
+        pytest.param({}, 10**9, True, ("openvino", "int8"), marks=OPENVINO),
         ({}, 1000, True, ("torch", "fp32")),  # preparing it would take longer than the image
         ({}, 10**9, False, ("torch", "fp32")),
-        ({"precision": "int8"}, 1000, True, ("openvino", "int8")),
+        pytest.param({"precision": "int8"}, 1000, True, ("openvino", "int8"), marks=OPENVINO),
         ({"precision": "bf16"}, 1000, True, ("torch", "bf16")),
-        ({"precision": "fp32"}, 10**9, True, ("openvino", "fp32")),
+        pytest.param({"precision": "fp32"}, 10**9, True, ("openvino", "fp32"), marks=OPENVINO),
         ({"name": "torch"}, 10**9, True, ("torch", "fp32")),
-        ({"name": "openvino"}, 1000, True, ("openvino", "int8")),
-        ({"name": "openvino", "precision": "bf16"}, 1000, True, ("openvino", "bf16")),
+        pytest.param({"name": "openvino"}, 1000, True, ("openvino", "int8"), marks=OPENVINO),
+        pytest.param({"name": "openvino", "precision": "bf16"}, 1000, True, ("openvino", "bf16"), marks=OPENVINO),
     ],
 )
 def test_what_is_chosen(network, samples, monkeypatch, asked, pixels, there, found):
@@ -161,6 +168,7 @@ def read(path):
         return src.read(1)
 
 
+@OPENVINO
 def test_maps_of_both_engines_agree(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 150, 170), make_prior("prior.tif", 150, 170)
     model, products = make_model(), Products(probabilities=True)

@@ -18,9 +18,10 @@ from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.files import train_files
 from landprior.landcover.training.model import load_model, save_model
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::landprior.errors.HarmWarning", "ignore::landprior.errors.CollapseWarning"
-)
+pytestmark = [
+    pytest.mark.needs("monai"),
+    pytest.mark.filterwarnings("ignore::landprior.errors.HarmWarning", "ignore::landprior.errors.CollapseWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,58 @@
+"""Sessions of the checks, each in an environment of its own: ``pip install nox uv``, then ``nox -s lint``."""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "tests-3.11"]
+
+VERSIONS = ["3.11", "3.12", "3.13"]
+
+
+@nox.session(python=VERSIONS[0])
+def lint(session: nox.Session) -> None:
+    """Check style, types, spelling and docstrings, as continuous integration checks them."""
+    session.install("-e", ".[lint]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("codespell")
+    session.run("numpydoc", "lint", *map(str, sorted(Path("landprior").rglob("*.py"))))
+
+
+@nox.session(python=VERSIONS)
+def tests(session: nox.Session) -> None:
+    """Run the fast tests; what follows ``--`` goes to pytest."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=VERSIONS[0])
+def coverage(session: nox.Session) -> None:
+    """Run all fast tests; print the lines that none of them runs."""
+    session.install("-e", ".[test-all]")
+    session.run("pytest", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
+
+
+@nox.session(python=VERSIONS[0])
+def minimum(session: nox.Session) -> None:
+    """Run the fast tests with the lowest version of each dependency that pyproject.toml allows."""
+    pins = Path(session.create_tmp()) / "lowest.txt"
+    session.install("uv")
+    session.run(
+        "uv", "pip", "compile", "--quiet", "--resolution=lowest-direct", f"--python-version={VERSIONS[0]}",
+        "--extra=test", f"--output-file={pins}", "pyproject.toml", silent=True,
+    )  # fmt: skip
+    session.run("uv", "pip", "install", "--requirement", str(pins))
+    session.install("--no-deps", "-e", ".")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=VERSIONS[0])
+def docs(session: nox.Session) -> None:
+    """Build the site, in ``site/``; a warning is an error."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict")
