@@ -96,11 +96,11 @@ class Place:
         network = Network(Cache(self.folder / "cache"), offline=True)
         plan = plan_fetch(area_from_file(self.folder / "aoi.geojson", name="town"), workspace, settings, network)
         (self.tile,) = fetch(plan, workspace, settings, network, overwrite=overwrite)
-        return self.pixels()
+        return self.pixels(self.tile.path.name)
 
-    def pixels(self):
+    def pixels(self, tile=NAME):
         found = {}
-        for path in sorted((self.root / "town" / NAME).glob("*.tif")):
+        for path in sorted((self.root / "town" / tile).glob("*.tif")):
             with rasterio.open(path) as src:
                 found[path.stem] = int((src.read(1) != 0).sum())
         return found
