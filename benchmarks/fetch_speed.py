@@ -37,9 +37,9 @@ CODE = """
 import sys
 from pathlib import Path
 from landprior.raster.grid import Grid
-from landprior.sources.cache import Cache
-from landprior.sources.naip import list_images, write_image
-from landprior.sources.network import Network
+from landprior.sources.http.cache import Cache
+from landprior.sources.naip.warp import list_images, write_image
+from landprior.sources.http.client import Network
 from affine import Affine
 from rasterio.crs import CRS
 width, height, left, top = map(int, sys.argv[3:])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from landprior.batch.plans import BatchPlan
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
 

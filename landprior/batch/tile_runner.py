@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from landprior.batch.plans import BatchPlan
     from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
     from landprior.landcover.workspace.pipeline import PipelineSettings
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def command() -> None:
 @json_option
 def info(*, folder: Path | None, as_json: bool) -> None:
     """Show where the cache is and how much each source takes."""
-    from landprior.sources.cache import Cache
+    from landprior.sources.http.cache import Cache
 
     cache = Cache(folder)
     usage = cache.usage()
@@ -56,7 +56,7 @@ def info(*, folder: Path | None, as_json: bool) -> None:
 @click.option("--older-than", type=click.FloatRange(min=0), default=0.0, help="Only what is so many days old.")
 def clear(*, folder: Path | None, sources: tuple[str, ...], older_than: float) -> None:
     """Delete what is cached."""
-    from landprior.sources.cache import Cache
+    from landprior.sources.http.cache import Cache
 
     freed = Cache(folder).clear(sources, older_than_days=older_than)
     click.echo(f"{_megabytes(freed)} freed")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.areas import Area
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 DATASETS = ("enviroatlas", "chesapeake")
 
@@ -97,8 +97,8 @@ def command(
 
 def make_network(options: dict[str, Any]) -> Network:
     """Return the network as the options say; takes them out of ``options``."""
-    from landprior.sources.cache import Cache
-    from landprior.sources.network import Network, RetryPolicy
+    from landprior.sources.http.cache import Cache
+    from landprior.sources.http.client import Network, RetryPolicy
 
     return Network(
         Cache(),

@@ -48,8 +48,8 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
     if table is not None or classes is not None:
         msg = "--download cannot be used with --table and --classes; the set has its own labels"
         raise click.UsageError(msg)
-    from landprior.sources.cache import Cache
-    from landprior.sources.network import Network
+    from landprior.sources.http.cache import Cache
+    from landprior.sources.http.client import Network
 
     return download_images(download, data, Network(Cache()))  # type: ignore[arg-type]  # click has checked it
 

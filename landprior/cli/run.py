@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan
     from landprior.raster.scheme import ClassScheme
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 
 class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shapely.geometry.base import BaseGeometry
 
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 Year = Annotated[int, Field(ge=1985, le=2100)]
 

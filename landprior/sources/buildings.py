@@ -16,9 +16,9 @@ import mercantile
 
 from landprior.errors import SourceBusyError, SourceError, SourceWarning
 from landprior.raster.outputs import replacing
-from landprior.sources.answers import MEGABYTE
-from landprior.sources.cache import writing_features
-from landprior.sources.network import DAY, Network, Origin, Remote
+from landprior.sources.http.cache import writing_features
+from landprior.sources.http.client import DAY, Network, Origin, Remote
+from landprior.sources.http.responses import MEGABYTE
 
 if TYPE_CHECKING:
     from pathlib import Path

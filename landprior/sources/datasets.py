@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from landprior.errors import InputError, SourceError
-from landprior.sources.network import Origin, Remote
+from landprior.sources.http.client import Origin, Remote
 
 if TYPE_CHECKING:
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from landprior.errors import GridMismatchError, InputError, SourceBusyError, Sou
 from landprior.raster.codes import choose_band
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import archive_path, replacing
-from landprior.sources.answers import MEGABYTE
-from landprior.sources.network import DAY, Network, Origin, Remote
-from landprior.sources.ranges import open_remote
+from landprior.sources.http.client import DAY, Network, Origin, Remote
+from landprior.sources.http.ranges import open_remote
+from landprior.sources.http.responses import MEGABYTE
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -19,11 +19,11 @@ from landprior.errors import InputError, SourceBusyError, SourceError
 from landprior.inputs import check_file
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
-from landprior.sources.answers import MEGABYTE, check_status, parse_json, require_web
-from landprior.sources.cache import writing_features
+from landprior.sources.http.cache import writing_features
+from landprior.sources.http.client import USER_AGENT, Network, Origin
+from landprior.sources.http.responses import MEGABYTE, check_status, parse_json, require_web
+from landprior.sources.http.sessions import UrlAuth, check_redirect
 from landprior.sources.local_files import identify
-from landprior.sources.network import USER_AGENT, Network, Origin
-from landprior.sources.sessions import UrlAuth, check_redirect
 from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from landprior.raster.grid import Grid
-    from landprior.sources.cache import Cache
+    from landprior.sources.http.cache import Cache
 
 RoadWidth = Literal["fixed", "tags"]
 """``fixed``: every road 3 pixels wide, as in the paper. ``tags``: by width, lanes or kind of road."""

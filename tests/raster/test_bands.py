@@ -21,9 +21,9 @@ from landprior.raster.bands import find_bands, match_nodata, usable_nodata
 from landprior.raster.codes import open_codes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
-from landprior.sources.cache import Cache
-from landprior.sources.naip import list_images, write_image
-from landprior.sources.network import Network
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import Network
+from landprior.sources.naip.warp import list_images, write_image
 
 SIDE = 96
 TRANSFORM = Affine(1, 0, 600_000, 0, -1, 4_500_000)

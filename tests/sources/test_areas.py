@@ -26,8 +26,8 @@ from landprior.sources.areas import (
     parse_bounds,
     slug,
 )
-from landprior.sources.cache import Cache
-from landprior.sources.network import USER_AGENT, Network, RetryPolicy
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import USER_AGENT, Network, RetryPolicy
 
 PAPER = {"austin": (2012, 26914), "durham": (2012, 26917), "phoenix": (2010, 26912), "pittsburgh": (2010, 26917)}
 

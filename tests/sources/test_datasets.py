@@ -11,9 +11,9 @@ from shapely.geometry import box
 from torchgeo.datasets import ChesapeakeCVPR, EnviroAtlas
 
 from landprior.errors import InputError, OfflineError, SourceError
-from landprior.sources.cache import Cache
 from landprior.sources.datasets import archives_of, fetch_dataset
-from landprior.sources.network import Network, RetryPolicy
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import Network, RetryPolicy
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 

@@ -36,11 +36,12 @@ from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
 from landprior.raster.grid import Grid
-from landprior.sources import buildings, naip, nlcd, osm
+from landprior.sources import buildings, nlcd, osm
 from landprior.sources.areas import area_from_bounds
-from landprior.sources.cache import Cache
-from landprior.sources.network import Network, Remote, RetryPolicy
-from landprior.sources.ranges import CHUNK, open_remote
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import Network, Remote, RetryPolicy
+from landprior.sources.http.ranges import CHUNK, open_remote
+from landprior.sources.naip import warp as naip
 
 from .faulty import FaultyServer
 from .place import in_degrees, osm_elements

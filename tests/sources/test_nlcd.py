@@ -26,8 +26,8 @@ from landprior.errors import (
 from landprior.landcover.workspace.acquisition import _Job, write_nlcd
 from landprior.landcover.workspace.layout import FetchSettings
 from landprior.raster.grid import Grid
-from landprior.sources.cache import Cache
-from landprior.sources.network import Network, RetryPolicy
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import Network, RetryPolicy
 from landprior.sources.nlcd import WCS_URL, clip_file, describe_coverage, download_nlcd, match_year
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)

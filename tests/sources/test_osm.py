@@ -27,8 +27,8 @@ from shapely.geometry import LineString, Point, Polygon, box
 from landprior.errors import InputError, MissingInputError, OfflineError, SourceBusyError, SourceError
 from landprior.raster.grid import Grid
 from landprior.sources import osm
-from landprior.sources.cache import Cache
-from landprior.sources.network import USER_AGENT, Network, RetryPolicy
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import USER_AGENT, Network, RetryPolicy
 from landprior.sources.osm import LAYERS, burn_layer, convert_extract, download_features, is_extract, read_layers
 
 from .place import in_degrees, write_pbf

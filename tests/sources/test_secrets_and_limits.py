@@ -15,10 +15,11 @@ from shapely.geometry import box
 from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, SourceError
 from landprior.raster.grid import Grid
-from landprior.sources import buildings, naip, nlcd, osm
-from landprior.sources.answers import MEGABYTE, fingerprint, parse_json, require_web
-from landprior.sources.cache import Cache
-from landprior.sources.network import ANSWER_LIMIT, Network, Origin, Remote, RetryPolicy, TooLongError
+from landprior.sources import buildings, nlcd, osm
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import ANSWER_LIMIT, Network, Origin, Remote, RetryPolicy, TooLongError
+from landprior.sources.http.responses import MEGABYTE, fingerprint, parse_json, require_web
+from landprior.sources.naip import warp as naip
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, connect_timeout=2.0, read_timeout=5.0)
 SOURCE = Origin(name="The source", folder="source", remedy="give a file of your own")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.domains.imagery.images import ImageSplits
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def download_images(name: Downloadable, root: str | Path, network: Network) -> I
 def _download_mnist(root: Path, network: Network) -> ImageSplits:
     from torchvision.datasets import MNIST  # type: ignore[import-untyped]
 
-    from landprior.sources.network import Origin, Remote
+    from landprior.sources.http.client import Origin, Remote
 
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _download_mnist(root: Path, network: Network) -> ImageSplits:
 def _download_cifar(root: Path, network: Network) -> ImageSplits:
     from torchvision.datasets import CIFAR10
 
-    from landprior.sources.network import Origin, Remote
+    from landprior.sources.http.client import Origin, Remote
 
     root.mkdir(parents=True, exist_ok=True)
     remedy = f"download it by hand into {root} and run the same command again"

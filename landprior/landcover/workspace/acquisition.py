@@ -38,10 +38,11 @@ from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.sidecars import beside_of
 from landprior.raster.windows import stream
-from landprior.sources import buildings, naip, nlcd, osm
-from landprior.sources.answers import fingerprint
+from landprior.sources import buildings, nlcd, osm
+from landprior.sources.http.responses import fingerprint
 from landprior.sources.labels import is_raster, write_labels
 from landprior.sources.local_files import absolute_source, identify, plain_path
+from landprior.sources.naip import warp as naip
 from landprior.sources.nlcd import WCS_URL
 from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan, FetchSettings, Layer, TilePlan
     from landprior.raster.windows import Block
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
 

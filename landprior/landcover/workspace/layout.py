@@ -19,11 +19,12 @@ from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
-from landprior.sources import naip, nlcd
+from landprior.sources import nlcd
 from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import is_raster
 from landprior.sources.local_files import absolute_source, refuse_remote
-from landprior.sources.naip import STAC_URL
+from landprior.sources.naip import warp as naip
+from landprior.sources.naip.warp import STAC_URL
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
 from landprior.sources.reach import Box, box_of, check_reach
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.sources.areas import Area
-    from landprior.sources.naip import Choice
-    from landprior.sources.network import Network
+    from landprior.sources.http.client import Network
+    from landprior.sources.naip.warp import Choice
 
 logger = logging.getLogger(__name__)
 

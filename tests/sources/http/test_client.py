@@ -33,10 +33,10 @@ from landprior.errors import (
     SourceBusyError,
     SourceError,
 )
-from landprior.sources.answers import check_status, retry_after, translate
-from landprior.sources.cache import Cache
-from landprior.sources.network import DAY, USER_AGENT, Network, Origin, Remote, RetryPolicy
-from landprior.sources.ranges import CHUNK, Chunks, RangeFile, open_remote
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import DAY, USER_AGENT, Network, Origin, Remote, RetryPolicy
+from landprior.sources.http.ranges import CHUNK, Chunks, RangeFile, open_remote
+from landprior.sources.http.responses import check_status, retry_after, translate
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=5.0, connect_timeout=2.0, read_timeout=1.0, grace=0.3)
 SOURCE = Origin(name="The source", folder="source", remedy="give a file of your own")

@@ -32,7 +32,8 @@ from landprior.errors import (
     SourceBusyError,
     SourceError,
 )
-from landprior.sources.answers import (
+from landprior.sources.http.cache import file_size
+from landprior.sources.http.responses import (
     DENIED,
     IDENTITY,
     MEGABYTE,
@@ -43,8 +44,7 @@ from landprior.sources.answers import (
     translate,
     validator_of,
 )
-from landprior.sources.cache import file_size
-from landprior.sources.sessions import Adapter, Session, UrlAuth
+from landprior.sources.http.sessions import Adapter, Session, UrlAuth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from requests import Response
 
-    from landprior.sources.cache import Cache
+    from landprior.sources.http.cache import Cache
 
 logger = logging.getLogger(__name__)
 

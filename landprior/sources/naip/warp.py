@@ -40,9 +40,9 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.windows import stream
-from landprior.sources.answers import parse_json, require_web
-from landprior.sources.network import DAY, Network, Origin, Remote
-from landprior.sources.ranges import open_remote
+from landprior.sources.http.client import DAY, Network, Origin, Remote
+from landprior.sources.http.ranges import open_remote
+from landprior.sources.http.responses import parse_json, require_web
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     from landprior.raster.windows import Block
-    from landprior.sources.network import Signer
+    from landprior.sources.http.client import Signer
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from shapely.ops import unary_union
 
 from landprior.errors import InputError, MissingInputError, OfflineError, RasterReadError, SourceError
 from landprior.raster.grid import Grid
-from landprior.sources import naip
-from landprior.sources.cache import Cache
-from landprior.sources.naip import (
+from landprior.sources.http.cache import Cache
+from landprior.sources.http.client import Network, Remote, RetryPolicy
+from landprior.sources.naip import warp as naip
+from landprior.sources.naip.warp import (
     Choice,
     NaipImage,
     TokenSigner,
@@ -31,7 +32,6 @@ from landprior.sources.naip import (
     utm_of,
     write_image,
 )
-from landprior.sources.network import Network, Remote, RetryPolicy
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 
@@ -245,9 +245,9 @@ def test_a_signature_serves_a_container_until_it_runs_out(signing, network, monk
     assert signer.sign("https://east.test/other/a.tif").endswith("sig=2%3D")
     assert signing.signed == 4
     now = time.time()
-    monkeypatch.setattr("landprior.sources.naip.time.time", lambda: now + 3600 - 90)
+    monkeypatch.setattr("landprior.sources.naip.warp.time.time", lambda: now + 3600 - 90)
     assert signer.sign("https://east.test/naip/a.tif").endswith("sig=4%3D")
-    monkeypatch.setattr("landprior.sources.naip.time.time", lambda: now + 3600 - 30)  # before it is too late
+    monkeypatch.setattr("landprior.sources.naip.warp.time.time", lambda: now + 3600 - 30)  # before it is too late
     assert signer.sign("https://east.test/naip/a.tif").endswith("sig=5%3D")
 
 
@@ -595,7 +595,7 @@ def test_windows_leave_no_seams(tmp_path, network, rng, monkeypatch):
     next_zone = Grid(width=150, height=120, transform=Affine(1, 0, left, 0, -1, top), crs=CRS.from_epsg(26918))
     for grid in (own, next_zone):
         whole = put(tmp_path, path, grid, network)
-        monkeypatch.setattr("landprior.sources.naip._WINDOW", 32)
+        monkeypatch.setattr("landprior.sources.naip.warp._WINDOW", 32)
         difference = np.abs(put(tmp_path, path, grid, network).astype(int) - whole)
         monkeypatch.undo()
         if grid is own:

@@ -19,8 +19,8 @@ from rasterio.errors import RasterioError
 from landprior.addresses import redact
 from landprior.errors import RasterReadError, SourceBusyError, SourceError
 from landprior.raster.reading import GDAL_CACHE_BYTES
-from landprior.sources.answers import IDENTITY, MEGABYTE, check_status, length_of, range_of, version_of
-from landprior.sources.cache import file_size
+from landprior.sources.http.cache import file_size
+from landprior.sources.http.responses import IDENTITY, MEGABYTE, check_status, length_of, range_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
     from requests import Response
 
-    from landprior.sources.network import Network, Origin, Remote
+    from landprior.sources.http.client import Network, Origin, Remote
 
 CHUNK = 512 * 1024
 """Bytes of a remote file that are read and cached at once."""

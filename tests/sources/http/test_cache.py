@@ -13,7 +13,7 @@ from pyogrio.errors import DataSourceError
 
 from landprior.cli import main
 from landprior.errors import InputError, RasterWriteError, SourceBusyError
-from landprior.sources.cache import Cache, Usage, default_cache, writing_features
+from landprior.sources.http.cache import Cache, Usage, default_cache, writing_features
 
 DAY = 86_400
 

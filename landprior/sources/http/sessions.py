@@ -9,7 +9,7 @@ import requests
 
 from landprior.addresses import redact
 from landprior.errors import SourceError
-from landprior.sources.answers import require_web
+from landprior.sources.http.responses import require_web
 
 if TYPE_CHECKING:
     import socket
