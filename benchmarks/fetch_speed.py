@@ -38,7 +38,8 @@ import sys
 from pathlib import Path
 from landprior.raster.grid import Grid
 from landprior.sources.http.cache import Cache
-from landprior.sources.naip.warp import list_images, write_image
+from landprior.sources.naip.search import list_images
+from landprior.sources.naip.warp import write_image
 from landprior.sources.http.client import Network
 from affine import Affine
 from rasterio.crs import CRS

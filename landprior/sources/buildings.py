@@ -17,7 +17,9 @@ import mercantile
 from landprior.errors import SourceBusyError, SourceError, SourceWarning
 from landprior.raster.outputs import replacing
 from landprior.sources.http.cache import writing_features
-from landprior.sources.http.client import DAY, Network, Origin, Remote
+from landprior.sources.http.client import DAY, Network
+from landprior.sources.http.downloads import download
+from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.responses import MEGABYTE
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def download_buildings(
 
 
 def _download(url: str, network: Network) -> Path:
-    return network.download(Remote(url), BUILDINGS, suffix=".csv.gz", check=_check_gzip, limit=_PART_LIMIT)
+    return download(network, Remote(url), BUILDINGS, suffix=".csv.gz", check=_check_gzip, limit=_PART_LIMIT)
 
 
 def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> geopandas.GeoDataFrame:

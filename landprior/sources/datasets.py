@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from landprior.errors import InputError, SourceError
-from landprior.sources.http.client import Origin, Remote
+from landprior.sources.http.downloads import download
+from landprior.sources.http.origins import Origin, Remote
 
 if TYPE_CHECKING:
     from landprior.sources.http.client import Network
@@ -54,7 +55,7 @@ def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
     )
     for url, filename, md5 in archives_of(name):
         logger.info("%s -> %s", url.partition("?")[0], root / filename)
-        network.download(Remote(url), origin, path=root / filename, md5=md5)
+        download(network, Remote(url), origin, path=root / filename, md5=md5)
     if not _is_there(name, root):
         msg = f"the archives of {name} in {root} do not hold the set; delete them and run the same command again"
         raise SourceError(msg)

@@ -24,7 +24,8 @@ from landprior.errors import GridMismatchError, InputError, SourceBusyError, Sou
 from landprior.raster.codes import choose_band
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import archive_path, replacing
-from landprior.sources.http.client import DAY, Network, Origin, Remote
+from landprior.sources.http.client import DAY, Network
+from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.ranges import open_remote
 from landprior.sources.http.responses import MEGABYTE
 

@@ -20,7 +20,8 @@ from landprior.inputs import check_file
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
 from landprior.sources.http.cache import writing_features
-from landprior.sources.http.client import USER_AGENT, Network, Origin
+from landprior.sources.http.client import USER_AGENT, Network
+from landprior.sources.http.origins import Origin
 from landprior.sources.http.responses import MEGABYTE, check_status, parse_json, require_web
 from landprior.sources.http.sessions import UrlAuth, check_redirect
 from landprior.sources.local_files import identify

@@ -23,7 +23,8 @@ from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network
-from landprior.sources.naip.warp import list_images, write_image
+from landprior.sources.naip.search import list_images
+from landprior.sources.naip.warp import write_image
 
 SIDE = 96
 TRANSFORM = Affine(1, 0, 600_000, 0, -1, 4_500_000)

@@ -39,9 +39,13 @@ from landprior.raster.grid import Grid
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.http.cache import Cache
-from landprior.sources.http.client import Network, Remote, RetryPolicy
+from landprior.sources.http.client import Network, RetryPolicy
+from landprior.sources.http.origins import Remote
 from landprior.sources.http.ranges import CHUNK, open_remote
-from landprior.sources.naip import warp as naip
+from landprior.sources.naip.images import NAIP, NaipImage
+from landprior.sources.naip.search import search_images
+from landprior.sources.naip.sign import KEY_VARIABLE, TokenSigner
+from landprior.sources.naip.warp import write_image
 
 from .faulty import FaultyServer
 from .place import in_degrees, osm_elements
@@ -203,7 +207,7 @@ def describe(grid: Grid) -> str:
 def place(faulty_server, scene_files, tmp_path, monkeypatch):
     monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # a second per question
     monkeypatch.setattr("geopandas.GeoDataFrame.estimate_utm_crs", lambda *_: 26917)  # 0.2 s per question
-    monkeypatch.delenv(naip.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
     return Place(server=faulty_server(scene_files.folder), files=scene_files, folder=tmp_path)
 
 
@@ -286,7 +290,7 @@ class Access:
 
 
 def search(place, network):
-    found = naip.search_images(place.outline, network, stac_url=f"{place.url}/stac")
+    found = search_images(place.outline, network, stac_url=f"{place.url}/stac")
     return [(image.id, image.origin, image.year) for image in found]
 
 
@@ -304,9 +308,9 @@ PART = (300, 250, 256, 156)
 
 
 def read_image(place, network):
-    image = naip.NaipImage(id="i", year=2010, date="", footprint=place.outline, source=place.image)
+    image = NaipImage(id="i", year=2010, date="", footprint=place.outline, source=place.image)
     part = place.grid.window(Window(*PART))
-    path = naip.write_image(image, part, place.folder / "naip.tif", network, overwrite=True)
+    path = write_image(image, part, place.folder / "naip.tif", network, overwrite=True)
     with rasterio.open(path) as src:
         return src.read().tobytes()
 
@@ -344,7 +348,7 @@ def find_place(place, network):
 
 
 def sign(place, network):
-    return naip.TokenSigner(network, f"{place.url}/sign").sign(place.image.href).rpartition("=")[0]
+    return TokenSigner(network, f"{place.url}/sign").sign(place.image.href).rpartition("=")[0]
 
 
 ACCESSES = {
@@ -628,7 +632,7 @@ def signing(place, *, revoke_after):
 
 
 def signed(place, network, path=None):
-    signer = naip.TokenSigner(network, f"{place.url}/sign")
+    signer = TokenSigner(network, f"{place.url}/sign")
     return Remote(place.image.href if path is None else f"{place.url}{path}", signer)
 
 
@@ -636,7 +640,7 @@ def signed(place, network, path=None):
 def test_a_signature_that_runs_out_half_way_is_renewed(place, revoke_after):
     asked, good = signing(place, revoke_after=revoke_after)
     network = place.network()
-    with open_remote(network, signed(place, network), naip.NAIP) as src:
+    with open_remote(network, signed(place, network), NAIP) as src:
         np.testing.assert_array_equal(src.read(), place.files.scene.image)
     assert len(place.tokens) == 2
     assert len(asked) == len(good) + 1
@@ -649,11 +653,9 @@ def test_a_signature_that_is_never_good_is_an_error(place):
     place.tokens.append("another")
     network = place.network()
     remote = signed(place, network)
-    with pytest.raises(SourceError) as caught, open_remote(network, remote, naip.NAIP):
+    with pytest.raises(SourceError) as caught, open_remote(network, remote, NAIP):
         pass
-    assert str(caught.value) == (
-        f"NAIP: {place.image.href} answered 403 Forbidden: access was denied; {naip.NAIP.remedy}"
-    )
+    assert str(caught.value) == (f"NAIP: {place.image.href} answered 403 Forbidden: access was denied; {NAIP.remedy}")
     assert (len(asked), len(good)) == (2, 0)
     assert kept(network.cache) == {}
 
@@ -662,14 +664,14 @@ def test_a_signature_that_cannot_be_renewed_costs_no_chunk(place, monkeypatch):
     _, good = signing(place, revoke_after=2)
     network, _ = patient(place, QUICK, monkeypatch)
     remote = signed(place, network)
-    with pytest.raises(SourceBusyError) as caught, open_remote(network, remote, naip.NAIP) as src:  # noqa: PT012
+    with pytest.raises(SourceBusyError) as caught, open_remote(network, remote, NAIP) as src:  # noqa: PT012
         src.read(1, window=((0, 1), (0, 1)))
         place.server.fail("503", path="sign?", times=None)
         src.read()
     assert str(caught.value).startswith(f"NAIP: {place.url}/sign answered 503 Service Unavailable (tried 3 times)")
     place.server.faults.clear()
     again = place.network()
-    with open_remote(again, signed(place, again), naip.NAIP) as src:
+    with open_remote(again, signed(place, again), NAIP) as src:
         np.testing.assert_array_equal(src.read(), place.files.scene.image)
     assert sorted(spans(good)) == [0, 1, 2, 3, 4]
 
@@ -684,7 +686,7 @@ def test_threads_renew_a_signature_once(place):
     void.append(place.tokens[0] if first.url and place.tokens else "")
 
     def read(path):
-        with open_remote(network, Remote(f"{place.url}{path}", first.signer), naip.NAIP) as src:
+        with open_remote(network, Remote(f"{place.url}{path}", first.signer), NAIP) as src:
             return np.array_equal(src.read(), place.files.scene.image)
 
     with ThreadPoolExecutor(4) as pool:
@@ -998,8 +1000,8 @@ HIDING = ("403", "503", "reset", "garbage", "redirect-loop")
 )
 def test_keys_and_signatures_are_told_to_nobody_else(place, log, monkeypatch, capsys, kind, hits):
     """Look for them in logs (of all libraries), on the screen, in errors and in every file."""
-    monkeypatch.setenv(naip.KEY_VARIABLE, KEY)
-    monkeypatch.setattr(naip, "SIGN_URL", f"{place.url}/sign")  # the only one that gets the key
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr(sign, "SIGN_URL", f"{place.url}/sign")  # the only one that gets the key
     log.set_level(logging.DEBUG)
     serve_image(place, lambda _, r: None if r.query.get("sig") == place.tokens[-1] else (403, {}, b""))
     if kind:

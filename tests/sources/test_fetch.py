@@ -24,7 +24,7 @@ from landprior.raster.grid import Grid
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network, RetryPolicy
-from landprior.sources.naip.warp import list_images
+from landprior.sources.naip.search import list_images
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 LAYERS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings")

@@ -17,9 +17,12 @@ from landprior.errors import InputError, SourceError
 from landprior.raster.grid import Grid
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.http.cache import Cache
-from landprior.sources.http.client import ANSWER_LIMIT, Network, Origin, Remote, RetryPolicy, TooLongError
-from landprior.sources.http.responses import MEGABYTE, fingerprint, parse_json, require_web
-from landprior.sources.naip import warp as naip
+from landprior.sources.http.client import Network, RetryPolicy
+from landprior.sources.http.downloads import download
+from landprior.sources.http.origins import Origin, Remote
+from landprior.sources.http.responses import ANSWER_LIMIT, MEGABYTE, TooLongError, fingerprint, parse_json, require_web
+from landprior.sources.naip.search import search_images
+from landprior.sources.naip.sign import TokenSigner
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, connect_timeout=2.0, read_timeout=5.0)
 SOURCE = Origin(name="The source", folder="source", remedy="give a file of your own")
@@ -116,9 +119,9 @@ def test_only_the_web_is_asked(faulty_server, network, target):
             network.get(f"{server.url}/on", SOURCE)
     for act in (
         lambda: network.get(target, SOURCE),
-        lambda: network.download(Remote(target), SOURCE),
+        lambda: download(network, Remote(target), SOURCE),
         lambda: require_web(target),
-        lambda: naip.TokenSigner(network, target).sign("https://a.test/b/c.tif"),
+        lambda: TokenSigner(network, target).sign("https://a.test/b/c.tif"),
         lambda: nlcd.describe_coverage(network, url=target),
         lambda: buildings.list_files((0, 0, 1, 1), network, index_url=target),
         lambda: osm.geocode("Ithaca", network, url=target),
@@ -132,10 +135,10 @@ def test_a_catalogue_cannot_make_us_read_files(faulty_server, network, tmp_path)
     stolen.write_text(json.dumps({"type": "Catalog", "id": "x", "stac_version": "1.0.0", "description": "x"}))
     for address in (stolen.as_uri(), str(stolen)):
         with pytest.raises(SourceError, match="cannot be"):
-            naip.search_images(PLACE, network, stac_url=address)
+            search_images(PLACE, network, stac_url=address)
     server = faulty_server(routes={"/": lambda _: (200, {}, json.dumps({"type": "Catalog", "links": []}).encode())})
     with pytest.raises(SourceError, match="is no STAC API"):
-        naip.search_images(PLACE, network, stac_url=f"{server.url}/")
+        search_images(PLACE, network, stac_url=f"{server.url}/")
 
 
 def test_addresses_in_what_a_server_says_lose_their_secrets():
@@ -207,8 +210,8 @@ def test_every_kind_of_answer_has_its_limit(faulty_server, network, bomb, make_g
     )
     grid = make_grid(32, 32)
     for act in (
-        lambda: naip.search_images(PLACE, network, stac_url=f"{server.url}/"),
-        lambda: naip.TokenSigner(network, f"{server.url}/sign").sign("https://a.test/b/c.tif"),
+        lambda: search_images(PLACE, network, stac_url=f"{server.url}/"),
+        lambda: TokenSigner(network, f"{server.url}/sign").sign("https://a.test/b/c.tif"),
         lambda: nlcd.describe_coverage(network, url=f"{server.url}/wcs"),
         lambda: buildings.list_files((0, 0, 1, 1), network, index_url=f"{server.url}/index.csv"),
         lambda: osm.download_features(grid, network, url=server.url),
@@ -253,7 +256,10 @@ def test_a_length_beyond_all_measure(faulty_server, network, length):
             original(self, status, headers, data, sent=sent)
 
     server.RequestHandlerClass = Boasting
-    acts = [lambda: network.get(f"{server.url}/a", SOURCE), lambda: network.download(Remote(f"{server.url}/a"), SOURCE)]
+    acts = [
+        lambda: network.get(f"{server.url}/a", SOURCE),
+        lambda: download(network, Remote(f"{server.url}/a"), SOURCE),
+    ]
     for act in acts if len(length) < 20 else ():
         with pytest.raises(SourceError, match=r"sends more than [0-9,]+ MB"):
             act()
@@ -264,9 +270,9 @@ def test_a_length_beyond_all_measure(faulty_server, network, length):
 def test_a_download_is_given_up_at_its_limit_and_nothing_is_kept(faulty_server, network):
     server = faulty_server(routes={"/a": lambda _: (200, {}, bytes(5000))})
     with pytest.raises(SourceError, match="far more than expected"):
-        network.download(Remote(f"{server.url}/a"), SOURCE, limit=4999)
+        download(network, Remote(f"{server.url}/a"), SOURCE, limit=4999)
     assert list(network.cache.root.glob("source/*")) == []
-    assert network.download(Remote(f"{server.url}/a"), SOURCE, limit=5000).stat().st_size == 5000
+    assert download(network, Remote(f"{server.url}/a"), SOURCE, limit=5000).stat().st_size == 5000
 
 
 def test_footprints_that_unpack_to_far_more_are_refused(faulty_server, network, tmp_path, bomb):
@@ -288,8 +294,8 @@ def test_json_nested_without_end_is_refused(faulty_server, network, make_grid):
         parse_json(deep, "here")
     server = faulty_server(routes=dict.fromkeys(("/", "/sign", "/interpreter", "/search"), lambda _: (200, {}, deep)))
     for act in (
-        lambda: naip.search_images(PLACE, network, stac_url=f"{server.url}/"),
-        lambda: naip.TokenSigner(network, f"{server.url}/sign").sign("https://a.test/b/c.tif"),
+        lambda: search_images(PLACE, network, stac_url=f"{server.url}/"),
+        lambda: TokenSigner(network, f"{server.url}/sign").sign("https://a.test/b/c.tif"),
         lambda: osm.download_features(make_grid(32, 32), network, url=server.url),
         lambda: osm.geocode("Ithaca", network, url=server.url),
     ):

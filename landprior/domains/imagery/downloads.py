@@ -10,6 +10,8 @@ import numpy as np
 
 from landprior.domains.imagery.images import CIFAR_CLASSES, assemble_splits, find_idx, read_idx
 from landprior.errors import InputError, SourceError
+from landprior.sources.http.downloads import download
+from landprior.sources.http.origins import Origin, Remote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +50,6 @@ def download_images(name: Downloadable, root: str | Path, network: Network) -> I
 def _download_mnist(root: Path, network: Network) -> ImageSplits:
     from torchvision.datasets import MNIST  # type: ignore[import-untyped]
 
-    from landprior.sources.http.client import Origin, Remote
-
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     remedy = f"download it by hand into {folder} and run the same command again"
@@ -60,7 +60,7 @@ def _download_mnist(root: Path, network: Network) -> ImageSplits:
         for last, mirror in ((mirror == MNIST.mirrors[-1], mirror) for mirror in MNIST.mirrors):
             try:
                 logger.info("%s%s -> %s", mirror, filename, folder / filename)
-                network.download(Remote(mirror + filename), origin, path=folder / filename, md5=md5)
+                download(network, Remote(mirror + filename), origin, path=folder / filename, md5=md5)
                 break
             except SourceError as error:
                 if last:
@@ -72,14 +72,12 @@ def _download_mnist(root: Path, network: Network) -> ImageSplits:
 def _download_cifar(root: Path, network: Network) -> ImageSplits:
     from torchvision.datasets import CIFAR10
 
-    from landprior.sources.http.client import Origin, Remote
-
     root.mkdir(parents=True, exist_ok=True)
     remedy = f"download it by hand into {root} and run the same command again"
     origin = Origin(name="CIFAR-10", folder="datasets", remedy=remedy)
     if not (root / CIFAR10.base_folder).is_dir():
         logger.info("%s -> %s", CIFAR10.url, root / CIFAR10.filename)
-        network.download(Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
+        download(network, Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
     found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
     for part in ("train", "test"):
         try:  # torchvision unpacks what lies there, and checks every file before it is unpickled

@@ -42,7 +42,7 @@ from landprior.sources import buildings, nlcd, osm
 from landprior.sources.http.responses import fingerprint
 from landprior.sources.labels import is_raster, write_labels
 from landprior.sources.local_files import absolute_source, identify, plain_path
-from landprior.sources.naip import warp as naip
+from landprior.sources.naip.warp import write_image
 from landprior.sources.nlcd import WCS_URL
 from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors
@@ -361,7 +361,7 @@ class _Job:
 
     def _write_naip(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         image = tile.choice.image
-        naip.write_image(image, tile.grid, tile.folder.file("naip"), self.network, overwrite=True)
+        write_image(image, tile.grid, tile.folder.file("naip"), self.network, overwrite=True)
         yield "naip", {"date": image.date, "year": image.year, "resolution": image.resolution, "id": image.id}
 
     def _write_nlcd(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:

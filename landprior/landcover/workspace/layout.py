@@ -23,8 +23,9 @@ from landprior.sources import nlcd
 from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import is_raster
 from landprior.sources.local_files import absolute_source, refuse_remote
-from landprior.sources.naip import warp as naip
-from landprior.sources.naip.warp import STAC_URL
+from landprior.sources.naip.choose import choose_images
+from landprior.sources.naip.grid import locate, tile_grid
+from landprior.sources.naip.search import STAC_URL, list_images, search_images
 from landprior.sources.nlcd import COVERAGE, WCS_URL
 from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
 from landprior.sources.reach import Box, box_of, check_reach
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.collection import Workspace
     from landprior.sources.areas import Area
     from landprior.sources.http.client import Network
-    from landprior.sources.naip.warp import Choice
+    from landprior.sources.naip.choose import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -258,10 +259,10 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
     preset = area.preset
     year = settings.year if settings.year is not None else (None if preset is None else preset.naip_year)
     if settings.naip is not None:
-        images = naip.list_images(settings.naip, area.outline)
+        images = list_images(settings.naip, area.outline)
     else:
-        images = naip.search_images(area.outline, network, stac_url=settings.stac_url, sign_url=settings.sign_url)
-    choices, covered = naip.choose_images(images, area.outline, year)
+        images = search_images(area.outline, network, stac_url=settings.stac_url, sign_url=settings.sign_url)
+    choices, covered = choose_images(images, area.outline, year)
     if not choices:
         place = ", ".join(f"{value:.4f}" for value in area.bounds)
         source = settings.naip or redact(settings.stac_url)
@@ -270,8 +271,8 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
     _say_years(choices, year, covered)
     tiles = []
     for found in sorted(choices, key=lambda c: c.image.id):
-        choice = naip.locate(found, network)
-        grid = naip.tile_grid(choice, margin=settings.margin)
+        choice = locate(found, network)
+        grid = tile_grid(choice, margin=settings.margin)
         left, bottom, right, top = grid.bounds
         m = settings.margin
         tiles.append(

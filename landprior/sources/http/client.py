@@ -6,7 +6,6 @@ Query strings (signatures, keys) and user names in URLs never reach a message, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -16,12 +15,11 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import requests
 import urllib3
-from filelock import FileLock, Timeout
 
 import landprior
 from landprior.addresses import redact
@@ -32,17 +30,15 @@ from landprior.errors import (
     SourceBusyError,
     SourceError,
 )
-from landprior.sources.http.cache import file_size
 from landprior.sources.http.responses import (
+    ANSWER_LIMIT,
     DENIED,
-    IDENTITY,
-    MEGABYTE,
+    FILE_LIMIT,
+    TooLongError,
     check_status,
     length_of,
-    range_of,
     require_web,
     translate,
-    validator_of,
 )
 from landprior.sources.http.sessions import Adapter, Session, UrlAuth
 
@@ -53,6 +49,7 @@ if TYPE_CHECKING:
     from requests import Response
 
     from landprior.sources.http.cache import Cache
+    from landprior.sources.http.origins import Origin, Remote
 
 logger = logging.getLogger(__name__)
 
@@ -64,29 +61,6 @@ _PIECE = 64 * 1024
 _PROGRESS = 1024 * 1024
 """Bytes received since the last failure after which a request has all its attempts again."""
 _REDIRECTS = 10
-ANSWER_LIMIT = 32 * MEGABYTE
-"""Bytes, unpacked, after which an answer that is kept in memory is given up, unless its kind may be longer."""
-FILE_LIMIT = 64 * 1024 * MEGABYTE
-"""Bytes after which a download is given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Whom data comes from, for messages and for the cache.
-
-    Parameters
-    ----------
-    name
-        As a user calls it: "NAIP".
-    folder
-        Its folder in the cache.
-    remedy
-        What a user can do when it fails; completes "; ".
-    """
-
-    name: str
-    folder: str
-    remedy: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,33 +92,6 @@ class RetryPolicy:
         """Return the seconds to wait after the attempt of this number, from 1."""
         longest = min(self.first_wait * 2.0 ** (attempt - 1), self.longest_wait)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
-
-
-class TooLongError(SourceError):
-    """An answer is longer than anything of its kind."""
-
-
-class Signer(Protocol):
-    """Gives URLs the signature they need for a while."""
-
-    def sign(self, href: str) -> str:
-        """Return the URL to read now."""
-
-    def forget(self, href: str) -> None:
-        """Sign this one anew the next time."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A file of a source: its lasting address, and how it is signed, if it is."""
-
-    href: str
-    signer: Signer | None = None
-
-    @property
-    def url(self) -> str:
-        """The address to read now."""
-        return self.href if self.signer is None else self.signer.sign(self.href)
 
 
 def _hide_queries(record: logging.LogRecord) -> bool:
@@ -183,7 +130,7 @@ class Network:
         self._stopped = threading.Event()
         self._local = threading.local()
         self._locks: dict[str, threading.Lock] = {}
-        self._refreshed: set[str] = set()
+        self._fetched: set[str] = set()
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._guard = threading.Lock()
 
@@ -211,14 +158,14 @@ class Network:
         attempt, before = 0, 0 if gained is None else gained()
         while True:
             attempt += 1
-            self._check_running()
+            self.require_running()
             try:
                 return action()
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 failure = translate(error)
             except SourceError as error:
                 failure = error
-            self._check_running()  # it may have failed because of stop()
+            self.require_running()  # it may have failed because of stop()
             if str(failure).startswith(f"{origin.name}: "):
                 raise failure  # asked within an asking, and said in full
             if not isinstance(failure, SourceBusyError):
@@ -251,7 +198,7 @@ class Network:
     def pause(self, seconds: float) -> None:
         """Wait, unless stopped."""
         self._stopped.wait(seconds)
-        self._check_running()
+        self.require_running()
 
     def require_online(self, origin: Origin, what: str) -> None:
         """Refuse, with :class:`OfflineError`, what would need the network."""
@@ -259,7 +206,8 @@ class Network:
             msg = f"{origin.name}: {what} is not in the cache, and --offline was given; run once without it"
             raise OfflineError(msg)
 
-    def _check_running(self) -> None:
+    def require_running(self) -> None:
+        """Raise :class:`FetchInterruptedError` after :meth:`stop`."""
         if self._stopped.is_set():
             msg = "stopped; what is whole was kept, and the same command goes on from there"
             raise FetchInterruptedError(msg)
@@ -330,7 +278,7 @@ class Network:
         path = self.cache.path(origin.folder, key, suffix)
         with self.lock(str(path)):  # threads that ask the same wait for the one answer
             kept = _read_kept(path, check)
-            if kept is not None and not self.wants_anew(path) and (time.time() - kept[1] < keep or self.offline):
+            if kept is not None and not self.must_refetch(path) and (time.time() - kept[1] < keep or self.offline):
                 return kept[0]
             self.require_online(origin, redact(url))
             try:
@@ -342,7 +290,7 @@ class Network:
                 logger.warning("%s; using the answer of %s", error, day)
                 return kept[0]
             self.cache.put(path, content)
-            self._refreshed.add(str(path))
+            self.mark_fetched(path)
         return content
 
     def read_body(
@@ -379,14 +327,14 @@ class Network:
             limit = ANSWER_LIMIT if sink is None else FILE_LIMIT
         declared = length_of(response)
         if declared is not None and declared > limit:
-            raise _too_long(response, limit)
+            raise TooLongError.of(response, limit)
         total, began = 0, time.monotonic()
         try:
             while piece := response.raw.read1(_PIECE, decode_content=decode):
-                self._check_running()
+                self.require_running()
                 total += len(piece)
                 if total > limit:
-                    raise _too_long(response, limit)
+                    raise TooLongError.of(response, limit)
                 take(piece)
                 if count is not None:
                     count(len(piece))
@@ -429,122 +377,11 @@ class Network:
         """Remember an open connection, so that :meth:`stop` can end what waits for it."""
         with self._guard:
             self._sockets.add(connection)
-        self._check_running()
+        self.require_running()
 
-    def wants_anew(self, path: Path) -> bool:
+    def must_refetch(self, path: Path) -> bool:
         """Say whether what is cached must not be taken: it is to be fetched anew, and was not yet."""
-        return self.refresh and str(path) not in self._refreshed
-
-    # -- whole files -------------------------------------------------------------------------------
-
-    def download(
-        self,
-        remote: Remote,
-        origin: Origin,
-        *,
-        suffix: str = "",
-        path: Path | None = None,
-        md5: str | None = None,
-        check: Callable[[Path], None] | None = None,
-        limit: int = FILE_LIMIT,
-    ) -> Path:
-        """Return a whole file in the cache, fetched if need be; an interrupted download is gone on with.
-
-        Parameters
-        ----------
-        remote, origin
-            What, from whom.
-        suffix
-            Of the cached file.
-        path
-            Put it here instead of into the cache.
-        md5
-            What its MD5 sum must be.
-        check
-            Raises :class:`SourceError` if the content is wrong; then nothing is kept.
-        limit
-            Bytes after which it is given up.
-        """
-        path = path or self.cache.path(origin.folder, remote.href, suffix)
-        if path.is_file() and not self.wants_anew(path):
-            return path
-        self.require_online(origin, redact(remote.href))
-        with self._alone(path, origin):
-            if path.is_file() and not self.wants_anew(path):
-                return path  # another process was faster
-            part = path.with_name(f"{path.name}.part")
-            for last in (False, True):
-                try:
-                    self.call(origin, lambda: self._download_on(remote, part, limit), gained=lambda: file_size(part))
-                except TooLongError:
-                    _drop_part(part)
-                    raise
-                try:
-                    _check_file(part, remote, md5, check)
-                    break
-                except SourceError as error:
-                    _drop_part(part)
-                    if last:
-                        msg = f"{origin.name}: {error}; {origin.remedy}"
-                        raise SourceError(msg) from error
-                    logger.info("%s: %s; fetching it again", origin.name, error)
-            with self.cache.writing(path):
-                part.replace(path)
-            _drop_part(part)
-            self._refreshed.add(str(path))
-        return path
-
-    def _download_on(self, remote: Remote, part: Path, limit: int) -> None:
-        """Fetch what is missing of a file begun, if it is still the same file."""
-        mark = _mark_of(part)
-        version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-        start = file_size(part) if version else 0
-        headers = IDENTITY | ({"Range": f"bytes={start}-", "If-Range": version} if start else {})
-        with self.open(remote, headers) as response:
-            due = _due_of(response, part, start, version)
-            if due == start:
-                return  # nothing is missing
-            if due is not None and due > limit:
-                raise _too_long(response, limit)
-            resumed, now = response.status_code == requests.codes.partial_content, validator_of(response)
-            with self.cache.writing(part):
-                if not resumed:
-                    mark.unlink(missing_ok=True)  # first: it says what is in the part
-                with part.open("ab" if resumed else "wb") as stream:
-                    if not resumed and now:
-                        mark.write_text(now, encoding="utf-8")
-
-                    def write(piece: bytes) -> None:
-                        stream.write(piece)
-                        stream.flush()  # what has come is there even if this process is killed now
-
-                    self.read_body(response, write, decode=False, limit=limit - (start if resumed else 0))
-        size = file_size(part)
-        if size == 0 or (due is not None and size > due):
-            _drop_part(part)
-        if size == 0 or (due is not None and size != due):
-            msg = f"{redact(remote.href)} gave {size} of {due or 'unknown'} bytes"
-            raise SourceBusyError(msg)
-
-    @contextmanager
-    def _alone(self, path: Path, origin: Origin) -> Iterator[None]:
-        """Keep other processes and threads from fetching the same file."""
-        said = False
-        with self.cache.writing(path):
-            lock = FileLock(self.cache.lock_path(path))
-            while True:
-                self._check_running()
-                try:
-                    lock.acquire(timeout=0.2)
-                    break
-                except Timeout:
-                    if not said:
-                        logger.info("%s: %s is being fetched by another process; waiting", origin.name, path.name)
-                    said = True
-        try:
-            yield
-        finally:
-            lock.release()
+        return self.refresh and str(path) not in self._fetched
 
     def open(self, remote: Remote, headers: Mapping[str, str]) -> Response:
         """Ask for a file; if the signature has run out, sign anew, once."""
@@ -560,52 +397,14 @@ class Network:
                     remote.signer.forget(remote.href)
         raise AssertionError  # pragma: no cover - the loop returns
 
-    def note_refreshed(self, path: Path) -> None:
+    def mark_fetched(self, path: Path) -> None:
         """Note that something was fetched anew in this run, which is enough."""
-        self._refreshed.add(str(path))
+        self._fetched.add(str(path))
 
     def lock(self, name: str) -> threading.Lock:
         """Return the lock of this name, of this process."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
-
-
-def _due_of(response: Response, part: Path, start: int, version: str) -> int | None:
-    """Return the length of the file whose rest was asked for, if the answer says it.
-
-    Raises
-    ------
-    SourceError
-        If the answer is none, or belongs to another version than the part; that is deleted then.
-    """
-    now, where = validator_of(response), redact(response.url)
-    if response.status_code == requests.codes.requested_range_not_satisfiable:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if start and total == str(start) and now in {"", version}:
-            return start
-        _drop_part(part)
-        msg = f"{where} has changed"
-        raise SourceBusyError(msg)
-    check_status(response)
-    if response.status_code == requests.codes.partial_content:
-        first, due = range_of(response)
-        if first != start or now not in {"", version}:
-            _drop_part(part)
-            msg = f"{where} sent another part, or another version, than was asked for"
-            raise SourceBusyError(msg)
-        return due
-    length = length_of(response)
-    if length == 0:
-        msg = f"{where} gave an empty file"
-        raise SourceBusyError(msg)
-    return length
-
-
-def _too_long(response: Response, limit: int) -> TooLongError:
-    size = f"{limit / MEGABYTE:,.0f} MB"
-    return TooLongError(
-        f"{redact(response.url)} sends more than {size}, far more than expected; nothing of it was kept"
-    )
 
 
 def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:
@@ -617,26 +416,3 @@ def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes
     except (OSError, LandpriorError):
         return None
     return content, when
-
-
-def _check_file(path: Path, remote: Remote, md5: str | None, check: Callable[[Path], None] | None) -> None:
-    """Raise unless a downloaded file is what it should be."""
-    if md5 is not None and _md5(path) != md5:
-        msg = f"{redact(remote.href)} has another checksum than it should and was deleted"
-        raise SourceError(msg)
-    if check is not None:
-        check(path)
-
-
-def _mark_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.version")
-
-
-def _drop_part(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _mark_of(part).unlink(missing_ok=True)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

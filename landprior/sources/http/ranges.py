@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
     from requests import Response
 
-    from landprior.sources.http.client import Network, Origin, Remote
+    from landprior.sources.http.client import Network
+    from landprior.sources.http.origins import Origin, Remote
 
 CHUNK = 512 * 1024
 """Bytes of a remote file that are read and cached at once."""
@@ -99,7 +100,7 @@ class Chunks:
     _next: int = -1
     _ahead: int = 1
     _validator: str = ""
-    _doubt: tuple[int, str] | None = None
+    _pending_version: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         self.folder = self.network.cache.path(self.origin.folder, self.remote.href, ".chunks")
@@ -130,7 +131,7 @@ class Chunks:
 
     def _begin(self) -> None:
         """Learn the file's size and version, from the cache or by asking."""
-        if not self.network.wants_anew(self.folder):
+        if not self.network.must_refetch(self.folder):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 known = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
                 self.size, self._validator = int(known["size"]), str(known["validator"])
@@ -193,10 +194,10 @@ class Chunks:
                 if total is None:
                     content = self._receive(response, limit=_WHOLE_LIMIT)
                     total = end = len(content)
-                    self._settle(total, version_of(response))
+                    self._confirm_version(total, version_of(response))
                     _Cutter(begin, total, keep).take(content)
                     return
-                self._settle(total, version_of(response))
+                self._confirm_version(total, version_of(response))
                 cutter = _Cutter(begin, total, keep)
                 self._receive(response, cutter.take)
             if cutter.at != end:
@@ -238,22 +239,22 @@ class Chunks:
         with self.network.listening(self._count):  # GDAL may read in a thread of its own
             return self.network.read_body(response, sink, decode=False, limit=limit)
 
-    def _settle(self, total: int, validator: str) -> None:
+    def _confirm_version(self, total: int, validator: str) -> None:
         """Note the file's size and version; refuse to mix two versions."""
         network, meta = self.network, self.folder / "meta.json"
         if self.size < 0:
-            if network.wants_anew(self.folder):
+            if network.must_refetch(self.folder):
                 network.cache.discard(self.folder)
-                network.note_refreshed(self.folder)
+                network.mark_fetched(self.folder)
             self.size, self._validator = total, validator
             known = {"size": total, "validator": validator, "href": redact(self.remote.href)}
             network.cache.put(meta, json.dumps(known).encode())
         elif (total, validator) == (self.size, self._validator):
-            self._doubt = None
-        elif (total, validator) == self._doubt or network.policy.attempts == 1:
+            self._pending_version = None
+        elif (total, validator) == self._pending_version or network.policy.attempts == 1:
             self._give_up()
         else:  # a slip of the server? What it says twice is taken for true
-            self._doubt = (total, validator)
+            self._pending_version = (total, validator)
             msg = f"{redact(self.remote.href)} is said to have another length or version than before"
             raise SourceBusyError(msg)
 

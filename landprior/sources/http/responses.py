@@ -32,6 +32,21 @@ _BUSY = {408, 425, 429}
 _NEVER = {501, 505}
 """Server errors that the next attempt will meet too."""
 
+ANSWER_LIMIT = 32 * MEGABYTE
+"""Bytes, unpacked, after which an answer that is kept in memory is given up, unless its kind may be longer."""
+FILE_LIMIT = 64 * 1024 * MEGABYTE
+"""Bytes after which a download is given up."""
+
+
+class TooLongError(SourceError):
+    """An answer is longer than anything of its kind."""
+
+    @classmethod
+    def of(cls, response: Response, limit: int) -> TooLongError:
+        """Return the error for an answer of more bytes than the limit."""
+        size = f"{limit / MEGABYTE:,.0f} MB"
+        return cls(f"{redact(response.url)} sends more than {size}, far more than expected; nothing of it was kept")
+
 
 def fingerprint(url: str) -> str:
     """Return a hash of a whole URL, which tells apart what :func:`redact` makes alike, and shows no secret."""

@@ -1,0 +1,242 @@
+"""Whole files: resumed, checked, fetched once."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from landprior.errors import (
+    OfflineError,
+    SourceBusyError,
+    SourceError,
+)
+from landprior.sources.http.client import Network, RetryPolicy
+from landprior.sources.http.downloads import download
+from landprior.sources.http.origins import Remote
+
+from .shared import DATA, DATED, QUICK, SOURCE, files_of, ranges, served
+
+
+def test_a_file_is_downloaded_once(cache, network, faulty_server, folder):
+    server = faulty_server(folder)
+    remote = Remote(f"{server.url}/data.bin")
+    paths = {download(network, remote, SOURCE, suffix=".bin") for _ in range(3)}
+    (path,) = paths
+    assert path.read_bytes() == DATA
+    assert files_of(cache.root) == ["CACHEDIR.TAG", f"source/{path.name}"]
+    assert ranges(server) == [None]
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_a_download_goes_on_where_it_broke_off(network, faulty_server, folder):
+    server = faulty_server(folder)
+    server.fail("truncate", times=2)
+    path = download(network, Remote(f"{server.url}/data.bin"), SOURCE)
+    assert path.read_bytes() == DATA
+    assert ranges(server) == [None, (300_000, None), (450_000, None)]
+    assert server.requests[1].headers["If-Range"].startswith('"')
+
+
+def test_a_download_goes_on_in_the_next_run(cache, faulty_server, folder):
+    server = faulty_server(folder)
+    server.fail("truncate")
+    remote = Remote(f"{server.url}/data.bin")
+    with pytest.raises(SourceBusyError, match=r"broke off after 300000 bytes .*\(tried once\); run the same command"):
+        download(Network(cache, policy=RetryPolicy(attempts=1)), remote, SOURCE)
+    assert [path.suffix for path in sorted(cache.root.glob("source/*"))] == [".part", ".version"]
+    anew = Network(cache, policy=QUICK, refresh=True)  # also then what was begun is gone on with
+    assert download(anew, remote, SOURCE).read_bytes() == DATA
+    assert ranges(server) == [None, (300_000, None)]
+    assert [path.suffix for path in cache.root.glob("source/*")] == [""]
+
+
+def test_a_file_that_has_changed_starts_over(cache, network, faulty_server, folder):
+    server = faulty_server(folder)
+    server.fail("truncate")
+    remote = Remote(f"{server.url}/data.bin")
+    with pytest.raises(SourceBusyError):
+        download(Network(cache, policy=RetryPolicy(attempts=1)), remote, SOURCE)
+    (folder / "data.bin").write_bytes(DATA[::-1])
+    assert download(network, remote, SOURCE).read_bytes() == DATA[::-1]
+    assert ranges(server) == [None, (300_000, None)]
+
+
+@pytest.mark.parametrize(
+    ("validators", "if_range"),
+    [
+        ({"ETag": '"v1"'}, '"v1"'),
+        (DATED, DATED["Last-Modified"]),
+        ({"ETag": 'W/"v1"'} | DATED, DATED["Last-Modified"]),
+        ({"ETag": 'W/"v1"'}, None),
+        ({}, None),
+    ],
+)
+def test_only_a_file_that_can_be_told_from_others_is_gone_on_with(network, faulty_server, validators, if_range):
+    server = faulty_server(routes={"/a": served(DATA, validators)})
+    server.fail("truncate")
+    assert download(network, Remote(f"{server.url}/a"), SOURCE).read_bytes() == DATA
+    assert ranges(server) == [None, (300_000, None) if if_range else None]
+    assert server.requests[1].headers.get("If-Range") == if_range
+
+
+def test_versions_are_not_mixed_by_a_server_that_does_not_know_if_range(network, faulty_server):
+    server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'})})
+    server.fail("truncate")
+
+    def then(request):
+        server.routes["/a"] = served(DATA[::-1], {"ETag": '"v2"'}, if_range=False)
+        return served(DATA, {"ETag": '"v1"'})(request)
+
+    server.routes["/a"] = then
+    assert download(network, Remote(f"{server.url}/a"), SOURCE).read_bytes() == DATA[::-1]
+    assert ranges(server) == [None, (300_000, None), None]
+
+
+def begin_download(cache, remote, content, version):
+    """Put a part into the cache as an earlier run would have."""
+    path = cache.path(SOURCE.folder, remote.href)
+    path.with_name(f"{path.name}.part").write_bytes(content)
+    if version is not None:
+        path.with_name(f"{path.name}.part.version").write_text(version)
+
+
+def test_a_part_that_is_whole_is_taken(cache, network, faulty_server):
+    server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'})})
+    remote = Remote(f"{server.url}/a")
+    begin_download(cache, remote, DATA, '"v1"')
+    assert download(network, remote, SOURCE).read_bytes() == DATA
+    assert ranges(server) == [(600_000, None)]
+
+
+@pytest.mark.parametrize(
+    ("part", "version", "asked"),
+    [
+        (DATA + b"more", '"v1"', [(600_004, None), None]),  # longer than the file
+        (DATA[:9], None, [None]),  # of no known version
+        (DATA[:9], "", [None]),  # the disk was full
+        (b"", '"v1"', [None]),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_not(cache, network, faulty_server, part, version, asked):
+    server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'}, if_range=False)})
+    remote = Remote(f"{server.url}/a")
+    begin_download(cache, remote, part, version)
+    assert download(network, remote, SOURCE).read_bytes() == DATA
+    assert ranges(server) == asked
+
+
+def test_a_part_without_a_version_is_not_gone_on_with_by_that_of_another(cache, network, faulty_server):
+    server = faulty_server(routes={"/a": served(DATA, {})})
+    remote = Remote(f"{server.url}/a")
+    begin_download(cache, remote, DATA[::-1][:9], '"v1"')
+    server.fail("truncate")
+    assert download(network, remote, SOURCE).read_bytes() == DATA
+    assert ranges(server) == [(9, None), None]
+
+
+def test_a_server_without_ranges_starts_over(network, faulty_server, folder):
+    server = faulty_server(folder)
+    server.faults += ["truncate", "ignore-range"]
+    assert download(network, Remote(f"{server.url}/data.bin"), SOURCE).read_bytes() == DATA
+    assert ranges(server) == [None, (300_000, None)]
+
+
+def test_an_empty_answer_does_not_cost_the_part(network, faulty_server, folder):
+    server = faulty_server(folder)
+    server.faults += ["truncate", "empty"]
+    assert download(network, Remote(f"{server.url}/data.bin"), SOURCE).read_bytes() == DATA
+    assert ranges(server) == [None, (300_000, None), (300_000, None)]
+
+
+def test_patience_with_a_long_file_does_not_end_while_it_grows(cache, faulty_server, folder):
+    content = np.random.default_rng(1).bytes(8 * 2**20)
+    (folder / "long.bin").write_bytes(content)
+    server = faulty_server(folder)
+    server.fail("truncate", times=None)
+    network = Network(cache, policy=QUICK)
+    remote = Remote(f"{server.url}/long.bin")
+    with pytest.raises(SourceBusyError, match="tried 3 times"):
+        download(network, remote, SOURCE)
+    mib = 2**20
+    assert ranges(server) == [None, *((part * mib // 4, None) for part in (16, 24, 28, 30))]
+    server.faults.clear()
+    assert download(network, remote, SOURCE).read_bytes() == content
+    assert ranges(server)[5:] == [(31 * mib // 4, None)]
+
+
+def test_a_checksum_is_checked(cache, network, faulty_server, folder):
+    server = faulty_server(folder)
+    remote = Remote(f"{server.url}/data.bin")
+    with pytest.raises(SourceError) as caught:
+        download(network, remote, SOURCE, md5="0" * 32)
+    assert str(caught.value) == (
+        f"The source: {server.url}/data.bin has another checksum than it should and was deleted; "
+        "give a file of your own"
+    )
+    assert len(server.requests) == 2  # once more, as it may have been an accident
+    assert files_of(cache.root) == ["CACHEDIR.TAG"]
+    server.fail("garbage")
+    md5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
+    assert download(network, remote, SOURCE, md5=md5).read_bytes() == DATA
+    assert len(server.requests) == 4
+
+
+def test_a_file_may_go_elsewhere(cache, network, faulty_server, folder, tmp_path):
+    server = faulty_server(folder)
+    target = tmp_path / "elsewhere" / "data.zip"
+    target.parent.mkdir()
+    assert download(network, Remote(f"{server.url}/data.bin"), SOURCE, path=target) == target
+    assert [path.name for path in target.parent.iterdir()] == ["data.zip"]
+    assert target.read_bytes() == DATA
+    assert cache.usage() == []
+
+
+def test_a_packed_file_is_kept_as_it_lies_there(network, faulty_server):
+    packed = gzip.compress(DATA)
+    server = faulty_server(routes={"/a.gz": served(packed, {"ETag": '"v1"', "Content-Encoding": "gzip"})})
+    server.fail("truncate")
+    assert download(network, Remote(f"{server.url}/a.gz"), SOURCE).read_bytes() == packed
+    assert ranges(server) == [None, (len(packed) // 2, None)]
+
+
+def test_refresh_keeps_the_old_file_until_the_new_one_is_whole(cache, network, faulty_server, folder):
+    server = faulty_server(folder)
+    remote = Remote(f"{server.url}/data.bin")
+    path = download(network, remote, SOURCE)
+    (folder / "data.bin").write_bytes(b"new")
+    anew = Network(cache, policy=QUICK, refresh=True)
+    server.fail("503", times=3)
+    with pytest.raises(SourceBusyError):
+        download(anew, remote, SOURCE)
+    assert path.read_bytes() == DATA
+    assert [download(anew, remote, SOURCE).read_bytes() for _ in range(2)] == [b"new"] * 2
+    assert len(server.requests) == 1 + 3 + 1
+
+
+def test_two_who_want_the_same_file_fetch_it_once(cache, faulty_server, folder, caplog):
+    server = faulty_server(folder)
+    server.routes["/slow"] = lambda _: (time.sleep(0.5), server.routes.clear(), (200, {}, DATA))[2]
+    caplog.set_level(logging.INFO, logger="landprior")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(download, Network(cache, policy=QUICK), Remote(f"{server.url}/slow"), SOURCE) for _ in range(2)
+        ]
+        assert [job.result().read_bytes() for job in jobs] == [DATA, DATA]
+    assert len(server.requests) == 1
+    assert sum("is being fetched by another process; waiting" in message for message in caplog.messages) == 1
+
+
+def test_a_whole_file_offline(cache, network, faulty_server, folder):
+    server = faulty_server(folder)
+    download(network, Remote(f"{server.url}/data.bin"), SOURCE)
+    offline = Network(cache, offline=True)
+    assert download(offline, Remote(f"{server.url}/data.bin"), SOURCE).read_bytes() == DATA
+    with pytest.raises(OfflineError, match=r"^The source: http://127.0.0.1:\d+/other is not in the cache"):
+        download(offline, Remote(f"{server.url}/other?sig=secret"), SOURCE)
+    assert len(server.requests) == 1
