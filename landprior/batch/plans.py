@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.collection import Workspace
-    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
+    from landprior.landcover.workspace.layout import FetchPlan
     from landprior.landcover.workspace.pipeline import PipelineSettings
 
 logger = logging.getLogger(__name__)
@@ -321,7 +322,7 @@ def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     ConfigError
         If it fetches nothing, its settings or its outline (a polygon in degrees) are invalid, or its preset is unknown.
     """
-    from landprior.landcover.workspace.layout import FetchSettings
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
 
     if plan.fetch is None:
         msg = "this plan fetches nothing"

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from landprior.batch.plans import BatchPlan
-    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
+    from landprior.landcover.workspace.layout import FetchPlan
     from landprior.landcover.workspace.pipeline import PipelineSettings
     from landprior.sources.http.client import Network
 

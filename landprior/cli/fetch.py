@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings
+    from landprior.landcover.workspace.layout import FetchPlan
     from landprior.raster.scheme import ClassScheme
     from landprior.sources.areas import Area
     from landprior.sources.http.client import Network
@@ -122,7 +123,8 @@ def make_plan(
 
     from landprior.errors import ConfigError
     from landprior.landcover.workspace.collection import Workspace
-    from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
+    from landprior.landcover.workspace.fetch_settings import FetchSettings
+    from landprior.landcover.workspace.layout import plan_fetch
     from landprior.raster.scheme import explain
 
     given = {name: options[name] for name in SOURCE_NAMES if options[name] not in {None, ()}}

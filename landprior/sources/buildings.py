@@ -21,6 +21,7 @@ from landprior.sources.http.client import DAY, Network
 from landprior.sources.http.downloads import download
 from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.responses import MEGABYTE
+from landprior.sources.public import INDEX_URL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,6 @@ BUILDINGS = Origin(
     folder="buildings",
     remedy="give a file of footprints (--buildings FILE), or go without (--buildings none)",
 )
-INDEX_URL = "https://minedbuildings.z5.web.core.windows.net/global-buildings/dataset-links.csv"
 ZOOM = 9
 KEEP_INDEX = 30 * DAY
 _INDEX_LIMIT = 64 * MEGABYTE

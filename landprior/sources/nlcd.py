@@ -28,6 +28,7 @@ from landprior.sources.http.client import DAY, Network
 from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.ranges import open_remote
 from landprior.sources.http.responses import MEGABYTE
+from landprior.sources.public import COVERAGE, WCS_URL
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -41,10 +42,6 @@ NLCD = Origin(
     folder="nlcd",
     remedy="give the national file (--nlcd FILE or URL), or another coverage service (--nlcd-wcs)",
 )
-WCS_URL = "https://dmsdata.cr.usgs.gov/geoserver/mrlc_Land-Cover-Native_conus_year_data/wcs"
-COVERAGE = "mrlc_Land-Cover-Native_conus_year_data:Land-Cover-Native_conus_year_data"
-"""Annual NLCD of the conterminous United States (USGS, MRLC)."""
-
 FIRST_YEAR, LAST_YEAR = 1985, 2025
 KEEP_DESCRIPTION = 30 * DAY
 _CELLS_AROUND = 2

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, SourceBusyError, SourceError
@@ -25,6 +25,7 @@ from landprior.sources.http.origins import Origin
 from landprior.sources.http.responses import MEGABYTE, check_status, parse_json, require_web
 from landprior.sources.http.sessions import UrlAuth, check_redirect
 from landprior.sources.local_files import identify
+from landprior.sources.public import NOMINATIM_URL, OVERPASS_URL, RoadWidth
 from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from landprior.raster.grid import Grid
     from landprior.sources.http.cache import Cache
 
-RoadWidth = Literal["fixed", "tags"]
-"""``fixed``: every road 3 pixels wide, as in the paper. ``tags``: by width, lanes or kind of road."""
-
 OVERPASS = Origin(
     name="OpenStreetMap (Overpass)",
     folder="osm",
@@ -54,9 +52,6 @@ NOMINATIM = Origin(
     folder="places",
     remedy="give the place by --bbox or --aoi instead",
 )
-OVERPASS_URL = "https://overpass-api.de/api"
-NOMINATIM_URL = "https://nominatim.openstreetmap.org/"
-
 _OUTWARD = (-1e-6, -1e-6, 1e-6, 1e-6)
 """Degrees by which a request reaches beyond the tile, so that rounding takes nothing off."""
 

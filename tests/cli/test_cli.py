@@ -45,7 +45,7 @@ from landprior.landcover.training import patches
 from landprior.landcover.training import settings as recipes
 from landprior.landcover.training.model import load_model, save_model
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.workspace.layout import FetchSettings
+from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA

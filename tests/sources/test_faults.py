@@ -34,7 +34,8 @@ from shapely.geometry import box, mapping
 from landprior.errors import OfflineError, RasterWriteError, SourceBusyError, SourceError
 from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
-from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
+from landprior.landcover.workspace.fetch_settings import FetchSettings
+from landprior.landcover.workspace.layout import plan_fetch
 from landprior.raster.grid import Grid
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.areas import area_from_bounds

@@ -18,7 +18,8 @@ from rasterio.windows import Window, from_bounds
 from landprior.errors import GridMismatchError, OfflineError, SourceError, SourceWarning
 from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
-from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
+from landprior.landcover.workspace.fetch_settings import FetchSettings
+from landprior.landcover.workspace.layout import plan_fetch
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.sources.areas import area_from_bounds

@@ -22,8 +22,9 @@ from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, RasterReadError, SourceWarning
 from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.layout import FetchSettings, plan_fetch
+from landprior.landcover.workspace.layout import plan_fetch
 from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

@@ -24,11 +24,12 @@ from landprior.errors import (
     SourceWarning,
 )
 from landprior.landcover.workspace.acquisition import _Job, write_nlcd
-from landprior.landcover.workspace.layout import FetchSettings
+from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.grid import Grid
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network, RetryPolicy
-from landprior.sources.nlcd import WCS_URL, clip_file, describe_coverage, download_nlcd, match_year
+from landprior.sources.nlcd import clip_file, describe_coverage, download_nlcd, match_year
+from landprior.sources.public import WCS_URL
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 COVERAGE = "mrlc:Land-Cover"

@@ -28,7 +28,7 @@ from landprior.errors import (
     SourceWarning,
 )
 from landprior.landcover.prior.coarse import read_nlcd
-from landprior.landcover.workspace.layout import NONE
+from landprior.landcover.workspace.fetch_settings import NONE
 from landprior.landcover.workspace.provenance import make_key
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
@@ -43,7 +43,7 @@ from landprior.sources.http.responses import fingerprint
 from landprior.sources.labels import is_raster, write_labels
 from landprior.sources.local_files import absolute_source, identify, plain_path
 from landprior.sources.naip.warp import write_image
-from landprior.sources.nlcd import WCS_URL
+from landprior.sources.public import WCS_URL
 from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import burn, read_vectors
 
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.fetch_settings import FetchSettings, Layer
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.landcover.workspace.layout import FetchPlan, FetchSettings, Layer, TilePlan
+    from landprior.landcover.workspace.layout import FetchPlan, TilePlan
     from landprior.raster.windows import Block
     from landprior.sources.http.client import Network
 

@@ -6,32 +6,27 @@ import logging
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from rasterio.warp import transform_bounds
 
 from landprior.addresses import redact
 from landprior.errors import GridMismatchError, InputError, LandpriorError, SourceWarning
+from landprior.landcover.workspace.fetch_settings import NONE, FetchSettings
 from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
-from landprior.raster.scheme import ClassScheme  # noqa: TC001 - pydantic, again
 from landprior.sources import nlcd
-from landprior.sources.buildings import INDEX_URL
 from landprior.sources.labels import is_raster
-from landprior.sources.local_files import absolute_source, refuse_remote
 from landprior.sources.naip.choose import choose_images
 from landprior.sources.naip.grid import locate, tile_grid
-from landprior.sources.naip.search import STAC_URL, list_images, search_images
-from landprior.sources.nlcd import COVERAGE, WCS_URL
-from landprior.sources.osm import NOMINATIM_URL, OVERPASS_URL, RoadWidth
+from landprior.sources.naip.search import list_images, search_images
 from landprior.sources.reach import Box, box_of, check_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.sources.areas import Area
@@ -40,94 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Layer = Literal["nlcd", "osm", "buildings", "labels", "naip"]
-"""What can be fetched, in this order: the image last, so that a folder is a tile once it is whole."""
 
-LAYERS: tuple[Layer, ...] = get_args(Layer)
-MARGIN = 64
-"""Metres around what was asked for: the reach of the prior's filters (50 m) and of a learned prior (10 m)."""
-NONE = "none"
-_FILES = ("nlcd", "osm", "buildings")
-"""Settings that may name a file."""
 _DOUBLE = 0.5
 """Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
-
-
-class FetchSettings(BaseModel):
-    """Years, sources and options of a fetch; every default is a public source.
-
-    Parameters
-    ----------
-    year, nlcd_year
-        Wanted; the nearest there is taken. None: the preset's, else the latest NAIP, and NLCD's nearest to that.
-    naip
-        A folder (or file) of NAIP images instead of the catalogue.
-    stac_url, sign_url
-        The catalogue, and what signs its URLs.
-    nlcd
-        A raster of NLCD, path or URL, instead of the coverage service; ``{year}`` in it is replaced.
-    nlcd_wcs, nlcd_coverage
-        The coverage service (WCS 1.0.0) and the name of the coverage.
-    osm
-        An extract (``.osm.pbf``, GeoPackage) instead of Overpass; ``"none"``: no roads and water.
-    overpass_url, nominatim_url
-        Other servers.
-    buildings
-        A vector file of footprints instead of Microsoft's; ``"none"``: no buildings.
-    buildings_index
-        Another copy of Microsoft's index.
-    labels, label_field, label_map, scheme
-        The user's own labels, the attribute with the class, codes to codes, the classes.
-    road_width
-        See :data:`landprior.sources.osm.RoadWidth`.
-    margin
-        Metres around what was asked for.
-    jobs
-        Tiles at a time.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    year: int | None = Field(None, ge=2003, le=2100)
-    nlcd_year: int | None = Field(None, ge=1985, le=2100)
-    naip: Path | None = None
-    stac_url: str = STAC_URL
-    sign_url: str | None = None
-    nlcd: str | None = None
-    nlcd_wcs: str = WCS_URL
-    nlcd_coverage: str = COVERAGE
-    osm: str | None = None
-    overpass_url: str = OVERPASS_URL
-    nominatim_url: str = NOMINATIM_URL
-    buildings: str | None = None
-    buildings_index: str = INDEX_URL
-    labels: tuple[Path, ...] = ()
-    label_field: str = "class"
-    label_map: dict[int, int] = Field(default_factory=dict)
-    scheme: ClassScheme | None = None
-    road_width: RoadWidth = "fixed"
-    margin: int = Field(MARGIN, ge=0, le=2000)
-    jobs: int = Field(2, ge=1, le=16)
-
-    @field_validator("naip", "nlcd", "osm", "buildings", "labels", mode="before")
-    @classmethod
-    def _local(cls, value: object, info: ValidationInfo) -> object:
-        for one in value if isinstance(value, (tuple, list)) else [value]:
-            refuse_remote(one, f"--{info.field_name}", web=info.field_name == "nlcd")
-        return value
-
-    def located(self) -> FetchSettings:
-        """Return them with whole paths of local sources, as another folder or process may read them."""
-        located: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
-        located["naip"] = self.naip and self.naip.absolute()
-        located["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)
-        return self.model_copy(update=located)
-
-    @property
-    def wanted(self) -> tuple[Layer, ...]:
-        """The layers to fetch."""
-        left_out = {name for name in ("osm", "buildings") if getattr(self, name) == NONE}
-        return tuple(name for name in LAYERS if name not in left_out and (name != "labels" or self.labels))
 
 
 @dataclass(frozen=True, kw_only=True)

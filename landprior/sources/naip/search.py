@@ -25,6 +25,7 @@ from landprior.sources.http.responses import parse_json, require_web
 from landprior.sources.naip.grid import outline_of
 from landprior.sources.naip.images import NAIP, NaipImage
 from landprior.sources.naip.sign import SIGN_URL, TokenSigner
+from landprior.sources.public import STAC_URL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STAC_URL = "https://planetarycomputer.microsoft.com/api/stac/v1"
 COLLECTION = "naip"
 KEEP_SEARCH = 30 * DAY
 _PAGE = 100
