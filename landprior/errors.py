@@ -118,3 +118,7 @@ class TableWarning(LandpriorWarning):
 
 class DirectionWarning(LandpriorWarning):
     """A model predicts its target where the prior says that there is less of it."""
+
+
+class FormerNameWarning(LandpriorWarning, FutureWarning):
+    """A former name, of an option say, was used; it will stop working in a later release."""

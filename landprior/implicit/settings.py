@@ -54,26 +54,33 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: LossName | OwnName = "qr"
-    steps: int = Field(600, ge=1, description="optimiser steps in all")
-    warmup: Warmup = "ce-em"
+    loss: LossName | OwnName = Field("qr", description="Training objective.")
+    steps: int = Field(600, ge=1, description="Number of optimiser steps.")
+    warmup: Warmup = Field("ce-em", description="Kind of warm-up before qr, qr-kl, rq or sr takes over.")
     warmup_steps: int | None = Field(
-        None, ge=0, description="steps of the warm-up, part of `steps`; only for qr, qr-kl, rq, sr; a third by default"
+        None,
+        ge=0,
+        description="Steps of the warm-up before qr, qr-kl, rq or sr takes over; they are part of the steps.  "
+        "[default: a third; paper: none]",
     )
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    learning_rate: float = Field(2e-3, gt=0, description="Learning rate of the optimiser.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of the optimiser.")
     marginal: Marginal = Field(
-        "batch", description="the mean prediction that the posterior rests on: the batch's, or a running estimate"
+        "batch",
+        description="Mean prediction that qr and rq divide by: that of the batch, or a running one, for small batches.",
     )
-    memory: float = Field(MEMORY, gt=0, description="items that a running estimate remembers, roughly")
+    memory: float = Field(MEMORY, gt=0, description="Number of items that a running mean remembers, roughly.")
     schedule: Schedule = "cosine"
     ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     epoch_steps: int = Field(25, ge=1, description="steps between two looks at the metrics")
     plateau_epochs: int = Field(4, ge=1, description="epochs without progress before the rate is cut (plateau)")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
-    seed: int = Field(0, ge=0)
-    precision: Precision = "auto"
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same result.")
+    precision: Precision = Field(
+        "auto",
+        description="Arithmetic of the training; auto is bf16 on CUDA, fp32 on a CPU; some CPUs have a fast bf16 too.",
+    )
     compile: Compile = Field(
         "auto", description="the network, before it is trained: on CUDA, if the run is long enough"
     )

@@ -16,7 +16,9 @@ class CountSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    criterion: CriterionName = Field("match", description="how counts are compared; interval, l1, l2 to see them fail")
+    criterion: CriterionName = Field(
+        "match", description="Criterion of --method sr, by which counts of classes are compared."
+    )
     least: float = Field(0.25, ge=0, le=1, description="share of a cell that must lie in a patch for it to count")
     weight: float = Field(
         0.025, gt=0, le=1, description="of the cells where there are labels too; the labels have the rest"
@@ -37,7 +39,7 @@ class EpitomeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(SIZE, ge=1, description="side of the torus, pixels")
+    size: int = Field(SIZE, ge=1, description="Side of the epitome, pixels, for --method epitome.")
     patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
     epitomes: int = Field(1, ge=1, le=64, description="epitomes that are mixed")
     steps: int = Field(2000, ge=1, description="optimiser steps")
@@ -128,7 +130,9 @@ class SelfEpitomeSettings(BaseModel):
     patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
     variance: float = Field(0.01, gt=0, description="of every value of a patch, where the image's range is 0 to 1")
     samples: float = Field(0.05, gt=0, le=1, description="patches that are matched, per pixel of the tile")
-    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
+    shrink: int = Field(
+        1, ge=1, description="Average the image over N x N pixels first, which takes 1/N^4 of the time."
+    )
     own_match: float | None = Field(
         0.5,
         ge=0,
@@ -139,7 +143,7 @@ class SelfEpitomeSettings(BaseModel):
     passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
     iterations: int = Field(3, ge=1, description="of the expectation-maximisation")
     smoothing: int = Field(2, ge=0, description="times that class probabilities are averaged over matches at the end")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same map.")
 
     @model_validator(mode="after")
     def _has_a_centre(self) -> SelfEpitomeSettings:

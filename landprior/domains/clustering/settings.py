@@ -37,22 +37,26 @@ class ClusterSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clusters: int = Field(12, ge=2, le=MOST_CLUSTERS)
+    clusters: int = Field(12, ge=2, le=MOST_CLUSTERS, description="Number of clusters.")
     training: TrainingSettings = Field(default_factory=_training)
-    near: int = Field(NEAR, ge=1, description="side of the small neighbourhood, pixels")
-    far: int = Field(FAR, ge=1, description="side of the large neighbourhood, pixels")
-    alpha: float = Field(START[0], description="weight of the small neighbourhood")
-    beta: float = Field(START[1], description="weight of the large neighbourhood")
-    gamma: float = Field(BALANCE, ge=0, description="by how much rare clusters are favoured")
-    every: int = Field(0, ge=0, description="steps between two estimates of alpha and beta; 0: never")
-    jitter: float = Field(0.0, ge=0, description="how much the light of two views of a patch differs")
-    tint: float = Field(
-        0.25, ge=0, description="how much their colours differ, as a part of how the image's own do; both 0: one view"
+    near: int = Field(NEAR, ge=1, description="Side of the small neighbourhood, pixels.")
+    far: int = Field(FAR, ge=1, description="Side of the large neighbourhood, pixels.")
+    alpha: float = Field(START[0], description="Weight of likeness to the small neighbourhood.")
+    beta: float = Field(
+        START[1], description="Weight of likeness to the large neighbourhood; below 0 pixels are unlike it."
     )
-    filters: int = Field(16, ge=1, description="channels of the network's inner layers")
+    gamma: float = Field(BALANCE, ge=0, description="Strength with which rare clusters are favoured.")
+    every: int = Field(0, ge=0, description="Steps between two estimates of alpha and beta; 0 never estimates them.")
+    jitter: float = Field(0.0, ge=0, description="Variation of brightness between two views of a patch.")
+    tint: float = Field(
+        0.25,
+        ge=0,
+        description="Variation of colour between two views of a patch, as a share of the image's own.",
+    )
+    filters: int = Field(16, ge=1, description="Channels of the network's inner layers; fewer are faster.")
     patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
     batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
-    restarts: int = Field(2, ge=0, description="trainings from another seed, if the clusters degenerate")
+    restarts: int = Field(2, ge=0, description="Number of trainings from another seed, if the clusters degenerate.")
     gain: float = Field(GAIN, gt=0, description="of the random weights")
 
     @classmethod

@@ -19,29 +19,44 @@ class DensitySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = "rq"
-    steps: int = Field(4000, ge=1)
-    warmup: Literal["ce", "ce-em", "none"] = "ce"
-    warmup_steps: int | None = Field(None, ge=0, description="19 of 20 steps by default")
-    learning_rate: float = Field(1e-3, gt=0)
-    filters: int = Field(64, ge=1, description="the paper's")
-    patch_size: int = Field(12, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(128, ge=1, description="patches a step")
-    relative: bool = Field(default=True, description="compare a block's density with its own image's")
+    loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = Field("rq", description="Training objective.")
+    steps: int = Field(4000, ge=1, description="Number of optimiser steps.")
+    warmup: Literal["ce", "ce-em", "none"] = Field("ce", description="Kind of warm-up before rq or qr takes over.")
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="Steps of the warm-up before rq or qr takes over; they are part of the steps.  "
+        "[default: 19/20 of the steps]",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the optimiser.")
+    filters: int = Field(64, ge=1, description="Channels of the network's inner layers; fewer are faster.")
+    patch_size: int = Field(12, ge=11, description="Side of the training patches, pixels.")
+    batch_size: int = Field(128, ge=1, description="Number of patches in a step.")
+    relative: bool = Field(
+        default=True,
+        description="Compare a block's density with that of its own image, or take it as it is.  [default: relative]",
+    )
     share: float | None = Field(
         0.1,
         gt=0,
         lt=1,
-        description="of the target in an average block, where densities are related; None: as the prior",
+        description="Share of the target in an average block, for relative densities.  [default: 0.1; with a prior of "
+        "your own, its mean]",
     )
-    jitter: float = Field(0.2, ge=0, le=1, description="how much brightness and colour of patches are varied")
+    jitter: float = Field(
+        0.2, ge=0, le=1, description="Variation of brightness and colour of patches, in standard deviations."
+    )
     normalise: Normalise = Field(
-        "image", description="standardise the bands of each image by its own mean and deviation, or all by common ones"
+        "image",
+        description="Standardise the bands of each image by its own mean and deviation, or all images by common ones.",
     )
     most_pixels: int = Field(64 * 2**20, ge=1, description="of all images, that lie in memory while training")
     restarts: int = Field(2, ge=0, le=8, description="trainings anew if the model is inverted")
-    seed: int = Field(0, ge=0)
-    precision: Precision = Field("auto", description="bf16 is several times as fast on CPUs that have it in hardware")
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same result.")
+    precision: Precision = Field(
+        "auto",
+        description="Arithmetic of the training; auto is bf16 on CUDA, else fp32. Some CPUs have a fast bf16 too.",
+    )
 
     def tile_settings(self, attempt: int = 0) -> TileSettings:
         """Return the settings of the core's training; each further attempt halves the steps after the warm-up."""

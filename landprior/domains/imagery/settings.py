@@ -27,18 +27,21 @@ class ImageSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: int = Field(256, ge=1)
-    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(256, ge=1, description="Number of images in a step.")
+    epochs: int = Field(16, ge=1, description="Number of times that every image is seen.")
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="by default 0.002 for batches of 256 images, for smaller ones less by the square root",
+        description="Learning rate of the optimiser.  [default: 0.002 for 256 images in a step, for fewer less by the "
+        "square root]",
     )
     weight_decay: float = Field(1e-2, ge=0)
-    schedule: Schedule = "cosine"
-    memory: float = Field(REMEMBERED, gt=0, description="items that a running marginal remembers, roughly")
-    filters: int = Field(FILTERS, ge=1)
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of the items that chooses the epoch")
+    schedule: Schedule = Field("cosine", description="Schedule of the learning rate.")
+    memory: float = Field(REMEMBERED, gt=0, description="Number of items that a running mean remembers, roughly.")
+    filters: int = Field(FILTERS, ge=1, description="Channels of the network's layers; fewer are faster.")
+    held_out: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training items that is held out to choose the epoch."
+    )
     seed: int = Field(0, ge=0)
     precision: Precision = "auto"
 

@@ -32,11 +32,17 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1)
-    marginals: tuple[Denominator, ...] = Field(("batch",), min_length=1)
-    negatives: tuple[int, ...] = Field((1,), description="labels drawn an item; none where candidate sets are given")
-    batch_sizes: tuple[int, ...] = Field((256,), min_length=1)
-    seeds: int = Field(1, ge=1, le=1000)
+    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1, description="Training objective.")
+    marginals: tuple[Denominator, ...] = Field(
+        ("batch",),
+        min_length=1,
+        description="Mean prediction that rq and qr-kl divide by: that of the batch, a running mean, or a constant.",
+    )
+    negatives: tuple[int, ...] = Field(
+        (1,), description="Number of wrong classes drawn for each image from its true label, instead of --candidates."
+    )
+    batch_sizes: tuple[int, ...] = Field((256,), min_length=1, description="Number of images in a step.")
+    seeds: int = Field(1, ge=1, le=1000, description="Number of trainings of each kind, from different seeds.")
     thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
     training: PartialSettings = PartialSettings()
 

@@ -28,13 +28,26 @@ to 40 %.
 class RankSettings(ImageSettings):
     """How a network is trained from pairs."""
 
-    fit: Fit = "marginals"
-    ties: Ties = "included"
-    marginal: Marginal = "batch"
-    denominators: Denominators = "common"
-    pairs: int | None = Field(None, ge=1, description="pairs to draw; as many as images by default")
-    batch_size: int = Field(128, ge=1, description="pairs a step")
-    epochs: int = Field(12, ge=1)
+    fit: Fit = Field(
+        "marginals", description="Fit each q to its marginal of r, or both together to r (for comparison)."
+    )
+    ties: Ties = Field(
+        "included",
+        description="Meaning of >= for equal ranks: as likely as other pairs of ranks, half as likely, or never drawn.",
+    )
+    marginal: Marginal = Field(
+        "batch", description="Mean prediction that q is divided by: that of the batch, or a running mean."
+    )
+    denominators: Denominators = Field(
+        "common",
+        description="Images that this mean is taken over: all of the batch, or first and second ones apart (for "
+        "comparison).",
+    )
+    pairs: int | None = Field(
+        None, ge=1, description="Number of pairs to draw from true ranks.  [default: one for each image]"
+    )
+    batch_size: int = Field(128, ge=1, description="Number of pairs in a step.")
+    epochs: int = Field(12, ge=1, description="Number of times that every pair is seen.")
 
     @property
     def images(self) -> int:

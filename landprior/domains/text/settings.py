@@ -16,20 +16,23 @@ class TextSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: LossName = "rq"
-    epochs: int = Field(10, ge=1, description="times that every document is seen")
+    loss: LossName = Field("rq", description="Training objective.")
+    epochs: int = Field(10, ge=1, description="Number of times that every document is seen.")
     warmup_epochs: int | None = Field(
         None,
         ge=0,
-        description="of them, cross-entropy with the prior first; for qr, qr-kl, rq; by default 3 of 10 where the "
-        "prior is weak, else none",
+        description="Epochs of cross-entropy with the prior before qr, qr-kl or rq; they are part of the epochs."
+        "  [default: 3 of 10 if the prior is weak, else 0]",
     )
-    batch_size: int = Field(256, ge=1, description="documents a step")
-    learning_rate: float = Field(2e-2, gt=0)
+    batch_size: int = Field(256, ge=1, description="Number of documents in a step.")
+    learning_rate: float = Field(2e-2, gt=0, description="Learning rate of the optimiser (AdamW).")
     weight_decay: float = Field(1e-2, ge=0)
-    marginal: Marginal = "batch"
+    marginal: Marginal = Field(
+        "batch",
+        description="Mean prediction that qr and rq divide by: that of the batch, or a running one, for small batches.",
+    )
     memory: float = Field(MEMORY, gt=0, description="documents that a running marginal remembers")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same result.")
 
     def warm(self, *, weak: bool) -> int:
         """Return the epochs of warm-up for a prior that is weak or not."""

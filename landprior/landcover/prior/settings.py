@@ -18,8 +18,8 @@ class PriorSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    blur_sigma: float = Field(31.0, gt=0, le=WIDEST)
-    blur_radius: float = Field(50.0, ge=0, le=WIDEST)
+    blur_sigma: float = Field(31.0, gt=0, le=WIDEST, description="Standard deviation of the blur of NLCD, metres.")
+    blur_radius: float = Field(50.0, ge=0, le=WIDEST, description="Distance at which the blur is cut off, metres.")
     roads_width: float = Field(9.0, ge=0, le=WIDEST)
     buildings_width: float = Field(9.0, ge=0, le=WIDEST)
     water_width: float = Field(5.0, ge=0, le=WIDEST)

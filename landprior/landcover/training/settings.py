@@ -23,11 +23,11 @@ class TileSettings(BaseModel):
 
     training: TrainingSettings = TrainingSettings()
     network: Literal["fcn", "unet"] = Field(
-        "fcn", description="the paper's, or the U-Net of label super-resolution networks"
+        "fcn", description="Network: the paper's, or a U-Net (pip install 'landprior[unet]')."
     )
-    filters: int = Field(32, ge=1, description="channels of the network's inner layers")
-    patch_size: int = Field(64, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(16, ge=1, description="patches a step")
+    filters: int = Field(32, ge=1, description="Channels of the network's inner layers; fewer are faster.")
+    patch_size: int = Field(64, ge=11, description="Side of the training patches, pixels.")
+    batch_size: int = Field(16, ge=1, description="Number of patches in a step.")
     smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
     settled: float = Field(
         SETTLED,
@@ -35,12 +35,12 @@ class TileSettings(BaseModel):
         description="stop, past half of the steps, when fewer pixels change class between looks; 0: never",
     )
     members: int = Field(
-        1, ge=1, le=32, description="trainings from different random weights whose predictions are averaged"
+        1, ge=1, le=32, description="Number of networks trained from different random weights and averaged."
     )
     flips: bool = Field(default=False, description="average the predictions of the mirrored image too")
     drop_unsupported: bool = Field(default=False, description="leave classes out of r that the verdict finds made up")
     starts: int = Field(
-        1, ge=1, le=32, description="trainings from different random weights; that of the largest evidence is kept"
+        1, ge=1, le=32, description="Number of random restarts; the model with the largest evidence is kept."
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,88 @@
+"""Commands whose help has its options in groups, and which still take former spellings of options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+GENERAL = "Options"
+"""The group of options that belong to no other; it comes last."""
+
+
+class Command(click.Command):
+    """A command with groups of options.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Those of :class:`click.Command`.
+    former
+        Former spelling of an option -> its spelling now. The former one is not in the help; it works, with a warning.
+    """
+
+    def __init__(self, *args: Any, former: Mapping[str, str] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.former = dict(former or {})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, former spellings translated."""
+        return super().parse_args(ctx, self._translate(args))
+
+    def _translate(self, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        translated = []
+        for arg in args[:end]:
+            option, equals, value = arg.partition("=")
+            now = self.former.get(option)
+            if now is not None:
+                _warn_of_former(f"landprior {self.name}", option, now)
+            translated.append(arg if now is None else f"{now}{equals}{value}")
+        return translated + args[end:]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group in the order in which they are declared."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(group_of(param), []).append(record)
+        rest = groups.pop(GENERAL, [])
+        for title, records in [*groups.items(), (GENERAL, rest)]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _warn_of_former(command: str, option: str, now: str) -> None:
+    import warnings
+
+    from landprior.errors import FormerNameWarning
+
+    msg = f"{command}: {option} is now called {now}; the old name will stop working in a later release"
+    warnings.warn(msg, FormerNameWarning, stacklevel=2)
+
+
+def group_of(param: click.Parameter) -> str:
+    """Return the title of the group that a parameter is listed in."""
+    return str(getattr(param, "group", GENERAL))
+
+
+def grouped(title: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Return a decorator that adds options, in their order, and lists them under a title in the help."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            before = len(getattr(function, "__click_params__", ()))
+            function = option(function)
+            for param in function.__click_params__[before:]:
+                if not hasattr(param, "group"):
+                    param.group = title
+        return function
+
+    return decorate

@@ -1,0 +1,164 @@
+"""Options made from the fields of settings: their names, choices, ranges, defaults and help are said once, there."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+from pydantic import BaseModel, ValidationError
+
+from landprior.cli.options import INPUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from pydantic.fields import FieldInfo
+
+F = TypeVar("F", bound="Callable[..., Any]")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def field_option(
+    model: type[BaseModel],
+    field: str,
+    *spelling: str,
+    others: Mapping[str, BaseModel] | None = None,
+    choices: Iterable[str] | None = None,
+    multiple: bool = False,
+    help: str | None = None,  # noqa: A002 - click's word
+) -> Callable[[F], F]:
+    """Return a decorator that adds the option of a field; what is not given is None, or () if it may be repeated.
+
+    Parameters
+    ----------
+    model
+        Settings; the field is theirs, or of settings among their fields.
+    field
+        Its name, which is that of the parameter too.
+    *spelling
+        How the option is written; by default ``--`` and the name.
+    others
+        Label -> settings whose default is shown too, where it differs.
+    choices
+        Fewer choices than the field allows.
+    multiple
+        Whether it may be repeated; fields that are tuples always may.
+    help
+        Instead of the field's description, which ends with ``[default: ...]`` if the default is not shown as it is.
+    """
+    info, get = find_field(model, field)
+    kind, is_tuple = _kind_of(info, choices)
+    text = help or info.description or ""
+    if "[default:" not in text:
+        text = f"{text}{_show_default(info, get, others or {})}"
+    names = [*(spelling or (f"--{field.replace('_', '-')}",)), field]
+    if kind is click.BOOL:
+        if not spelling:
+            names[0] = f"{names[0]}/--no{names[0][1:]}"
+        return click.option(*names, default=None, help=text)
+    return click.option(*names, type=kind, multiple=multiple or is_tuple, help=text)
+
+
+def field_options(
+    model: type[BaseModel], *fields: str, others: Mapping[str, BaseModel] | None = None
+) -> tuple[Callable[[Any], Any], ...]:
+    """Return decorators that add the options of several fields (:func:`field_option`)."""
+    return tuple(field_option(model, field, others=others) for field in fields)
+
+
+def find_field(model: type[BaseModel], name: str) -> tuple[FieldInfo, Callable[[BaseModel], Any]]:
+    """Return a field of settings, or of settings among their fields, and what gets its value.
+
+    Raises
+    ------
+    KeyError
+        If there is no such field.
+    """
+    if name in model.model_fields:
+        return model.model_fields[name], lambda settings: getattr(settings, name)
+    for outer, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
+            return inner.model_fields[name], lambda settings, outer=outer: getattr(getattr(settings, outer), name)
+    raise KeyError(name)
+
+
+def pick_given(options: Mapping[str, Any], model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return the options that were given; of a model, only those that are fields of it."""
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and value != () and (model is None or name in model.model_fields)
+    }
+
+
+def make_checked(model: type[Model], what: str, **given: Any) -> Model:  # noqa: ANN401 - whatever the fields are
+    """Make settings of what was given.
+
+    Raises
+    ------
+    click.UsageError
+        If a value is out of its range, or options contradict each other; ``what`` names the whole.
+    """
+    from landprior.raster.scheme import explain
+
+    try:
+        return model(**given)
+    except ValidationError as error:
+        raise click.UsageError(explain(error, what)) from error
+
+
+def _kind_of(info: FieldInfo, choices: Iterable[str] | None) -> tuple[click.ParamType, bool]:  # type: ignore[type-arg,unused-ignore]
+    """Return the type of an option for a field, and whether the field is a tuple."""
+    allowed, plain, is_tuple = _unwrap(info.annotation)
+    if choices is not None:
+        allowed = list(choices)
+    if allowed:
+        return click.Choice(allowed), is_tuple
+    if plain is bool:
+        return click.BOOL, False
+    if issubclass(plain, Path):
+        return INPUT, is_tuple
+    if plain in (int, float):
+        limits = {
+            name: getattr(one, name) for one in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(one, name)
+        }
+        least, most = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
+        ends = {"min": least, "max": most, "min_open": "gt" in limits, "max_open": "lt" in limits}
+        if not limits:
+            return (click.INT if plain is int else click.FLOAT), is_tuple
+        return (click.IntRange if plain is int else click.FloatRange)(**ends), is_tuple
+    return click.STRING, is_tuple
+
+
+def _unwrap(annotation: Any) -> tuple[list[str], type, bool]:  # noqa: ANN401 - any annotation
+    """Return the choices of an annotation, its plain type, and whether it is a tuple of them."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return [str(one) for one in inner], str, False
+    if origin in (typing.Union, types.UnionType):
+        parts = [_unwrap(one) for one in inner if one is not type(None)]
+        return [choice for part in parts for choice in part[0]], parts[0][1], parts[0][2]
+    if origin is tuple:
+        choices, plain, _ = _unwrap(inner[0])
+        return choices, plain, True
+    return [], annotation, False
+
+
+def _show_default(info: FieldInfo, get: Callable[[BaseModel], Any], others: Mapping[str, BaseModel]) -> str:
+    default = info.get_default(call_default_factory=True)
+    if isinstance(default, bool) or default is None or default == ():
+        return ""
+    shown = {default: _text(default)}
+    for label, one in others.items():
+        shown.setdefault(get(one), f"{label} {_text(get(one))}")
+    return f"  [default: {'; '.join(shown.values())}]"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_text(one) for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
