@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -45,7 +46,7 @@ def _expand(entry: Any, below: dict[str, list[str]]) -> Any:  # noqa: ANN401 - t
 
 def make_pages() -> dict[str, str]:
     """Return the generated pages: path below docs/ -> Markdown."""
-    return command_pages() | api_pages()
+    return command_pages() | api_pages() | {"modules.md": list_modules()}
 
 
 # -- commands -------------------------------------------------------------------------------------
@@ -125,17 +126,46 @@ def _first_line(command: click.Command | None) -> str:
 
 def api_pages() -> dict[str, str]:
     """Return a page for each package, with all its public modules, and one that lists them."""
-    packages: dict[str, list[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(REPOSITORY).with_suffix("").parts
-        if parts[-1] in {"__init__", "__main__"} or "cli" in parts or "web" in parts:
-            continue
-        packages.setdefault(".".join(parts[:-1]), []).append(".".join(parts))
+    packages = {
+        package: modules
+        for package, modules in find_modules().items()
+        if not package.startswith(("landprior.cli", "landprior.web"))
+    }
     intro = "What `landprior` itself exports is kept stable; the modules below are documented, but may still change."
     lines = ["# API", "", intro, "", "::: landprior", "", "## Packages", ""]
     lines += [f"- [`{package}`]({package}.md)" for package in packages]
     pages = {f"{API}index.md": "\n".join(lines) + "\n"}
     for package, modules in packages.items():
-        text = [f"# {package}", "", *(f"::: {module}\n" for module in modules)]
+        text = [f"# {package}", "", *(f"::: {package}.{module}\n" for module in modules)]
         pages[f"{API}{package}.md"] = "\n".join(text)
     return pages
+
+
+def list_modules() -> str:
+    """Return a page with a line for each module: the first of its docstring."""
+    lines = [
+        "# Modules",
+        "",
+        "Every module with the first line of its docstring. [Architecture](architecture.md) has the rooms.",
+    ]
+    for package, modules in find_modules().items():
+        folder = REPOSITORY / package.replace(".", "/")
+        lines += ["", f"## {package}", "", _tell(folder / "__init__.py"), "", "| module | what |", "| --- | --- |"]
+        lines += [f"| `{module}` | {_tell(folder / f'{module}.py')} |" for module in modules]
+    return "\n".join(lines) + "\n"
+
+
+def find_modules() -> dict[str, list[str]]:
+    """Return the modules of each package, by its dotted name."""
+    packages: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        package = ".".join(path.relative_to(REPOSITORY).parts[:-1])
+        if path.stem not in {"__init__", "__main__"}:
+            packages.setdefault(package, []).append(path.stem)
+    return packages
+
+
+def _tell(path: Path) -> str:
+    """Return the first paragraph of a module's docstring."""
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+    return " ".join(text.replace("``", "`").replace("|", "\\|").split())

@@ -83,4 +83,21 @@ def test_pages_that_are_named_in_code_and_text_exist():
 def test_every_page_of_the_site_is_in_its_navigation():
     nav = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     listed = re.findall(r": *([\w/-]+\.md)$", nav, flags=re.MULTILINE)
-    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+    listed += re.findall(r"^ +- ([\w/-]+/index\.md)$", nav, flags=re.MULTILINE)  # first pages of sections
+    assert sorted(listed) == sorted(["modules.md", *(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))])
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)
+def test_lines_of_prose_are_short(page):
+    """Rows of tables and code cannot be wrapped, nor can links."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+    assert [line for line in long if len(re.sub(r"\]\([^)]*\)", "]", line)) > 120] == []
+
+
+@pytest.mark.parametrize("name", ["clustering", "density", "partial-labels", "superres", "text"])
+def test_pages_with_a_page_in_the_research_log_are_short(name):
+    (page,) = (path for path in PAGES if path.name == f"{name}.md" and path.parent.name != "research-log")
+    assert (DOCS / "research-log" / page.name).is_file()
+    words = [word for word in page.read_text(encoding="utf-8").split() if any(map(str.isalnum, word))]
+    assert len(words) <= 700
