@@ -4,13 +4,96 @@ Coarse, public layers (30 m NLCD, OpenStreetMap, building footprints) become a p
 pixel; a small network is trained on the place itself against that prior with the
 implicit-posterior losses QR and RQ; the map is written as a Cloud-Optimized GeoTIFF.
 
-The package is a library first. Import the module you need:
+The package is a library first, and the command line calls it. What most people need is here::
+
+    import landprior
+
+    scheme = landprior.load_scheme("enviroatlas-5")
+    landprior.build_prior("nlcd.tif", "prior.tif", scheme=scheme, like="naip.tif")
+    model = landprior.train([("naip.tif", "prior.tif")], "model.safetensors")
+    landprior.predict("naip.tif", "map.tif", model, posterior="prior.tif")
+    print(landprior.evaluate([("map.tif", "labels.tif")], scheme).to_text())
+
+The rest is in the packages:
 
 - :mod:`landprior.implicit`: losses, posterior, networks and the training loop; knows no maps.
 - :mod:`landprior.raster`: grids, windows, COG writing and class schemes; knows no networks.
+- :mod:`landprior.sources`: NAIP, NLCD, OpenStreetMap, buildings and files of the user's own.
 - :mod:`landprior.landcover`: priors, tile training, prediction, evaluation, the whole chain.
 
-Nothing heavy is imported here, so that ``landprior --help`` stays instant.
+Nothing heavy is imported here, so that ``landprior --help`` stays instant: a name is loaded when it is first used.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landprior.errors import LandpriorError
+    from landprior.implicit import losses
+    from landprior.landcover.assessment.estimation import evaluate_points
+    from landprior.landcover.assessment.sampling import draw_sample
+    from landprior.landcover.assessment.scores import evaluate
+    from landprior.landcover.mapping.predict import predict
+    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.prior.build import build_prior
+    from landprior.landcover.prior.cooccurrence import load_cooccurrence
+    from landprior.landcover.training.files import train_files as train
+    from landprior.landcover.training.model import LandcoverModel, load_model
+    from landprior.landcover.training.settings import TileSettings
+    from landprior.raster.scheme import ClassScheme, load_scheme
+
+__all__ = [
+    "ClassScheme",
+    "LandcoverModel",
+    "LandpriorError",
+    "Products",
+    "TileSettings",
+    "build_prior",
+    "draw_sample",
+    "evaluate",
+    "evaluate_points",
+    "load_cooccurrence",
+    "load_model",
+    "load_scheme",
+    "losses",
+    "predict",
+    "train",
+]
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ClassScheme": "landprior.raster.scheme",
+    "LandcoverModel": "landprior.landcover.training.model",
+    "LandpriorError": "landprior.errors",
+    "Products": "landprior.landcover.mapping.products",
+    "TileSettings": "landprior.landcover.training.settings",
+    "build_prior": "landprior.landcover.prior.build",
+    "draw_sample": "landprior.landcover.assessment.sampling",
+    "evaluate": "landprior.landcover.assessment.scores",
+    "evaluate_points": "landprior.landcover.assessment.estimation",
+    "load_cooccurrence": "landprior.landcover.prior.cooccurrence",
+    "load_model": "landprior.landcover.training.model",
+    "load_scheme": "landprior.raster.scheme",
+    "losses": "landprior.implicit",
+    "predict": "landprior.landcover.mapping.predict",
+    "train": "landprior.landcover.training.files",
+}
+_NAMES_THERE = {"train": "train_files"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function, a class or a module
+    """Load a public name from its module (PEP 562); the imports above say the same to type checkers."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    there = _NAMES_THERE.get(name, name)
+    home = import_module(_HOMES[name])
+    found = getattr(home, there) if hasattr(home, there) else import_module(f"{_HOMES[name]}.{there}")
+    globals()[name] = found  # the next use finds it at once
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -233,7 +233,7 @@ def command(
         train_files(
             list(zip(images, priors or [None] * len(images), strict=True)),
             output,
-            settings,
+            settings=settings,
             labels=labels,
             label_map=label_map,
             scheme=scheme,

@@ -444,7 +444,7 @@ class Runner:
         train_files(
             [(tile.image, tile.prior) for tile in files],
             path,
-            self._settings(row, cell.seed, rate, labelled=True),
+            settings=self._settings(row, cell.seed, rate, labelled=True),
             labels=[place.labels for place in tiles],
             label_map=dict(maps.pop()),
             names=[tile.name for tile in files],
@@ -464,7 +464,7 @@ class Runner:
         return train_files(
             [(place.image, self._prior(row, cell.region, place)) for place in group],
             path,
-            self._settings(row, cell.seed, rate, labelled=False),
+            settings=self._settings(row, cell.seed, rate, labelled=False),
             names=[place.id for place in group],
             scheme=self._scheme,
             init=init,

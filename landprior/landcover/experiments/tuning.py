@@ -184,7 +184,7 @@ def _try(
     model = train_files(
         [(tile.image, tile.prior) for tile in tiles],
         path,
-        settings,
+        settings=settings,
         labels=[tile.labels for tile in tiles if tile.labels is not None],
         label_map=label_map,
         names=[tile.name or tile.image.name for tile in tiles],

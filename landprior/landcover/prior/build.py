@@ -19,6 +19,7 @@ import landprior
 from landprior.errors import InputError
 from landprior.landcover.prior.calibration import Calibration, calibrate
 from landprior.landcover.prior.coarse import CoarseLayers
+from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.fusion import PriorModel, require_role
 from landprior.landcover.prior.settings import PriorSettings
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from landprior.landcover.prior.learned import LearnedPrior
     from landprior.landcover.prior.sparse_labels import Hints
     from landprior.landcover.training.model import LandcoverModel
+    from landprior.raster.scheme import ClassScheme
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def build_prior(
     nlcd: str | Path,
     output: str | Path,
     *,
-    cooccurrence: Cooccurrence,
+    scheme: ClassScheme | None = None,
+    cooccurrence: Cooccurrence | None = None,
     layers: Mapping[str, str | Path] | None = None,
     like: str | Path | None = None,
     settings: PriorSettings | None = None,
@@ -65,8 +68,11 @@ def build_prior(
         NLCD raster, original codes.
     output
         The prior to write: one band per class, in the order of the scheme.
+    scheme
+        The fine classes, where ``cooccurrence`` does not say them.
     cooccurrence
-        P(class | code) and the class scheme.
+        P(class | code) and the class scheme; by default the matrix that ships with ``scheme``
+        (:func:`landprior.landcover.prior.cooccurrence.load_cooccurrence`).
     layers
         Paths of ``roads``, ``buildings``, ``waterways``, ``waterbodies`` rasters: nonzero is presence. None
         of them: the NLCD-only prior.
@@ -102,10 +108,13 @@ def build_prior(
     ------
     GridMismatchError
         If the rasters cannot be brought on one grid.
+    InputError
+        If neither scheme nor matrix is given, or a matrix of another scheme.
     PriorError
         If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
-        prior was made for other classes, layers or widths.
+        prior was made for other classes, layers or widths; if no matrix ships with the scheme.
     """
+    cooccurrence = _choose_matrix(scheme, cooccurrence)
     target = check_output(output, overwrite=overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
     with ExitStack() as stack:
         coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
@@ -152,6 +161,19 @@ def build_prior(
 
         stream(compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
     return target
+
+
+def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None) -> Cooccurrence:
+    """Return the matrix that is given, or the one that ships with a scheme."""
+    if cooccurrence is None and scheme is not None:
+        return load_cooccurrence(None, scheme)
+    if cooccurrence is None:
+        msg = "give the class scheme, or a cooccurrence matrix, which has one"
+        raise InputError(msg)
+    if scheme is not None and scheme != cooccurrence.scheme:
+        msg = f"the cooccurrence matrix is of the scheme {cooccurrence.scheme.name!r}, not {scheme.name!r}"
+        raise InputError(msg)
+    return cooccurrence
 
 
 def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hints | None) -> Calibration:

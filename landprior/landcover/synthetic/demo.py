@@ -127,7 +127,7 @@ def run_demo(
         options: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
         made = {"image": image, "prior": prior}
         with _recording(tile, "model" if loss == "qr" else None, made, settings.model_dump(mode="json")):
-            model = train_files([(image, prior)], weights, settings, **options)
+            model = train_files([(image, prior)], weights, settings=settings, **options)
         title = f"{name} q" if loss == "qr" else name
         maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, **options)
         if loss == "qr":

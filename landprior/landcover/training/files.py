@@ -54,8 +54,8 @@ class TrainingTile:
 def train_files(
     pairs: Sequence[tuple[str | Path, str | Path | None]],
     output: str | Path,
-    settings: TileSettings | None = None,
     *,
+    settings: TileSettings | None = None,
     labels: Sequence[str | Path] = (),
     label_map: Mapping[int, int] | None = None,
     names: Sequence[str] | None = None,

@@ -209,7 +209,7 @@ def model_of_tile(
     run: dict[str, Any] = {"device": device, "overwrite": True, "progress": progress}
     with tile.making("model", basis) as note:
         if trainer is None:
-            model = train_files([(image, prior)], target, training, names=[tile.id], **run)
+            model = train_files([(image, prior)], target, settings=training, names=[tile.id], **run)
         else:
             one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
             model = trainer.train([one], target, training, **run)
@@ -239,7 +239,7 @@ def train_city(
     files = _joint_files(tiles)
     pairs = [(files[f"{tile.id} image"], files[f"{tile.id} prior"]) for tile in tiles]
     names = [tile.id for tile in tiles]
-    train_files(pairs, output, training, names=names, device=device, overwrite=overwrite, progress=progress)
+    train_files(pairs, output, settings=training, names=names, device=device, overwrite=overwrite, progress=progress)
     return output
 
 

@@ -70,7 +70,7 @@ def palette(write):
 
 
 def test_the_kind_is_kept_in_the_model(tmp_path, write, make_prior, quick):
-    train_files([(write("train.tif"), make_prior("p.tif", 48, 56))], tmp_path / "m.safetensors", quick())
+    train_files([(write("train.tif"), make_prior("p.tif", 48, 56))], tmp_path / "m.safetensors", settings=quick())
     kind = ImageKind.model_validate(load_model(tmp_path / "m.safetensors").record["image"])
     assert (kind.dtype, kind.names, kind.nodata) == ("uint8", list(RGBN), "none")
     assert kind.pixel_size == pytest.approx(1, rel=0.01)
@@ -239,7 +239,7 @@ def test_palette_images_are_refused(tmp_path, write, make_prior, quick, make_mod
     image = palette(write)
     prior = make_prior("p.tif", 48, 56)
     with pytest.raises(InputError, match=r"palette.tif is a picture with a palette.*gdal_translate -expand rgb"):
-        train_files([(image, prior)], tmp_path / "m.safetensors", quick())
+        train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick())
     for force in (False, True):
         with pytest.raises(InputError, match="picture with a palette"):
             predict(image, tmp_path / "map.tif", make_model(bands=1), force=force)
@@ -251,7 +251,7 @@ def test_images_of_two_kinds_are_not_trained_on_together(tmp_path, write, make_p
         train_files(
             [(one, make_prior("a.tif", 48, 56)), (other, make_prior("b.tif", 48, 56))],
             tmp_path / "m.safetensors",
-            quick(),
+            settings=quick(),
         )
 
 
@@ -261,7 +261,9 @@ def test_a_start_from_another_kind_of_image_is_refused(tmp_path, write, model, m
         image = write(name, **options)
         prior = make_prior(f"p{name}", 48, 56, grid=ImageLayer(image).grid)
         with pytest.raises(ModelError, match="the model to start from was trained on another kind of image"):
-            train_files([(image, prior)], tmp_path / "m.safetensors", quick(), init=tmp_path / "train.safetensors")
+            train_files(
+                [(image, prior)], tmp_path / "m.safetensors", settings=quick(), init=tmp_path / "train.safetensors"
+            )
 
 
 def test_a_learned_prior_is_for_pixels_of_its_size(make_model, make_grid):

@@ -26,7 +26,7 @@ def test_every_order_of_files_gives_the_same_weights(pairs, quick, tmp_path, cha
     found = {}
     for number, order in enumerate(permutations(pairs) if not changes else [pairs, pairs[::-1]]):
         path = tmp_path / f"{number}.safetensors"
-        train_files(order, path, settings)
+        train_files(order, path, settings=settings)
         found[number] = path.read_bytes()
     assert len(set(found.values())) == 1
     assert load_model(tmp_path / "0.safetensors").record["tiles"] == ["a.tif", "a.tif", "b.tif"]
@@ -42,9 +42,9 @@ def test_tiles_of_one_name_go_by_their_content(pairs):
 
 
 def test_a_tile_that_is_given_twice_counts_twice_and_is_said(pairs, quick, tmp_path, caplog):
-    once = train_files(list(pairs[:2]), tmp_path / "once.safetensors", quick())
+    once = train_files(list(pairs[:2]), tmp_path / "once.safetensors", settings=quick())
     assert "more than once" not in caplog.text
-    twice = train_files([pairs[0], pairs[1], pairs[0]], tmp_path / "twice.safetensors", quick())
+    twice = train_files([pairs[0], pairs[1], pairs[0]], tmp_path / "twice.safetensors", settings=quick())
     assert "b.tif is given more than once, and counts that often in the training" in caplog.text
     assert len(twice.record["tiles"]) == 3
     assert len(once.record["tiles"]) == 2

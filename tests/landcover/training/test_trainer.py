@@ -55,7 +55,7 @@ def test_the_seed_comes_from_the_name_of_the_tile(pair, quick):
 
 def test_a_model_says_how_it_was_made(tmp_path, pair, quick):
     path = tmp_path / "model.safetensors"
-    train_files([pair], path, quick())
+    train_files([pair], path, settings=quick())
     model = load_model(path)
     assert model.loss == "qr"
     assert model.record["tiles"] == ["image.tif"]
@@ -108,7 +108,7 @@ def test_a_tile_that_is_valid_only_along_its_border_is_refused(tmp_path, make_im
     with pytest.raises(
         InputError, match=r"i.tif has no valid pixel more than 5 px away from its border.*nothing to train"
     ):
-        train_files([(image, prior)], tmp_path / "m.safetensors", quick())
+        train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick())
     assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image
     holes[20:25, 20:30] = False
     image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56)
     with pytest.warns(HarmWarning, match=r"cannot be judged \(there are too few pixels to judge by: 50, and 100"):
-        model = train_files([(image, prior)], tmp_path / "m.safetensors", quick(starts=2))
+        model = train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick(starts=2))
     with pytest.warns(HarmWarning, match="could not be judged"):
         predict(image, tmp_path / "map.tif", model, posterior=prior)
     with rasterio.open(tmp_path / "map.tif") as src:
@@ -152,15 +152,15 @@ def test_watch_sees_every_look_and_changes_nothing(pair, quick):
 
 
 def test_starting_from_another_model(tmp_path, pair, quick):
-    first = train_files([pair], tmp_path / "first.safetensors", quick())
+    first = train_files([pair], tmp_path / "first.safetensors", settings=quick())
     still = quick(training={"learning_rate": 1e-12, "weight_decay": 0.0})
-    second = train_files([pair], tmp_path / "second.safetensors", still, init=tmp_path / "first.safetensors")
+    second = train_files([pair], tmp_path / "second.safetensors", settings=still, init=tmp_path / "first.safetensors")
     for name, value in first.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], value, atol=1e-6, rtol=0)
     with pytest.raises(ModelError, match=r"4 filters .*this run has 4 bands, 6 filters"):
-        train_files([pair], tmp_path / "x.safetensors", quick(filters=6), init=tmp_path / "first.safetensors")
+        train_files([pair], tmp_path / "x.safetensors", settings=quick(filters=6), init=tmp_path / "first.safetensors")
     with pytest.raises(MissingInputError, match="no model at"):
-        train_files([pair], tmp_path / "x.safetensors", quick(), init=tmp_path / "none.safetensors")
+        train_files([pair], tmp_path / "x.safetensors", settings=quick(), init=tmp_path / "none.safetensors")
 
 
 def stop_at(monkeypatch, step):
@@ -182,11 +182,11 @@ def test_interrupted_and_resumed_gives_the_same_model(tmp_path, pair, quick):
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 9)
         with pytest.raises(TrainingInterruptedError, match="after 9 of 12 steps"):
-            train_files([pair], path, quick())
+            train_files([pair], path, settings=quick())
     assert not path.exists()
     assert (tmp_path / ".model.safetensors.checkpoint").exists()
-    resumed = train_files([pair], path, quick())
-    assert resumed.digest() == train_files([pair], tmp_path / "whole.safetensors", quick()).digest()
+    resumed = train_files([pair], path, settings=quick())
+    assert resumed.digest() == train_files([pair], tmp_path / "whole.safetensors", settings=quick()).digest()
     assert not (tmp_path / ".model.safetensors.checkpoint").exists()
 
 
@@ -206,10 +206,10 @@ def test_a_full_disk_at_the_end_costs_no_training(tmp_path, pair, quick, members
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "save_model", full)
         with pytest.raises(RasterWriteError):
-            train_files([pair], path, quick(members=members))
+            train_files([pair], path, settings=quick(members=members))
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 0)  # the first step of a training would be interrupted
-        train_files([pair], path, quick(members=members))
+        train_files([pair], path, settings=quick(members=members))
     assert not list(tmp_path.glob(".*"))
 
 
@@ -220,10 +220,10 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path, pair, make_pri
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, 9)
         with pytest.raises(TrainingInterruptedError):
-            train_files([pair], path, quick())
+            train_files([pair], path, settings=quick())
     other = (pair[0], make_prior("other.tif", 48, 56))
-    fresh = train_files([other], tmp_path / "fresh.safetensors", quick())
-    assert train_files([other], path, quick()).digest() == fresh.digest()
+    fresh = train_files([other], tmp_path / "fresh.safetensors", settings=quick())
+    assert train_files([other], path, settings=quick()).digest() == fresh.digest()
 
 
 def test_of_several_starts_the_likeliest_is_kept(tmp_path, pair, quick):
@@ -232,7 +232,7 @@ def test_of_several_starts_the_likeliest_is_kept(tmp_path, pair, quick):
     each = [train_model(tile, settings, start=start) for start in range(3)]
     assert len({model.digest() for model in each}) == 3
     evidence = [model.record["verdict"]["evidence"] for model in each]
-    best = train_files([pair], tmp_path / "model.safetensors", settings)
+    best = train_files([pair], tmp_path / "model.safetensors", settings=settings)
     assert best.digest() == each[int(np.argmax(evidence))].digest()
     assert best.record["starts"] == {"evidence": evidence, "chosen": int(np.argmax(evidence))}
     assert not list(tmp_path.glob(".model*"))
@@ -253,8 +253,8 @@ def test_an_interrupted_start_leaves_the_finished_ones(tmp_path, pair, quick, mo
 
     monkeypatch.setattr(ensemble, "train_model", counted)
     with pytest.raises(TrainingInterruptedError):
-        train_files([pair], path, settings)
-    model = train_files([pair], path, settings)
+        train_files([pair], path, settings=settings)
+    model = train_files([pair], path, settings=settings)
     assert calls == [0, 1, 1]
     assert len(model.record["starts"]["evidence"]) == 2
     assert not list(tmp_path.glob(".model*"))
@@ -265,7 +265,7 @@ def test_existing_model_is_refused_before_any_work(tmp_path, pair, quick, monkey
     path.write_bytes(b"old")
     stop_at(monkeypatch, 0)
     with pytest.raises(OutputExistsError, match="--overwrite"):
-        train_files([pair], path, quick())
+        train_files([pair], path, settings=quick())
     assert path.read_bytes() == b"old"
 
 
@@ -302,7 +302,9 @@ def score(path, truth):
 
 def test_labels_are_fitted_without_a_prior(tmp_path, labelled, enviroatlas):
     image, _, labels, truth = labelled
-    model = train_files([(image, None)], tmp_path / "hr.safetensors", supervised(), labels=[labels], scheme=enviroatlas)
+    model = train_files(
+        [(image, None)], tmp_path / "hr.safetensors", settings=supervised(), labels=[labels], scheme=enviroatlas
+    )
     assert model.extras == ()
     assert model.supervised
     assert "verdict" not in model.record
@@ -325,7 +327,7 @@ def test_pixels_without_a_label_are_seen_and_do_not_count(labelled, enviroatlas)
 def test_the_prior_can_be_an_input(tmp_path, labelled, enviroatlas):
     image, prior, labels, truth = labelled
     path = tmp_path / "aux.safetensors"
-    model = train_files([(image, prior)], path, supervised(), labels=[labels], scheme=enviroatlas)
+    model = train_files([(image, prior)], path, settings=supervised(), labels=[labels], scheme=enviroatlas)
     assert model.extras == ("prior",)
     assert next(iter(model.network.parameters())).shape[1] == 3 + 5
     again = load_model(path)
@@ -337,7 +339,7 @@ def test_the_prior_can_be_an_input(tmp_path, labelled, enviroatlas):
         predict(
             image,
             tmp_path / "c.tif",
-            train_files([(image, prior)], tmp_path / "q.safetensors", supervised()),
+            train_files([(image, prior)], tmp_path / "q.safetensors", settings=supervised()),
             prior=prior,
         )
 
@@ -355,32 +357,32 @@ def test_the_prior_as_input_matters(labelled, enviroatlas):
 def test_from_labels_elsewhere_to_the_prior_here(tmp_path, labelled, enviroatlas):
     image, prior, labels, truth = labelled
     hr = tmp_path / "hr.safetensors"
-    train_files([(image, None)], hr, supervised(), labels=[labels], scheme=enviroatlas)
+    train_files([(image, None)], hr, settings=supervised(), labels=[labels], scheme=enviroatlas)
     settings = TileSettings(filters=8, patch_size=32, batch_size=8)
     loop = {"steps": 30, "warmup": "none", "learning_rate": 1e-4, "ramp_steps": 5}
     settings = settings.model_copy(update={"training": settings.training.model_copy(update=loop)})
-    model = train_files([(image, prior)], tmp_path / "qr.safetensors", settings, init=hr)
+    model = train_files([(image, prior)], tmp_path / "qr.safetensors", settings=settings, init=hr)
     assert model.loss == "qr"
     predict(image, tmp_path / "map.tif", model, posterior=prior, force=True)
     assert score(tmp_path / "map.tif", truth) > 0.95
     aux = tmp_path / "aux.safetensors"
-    train_files([(image, prior)], aux, supervised(training={"steps": 4}), labels=[labels], scheme=enviroatlas)
+    train_files([(image, prior)], aux, settings=supervised(training={"steps": 4}), labels=[labels], scheme=enviroatlas)
     with pytest.raises(ModelError, match=r"3 bands, prior as input, 8 filters .*; this run has 3 bands, 8 filters"):
-        train_files([(image, prior)], tmp_path / "x.safetensors", settings, init=aux)
+        train_files([(image, prior)], tmp_path / "x.safetensors", settings=settings, init=aux)
 
 
 def test_labels_and_losses_that_do_not_go_together(tmp_path, labelled, enviroatlas, make_raster):
     image, prior, labels, _ = labelled
     target = tmp_path / "x.safetensors"
     with pytest.raises(InputError, match="qr fits a prior, not labels"):
-        train_files([(image, prior)], target, TileSettings(filters=4), labels=[labels], scheme=enviroatlas)
+        train_files([(image, prior)], target, settings=TileSettings(filters=4), labels=[labels], scheme=enviroatlas)
     with pytest.raises(InputError, match="labels need --scheme"):
-        train_files([(image, None)], target, supervised(), labels=[labels])
+        train_files([(image, None)], target, settings=supervised(), labels=[labels])
     with pytest.raises(InputError, match="neither prior nor labels"):
-        train_files([(image, None)], target, supervised())
+        train_files([(image, None)], target, settings=supervised())
     none = make_raster("none.tif", np.zeros((72, 72), np.uint8))
     with pytest.raises(InputError, match="no label where"):
-        train_files([(image, None)], target, supervised(), labels=[none], scheme=enviroatlas)
+        train_files([(image, None)], target, settings=supervised(), labels=[none], scheme=enviroatlas)
     assert not target.exists()
 
 
@@ -388,7 +390,9 @@ def test_labels_of_other_codes_are_mapped(tmp_path, labelled, enviroatlas, make_
     image, _, _, truth = labelled
     labels = make_raster("ones.tif", np.where(truth, 1, 2).astype(np.uint8))
     target = tmp_path / "m.safetensors"
-    train_files([(image, None)], target, supervised(), labels=[labels], scheme=enviroatlas, label_map={1: 20, 2: 70})
+    train_files(
+        [(image, None)], target, settings=supervised(), labels=[labels], scheme=enviroatlas, label_map={1: 20, 2: 70}
+    )
     predict(image, tmp_path / "map.tif", load_model(target))
     assert score(tmp_path / "map.tif", truth) > 0.97
 

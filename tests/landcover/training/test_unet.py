@@ -141,10 +141,13 @@ def test_round_trip(tmp_path, model):
 
 def test_a_unet_is_no_fcn_to_start_from(tmp_path, make_image, make_prior, quick):
     image, prior = make_image("naip.tif", 64, 64), make_prior("prior.tif", 64, 64)
-    train_files([(image, prior)], tmp_path / "fcn.safetensors", quick())
+    train_files([(image, prior)], tmp_path / "fcn.safetensors", settings=quick())
     with pytest.raises(ModelError, match=r"4 filters \(fcn\).*4 filters \(unet\)"):
         train_files(
-            [(image, prior)], tmp_path / "m.safetensors", quick(network="unet"), init=tmp_path / "fcn.safetensors"
+            [(image, prior)],
+            tmp_path / "m.safetensors",
+            settings=quick(network="unet"),
+            init=tmp_path / "fcn.safetensors",
         )
 
 
