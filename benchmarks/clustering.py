@@ -37,6 +37,7 @@ from landprior.landcover.training.tiles import measure_bands
 from landprior.raster.codes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +155,7 @@ def run_clusters(
     parts = []
     for image, known in zip(task.images, task.known, strict=True):
         with ExitStack() as stack:
-            path = map_clusters(image, folder / "map.tif", model, side=side, overwrite=True)
+            path = map_clusters(image, folder / "map.tif", model, side=side, run=Run(overwrite=True))
             layer = stack.enter_context(ClusterLayer(path))
             parts.append(layer.read()[0][:, known])
     return np.concatenate(parts, 1), model.record["clustering"]

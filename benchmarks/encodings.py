@@ -22,6 +22,7 @@ from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.cog import Encoding, write_raster
+from landprior.run import Run
 
 CITY, MATRIX = "durham_nc-2012", "avg_nlcd_nc_whole_city_label_cooccurrences.npy"
 
@@ -37,7 +38,7 @@ def encode(case: Case, folder: Path) -> dict[str, Path]:
             cooccurrence=load_cooccurrence(data_folder() / "enviroatlas-cooccurrence" / MATRIX, case.scheme),
             layers={name: source / f"{CITY}_{name}.tif" for name in LAYERS},
             encoding=encoding,
-            overwrite=True,
+            run=Run(overwrite=True),
         )
     with PriorLayer(found["float32"]) as layer:
         values, _ = layer.read()

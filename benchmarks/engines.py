@@ -28,6 +28,7 @@ from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
 from landprior.raster.reading import open_raster
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel
@@ -107,7 +108,7 @@ def main(sets: str, filters: int, rounds: int) -> None:
                 for kind in ("torch", "bf16", "int8"):
                     options = {"engine": "torch"} if kind == "torch" else {"engine": "openvino", "precision": kind}
                     target = folder / "map.tif"
-                    predict(image, target, model, posterior=posterior, force=True, overwrite=True, **options)
+                    predict(image, target, model, posterior=posterior, force=True, run=Run(overwrite=True), **options)
                     with open_raster(target) as src:
                         maps[kind] = src.read(1)
                 equal |= {f"{which} {kind}": (maps[kind] == maps["torch"]).mean() for kind in ("bf16", "int8")}

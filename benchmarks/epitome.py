@@ -21,6 +21,7 @@ from benchmarks.accuracy.cases import data_folder
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.tiles import Tile
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 from landprior.superres.epitome_training import EpitomeFeed, fit_epitome, measure_use
 from landprior.superres.settings import EpitomeSettings
 
@@ -76,7 +77,7 @@ def main(*, size: int, steps: int, patches: int, diversify: bool, device: str) -
     for promotion in (True, False):
         settings = EpitomeSettings(size=size, steps=steps, patches=patches, promotion=promotion, diversify=diversify)
         start = time.perf_counter()
-        epitome, statistics, _ = fit_epitome(tiles, settings, device=device)
+        epitome, statistics, _ = fit_epitome(tiles, settings, run=Run(device=device))
         seconds = time.perf_counter() - start
         feed = EpitomeFeed(tiles, statistics, patch=settings.patch, count=256, seed=12345)
         unused, likelihood = measure_use(epitome.cpu(), feed, batches=200)

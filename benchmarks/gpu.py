@@ -32,6 +32,7 @@ from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import measure_bands, read_tile
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.windows import iter_blocks
+from landprior.run import Run
 
 ROUNDS = 3
 
@@ -124,7 +125,7 @@ def main(filters: int, width: int, height: int, patch: int, batch: int, steps: i
         times = []
         for _ in range(1 + ROUNDS):
             start = time.perf_counter()
-            predict(image, folder / "map.tif", model, engine="torch", overwrite=True)
+            predict(image, folder / "map.tif", model, engine="torch", run=Run(overwrite=True))
             times.append(time.perf_counter() - start)
         click.echo(
             f"{width} x {height} px read, predicted and written: {statistics.median(times[1:]):.2f} s (bar: 3 s); "

@@ -32,6 +32,7 @@ from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 from landprior.superres.comparison import ComparedMethod, ComparedPlace, Comparison, load_comparison
 from landprior.superres.rivals import RIVALS
 
@@ -200,7 +201,7 @@ def main(output: Path, sets: str, methods: tuple[str, ...], seeds: int, filters:
         experiment = comparison.to_experiment(seeds=seeds, filters=filters, steps=steps)
         known = [row.name for row in experiment.rows]
         experiment = experiment.narrowed(rows=[row for row in methods if row in known])
-        runner = Runner(experiment, root, output / name, rivals=RIVALS, progress=False)
+        runner = Runner(experiment, root, output / name, rivals=RIVALS, run=Run(progress=False))
         results = runner.run()
         write_report(output / name, experiment, results)
         runner.draw_panels(results)

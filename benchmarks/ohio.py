@@ -35,6 +35,7 @@ from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel
@@ -116,11 +117,11 @@ def score_seed(
         for c in (c for c in clusters if c.fold == fold):
             target = {kind: folder / f"{kind.replace(' ', '-')}-{c.number}.tif" for kind in found}
             target["30 m majority"] = c.majority
-            map_prior(c.prior, target["prior"], overwrite=True)
-            predict(c.image, target["QR q"], models["qr"], overwrite=True)
-            predict(c.image, target["QR r"], models["qr"], posterior=c.prior, force=True, overwrite=True)
+            map_prior(c.prior, target["prior"], run=Run(overwrite=True))
+            predict(c.image, target["QR q"], models["qr"], run=Run(overwrite=True))
+            predict(c.image, target["QR r"], models["qr"], posterior=c.prior, force=True, run=Run(overwrite=True))
             for kind in (OTHERS, SAME):
-                predict(c.image, target[kind], models[kind], overwrite=True)
+                predict(c.image, target[kind], models[kind], run=Run(overwrite=True))
             for kind, path in target.items():
                 found[kind].append(evaluate([(path, c.labels)], scheme))
     return found

@@ -23,6 +23,7 @@ from landprior.cli.options import training_settings
 from landprior.domains.painting.drawing import make_palette
 from landprior.domains.painting.painting import WARMUP, Picture, paint
 from landprior.raster.reading import open_raster
+from landprior.run import Run
 
 BAR, PRIOR_BAR = 0.97, 0.80
 CLASSES = ("sky=red", "ship=lime", "sea=blue")
@@ -76,7 +77,7 @@ def score(folder: Path, seed: int, *, position: bool, start: int, steps: int, fi
         palette=make_palette(CLASSES),
         settings=settings,
         position=position,
-        overwrite=True,
+        run=Run(overwrite=True),
     )[0]
     found = []
     for path in (done.prior, done.q, done.classes):
@@ -102,7 +103,7 @@ def main(*, collages: int, steps: int, filters: int, pictures: Path | None, outp
             for path in sorted(pictures.glob("*.jpg"))
             if (drawn := path.with_name(f"{path.stem}_prior.png")).is_file()
         ]
-        for one in paint(pairs, output, palette=make_palette(CLASSES), position=True, overwrite=True):
+        for one in paint(pairs, output, palette=make_palette(CLASSES), position=True, run=Run(overwrite=True)):
             print(one.overlay, flush=True)
         return
     print(f"{'collage':>7} {'positions':>9} {'prior':>6} {'q':>6} {'r':>6}")

@@ -36,6 +36,7 @@ from landprior.raster.codes import read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,14 +80,14 @@ def run_city(city: str, matrix: str | None, seed: int, filters: int, folder: Pat
             layers={name: source / f"{stem}_{name}.tif" for name in LAYERS},
             hints=None if kind == "without" else hints,
             recalibrate=kind == "recalibrated",
-            overwrite=True,
+            run=Run(overwrite=True),
         )
         model = train_best([read_tile(image, prior, name=stem)], make_settings(filters=filters, seed=seed))
         for which in ("prior", "r"):
             if which == "prior":
-                map_prior(prior, target, overwrite=True)
+                map_prior(prior, target, run=Run(overwrite=True))
             else:
-                predict(image, target, model, posterior=prior, force=True, overwrite=True)
+                predict(image, target, model, posterior=prior, force=True, run=Run(overwrite=True))
             scores = evaluate([(target, labels)], scheme, exclude=points, buffer=BUFFER)
             row[f"{which} {kind}"] = {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
     return row

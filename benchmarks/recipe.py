@@ -27,6 +27,7 @@ from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.training.ensemble import train_best
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,9 +45,9 @@ def score(case: Case, model: LandcoverModel | None, folder: Path, *, force: bool
     for number, (image, prior, labels) in enumerate(case.tiles):
         path = folder / f"map-{number}.tif"
         if model is None:
-            map_prior(prior, path, scheme=case.scheme, overwrite=True)
+            map_prior(prior, path, scheme=case.scheme, run=Run(overwrite=True))
         else:
-            predict(image, path, model, posterior=prior, force=force, overwrite=True)
+            predict(image, path, model, posterior=prior, force=force, run=Run(overwrite=True))
         pairs.append((path, labels))
     scores = evaluate(pairs, case.scheme, label_map=case.label_map)
     return {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}

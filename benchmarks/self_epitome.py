@@ -34,6 +34,7 @@ from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Dense, Posteriors
 from landprior.superres.self_epitome import (
@@ -251,7 +252,7 @@ def accuracy(seeds: int, filters: int, qr_seeds: int) -> bool:
                     scheme=scheme,
                     cooccurrence=load_cooccurrence(None, scheme),
                     settings=settings.model_copy(update={"seed": seed}),
-                    overwrite=True,
+                    run=Run(overwrite=True),
                 )
                 scores = evaluate([(path, source / "lc_214.tif")], scheme, label_map=label_map)
                 found.append((scores.accuracy, scores.mean_iou))

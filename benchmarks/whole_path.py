@@ -30,6 +30,7 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.windows import AHEAD, iter_blocks
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
         click.echo(f"{side} x {side} px, {filters} filters, {torch.get_num_threads()} threads; medians of {rounds}")
         for text in engines.split(","):
             name, precision = text.split(":")
-            options = {"engine": name, "precision": precision, "overwrite": True}
+            options = {"engine": name, "precision": precision, "run": Run(overwrite=True)}
             with ImageLayer(image) as pixels:
                 mapper = Mapper(model, pixels, engine=name, precision=precision)
                 inputs = [mapper.inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]

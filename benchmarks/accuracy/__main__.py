@@ -31,6 +31,7 @@ from landprior.landcover.training.trainer import train_model
 from landprior.raster.codes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,9 +113,9 @@ def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path) ->
             }.items():
                 path = folder / f"{key.replace(' ', '-')}-{number}.tif"
                 if options is None:
-                    map_prior(prior, path, scheme=case.scheme, overwrite=True)
+                    map_prior(prior, path, scheme=case.scheme, run=Run(overwrite=True))
                 else:
-                    predict(image, path, model, overwrite=True, **options)
+                    predict(image, path, model, run=Run(overwrite=True), **options)
                 maps[key].append((path, labels))
     for key, pairs in maps.items():
         row.note(key, evaluate(pairs, case.scheme, label_map=case.label_map))

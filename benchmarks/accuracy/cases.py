@@ -24,6 +24,7 @@ from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,7 +106,9 @@ def _demo(folder: Path, seed: int = 0) -> Iterator[Case]:
     tile = write_scene(folder, seed=seed, overwrite=True)
     layers = tile.present(tuple(LAYERS))
     prior = folder / f"prior-{seed}.tif"
-    build_prior(tile.file("nlcd"), prior, cooccurrence=load_cooccurrence(None, scheme), layers=layers, overwrite=True)
+    build_prior(
+        tile.file("nlcd"), prior, cooccurrence=load_cooccurrence(None, scheme), layers=layers, run=Run(overwrite=True)
+    )
     yield Case(
         name="demo",
         matrix="default",
@@ -132,7 +135,7 @@ def _city(folder: Path, city: str) -> Iterator[Case]:
             prior,
             cooccurrence=matrix,
             layers={name: source / f"{stem}_{name}.tif" for name in LAYERS},
-            overwrite=True,
+            run=Run(overwrite=True),
         )
         yield Case(
             name=city,
@@ -152,7 +155,7 @@ def _west_virginia(folder: Path) -> Iterator[Case]:
     for image in sorted(source.glob("*_naip-new.tif")):
         stem = image.name.removesuffix("_naip-new.tif")
         prior = folder / f"{stem}_prior.tif"
-        build_prior(source / f"{stem}_nlcd.tif", prior, cooccurrence=matrix, overwrite=True)
+        build_prior(source / f"{stem}_nlcd.tif", prior, cooccurrence=matrix, run=Run(overwrite=True))
         tiles.append((image, prior, source / f"{stem}_lc.tif"))
     yield Case(name="chesapeake-wv", matrix="default (Maryland)", scheme=scheme, tiles=tuple(tiles))
 
@@ -161,7 +164,7 @@ def _epitome(folder: Path) -> Iterator[Case]:
     scheme = load_scheme("chesapeake-4")
     source = data_folder() / "epitome-demo"
     prior = folder / "prior.tif"
-    build_prior(source / "nlcd_214.tif", prior, cooccurrence=load_cooccurrence(None, scheme), overwrite=True)
+    build_prior(source / "nlcd_214.tif", prior, cooccurrence=load_cooccurrence(None, scheme), run=Run(overwrite=True))
     yield Case(
         name="epitome",
         matrix="default (Maryland)",
@@ -197,7 +200,7 @@ def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
         others = [(nlcd, mask) for other, (_, nlcd, mask) in files.items() if other != number]
         matrix: Cooccurrence = measure_cooccurrence(others, scheme)
         prior = folder / f"prior-{number}.tif"
-        build_prior(codes, prior, cooccurrence=matrix, overwrite=True)
+        build_prior(codes, prior, cooccurrence=matrix, run=Run(overwrite=True))
         yield Case(
             name=f"ohio-{number}",
             matrix="other clusters",

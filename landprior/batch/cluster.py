@@ -14,6 +14,7 @@ from landprior.batch.plans import training_of
 from landprior.batch.tile_runner import TileRunner, TileState, report_state
 from landprior.errors import ConfigError, InputError
 from landprior.progress import Progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,11 +34,9 @@ def run_on_ray(
     gpus: float = 0.0,
     memory: int | None = None,
     retries: int = 3,
-    device: str = "auto",
     network: Callable[[], Network] | None = None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[TileState]:
     """Run the tiles of a plan on Ray.
 
@@ -56,12 +55,12 @@ def run_on_ray(
         Megabytes of each tile, for Ray's placement.
     retries
         How often a tile is tried again after its worker or node has died.
-    device, work, overwrite
+    work
         See :class:`landprior.batch.tile_runner.TileRunner`.
     network
         Makes the network in the worker, for plans that fetch.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -104,8 +103,8 @@ def run_on_ray(
             name=f"landprior {plan.city}",
         )
         shared = ray.put(plan)
-        waiting = {task.remote(shared, tile.name, device, network, work, overwrite): tile.name for tile in plan.tiles}
-        return _collect(plan, waiting, RayError, progress=progress)
+        waiting = {task.remote(shared, tile.name, network, work, run): tile.name for tile in plan.tiles}
+        return _collect(plan, waiting, RayError, progress=run.progress)
     finally:
         if ours:
             ray.shutdown()
@@ -141,21 +140,20 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "without a reason")
 
 
-_RUNNERS: dict[tuple[str, str, str, bool], TileRunner] = {}
+_RUNNERS: dict[tuple[str, str, Run], TileRunner] = {}
 """Of a worker process: what its tiles share."""
 
 
 def _run_tile(
     plan: BatchPlan,
     name: str,
-    device: str,
     network: Callable[[], Network] | None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None,
-    overwrite: bool,  # noqa: FBT001 - Ray's arguments
+    run: Run,
 ) -> TileState:
     """Run a tile in a worker process."""
-    key = (plan.workspace, plan.digest, device, overwrite)
+    key = (plan.workspace, plan.digest, run)
     if key not in _RUNNERS:
         made = None if network is None else network()
-        _RUNNERS[key] = TileRunner(plan, device=device, network=made, overwrite=overwrite)
+        _RUNNERS[key] = TileRunner(plan, network=made, run=run)
     return _RUNNERS[key].run(name, work=work)

@@ -23,6 +23,7 @@ from landprior.raster.outputs import check_output
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +51,7 @@ def join_maps(
     *,
     crs: str | None = None,
     pixel: float | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Join the maps of tiles to one COG, streamed.
 
@@ -72,8 +72,8 @@ def join_maps(
     pixel
         Pixel size in metres on the ground, in the middle of the mosaic; by default the first tile's. In a CRS that
         keeps lengths within 5 % (UTM, Albers, a State Plane) metres of its coordinates are used instead.
-    overwrite, progress
-        As for :func:`landprior.landcover.mapping.predict.predict`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def join_maps(
         the mosaic, or no pixel would have data.
     """
     sources = [tile.file("prediction") for tile in tiles]
-    target = check_output(output, overwrite=overwrite, inputs=sources, kind="raster")
+    target = check_output(output, overwrite=run.overwrite, inputs=sources, kind="raster")
     grids = {}
     for tile in tiles:
         with open_raster(tile.require("prediction", hint="run the plan first")) as src:
@@ -109,9 +109,9 @@ def join_maps(
     joiner = _Joiner(parts, grid, scheme, target)
     with (
         joiner,
-        map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=overwrite) as writer,
+        map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=run.overwrite) as writer,
     ):
-        stream(joiner.compute, grid=grid, sinks={"map": writer}, label="mosaic", progress=progress)
+        stream(joiner.compute, grid=grid, sinks={"map": writer}, label="mosaic", progress=run.progress)
         if not joiner.filled:
             msg = f"no pixel of the mosaic ({grid.width} x {grid.height} px) would have data, so it is not written"
             raise InputError(msg)

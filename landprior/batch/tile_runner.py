@@ -27,6 +27,7 @@ from landprior.landcover.workspace.item import INPUTS, ITEM, TileFolder
 from landprior.progress import Progress
 from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import make_folder, replacing
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -62,21 +63,17 @@ class TileRunner:
     ----------
     plan
         What is to be done.
-    device
-        Where tiles are trained and mapped.
     network
         For plans of places that are fetched.
-    overwrite
-        Replace existing results that are not of this plan, whoever made them.
+    run
+        See :class:`landprior.run.Run`; ``overwrite`` replaces results that are not of this plan too, whoever made
+        them.
     """
 
-    def __init__(
-        self, plan: BatchPlan, *, device: str = "auto", network: Network | None = None, overwrite: bool = False
-    ) -> None:
+    def __init__(self, plan: BatchPlan, *, network: Network | None = None, run: Run = Run()) -> None:
         self.plan = plan
-        self._device = device
         self._network = network
-        self._overwrite = overwrite
+        self._run = replace(run, progress=False)  # tiles are what is counted
         self._settings: PipelineSettings | None = None
         self._fetch: tuple[FetchPlan, FetchSettings] | None = None
 
@@ -132,19 +129,18 @@ class TileRunner:
         if self.plan.fetch is not None:
             self._fetch_tile(tile)
         settings = self._pipeline()
-        run: dict[str, Any] = {"command": "run", "overwrite": self._overwrite}
-        if not self._overwrite:
+        if not self._run.overwrite:
             require_own_results([tile], settings)
         with _on_cores(self.plan.recipe.threads):
-            prior_of_tile(tile, settings, **run)
-            model_of_tile(tile, settings.training, device=self._device, **run)
-            map_of_tile(tile, posterior=settings.posterior, device=self._device, **run)
+            prior_of_tile(tile, settings, command="run", run=self._run)
+            model_of_tile(tile, settings.training, command="run", run=self._run)
+            map_of_tile(tile, posterior=settings.posterior, command="run", run=self._run)
             scores = scores_of_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
 
     def _pipeline(self) -> PipelineSettings:
         if self._settings is None:
-            self._settings = settings_of(self.plan, device=self._device)
+            self._settings = settings_of(self.plan)
         return self._settings
 
     def _fetch_tile(self, tile: TileFolder) -> None:
@@ -182,7 +178,7 @@ def _on_cores(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
+def settings_of(plan: BatchPlan) -> PipelineSettings:
     """Return the settings of the chain that a plan asks for.
 
     Raises
@@ -216,7 +212,6 @@ def settings_of(plan: BatchPlan, *, device: str = "auto") -> PipelineSettings:
             source=recipe.cooccurrence_source,
         ),
         learned=learned,
-        device=device,
         training=training_of(plan),
         posterior=recipe.posterior,
         label_map=recipe.label_map,
@@ -328,11 +323,9 @@ def states_of(plan: BatchPlan) -> list[TileState]:
 def run_plan(
     plan: BatchPlan,
     *,
-    device: str = "auto",
     network: Network | None = None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[TileState]:
     """Run the tiles of a plan one after the other in this process.
 
@@ -340,12 +333,12 @@ def run_plan(
     ----------
     plan
         See :func:`read_plan`, :func:`choose_shard`.
-    device, network, overwrite
+    network
         See :class:`TileRunner`.
     work
         See :meth:`TileRunner.run`.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -358,9 +351,9 @@ def run_plan(
         If the plan asks for an unknown training.
     """
     training_of(plan)  # once, rather than in every tile
-    runner = TileRunner(plan, device=device, network=network, overwrite=overwrite)
+    runner = TileRunner(plan, network=network, run=run)
     found = []
-    with Progress(len(plan.tiles), plan.city, "tile", show=progress, leave=True) as bar:
+    with Progress(len(plan.tiles), plan.city, "tile", show=run.progress, leave=True) as bar:
         for tile in plan.tiles:
             found.append(runner.run(tile.name, work=work))
             report_state(found[-1])

@@ -18,6 +18,7 @@ from landprior.cli.options import (
     scheme_option,
     show_progress,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,8 +100,7 @@ def command(
         train_points=train_points,
         seed=seed,
         products=Products(probabilities=probabilities),
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(overwrite=overwrite, progress=show_progress(ctx)),
     )
     if as_json:
         click.echo(json.dumps(found.to_dict()))

@@ -24,6 +24,7 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,10 +173,12 @@ def command(
 
         ref = find_city(city, workspace)
         pipeline = PipelineSettings.for_city(
-            ref, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model, device=device
+            ref, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model
         )
         for tile in Workspace(workspace).tiles(ref, only=tiles):
-            path = prior_of_tile(tile, pipeline, overwrite=overwrite, progress=show_progress(ctx))
+            path = prior_of_tile(
+                tile, pipeline, run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx))
+            )
             click.echo(str(path))
         return
 
@@ -203,8 +206,6 @@ def command(
         hints=hints,
         recalibrate=recalibrate,
         learned=model,
-        device=device,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(output))

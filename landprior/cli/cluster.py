@@ -15,6 +15,7 @@ from landprior.cli.options import (
     overwrite_option,
     show_progress,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,10 +119,7 @@ def command(
         settings,
         model=model,
         side=blur or BLUR,
-        nodata=nodata,
-        device=device,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     about = found.record["clustering"]
     if as_json:

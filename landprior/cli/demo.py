@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from landprior.cli.options import OUTPUT_FOLDER, device_option, json_option, overwrite_option, show_progress
+from landprior.run import Run
 
 
 @click.command(name="demo")
@@ -51,7 +52,11 @@ def command(
 
     started = time.monotonic()
     result = run_demo(
-        output, size=size, seed=seed, filters=filters, device=device, overwrite=overwrite, progress=show_progress(ctx)
+        output,
+        size=size,
+        seed=seed,
+        filters=filters,
+        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     seconds = time.monotonic() - started
     if as_json:

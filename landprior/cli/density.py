@@ -17,6 +17,7 @@ from landprior.cli.options import (
     overwrite_option,
     show_progress,
 )
+from landprior.run import Run
 
 _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
 
@@ -189,10 +190,7 @@ def command(
             output / project.MODEL,
             settings,
             scheme=scheme,
-            nodata=nodata,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=progress),
         )
     maps: list[Path] = []
     if not no_maps:
@@ -203,10 +201,7 @@ def command(
             output,
             labels=labels if posterior else None,
             blur=blur,
-            nodata=nodata,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=progress),
         )
     rows: list[project.Row] = []
     if scored is not None:
@@ -222,9 +217,7 @@ def command(
                 "other": [name for name in found.names if name not in fitted],
             },
             blurs=sorted({1, blur}),
-            nodata=nodata,
-            device=device,
-            progress=progress,
+            run=Run(nodata=nodata, device=device, progress=progress),
         )
     report = {
         "model": str(model_file or output / project.MODEL),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +127,7 @@ def run_experiment(
     from landprior.landcover.experiments.runner import Runner
     from landprior.raster.outputs import protecting
 
-    runner = Runner(experiment, root, folder, rivals=rivals, device=device, progress=progress)
+    runner = Runner(experiment, root, folder, rivals=rivals, run=Run(device=device, progress=progress))
     if dry_run:
         done = {result.key for result in runner.results()}
         for cell in runner.cells():

@@ -19,6 +19,7 @@ from landprior.cli.options import (
     source_options,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +93,7 @@ def command(
     if dry_run:
         click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.to_text())
         return
-    tiles = fetch(plan, place, settings, network, overwrite=overwrite, progress=show_progress(ctx))
+    tiles = fetch(plan, place, settings, network, run=Run(overwrite=overwrite, progress=show_progress(ctx)))
     _report(tiles, plan, as_json=as_json)
 
 

@@ -22,6 +22,7 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,9 +135,7 @@ def command(
         settings,
         prior=widths,
         pixel_size=pixel_size,
-        device=device,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(output))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.options import INPUT, OUTPUT, overwrite_option, show_progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,6 @@ def command(
         found.recipe.scheme,
         crs=crs,
         pixel=pixel_size,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(path))

@@ -19,6 +19,7 @@ from landprior.cli.options import (
     show_progress,
     training_settings,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.domains.painting.drawing import Palette
@@ -155,9 +156,7 @@ def command(
         position=position,
         softness=soften,
         pixels=pixels,
-        device=device,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     for one in found:
         paths = {name: str(path) for name, path in vars(one).items() if path is not None}

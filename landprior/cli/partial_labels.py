@@ -15,6 +15,7 @@ from landprior.cli.imagery import (
     training_options,
 )
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,8 +138,7 @@ def command(
         sweep,
         output,
         candidates=sets,
-        device=device,
-        progress=show_progress(ctx),
+        run=Run(device=device, progress=show_progress(ctx)),
         predictions=predictions,
     )
     run_sweep(runner, output, as_json=as_json)

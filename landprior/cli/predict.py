@@ -23,6 +23,7 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,12 +135,10 @@ def command(
                 force=force,
                 model=model,
                 products=products,
-                device=device,
                 engine=engine,
                 precision=precision,
                 memory=memory,
-                overwrite=overwrite,
-                progress=show_progress(ctx),
+                run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
             )
             click.echo(str(path))
         return
@@ -161,12 +160,9 @@ def command(
         prior=prior,
         products=products,
         force=force,
-        nodata=nodata,
-        device=device,
         engine=engine,
         precision=precision,
         memory=memory,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(output))

@@ -15,6 +15,7 @@ from landprior.cli.imagery import (
     training_options,
 )
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,8 +115,7 @@ def command(
         **{name: value for name, value in varied.items() if value},
         seeds=seeds,
         pairs=None if pairs is None else read_pairs(pairs, images.train),
-        device=device,
-        progress=show_progress(ctx),
+        run=Run(device=device, progress=show_progress(ctx)),
         predictions=predictions,
     )
     run_sweep(runner, output, as_json=as_json)

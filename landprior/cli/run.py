@@ -31,6 +31,7 @@ from landprior.cli.options import (
     training_settings,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -216,7 +217,7 @@ def command(
         )
         found = choose_tiles(found, tiles)
         ref = ref or CityRef(name=found.area.name)
-        fetch(found, place, fetch_settings, network, progress=show_progress(ctx))
+        fetch(found, place, fetch_settings, network, run=Run(progress=show_progress(ctx)))
     else:
         refuse_sources(ctx, ref, workspace)
     settings = PipelineSettings.for_city(
@@ -225,7 +226,6 @@ def command(
         cooccurrence=cooccurrence,
         training=training,
         learned=model,
-        device=device,
         posterior=maps == "r",
         label_map=label_map or {},
     )
@@ -236,9 +236,7 @@ def command(
         settings,
         only=tiles,
         products=Products(quicklook=quicklook),
-        device=device,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     if as_json:
         click.echo(json.dumps({"maps": [str(path) for path in paths], "scores": scores and scores.to_dict()}, indent=2))
@@ -288,10 +286,10 @@ def _run_plan(
         plan = choose_shard(plan, index, count or 1)
     if plan.fetch is None:
         refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")
-    run: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": show_progress(ctx)}
+    run = Run(device=device, overwrite=overwrite, progress=show_progress(ctx))
     if ray is None:
         refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
-        states = run_plan(plan, network=network() if plan.fetch else None, **run)
+        states = run_plan(plan, network=network() if plan.fetch else None, run=run)
     else:
         if ray != "here":
             refuse_options(ctx, "a cluster, which has its own cores", "workers")
@@ -304,7 +302,7 @@ def _run_plan(
             gpus=gpus,
             memory=memory,
             network=network if plan.fetch else None,
-            **run,
+            run=run,
         )
     done = sum(state.state == "done" for state in states)
     if as_json:

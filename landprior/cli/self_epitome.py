@@ -15,6 +15,7 @@ from landprior.cli.options import (
     scheme_option,
     show_progress,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,8 +82,6 @@ def command(
         cooccurrence=load_cooccurrence(cooccurrence, chosen),
         settings=settings,
         products=Products(probabilities=probabilities),
-        nodata=nodata,
-        overwrite=overwrite,
-        progress=show_progress(ctx),
+        run=Run(nodata=nodata, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from landprior.cli.options import INPUT, OUTPUT, device_option, json_option, overwrite_option, show_progress
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,7 +174,7 @@ def command(
     features = trigram_features(found.texts)
     with claiming(target):
         result = classify(
-            features, table, found, classes, settings, device=device, checkpoint=checkpoint, progress=progress
+            features, table, found, classes, settings, checkpoint=checkpoint, run=Run(device=device, progress=progress)
         )
         write_predictions(target, result, found, classes, which=which, overwrite=overwrite)
         checkpoint.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from landprior.cli.options import (
     training_settings,
     workspace_option,
 )
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,7 +193,7 @@ def command(
         marginal=marginal,
         members=members,
     )
-    progress = show_progress(ctx)
+    run = Run(device=device, overwrite=overwrite, progress=show_progress(ctx), nodata=nodata)
     labels = tuple(with_band(path, labels_band) for path in labels)
     nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
     _check_options(ctx, labelled=bool(labels), city=city is not None, joint=joint, rival=rival)
@@ -210,13 +211,10 @@ def command(
             epitome={"size": epitome_size, "steps": steps},
             output=output,
             scheme=scheme,
-            nodata=nodata,
             city=city,
             tiles=tiles,
             workspace=workspace,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            run=run,
         )
         return
     if images or priors or labels:
@@ -237,11 +235,8 @@ def command(
             labels=labels,
             label_map=label_map,
             scheme=scheme,
-            nodata=nodata,
             init=init,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            run=run,
         )
         click.echo(str(output))
         return
@@ -256,9 +251,7 @@ def command(
         workspace,
         joint=joint,
         output=output,
-        device=device,
-        overwrite=overwrite,
-        progress=progress,
+        run=run,
     )
 
 
@@ -270,20 +263,20 @@ def _train_city(
     *,
     joint: bool,
     output: Path | None,
-    **run: Any,  # noqa: ANN401 - device, overwrite, progress
+    run: Run,
 ) -> None:
     """Train a model for each tile of a workspace, or one for all."""
     from landprior.landcover.workspace.pipeline import Workspace, joint_model_of_city, model_of_tile, train_city
 
     found = Workspace(workspace).tiles(city, only=only)
     if joint and output is not None:
-        click.echo(str(train_city(found, output, settings, **run)))
+        click.echo(str(train_city(found, output, settings, run=run)))
         return
     if joint:
-        click.echo(str(joint_model_of_city(found, settings, **run)))
+        click.echo(str(joint_model_of_city(found, settings, run=run)))
         return
     for tile in found:
-        click.echo(str(model_of_tile(tile, settings, **run)))
+        click.echo(str(model_of_tile(tile, settings, run=run)))
 
 
 def _train_rival(
@@ -300,13 +293,10 @@ def _train_rival(
     epitome: dict[str, int | None],
     output: Path | None,
     scheme: ClassScheme | None,
-    nodata: float | None,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
-    device: str,
-    overwrite: bool,
-    progress: bool,
+    run: Run,
 ) -> None:
     """Train by a method that is more than a loss."""
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
@@ -320,7 +310,6 @@ def _train_rival(
     chosen |= {"counts": {"criterion": criterion}} if criterion else {}
     chosen["epitome"] = {option: value for option, value in epitome.items() if value is not None}
     method = Method.model_validate(chosen)
-    run: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
     found = Workspace(workspace).tiles(city, only=tiles) if city is not None else []
     like = priors[0] if priors else next((tile.file("prior") for tile in found if tile.file("prior").is_file()), None)
     matrix = None
@@ -330,7 +319,7 @@ def _train_rival(
     if city is not None:
         trainer = MethodTrainer(method=method, matrix=matrix)
         for tile in found:
-            click.echo(str(model_of_tile(tile, settings, trainer=trainer, **run)))
+            click.echo(str(model_of_tile(tile, settings, trainer=trainer, run=run)))
         return
     for option, paths in (("prior", priors), ("nlcd", nlcds), ("labels", labels)):
         wanted = bool(paths) or option == "prior" or (option == "nlcd" and method.counts_cells)
@@ -349,9 +338,7 @@ def _train_rival(
         )
         for index, image in enumerate(images)
     ]
-    train_superres(
-        method, files, output, settings, matrix=matrix, label_map=label_map, scheme=scheme, nodata=nodata, **run
-    )
+    train_superres(method, files, output, settings, matrix=matrix, label_map=label_map, scheme=scheme, run=run)
     click.echo(str(output))
 
 

@@ -20,6 +20,7 @@ from landprior.cli.options import (
     training_settings,
 )
 from landprior.cli.train import LOSS_NAMES
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,8 +130,7 @@ def command(
         rates=rates or (),
         scheme=scheme,
         label_map=label_map,
-        device=device,
-        progress=show_progress(ctx),
+        run=Run(device=device, progress=show_progress(ctx)),
     )
     best = best_of(trials)
     if as_json:

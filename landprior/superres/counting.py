@@ -25,6 +25,7 @@ from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, order_tiles
 from landprior.landcover.training.trainer import MOST_BORDER, train_model
 from landprior.raster.scheme import IGNORED_INDEX
+from landprior.run import Run
 from landprior.superres.settings import CountSettings
 from landprior.superres.statistics import compare_statistics
 
@@ -189,9 +190,8 @@ def train_by_counts(
     settings: TileSettings | None = None,
     counts: CountSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train a network so that its classes, counted in the cells of a coarse class, are as that class has them.
 
@@ -205,8 +205,10 @@ def train_by_counts(
         Loop, network and patches. Patches that would hold no whole cell are enlarged, and as many fewer are cut.
     counts
         See :class:`CountSettings`.
-    device, checkpoint, progress
+    checkpoint
         See :func:`landprior.landcover.training.trainer.train_model`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -233,9 +235,8 @@ def train_by_counts(
         feed=feed,
         objective=CountObjective(counts),
         identity=sha.hexdigest(),
-        device=device,
         checkpoint=checkpoint,
-        progress=progress,
+        run=run,
     )
     model.record["method"] = {"name": "sr", **counts.model_dump(), "joint": any(c.labels is not None for c in coarse)}
     return model

@@ -11,6 +11,7 @@ import torch
 from landprior.errors import InputError, PriorError
 from landprior.implicit.epitomes import EpitomeClassifier
 from landprior.landcover.training.model import LandcoverModel
+from landprior.run import Run
 from landprior.superres.embedding import embed_classes, embed_codes, resolve_labels
 from landprior.superres.epitome_training import fit_epitome
 from landprior.superres.settings import EpitomeSettings
@@ -33,9 +34,8 @@ def train_epitome_model(
     table: NDArray[np.floating] | None = None,
     settings: EpitomeSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train an epitome on tiles and put classes on it.
 
@@ -51,8 +51,10 @@ def train_epitome_model(
         P(class | code), (codes, C), see :meth:`landprior.landcover.prior.cooccurrence.Cooccurrence.table`.
     settings
         See :class:`EpitomeSettings`.
-    device, checkpoint, progress
+    checkpoint
         See :func:`landprior.superres.epitome_training.train_epitome`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def train_epitome_model(
     """
     settings = settings or EpitomeSettings()
     _check(tiles, codes, table, settings)
-    epitome, statistics, history = fit_epitome(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)
+    epitome, statistics, history = fit_epitome(tiles, settings, checkpoint=checkpoint, run=run)
     scheme = tiles[0].scheme
     network = EpitomeClassifier(epitome, len(scheme), smoothing=settings.smoothing).to(epitome.mean.device)
     network.embed(_embed(epitome, tiles, statistics, codes, table, settings))

@@ -21,6 +21,7 @@ from landprior.implicit.epitomes import Epitome, build_epitome
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import Batch, fit
 from landprior.landcover.training.tiles import Tile, measure_bands, require_compatible
+from landprior.run import Run
 from landprior.superres.settings import EpitomeSettings
 
 if TYPE_CHECKING:
@@ -169,9 +170,8 @@ def train_epitome(
     tiles: Sequence[Tile],
     settings: EpitomeSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Epitome:
     """Train an epitome on tiles in memory.
 
@@ -181,12 +181,10 @@ def train_epitome(
         See :func:`landprior.landcover.training.tiles.read_tile`; of their targets nothing is used.
     settings
         See :class:`EpitomeSettings`.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
         Where the state is kept after every epoch, so that an interrupted run goes on.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -201,16 +199,15 @@ def train_epitome(
     TrainingError, TrainingInterruptedError
         See :func:`landprior.implicit.training.fit`.
     """
-    return fit_epitome(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)[0]
+    return fit_epitome(tiles, settings, checkpoint=checkpoint, run=run)[0]
 
 
 def fit_epitome(
     tiles: Sequence[Tile],
     settings: EpitomeSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> tuple[Epitome, BandStatistics, History]:
     """Train as :func:`train_epitome`; also return how bands were standardised and what happened."""
     settings = settings or EpitomeSettings()
@@ -219,7 +216,7 @@ def fit_epitome(
         raise InputError(msg)
     require_compatible(tiles)
     seed = derive_seed(settings.seed, "|".join(sorted(tile.name for tile in tiles)))
-    fabric = make_fabric("fp32", device)
+    fabric = make_fabric("fp32", run.device)
     on_device = [tile.to(fabric.device) for tile in tiles]
     statistics = measure_bands(on_device)
     feed = EpitomeFeed(
@@ -239,7 +236,7 @@ def fit_epitome(
         fabric=fabric,
         checkpoint=checkpoint,
         identity=_identify(tiles, settings) if checkpoint is not None else "",
-        progress=progress,
+        progress=run.progress,
     )
     return epitome.eval(), statistics, history
 

@@ -13,6 +13,7 @@ from landprior.implicit.posterior import EPS, log_posterior
 from landprior.landcover.mapping.engines import TorchEngine, iter_strips
 from landprior.landcover.training.ensemble import train_kept
 from landprior.landcover.training.settings import TileSettings
+from landprior.run import Run
 from landprior.superres.settings import EmSettings
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ def train_by_em(
     settings: TileSettings | None = None,
     rounds: EmSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Fit the prior, then, in turns, the smoothed posterior of what was fitted.
 
@@ -50,8 +50,10 @@ def train_by_em(
         Of all rounds together.
     rounds
         See :class:`EmSettings`.
-    device, checkpoint, progress
+    checkpoint
         See :func:`landprior.landcover.training.trainer.train_model`. Finished rounds are kept beside the checkpoint.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -70,9 +72,7 @@ def train_by_em(
     model: LandcoverModel | None = None
     targets = list(tiles)
     for number in range(rounds.rounds):
-        model = train_kept(
-            targets, fit_targets, init=model, start=number, device=device, checkpoint=checkpoint, progress=progress
-        )
+        model = train_kept(targets, fit_targets, init=model, start=number, checkpoint=checkpoint, run=run)
         if number + 1 < rounds.rounds:
             targets = [_expect(tile, model, rounds.block) for tile in tiles]
     if model is None:  # pragma: no cover - there are two rounds or more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.landcover.training.files import TrainingTile
     from landprior.landcover.training.settings import TileSettings
+    from landprior.run import Run
 
 
 def _by_model(
@@ -33,8 +35,7 @@ def _by_model(
     *,
     options: Mapping[str, Any],
     matrix: Cooccurrence,
-    device: str,
-    progress: bool,
+    run: Run,
 ) -> None:
     """Train one model for the tiles and map each with it."""
     fields = {"sr": "counts", "em": "rounds", "epitome": "epitome"}
@@ -47,13 +48,11 @@ def _by_model(
             settings,
             matrix=matrix,
             scheme=matrix.scheme,
-            device=device,
-            overwrite=True,
-            progress=progress,
+            run=replace(run, overwrite=True),
         )
     model = load_model(work)
     for tile, output in zip(tiles, outputs, strict=True):
-        predict(tile.image, output, model, device=device, overwrite=True, progress=progress)
+        predict(tile.image, output, model, run=replace(run, overwrite=True))
 
 
 def _by_itself(
@@ -64,8 +63,7 @@ def _by_itself(
     *,
     options: Mapping[str, Any],
     matrix: Cooccurrence,
-    device: str,  # noqa: ARG001
-    progress: bool,
+    run: Run,
 ) -> None:
     """Map each tile by its own self-similarity."""
     from landprior.superres.self_epitome import map_by_self_epitome
@@ -83,8 +81,7 @@ def _by_itself(
             scheme=matrix.scheme,
             cooccurrence=matrix,
             settings=chosen,
-            overwrite=True,
-            progress=progress,
+            run=replace(run, overwrite=True),
         )
 
 

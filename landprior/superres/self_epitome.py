@@ -29,6 +29,7 @@ from landprior.landcover.training.layers import ImageLayer
 from landprior.progress import Progress
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
+from landprior.run import Run
 from landprior.superres.embedding import resolve_labels
 from landprior.superres.posteriors import Posteriors
 from landprior.superres.settings import SelfEpitomeSettings
@@ -350,10 +351,8 @@ def map_by_self_epitome(
     cooccurrence: Cooccurrence,
     settings: SelfEpitomeSettings | None = None,
     products: Products | None = None,
-    nodata: float | None = None,
     tags: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map one tile from its image and NLCD, without training.
 
@@ -371,14 +370,10 @@ def map_by_self_epitome(
         See :class:`SelfEpitomeSettings`.
     products
         What else to write; confidence is not.
-    nodata
-        See :class:`landprior.landcover.training.layers.ImageLayer`.
     tags
         Further tags for the map.
-    overwrite
-        Replace older results.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -393,15 +388,15 @@ def map_by_self_epitome(
         See :func:`landprior.raster.outputs.check_output`.
     """
     settings, products = settings or SelfEpitomeSettings(), products or Products()
-    target = check_products(output, replace(products, confidence=False), overwrite=overwrite, inputs=(image, nlcd))
-    with ImageLayer(image, nodata=nodata) as pixels:
+    target = check_products(output, replace(products, confidence=False), overwrite=run.overwrite, inputs=(image, nlcd))
+    with ImageLayer(image, nodata=run.nodata) as pixels:
         values, valid = pixels.read()
         grid = pixels.grid
     with open_on_grid(nlcd, grid, like=image) as src:
         codes = read_nlcd(src)
     table = cooccurrence.table(np.unique(codes[valid]).tolist() if valid.any() else [])
     try:
-        probabilities = resolve_tile(values, valid, codes, table, settings, progress=progress)
+        probabilities = resolve_tile(values, valid, codes, table, settings, progress=run.progress)
     except (InputError, PriorError) as error:
         msg = f"{image} with {nlcd}: {error}"
         raise type(error)(msg) from error
@@ -414,7 +409,7 @@ def map_by_self_epitome(
     }
     rasters = replace(products, confidence=False)
     with ExitStack() as stack:
-        sinks = open_sinks(stack, target, scheme, grid, rasters, marks, overwrite=overwrite)
+        sinks = open_sinks(stack, target, scheme, grid, rasters, marks, overwrite=run.overwrite)
         sinks["map"].write(scheme.decode(best, valid))
         if products.probabilities:
             sinks["probabilities"].write(encode_probabilities(probabilities, products.encoding))

@@ -16,6 +16,7 @@ from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, order_tiles, read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
+from landprior.run import Run
 from landprior.superres.counting import train_by_counts
 from landprior.superres.maximisation import train_by_em
 from landprior.superres.tiles import read_coarse_tile
@@ -50,9 +51,9 @@ class MethodTrainer:
         """Whether it needs NLCD."""
         return self.method.counts_cells
 
-    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, **run: Any) -> LandcoverModel:  # noqa: ANN401
+    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
         """Train and write a model (:func:`train_superres`)."""
-        return train_superres(self.method, tiles, output, settings, matrix=self.matrix, **run)
+        return train_superres(self.method, tiles, output, settings, matrix=self.matrix, run=run)
 
 
 def train_superres(
@@ -64,10 +65,7 @@ def train_superres(
     matrix: Cooccurrence | None = None,
     label_map: Mapping[int, int] | None = None,
     scheme: ClassScheme | None = None,
-    nodata: float | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train on files by a method of label super-resolution, and write the model.
 
@@ -86,8 +84,10 @@ def train_superres(
         Shares, and for ``"sr"`` their spread, by code; by default what ships with the scheme.
     label_map
         What the codes of labels mean.
-    scheme, nodata, device, overwrite, progress
+    scheme
         See :func:`landprior.landcover.training.files.train_files`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -97,10 +97,9 @@ def train_superres(
         See :func:`train_by_counts`, :func:`train_by_em` and :mod:`landprior.superres.epitome_model`.
     """
     sources = [path for one in tiles for path in (one.image, one.prior, one.nlcd, one.labels)]
-    target = check_model_output(output, overwrite=overwrite, inputs=sources)
+    target = check_model_output(output, overwrite=run.overwrite, inputs=sources)
     checkpoint = checkpoint_of(target)
     settings = settings or TileSettings()
-    run: dict[str, Any] = {"device": device, "checkpoint": checkpoint, "progress": progress}
     with claiming(target):
         if method.name == "sr":
             coarse = [
@@ -112,26 +111,26 @@ def train_superres(
                     label_map=label_map,
                     name=one.name or None,
                     scheme=scheme,
-                    nodata=nodata,
+                    nodata=run.nodata,
                 )
                 for one in tiles
             ]
             known = matrix or load_cooccurrence(None, coarse[0].tile.scheme)
-            model = train_by_counts(coarse, known, settings, method.counts, **run)
+            model = train_by_counts(coarse, known, settings, method.counts, checkpoint=checkpoint, run=run)
         else:
             read = [
                 read_tile(
-                    one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=nodata
+                    one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=run.nodata
                 )
                 for one in tiles
             ]
             order = order_tiles(read)
             tiles, read = [tiles[index] for index in order], [read[index] for index in order]
             if method.name == "em":
-                model = train_by_em(read, settings, method.rounds, **run)
+                model = train_by_em(read, settings, method.rounds, checkpoint=checkpoint, run=run)
             else:
-                model = _train_epitome(method, tiles, read, settings, matrix, run)
-        save_model(model, target, overwrite=overwrite)
+                model = _train_epitome(method, tiles, read, settings, matrix, checkpoint=checkpoint, run=run)
+        save_model(model, target, overwrite=run.overwrite)
         clear_checkpoint(checkpoint)
     return model
 
@@ -142,7 +141,9 @@ def _train_epitome(
     read: Sequence[Tile],
     settings: TileSettings,
     matrix: Cooccurrence | None,
-    run: dict[str, Any],
+    *,
+    checkpoint: Path,
+    run: Run,
 ) -> LandcoverModel:
     from landprior.superres.epitome_model import train_epitome_model
 
@@ -150,7 +151,7 @@ def _train_epitome(
     known = matrix or load_cooccurrence(None, read[0].scheme)
     table = known.table({int(code) for some in codes for code in np.unique(some)})
     chosen = method.epitome.model_copy(update={"seed": settings.training.seed})
-    return train_epitome_model(read, codes, table, chosen, **run)
+    return train_epitome_model(read, codes, table, chosen, checkpoint=checkpoint, run=run)
 
 
 def _needed(path: Path | None, what: str, tile: TrainingTile) -> Path:

@@ -24,6 +24,7 @@ from landprior.landcover.workspace.pipeline import (
 )
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import ClassScheme, LandClass, load_scheme
+from landprior.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarning")
 
@@ -237,7 +238,7 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     tile = tile_of(plan, "t0")
     joint = train_city(workspace.tiles("town"), tmp_path / "joint.safetensors", tiny())
     assert state_of(plan, "t0").state == "done"
-    map_of_tile(tile, model=joint, overwrite=True)
+    map_of_tile(tile, model=joint, run=Run(overwrite=True))
     state = state_of(plan, "t0")
     assert (state.state, state.detail) == ("waiting", "its map is not the one that this plan made since it was done")
     assert state_of(plan, "t1").state == "done"
@@ -246,7 +247,7 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     assert (failed.state, done.state) == ("failed", "done")
     assert "was made by predict --model joint.safetensors" in failed.detail
     assert tile.file("prediction").read_bytes() == theirs
-    assert {state.state for state in run_plan(plan, overwrite=True)} == {"done"}
+    assert {state.state for state in run_plan(plan, run=Run(overwrite=True))} == {"done"}
     assert tile.file("prediction").read_bytes() != theirs
     assert state_of(plan, "t0").state == "done"
 

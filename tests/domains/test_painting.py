@@ -45,6 +45,7 @@ from landprior.landcover.training.layers import PositionLayer
 from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import make_settings
 from landprior.raster.grid import Grid
+from landprior.run import Run
 
 RGB = make_palette(["sky=red", "ship=lime", "sea=blue"])
 GRID = Grid(width=4, height=3, transform=Affine.identity())
@@ -321,7 +322,7 @@ def test_two_pictures_jointly_with_one_model(scene, tmp_path, position):
     pictures = [Picture(scene / f"{name}.png", scene / f"{name}_prior.png") for name in ("one", "two")]
     palette = make_palette(["left=red", "right=blue"])
     found = paint(
-        pictures, tmp_path, palette=palette, settings=settings(), jointly=True, position=position, device="cpu"
+        pictures, tmp_path, palette=palette, settings=settings(), jointly=True, position=position, run=Run(device="cpu")
     )
     assert {one.model for one in found} == {tmp_path / "model.safetensors"}
     model = load_model(tmp_path / "model.safetensors")
@@ -330,11 +331,11 @@ def test_two_pictures_jointly_with_one_model(scene, tmp_path, position):
     for one, name in zip(found, ("one", "two"), strict=True):
         assert (read_classes(one.classes) == 1 + np.load(scene / f"{name}.npy")).mean() > 0.95
     # windows give what the whole image gives, positions too
-    predict(pictures[0].image, tmp_path / "w.tif", model, window_size=16, device="cpu", force=True)
-    predict(pictures[0].image, tmp_path / "q.tif", model, device="cpu", force=True)
+    predict(pictures[0].image, tmp_path / "w.tif", model, window_size=16, run=Run(device="cpu"), force=True)
+    predict(pictures[0].image, tmp_path / "q.tif", model, run=Run(device="cpu"), force=True)
     assert (read_classes(tmp_path / "w.tif") == read_classes(tmp_path / "q.tif")).all()
     with pytest.raises(OutputExistsError):
-        paint(pictures, tmp_path, palette=palette, settings=settings(), jointly=True, device="cpu")
+        paint(pictures, tmp_path, palette=palette, settings=settings(), jointly=True, run=Run(device="cpu"))
 
 
 def test_a_georeferenced_image_with_polygons_whose_classes_are_found(scene, tmp_path):

@@ -31,6 +31,7 @@ from landprior.domains.text.settings import TextSettings
 from landprior.errors import HarmWarning, InputError, OutputExistsError, TrainingInterruptedError
 from landprior.implicit.posterior import log_posterior
 from landprior.implicit.settings import LossName
+from landprior.run import Run
 
 TREE = make_tree({"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "c"})
 
@@ -64,7 +65,7 @@ def run(settings=None, *, corpus=CORPUS, features=FEATURES, **options):
     documents, prior = corpus
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HarmWarning)
-        return classify(features, prior, documents, TREE, settings, device="cpu", **options)
+        return classify(features, prior, documents, TREE, settings, run=Run(device="cpu"), **options)
 
 
 def accuracy(found, documents=CORPUS[0]):
@@ -203,10 +204,12 @@ def test_a_weak_prior_is_warned_of_and_warmed_up():
     allowed = documents.allowed(TREE)
     flat = 0.15 * prior + 0.85 * allowed / allowed.sum(axis=1, keepdims=True)
     with pytest.warns(HarmWarning, match="the prior is weak: it takes away 0% of the fine classes' entropy"):
-        weak = classify(FEATURES, flat, documents, TREE, TextSettings(epochs=10), device="cpu")
+        weak = classify(FEATURES, flat, documents, TREE, TextSettings(epochs=10), run=Run(device="cpu"))
     assert weak.judgement.weak
     with pytest.warns(HarmWarning, match="weak"):
-        warmed = classify(FEATURES, flat, documents, TREE, TextSettings(epochs=10, warmup_epochs=3), device="cpu")
+        warmed = classify(
+            FEATURES, flat, documents, TREE, TextSettings(epochs=10, warmup_epochs=3), run=Run(device="cpu")
+        )
     assert np.array_equal(weak.log_q, warmed.log_q)
     settings = TextSettings()
     assert (settings.warm(weak=True), settings.warm(weak=False)) == (3, 0)
@@ -386,7 +389,8 @@ def test_the_newsgroups(texts):
     features = trigram_features(documents.texts)
     micro = {
         loss: score(
-            classify(features, prior, documents, tree, TextSettings(loss=loss), device="cpu").labels(), documents
+            classify(features, prior, documents, tree, TextSettings(loss=loss), run=Run(device="cpu")).labels(),
+            documents,
         ).micro_f1
         for loss in ("rq", "ce")
     }
@@ -407,10 +411,10 @@ def test_the_weak_prior_is_warned_of(texts):
     prior = read_prior(texts / "nyt_c2f_smollm2.npz", documents, tree)
     features = trigram_features(documents.texts)
     with pytest.warns(HarmWarning, match="weak"):
-        warmed = classify(features, prior, documents, tree, TextSettings(), device="cpu")
+        warmed = classify(features, prior, documents, tree, TextSettings(), run=Run(device="cpu"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        collapsed = classify(features, prior, documents, tree, TextSettings(warmup_epochs=0), device="cpu")
+        collapsed = classify(features, prior, documents, tree, TextSettings(warmup_epochs=0), run=Run(device="cpu"))
     said = [str(warning.message) for warning in caught if warning.category is HarmWarning]
     assert len(said) == 2
     assert "come loose from the prior" in said[0]

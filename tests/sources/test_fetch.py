@@ -22,6 +22,7 @@ from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.landcover.workspace.layout import plan_fetch
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
+from landprior.run import Run
 from landprior.sources.areas import area_from_bounds
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network, RetryPolicy
@@ -201,7 +202,7 @@ def test_files_put_there_by_hand_are_kept(served, inside, network, tmp_path):
     fetch(plan, workspace, settings, network)
     with rasterio.open(tile.file("nlcd")) as src:
         assert np.array_equal(src.read(1), own)
-    fetch(plan, workspace, settings, network, overwrite=True)
+    fetch(plan, workspace, settings, network, run=Run(overwrite=True))
     with rasterio.open(tile.file("nlcd")) as src:
         assert len(np.unique(src.read(1))) > 3
     write_raster(tile.file("buildings"), own[:50, :50], grid.window(Window(0, 0, 50, 50)), overwrite=True)

@@ -29,6 +29,7 @@ from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_ti
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
+from landprior.run import Run
 from landprior.sources import reach
 from landprior.sources.areas import area_from_file
 from landprior.sources.http.cache import Cache
@@ -96,7 +97,7 @@ class Place:
         settings, workspace = self.settings(**changes), Workspace(self.root)
         network = Network(Cache(self.folder / "cache"), offline=True)
         plan = plan_fetch(area_from_file(self.folder / "aoi.geojson", name="town"), workspace, settings, network)
-        (self.tile,) = fetch(plan, workspace, settings, network, overwrite=overwrite)
+        (self.tile,) = fetch(plan, workspace, settings, network, run=Run(overwrite=overwrite))
         return self.pixels(self.tile.path.name)
 
     def pixels(self, tile=NAME):

@@ -26,6 +26,7 @@ from landprior.errors import (
 from landprior.landcover.workspace.acquisition import _Job, write_nlcd
 from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.grid import Grid
+from landprior.run import Run
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network, RetryPolicy
 from landprior.sources.nlcd import clip_file, describe_coverage, download_nlcd, match_year
@@ -505,7 +506,7 @@ def test_the_nearest_year_is_taken_the_earlier_of_two(year, years, expected):
 
 def offered(network, url):
     settings = FetchSettings(nlcd_wcs=url, nlcd_coverage=COVERAGE)
-    return _Job(plan=None, settings=settings, network=network, overwrite=False, progress=False)._offered_year
+    return _Job(plan=None, settings=settings, network=network, run=Run())._offered_year
 
 
 def test_a_year_is_asked_for_only_where_there_are_several(geoserver, network, monkeypatch):

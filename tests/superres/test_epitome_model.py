@@ -13,6 +13,7 @@ from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.model import load_model, save_model
 from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.raster.reading import open_raster
+from landprior.run import Run
 from landprior.superres.epitome_figure import draw_epitome
 from landprior.superres.epitome_model import train_epitome_model
 from landprior.superres.settings import EpitomeSettings
@@ -44,7 +45,7 @@ def scene(chesapeake):
 @pytest.fixture
 def model(scene):
     tile, codes, table = scene
-    return train_epitome_model([tile], [codes], table, SETTINGS, device="cpu")
+    return train_epitome_model([tile], [codes], table, SETTINGS, run=Run(device="cpu"))
 
 
 def test_it_maps_what_its_codes_say_and_the_file_maps_the_same(scene, model, make_raster, tmp_path):
@@ -55,7 +56,9 @@ def test_it_maps_what_its_codes_say_and_the_file_maps_the_same(scene, model, mak
     assert (loaded.architecture, loaded.loss) == ("epitome", "epitome")
     maps = {}
     for name, chosen, window in (("direct", model, None), ("file", loaded, None), ("windows", loaded, 16)):
-        with open_raster(predict(image, tmp_path / f"{name}.tif", chosen, device="cpu", window_size=window)) as src:
+        with open_raster(
+            predict(image, tmp_path / f"{name}.tif", chosen, run=Run(device="cpu"), window_size=window)
+        ) as src:
             maps[name] = src.read(1)
     np.testing.assert_array_equal(maps["direct"], maps["file"])
     np.testing.assert_array_equal(maps["direct"], maps["windows"])
@@ -75,7 +78,7 @@ def test_labels_in_place_of_codes(scene, chesapeake):
     tile, _, _ = scene
     classes = np.where(np.arange(60) < 30, 2, 3)[None].repeat(50, 0).astype(np.int16)
     labelled = label_tile("labelled", tile.image, classes, scheme=chesapeake, seen=tile.valid.numpy())
-    found = train_epitome_model([labelled], settings=SETTINGS, device="cpu")
+    found = train_epitome_model([labelled], settings=SETTINGS, run=Run(device="cpu"))
     assert found.supervised
     x = found.statistics.standardise(tile.image, tile.valid)
     with torch.no_grad():
@@ -105,4 +108,4 @@ def test_errors(scene):
     with pytest.raises(InputError, match="share one grid"):
         train_epitome_model([tile], [codes[:, 1:]], table, SETTINGS)
     with pytest.raises(PriorError, match="no pixel"):
-        train_epitome_model([tile], [np.zeros_like(codes)], table, SETTINGS, device="cpu")
+        train_epitome_model([tile], [np.zeros_like(codes)], table, SETTINGS, run=Run(device="cpu"))

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from landprior.errors import InputError, TrainingInterruptedError
 from landprior.implicit.epitomes import build_epitome
 from landprior.landcover.training.tiles import Tile, measure_bands
+from landprior.run import Run
 from landprior.superres.epitome_training import (
     EpitomeFeed,
     EpitomeObjective,
@@ -68,7 +69,7 @@ def test_shrinking_averages_and_a_gap_spreads_to_its_square():
 @pytest.mark.parametrize("diversify", [False, True])
 def test_the_likelihood_rises(tile, diversify):
     chosen = settings(diversify=diversify, steps=150)
-    epitome, statistics, history = fit_epitome([tile], chosen, device="cpu")
+    epitome, statistics, history = fit_epitome([tile], chosen, run=Run(device="cpu"))
     feed = EpitomeFeed([tile], statistics, patch=5, count=200, seed=99)
     before = build_epitome(3, seed=0, size=15, patch=5)
     assert measure_use(epitome, feed, batches=3)[1] > measure_use(before, feed, batches=3)[1] + 0.3
@@ -78,7 +79,7 @@ def test_the_likelihood_rises(tile, diversify):
 def test_promotion_lowers_the_share_of_positions_never_used(tile):
     shares = {}
     for promotion in (True, False):
-        epitome, statistics, _ = fit_epitome([tile], settings(promotion=promotion, size=41), device="cpu")
+        epitome, statistics, _ = fit_epitome([tile], settings(promotion=promotion, size=41), run=Run(device="cpu"))
         shares[promotion] = (epitome.visits == 0).float().mean().item()
         assert (int(epitome.resets) > 0) == promotion
         assert int(epitome.visits.sum()) == 60 * 32
@@ -90,7 +91,7 @@ def test_promotion_lowers_the_share_of_positions_never_used(tile):
 
 def test_a_resumed_run_ends_with_the_same_weights(tile, tmp_path, monkeypatch):
     chosen = settings(steps=75, diversify=True)
-    whole = train_epitome([tile], chosen, device="cpu")
+    whole = train_epitome([tile], chosen, run=Run(device="cpu"))
     call = EpitomeFeed.__call__
 
     def interrupted(self, step):
@@ -100,9 +101,9 @@ def test_a_resumed_run_ends_with_the_same_weights(tile, tmp_path, monkeypatch):
 
     monkeypatch.setattr(EpitomeFeed, "__call__", interrupted)
     with pytest.raises(TrainingInterruptedError, match="60 of 75"):
-        train_epitome([tile], chosen, device="cpu", checkpoint=tmp_path / "state")
+        train_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")
     monkeypatch.setattr(EpitomeFeed, "__call__", call)
-    resumed = train_epitome([tile], chosen, device="cpu", checkpoint=tmp_path / "state")
+    resumed = train_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -128,15 +129,15 @@ def test_used_positions_get_no_gradient():
 
 
 def test_several_epitomes_are_one_mixture(tile):
-    epitome = train_epitome([tile], settings(epitomes=3, steps=20), device="cpu")
+    epitome = train_epitome([tile], settings(epitomes=3, steps=20), run=Run(device="cpu"))
     assert epitome.mean.shape == (3, 3, 15, 15)
     assert (epitome.visits.sum((1, 2)) > 0).all()
 
 
 def test_errors(tile):
     with pytest.raises(InputError, match="no tile"):
-        train_epitome([], device="cpu")
+        train_epitome([], run=Run(device="cpu"))
     with pytest.raises(InputError, match="without a gap"):
-        train_epitome([tile], settings(size=71, patch=71), device="cpu")
+        train_epitome([tile], settings(size=71, patch=71), run=Run(device="cpu"))
     with pytest.raises(ValidationError, match="odd"):
         settings(patch=4)

@@ -30,6 +30,7 @@ from landprior.raster.cog import encode_probabilities
 from landprior.raster.outputs import check_apart
 from landprior.raster.reading import open_raster
 from landprior.raster.windows import Block, iter_blocks, stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -394,8 +395,7 @@ def assign_classes(
     seed: int = 0,
     weight: float = WEIGHT,
     products: Products | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Assigned:
     """Turn clusters into classes, map them, and score it over repeated draws.
 
@@ -421,10 +421,8 @@ def assign_classes(
         See :func:`fit_assignment`.
     products
         What else to write; confidence is not.
-    overwrite
-        Replace older results.
-    progress
-        Progress bars on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -439,7 +437,7 @@ def assign_classes(
     check_apart([output], sources)
     with ExitStack() as stack:
         layer = stack.enter_context(ClusterLayer(clusters))
-        target = check_products(output, products, overwrite=overwrite, inputs=(*sources, layer.path))
+        target = check_products(output, products, overwrite=run.overwrite, inputs=(*sources, layer.path))
         given = accuracy = None
         if points is not None:
             given = _take_points(layer, points, scheme, label_map)
@@ -449,7 +447,7 @@ def assign_classes(
                 )
         if labels is not None:
             truth = stack.enter_context(open_on_grid(labels, layer.grid, like=layer.path))
-            drawn = LabelDraws(layer, truth, scheme, label_map=label_map, where=labels, progress=progress)
+            drawn = LabelDraws(layer, truth, scheme, label_map=label_map, where=labels, progress=run.progress)
             number = train_points or TRAIN_POINTS
             accuracy = drawn.score(draws, number, seed, weight=weight) if draws else None
             given = given or drawn.draw(1, number, seed)[0]
@@ -458,7 +456,7 @@ def assign_classes(
             raise InputError(msg)
         shares, classes = given
         found = fit_assignment(shares, classes, scheme, weight=weight)
-        _write(layer, target, found, products, overwrite=overwrite, progress=progress)
+        _write(layer, target, found, products, run=run)
     if products.style:
         write_style(target.with_suffix(".qml"), scheme)
     if products.quicklook:
@@ -485,13 +483,12 @@ def _write(
     found: Assignment,
     products: Products,
     *,
-    overwrite: bool,
-    progress: bool,
+    run: Run,
 ) -> None:
     """Write the map of classes, and what else is wanted, window by window."""
     tags = {"method": "clusters", "clusters": Path(layer.path).name, "points": str(found.points)}
     with ExitStack() as own:
-        sinks = open_sinks(own, target, found.scheme, layer.grid, products, tags, overwrite=overwrite)
+        sinks = open_sinks(own, target, found.scheme, layer.grid, products, tags, overwrite=run.overwrite)
 
         def compute(block: Block) -> dict[str, Found]:
             shares, valid = layer.read(block.core)
@@ -502,4 +499,4 @@ def _write(
             probabilities[:, ~valid] = np.nan
             return {"map": best, "probabilities": encode_probabilities(probabilities, products.encoding)}
 
-        stream(compute, grid=layer.grid, sinks=sinks, label="map", progress=progress)
+        stream(compute, grid=layer.grid, sinks=sinks, label="map", progress=run.progress)

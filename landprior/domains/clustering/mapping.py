@@ -16,6 +16,7 @@ from landprior.landcover.training.model import check_model_output, save_model
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of
 from landprior.raster.reading import TAG_DOMAIN, open_raster
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +31,8 @@ def map_clusters(
     *,
     side: int = BLUR,
     products: Products | None = None,
-    nodata: float | None = None,
-    device: str = "auto",
     tags: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map the clusters of an image, and their probabilities, windowed.
 
@@ -52,8 +50,10 @@ def map_clusters(
         (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
     products
         What else to write; probabilities always are, confidence is not.
-    nodata, device, tags, overwrite, progress
+    tags
         See :func:`landprior.landcover.mapping.predict.predict`.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -74,11 +74,8 @@ def map_clusters(
         output,
         blur_model(model, side),
         products=_with_probabilities(products),
-        nodata=nodata,
-        device=device,
         tags=marks,
-        overwrite=overwrite,
-        progress=progress,
+        run=run,
     )
 
 
@@ -90,10 +87,7 @@ def cluster_image(
     model: str | Path | None = None,
     side: int = BLUR,
     products: Products | None = None,
-    nodata: float | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Cluster an image: train, write the model, map.
 
@@ -107,8 +101,10 @@ def cluster_image(
         See :class:`landprior.domains.clustering.training.ClusterSettings`.
     model
         Where the model goes; by default ``<stem>.safetensors`` beside the map.
-    side, products, nodata, device, overwrite, progress
+    side, products
         See :func:`map_clusters`.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -124,24 +120,21 @@ def cluster_image(
     target, wanted = Path(output), _with_probabilities(products)
     place = Path(model or target.with_suffix(".safetensors"))
     check_apart([target, *list_products(target, wanted), place], [image])
-    check_products(target, wanted, overwrite=overwrite, inputs=[image])
-    check_model_output(place, overwrite=overwrite, inputs=[image])
-    tile = read_image_tile(image, make_scheme(settings.clusters), nodata=nodata)
+    check_products(target, wanted, overwrite=run.overwrite, inputs=[image])
+    check_model_output(place, overwrite=run.overwrite, inputs=[image])
+    tile = read_image_tile(image, make_scheme(settings.clusters), nodata=run.nodata)
     checkpoint = checkpoint_of(target)
     with claiming(target):
-        found = train_clusters([tile], settings, device=device, checkpoint=checkpoint, progress=progress)
+        found = train_clusters([tile], settings, checkpoint=checkpoint, run=run)
         map_clusters(
             image,
             target,
             found,
             side=side,
             products=products,
-            nodata=nodata,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            run=run,
         )
-        save_model(found, place, overwrite=overwrite)
+        save_model(found, place, overwrite=run.overwrite)
         clear_attempts(checkpoint)
     return found
 

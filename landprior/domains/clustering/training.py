@@ -33,6 +33,7 @@ from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.tiles import Tile, measure_bands, measure_colours
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import iter_blocks
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,9 +204,8 @@ def train_clusters(
     tiles: Sequence[Tile],
     settings: ClusterSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train a network that clusters the pixels of images.
 
@@ -215,13 +215,11 @@ def train_clusters(
         See :func:`read_image_tile`; several share one model.
     settings
         See :class:`ClusterSettings`.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
         Where the state is kept, so that an interrupted run goes on; each restart has its own file
         (:func:`clear_attempts`).
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -254,7 +252,7 @@ def train_clusters(
     for attempt in range(settings.restarts + 1):
         seed = settings.training.seed if not attempt else derive_seed(settings.training.seed, f"restart {attempt}")
         path = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{attempt}")
-        model, use = _train(tiles, settings, seed, device=device, checkpoint=path, progress=progress)
+        model, use = _train(tiles, settings, seed, checkpoint=path, run=run)
         tried.append({"seed": seed, "effective": use.effective, "largest": use.largest})
         if best is None or use.effective > best[1].effective:
             best = model, use
@@ -286,14 +284,13 @@ def _train(
     settings: ClusterSettings,
     run_seed: int,
     *,
-    device: str,
     checkpoint: Path | None,
-    progress: bool,
+    run: Run,
 ) -> tuple[LandcoverModel, ClusterUse]:
     require_one_kind([(tile.name, tile.kind) for tile in tiles])
     names = sorted(tile.name for tile in tiles)
     seed = derive_seed(run_seed, "|".join(names))
-    fabric = make_fabric(settings.training.precision, device)
+    fabric = make_fabric(settings.training.precision, run.device)
     on_device = [tile.to(fabric.device) for tile in tiles]
     statistics = measure_bands(on_device)
     scheme = tiles[0].scheme
@@ -332,7 +329,7 @@ def _train(
             fabric=fabric,
             checkpoint=checkpoint,
             identity="" if checkpoint is None else _identify(tiles, settings, run_seed),
-            progress=progress,
+            progress=run.progress,
         )
     network.eval()
     use = measure_use(network, feed, first=settings.training.steps)

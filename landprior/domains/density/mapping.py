@@ -19,6 +19,7 @@ from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.image_kind import require_kind
 from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.windows import stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,12 +60,9 @@ def map_density(
     *,
     posterior: str | Path | None = None,
     blur: int = BLUR,
-    nodata: float | None = None,
-    device: str = "auto",
     window_size: int | None = None,
     tags: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map an image: classes, and the probability of each beside it (``<stem>_probabilities.tif``).
 
@@ -81,8 +79,10 @@ def map_density(
         mean prediction that r rests on is that over the training images, which share one prior.
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
-    nodata, device, window_size, tags, overwrite, progress
+    window_size, tags
         See :func:`landprior.landcover.mapping.predict.predict`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -92,16 +92,13 @@ def map_density(
     return predict(
         image,
         output,
-        ready_model(model, image, blur=blur, nodata=nodata),
+        ready_model(model, image, blur=blur, nodata=run.nodata),
         posterior=posterior,
         marginal=model.record["density"]["marginal"] if posterior is not None else None,
         products=Products(probabilities=True),
-        nodata=nodata,
-        device=device,
         window_size=window_size,
         tags={"blur": str(blur), **(tags or {})},
-        overwrite=overwrite,
-        progress=progress,
+        run=run,
     )
 
 
@@ -111,11 +108,9 @@ def predict_points(
     model: LandcoverModel,
     *,
     blurs: Sequence[int] = (BLUR,),
-    nodata: float | None = None,
-    device: str = "auto",
     precision: str = "auto",
     window_size: int | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> NDArray[np.float64]:
     """Return the target's log odds by q at points, shape (blurs, N); NaN where the image has no data.
 
@@ -124,7 +119,7 @@ def predict_points(
 
     Parameters
     ----------
-    image, model, nodata, device, window_size, progress
+    image, model, window_size
         See :func:`map_density`.
     precision
         ``"fp32"`` or ``"bf16"``; by default the second on CUDA.
@@ -132,6 +127,8 @@ def predict_points(
         Where.
     blurs
         Sides of the blur; the network answers once for all.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -139,12 +136,12 @@ def predict_points(
         See :func:`ready_model`.
     """
     sink = PointSink(points, [len(model.scheme) * number + TARGET for number in range(len(blurs))])
-    ready = ready_model(model, image, blur=1, nodata=nodata)
+    ready = ready_model(model, image, blur=1, nodata=run.nodata)
     ready = replace(ready, network=BlurredNetwork(ready.network, *blurs).eval())
     with ExitStack() as stack:
-        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        pixels = stack.enter_context(ImageLayer(image, nodata=run.nodata))
         require_kind(ready, pixels)
-        mapper = Mapper(ready, pixels, device=device, engine="torch", precision=precision)
+        mapper = Mapper(ready, pixels, device=run.device, engine="torch", precision=precision)
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
             return mapper.compute(block, data, ("probabilities",))
@@ -155,9 +152,9 @@ def predict_points(
             grid=pixels.grid,
             sinks={"probabilities": sink},
             halo=mapper.halo,
-            size=window_size or window_for(device),
+            size=window_size or window_for(run.device),
             label="points",
-            progress=progress,
+            progress=run.progress,
         )
     target = np.clip(sink.values, 1e-12, 1 - 1e-7)
     return np.asarray(np.log(target) - np.log1p(-target))

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from landprior.raster.grid import Grid
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
 from landprior.raster.reading import open_raster
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -105,10 +106,7 @@ def train_images(
     settings: DensitySettings | None = None,
     *,
     scheme: ClassScheme | None = None,
-    nodata: float | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train on the images that have density classes and write the model; an interrupted training goes on.
 
@@ -122,10 +120,8 @@ def train_images(
         See :class:`DensitySettings`.
     scheme
         Background and target, by :func:`landprior.domains.density.training.make_scheme`.
-    nodata, device, progress
-        See :func:`landprior.landcover.training.files.train_files`.
-    overwrite
-        Replace an older model.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -133,20 +129,20 @@ def train_images(
         See :func:`read_tiles` and :func:`train_density`.
     """
     settings = settings or DensitySettings()
-    target = check_model_output(output, overwrite=overwrite, inputs=images.paths.values())
+    target = check_model_output(output, overwrite=run.overwrite, inputs=images.paths.values())
     checkpoint = checkpoint_of(target)
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(
-        paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=nodata
+        paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=run.nodata
     )
     with claiming(target):
-        model = train_density(tiles, labels.block, settings, device=device, checkpoint=checkpoint, progress=progress)
+        model = train_density(tiles, labels.block, settings, checkpoint=checkpoint, run=run)
         model.record["density"] |= {
             "priors": priors.tolist(),
             "settings": settings.model_dump(mode="json"),
             "identity": _identify(images, labels, priors, settings),
         }
-        save_model(model, target, overwrite=overwrite)
+        save_model(model, target, overwrite=run.overwrite)
         for leftover in (
             checkpoint,
             *(target.with_name(f"{checkpoint.name}-{i}") for i in range(1, settings.restarts + 1)),
@@ -163,7 +159,7 @@ def train_or_load(
     output: Path,
     settings: DensitySettings | None = None,
     *,
-    overwrite: bool = False,
+    run: Run = Run(),
     **options: Any,  # noqa: ANN401 - those of train_images
 ) -> LandcoverModel:
     """Return the model that an interrupted run of the same has finished, or train it (:func:`train_images`).
@@ -176,13 +172,13 @@ def train_or_load(
         See :func:`train_images`.
     """
     settings = settings or DensitySettings()
-    if not overwrite and output.is_file():
+    if not run.overwrite and output.is_file():
         with contextlib.suppress(ModelError):
             model = load_density_model(output)
             if model.record["density"].get("identity") == _identify(images, labels, priors, settings):
                 logger.info("%s is there", output)
                 return model
-    return train_images(images, labels, priors, output, settings, overwrite=overwrite, **options)
+    return train_images(images, labels, priors, output, settings, run=run, **options)
 
 
 def _identify(images: Images, labels: BlockLabels, priors: NDArray[np.float64], settings: DensitySettings) -> str:
@@ -202,10 +198,7 @@ def map_images(
     *,
     labels: BlockLabels | None = None,
     blur: int = BLUR,
-    nodata: float | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[Path]:
     """Map images, one after the other; those that are there already are kept, so that an interrupted run goes on.
 
@@ -219,10 +212,10 @@ def map_images(
         Gets ``<image>.tif`` and ``<image>_probabilities.tif``; with ``labels`` ``<image>_prior.tif`` too.
     labels
         With them the maps are of r where density classes are known.
-    blur, nodata, device, progress
+    blur
         See :func:`landprior.domains.density.mapping.map_density`.
-    overwrite
-        Make all maps anew.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -232,12 +225,12 @@ def map_images(
     make_folder(folder)
     check_apart(list_results(images, folder), images.paths.values())
     found = []
-    for name in track(names, "maps", "image", show=progress):
+    for name in track(names, "maps", "image", show=run.progress):
         target = folder / f"{Path(name).stem}.tif"
         found.append(target)
         classes = None if labels is None else labels.classes.get(name)
         wanted = {"model": model.digest(), "blur": str(blur), "maps": "q" if classes is None else "r"}
-        if not overwrite and _is_current(target, wanted):
+        if not run.overwrite and _is_current(target, wanted):
             logger.info("%s is there", target)
             continue
         prior = None
@@ -258,11 +251,8 @@ def map_images(
             model,
             posterior=prior,
             blur=blur,
-            nodata=nodata,
-            device=device,
             tags={"density_model": wanted["model"]},
-            overwrite=overwrite or not target.exists(),  # a map is the last of its files to be put in place
-            progress=progress and len(names) == 1,
+            run=replace(run, overwrite=run.overwrite or not target.exists(), progress=run.progress and len(names) == 1),
         )
     return found
 
@@ -324,10 +314,8 @@ def score_images(
     block: int,
     groups: Mapping[str, Sequence[str]],
     blurs: Sequence[int] = (1, BLUR),
-    nodata: float | None = None,
-    device: str = "auto",
     precision: str = "auto",
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[Row]:
     """Score predictions, and what one has without a model, at labelled points.
 
@@ -345,8 +333,10 @@ def score_images(
         Images to be scored together, by what they are called; those without points do not count.
     blurs
         Sides of the blur, each a line.
-    nodata, device, precision, progress
+    precision
         See :func:`predict_points`.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -355,8 +345,8 @@ def score_images(
     """
     rows: list[Row] = []
     mine = {group: [name for name in names if name in points] for group, names in groups.items()}
-    bar = Progress(sum(map(len, mine.values())), "points", "image", show=progress)
-    options: dict[str, Any] = {"blurs": blurs, "nodata": nodata, "device": device, "precision": precision}
+    bar = Progress(sum(map(len, mine.values())), "points", "image", show=run.progress)
+    options: dict[str, Any] = {"blurs": blurs, "run": replace(run, progress=False), "precision": precision}
     with bar:
         for group, names in mine.items():
             parts: list[dict[str, NDArray[np.float64]]] = []
@@ -395,9 +385,8 @@ def _score_values(
     labels: BlockLabels | None,
     *,
     blurs: Sequence[int],
-    nodata: float | None,
-    device: str,
     precision: str,
+    run: Run,
 ) -> dict[str, NDArray[np.float64]]:
     """Return what points of one image are scored by, by name: larger for the target, NaN where not known."""
     found: dict[str, NDArray[np.float64]] = {}
@@ -405,10 +394,10 @@ def _score_values(
     if labels is not None and path.name in labels.classes:
         classes = labels.classes[path.name][at.rows // labels.block, at.columns // labels.block]
         found["density class"] = np.where(classes == UNKNOWN, np.nan, classes).astype(float)
-    found["darkness"] = read_darkness(path, at, nodata=nodata)
+    found["darkness"] = read_darkness(path, at, nodata=run.nodata)
     if model is None:
         return found
-    odds = predict_points(path, at, model, blurs=blurs, nodata=nodata, device=device, precision=precision)
+    odds = predict_points(path, at, model, blurs=blurs, run=run, precision=precision)
     for blur, values in zip(blurs, odds, strict=True):
         suffix = f", blur {blur}" if blur > 1 else ""
         found[f"q{suffix}"] = values

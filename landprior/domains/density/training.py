@@ -39,6 +39,7 @@ from landprior.landcover.training.tiles import Tile, require_compatible
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -355,9 +356,8 @@ def train_density(
     block: int,
     settings: DensitySettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train one model on the tiles of all images, anew if it comes out inverted.
 
@@ -369,8 +369,10 @@ def train_density(
         Side of a block, pixels.
     settings
         See :class:`DensitySettings`.
-    device, checkpoint, progress
+    checkpoint
         See :func:`landprior.landcover.training.trainer.train_model`.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -397,9 +399,8 @@ def train_density(
                 settings.tile_settings(attempt),
                 feed=partial(PatchFeed, jitter=settings.jitter, turned=True),
                 identity=f"jitter {settings.jitter}",
-                device=device,
                 checkpoint=path,
-                progress=progress,
+                run=run,
             )
         direction = check_direction(model, tiles, block)
         attempts.append((direction, model))

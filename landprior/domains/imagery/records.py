@@ -40,7 +40,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One training.
 
     Parameters
@@ -94,17 +94,17 @@ def key_of(row: dict[str, str], seed: int) -> str:
     return "-".join([*(f"{name}_{value}" for name, value in row.items() if value), f"seed_{seed}"]).replace(" ", "_")
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(folder: Path) -> list[RunRecord]:
     """Read the runs of a folder, see :func:`landprior.records.read_records`."""
-    return read_records(folder, Run)
+    return read_records(folder, RunRecord)
 
 
-def add_run(folder: Path, run: Run) -> None:
+def add_run(folder: Path, run: RunRecord) -> None:
     """Add a run to those of a folder, see :func:`landprior.records.add_records`."""
-    add_records(folder, [run], Run, _to_dict, key=lambda one: one.key)
+    add_records(folder, [run], RunRecord, _to_dict, key=lambda one: one.key)
 
 
-def _to_dict(run: Run) -> dict[str, Any]:
+def _to_dict(run: RunRecord) -> dict[str, Any]:
     found = asdict(run)
     for look in found["looks"]:
         if look["confusion"] is None:
@@ -112,7 +112,7 @@ def _to_dict(run: Run) -> dict[str, Any]:
     return found
 
 
-def find_run(runs: Sequence[Run], key: str, identity: str, folder: Path) -> Run | None:
+def find_run(runs: Sequence[RunRecord], key: str, identity: str, folder: Path) -> RunRecord | None:
     """Return the run of a key, if it is there.
 
     Raises

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.domains.imagery.records import Run
+    from landprior.domains.imagery.records import RunRecord
 
 _SHORT = {"negatives": "negative labels", "batch": "batch size", "thin": "thinned"}
 _NAMES = {
@@ -66,9 +66,9 @@ class Line:
     seconds: float
 
 
-def summarise(runs: Sequence[Run]) -> list[Line]:
+def summarise(runs: Sequence[RunRecord]) -> list[Line]:
     """Return a line for each row, in the order in which they come."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+    groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = defaultdict(list)
     for run in runs:
         groups[tuple(run.row.items())].append(run)
     lines = []
@@ -127,7 +127,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def write_report(folder: Path, runs: Sequence[Run], *, missing: int = 0) -> None:
+def write_report(folder: Path, runs: Sequence[RunRecord], *, missing: int = 0) -> None:
     """Write ``report.md``, ``report.json`` and, where there are true labels, ``curves.png`` and pictures of sweeps."""
     lines = summarise(runs)
     contents = {
@@ -154,13 +154,13 @@ def method_of(row: dict[str, str]) -> str:
     return f"{name}, {marginal}" if marginal and marginal != "batch" else name
 
 
-def draw_curves(path: Path, runs: Sequence[Run]) -> None:
+def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
     """Draw test (solid) and training accuracy (dotted) over epochs, means over seeds; a panel for each setting."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[str, dict[str, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         rest = ", ".join(
             f"{_SHORT.get(name, name)} {value}"
@@ -200,7 +200,7 @@ def draw_curves(path: Path, runs: Sequence[Run]) -> None:
         figure.savefig(path, dpi=150)
 
 
-def draw_sweep(path: Path, runs: Sequence[Run], axis_name: str) -> None:
+def draw_sweep(path: Path, runs: Sequence[RunRecord], axis_name: str) -> None:
     """Draw test accuracy at the epoch chosen (filled) and at the best (ring) against one setting, bars over seeds."""
     import matplotlib as mpl
     from matplotlib.figure import Figure

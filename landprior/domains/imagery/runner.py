@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.records import Run, add_run, find_run, key_of, read_runs
+from landprior.domains.imagery.records import RunRecord, add_run, find_run, key_of, read_runs
 from landprior.implicit.posterior import log_posterior
 from landprior.raster.outputs import make_folder, replacing
 
@@ -56,14 +56,14 @@ class Runner(ABC, Generic[C]):
         """Return the trainings, in the order in which they are done."""
 
     @abstractmethod
-    def train(self, cell: C, key: str) -> Run:
+    def train(self, cell: C, key: str) -> RunRecord:
         """Do one training; what it goes on from when interrupted lies at :meth:`work`."""
 
     def work(self, key: str) -> Path:
         """Return where a training keeps its state and its weights, without suffix."""
         return self.folder / "models" / key
 
-    def done(self) -> list[Run]:
+    def done(self) -> list[RunRecord]:
         """Return the runs that are there, in the order of the trainings.
 
         Raises
@@ -75,7 +75,7 @@ class Runner(ABC, Generic[C]):
         found = (find_run(runs, key_of(c.row(), c.seed), self.identity, self.folder) for c in self.cells())
         return [run for run in found if run is not None]
 
-    def run(self) -> list[Run]:
+    def run(self) -> list[RunRecord]:
         """Train what is missing and return all runs.
 
         Raises

@@ -22,6 +22,7 @@ from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, check_output, checkpoint_of, make_folder
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,9 +86,7 @@ def paint(
     position: bool = False,
     softness: float = SOFTNESS,
     pixels: bool = False,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[Painted]:
     """Find the parts of pictures from priors drawn by hand, or with a model made so.
 
@@ -111,10 +110,8 @@ def paint(
         The network sees where a pixel is, besides its colours.
     softness, pixels
         See :func:`landprior.domains.painting.drawing.read_drawing`.
-    device, progress
-        See :func:`landprior.landcover.training.trainer.train_model`.
-    overwrite
-        Replace older results.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -132,7 +129,7 @@ def paint(
     )
     for folder in folders:
         make_folder(folder)
-        check_output(folder / CLASSES, overwrite=overwrite, kind="raster")
+        check_output(folder / CLASSES, overwrite=run.overwrite, kind="raster")
     if model is None:
         priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
         tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
@@ -142,18 +139,15 @@ def paint(
             else [(folder / MODEL, [tile]) for folder, tile in zip(folders, tiles, strict=True)]
         )
         if jointly:
-            check_output(output / MODEL, overwrite=overwrite)
-        made = [
-            (_train(group, settings or _usual(), path, device=device, progress=progress), path)
-            for path, group in groups
-        ]
+            check_output(output / MODEL, overwrite=run.overwrite)
+        made = [(_train(group, settings or _usual(), path, run=run), path) for path, group in groups]
     else:
         made = [(load_model(model), Path(model))]
         palette = None if palette is None else replace(palette, scheme=made[0][0].scheme)
         priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
     made = made * (len(pictures) if len(made) == 1 else 1)
     found = [
-        replace(_map(picture, prior, folder, one, device=device, progress=progress), model=path)
+        replace(_map(picture, prior, folder, one, run=run), model=path)
         for picture, prior, folder, (one, path) in zip(pictures, priors, folders, made, strict=True)
     ]
     draw_legend(output / "legend.png", made[0][0].scheme)
@@ -232,21 +226,19 @@ def _read(picture: Picture, prior: Path | None, *, position: bool) -> Tile:
     return replace(tile, extra=torch.from_numpy(places), extras=("position",))
 
 
-def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, device: str, progress: bool) -> LandcoverModel:
+def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, run: Run) -> LandcoverModel:
     checkpoint = checkpoint_of(path)
     with claiming(path):
         with warnings.catch_warnings():
             # the verdict is for maps whose prior is measured; of a drawing one judges by eye
             warnings.simplefilter("ignore", HarmWarning)
-            model = train_best(tiles, settings, device=device, checkpoint=checkpoint, progress=progress)
+            model = train_best(tiles, settings, checkpoint=checkpoint, run=run)
         save_model(model, path, overwrite=True)
         clear_checkpoint(checkpoint)
     return model
 
 
-def _map(
-    picture: Picture, prior: Path | None, folder: Path, model: LandcoverModel, *, device: str, progress: bool
-) -> Painted:
+def _map(picture: Picture, prior: Path | None, folder: Path, model: LandcoverModel, *, run: Run) -> Painted:
     def write(path: Path, posterior: Path | None) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HarmWarning)
@@ -257,9 +249,7 @@ def _map(
                 posterior=posterior,
                 products=Products(probabilities=True),
                 force=True,
-                device=device,
-                overwrite=True,
-                progress=progress,
+                run=replace(run, overwrite=True),
             )
         return beside(path, "probabilities")
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from landprior.domains.imagery.records import Run
+from landprior.domains.imagery.records import RunRecord
 from landprior.domains.imagery.runner import Runner, write_predictions
 from landprior.domains.imagery.training import identify
 from landprior.domains.partial.candidates import draw_negatives, thin_classes
 from landprior.domains.partial.training import train_partial
 from landprior.errors import InputError
 from landprior.implicit.settings import IMPLICIT
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,10 +60,10 @@ class SweepRunner(Runner[Cell]):
         Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
     candidates
         Candidate sets of the training images, (N, C), see :func:`read_candidates`; None: negative labels are drawn.
-    device, progress
-        See :func:`train_partial`.
     predictions
         Also write ``predictions/``, a CSV for each training: q of every item and, for those with candidates, r.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -77,12 +78,11 @@ class SweepRunner(Runner[Cell]):
         folder: Path,
         *,
         candidates: Tensor | None = None,
-        device: str = "auto",
-        progress: bool = False,
         predictions: bool = False,
+        run: Run = Run(),
     ) -> None:
         self._data, self.sweep = data, sweep
-        self._candidates, self._device, self._progress = candidates, device, progress
+        self._candidates, self._run = candidates, run
         self._predictions = predictions
         if candidates is None and not sweep.negatives:
             msg = "there are neither candidate sets nor a number of negative labels to draw"
@@ -109,7 +109,7 @@ class SweepRunner(Runner[Cell]):
         ]
         return list(dict.fromkeys(found))
 
-    def train(self, cell: Cell, key: str) -> Run:
+    def train(self, cell: Cell, key: str) -> RunRecord:
         """Train a cell of the sweep."""
         settings = self.sweep.training.model_copy(
             update={
@@ -132,14 +132,13 @@ class SweepRunner(Runner[Cell]):
             prior,
             settings,
             items=items,
-            device=self._device,
             work=self.work(key),
             identity=f"{self.identity}|{key}",
-            progress=self._progress,
+            run=self._run,
         )
         if self._predictions:
             write_predictions(self.folder / "predictions" / f"{key}.csv", trained, self._data, prior)
-        return Run(
+        return RunRecord(
             row=cell.row(),
             seed=cell.seed,
             identity=self.identity,

@@ -19,6 +19,7 @@ from landprior.implicit.posterior import EPS, log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import IMPLICIT
 from landprior.implicit.training import Batch
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,10 +146,9 @@ def train_partial(
     settings: PartialSettings,
     *,
     items: Tensor | None = None,
-    device: str = "auto",
     work: Path | None = None,
     identity: str = "",
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Trained:
     """Train a network from candidate sets.
 
@@ -162,15 +162,13 @@ def train_partial(
         See :class:`PartialSettings`.
     items
         Which of the training images there are, int64; None for all.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
     work
         A path without suffix for what an interrupted training goes on from: ``.checkpoint`` and, which stays,
         ``.safetensors`` with the weights of the epoch chosen. None: nothing is kept.
     identity
         What the training is of.
-    progress
-        A progress bar.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -187,7 +185,7 @@ def train_partial(
     if len(items) < 2:
         msg = f"{len(items)} images are too few to train with and to choose an epoch by"
         raise InputError(msg)
-    fabric = make_fabric(settings.precision, device)
+    fabric = make_fabric(settings.precision, run.device)
     fitted, held = split_off(len(items), settings.held_out, seed=settings.seed)
     fitted, held = items[fitted], items[held]
     train, test = data.train.to(fabric.device), None if data.test is None else data.test.to(fabric.device)
@@ -217,7 +215,7 @@ def train_partial(
         objective=objective,
         work=work,
         identity=f"{identity}|{settings.model_dump_json()}",
-        progress=progress,
+        progress=run.progress,
     )
     if trained.top_share > COLLAPSED and float(prior[items].mean(0).max()) < COLLAPSED / 100:
         msg = (

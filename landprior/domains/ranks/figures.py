@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.domains.imagery.records import Look, Run
+    from landprior.domains.imagery.records import Look, RunRecord
 
 _PANELS = 6
 """Matrices side by side, at most."""
 
 
-def write_confusions(folder: Path, runs: Sequence[Run], classes: Sequence[str]) -> list[Path]:
+def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[str]) -> list[Path]:
     """Draw ``confusion-KEY.png`` for each run that has confusion matrices, and return their paths."""
     paths = []
     for run in runs:

@@ -12,7 +12,7 @@ from torch import nn
 
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.records import Run
+from landprior.domains.imagery.records import RunRecord
 from landprior.domains.imagery.runner import Runner, write_predictions
 from landprior.domains.imagery.training import (
     COLLAPSED,
@@ -32,6 +32,7 @@ from landprior.implicit.posterior import RunningMarginal, log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import Marginal  # noqa: TC001 - pydantic reads it
 from landprior.implicit.training import Batch
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,10 +196,9 @@ def train_ranks(
     settings: RankSettings,
     *,
     pairs: Pairs | None = None,
-    device: str = "auto",
     work: Path | None = None,
     identity: str = "",
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Trained:
     """Train a network from pairs.
 
@@ -210,8 +210,10 @@ def train_ranks(
         See :class:`RankSettings`.
     pairs
         Of training images; None: drawn from their true ranks, those that choose the epoch among images held out.
-    device, work, identity, progress
+    work, identity
         See :func:`landprior.domains.imagery.training.train_watched`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -221,7 +223,7 @@ def train_ranks(
         As :func:`landprior.implicit.training.fit`.
     """
     classes = len(data.train.classes)
-    fabric = make_fabric(settings.precision, device)
+    fabric = make_fabric(settings.precision, run.device)
     fitted, held, looked_at = _split(data, settings, pairs)
     train, test = data.train.to(fabric.device), None if data.test is None else data.test.to(fabric.device)
     log_priors = pair_priors(classes, settings.ties).log()
@@ -249,7 +251,7 @@ def train_ranks(
         confusion=True,
         work=work,
         identity=f"{identity}|{settings.model_dump_json()}",
-        progress=progress,
+        progress=run.progress,
     )
     if trained.top_share > COLLAPSED:
         msg = f"one class has {trained.top_share:.1f} % of the images held out, degenerate; try another --seed"
@@ -318,10 +320,10 @@ class RankRunner(Runner[RankCell]):
         Trainings of each.
     pairs
         See :func:`train_ranks`.
-    device, progress
-        See :func:`train_ranks`.
     predictions
         Also write ``predictions/``, q of every image, a CSV for each training.
+    run
+        See :class:`landprior.run.Run`.
     """
 
     def __init__(
@@ -335,14 +337,13 @@ class RankRunner(Runner[RankCell]):
         batch_sizes: tuple[int, ...] = (128,),
         seeds: int = 1,
         pairs: Pairs | None = None,
-        device: str = "auto",
-        progress: bool = False,
         predictions: bool = False,
+        run: Run = Run(),
     ) -> None:
         self._data, self._settings, self._pairs = data, settings, pairs
         self._predictions = predictions
         self._fits, self._marginals, self._batch_sizes, self._seeds = fits, marginals, batch_sizes, seeds
-        self._device, self._progress = device, progress
+        self._run = run
         digest = hashlib.sha256(identify(data).encode())
         digest.update(settings.model_dump_json(exclude={"fit", "marginal", "batch_size", "seed"}).encode())
         if pairs is not None:
@@ -368,7 +369,7 @@ class RankRunner(Runner[RankCell]):
             for marginal in self._marginals
         ]
 
-    def train(self, cell: RankCell, key: str) -> Run:
+    def train(self, cell: RankCell, key: str) -> RunRecord:
         """Train one of them."""
         settings = self._settings.model_copy(
             update={
@@ -382,14 +383,13 @@ class RankRunner(Runner[RankCell]):
             self._data,
             settings,
             pairs=self._pairs,
-            device=self._device,
             work=self.work(key),
             identity=f"{self.identity}|{key}",
-            progress=self._progress,
+            run=self._run,
         )
         if self._predictions:
             write_predictions(self.folder / "predictions" / f"{key}.csv", trained, self._data)
-        return Run(
+        return RunRecord(
             row=cell.row(),
             seed=cell.seed,
             identity=self.identity,

@@ -24,6 +24,7 @@ from landprior.implicit.posterior import log_posterior
 from landprior.implicit.settings import IMPLICIT, LossName
 from landprior.implicit.training import Batch, fit
 from landprior.raster.outputs import replacing
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -208,9 +209,8 @@ def classify(
     tree: Tree,
     settings: TextSettings | None = None,
     *,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Classification:
     """Train on documents against their prior and classify them.
 
@@ -224,12 +224,10 @@ def classify(
         Coarse labels and what lies below them; fine labels are not looked at.
     settings
         See :class:`TextSettings`.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``; the features lie there.
     checkpoint
         Where an interrupted run keeps its state; whoever calls removes it.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -248,7 +246,7 @@ def classify(
     if prior.shape != expected or features.shape[0] != len(documents):
         msg = f"features {features.shape} and prior {prior.shape} do not fit {expected} (documents, fine classes)"
         raise InputError(msg)
-    fabric = make_fabric("fp32", device)
+    fabric = make_fabric("fp32", run.device)
     rows = SparseRows(features, fabric.device)
     log_prior = torch.from_numpy(prior).log().float().to(fabric.device)
     feed = DocumentFeed(rows, log_prior, batch_size=settings.batch_size, seed=settings.seed)
@@ -260,7 +258,7 @@ def classify(
         fabric=fabric,
         checkpoint=checkpoint,
         identity=_identify(features, prior, settings) if checkpoint is not None else "",
-        progress=progress,
+        progress=run.progress,
     )
     network.eval()
     everything = torch.arange(len(documents), device=fabric.device)

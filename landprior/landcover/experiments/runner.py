@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ from landprior.progress import track
 from landprior.raster.outputs import check_folder, make_folder, protecting, replacing
 from landprior.raster.scheme import load_scheme
 from landprior.records import add_records, read_records
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +57,7 @@ class Rival(Protocol):
         *,
         options: Mapping[str, Any],
         matrix: Cooccurrence,
-        device: str,
-        progress: bool,
+        run: Run,
     ) -> None:
         """Write a map of each tile; one model for all may be kept as ``work`` and is used again if it is there."""
 
@@ -75,8 +75,8 @@ class Runner:
         Where priors, models, maps and results go. A folder of another configuration is refused.
     rivals
         Methods of rows with ``method: rival``, by name.
-    device, progress
-        See :func:`landprior.landcover.training.files.train_files`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -93,8 +93,7 @@ class Runner:
         folder: Path,
         *,
         rivals: Mapping[str, Rival] | None = None,
-        device: str = "auto",
-        progress: bool = False,
+        run: Run = Run(),
     ) -> None:
         self.experiment, self.folder = experiment, folder
         self._rivals = rivals or {}
@@ -103,7 +102,7 @@ class Runner:
                 known = ", ".join(self._rivals) or "none here"
                 msg = f"row {row.name!r}: there is no method {row.rival!r} ({known})"
                 raise ConfigError(msg)
-        self._device, self._progress = device, progress
+        self._run = replace(run, overwrite=True)
         self._scheme = load_scheme(experiment.scheme)
         self._places = Places(experiment, root, folder)
         self._root = root
@@ -191,7 +190,7 @@ class Runner:
             self._claim()
             known = {result.key for result in read_records(self.folder, Result)}
             cells = list(self.cells())
-            for cell in track(cells, self.experiment.title[:40], "cell", show=self._progress):
+            for cell in track(cells, self.experiment.title[:40], "cell", show=self._run.progress):
                 if cell.key in known:
                     continue
                 logger.info("%s, %s, %s, seed %d", cell.row, cell.region, cell.mode, cell.seed)
@@ -260,8 +259,7 @@ class Runner:
                 self._settings(row, cell.seed, None, labelled=False),
                 options=row.options,
                 matrix=self._matrix(group[0].region),
-                device=self._device,
-                progress=self._progress,
+                run=self._run,
             )
             paths += outputs
         return paths
@@ -331,9 +329,7 @@ class Runner:
             layers={} if row.prior == "nlcd" else place.layers,
             like=place.image,
             learned=learned,
-            device=self._device,
-            overwrite=True,
-            progress=self._progress,
+            run=self._run,
         )
         return path
 
@@ -370,7 +366,7 @@ class Runner:
         settings = prior_settings(
             filters=learned.filters, training={"steps": learned.steps, "learning_rate": learned.learning_rate}
         )
-        return learn_prior(labelled, path, settings, device=self._device, overwrite=True, progress=self._progress)
+        return learn_prior(labelled, path, settings, run=self._run)
 
     # -- models ----------------------------------------------------------------------------------
 
@@ -402,8 +398,7 @@ class Runner:
             rates=row.tune.rates,
             scheme=self._scheme,
             label_map=self._places.region(validation[0].region).label_map,
-            device=self._device,
-            progress=self._progress,
+            run=self._run,
         )
         return best_of(trials).learning_rate
 
@@ -449,9 +444,7 @@ class Runner:
             label_map=dict(maps.pop()),
             names=[tile.name for tile in files],
             scheme=self._scheme,
-            device=self._device,
-            overwrite=True,
-            progress=self._progress,
+            run=self._run,
         )
         return path
 
@@ -468,9 +461,7 @@ class Runner:
             names=[place.id for place in group],
             scheme=self._scheme,
             init=init,
-            device=self._device,
-            overwrite=True,
-            progress=self._progress,
+            run=self._run,
         )
 
     def _model_path(self, row: Row, cell: Cell, group: Sequence[Place]) -> Path:
@@ -487,9 +478,7 @@ class Runner:
             prior=self._prior(row, cell.region, place) if "prior" in model.extras else None,
             posterior=self._prior(row, cell.region, place) if kind == "r" else None,
             force=(row.recipe or self.experiment.settings.recipe) != "best",  # the other rows are r as in the paper
-            device=self._device,
-            overwrite=True,
-            progress=self._progress,
+            run=self._run,
         )
 
     def maps_of(self, result: Result) -> list[tuple[Place, Path]]:
@@ -504,9 +493,7 @@ class Runner:
 
     def _map_of_prior(self, row: Row, place: Place) -> Path:
         path = self._kept("maps", _slug(row.name), f"{_slug(place.id)}_prior.tif")
-        return map_prior(
-            self._prior(row, place.region, place), path, scheme=self._scheme, overwrite=True, progress=self._progress
-        )
+        return map_prior(self._prior(row, place.region, place), path, scheme=self._scheme, run=self._run)
 
     def _external_path(self, row: Row, place: Place) -> Path:
         return self._root / row.path.format(region=place.region, split=place.split, tile=place.name)

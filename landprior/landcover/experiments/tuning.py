@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from landprior.landcover.training.files import TrainingTile, train_files
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.provenance import make_key
 from landprior.raster.outputs import check_apart, make_folder, replacing
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,8 +51,7 @@ def tune(
     rates: Sequence[float] = (),
     scheme: ClassScheme | None = None,
     label_map: Mapping[int, int] | None = None,
-    device: str = "auto",
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[Trial]:
     """Train once per learning rate and score on validation tiles.
 
@@ -71,8 +71,8 @@ def tune(
         The classes; needed with labels, otherwise those of the priors.
     label_map
         Codes of the labels -> codes of the scheme.
-    device, progress
-        See :func:`landprior.landcover.training.files.train_files`.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -137,8 +137,7 @@ def tune(
                 changed,
                 scheme=scheme,
                 label_map=label_map,
-                device=device,
-                progress=progress,
+                run=run,
             )
             with replacing(folder / "tune.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps({k: asdict(t) for k, t in done.items()}, indent=2), encoding="utf-8")
@@ -175,8 +174,7 @@ def _try(
     *,
     scheme: ClassScheme | None,
     label_map: Mapping[int, int] | None,
-    device: str,
-    progress: bool,
+    run: Run,
 ) -> Trial:
     """Train with one learning rate, map the validation tiles, score the maps."""
     supervised = tiles[0].labels is not None
@@ -189,9 +187,7 @@ def _try(
         label_map=label_map,
         names=[tile.name or tile.image.name for tile in tiles],
         scheme=scheme,
-        device=device,
-        overwrite=True,
-        progress=progress,
+        run=replace(run, overwrite=True),
     )
     pairs = []
     for number, tile in enumerate(validation):
@@ -206,9 +202,7 @@ def _try(
             prior=tile.prior if "prior" in model.extras else None,
             posterior=None if supervised else tile.prior,
             force=True,  # what is scored is r itself, not the prior that a harmful one would be replaced by
-            device=device,
-            overwrite=True,
-            progress=progress,
+            run=replace(run, overwrite=True),
         )
         pairs.append((target, labels))
     scores = evaluate(pairs, model.scheme, label_map=label_map)

@@ -31,6 +31,7 @@ from landprior.landcover.training.layers import ImageLayer, PositionLayer, Prior
 from landprior.landcover.training.verdict import LEAST_PIXELS
 from landprior.raster.grid import require_same_grid
 from landprior.raster.windows import Block, Found, Sink, stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,15 +55,12 @@ def predict(
     marginal: Sequence[float] | None = None,
     products: Products | None = None,
     force: bool = False,
-    nodata: float | None = None,
-    device: str = "auto",
     engine: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
     window_size: int | None = None,
     tags: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map an image.
 
@@ -90,10 +88,6 @@ def predict(
         What else to write.
     force
         Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
-    nodata
-        See :class:`ImageLayer`.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
     engine, precision
         What computes q, and how: see :func:`landprior.landcover.mapping.engines.make_engine`.
     memory
@@ -103,10 +97,8 @@ def predict(
         Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
     tags
         Further tags for the map.
-    overwrite
-        Replace older results.
-    progress
-        Progress bars on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -127,10 +119,10 @@ def predict(
         If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
     """
     products = products or Products()
-    target = check_products(output, products, overwrite=overwrite, inputs=(image, posterior, prior))
+    target = check_products(output, products, overwrite=run.overwrite, inputs=(image, posterior, prior))
     _require_inputs(model, prior)
     with ExitStack() as stack:
-        pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
+        pixels = stack.enter_context(ImageLayer(image, nodata=run.nodata))
         _check_image(model, pixels, force=force)
         belief = None
         if posterior is not None:
@@ -139,7 +131,7 @@ def predict(
         hint = _open_hint(stack, model, pixels, prior)
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
-        window = -(-(window_size or window_for(device)) // model.network.stride) * model.network.stride
+        window = -(-(window_size or window_for(run.device)) // model.network.stride) * model.network.stride
         mapper = Mapper(
             model,
             pixels,
@@ -147,7 +139,7 @@ def predict(
             hint,
             abstain=decision == "abstained",
             dropped=dropped,
-            device=device,
+            device=run.device,
             engine=engine,
             precision=precision,
             memory=memory_to_keep(memory, model, window),
@@ -162,8 +154,8 @@ def predict(
             **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
             **(tags or {}),
         }
-        sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=overwrite)
-        options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": progress}
+        sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=run.overwrite)
+        options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
         if marginal is not None:
             mapper.sums.write(np.asarray(marginal))
         elif belief is not None and decision != "abstained":
@@ -259,8 +251,7 @@ def map_prior(
     *,
     scheme: ClassScheme | None = None,
     tags: Mapping[str, str] | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map the prior's own most probable class: what one has without training."""
     with PriorLayer(prior, scheme=scheme) as belief:
@@ -269,6 +260,6 @@ def map_prior(
             shares, valid = belief.read(block.core)
             return {"map": belief.scheme.decode(shares.argmax(0), valid)}
 
-        with map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=overwrite) as writer:
-            stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=progress)
+        with map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=run.overwrite) as writer:
+            stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=run.progress)
     return Path(output)

@@ -25,6 +25,7 @@ from landprior.landcover.prior.settings import PriorSettings
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
 from landprior.raster.outputs import check_output
 from landprior.raster.windows import Block, grow_window, stream
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,9 +57,7 @@ def build_prior(
     hints: Hints | None = None,
     recalibrate: bool = False,
     learned: LandcoverModel | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Build a prior and write it as a COG, streamed by windows.
 
@@ -92,12 +91,8 @@ def build_prior(
     learned
         A learned prior (:func:`landprior.landcover.prior.learned.learn_prior`) that fuses the layers, instead of
         adding them by hand. Its scheme, layers and filter widths must be those given here.
-    device
-        Where the learned prior is computed: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    overwrite
-        Replace an older prior.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -115,9 +110,9 @@ def build_prior(
         prior was made for other classes, layers or widths; if no matrix ships with the scheme.
     """
     cooccurrence = _choose_matrix(scheme, cooccurrence)
-    target = check_output(output, overwrite=overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
+    target = check_output(output, overwrite=run.overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
     with ExitStack() as stack:
-        coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=progress))
+        coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=run.progress))
         model: PriorModel | LearnedPrior
         if learned is None:
             for name in coarse.names:
@@ -130,7 +125,7 @@ def build_prior(
             require_size(learned, coarse.grid, pixel_size, like or nlcd)
             settings = settings or settings_of(learned)
             base = PriorModel.of(coarse, cooccurrence, settings=settings, pixel_size=pixel_size)
-            model = LearnedPrior(learned, base, device=device)
+            model = LearnedPrior(learned, base, device=run.device)
         calibration = None
         if recalibrate:
             calibration = _calibrate(model, coarse, hints)
@@ -146,7 +141,7 @@ def build_prior(
                 count=len(cooccurrence.scheme),
                 descriptions=cooccurrence.scheme.names,
                 tags=tags,
-                overwrite=overwrite,
+                overwrite=run.overwrite,
                 **encoding_options(encoding),
             )
         )
@@ -159,7 +154,9 @@ def build_prior(
                 prior = hints.apply(prior, coarse.grid.window(block.core))
             return {"prior": encode_probabilities(prior, encoding)}
 
-        stream(compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=progress)
+        stream(
+            compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=run.progress
+        )
     return target
 
 

@@ -33,6 +33,7 @@ from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,9 +92,7 @@ def learn_prior(
     *,
     prior: PriorSettings | None = None,
     pixel_size: float | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Learn a prior on labelled tiles and write it.
 
@@ -109,8 +108,8 @@ def learn_prior(
         Widths of the blur, kept in the model.
     pixel_size
         Metres per pixel, for files without georeferencing.
-    device, overwrite, progress
-        See :func:`landprior.landcover.training.files.train_files`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -122,22 +121,20 @@ def learn_prior(
     """
     target = check_model_output(
         output,
-        overwrite=overwrite,
+        overwrite=run.overwrite,
         inputs=[path for place in places for path in (place.nlcd, place.labels, *place.layers.values())],
     )
     prior = prior or PriorSettings()
     if not places:
         msg = "there is no labelled tile to learn a prior on"
         raise InputError(msg)
-    tiles = [read_place(place, prior, pixel_size=pixel_size, progress=progress) for place in places]
+    tiles = [read_place(place, prior, pixel_size=pixel_size, progress=run.progress) for place in places]
     checkpoint = checkpoint_of(target)
     with claiming(target):
-        model = train_model(
-            tiles, settings or prior_settings(), device=device, checkpoint=checkpoint, progress=progress
-        )
+        model = train_model(tiles, settings or prior_settings(), checkpoint=checkpoint, run=run)
         model.record["prior"] = prior.model_dump()
         model.record["cooccurrence"] = sorted({place.cooccurrence.source for place in places})
-        save_model(model, target, overwrite=overwrite)
+        save_model(model, target, overwrite=run.overwrite)
         clear_checkpoint(checkpoint)
     return model
 

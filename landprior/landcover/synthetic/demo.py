@@ -20,6 +20,7 @@ from landprior.landcover.workspace.provenance import Basis
 from landprior.raster.cog import write_raster
 from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import MAP_NODATA, load_scheme
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,9 +91,7 @@ def run_demo(
     size: int = 768,
     seed: int = 0,
     filters: int = FILTERS,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> DemoResult:
     """Make a scene, build its prior, train CE and QR, map, score and draw.
 
@@ -104,35 +103,30 @@ def run_demo(
         Of the scene; the seed is also the training's.
     filters
         Width of the network.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    overwrite
-        Replace an older demo in the folder.
-    progress
-        Progress bars on stderr.
+    run
+        See :class:`landprior.run.Run`.
     """
     scheme = load_scheme("enviroatlas-5")
     logger.info("scene: %d x %d m, seed %d", size, size, seed)
-    tile = write_scene(folder, size=size, seed=seed, overwrite=overwrite)
+    tile = write_scene(folder, size=size, seed=seed, overwrite=run.overwrite)
     logger.info("prior: NLCD through the shipped matrix, with roads, buildings and water")
     pipeline = PipelineSettings(scheme=scheme, cooccurrence=load_cooccurrence(None, scheme))
-    prior = prior_of_tile(tile, pipeline, overwrite=overwrite, progress=progress)
-    maps = {"prior (most probable)": map_prior(prior, tile.path / "prior_map.tif", overwrite=overwrite)}
+    prior = prior_of_tile(tile, pipeline, run=run)
+    maps = {"prior (most probable)": map_prior(prior, tile.path / "prior_map.tif", run=run)}
     image = tile.file("naip")
     for loss, name in (("ce", "CE"), ("qr", "QR")):
         logger.info("training with %s on the prior alone, no labels", name)
         base = TileSettings(filters=filters)
         settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
         weights = tile.file("model") if loss == "qr" else tile.path / "model_ce.safetensors"
-        options: dict[str, Any] = {"device": device, "overwrite": overwrite, "progress": progress}
         made = {"image": image, "prior": prior}
         with _recording(tile, "model" if loss == "qr" else None, made, settings.model_dump(mode="json")):
-            model = train_files([(image, prior)], weights, settings=settings, **options)
+            model = train_files([(image, prior)], weights, settings=settings, run=run)
         title = f"{name} q" if loss == "qr" else name
-        maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, **options)
+        maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, run=run)
         if loss == "qr":
             with _recording(tile, "prediction", made | {"model": weights}):
-                maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, **options)
+                maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, run=run)
     scores = {name: evaluate([(path, tile.file("labels"))], scheme) for name, path in maps.items()}
     figure = draw_comparison(
         tile.path / "comparison.png",
@@ -141,7 +135,7 @@ def run_demo(
         labels=tile.file("labels"),
         image=image,
         prior=prior,
-        overwrite=overwrite,
+        overwrite=run.overwrite,
     )
     return DemoResult(scores=scores, tile=tile, map=tile.file("prediction"), figure=figure)
 

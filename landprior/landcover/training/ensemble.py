@@ -22,6 +22,7 @@ from landprior.landcover.training.tiles import (
 )
 from landprior.landcover.training.trainer import identify_run, train_model
 from landprior.landcover.training.verdict import Judge, warn_of_harm
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +36,8 @@ def train_best(
     settings: TileSettings | None = None,
     *,
     init: LandcoverModel | None = None,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train from several random weights, if the settings ask for it, and keep the likeliest model, or all of them.
 
@@ -51,19 +51,15 @@ def train_best(
     # a fit to labels has no evidence to choose by
     count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
     if count == 1 and not settings.flips:
-        return train_model(tiles, settings, init=init, device=device, checkpoint=checkpoint, progress=progress)
+        return train_model(tiles, settings, init=init, checkpoint=checkpoint, run=run)
     models: list[LandcoverModel] = []
     for start in range(count):
         with warnings.catch_warnings():
             if settings.members > 1:  # it is the ensemble that is judged
                 warnings.simplefilter("ignore", HarmWarning)
-            models.append(
-                train_kept(
-                    tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
-                )
-            )
+            models.append(train_kept(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run))
     if settings.members > 1 or settings.flips:
-        best = join_models(models, tiles, flips=settings.flips, device=device)
+        best = join_models(models, tiles, flips=settings.flips, device=run.device)
     else:
         evidences = [model.record["verdict"]["evidence"] for model in models]
         known = [-math.inf if evidence is None else evidence for evidence in evidences]  # None: no pixel to judge by
@@ -80,9 +76,8 @@ def train_kept(
     *,
     init: LandcoverModel | None = None,
     start: int = 0,
-    device: str = "auto",
     checkpoint: Path | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train one of several models, or take it from beside the checkpoint if an interrupted run has finished it.
 
@@ -93,9 +88,7 @@ def train_kept(
     identity = identify_run(tiles, settings, init, start)
     model = _finished(done, identity)
     if model is None:
-        model = train_model(
-            tiles, settings, init=init, start=start, device=device, checkpoint=checkpoint, progress=progress
-        )
+        model = train_model(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run)
         model.record["identity"] = identity
         if done is not None and checkpoint is not None:
             save_model(model, done, overwrite=True)

@@ -17,6 +17,7 @@ from landprior.landcover.training.tiles import (
 )
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,11 +61,8 @@ def train_files(
     label_map: Mapping[int, int] | None = None,
     names: Sequence[str] | None = None,
     scheme: ClassScheme | None = None,
-    nodata: float | None = None,
     init: str | Path | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train on (image, prior) files and write the model; several pairs make one joint model.
 
@@ -80,18 +78,18 @@ def train_files(
         :func:`landprior.landcover.training.model.save_model`.
     """
     sources = [init, *labels, *(path for pair in pairs for path in pair)]
-    target = check_model_output(output, overwrite=overwrite, inputs=sources)
+    target = check_model_output(output, overwrite=run.overwrite, inputs=sources)
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
     truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
     tiles = [
-        _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=nodata)
+        _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=run.nodata)
         for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
     checkpoint = checkpoint_of(target)
     with claiming(target):
-        model = train_best(tiles, settings, init=start, device=device, checkpoint=checkpoint, progress=progress)
-        save_model(model, target, overwrite=overwrite)
+        model = train_best(tiles, settings, init=start, checkpoint=checkpoint, run=run)
+        save_model(model, target, overwrite=run.overwrite)
         clear_checkpoint(checkpoint)
     return model
 

@@ -27,6 +27,7 @@ from landprior.landcover.training.tiles import (
     require_inside,
 )
 from landprior.landcover.training.verdict import Judge, Look, warn_of_harm
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,10 +55,9 @@ def train_model(
     feed: Callable[..., Callable[[int], Batch]] = PatchFeed,
     objective: Objective | None = None,
     identity: str = "",
-    device: str = "auto",
     checkpoint: Path | None = None,
     watch: Callable[[Look], Mapping[str, float]] | None = None,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> LandcoverModel:
     """Train one model on tiles in memory.
 
@@ -76,14 +76,12 @@ def train_model(
         (:func:`landprior.implicit.training.fit`), where that is not the settings' loss.
     identity
         What else the run depends on, for its checkpoint.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
     checkpoint
         Where the state is kept after every epoch, so that an interrupted run goes on.
     watch
         Called with every look; the values it returns are kept in the history. Nothing depends on them.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -108,7 +106,7 @@ def train_model(
     _require_kind_of_start(init, kind)
     names = sorted(tile.name for tile in tiles)
     seed = derive_seed(settings.training.seed, "|".join(names) + (f"#{start}" if start else ""))
-    fabric = make_fabric(settings.training.precision, device)
+    fabric = make_fabric(settings.training.precision, run.device)
     on_device = [tile.to(fabric.device) for tile in tiles]
     statistics = measure_bands(on_device)
     labelled = tiles[0].labelled
@@ -150,7 +148,7 @@ def train_model(
         until=until,
         checkpoint=checkpoint,
         identity=f"{identify_run(tiles, settings, init, start)}{identity}" if checkpoint is not None else "",
-        progress=progress,
+        progress=run.progress,
     )
     network.eval()
     verdict = None if judge is None else (look or judge.look(network)).judge()

@@ -38,6 +38,7 @@ from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.raster.sidecars import beside_of
 from landprior.raster.windows import stream
+from landprior.run import Run
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.http.responses import fingerprint
 from landprior.sources.labels import is_raster, write_labels
@@ -87,9 +88,8 @@ def fetch(
     settings: FetchSettings,
     network: Network,
     *,
-    overwrite: bool = False,
     collection: bool = True,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> list[TileFolder]:
     """Fetch the layers of all tiles; what is there and current is left alone.
 
@@ -103,12 +103,11 @@ def fetch(
         As for the plan.
     network
         Retries, cache, offline.
-    overwrite
-        Fetch anew what is there, also files that were put there by hand.
     collection
         Write ``collection.json`` of the workspace in the end, which reads every tile's item.
-    progress
-        One line per tile with what it received.
+    run
+        See :class:`landprior.run.Run`; with ``overwrite`` all is fetched anew, also over files that were put
+        there by hand.
 
     Returns
     -------
@@ -126,7 +125,7 @@ def fetch(
     """
     if collection and plan.doubles:
         warnings.warn(plan.explain_doubles(), SourceWarning, stacklevel=2)
-    job = _Job(plan=plan, settings=settings, network=network, overwrite=overwrite, progress=progress)
+    job = _Job(plan=plan, settings=settings, network=network, run=run)
     failures: dict[str, list[LandpriorError]] = {}
     try:
         with ThreadPoolExecutor(max_workers=min(settings.jobs, len(plan.tiles))) as pool:
@@ -171,8 +170,7 @@ class _Job:
     plan: FetchPlan
     settings: FetchSettings
     network: Network
-    overwrite: bool
-    progress: bool
+    run: Run
 
     def __post_init__(self) -> None:
         self._once = threading.Lock()
@@ -184,7 +182,7 @@ class _Job:
         """Fetch what is missing of a tile; return what went wrong."""
         failures: list[LandpriorError] = []
         tile.folder.path.mkdir(parents=True, exist_ok=True)
-        bar = Progress(None, tile.folder.name, "B", show=self.progress, leave=True)
+        bar = Progress(None, tile.folder.name, "B", show=self.run.progress, leave=True)
 
         def count(size: int) -> None:
             bar.update(size)
@@ -278,10 +276,10 @@ class _Job:
         if layer == "labels" and folder.steps().get("labels", {}).get("key") == key and not folder.present(["labels"]):
             states = {"labels": "current"}  # they were looked at, and do not reach here
         by_hand = [name for name in files if states[name] == "stale" and not folder.is_recorded(name)]
-        if by_hand and not self.overwrite:
+        if by_hand and not self.run.overwrite:
             by_hand = self._check_by_hand(folder, by_hand, tile.grid)
             states = {name: state for name, state in states.items() if name not in by_hand}
-        if all(state == "current" for state in states.values()) and not (self.overwrite or self.network.refresh):
+        if all(state == "current" for state in states.values()) and not (self.run.overwrite or self.network.refresh):
             return
         if not states:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from landprior.errors import ConfigError
@@ -19,6 +19,7 @@ from landprior.raster.grid import Grid
 from landprior.raster.locks import clear_leftovers
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
+from landprior.run import Run
 from landprior.sources.areas import list_cities
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Trainer(Protocol):
     def counts_cells(self) -> bool:
         """Whether it needs NLCD."""
 
-    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, **run: Any) -> LandcoverModel:  # noqa: ANN401
+    def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
         """Train and write a model."""
 
 
@@ -78,8 +79,6 @@ class PipelineSettings:
         Filter widths; None for the paper's, or those of the learned prior.
     learned
         A learned prior that fuses the layers.
-    device
-        Where the learned prior is computed.
     training
         Settings of :func:`landprior.landcover.training.trainer.train_model`; None for its defaults.
     posterior
@@ -92,7 +91,6 @@ class PipelineSettings:
     cooccurrence: Cooccurrence
     prior: PriorSettings | None = None
     learned: LandcoverModel | None = None
-    device: str = "auto"
     training: TileSettings | None = None
     posterior: bool = True
     label_map: Mapping[int, int] = field(default_factory=dict)
@@ -134,8 +132,7 @@ def prior_of_tile(
     settings: PipelineSettings,
     *,
     command: str = "build-prior",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Build a tile's prior from the layers that are there, unless it is current.
 
@@ -145,10 +142,8 @@ def prior_of_tile(
         Which, and how.
     command
         On whose behalf, for the record: what another command made with other settings is kept.
-    overwrite
-        Make it anew, whatever is there.
-    progress
-        A progress bar on stderr.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -159,7 +154,7 @@ def prior_of_tile(
     nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
     layers = tile.present(tuple(LAYERS))
     basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _grid_of(image)})
-    if not _needed(tile, "prior", basis, overwrite=overwrite):
+    if not _needed(tile, "prior", basis, overwrite=run.overwrite):
         return tile.file("prior")
     with tile.making("prior", basis) as note:
         build_prior(
@@ -170,9 +165,7 @@ def prior_of_tile(
             like=image,
             settings=settings.prior,
             learned=settings.learned,
-            device=settings.device,
-            overwrite=True,
-            progress=progress,
+            run=_anew(run),
         )
         note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
     return tile.file("prior")
@@ -184,9 +177,7 @@ def model_of_tile(
     *,
     trainer: Trainer | None = None,
     command: str = "train",
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Train a tile's own model, by the loss of the settings or by another method, unless it is current.
 
@@ -203,16 +194,16 @@ def model_of_tile(
     if trainer is not None and trainer.counts_cells:
         nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
     basis = model_basis(training, trainer, command, files)
-    if not _needed(tile, "model", basis, overwrite=overwrite):
+    if not _needed(tile, "model", basis, overwrite=run.overwrite):
         return tile.file("model")
     target = tile.file("model")
-    run: dict[str, Any] = {"device": device, "overwrite": True, "progress": progress}
+    run = _anew(run)
     with tile.making("model", basis) as note:
         if trainer is None:
-            model = train_files([(image, prior)], target, settings=training, names=[tile.id], **run)
+            model = train_files([(image, prior)], target, settings=training, names=[tile.id], run=run)
         else:
             one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
-            model = trainer.train([one], target, training, **run)
+            model = trainer.train([one], target, training, run=run)
         history = {name: value for name, value in model.record["history"].items() if name != "looks"}
         note.update(loss=model.loss, history=history, verdict=model.record.get("verdict"))
     return target
@@ -223,9 +214,7 @@ def train_city(
     output: Path,
     training: TileSettings | None = None,
     *,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Train one joint model over tiles and write it to a file.
 
@@ -239,7 +228,7 @@ def train_city(
     files = _joint_files(tiles)
     pairs = [(files[f"{tile.id} image"], files[f"{tile.id} prior"]) for tile in tiles]
     names = [tile.id for tile in tiles]
-    train_files(pairs, output, settings=training, names=names, device=device, overwrite=overwrite, progress=progress)
+    train_files(pairs, output, settings=training, names=names, run=run)
     return output
 
 
@@ -247,9 +236,7 @@ def joint_model_of_city(
     tiles: Sequence[TileFolder],
     training: TileSettings | None = None,
     *,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
 
@@ -261,9 +248,9 @@ def joint_model_of_city(
     target = tiles[0].path.parent / "model.safetensors"
     record = RecordFile(target.with_suffix(".json"))
     basis = model_basis(training, None, "train --joint", _joint_files(tiles))
-    if _due(target, record.judge(target, basis), overwrite=overwrite):
+    if _due(target, record.judge(target, basis), overwrite=run.overwrite):
         with record.making(target, basis):
-            train_city(tiles, target, training, device=device, overwrite=True, progress=progress)
+            train_city(tiles, target, training, run=_anew(run))
     return target
 
 
@@ -285,12 +272,10 @@ def map_of_tile(
     products: Products | None = None,
     model: Path | None = None,
     command: str = "predict",
-    device: str = "auto",
     engine: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> Path:
     """Map a tile with its model, unless its map is current.
 
@@ -298,12 +283,14 @@ def map_of_tile(
     ----------
     tile
         Which.
-    posterior, force, products, device, engine, precision, memory
+    posterior, force, products, engine, precision, memory
         See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
     model
         Another model than the tile's own.
-    command, overwrite, progress
+    command
         See :func:`prior_of_tile`.
+    run
+        See :class:`landprior.run.Run`.
 
     Raises
     ------
@@ -328,7 +315,7 @@ def map_of_tile(
     basis = map_basis(
         tile, model, command, posterior=posterior, force=force, products=products, options=options, inputs=inputs
     )
-    if not _needed(tile, "prediction", basis, overwrite=overwrite):
+    if not _needed(tile, "prediction", basis, overwrite=run.overwrite):
         return tile.file("prediction")
     with tile.making("prediction", basis) as note:
         predict(
@@ -339,12 +326,10 @@ def map_of_tile(
             prior=prior if takes_prior else None,
             force=force,
             products=products,
-            device=device,
             engine=engine,
             precision=precision,
             memory=memory,
-            overwrite=True,
-            progress=progress,
+            run=_anew(run),
         )
         note.update(maps="r" if posterior else "q")
     return tile.file("prediction")
@@ -403,9 +388,7 @@ def run_workspace(
     *,
     only: Sequence[str] = (),
     products: Products | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: bool = False,
+    run: Run = Run(),
 ) -> tuple[list[Path], Scores | None]:
     """Run the whole chain for the tiles of a city.
 
@@ -425,19 +408,23 @@ def run_workspace(
     """
     maps: list[Path] = []
     total: Scores | None = None
-    run: dict[str, Any] = {"command": "run", "overwrite": overwrite, "progress": progress}
     tiles = workspace.tiles(city, only=only)
-    if not overwrite:
+    if not run.overwrite:
         require_own_results(tiles, settings, products=products)
     for tile in tiles:
         logger.info("%s/%s", tile.city, tile.name)
-        prior_of_tile(tile, settings, **run)
-        model_of_tile(tile, settings.training, device=device, **run)
-        maps.append(map_of_tile(tile, posterior=settings.posterior, products=products, device=device, **run))
+        prior_of_tile(tile, settings, command="run", run=run)
+        model_of_tile(tile, settings.training, command="run", run=run)
+        maps.append(map_of_tile(tile, posterior=settings.posterior, products=products, command="run", run=run))
         scores = scores_of_tile(tile, settings)
         if scores is not None:
             total = scores if total is None else total + scores
     return maps, total
+
+
+def _anew(run: Run) -> Run:
+    """Return how a step is done that is due: over what is there; the tile's own files say what is no data."""
+    return replace(run, overwrite=True, nodata=None)
 
 
 def _grid_of(path: Path) -> str:

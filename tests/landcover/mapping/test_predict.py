@@ -27,6 +27,7 @@ from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.model import load_model, save_model
 from landprior.raster.scheme import MAP_NODATA
+from landprior.run import Run
 
 SIZES = [(61, 83), (64, 64), (7, 130), (131, 17), (1, 1)]
 
@@ -225,7 +226,7 @@ def test_existing_map_is_kept_without_overwrite(tmp_path, make_image, make_model
     with pytest.raises(OutputExistsError, match="--overwrite"):
         predict(image, path, make_model())
     assert path.read_bytes() == b"old"
-    predict(image, path, make_model(), overwrite=True)
+    predict(image, path, make_model(), run=Run(overwrite=True))
     assert read(path).shape == (1, 30, 40)
 
 
@@ -249,7 +250,7 @@ def test_truncated_image_leaves_the_old_map(tmp_path, make_image, make_model):
     path.write_bytes(b"old")
     before = left(tmp_path)
     with pytest.raises(RasterReadError, match=r"image\.tif.*(damaged|complete)"):
-        predict(image, path, make_model(), overwrite=True)
+        predict(image, path, make_model(), run=Run(overwrite=True))
     assert path.read_bytes() == b"old"
     assert left(tmp_path) == before
 
@@ -270,7 +271,7 @@ def test_interruption_while_writing_leaves_the_old_map(tmp_path, make_image, mak
 
     monkeypatch.setattr(Mapper, "compute", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict(image, path, make_model(seed=2), overwrite=True, window_size=32)
+        predict(image, path, make_model(seed=2), run=Run(overwrite=True), window_size=32)
     assert path.read_bytes() == old
     assert left(tmp_path) == before
 

@@ -44,6 +44,7 @@ from landprior.landcover.workspace.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA, load_scheme
+from landprior.run import Run
 
 FILES = {name: f"{name}.safetensors" if name == "model" else f"{name}.tif" for name in RESULTS}
 LAYERS = ("roads", "buildings", "waterways", "waterbodies")
@@ -514,7 +515,7 @@ def test_a_result_changed_by_hand_is_kept_until_it_may_be_replaced(done, layer, 
     ):
         run_workspace(done, "town", changed)
     assert results_of(done) == before
-    run_workspace(done, "town", changed, overwrite=True)
+    run_workspace(done, "town", changed, run=Run(overwrite=True))
     assert len(remade(before, results_of(done))) == 6
 
 
@@ -539,7 +540,7 @@ def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done
     ):
         map_of_tile(tile, model=joint)
     assert tile.file("prediction").read_bytes() == own
-    map_of_tile(tile, model=joint, overwrite=True)
+    map_of_tile(tile, model=joint, run=Run(overwrite=True))
     theirs = tile.file("prediction").read_bytes()
     assert theirs != own
     for again in (lambda: map_of_tile(tile), lambda: run_workspace(done, "town", settings_of(), only=["east"])):
@@ -548,7 +549,7 @@ def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done
     assert tile.file("prediction").read_bytes() == theirs
     map_of_tile(tile, model=joint, posterior=False)  # its own, with another setting
     assert tile.file("prediction").read_bytes() != theirs
-    map_of_tile(tile, model=tile.file("model"), overwrite=True)  # by its path: the tile's own all the same
+    map_of_tile(tile, model=tile.file("model"), run=Run(overwrite=True))  # by its path: the tile's own all the same
     run_workspace(done, "town", settings_of(), only=["east"])
     assert tile.file("prediction").read_bytes() == own
 
@@ -638,7 +639,7 @@ def test_a_joint_model_is_remade_only_if_it_is_stale_and_ours(done):
     path.write_bytes(second + b" ")
     with pytest.raises(OutputExistsError, match="was changed or replaced after landprior made it"):
         joint_model_of_city(tiles, settings_of(seed=1).training)
-    joint_model_of_city(tiles, settings_of(seed=1).training, overwrite=True)
+    joint_model_of_city(tiles, settings_of(seed=1).training, run=Run(overwrite=True))
     assert path.read_bytes() == second
     path.with_suffix(".json").write_text("[]")
     with pytest.raises(OutputExistsError, match="was not made here by landprior"):
@@ -681,7 +682,9 @@ def test_a_prior_is_the_same_file_every_time(tile):
     for size in range(6):
         noise = [np.full(100_000 * (size + 1), 0.1 * size) for _ in range(3)]
         del noise  # memory that was in use may not end up in the file
-        digests.add(hashlib.sha256(prior_of_tile(tile, settings_of(), overwrite=True).read_bytes()).hexdigest())
+        digests.add(
+            hashlib.sha256(prior_of_tile(tile, settings_of(), run=Run(overwrite=True)).read_bytes()).hexdigest()
+        )
     assert len(digests) == 1
 
 
@@ -700,7 +703,7 @@ def test_a_deleted_result_is_made_again_just_as_it_was(done, name):
 
 def test_overwrite_makes_all_anew(done):
     before = results_of(done)
-    run_workspace(done, "town", settings_of(), only=["east"], overwrite=True)
+    run_workspace(done, "town", settings_of(), only=["east"], run=Run(overwrite=True))
     assert remade(before, results_of(done)) == {f"east/{file}" for file in FILES.values()}
 
 
