@@ -31,8 +31,10 @@ BENCHMARKS = {
     "clustering": "clusters without labels, assigned from 400 points, against k-means and logistic regression",
     "density": "a target per pixel from density classes of blocks, against cross-entropy",
     "ranks": "digits from pairs that only say which is the greater",
+    "same_maps": "checksums of what every command writes, to compare two versions",
     "learned_prior": "drawn learned priors against the published panels",
 }
+PACKAGES = {"accuracy", "same_maps"}
 
 
 @click.command(epilog="Each has options of its own: python -m benchmarks.NAME --help")
@@ -45,7 +47,7 @@ def main(names: tuple[str, ...], *, listed: bool) -> None:
             click.echo(f"{name:<14} {text}")
         return
     for name in names or BENCHMARKS:
-        module = "benchmarks.accuracy.__main__" if name == "accuracy" else f"benchmarks.{name}"
+        module = f"benchmarks.{name}.__main__" if name in PACKAGES else f"benchmarks.{name}"
         click.echo(f"== {name}: {BENCHMARKS[name]}")
         start = time.perf_counter()
         importlib.import_module(module).main(args=[], standalone_mode=False)
