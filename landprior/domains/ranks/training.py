@@ -26,6 +26,7 @@ from landprior.domains.imagery.training import (
 from landprior.domains.imagery.watching import CHOICE
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
 from landprior.domains.ranks.posterior import log_pair_joint, pair_priors, rank_loss
+from landprior.domains.ranks.settings import Denominators, Fit, Ties  # noqa: TC001 - pydantic reads them
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.posterior import RunningMarginal, log_class_marginal
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.domains.imagery.images import ImageSplits
-    from landprior.domains.ranks.settings import Denominators, Fit, RankSettings, Ties
+    from landprior.domains.ranks.settings import RankSettings
 
 
 LEAST_PAIRS = 1_000
