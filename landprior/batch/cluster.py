@@ -55,10 +55,10 @@ def run_on_ray(
         Megabytes of each tile, for Ray's placement.
     retries
         How often a tile is tried again after its worker or node has died.
-    work
-        See :class:`landprior.batch.tile_runner.TileRunner`.
     network
         Makes the network in the worker, for plans that fetch.
+    work
+        See :class:`landprior.batch.tile_runner.TileRunner`.
     run
         See :class:`landprior.run.Run`.
 

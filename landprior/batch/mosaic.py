@@ -75,6 +75,11 @@ def join_maps(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    Path
+        ``output``.
+
     Raises
     ------
     InputError

@@ -160,7 +160,22 @@ class BatchPlan(_Part):
 
 
 def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, threads: int = 1) -> Recipe:
-    """Return the part of a plan that says how tiles are mapped."""
+    """Return the part of a plan that says how tiles are mapped.
+
+    Parameters
+    ----------
+    settings
+        How tiles are mapped.
+    learned
+        Path of the learned prior that the settings have.
+    threads
+        Cores of each tile.
+
+    Returns
+    -------
+    Recipe
+        With the matrix itself and checksums, so that it needs no other file but the learned prior.
+    """
     from landprior.landcover.training.settings import TileSettings
 
     return Recipe(
@@ -199,6 +214,11 @@ def plan_workspace(
     threads
         Cores of each tile. Part of the plan, since the last digits of sums, and so a map's pixels, hang on it.
 
+    Returns
+    -------
+    BatchPlan
+        Its tiles are in the order of their names.
+
     Raises
     ------
     MissingInputError
@@ -227,7 +247,24 @@ def plan_area(
     learned: Path | None = None,
     threads: int = 1,
 ) -> BatchPlan:
-    """Plan the tiles of a place that is yet to be fetched; arguments as :func:`plan_workspace`."""
+    """Plan the tiles of a place that is yet to be fetched.
+
+    Parameters
+    ----------
+    found
+        The tiles, as fetch lays them out.
+    workspace
+        Where they will be.
+    fetching
+        How each is fetched.
+    settings, learned, threads
+        See :func:`plan_workspace`.
+
+    Returns
+    -------
+    BatchPlan
+        Each worker fetches the tiles that it maps.
+    """
     preset = found.area.preset
     shipped = preset is not None and preset.name in list_cities() and load_city(preset.name) == preset
     return BatchPlan(
@@ -250,6 +287,18 @@ def plan_area(
 def check_plan_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
     """Check, before any work, that a plan can be put at ``path``.
 
+    Parameters
+    ----------
+    path
+        The file to write.
+    overwrite, inputs
+        See :func:`landprior.raster.outputs.check_output`.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     InputError
@@ -264,7 +313,27 @@ def check_plan_output(path: str | Path, *, overwrite: bool, inputs: Iterable[obj
 
 
 def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a plan as JSON; errors as :func:`check_plan_output`."""
+    """Write a plan as JSON.
+
+    Parameters
+    ----------
+    plan
+        What to write.
+    path
+        A file that ends in ``.json``.
+    overwrite
+        Replace an older plan.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`check_plan_output`.
+    """
     target = check_plan_output(path, overwrite=overwrite)
     with replacing(target, overwrite=overwrite) as temporary:
         temporary.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -366,6 +435,20 @@ def training_of(plan: BatchPlan) -> TileSettings:
 def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
     """Return every count-th tile of a plan, from the index-th (from 0) on.
 
+    Parameters
+    ----------
+    plan
+        All tiles.
+    index
+        From 0.
+    count
+        Number of shards.
+
+    Returns
+    -------
+    BatchPlan
+        The same plan with fewer tiles.
+
     Raises
     ------
     InputError
@@ -398,6 +481,11 @@ def shard_of_environment(environment: Mapping[str, str], count: int | None = Non
         Variables and their values.
     count
         Number of shards, for batch systems that do not tell it.
+
+    Returns
+    -------
+    tuple of int
+        Index and count.
 
     Raises
     ------

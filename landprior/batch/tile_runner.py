@@ -86,6 +86,11 @@ class TileRunner:
             Of the tile.
         work
             Instead of the whole chain: gets the folder, returns what is to be noted.
+
+        Returns
+        -------
+        TileState
+            What became of it, as it is noted in the tile's folder.
         """
         tile = tile_of(self.plan, name)
         if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not make a workspace

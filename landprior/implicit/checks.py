@@ -114,6 +114,13 @@ def require_logs(
 def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> None:
     """Refuse log q, log prior and mask that are not logs of probabilities or do not fit each other.
 
+    Parameters
+    ----------
+    log_q, log_prior
+        Log-probabilities of the network and of the prior, (N, C) or (N, C, H, W), class axis 1.
+    mask
+        True for items that count, (N,) or (N, H, W); None for all.
+
     Raises
     ------
     ProbabilityError
@@ -134,7 +141,16 @@ def require_marginal(
 ) -> None:
     """Refuse a log of class sums that is NaN, infinite, not a log at all, or of another shape than (C,).
 
-    With ``mean`` it is to be the log of a mean, which sums to one; else sums do as well.
+    Parameters
+    ----------
+    log_marginal
+        The log of the sum or of the mean of q over items, shape (C,); None passes.
+    classes
+        C.
+    name
+        What it is called in an error.
+    mean
+        It is the log of a mean, which sums to one; else sums are taken as well.
 
     Raises
     ------

@@ -53,6 +53,11 @@ def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
         ``"bf16"`` also works on a CPU and is faster on those that have it in hardware.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    Fabric
+        Of one device, ready to use.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lightning's own deprecations on import
@@ -107,6 +112,11 @@ def compile_if_worthwhile(
         Where it runs; ``"auto"`` compiles for CUDA only.
     wanted
         ``"auto"``: from :data:`WORTH_COMPILING` operations on.
+
+    Returns
+    -------
+    bool
+        Whether it will be compiled.
     """
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or operations < WORTH_COMPILING)):
         return False

@@ -150,7 +150,25 @@ class Epitome(nn.Module):
             return components.transpose(0, 1).flatten(1), constants.flatten() + log_prior, centre
 
     def evaluate(self, patches: Tensor, components: Tensor, constants: Tensor, centre: Tensor) -> Tensor:
-        """Return log p(x, s), (n, S), of patches, (n, B, w, w), from :meth:`unfold`: once for many calls."""
+        """Compute the log-likelihood of patches at every position, from what :meth:`unfold` has prepared.
+
+        Parameters
+        ----------
+        patches
+            (n, B, w, w), B bands and w pixels a side.
+        components, constants, centre
+            Of :meth:`unfold`: made once for many calls.
+
+        Returns
+        -------
+        Tensor
+            log p(x, s), shape (n, S), S positions of the epitome.
+
+        Raises
+        ------
+        InputError
+            If the patches have other bands or another size than the epitome.
+        """
         if patches.shape[1:] != (self.bands, self.patch, self.patch):
             msg = (
                 f"patches of shape {tuple(patches.shape[1:])} do not fit an epitome of {self.bands} bands and "
@@ -203,7 +221,30 @@ def build_epitome(
     variance: float = 1.0,
     variance_floor: float = VARIANCE_FLOOR,
 ) -> Epitome:
-    """Build an epitome with random means from a seed; the global random state is left alone."""
+    """Build an epitome with random means from a seed; the global random state is left alone.
+
+    Parameters
+    ----------
+    bands
+        Bands of the images.
+    seed
+        Of the random means.
+    size
+        Side of an epitome, pixels.
+    patch
+        Side of the patches that it models, pixels.
+    epitomes
+        How many there are.
+    variance
+        Where every variance begins; bands are standardised, so 1 is that of the whole image.
+    variance_floor
+        The least that a variance can become.
+
+    Returns
+    -------
+    Epitome
+        On the CPU, to be trained.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Epitome(
@@ -311,6 +352,11 @@ def build_epitome_classifier(
         See :class:`Epitome`.
     smoothing
         See :class:`EpitomeClassifier`.
+
+    Returns
+    -------
+    EpitomeClassifier
+        Its means and its embedding are of no use yet.
     """
     epitome = Epitome(bands, size=size, patch=patch, epitomes=epitomes)
     return EpitomeClassifier(epitome, classes, smoothing=smoothing)

@@ -67,6 +67,29 @@ def qr(
 
     The land-cover objective, the same as ``torchgeo.losses.QRLoss``. It is the variational bound on
     minus the mean log evidence, less log N.
+
+    Parameters
+    ----------
+    log_q
+        Log-probabilities of the network, (N, C) or (N, C, H, W), class axis 1; each item sums to one.
+    log_prior
+        Log-probabilities of the prior, of the same shape; minus infinity rules a class out.
+    mask
+        True for items that count, (N,) or (N, H, W); None for all.
+    log_marginal
+        Log of the mean prediction over more than this batch, shape (C,); by default this batch's own.
+    check
+        Look whether both are logs of probabilities; a loop may look at its first batch only.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least -log C.
+
+    Raises
+    ------
+    ProbabilityError
+        If ``check`` is set and something is no log of probabilities, or shapes do not fit.
     """
     log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check, mean=True)
     log_marginal = log_class_marginal(log_q, mask, check=False) if log_marginal is None else log_marginal
@@ -83,7 +106,23 @@ def qr_kl(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """QR in the form mean_i KL(q_i || r_i) [R eq. 4, Figure 2]; the free energy plus the mean log evidence."""
+    """QR in the form mean_i KL(q_i || r_i) [R eq. 4, Figure 2]; the free energy plus the mean log evidence.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, log_marginal, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least 0.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
     log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal, check=False).clamp_min(_FLOOR)
     return masked_mean(_kl(log_q, log_r), mask)
@@ -97,33 +136,113 @@ def rq(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """RQ: mean_i KL(r_i || q_i) [R section 2]. With a one-hot prior this is cross-entropy."""
+    """RQ: mean_i KL(r_i || q_i) [R section 2]. With a one-hot prior this is cross-entropy.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, log_marginal, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least 0.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check)
     log_r = log_posterior(log_q, log_prior, mask, log_marginal=log_marginal, check=False)
     return masked_mean(_kl(log_r, log_q.clamp_min(_FLOOR)), mask)
 
 
 def ce(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Cross-entropy with the soft prior: -mean_i sum_l p_i log q_i."""
+    """Cross-entropy with the soft prior: -mean_i sum_l p_i log q_i.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least the mean entropy of the prior.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     return masked_mean(-(log_prior.exp() * log_q.clamp_min(_FLOOR)).sum(dim=1), mask)
 
 
 def ce_argmax(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Cross-entropy with the prior's most probable class."""
+    """Cross-entropy with the prior's most probable class.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least 0.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     best = log_prior.argmax(dim=1, keepdim=True)
     return masked_mean(-log_q.clamp_min(_FLOOR).gather(1, best).squeeze(1), mask)
 
 
 def squared_error(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Squared error between probabilities: mean_i sum_l (q_i - p_i)^2."""
+    """Squared error between probabilities: mean_i sum_l (q_i - p_i)^2.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar from 0 to 2.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     return masked_mean((log_q.exp() - log_prior.exp()).square().sum(dim=1), mask)
 
 
 def nll_union(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Negative log-likelihood of the union: -mean_i log sum_l p_i(l) q_i(l)."""
+    """Negative log-likelihood of the union: -mean_i log sum_l p_i(l) q_i(l).
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least 0.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
     log_q, log_prior = _take(log_q, log_prior, mask, check=check)
     joint = log_sum(log_q + log_prior, [1])
     return masked_mean(-joint.clamp_min(2 * _FLOOR), mask)

@@ -163,6 +163,11 @@ def build_positional_fcn(
         See :func:`build_fcn`.
     waves
         Learned frequencies (Li et al. 2021, "Learnable Fourier features"): twice as many channels.
+
+    Returns
+    -------
+    SmoothedNetwork
+        Gives log q, (N, classes, H, W).
     """
     from torchgeo.models import FCN
 
@@ -277,6 +282,11 @@ def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
         Probabilities, class axis 1.
     smoothing
         Added to every class, then renormalised; 0 keeps hard zeros.
+
+    Returns
+    -------
+    Tensor
+        Logs, of the prior's shape; minus infinity where a class is ruled out.
     """
     total = prior.sum(dim=1, keepdim=True) + prior.shape[1] * smoothing
     smooth = prior + smoothing

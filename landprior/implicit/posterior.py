@@ -137,6 +137,11 @@ class RunningMarginal(nn.Module):
         check
             Look whether ``log_q`` is a log of probabilities.
 
+        Returns
+        -------
+        Tensor
+            The log of the estimate, shape (C,).
+
         Raises
         ------
         ProbabilityError
@@ -208,7 +213,20 @@ def log_joint(
 ) -> Tensor:
     """Log of the implicit posterior but for its normalisation: enough to find the most probable class.
 
-    Arguments and errors as :func:`log_posterior`.
+    Parameters
+    ----------
+    log_q, log_prior, mask, log_marginal, check
+        As of :func:`log_posterior`.
+
+    Returns
+    -------
+    Tensor
+        log q + log p - log of the mean of q, of the shape of ``log_q``.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`log_posterior`.
     """
     if check:
         require_pair(log_q, log_prior, mask)
@@ -220,9 +238,22 @@ def log_joint(
 
 
 def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item, (N,) or (N, H, W) [R eq. 1, 2].
+    """Log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item [R eq. 1, 2].
 
-    Arguments and errors as :func:`log_posterior`; what it gives for masked items means nothing.
+    Parameters
+    ----------
+    log_q, log_prior, mask, check
+        As of :func:`log_posterior`.
+
+    Returns
+    -------
+    Tensor
+        In nats, (N,) or (N, H, W); what it holds for masked items means nothing.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`log_posterior`.
     """
     if check:
         require_pair(log_q, log_prior, mask)

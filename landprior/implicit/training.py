@@ -120,7 +120,23 @@ def em(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation."""
+    """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, log_marginal, check
+        As of :func:`landprior.implicit.losses.qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats; its gradient is that of log q only.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`landprior.implicit.losses.qr`.
+    """
     if check:
         require_pair(log_q, log_prior, mask)
         require_marginal(log_marginal, log_q.shape[1])

@@ -21,6 +21,11 @@ def advise_nodata(path: str | Path, value: float | str | None) -> str:
         The raster.
     value
         A number, or a word that stands for one; None to take the mark away.
+
+    Returns
+    -------
+    str
+        A command of GDAL's or rasterio's, to be shown.
     """
     text = value if isinstance(value, str) else "none" if value is None else _write_number(value)
     option = "--unset-nodata" if value is None else f"--nodata {text}"

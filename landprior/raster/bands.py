@@ -103,6 +103,11 @@ def find_bands(src: DatasetReader, *, due: int | None = None, band: int | None =
         How many data bands there have to be, where that is known (of a prior): if the file has just so many, all are.
     band
         The one data band wanted, if any.
+
+    Returns
+    -------
+    Bands
+        The numbers of the data bands, from 1, and what says which pixels are valid.
     """
     called = [i for i, kind in enumerate(src.colorinterp, start=1) if kind == ColorInterp.alpha]
     if due is not None and src.count == due:

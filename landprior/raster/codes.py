@@ -188,6 +188,20 @@ class CodeRaster:
 def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -> Bands:
     """Find the one band of codes of an open raster.
 
+    Parameters
+    ----------
+    src
+        The open raster.
+    path
+        What it is called in an error.
+    band
+        The band wanted, from 1; None where the file has only one of data.
+
+    Returns
+    -------
+    Bands
+        The one band, and what marks its valid pixels.
+
     Raises
     ------
     InputError
@@ -240,6 +254,11 @@ def open_codes(path: str | Path, *, band: int | None = None) -> Iterator[CodeRas
     band
         The same.
 
+    Yields
+    ------
+    CodeRaster
+        Open while the block lasts.
+
     Raises
     ------
     InputError
@@ -267,6 +286,11 @@ def open_on_grid(
         The file that has this grid, for messages.
     partly
         It may cover a part of the grid only, or none: it is one of several that are joined.
+
+    Yields
+    ------
+    CodeRaster
+        On ``grid``, open while the block lasts.
 
     Raises
     ------
@@ -419,6 +443,11 @@ def read_classes(
     where
         What the raster is called in an error.
 
+    Returns
+    -------
+    ndarray of int16
+        Positions 0..C-1, shape (H, W), and -1 where there is no data.
+
     Raises
     ------
     InputError
@@ -452,6 +481,11 @@ def read_classes_at(
         x and y in its CRS, shape (n, 2).
     scheme, codes, where
         See :func:`read_classes`.
+
+    Returns
+    -------
+    ndarray of int16
+        Positions 0..C-1, shape (n,), and -1.
 
     Raises
     ------

@@ -230,7 +230,29 @@ def overview_factors(grid: Grid) -> list[int]:
 
 
 def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **options: object) -> Path:
-    """Write an array that is in memory, shape (H, W) or (bands, H, W); options as :class:`CogWriter`."""
+    """Write an array that is in memory.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    values
+        Shape (H, W) or (bands, H, W).
+    grid
+        Where the pixels lie; of H rows and W columns.
+    **options
+        Of :class:`CogWriter`; ``dtype`` is that of ``values`` unless it is given.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    LandpriorError
+        See :class:`CogWriter`.
+    """
     count = 1 if values.ndim == 2 else values.shape[0]
     dtype = str(options.pop("dtype", values.dtype.name))
     with CogWriter(path, grid, count=count, dtype=dtype, **options) as writer:  # type: ignore[arg-type]

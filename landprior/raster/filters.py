@@ -122,7 +122,20 @@ BAND = 64
 def filter_window(
     values: NDArray[np.float32], rows: NDArray[np.float32], columns: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Apply a filter to the last two axes of ``values``: ``rows @ values @ columns.T``."""
+    """Apply a filter to the last two axes of ``values``: ``rows @ values @ columns.T``.
+
+    Parameters
+    ----------
+    values
+        Shape (..., H, W).
+    rows, columns
+        The filter along each axis as a banded matrix, (h, H) and (w, W).
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (..., h, w).
+    """
     *channels, height, width = values.shape
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, width)
     across = np.empty((flat.shape[0], columns.shape[0]), dtype=np.float32)

@@ -126,6 +126,11 @@ class Grid:
         where
             What the raster is called in an error.
 
+        Returns
+        -------
+        tuple of float
+            Metres along x and along y.
+
         Raises
         ------
         InputError
@@ -189,6 +194,13 @@ class Grid:
 
 def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> None:
     """Refuse two grids that differ.
+
+    Parameters
+    ----------
+    first, second
+        The grids.
+    names
+        What the two files are called in an error.
 
     Raises
     ------

@@ -84,6 +84,11 @@ def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] 
     kind
         A raster or vector is replaced with what lies beside it (:func:`landprior.raster.sidecars.beside_of`).
 
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     OutputExistsError
@@ -107,7 +112,26 @@ def check_outputs(
 ) -> list[Path]:
     """Check several results of one call, as :func:`check_output`; two may not be one file.
 
-    ``paths`` are of one kind, ``files`` are written besides, such as a style or a picture. Returned are ``paths``.
+    Parameters
+    ----------
+    paths
+        Files to write, of one kind.
+    overwrite, inputs
+        See :func:`check_output`.
+    kind
+        Of ``paths``.
+    files
+        Plain files that are written besides, such as a style or a picture.
+
+    Returns
+    -------
+    list of Path
+        ``paths``.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        As :func:`check_output`; also if two are one file.
     """
     paths, files, inputs = list(paths), list(files), list(inputs)
     for path in (*paths, *files):
@@ -217,7 +241,18 @@ def refuse_remote(path: str | Path) -> None:
 
 
 def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
-    """Check the path itself, not what lies beside it; errors as :func:`check_output`."""
+    """Check the path itself, not what lies beside it.
+
+    Parameters
+    ----------
+    path, overwrite, kind
+        See :func:`check_output`.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        As :func:`check_output`.
+    """
     refuse_remote(path)
     check_target(path)
     try:
@@ -254,7 +289,23 @@ def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
 
 
 def prepare_place(path: str | Path, *, overwrite: bool, kind: Kind = "file") -> Path:
-    """Check a path as :func:`check_place` and make its folder: for files of a folder that landprior itself fills."""
+    """Check a path as :func:`check_place` and make its folder: for files of a folder that landprior itself fills.
+
+    Parameters
+    ----------
+    path, overwrite, kind
+        See :func:`check_output`.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    OutputExistsError, InputError, RasterWriteError
+        As :func:`check_output`; also if the folder cannot be made.
+    """
     refuse_remote(path)
     path = Path(path)
     if not path.parent.is_dir():
@@ -353,6 +404,11 @@ def replacing(
         Endings of further files that the block writes, such as ``".aux.xml"`` for ``<temporary>.aux.xml``.
     keep
         Files beside ``path`` that are not to go with the older result, since they are new.
+
+    Yields
+    ------
+    Path
+        A temporary file beside ``path``, yet to be written.
 
     Raises
     ------

@@ -126,6 +126,11 @@ def open_raster(path: str | Path) -> DatasetReader:
     path
         A file, or GDAL's name of a raster inside one. A band named at its end (``|band=2``) does not matter here.
 
+    Returns
+    -------
+    DatasetReader
+        To be closed by the caller, or used in ``with``.
+
     Raises
     ------
     MissingInputError
@@ -226,7 +231,23 @@ def read_window(
     *,
     shape: tuple[int, int] | None = None,
 ) -> NDArray[np.generic]:
-    """Read pixels of an open raster; ``shape``: shrunk to so many rows and columns, by its overviews if it has some.
+    """Read pixels of an open raster.
+
+    Parameters
+    ----------
+    src
+        The open raster.
+    window
+        The pixels wanted; None for all.
+    bands
+        Numbers of bands, from 1; one number drops the axis of bands; None for all.
+    shape
+        Shrink to so many rows and columns, by overviews where the file has some.
+
+    Returns
+    -------
+    ndarray
+        (bands, H, W), or (H, W) of one band, as the file stores them.
 
     Raises
     ------
@@ -243,7 +264,21 @@ def read_window(
 
 
 def read_shrunk(src: DatasetReader, side: int, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
-    """Read a raster for a picture: at most ``side`` rows and columns, shape (bands, H, W).
+    """Read a raster for a picture, shrunk to fit a square.
+
+    Parameters
+    ----------
+    src
+        The open raster.
+    side
+        Rows and columns at most.
+    bands
+        Numbers of bands, from 1; None for all.
+
+    Returns
+    -------
+    ndarray
+        (bands, H, W), as the file stores them.
 
     Raises
     ------
@@ -256,9 +291,21 @@ def read_shrunk(src: DatasetReader, side: int, bands: Sequence[int] | None = Non
 
 
 def read_mask(src: DatasetReader, window: Window | None = None, band: int | None = 1) -> NDArray[np.bool_]:
-    """Read a raster's mask (inside the file or beside it), shape (H, W), True where there is data.
+    """Read a raster's mask, which may lie inside the file or beside it.
 
-    Of one band, or, with None, where any band has data.
+    Parameters
+    ----------
+    src
+        The open raster.
+    window
+        The pixels wanted; None for all.
+    band
+        The band whose mask it is; None: a pixel counts where any band has data.
+
+    Returns
+    -------
+    ndarray of bool
+        Shape (H, W), True where there is data.
 
     Raises
     ------

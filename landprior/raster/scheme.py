@@ -191,6 +191,11 @@ class ClassScheme(BaseModel):
         label_map
             See :meth:`encode`.
 
+        Returns
+        -------
+        int or None
+            0..C-1.
+
         Raises
         ------
         KeyError

@@ -60,7 +60,22 @@ class Block:
 
 
 def grow_window(window: Window, halo: int, within: Grid | Window) -> Window:
-    """Grow a window on all sides, as far as a raster or another window goes."""
+    """Grow a window on all sides, as far as a raster or another window goes.
+
+    Parameters
+    ----------
+    window
+        Rows and columns of a raster.
+    halo
+        Pixels to add on each side.
+    within
+        The raster's grid, or another window, that limits it.
+
+    Returns
+    -------
+    Window
+        The larger one; on a side where ``within`` ends it is grown less.
+    """
     outer = within if isinstance(within, Window) else Window(0, 0, within.width, within.height)
     left, top = max(window.col_off - halo, outer.col_off), max(window.row_off - halo, outer.row_off)
     right = min(window.col_off + window.width + halo, outer.col_off + outer.width)
@@ -79,6 +94,11 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
         Side of the core windows in pixels.
     halo
         How many pixels around a core the result depends on.
+
+    Yields
+    ------
+    Block
+        Rows from the top, and in each from the left.
     """
     for row in range(0, grid.height, size):
         for col in range(0, grid.width, size):

@@ -129,6 +129,11 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     name
         Its folder; by default made from the corner.
 
+    Returns
+    -------
+    Area
+        A rectangle in degrees.
+
     Raises
     ------
     InputError
@@ -241,6 +246,11 @@ def area_from_place(place: str, network: Network, *, url: str | None = None, nam
     name
         Its folder; by default made from the place.
 
+    Returns
+    -------
+    Area
+        Its outline in degrees.
+
     Raises
     ------
     InputError
@@ -286,6 +296,11 @@ def check_component(name: str, what: str = "a tile") -> str:
         Such as of a tile that a plan or a catalogue lists.
     what
         What has the name, for the message.
+
+    Returns
+    -------
+    str
+        ``name``.
 
     Raises
     ------

@@ -51,7 +51,21 @@ def quadkeys_of(bounds: tuple[float, float, float, float]) -> list[str]:
 def list_files(
     bounds: tuple[float, float, float, float], network: Network, *, index_url: str = INDEX_URL
 ) -> dict[str, list[str]]:
-    """Return quadkey -> URLs of the files for a box in degrees, by the published index.
+    """List the files of footprints for a box, by the published index.
+
+    Parameters
+    ----------
+    bounds
+        Left, bottom, right, top (west, south, east, north) in degrees.
+    network
+        The index is cached.
+    index_url
+        A CSV with the columns ``QuadKey`` and ``Url``.
+
+    Returns
+    -------
+    dict
+        Quadkey -> URLs; every quadkey that touches the box is there, if need be with none.
 
     Raises
     ------
@@ -71,9 +85,19 @@ def list_files(
 def download_buildings(
     bounds: tuple[float, float, float, float], network: Network, *, index_url: str = INDEX_URL
 ) -> Path:
-    """Return a FlatGeobuf, in the cache, of the footprints within a box in degrees.
+    """Download the footprints within a box.
 
     A quadkey that the index does not list has no footprints, which is said by a :class:`SourceWarning`.
+
+    Parameters
+    ----------
+    bounds, network, index_url
+        See :func:`list_files`.
+
+    Returns
+    -------
+    Path
+        A FlatGeobuf of polygons in degrees, in the cache.
 
     Raises
     ------

@@ -162,7 +162,23 @@ def _read(
 
 
 def class_position(value: object, scheme: ClassScheme, label_map: Mapping[int, int] | None, source: str | Path) -> int:
-    """Return the position of a class given by code or name, -1 for an ignored code.
+    """Return the position of a class given by code or name.
+
+    Parameters
+    ----------
+    value
+        A cell of a table: a code, or a name of the scheme.
+    scheme
+        The classes.
+    label_map
+        Codes of the labels -> codes of the scheme.
+    source
+        What the labels are called in an error.
+
+    Returns
+    -------
+    int
+        0..C-1, and -1 for an ignored code.
 
     Raises
     ------

@@ -89,6 +89,20 @@ def match_year(year: int, years: tuple[int, ...] = ()) -> int:
 def describe_coverage(network: Network, *, url: str = WCS_URL, coverage: str = COVERAGE) -> Coverage:
     """Ask a coverage service (WCS 1.0.0) for the grid and the years of its raster.
 
+    Parameters
+    ----------
+    network
+        The description is cached.
+    url
+        The service.
+    coverage
+        Its name for NLCD.
+
+    Returns
+    -------
+    Coverage
+        Grid, CRS and years.
+
     Raises
     ------
     SourceError
@@ -112,7 +126,7 @@ def describe_coverage(network: Network, *, url: str = WCS_URL, coverage: str = C
 def download_nlcd(
     grid: Grid, year: int | None, network: Network, *, url: str = WCS_URL, coverage: str = COVERAGE
 ) -> Path:
-    """Download the cells that cover a grid, by their own grid and codes; return the file in the cache.
+    """Download the cells that cover a grid, by their own grid and codes.
 
     Parameters
     ----------
@@ -120,6 +134,15 @@ def download_nlcd(
         What is to be covered, in any CRS.
     year
         Which; None for a service without years.
+    network
+        Answers are cached.
+    url, coverage
+        See :func:`describe_coverage`.
+
+    Returns
+    -------
+    Path
+        A GeoTIFF of codes in the cache.
 
     Raises
     ------
@@ -172,6 +195,13 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
         Which.
     grid
         What is to be covered.
+    network
+        Reads a remote file by ranges.
+
+    Returns
+    -------
+    Path
+        The user's file, or a GeoTIFF of codes in the cache.
 
     Raises
     ------

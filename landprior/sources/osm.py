@@ -109,7 +109,21 @@ _OSMNX = threading.Lock()
 
 
 def download_features(grid: Grid, network: Network, *, url: str | None = None) -> Path:
-    """Ask Overpass for what lies on a grid; return the GeoPackage in the cache.
+    """Ask Overpass for what lies on a grid.
+
+    Parameters
+    ----------
+    grid
+        Of a tile, in any CRS.
+    network
+        Answers are cached.
+    url
+        Another Overpass server.
+
+    Returns
+    -------
+    Path
+        A GeoPackage of lines and polygons in degrees, in the cache.
 
     Raises
     ------
@@ -143,9 +157,23 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
 
 
 def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float, float]) -> Path:
-    """Turn the part of a ``.osm.pbf`` or ``.osm`` file within bounds (degrees) into a GeoPackage in the cache.
+    """Turn the part of a ``.osm.pbf`` or ``.osm`` file within a box into a GeoPackage.
 
     GDAL reads such a file from its beginning to its end, so this is done once for a whole area.
+
+    Parameters
+    ----------
+    path
+        The extract.
+    cache
+        Where the result goes.
+    bounds
+        Left, bottom, right, top (west, south, east, north) in degrees.
+
+    Returns
+    -------
+    Path
+        A GeoPackage of lines and polygons in degrees, in the cache.
 
     Raises
     ------
@@ -183,7 +211,21 @@ def is_extract(path: Path) -> bool:
 
 
 def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeometry:
-    """Return the outline of a place by its name, in degrees.
+    """Find the outline of a place by its name.
+
+    Parameters
+    ----------
+    place
+        As one would write it: "Ithaca, NY".
+    network
+        The answer is cached.
+    url
+        Another Nominatim server.
+
+    Returns
+    -------
+    BaseGeometry
+        Polygons in degrees.
 
     Raises
     ------
@@ -388,7 +430,24 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
 def burn_layer(
     layer: str, frame: geopandas.GeoDataFrame, grid: Grid, *, road_width: RoadWidth = "fixed"
 ) -> NDArray[np.uint8]:
-    """Burn a layer of :func:`read_layers` into a raster, shape (H, W), 1 where there is one."""
+    """Burn a layer of :func:`read_layers` into a raster.
+
+    Parameters
+    ----------
+    layer
+        ``roads``, ``waterways`` or ``waterbodies``.
+    frame
+        Its features, in the CRS of the grid.
+    grid
+        Of the tile.
+    road_width
+        ``"fixed"``: roads are 3 pixels wide. ``"tags"``: by width, lanes or kind of road.
+
+    Returns
+    -------
+    ndarray of uint8
+        Shape (H, W), 1 where there is one.
+    """
     if layer != "roads":
         return burn(frame.geometry, grid, touched=layer == "waterways")
     if road_width == "fixed":

@@ -167,6 +167,11 @@ def parse_number(text: str, *, points: bool = False, commas: bool = False) -> fl
         As Excel or another program wrote it.
     points, commas
         Whether other numbers of the file show decimal points, decimal commas.
+
+    Returns
+    -------
+    float or None
+        Finite.
     """
     text = _BLANK_GROUPS.sub("", text).replace("\u2212", "-")
     several = len(re.findall(r"[.,]", text)) > 1
@@ -194,6 +199,11 @@ def read_table(path: str | Path, *, comments: bool = False) -> Table:
     comments
         Leave out lines that begin with ``#``.
 
+    Returns
+    -------
+    Table
+        Its cells are texts; blanks around them are gone.
+
     Raises
     ------
     MissingInputError
@@ -206,7 +216,27 @@ def read_table(path: str | Path, *, comments: bool = False) -> Table:
 
 
 def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
-    """Read a table from its text; see :func:`read_table`."""
+    """Read a table from its text.
+
+    Parameters
+    ----------
+    text
+        The whole file.
+    path
+        What it is called in an error.
+    comments
+        Leave out lines that begin with ``#``.
+
+    Returns
+    -------
+    Table
+        See :func:`read_table`.
+
+    Raises
+    ------
+    InputError
+        If it has two columns of one name, or a row longer than the header; names the line.
+    """
     lines = re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n"))
     skipped = 0
     delimiter = None

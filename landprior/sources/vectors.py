@@ -74,6 +74,11 @@ def parse_source(path: str | Path, layer: str | None = None) -> VectorSource:
     layer
         The layer, by an option; it may not contradict the path.
 
+    Returns
+    -------
+    VectorSource
+        Path, layer and kind of geometry, each None if it is not named.
+
     Raises
     ------
     InputError
@@ -143,7 +148,27 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
 def read_everything(
     path: str | Path, *, layer: str | None = None, grid: Grid | None = None, near: bool = False
 ) -> geopandas.GeoDataFrame:
-    """Read features as :func:`read_vectors` does, those beside the grid too; ``near``: not those far from it."""
+    """Read features as :func:`read_vectors` does, those beside the grid too.
+
+    Parameters
+    ----------
+    path, layer
+        See :func:`parse_source`.
+    grid
+        Into whose CRS the features are brought; None: they keep their own.
+    near
+        Leave out what lies far from the grid.
+
+    Returns
+    -------
+    GeoDataFrame
+        Features with geometry.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`read_vectors`.
+    """
     source = parse_source(path, layer)
     check_file(source.path, folder=True)  # a .gdb is one
     refuse_zip_bomb(source.path)
@@ -393,6 +418,11 @@ def grow_shapes(shapes: geopandas.GeoSeries, metres: float, grid: Grid) -> geopa
     grid
         Where they are needed: a shape grows by what metres are in its own middle, or, if that lies outside, at the
         nearest place on the grid.
+
+    Returns
+    -------
+    GeoSeries
+        In the same order and CRS.
     """
     if grid.crs is None or shapes.empty:
         return shapes.buffer(metres)

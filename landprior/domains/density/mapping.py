@@ -121,12 +121,12 @@ def predict_points(
     ----------
     image, model, window_size
         See :func:`map_density`.
-    precision
-        ``"fp32"`` or ``"bf16"``; by default the second on CUDA.
     points
         Where.
     blurs
         Sides of the blur; the network answers once for all.
+    precision
+        ``"fp32"`` or ``"bf16"``; by default the second on CUDA.
     run
         See :class:`landprior.run.Run`.
 

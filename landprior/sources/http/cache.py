@@ -73,6 +73,11 @@ class Cache:
         suffix
             With the dot.
 
+        Returns
+        -------
+        Path
+            A file in the folder of the source.
+
         Raises
         ------
         RasterWriteError
@@ -114,6 +119,11 @@ class Cache:
         ----------
         path
             What is being written.
+
+        Yields
+        ------
+        None
+            What is raised inside is looked at.
         """
         here = path.is_relative_to(self.root)
         remedy = "make room there" + (", or set LANDPRIOR_CACHE to a folder on another disk" if here else "")
@@ -203,6 +213,11 @@ def writing_features(path: Path) -> Iterator[None]:
     ----------
     path
         What is being written.
+
+    Yields
+    ------
+    None
+        What is raised inside is looked at.
     """
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 

@@ -148,6 +148,11 @@ class Network:
         gained
             Returns the bytes that came and are kept; while they grow, patience does not end.
 
+        Returns
+        -------
+        object
+            What the action returns.
+
         Raises
         ------
         SourceError
@@ -247,7 +252,7 @@ class Network:
 
         Parameters
         ----------
-        url, params, headers
+        url, params, headers, body
             What to ask; GET, or POST of ``body`` as JSON.
         origin
             Whom.
@@ -260,6 +265,17 @@ class Network:
             Raises :class:`SourceError` if the answer is none; such an answer is not kept.
         limit
             Bytes, unpacked, after which it is given up.
+
+        Returns
+        -------
+        bytes
+            The body, unpacked.
+
+        Raises
+        ------
+        SourceError
+            If there is no good answer, or it is longer than the limit; a :class:`landprior.errors.OfflineError` if nothing
+            may be asked and it is not in the cache.
         """
 
         def ask() -> bytes:
@@ -313,6 +329,11 @@ class Network:
             Unpack what was packed for the way. Not for files: they are kept as they lie there.
         limit
             Bytes, as they are taken, after which it is given up. None: 32 MB if they are returned, else 64 GB.
+
+        Returns
+        -------
+        bytes
+            The body; empty if it went to ``sink``.
 
         Raises
         ------

@@ -62,6 +62,16 @@ def download(
         Raises :class:`SourceError` if the content is wrong; then nothing is kept.
     limit
         Bytes after which it is given up.
+
+    Returns
+    -------
+    Path
+        ``path``, or the file in the cache.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be had, is longer than the limit, or its content is wrong twice.
     """
     path = path or network.cache.path(origin.folder, remote.href, suffix)
     if path.is_file() and not network.must_refetch(path):

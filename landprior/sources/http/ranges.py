@@ -45,6 +45,20 @@ _READ_AHEAD = 16
 def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[DatasetReader]:
     """Open a remote raster; what is read of it comes by ranges and stays in the cache.
 
+    Parameters
+    ----------
+    network
+        Asks for the ranges.
+    remote
+        The file's address, and what signs it.
+    origin
+        Whose it is, for messages and the folder in the cache.
+
+    Yields
+    ------
+    DatasetReader
+        Open while the block lasts.
+
     Raises
     ------
     SourceError

@@ -81,6 +81,11 @@ def parse_json(content: bytes | str, where: str) -> object:
     where
         Who sent it, for the message.
 
+    Returns
+    -------
+    object
+        As of :func:`json.loads`.
+
     Raises
     ------
     SourceBusyError

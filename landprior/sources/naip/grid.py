@@ -43,6 +43,11 @@ def tile_grid(choice: Choice, *, margin: int) -> Grid:
     margin
         Metres to add on every side.
 
+    Returns
+    -------
+    Grid
+        As large as the part of the place with its margin.
+
     Notes
     -----
     The image's own zone if it is in one, so that its pixels stay what they are; else NAD83's at the place.

@@ -67,6 +67,11 @@ def search_images(
     collection
         Name of the collection.
 
+    Returns
+    -------
+    list of NaipImage
+        In no order.
+
     Raises
     ------
     SourceError
@@ -188,6 +193,11 @@ def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list
         Folder or file.
     outline
         Only images that touch this place (degrees); None: all.
+
+    Returns
+    -------
+    list of NaipImage
+        In the order of their paths.
 
     Raises
     ------

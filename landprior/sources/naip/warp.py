@@ -47,6 +47,24 @@ def write_image(image: NaipImage, grid: Grid, path: Path, network: Network, *, o
     Pixels without data (the file's nodata value or mask; if it has neither, zero in all bands) become zero
     in all bands. A fourth band is near infrared, whatever it is tagged as.
 
+    Parameters
+    ----------
+    image
+        A file of this machine, or one that is read by ranges.
+    grid
+        Of the tile; 1 m.
+    path
+        The file to write.
+    network
+        Reads a remote image.
+    overwrite
+        Replace an older file.
+
+    Returns
+    -------
+    Path
+        ``path``: a COG of four bands of uint8.
+
     Raises
     ------
     SourceError, RasterReadError
