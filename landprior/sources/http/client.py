@@ -274,8 +274,9 @@ class Network:
         Raises
         ------
         SourceError
-            If there is no good answer, or it is longer than the limit; a :class:`landprior.errors.OfflineError` if nothing
-            may be asked and it is not in the cache.
+            If there is no good answer, or it is longer than the limit.
+        OfflineError
+            If nothing may be asked and it is not in the cache.
         """
 
         def ask() -> bytes:
