@@ -1,13 +1,18 @@
 """Benchmarks whose code paths a machine without a GPU would not see otherwise."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import gpu
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import main as list_benchmarks
+from benchmarks.same_maps.__main__ import compare
+from benchmarks.same_maps.__main__ import main as same_maps
+from benchmarks.same_maps.contents import digest, encode, flatten, read_content
 from benchmarks.time_to_accuracy import reach
 
 
@@ -40,3 +45,37 @@ def test_all_benchmarks_are_listed():
     result = CliRunner().invoke(list_benchmarks, ["--list"])
     assert {"gpu", "time_to_accuracy", "whole_path"} <= set(BENCHMARKS)
     assert [line.split()[0] for line in result.output.splitlines()] == list(BENCHMARKS)
+
+
+def content_of(path):
+    values, record = read_content(path, path.parent)
+    return {"sha256": digest(*values, encode(record)), "values": digest(*values), "record": dict(flatten(record))}
+
+
+def test_checksums_overlook_dates_versions_and_paths_and_name_what_differs(tmp_path, make_raster):
+    record = {"when": "2026-01-01T00:00:00Z", "landprior": "0.1.0", "accuracy": 0.5, "map": f"{tmp_path}/a.tif"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(record))
+    before = {"a": content_of(path)}
+    path.write_text(json.dumps(record | {"when": "2027-01-01T00:00:00Z", "landprior": "0.2.0", "map": "a.tif"}))
+    assert compare({"a": content_of(path)}, before) == []
+    path.write_text(json.dumps(record | {"accuracy": 0.6}))
+    assert compare({"a": content_of(path)}, before) == [
+        "a: accuracy: 0.5 -> 0.6",
+        "a: same values, another record",
+    ]
+    assert compare({}, before) == ["only before: a"]
+    values = np.zeros((3, 4), np.uint8)
+    one = {"m": content_of(make_raster("m.tif", values, tags={"version": "0.1.0"}))}
+    assert compare({"m": content_of(make_raster("n.tif", values, tags={"version": "0.2.0"}))}, one) == []
+    values[1, 2] = 1
+    assert compare({"m": content_of(make_raster("o.tif", values))}, one) == ["m: values differ"]
+
+
+@pytest.mark.slow
+def test_two_runs_of_the_commands_write_the_same(tmp_path):
+    options = ["--part", "sample", "--part", "plan", "-o", str(tmp_path / "before.json")]
+    first = CliRunner().invoke(same_maps, options, catch_exceptions=False)
+    assert first.exit_code == 0, first.output
+    second = CliRunner().invoke(same_maps, [*options[:4], "--against", str(tmp_path / "before.json")])
+    assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "0 differences")

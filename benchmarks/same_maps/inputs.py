@@ -21,13 +21,13 @@ COLOURS = ((40, 60, 90, 20), (140, 135, 130, 110), (60, 90, 50, 150), (120, 150,
 def write_raster(path: Path, values: np.ndarray, *, left: float = 600_000.0, nodata: float | None = None) -> None:
     """Write a raster at 1 m, without landprior."""
     import rasterio
-    from rasterio.transform import from_origin
+    from affine import Affine
 
     values = values if values.ndim == 3 else values[None]
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"nodata": nodata, "compress": "deflate", "crs": "EPSG:26917"}
     shape = {"count": len(values), "height": values.shape[1], "width": values.shape[2]}
-    place = from_origin(left, 4_500_000.0, 1, 1)
+    place = Affine(1, 0, left, 0, -1, 4_500_000.0)
     with rasterio.open(path, "w", driver="GTiff", dtype=values.dtype, transform=place, **shape, **options) as target:
         target.write(values)
 
