@@ -1,0 +1,313 @@
+"""Commands that README and the pages print: executed on small inputs, or at least parsed by the command line."""
+
+import contextlib
+import importlib
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from landprior.cli import main
+from landprior.implicit.settings import TrainingSettings
+from landprior.landcover.synthetic import demo
+from landprior.landcover.training import ensemble
+from landprior.landcover.training import settings as training_settings
+from landprior.landcover.training.settings import TileSettings
+
+from .commands import FENCE, find_blocks, find_commands
+from .inputs import QUICK, STEPS, Inputs
+
+# tiny trainings have something to warn of
+pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PRINTING = [page for page in PAGES if any(command.words[0] == "landprior" for command in find_commands(page))]
+
+SLOW = {
+    "docs/research/epitomes.md",
+    "docs/research/experiments.md",  # whole tables
+    "docs/research/superres.md",  # every method
+    "docs/weak-labels/density.md",  # several trainings
+    "docs/weak-labels/partial-labels.md",
+    "docs/weak-labels/ranks.md",
+}
+
+# Options that make a command small; those that it has already stand.
+TINY = "--filters 2 --patch-size 16 --batch-size 2"
+SMALL = {
+    "train": f"--steps 6 --warmup-steps 3 {TINY}",
+    "epitome": "--steps 3 --epitome-size 16",
+    "tune": "--steps 3 --filters 2 --patch-size 16 --batch-size 2",
+    "learn-prior": "--steps 3 --filters 2",
+    "plan": "--steps 4 --filters 2",
+    "run": "",
+    "demo": "--size 128 --filters 2",
+    "cluster": "--steps 3 --filters 2",
+    "paint": "--steps 3 --filters 2",
+    "density": "--steps 20 --filters 2 --batch-size 4",
+    "partial-labels": "--epochs 1 --filters 2",
+    "rank": "--epochs 1 --filters 2",
+    "text": "--epochs 1",
+    "compare": "--seeds 1 --steps 3 --filters 2",
+    "experiment": "--seeds 1 --steps 3 --filters 2",
+}
+
+# Commands that are only parsed, by a word of theirs that says why.
+ONLY_PARSED = {
+    "--place": "asks a public server where the place is",
+    "--bbox": "asks a public catalogue of images",
+    "fetch --city": "asks a public catalogue of images",
+    "--dataset": "downloads gigabytes",
+    "--download": "downloads from a public server",
+    "--model gpt2": "downloads a language model",
+    "--ray": "starts Ray; tests/batch/test_batch.py runs plans on it",
+    "--shard auto": "takes the shard from a batch system; tests/batch/test_batch.py has these",
+    "--device cuda": "needs a GPU",
+    "experiment table": "needs a published set",
+    "experiment city-windows": "needs a published set",
+}
+
+OTHERS = {"git", "cd", "source", "python", "pip", "pytest", "mkdocs", "nox", "pre-commit", "ruff", "mypy"}
+
+
+def name_of(page):
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def commands_of(page):
+    return [command for command in find_commands(page) if command.words[0] == "landprior"]
+
+
+def get_command(words):
+    """Return the click command that words call, and the words that are its arguments."""
+    command, rest = main, list(words[1:])
+    while isinstance(command, click.Group):
+        while rest and rest[0].startswith("-"):
+            rest.pop(0)  # -q, -v
+        command = command.get_command(click.Context(command), rest.pop(0))
+        assert command is not None, words
+    return command, rest
+
+
+# -- parsing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PRINTING, ids=name_of)
+def test_commands_are_parsed(page, monkeypatch, tmp_path):
+    """Every command, option and choice exists; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    write_configurations(page, tmp_path)
+    for printed in commands_of(page):
+        command, rest = get_command(printed.words)
+        for name in re.findall(r"--scheme (\S+\.yaml)", str(printed)):
+            if not Path(name).exists():
+                shutil.copy(REPOSITORY / "configs" / "schemes" / "enviroatlas-5.yaml", name)
+        command.make_context(command.name, rest)
+
+
+def test_former_spellings_are_not_printed():
+    """What is kept for a release with a warning has no place on a page."""
+    for page in PRINTING:
+        for printed in commands_of(page):
+            command, rest = get_command(printed.words)
+            hidden = {name for one in command.params if getattr(one, "hidden", False) for name in one.opts}
+            assert not hidden & set(rest), printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_stand_in_blocks_of_shell(page):
+    for block in find_blocks(page):
+        if block.language not in {"sh", "bash", "console"}:
+            assert not re.search(r"^ *landprior [a-z]", block.text, flags=re.MULTILINE), (page, block.line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_other_commands_are_known(page):
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    for command in find_commands(page):
+        assert command.words[0] in OTHERS | {"landprior"}, command
+        if command.words[0] == "pip":
+            wanted = re.findall(r"\[([\w,-]+)\]", str(command))
+            assert {extra for part in wanted for extra in part.split(",")} <= set(extras)
+        if command.words[0] == "pytest":
+            paths = [word for word in command.words[1:] if "/" in word]
+            assert all((REPOSITORY / path).exists() for path in paths), command
+
+
+# -- commands and options in running text -----------------------------------------------------------
+
+
+def spans_of(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+def all_options():
+    """Return the options of each command, by name."""
+    found = {}
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        below = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        found[name] = {
+            option
+            for one in below
+            for parameter in one.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help"}
+    found[""] = {"-q", "-v", "-vv", "--version", "--help", "-h"}
+    return found
+
+
+# options of benchmarks and of other programs
+FOREIGN = {"--choose", "--develop", "--part", "--pictures", "--sets", "--show", "--strict", "-k", "-m", "-s"}
+PROGRAMS = OTHERS | {"gdal_rasterize", "gdal_translate", "gdalbuildvrt", "gdalinfo", "overturemaps"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_options_in_running_text_exist(page):
+    options = all_options()
+    for span in spans_of(page):
+        words = shlex.split(span) if span.count("'") % 2 == 0 and span.count('"') % 2 == 0 else span.split()
+        words = words[1:] if words[:1] == ["landprior"] else words
+        given = {word.partition("=")[0] for word in words if re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word)}
+        if not words or not given or words[0] in PROGRAMS:
+            continue
+        commands = [name for name in words[0].split("|") if name in options]
+        wanted = [options[name] for name in commands] or [set().union(*options.values()) | FOREIGN]
+        assert all(given <= known for known in wanted), f"{page}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_benchmarks_that_are_named_have_these_options(page):
+    for span in spans_of(page):
+        found = re.match(r"python -m benchmarks(?:\.(\w+))?(.*)", span)
+        if found is None:
+            continue
+        module = importlib.import_module(
+            f"benchmarks.{found[1] or '__main__'}" + ("" if found[1] != "accuracy" else ".__main__")
+        )
+        known = {option for parameter in module.main.params for option in parameter.opts}
+        assert {word for word in found[2].split() if word.startswith("-")} <= known | {"--help"}, f"{page}: {span}"
+
+
+# -- running --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return Inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def quick(**changes):
+    """Return settings of a training of four steps."""
+    return TileSettings(
+        **QUICK | {"training": TrainingSettings(**STEPS)} | {k: v for k, v in changes.items() if k != "filters"}
+    )
+
+
+def write_configurations(page, folder):
+    """Write the configuration and the matrix that a page shows, under the names that its commands give them."""
+    printed = " ".join(map(str, commands_of(page)))
+    for suffix, language, start in ((".yaml", "yaml", ""), (".csv", "", "nlcd,")):
+        names = re.findall(rf"(?:--scheme|--cooccurrence|compare|experiment) (\S+\{suffix})", printed)
+        shown = [
+            block.text for block in find_blocks(page) if block.language == language and block.text.startswith(start)
+        ]
+        if names and shown and not (folder / names[0]).exists():
+            (folder / names[0]).write_text(shown[0], encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if name_of(page) in SLOW else [], id=name_of(page))
+        for page in PRINTING
+    ],
+)
+def test_commands_work(page, inputs, tmp_path, monkeypatch):
+    """A page's commands, one after the other, end well and write what they say they do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(demo, "TileSettings", quick)
+    write_configurations(page, tmp_path)
+    for printed in commands_of(page):
+        if any(word in str(printed) for word in ONLY_PARSED):
+            continue
+        words = prepare(printed, inputs, tmp_path)
+        with contextlib.ExitStack() as stack:
+            if words[1] == "run" and not words[2].endswith(".json"):
+                patch = stack.enter_context(pytest.MonkeyPatch.context())
+                patch.setattr(training_settings, "TileSettings", quick)
+            result = CliRunner().invoke(main, words[1:], prog_name="landprior")
+        assert result.exit_code == 0, f"{printed}\n{result.output}"
+        command, rest = get_command(tuple(words))
+        context = command.make_context(command.name, rest)
+        output = context.params.get("output")
+        assert output is None or Path(output).exists(), printed
+
+
+def prepare(printed, inputs, folder):
+    """Make what a command reads, and return its words, with small settings."""
+    words = [str(Path(word).expanduser()) if word.startswith("~") else word for word in printed.words]
+    words = [word.replace("/shared/landprior", str(folder / "shared")) for word in words]
+    words = ["0/1" if word == "3/16" else word for word in words]  # there is one tile here
+    command, _ = get_command(tuple(words))
+    scheme = words[words.index("--scheme") + 1] if "--scheme" in words else "enviroatlas-5"
+    outputs = {words[at + 1] for at, word in enumerate(words) if word in {"-o", "--output", "--save-prior"}}
+    for word in words[2:]:
+        path = folder / word.partition("|")[0]
+        if not word.startswith("-") and word not in outputs and not path.exists():
+            inputs.provide(path, scheme)
+        if path.name == "points.gpkg" and path.exists():
+            inputs.interpret(path)
+    if "--city" in words and words[1] != "fetch":
+        city = folder / "landprior-data" / words[words.index("--city") + 1]
+        if not city.exists():
+            inputs.make_tiles(city, scheme)
+    small = shlex.split(SMALL.get("epitome" if "epitome" in words else words[1], ""))
+    pairs = [small[at : at + 2] for at in range(0, len(small), 2)]
+    known = {name for parameter in command.params for name in parameter.opts}
+    words += [word for pair in pairs if pair[0] not in words and pair[0] in known for word in pair]
+    if "--aoi" in words and "--naip" not in words:
+        place = inputs.place
+        words += ["--naip", str(place.image.parent), "--nlcd", str(place.nlcd), "--osm", "none", "--buildings", "none"]
+    return words
+
+
+# -- Python ---------------------------------------------------------------------------------------
+
+SCRIPTS = [block for page in PAGES for block in find_blocks(page, "python")]
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=[f"{name_of(block.page)}:{block.line}" for block in SCRIPTS])
+def test_python_works(block, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = compile(block.text, name_of(block.page), "exec")
+    for name in ("naip.tif", "nlcd.tif", "roads.tif", "labels.tif"):
+        inputs.provide(tmp_path / name)
+    if "skimage" in block.text:
+        pytest.importorskip("skimage", reason="scikit-image is not installed; pip install scikit-image")
+    if "fetch(" in block.text:  # needs public servers: only its imports are tried
+        code = "\n".join(line for line in block.text.splitlines() if line.startswith(("from ", "import ")))
+    monkeypatch.setattr(ensemble, "TileSettings", quick)
+    exec(code, {"__name__": "__main__"})  # noqa: S102 - what pages show is to run
