@@ -131,7 +131,7 @@ class Inputs:
         build_prior(self.folder / "nlcd.tif", self.folder / "prior.tif", cooccurrence=matrix)
         settings = TileSettings(**QUICK, training=STEPS)
         pair = (self.folder / "naip.tif", self.folder / "prior.tif")
-        train_files([pair], self.folder / "model.safetensors", settings)
+        train_files([pair], self.folder / "model.safetensors", settings=settings)
         return self.folder
 
     def make_prior(self, path, _=None):
