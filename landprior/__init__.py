@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel, load_model
     from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme, load_scheme
+    from landprior.run import Run
 
 __all__ = [
     "ClassScheme",
     "LandcoverModel",
     "LandpriorError",
     "Products",
+    "Run",
     "TileSettings",
     "build_prior",
     "draw_sample",
@@ -66,6 +68,7 @@ _HOMES = {
     "LandcoverModel": "landprior.landcover.training.model",
     "LandpriorError": "landprior.errors",
     "Products": "landprior.landcover.mapping.products",
+    "Run": "landprior.run",
     "TileSettings": "landprior.landcover.training.settings",
     "build_prior": "landprior.landcover.prior.build",
     "draw_sample": "landprior.landcover.assessment.sampling",

@@ -180,6 +180,11 @@ def estimate_areas(
     hectares
         The whole area.
 
+    Returns
+    -------
+    AreaEstimates
+        Accuracies and areas with 95 % intervals.
+
     Raises
     ------
     InputError
@@ -286,6 +291,11 @@ def evaluate_points(
         Metres per pixel, for a map without georeferencing.
     progress
         A progress bar on stderr.
+
+    Returns
+    -------
+    AreaEstimates
+        Accuracies and areas with 95 % intervals.
 
     Raises
     ------

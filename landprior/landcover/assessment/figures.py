@@ -57,6 +57,11 @@ def draw_comparison(
     overwrite
         Replace an older picture.
 
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     InputError
@@ -108,7 +113,17 @@ def _map_model(folder: Path, image: str | Path, prior: str | Path | None, model:
 
 
 def draw_panels(path: Path, panels: Sequence[tuple[str, NDArray[np.uint8]]], scheme: ClassScheme) -> None:
-    """Draw titled pictures in a row, the classes' legend below."""
+    """Draw titled pictures in a row, the classes' legend below.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    panels
+        Title and picture of each: (H, W, 3) or (H, W, 4), all of one shape.
+    scheme
+        The classes of the legend.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

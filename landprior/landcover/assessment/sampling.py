@@ -43,7 +43,23 @@ LEAST = 50
 def count_classes(
     path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
 ) -> NDArray[np.int64]:
-    """Count a map's pixels by class, shape (C,), streamed."""
+    """Count a map's pixels by class, streamed.
+
+    Parameters
+    ----------
+    path, scheme, map_map, progress
+        See :func:`measure_classes`.
+
+    Returns
+    -------
+    ndarray of int64
+        Shape (C,).
+
+    Raises
+    ------
+    InputError
+        If the map has no class.
+    """
     return measure_classes(path, scheme, map_map=map_map, progress=progress)[0]
 
 
@@ -51,6 +67,17 @@ def measure_classes(
     path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Count a map's pixels by class and measure their areas on the ground, streamed.
+
+    Parameters
+    ----------
+    path
+        The map.
+    scheme
+        The classes.
+    map_map
+        Codes of the map -> codes of the scheme.
+    progress
+        A progress bar on stderr.
 
     Returns
     -------
@@ -219,6 +246,22 @@ def write_sample(
     """Write a sample as a GeoPackage, and beside it a QGIS style with a list of the classes to choose from.
 
     The style hides the map's class, so that the interpreter is not led by it.
+
+    Parameters
+    ----------
+    sample
+        As :func:`draw_sample` returns it.
+    output
+        The file to write, ``.gpkg``.
+    scheme
+        The classes to choose from.
+    overwrite
+        Replace an older file and its style.
+
+    Returns
+    -------
+    Path
+        ``output``.
 
     Raises
     ------

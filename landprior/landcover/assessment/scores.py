@@ -45,7 +45,20 @@ class Scores:
 
     @classmethod
     def of(cls, mapped: NDArray[np.integer], labels: NDArray[np.integer], scheme: ClassScheme) -> Scores:
-        """Score class positions (-1 is left out), any shape."""
+        """Score class positions.
+
+        Parameters
+        ----------
+        mapped, labels
+            Positions 0..C-1, of one shape; a pixel with -1 in either is left out.
+        scheme
+            The classes.
+
+        Returns
+        -------
+        Scores
+            Of these pixels.
+        """
         return cls(scheme=scheme, confusion=count_pairs(mapped, labels, len(scheme)))
 
     def __add__(self, other: Scores) -> Scores:
@@ -137,7 +150,20 @@ class Scores:
 
 
 def count_pairs(mapped: NDArray[np.integer], labels: NDArray[np.integer], count: int) -> NDArray[np.int64]:
-    """Count (label, map) pairs of class positions, shape (C, C); pairs with a -1 are left out."""
+    """Count pairs of a label and a mapped class.
+
+    Parameters
+    ----------
+    mapped, labels
+        Class positions, of one shape; a pair with a -1 is left out.
+    count
+        C.
+
+    Returns
+    -------
+    ndarray of int64
+        Shape (C, C): rows are labels, columns are the map.
+    """
     keep = (mapped != IGNORED_INDEX) & (labels != IGNORED_INDEX)
     both = labels[keep].astype(np.int64) * count + mapped[keep]
     return np.bincount(both, minlength=count * count).reshape(count, count)
@@ -171,6 +197,11 @@ def evaluate(
         Where grids differ, put the map on the labels' grid instead: for maps of others, of any resolution and extent.
     progress
         Progress bars on stderr.
+
+    Returns
+    -------
+    Scores
+        Pooled: every pixel counts once, whatever its pair.
 
     Raises
     ------
@@ -218,6 +249,20 @@ class Exclusion:
 
 def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Exclusion:
     """Read the shapes of a vector file, grown by some metres, for a map's grid.
+
+    Parameters
+    ----------
+    path
+        The vector file, perhaps with its layer: ``file.gpkg|layername=x``.
+    grid
+        Of the map.
+    buffer
+        Metres on the ground by which shapes grow.
+
+    Returns
+    -------
+    Exclusion
+        Also of shapes that lie outside the map and reach into it.
 
     Raises
     ------

@@ -237,6 +237,20 @@ class Experiment(_Part):
     ) -> Experiment:
         """Return the experiment with some rows and regions only, and with further maps of others to score.
 
+        Parameters
+        ----------
+        rows
+            Names of the rows wanted; none: all. A row that another one starts from stays.
+        regions
+            Names of the regions to score; none: all.
+        external
+            Name of a row -> path of others' maps, with ``{tile}`` for the tile.
+
+        Returns
+        -------
+        Experiment
+            A copy.
+
         Raises
         ------
         ConfigError
@@ -321,6 +335,11 @@ def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: AN
         ``"table-1"``, or a path.
     **changes
         Fields to replace; those of ``settings`` one by one.
+
+    Returns
+    -------
+    Experiment
+        Checked.
 
     Raises
     ------

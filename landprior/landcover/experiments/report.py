@@ -59,6 +59,11 @@ def view_scores(scores: Scores, view: View, merge: tuple[str, str] | None) -> Sc
         have these two classes, the map is counted right; all classes stay.
     merge
         Names of the two classes: (into, from).
+
+    Returns
+    -------
+    Scores
+        Of the same pixels.
     """
     if view == "all" or merge is None:
         return scores
@@ -122,6 +127,11 @@ def write_report(folder: Path, experiment: Experiment, results: Sequence[Result]
         What was asked, what was found.
     missing
         How many cells are still to be run, for the head of the report.
+
+    Returns
+    -------
+    list of Path
+        The files.
     """
     lines = summarise(experiment, results)
     contents = {
@@ -141,7 +151,22 @@ def write_report(folder: Path, experiment: Experiment, results: Sequence[Result]
 
 
 def to_dict(experiment: Experiment, lines: Sequence[Line], *, missing: int = 0) -> dict[str, Any]:
-    """Return the report for programs."""
+    """Return the report for programs.
+
+    Parameters
+    ----------
+    experiment
+        What was asked.
+    lines
+        Of the tables.
+    missing
+        How many cells are still to be run.
+
+    Returns
+    -------
+    dict
+        Ready for JSON.
+    """
     return {
         "title": experiment.title,
         "source": experiment.source,
@@ -152,7 +177,18 @@ def to_dict(experiment: Experiment, lines: Sequence[Line], *, missing: int = 0) 
 
 
 def to_markdown(experiment: Experiment, lines: Sequence[Line], *, missing: int = 0) -> str:
-    """Return the report as Markdown."""
+    """Return the report as Markdown.
+
+    Parameters
+    ----------
+    experiment, lines, missing
+        See :func:`to_dict`.
+
+    Returns
+    -------
+    str
+        One table per view.
+    """
     settings = {name: value for name, value in experiment.settings.model_dump().items() if value is not None}
     text = [f"# {experiment.title}", ""]
     text += [experiment.about.strip(), ""] if experiment.about else []
@@ -197,7 +233,15 @@ def _pair(values: tuple[float | None, float | None], sign: str) -> str:
 
 
 def draw_dots(path: Path, experiment: Experiment, lines: Sequence[Line]) -> None:
-    """Draw accuracy and mean IoU of every line, ours filled, the published figure as a ring; one panel per region."""
+    """Draw accuracy and mean IoU of every line, ours filled, the published figure as a ring; one panel per region.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    experiment, lines
+        See :func:`to_dict`; those of the first view are drawn.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -71,6 +71,22 @@ def iter_strips(rows: int, count: int, halo: int, stride: int = 1) -> Iterator[S
     """Cut the rows of a window into strips of about equal height, each with the halo that the window has for it.
 
     They begin at multiples of the stride, with their halo too if that is a multiple of it.
+
+    Parameters
+    ----------
+    rows
+        Of the window.
+    count
+        Strips at most.
+    halo
+        Rows that a result depends on above and below.
+    stride
+        Of the network, rows.
+
+    Yields
+    ------
+    Strip
+        From the top.
     """
     edges = [*(rows * number // count // stride * stride for number in range(count)), rows]
     for top, bottom in pairwise(sorted(set(edges))):
@@ -249,6 +265,11 @@ def make_engine(
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     pixels
         Of the image.
+
+    Returns
+    -------
+    Engine
+        Ready to compute log q.
 
     Raises
     ------

@@ -83,6 +83,20 @@ def window_for(device: str) -> int:
 def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> int:
     """Return how many bytes of log q may be kept, by what the process may take in all.
 
+    Parameters
+    ----------
+    memory
+        Megabytes that the process may take; None: a quarter of what is free, at most :data:`MOST_KEPT`.
+    model
+        What is computed.
+    window
+        Side of the windows, pixels.
+
+    Returns
+    -------
+    int
+        Bytes, at least 0.
+
     Raises
     ------
     InputError
@@ -281,7 +295,24 @@ class Mapper:
         *,
         encoding: Encoding = "float32",
     ) -> dict[str, Found]:
-        """Return the products of a block that are wanted (map, probabilities, confidence), none without data."""
+        """Compute the products of a block.
+
+        Parameters
+        ----------
+        block
+            The window, and what is read around it.
+        data
+            Pixels and prior of the block, as :meth:`read` returns them; None where there is none.
+        wanted
+            Some of ``map``, ``probabilities`` and ``confidence``.
+        encoding
+            How probabilities lie on disk.
+
+        Returns
+        -------
+        dict
+            Name -> a call that gives the array; nothing for a block without data.
+        """
         wait, valid = self._log_q(block, data[0])
         if wait is None:
             return {}

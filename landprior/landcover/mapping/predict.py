@@ -253,7 +253,31 @@ def map_prior(
     tags: Mapping[str, str] | None = None,
     run: Run = Run(),
 ) -> Path:
-    """Map the prior's own most probable class: what one has without training."""
+    """Map the prior's own most probable class: what one has without training.
+
+    Parameters
+    ----------
+    prior
+        The raster.
+    output
+        The map to write.
+    scheme
+        The prior's classes, if its file does not say.
+    tags
+        Further tags for the map.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    LandpriorError
+        See :class:`landprior.landcover.training.layers.PriorLayer` and :class:`landprior.raster.cog.CogWriter`.
+    """
     with PriorLayer(prior, scheme=scheme) as belief:
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:

@@ -56,7 +56,27 @@ class Products:
 def check_products(
     output: str | Path, products: Products, *, overwrite: bool, inputs: Iterable[str | Path | None] = ()
 ) -> Path:
-    """Check that a map and its products can be put in place, as :func:`landprior.raster.outputs.check_output`."""
+    """Check that a map and its products can be put in place.
+
+    Parameters
+    ----------
+    output
+        The map.
+    products
+        What lies beside it.
+    overwrite, inputs
+        See :func:`landprior.raster.outputs.check_output`.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.raster.outputs.check_outputs`.
+    """
     target = Path(output)
     rasters, others = [target], list[Path]()
     for path in list_products(target, products):
@@ -84,7 +104,28 @@ def map_writer(
     overwrite: bool,
     keep: Collection[Path] = (),
 ) -> CogWriter:
-    """Return the writer of a map of classes: 255 is no data, overviews by the most frequent class."""
+    """Make the writer of a map of classes.
+
+    Parameters
+    ----------
+    target
+        The file to write.
+    scheme
+        Its classes.
+    grid
+        Its pixels.
+    tags
+        Besides ``kind`` and ``version``.
+    overwrite
+        Replace an older map.
+    keep
+        Files beside the map that are not to go with an older one, since they are new.
+
+    Returns
+    -------
+    CogWriter
+        255 is no data, overviews are by the most frequent class.
+    """
     return CogWriter(
         target,
         grid,
@@ -112,7 +153,24 @@ def open_sinks(
     *,
     overwrite: bool,
 ) -> dict[str, CogWriter]:
-    """Open the writers of a map and of the rasters beside it, by ``map``, ``probabilities`` and ``confidence``."""
+    """Open the writers of a map and of the rasters beside it.
+
+    Parameters
+    ----------
+    stack
+        Closes them.
+    target
+        The map.
+    scheme, grid, tags, overwrite
+        See :func:`map_writer`.
+    products
+        Which others are wanted.
+
+    Returns
+    -------
+    dict
+        ``map``, and if wanted ``probabilities`` and ``confidence`` -> writer.
+    """
     new = list_products(target, products)
     sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite, keep=new)}
     if products.probabilities:
@@ -161,7 +219,19 @@ def write_style(path: Path, scheme: ClassScheme) -> None:
 
 
 def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int = 1024) -> None:
-    """Write a picture of a map, at most ``side`` pixels, no data clear; reads the overviews."""
+    """Write a small picture of a map.
+
+    Parameters
+    ----------
+    source
+        The map; its overviews are read.
+    path
+        The picture to write.
+    scheme
+        The colours.
+    side
+        Pixels at most, in either direction; no data is clear.
+    """
     from matplotlib.image import imsave
 
     with open_raster(source) as src:

@@ -70,6 +70,11 @@ def calibrate(
     weights
         What each point counts for, shape (n,); scaled to mean 1.
 
+    Returns
+    -------
+    Calibration
+        To be applied to the whole prior.
+
     Raises
     ------
     InputError

@@ -174,6 +174,11 @@ class Cells:
             Codes, shape (H, W); those of :data:`NLCD_NODATA` are none.
         area
             Pixels of a whole cell.
+
+        Returns
+        -------
+        Cells
+            Numbered from 0; -1 where there is no code.
         """
         known = ~np.isin(codes, NLCD_NODATA)
         number, count = _number(keys[known])
@@ -277,6 +282,11 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float 
     cell
         Side of a cell in metres, where it has to be known.
 
+    Returns
+    -------
+    Lattice
+        Says for each pixel of the grid in which cell it lies.
+
     Raises
     ------
     GridMismatchError, InputError
@@ -356,6 +366,11 @@ def estimate_lattice(
         Side of a cell, metres.
     where
         What the raster is called in an error.
+
+    Returns
+    -------
+    Lattice
+        The likeliest.
 
     Raises
     ------

@@ -87,6 +87,11 @@ class Cooccurrence:
             The codes that occur, perhaps with their numbers of pixels. One that is an NLCD code but not in the matrix
             gets the shipped default's row (or, without one, the mean of the matrix's rows), with a warning.
 
+        Returns
+        -------
+        ndarray of float32
+            Shape (256, C); a row sums to one, or is 0 for no data.
+
         Raises
         ------
         PriorError
@@ -121,6 +126,11 @@ class Cooccurrence:
         codes
             The codes that occur. One without a measured spread gets :data:`USUAL_SPREAD` times that of a single pixel,
             sqrt(p (1 - p)), with a warning.
+
+        Returns
+        -------
+        ndarray of float32
+            Shape (256, C).
         """
         table = np.zeros((256, len(self.scheme)), dtype=np.float32)
         wanted = sorted(set(codes) - set(NLCD_NODATA))
@@ -180,17 +190,22 @@ def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurre
     scheme
         The fine classes.
 
+    Returns
+    -------
+    Cooccurrence
+        Checked: each row sums to one.
+
+    Raises
+    ------
+    PriorError
+        If there is no default, or the file does not fit the scheme.
+
     Notes
     -----
     A ``.npy`` may have the published layout, shape (11, 17) (EnviroAtlas classes x NLCD classes; shrub
     is added to trees, the other left-out classes go, columns are normalised), or shape (C, 17) with
     the scheme's classes in order and NLCD's seventeen codes (0, 11, 12, ... 95) in order, or (256, C)
     with one row per code. Pickled arrays are refused.
-
-    Raises
-    ------
-    PriorError
-        If there is no default, or the file does not fit the scheme.
     """
     if path is None:
         default = find_default(scheme)
@@ -351,6 +366,11 @@ def measure_cooccurrence(
     progress
         Progress bars on stderr.
 
+    Returns
+    -------
+    Cooccurrence
+        With the number of pixels of each code.
+
     Raises
     ------
     GridMismatchError
@@ -387,7 +407,24 @@ def measure_cooccurrence(
 
 
 def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a matrix as .csv (codes, probabilities to six digits, spread if it is known, pixel counts)."""
+    """Write a matrix: codes, probabilities to six digits, spread if it is known, and pixel counts.
+
+    Parameters
+    ----------
+    matrix
+        What to write.
+    path
+        A file that ends in ``.csv``.
+    overwrite
+        Replace an older file.
+
+    Raises
+    ------
+    InputError
+        If the name does not end in ``.csv``.
+    LandpriorError
+        See :func:`landprior.raster.outputs.replacing`.
+    """
     if Path(path).suffix != ".csv":
         msg = f"{path}: a cooccurrence matrix is written as .csv"
         raise InputError(msg)

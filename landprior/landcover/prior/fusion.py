@@ -122,7 +122,31 @@ class PriorModel:
         settings: PriorSettings | None = None,
         pixel_size: float | None = None,
     ) -> PriorModel:
-        """Return the model for some open layers."""
+        """Make the model for some open layers.
+
+        Parameters
+        ----------
+        coarse
+            NLCD and the other layers.
+        cooccurrence
+            P(class | code) and the class scheme.
+        settings
+            Widths of the filters, metres.
+        pixel_size
+            Metres per pixel, for files without georeferencing.
+
+        Returns
+        -------
+        PriorModel
+            For the codes that occur.
+
+        Raises
+        ------
+        PriorError
+            If a code is no NLCD code at all.
+        InputError
+            If the size of a pixel is not known.
+        """
         table = cooccurrence.table(coarse.codes())
         size = coarse.pixel_size(pixel_size)
         return cls(cooccurrence.scheme, table, coarse.grid, settings=settings, pixel_size=size)

@@ -111,6 +111,11 @@ def learn_prior(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    LandcoverModel
+        Without image bands; use it with :func:`landprior.landcover.prior.build.build_prior`.
+
     Raises
     ------
     InputError
@@ -142,7 +147,30 @@ def learn_prior(
 def read_place(
     place: LabelledPlace, settings: PriorSettings, *, pixel_size: float | None = None, progress: bool = False
 ) -> Tile:
-    """Read the coarse layers and the labels of a place into memory, to fit the labels."""
+    """Read the coarse layers and the labels of a place into memory, to fit the labels.
+
+    Parameters
+    ----------
+    place
+        The files.
+    settings
+        Widths of the blur.
+    pixel_size
+        Metres per pixel, for files without georeferencing.
+    progress
+        A progress bar on stderr.
+
+    Returns
+    -------
+    Tile
+        Its inputs are the blurred layers; it has no image.
+
+    Raises
+    ------
+    LandpriorError
+        See :class:`landprior.landcover.prior.coarse.CoarseLayers` and
+        :func:`landprior.landcover.training.tiles.label_tile`.
+    """
     scheme = place.cooccurrence.scheme
     names = tuple(name for name in LAYERS if name in place.layers)
     with CoarseLayers(place.nlcd, place.layers, like=place.labels, progress=progress) as coarse:
@@ -233,7 +261,22 @@ class LearnedPrior:
     def window(
         self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]] | None = None
     ) -> NDArray[np.float32]:
-        """Compute the prior of a block's core; as :meth:`landprior.landcover.prior.fusion.PriorModel.window`."""
+        """Compute the prior of a block's core.
+
+        Parameters
+        ----------
+        block
+            The window, and what is read around it.
+        nlcd
+            Codes of the outer window, (H, W).
+        layers
+            Name -> presence in the outer window, (H, W).
+
+        Returns
+        -------
+        ndarray of float32
+            Shape (C, h, w) of the core; NaN without NLCD.
+        """
         near = Block(core=grow_window(block.core, self._network.halo, block.outer), outer=block.outer)
         values, seen = stack_layers(self._base, self._names, near, nlcd, layers or {})
         rows, columns = Block(core=block.core, outer=near.core).crop
@@ -269,6 +312,17 @@ def _size(grid: Grid, given: float | None, where: str | Path) -> float:
 def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: str | Path) -> None:
     """Refuse a learned prior on pixels of another size: it learned what lies how many pixels around a road.
 
+    Parameters
+    ----------
+    model
+        The learned prior.
+    grid
+        On which it is to be built.
+    given
+        Metres per pixel, if the user says so.
+    where
+        The file with that grid, for the message.
+
     Raises
     ------
     PriorError
@@ -288,6 +342,17 @@ def require_match(
     model: LandcoverModel, scheme: ClassScheme, layers: Sequence[str], settings: PriorSettings | None = None
 ) -> None:
     """Refuse a learned prior that was made for other classes, layers or filter widths.
+
+    Parameters
+    ----------
+    model
+        The learned prior.
+    scheme
+        The classes asked for.
+    layers
+        Names of the layers that are given besides NLCD.
+    settings
+        Widths of the filters asked for; None: those of the model.
 
     Raises
     ------

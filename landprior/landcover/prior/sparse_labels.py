@@ -112,7 +112,22 @@ class Hints:
 
 
 def restrict(prior: NDArray[np.float32], allowed: Sequence[int], weight: float) -> NDArray[np.float32]:
-    """Mix a prior with itself restricted to some classes; (C, N) -> (C, N), rows as documented above."""
+    """Mix a prior with itself restricted to some classes.
+
+    Parameters
+    ----------
+    prior
+        Shape (C, N).
+    allowed
+        Positions of the classes.
+    weight
+        Of the restricted one, from 0 to 1.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (C, N); where no allowed class has a prior, they share the weight evenly.
+    """
     kept = np.zeros_like(prior)
     kept[list(allowed)] = prior[list(allowed)]
     mass = kept.sum(axis=0)
@@ -167,6 +182,11 @@ def read_hints(
         The attribute with the label; also recognised in another case and cut to ten letters.
     layer
         Which layer, if there are several.
+
+    Returns
+    -------
+    Hints
+        Those on the grid.
 
     Raises
     ------

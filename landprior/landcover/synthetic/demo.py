@@ -63,7 +63,29 @@ class DemoResult:
 def write_scene(
     folder: Path, *, size: int = 768, seed: int = 0, climate: Climate = "temperate", overwrite: bool = False
 ) -> TileFolder:
-    """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``."""
+    """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``.
+
+    Parameters
+    ----------
+    folder
+        Of the workspace.
+    size
+        Side in metres (= pixels).
+    seed, climate
+        See :func:`landprior.landcover.synthetic.scene.make_scene`.
+    overwrite
+        Replace older layers.
+
+    Returns
+    -------
+    TileFolder
+        With image, NLCD, layers and labels.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.synthetic.scene.make_scene` and :func:`landprior.raster.cog.write_raster`.
+    """
     tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
     make_folder(tile.path)
     scene = make_scene(size, seed=seed, climate=climate)
@@ -105,6 +127,11 @@ def run_demo(
         Width of the network.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    DemoResult
+        Scores, and where the files lie.
     """
     scheme = load_scheme("enviroatlas-5")
     logger.info("scene: %d x %d m, seed %d", size, size, seed)

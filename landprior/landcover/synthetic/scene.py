@@ -104,6 +104,11 @@ def make_scene(size: int = 768, *, seed: int = 0, climate: Climate = "temperate"
     climate
         See :data:`Climate`.
 
+    Returns
+    -------
+    Scene
+        Image, NLCD, layers and the truth, on one grid of 1 m.
+
     Raises
     ------
     InputError

@@ -43,8 +43,26 @@ def train_best(
 
     With ``settings.starts`` the model with the largest evidence is kept: the mean of log p(x) under the prior is
     the likelihood that these losses raise, and as in any fit with local optima, of several starts the likeliest is
-    taken. With ``settings.members`` all are kept, and their predictions averaged. Neither needs labels. Arguments and
-    errors as :func:`train_model`; finished trainings are kept beside the checkpoint (:func:`clear_checkpoint`).
+    taken. With ``settings.members`` all are kept, and their predictions averaged. Neither needs labels.
+
+    Parameters
+    ----------
+    tiles, settings, init
+        See :func:`landprior.landcover.training.trainer.train_model`.
+    checkpoint
+        Where the state is kept; finished trainings lie beside it (:func:`clear_checkpoint`).
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    LandcoverModel
+        One network, or an ensemble.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.training.trainer.train_model`.
     """
     settings = settings or TileSettings()
     tiles = in_order(tiles)
@@ -81,7 +99,20 @@ def train_kept(
 ) -> LandcoverModel:
     """Train one of several models, or take it from beside the checkpoint if an interrupted run has finished it.
 
-    Arguments and errors as :func:`train_model`.
+    Parameters
+    ----------
+    tiles, settings, init, start, checkpoint, run
+        See :func:`landprior.landcover.training.trainer.train_model`.
+
+    Returns
+    -------
+    LandcoverModel
+        Its record has the identity of the run.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.training.trainer.train_model`.
     """
     tiles = in_order(tiles)
     done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
@@ -119,6 +150,11 @@ def join_models(
         Average over the mirrored image too (:class:`landprior.implicit.networks.Ensemble`).
     device
         Where it is judged.
+
+    Returns
+    -------
+    LandcoverModel
+        An ensemble, with a verdict of its own.
     """
     tiles = in_order(tiles)
     place = choose_device(device)

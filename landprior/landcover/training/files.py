@@ -64,12 +64,36 @@ def train_files(
     init: str | Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train on (image, prior) files and write the model; several pairs make one joint model.
+    """Train on files and write the model; several images make one joint model.
 
-    With ``labels``, one raster per image, the labels are fitted; the prior is then an input, or None.
-    ``names`` are the tiles' names, from which their seeds derive; by default the image's file names.
     While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
     interruption goes on from there, and ends with the same weights as without.
+
+    Parameters
+    ----------
+    pairs
+        Image and prior of each tile, on one grid. With ``labels`` the prior is a further input, or None.
+    output
+        The model to write, a .safetensors file.
+    settings
+        Loss, schedule, network; by default the recipe ``default``.
+    labels
+        One raster of 1 m labels per image: they are fitted instead of the prior.
+    label_map
+        Codes of the labels -> codes of the scheme.
+    names
+        Of the tiles, from which their seeds derive; by default the image's file names.
+    scheme
+        The classes: needed with labels, and for a prior whose file does not say.
+    init
+        A model file whose weights the training starts from.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    LandcoverModel
+        As it is in the file.
 
     Raises
     ------

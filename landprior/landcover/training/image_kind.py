@@ -111,6 +111,11 @@ class ImageKind(BaseModel):
             Of the image.
         values
             Also compare the range of values.
+
+        Returns
+        -------
+        list of str
+            Empty if there are none.
         """
         found: list[str] = []
         if self.dtype is not None and other.dtype is not None and self.dtype != other.dtype:
@@ -338,6 +343,11 @@ def require_one_kind(kinds: Sequence[tuple[str, ImageKind | None]]) -> ImageKind
     ----------
     kinds
         Name and kind of each.
+
+    Returns
+    -------
+    ImageKind or None
+        None if no kind is known.
 
     Raises
     ------

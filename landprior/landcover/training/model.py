@@ -62,10 +62,21 @@ class BandStatistics:
     )
 
     def standardise(self, image: Tensor, valid: Tensor | None, extra: Tensor | None = None) -> Tensor:
-        """Standardise an image, (N, B, H, W) or (B, H, W), to float32; invalid pixels become 0, the mean.
+        """Standardise an image.
 
-        ``valid`` is None where all pixels are. ``extra``, further channels of the same height and width, is appended
-        as it is (0 where invalid).
+        Parameters
+        ----------
+        image
+            Shape (N, B, H, W) or (B, H, W).
+        valid
+            Where there is data, (N, H, W) or (H, W); None: everywhere.
+        extra
+            Further channels of the same height and width, appended as they are.
+
+        Returns
+        -------
+        Tensor
+            float32; invalid pixels are 0, which is the mean.
         """
         mean, scale = self._tensors(image.device)
         values = image.to(torch.float32, copy=True).sub_(mean).mul_(scale)  # in place: it is memory that this costs
@@ -174,7 +185,22 @@ PER_CLASS = ("prior", "nlcd")
 
 
 def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> int:
-    """Return how many channels a network gets for an image's bands and further inputs."""
+    """Count the channels of a network's input.
+
+    Parameters
+    ----------
+    bands
+        Of the image.
+    scheme
+        The classes; some inputs have a channel for each.
+    extras
+        Names of the further inputs.
+
+    Returns
+    -------
+    int
+        Of the image and all inputs.
+    """
     wide = {"position": POSITION, **dict.fromkeys(PER_CLASS, len(scheme))}
     return bands + sum(wide.get(name, 1) for name in extras)
 
@@ -189,7 +215,23 @@ def build_network(
     architecture: str = "fcn",
     options: Mapping[str, int] | None = None,
 ) -> PixelNetwork:
-    """Build one network for an image's bands and extra inputs (:class:`LandcoverModel`).
+    """Build one network for an image's bands and extra inputs.
+
+    Parameters
+    ----------
+    bands, scheme, extras, filters
+        See :class:`LandcoverModel`.
+    smoothing
+        Added to every class of q.
+    architecture
+        ``"fcn"``, ``"unet"`` or ``"epitome"``; without bands it is the network of a learned prior.
+    options
+        Of an epitome: size, patch and number.
+
+    Returns
+    -------
+    PixelNetwork
+        With random weights.
 
     Raises
     ------
@@ -216,6 +258,18 @@ def build_network(
 def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
     """Check, before any training, that a model can be put at ``path``.
 
+    Parameters
+    ----------
+    path
+        The file to write.
+    overwrite, inputs
+        See :func:`landprior.raster.outputs.check_output`.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     InputError
@@ -232,6 +286,20 @@ def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[ob
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model.
+
+    Parameters
+    ----------
+    model
+        What to write.
+    path
+        A file that ends in ``.safetensors``.
+    overwrite
+        Replace an older file.
+
+    Returns
+    -------
+    Path
+        ``path``.
 
     Raises
     ------

@@ -188,6 +188,11 @@ def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tin
         The root of a covariance, (B, B) (:func:`landprior.landcover.training.tiles.measure_colours`): a patch's bands
         are offset by a draw of it besides. By default each band has its own factor and offset, half as large as the
         common ones.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of ``inputs``.
     """
     count, bands = inputs.shape[:2]
 

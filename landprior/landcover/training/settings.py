@@ -72,7 +72,22 @@ class TileSettings(BaseModel):
 
     @classmethod
     def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
-        """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128."""
+        """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128.
+
+        Parameters
+        ----------
+        loss
+            What is minimised.
+        learning_rate
+            By default 1e-3 for RQ and 1e-4 for the others.
+        **changes
+            Other fields.
+
+        Returns
+        -------
+        TileSettings
+            Up to 20,000 steps.
+        """
         rate = learning_rate or (1e-3 if loss == "rq" else 1e-4)
         training = TrainingSettings(
             loss=loss,
@@ -100,6 +115,11 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
         For labels instead of a prior: cross-entropy by default, output smoothed by 1e-8.
     **changes
         Fields of :class:`TileSettings` or of its training; None leaves one as it is.
+
+    Returns
+    -------
+    TileSettings
+        Checked.
 
     Raises
     ------

@@ -92,14 +92,46 @@ class Tile:
         return self.valid if self.seen is None else self.seen
 
     def inputs(self, statistics: BandStatistics, rows: slice, columns: slice) -> Tensor:
-        """Return a piece of the network's input, (channels, h, w)."""
+        """Cut a piece of the network's input.
+
+        Parameters
+        ----------
+        statistics
+            By which bands are standardised.
+        rows, columns
+            The pixels wanted.
+
+        Returns
+        -------
+        Tensor
+            Shape (channels, h, w), float32.
+        """
         extra = None if self.extra is None else self.extra[:, rows, columns]
         return statistics.standardise(self.image[:, rows, columns], self.visible[rows, columns], extra)
 
     def patches(
         self, statistics: BandStatistics, corners: Sequence[tuple[int, int]], side: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs (N, channels, side, side), priors (N, C, side, side), validity (N, side, side) at corners."""
+        """Cut square patches.
+
+        Parameters
+        ----------
+        statistics
+            By which bands are standardised.
+        corners
+            Row and column of the upper left pixel of each.
+        side
+            Pixels.
+
+        Returns
+        -------
+        inputs : Tensor
+            Shape (N, channels, side, side).
+        priors : Tensor
+            Shape (N, C, side, side).
+        valid : Tensor
+            Shape (N, side, side), True where a pixel counts.
+        """
 
         def cut(values: Tensor) -> Tensor:  # slices are copied many times faster than index arrays are followed
             return torch.stack([values[..., row : row + side, column : column + side] for row, column in corners])
@@ -130,6 +162,11 @@ def read_tile(
         The prior's classes, if its file does not say.
     nodata
         See :class:`ImageLayer`.
+
+    Returns
+    -------
+    Tile
+        Pixels count where there are both image and prior.
 
     Raises
     ------
@@ -192,6 +229,11 @@ def read_labelled_tile(
     name, nodata
         See :func:`read_tile`.
 
+    Returns
+    -------
+    Tile
+        Pixels count where there are both image and label.
+
     Raises
     ------
     InputError
@@ -243,7 +285,31 @@ def label_tile(
     where: str | Path = "the labels",
     kind: ImageKind | None = None,
 ) -> Tile:
-    """Make a tile to fit labels on: class positions, shape (H, W), -1 where there is none.
+    """Make a tile to fit labels on.
+
+    Parameters
+    ----------
+    name
+        For messages and the seed.
+    image
+        Shape (B, H, W).
+    classes
+        Class positions, shape (H, W), -1 where there is no label.
+    scheme
+        The classes.
+    seen
+        Where the network's input is valid, shape (H, W).
+    extra, extras
+        Further inputs, (K, H, W), and their names.
+    where
+        What the labels are called in an error.
+    kind
+        Of the image.
+
+    Returns
+    -------
+    Tile
+        Pixels count where they are seen and have a label.
 
     Raises
     ------

@@ -83,6 +83,11 @@ def train_model(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    LandcoverModel
+        On the CPU, with its record and verdict.
+
     Raises
     ------
     InputError
@@ -228,7 +233,18 @@ def _describe(network: str, bands: int, classes: Sequence[str], filters: int, ex
 
 
 def identify_run(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None, start: int) -> str:
-    """Return a hash of all that a run depends on."""
+    """Hash all that a training depends on.
+
+    Parameters
+    ----------
+    tiles, settings, init, start
+        See :func:`train_model`.
+
+    Returns
+    -------
+    str
+        SHA-256, in hexadecimal digits.
+    """
     sha = hashlib.sha256(settings.model_dump_json().encode())
     sha.update(f"{start}:{init.digest() if init is not None else ''}".encode())
     for tile in tiles:

@@ -459,6 +459,20 @@ class _Job:
 def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     """Warp NLCD onto the grid of a tile by nearest neighbour and write its original codes.
 
+    Parameters
+    ----------
+    source
+        The raster, on any grid.
+    grid
+        Of the tile.
+    path
+        The file to write.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     GridMismatchError

@@ -38,6 +38,11 @@ class Workspace:
         only
             Only these tiles.
 
+        Returns
+        -------
+        list of TileFolder
+            In the order of their names.
+
         Raises
         ------
         MissingInputError

@@ -68,7 +68,19 @@ class TileFolder:
 
     @classmethod
     def of(cls, root: Path, city: str, name: str) -> TileFolder:
-        """Return the folder of a tile, there or not, whoever says its name: a plan or a catalogue, too.
+        """Return the folder of a tile, there or not.
+
+        Parameters
+        ----------
+        root
+            Of the workspace.
+        city, name
+            Whoever says them: a plan or a catalogue, too.
+
+        Returns
+        -------
+        TileFolder
+            In ``root``, whatever the names are.
 
         Raises
         ------
@@ -131,6 +143,11 @@ class TileFolder:
             The result: ``prior``, ``model`` or ``prediction``.
         key
             Of :func:`make_key`.
+
+        Returns
+        -------
+        str
+            One of the three.
         """
         if not self.file(step).is_file():
             return "missing"
@@ -184,6 +201,20 @@ class TileFolder:
         """Note the checksum of a file that the block writes, and more about it, just before the file gets its name.
 
         So it is known to be ours even if the process is killed before it is recorded.
+
+        Parameters
+        ----------
+        step
+            The result: ``prior``, ``model`` or ``prediction``.
+        grid
+            Of the tile, where its item is yet to be made.
+        **about
+            What is noted besides, for JSON.
+
+        Yields
+        ------
+        None
+            The block writes the file.
         """
 
         def tell(temporary: Path) -> None:

@@ -159,6 +159,22 @@ class FetchPlan:
 def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, network: Network) -> FetchPlan:
     """Choose images and years for an area and lay out its tiles; fetches only the catalogue.
 
+    Parameters
+    ----------
+    area
+        The place.
+    workspace
+        Where its tiles are put.
+    settings
+        Sources, years and the margin.
+    network
+        Asks the catalogue.
+
+    Returns
+    -------
+    FetchPlan
+        Its tiles are in the order of their names.
+
     Raises
     ------
     InputError

@@ -62,7 +62,24 @@ class Trainer(Protocol):
         """Whether it needs NLCD."""
 
     def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
-        """Train and write a model."""
+        """Train and write a model.
+
+        Parameters
+        ----------
+        tiles
+            Files to train on.
+        output
+            The model to write.
+        settings
+            Schedule and network.
+        run
+            See :class:`landprior.run.Run`.
+
+        Returns
+        -------
+        LandcoverModel
+            As it is in the file.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +123,22 @@ class PipelineSettings:
     ) -> PipelineSettings:
         """Return the settings of a preset, with what the user gave in its place.
 
+        Parameters
+        ----------
+        city
+            A preset, a preset file, or the name of a folder of the workspace.
+        scheme
+            Instead of the preset's.
+        cooccurrence
+            A matrix instead of the preset's, as of :func:`landprior.landcover.prior.cooccurrence.load_cooccurrence`.
+        **changes
+            The other fields.
+
+        Returns
+        -------
+        PipelineSettings
+            Checked.
+
         Raises
         ------
         ConfigError
@@ -145,6 +178,11 @@ def prior_of_tile(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    Path
+        Of the prior.
+
     Raises
     ------
     OutputExistsError
@@ -181,7 +219,28 @@ def model_of_tile(
 ) -> Path:
     """Train a tile's own model, by the loss of the settings or by another method, unless it is current.
 
-    Parameters and errors as :func:`prior_of_tile`.
+    Parameters
+    ----------
+    tile
+        Which.
+    training
+        How; by default the recipe ``default``.
+    trainer
+        Another method.
+    command, run
+        See :func:`prior_of_tile`.
+
+    Returns
+    -------
+    Path
+        Of the model.
+
+    Raises
+    ------
+    OutputExistsError
+        See :func:`prior_of_tile`.
+    MissingInputError
+        If the tile lacks its image or prior, or NLCD where the method needs it.
     """
     from landprior.landcover.training.files import TrainingTile, train_files
     from landprior.landcover.training.settings import TileSettings
@@ -218,6 +277,22 @@ def train_city(
 ) -> Path:
     """Train one joint model over tiles and write it to a file.
 
+    Parameters
+    ----------
+    tiles
+        Which; each with image and prior.
+    output
+        The model to write.
+    training
+        How; by default the recipe ``default``.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
     Raises
     ------
     OutputExistsError
@@ -240,7 +315,26 @@ def joint_model_of_city(
 ) -> Path:
     """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
 
-    What it was made from is recorded beside it, in ``model.json``. Parameters and errors as :func:`prior_of_tile`.
+    What it was made from is recorded beside it, in ``model.json``.
+
+    Parameters
+    ----------
+    tiles
+        Of one city.
+    training
+        How; by default the recipe ``default``.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        Of the model.
+
+    Raises
+    ------
+    OutputExistsError
+        See :func:`prior_of_tile`.
     """
     from landprior.landcover.training.settings import TileSettings
 
@@ -291,6 +385,11 @@ def map_of_tile(
         See :func:`prior_of_tile`.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        Of the map.
 
     Raises
     ------
@@ -344,6 +443,17 @@ def require_own_results(
 ) -> None:
     """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
 
+    Parameters
+    ----------
+    tiles
+        Which.
+    settings
+        How they would be run.
+    products
+        What would be written beside the maps.
+    command
+        See :func:`prior_of_tile`.
+
     Raises
     ------
     OutputExistsError
@@ -391,6 +501,21 @@ def run_workspace(
     run: Run = Run(),
 ) -> tuple[list[Path], Scores | None]:
     """Run the whole chain for the tiles of a city.
+
+    Parameters
+    ----------
+    workspace
+        Where the tiles are.
+    city
+        Whose.
+    settings
+        How they are mapped.
+    only
+        Names of some tiles; none: all.
+    products
+        What else to write beside the maps.
+    run
+        See :class:`landprior.run.Run`.
 
     Returns
     -------

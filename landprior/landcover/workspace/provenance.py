@@ -101,6 +101,11 @@ def judge(
         What is recorded of it (:meth:`Basis.record`, and ``sha256``); None if nothing is.
     begun
         The same of a result that was being put in place when its process ended.
+
+    Returns
+    -------
+    Judgement
+        The state, and why.
     """
     foreign = find_stranger(path, basis, known, begun)
     if foreign is not None or not os.path.lexists(path):
@@ -116,9 +121,19 @@ def judge(
 def find_stranger(
     path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Say why a result may not be replaced without --overwrite; None if it may be, or is not there.
+    """Say why a result may not be replaced without --overwrite.
 
     Inputs do not matter here, so that all results of a chain can be judged before the first is made.
+
+    Parameters
+    ----------
+    path, basis, known, begun
+        See :func:`judge`.
+
+    Returns
+    -------
+    str or None
+        None if it may be, or is not there.
     """
     if not os.path.lexists(path):
         return None

@@ -24,7 +24,24 @@ def prior_basis(
     inputs: Mapping[str, Path] | None = None,
     values: Mapping[str, str] | None = None,
 ) -> Basis:
-    """Return what a prior is made from."""
+    """Describe what a prior is made from.
+
+    Parameters
+    ----------
+    settings
+        Scheme, matrix, widths, learned prior.
+    command
+        On whose behalf.
+    inputs
+        Name -> path of the layers.
+    values
+        Name -> what else it depends on.
+
+    Returns
+    -------
+    Basis
+        To be compared with the record of what is there.
+    """
     matrix = settings.cooccurrence
     made: dict[str, Any] = {
         "scheme": settings.scheme.model_dump(mode="json"),
@@ -43,7 +60,24 @@ def prior_basis(
 def model_basis(
     training: TileSettings, trainer: Trainer | None, command: str, inputs: Mapping[str, Path] | None = None
 ) -> Basis:
-    """Return what a model is made from."""
+    """Describe what a model is made from.
+
+    Parameters
+    ----------
+    training
+        The settings.
+    trainer
+        Another method than the loss of the settings.
+    command
+        On whose behalf.
+    inputs
+        Name -> path of image, prior and the like.
+
+    Returns
+    -------
+    Basis
+        To be compared with the record of what is there.
+    """
     made = training.model_dump(mode="json")
     recipe = f"train --recipe {training.recipe}"
     if trainer is not None:
@@ -63,7 +97,28 @@ def map_basis(
     options: Mapping[str, str] | None = None,
     inputs: Mapping[str, Path] | None = None,
 ) -> Basis:
-    """Return what a map is made from; ``options`` are those of the computing that were not left to landprior."""
+    """Describe what a map is made from.
+
+    Parameters
+    ----------
+    tile
+        Whose map.
+    model
+        Another model than the tile's own.
+    command
+        On whose behalf.
+    posterior, force, products
+        See :func:`landprior.landcover.mapping.predict.predict`.
+    options
+        Settings of the computing that were not left to landprior.
+    inputs
+        Name -> path of image, prior and model.
+
+    Returns
+    -------
+    Basis
+        To be compared with the record of what is there.
+    """
     own = tile.file("model")
     recipe = "predict with the tile's own model"
     if model is not None and not (own.exists() and model.exists() and model.samefile(own)):
