@@ -1,6 +1,6 @@
 """What a hundred labelled points add to a prior, on the city windows: ``python -m benchmarks.points``.
 
-A random hundred pixels of a window are labelled from its truth and given to ``build-prior --labels`` as points, once
+A random hundred pixels of a window are labelled from its truth and given to ``build-prior --points`` as points, once
 only where they lie and once with ``--recalibrate`` (its one free choice, the spread of the biases, was made on Durham
 and the demo scenes). QR is trained on each prior. All maps are scored as by ``evaluate --exclude``: the points and 5 m
 around them do not count for any of them.

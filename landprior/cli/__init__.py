@@ -16,35 +16,52 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-_COMMANDS = {
-    "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
-    "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
-    "learn-prior": ("landprior.cli.learn_prior", "Learn a prior from coarse layers on labelled tiles."),
-    "train": ("landprior.cli.train", "Train a network on a tile against its prior."),
-    "tune": ("landprior.cli.tune", "Choose the learning rate on a validation tile."),
-    "predict": ("landprior.cli.predict", "Map an image with a trained model."),
-    "self-epitome": ("landprior.cli.self_epitome", "Map a small tile by its own self-similarity."),
-    "epitome": ("landprior.cli.epitome", "Draw a model that is an epitome."),
-    "evaluate": ("landprior.cli.evaluate", "Score maps against labels, or estimate areas from points."),
-    "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an honest accuracy."),
-    "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
-    "run": ("landprior.cli.run", "Do all of it for the tiles of a workspace, or of a plan."),
-    "plan": ("landprior.cli.plan", "Plan many tiles, to be run by any number of workers."),
-    "status": ("landprior.cli.status", "Say which tiles of a plan are done, running, failed."),
-    "mosaic": ("landprior.cli.mosaic", "Join the maps of a plan to one."),
-    "compare": ("landprior.cli.compare", "Compare methods on labelled tiles: a table, maps."),
-    "experiment": ("landprior.cli.experiment", "Run a whole table, resumable, with a report."),
-    "partial-labels": ("landprior.cli.partial_labels", "Learn classes from candidate sets or negative labels."),
-    "cluster": ("landprior.cli.cluster", "Cluster the pixels of an image without any label."),
-    "assign": ("landprior.cli.assign", "Turn clusters into classes with a few labelled points."),
-    "text": ("landprior.cli.text", "Sort documents with coarse labels into fine classes."),
-    "rank": ("landprior.cli.rank", "Learn ordered classes from pairs: which is greater."),
-    "paint": ("landprior.cli.paint", "Find the parts of pictures from a prior drawn by hand."),
-    "density": ("landprior.cli.density", "Find a target from density classes of blocks."),
-    "demo": ("landprior.cli.demo", "Show the main job on a synthetic scene, offline, in minutes."),
-    "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
-    "doctor": ("landprior.cli.doctor", "Say what is installed, what is missing, and what to do."),
+_SECTIONS = {
+    "Map a place": {
+        "run": ("landprior.cli.run", "Fetch the layers of a place and map it: the whole chain."),
+        "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
+        "demo": ("landprior.cli.demo", "Show the whole chain on a synthetic scene, offline, in minutes."),
+    },
+    "Your own files": {
+        "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
+        "train": ("landprior.cli.train", "Train a network on an image against its prior."),
+        "predict": ("landprior.cli.predict", "Map an image with a trained model."),
+        "learn-prior": ("landprior.cli.learn_prior", "Learn to fuse the layers, from labelled tiles."),
+        "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
+        "tune": ("landprior.cli.tune", "Choose the learning rate on a labelled validation tile."),
+    },
+    "How good is it": {
+        "evaluate": ("landprior.cli.evaluate", "Score maps on reference labels, or areas from points."),
+        "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an honest accuracy."),
+    },
+    "Many tiles": {
+        "plan": ("landprior.cli.plan", "Plan many tiles, to be run by any number of workers."),
+        "status": ("landprior.cli.status", "Show which tiles of a plan are done, running or failed."),
+        "mosaic": ("landprior.cli.mosaic", "Join the maps of a plan into one."),
+    },
+    "Other weak labels": {
+        "partial-labels": ("landprior.cli.partial_labels", "Learn classes from candidate sets or negative labels."),
+        "rank": ("landprior.cli.rank", "Learn ordered classes from pairwise comparisons."),
+        "text": ("landprior.cli.text", "Sort documents with coarse labels into fine classes."),
+        "paint": ("landprior.cli.paint", "Find the parts of pictures from a prior drawn by hand."),
+        "density": ("landprior.cli.density", "Find a target from density classes of blocks."),
+        "cluster": ("landprior.cli.cluster", "Cluster the pixels of an image without any label."),
+        "assign": ("landprior.cli.assign", "Turn clusters into classes with a few labelled points."),
+    },
+    "Research": {
+        "experiment": ("landprior.cli.experiment", "Run a whole table of the paper, or your own, with a report."),
+        "compare": ("landprior.cli.compare", "Compare methods on labelled tiles: a table and maps."),
+        "self-epitome": ("landprior.cli.self_epitome", "Map a small tile by its own self-similarity."),
+        "epitome": ("landprior.cli.epitome", "Draw a model that is an epitome."),
+    },
+    "This installation": {
+        "doctor": ("landprior.cli.doctor", "Check what is installed, and say how to mend what is not."),
+        "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
+    },
 }
+"""What there is to do -> command -> its module and its line of help."""
+
+_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 _FOREIGN: list[str] = []
 """Warnings about settings of another GDAL or PROJ in the environment, to be logged later."""
@@ -71,8 +88,9 @@ class _Commands(click.Group):
         return checked
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -182,8 +200,8 @@ def _tighten(command: click.Command) -> None:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: landprior demo. Each command has its own --help with examples.",
 )
-@click.option("-v", "--verbose", count=True, help="Say more; twice for debugging, with tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Say less: no progress bars, warnings only.")
+@click.option("-v", "--verbose", count=True, help="Show more messages; give it twice for debugging, with tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Show warnings only, and no progress bars.")
 @click.version_option(__version__, prog_name="landprior")
 @click.pass_context
 def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:

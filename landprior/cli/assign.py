@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -26,24 +27,42 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="assign")
+@click.command(name="assign", cls=Command)
 @click.argument("clusters", type=INPUT)
-@click.option("--points", type=INPUT, help="CSV with x,y,class or row,col,class; or points in any vector format.")
-@click.option("--labels", type=INPUT, help="A labelled raster, to draw points from and to score on.")
-@band_option("the labels", "--band", "--labels-band")
-@scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]")
-@layer_option
-@label_map_option
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The map of classes to write (COG).")
-@click.option(
-    "--draws", type=click.IntRange(min=0), default=50, show_default=True, help="Draws for the accuracy; 0: none."
+@grouped(
+    "Labels",
+    click.option(
+        "--points", type=INPUT, help="Labelled points: a CSV with x,y,class or row,col,class, or any vector format."
+    ),
+    click.option("--labels", type=INPUT, help="Raster of 1 m labels, to draw points from and to score the rest on."),
+    band_option("the labels", "--band", "--labels-band"),
+    layer_option,
+    label_map_option,
+    scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]"),
 )
-@click.option(
-    "--train-points",
-    type=click.IntRange(min=1),
-    help="Points of a draw.  [default: 400 of --labels; four fifths of --points]",
+@grouped(
+    "Accuracy by repeated draws",
+    click.option(
+        "--draws",
+        type=click.IntRange(min=0),
+        default=50,
+        show_default=True,
+        help="Number of draws to measure the accuracy with; 0 measures none.",
+    ),
+    click.option(
+        "--train-points",
+        type=click.IntRange(min=1),
+        help="Number of points in a draw.  [default: 400 of --labels; four fifths of --points]",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Random seed; the same seed gives the same draws.",
+    ),
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same draws.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Map of classes to write, a Cloud-Optimized GeoTIFF.")
 @click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
 @json_option
 @overwrite_option

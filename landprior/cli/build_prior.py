@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
     band_option,
     city_option,
     device_option,
+    encoding_option,
     layer_option,
     learned_option,
     overwrite_option,
@@ -24,6 +27,8 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
+from landprior.cli.workspace import find_settings, run_for_city
+from landprior.landcover.prior.settings import PriorSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -32,53 +37,57 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="build-prior")
-@click.option("--nlcd", type=INPUT, help="NLCD raster, original codes.")
-@band_option("NLCD", "--band", "--nlcd-band")
-@click.option("--roads", type=INPUT, help="Roads raster: nonzero is road.")
-@click.option("--buildings", type=INPUT, help="Building footprints raster.")
-@click.option("--waterways", type=INPUT, help="Waterways (lines) raster.")
-@click.option("--waterbodies", type=INPUT, help="Water bodies raster.")
-@click.option("--like", type=INPUT, help="Put everything on this raster's grid (the image's, say).")
-@scheme_option()
-@click.option(
-    "--cooccurrence", type=INPUT, help="P(class | NLCD code), .csv or .npy; by default the one shipped for the scheme."
+@click.command(
+    name="build-prior",
+    cls=Command,
+    former={"--labels": "--points", "--label-weight": "--points-weight", "--label-column": "--class-column"},
 )
-@click.option("-o", "--output", type=OUTPUT, help="The prior to write.")
-@click.option(
-    "--blur-sigma", type=float, default=31.0, show_default=True, help="Standard deviation of the blur, metres."
+@grouped(
+    "Files",
+    click.option("--nlcd", type=INPUT, help="NLCD raster with the original codes."),
+    band_option("NLCD", "--band", "--nlcd-band"),
+    click.option("--roads", type=INPUT, help="Raster of roads: what is not 0 is road."),
+    click.option("--buildings", type=INPUT, help="Raster of building footprints."),
+    click.option("--waterways", type=INPUT, help="Raster of waterways (lines)."),
+    click.option("--waterbodies", type=INPUT, help="Raster of water bodies."),
+    click.option("--like", type=INPUT, help="Raster, such as the image, on whose grid the prior is built."),
+    pixel_size_option,
+    click.option("-o", "--output", type=OUTPUT, help="Prior to write."),
+    encoding_option(),
 )
-@click.option("--blur-radius", type=float, default=50.0, show_default=True, help="Where the blur is cut, metres.")
-@pixel_size_option
-@click.option(
-    "--encoding",
-    type=click.Choice(["float16", "uint8", "float32"]),
-    default="float16",
-    show_default=True,
-    help="How probabilities lie on disk; uint8 is rounded 255 p.",
+@grouped(
+    "Prior",
+    scheme_option(),
+    click.option(
+        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code), .csv or .npy.  [default: the scheme's own]"
+    ),
+    *field_options(PriorSettings, "blur_sigma", "blur_radius"),
+    learned_option,
 )
-@click.option(
-    "--labels", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior where they lie."
+@grouped(
+    "Labelled points",
+    click.option(
+        "--points", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior where they lie."
+    ),
+    click.option(
+        "--points-weight",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.9,
+        show_default=True,
+        help="Trust in the points; 1 is certainty.",
+    ),
+    click.option(
+        "--class-column", default="class", show_default=True, help="Attribute of the points that is the label."
+    ),
+    layer_option,
+    click.option(
+        "--recalibrate",
+        is_flag=True,
+        help="Also fit the class shares and the sharpness of the whole prior to the points, a random sample.",
+    ),
 )
-@click.option(
-    "--label-weight",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.9,
-    show_default=True,
-    help="How far to trust them; 1 is certainty.",
-)
-@click.option("--label-column", default="class", show_default=True, help="Their attribute with the label.")
-@layer_option
-@click.option(
-    "--recalibrate",
-    is_flag=True,
-    help="Fit the whole prior's class shares and sharpness to the points too; they should be a random sample.",
-)
-@learned_option
+@grouped("Workspace (the same as landprior run --only prior)", city_option, tile_option, workspace_option)
 @device_option
-@city_option
-@tile_option
-@workspace_option
 @overwrite_option
 @click.pass_context
 def command(
@@ -94,13 +103,13 @@ def command(
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
     output: Path | None,
-    blur_sigma: float,
-    blur_radius: float,
+    blur_sigma: float | None,
+    blur_radius: float | None,
     pixel_size: float | None,
     encoding: str,
-    labels: Path | None,
-    label_weight: float,
-    label_column: str,
+    points: Path | None,
+    points_weight: float,
+    class_column: str,
     layer: str | None,
     recalibrate: bool,
     learned: Path | None,
@@ -121,33 +130,27 @@ def command(
     landprior build-prior --city pittsburgh
 
     NLCD codes become class probabilities through the cooccurrence matrix and are blurred; roads and buildings
-    add to impervious, water layers to water. Labels (--labels) say one class ("trees"), several ("trees|grass")
-    or what a place is not ("!water"). With a hundred random points, --recalibrate mends the whole prior too.
+    add to impervious, water layers to water. Points (--points) have one class ("trees"), several ("trees|grass")
+    or a class that a place does not have ("!water"). With about 100 random points, --recalibrate recalibrates the
+    whole prior.
     """  # noqa: D301
-    from pydantic import ValidationError
-
     from landprior.landcover.prior.build import build_prior
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
-    from landprior.landcover.prior.settings import PriorSettings
     from landprior.landcover.prior.sparse_labels import read_hints
     from landprior.raster.grid import Grid
     from landprior.raster.reading import open_raster, with_band
-    from landprior.raster.scheme import explain
 
-    asked = [ctx.get_parameter_source(name) for name in ("blur_sigma", "blur_radius")]
-    as_learned = learned is not None and click.core.ParameterSource.COMMANDLINE not in asked
-    try:
-        settings = None if as_learned else PriorSettings(blur_sigma=blur_sigma, blur_radius=blur_radius)
-    except ValidationError as error:
-        raise click.UsageError(explain(error, "the blur")) from error
+    given = pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius})
+    widths = make_checked(PriorSettings, "the blur", **given) if given else None
     model = None
     if learned is not None:
         from landprior.landcover.training.model import load_model
 
         model = load_model(learned)
-    given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
-    layers = {name: path for name, path in given.items() if path is not None}
+    files = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
+    layers = {name: path for name, path in files.items() if path is not None}
 
+    run = Run(device=device, overwrite=overwrite, progress=show_progress(ctx))
     if city is not None:
         refuse_with_city(ctx, "nlcd")
     if nlcd is None:
@@ -156,30 +159,20 @@ def command(
             raise click.UsageError(msg)
         refuse_with_city(
             ctx,
-            *given,
+            *files,
             "nlcd_band",
             "like",
             "output",
             "pixel_size",
             "encoding",
-            "labels",
-            "label_weight",
-            "label_column",
+            "points",
+            "points_weight",
+            "class_column",
             "layer",
             "recalibrate",
         )
-        from landprior.landcover.workspace.city import find_city
-        from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace, prior_of_tile
-
-        ref = find_city(city, workspace)
-        pipeline = PipelineSettings.for_city(
-            ref, scheme=scheme, cooccurrence=cooccurrence, prior=settings, learned=model
-        )
-        for tile in Workspace(workspace).tiles(ref, only=tiles):
-            path = prior_of_tile(
-                tile, pipeline, run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx))
-            )
-            click.echo(str(path))
+        settings = find_settings(city, workspace, scheme, cooccurrence, prior=widths, learned=model)
+        run_for_city(city, workspace, tiles, ("prior",), settings=settings, command="build-prior", run=run)
         return
 
     refuse_without_city(ctx)
@@ -188,24 +181,24 @@ def command(
         raise click.UsageError(msg)
     nlcd = with_band(nlcd, nlcd_band)
     hints = None
-    if labels is None:
-        refuse_options(ctx, "a prior without --labels", "label_weight", "label_column", "layer")
+    if points is None:
+        refuse_options(ctx, "a prior without --points", "points_weight", "class_column", "layer")
     else:
         with open_raster(like or nlcd) as src:
             grid = Grid.of(src)
-        hints = read_hints(labels, scheme, grid, weight=label_weight, column=label_column, layer=layer)
+        hints = read_hints(points, scheme, grid, weight=points_weight, column=class_column, layer=layer)
     build_prior(
         nlcd,
         output,
         cooccurrence=load_cooccurrence(cooccurrence, scheme),
         layers=layers,
         like=like,
-        settings=settings,
+        settings=widths,
         pixel_size=pixel_size,
         encoding=encoding,  # type: ignore[arg-type]  # click.Choice gave one of them
         hints=hints,
         recalibrate=recalibrate,
         learned=model,
-        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     click.echo(str(output))

@@ -14,7 +14,7 @@ _folder_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     envvar="LANDPRIOR_CACHE",
     show_envvar=True,
-    help="The cache.  [default: the system's folder for caches]",
+    help="Folder of the cache.  [default: the system's folder for caches]",
 )
 
 
@@ -52,8 +52,15 @@ def info(*, folder: Path | None, as_json: bool) -> None:
 
 @command.command()
 @_folder_option
-@click.option("--source", "sources", multiple=True, help="Only of this source, as 'info' names them; may repeat.")
-@click.option("--older-than", type=click.FloatRange(min=0), default=0.0, help="Only what is so many days old.")
+@click.option(
+    "--source", "sources", multiple=True, help="Source to clear, as 'info' names it; may be repeated.  [default: all]"
+)
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Age in days of what is cleared; newer files stay.  [default: 0]",
+)
 def clear(*, folder: Path | None, sources: tuple[str, ...], older_than: float) -> None:
     """Delete what is cached."""
     from landprior.sources.http.cache import Cache

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_option, field_options, pick_given
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -15,34 +18,46 @@ from landprior.cli.options import (
     overwrite_option,
     show_progress,
 )
+from landprior.domains.clustering.settings import ClusterSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(name="cluster")
-@click.argument("image", type=INPUT)
-@click.option("-k", "clusters", type=click.IntRange(2, 64), default=12, show_default=True, help="Number of clusters.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The map of clusters to write (COG).")
-@click.option("--model", type=OUTPUT, help="Where the model goes.  [default: beside the map, .safetensors]")
-@click.option(
-    "--loss", type=click.Choice(["rq", "qr", "qr-kl"]), default="qr", show_default=True, help="What is minimised."
+FIELDS = (
+    "steps",
+    "learning_rate",
+    "filters",
+    "near",
+    "far",
+    "alpha",
+    "beta",
+    "gamma",
+    "every",
+    "jitter",
+    "tint",
+    "restarts",
+    "seed",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 1000]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 16]")
-@click.option("--near", type=click.IntRange(min=1), help="Side of the small neighbourhood, px.  [default: 5]")
-@click.option("--far", type=click.IntRange(min=1), help="Side of the large neighbourhood, px.  [default: 50]")
-@click.option("--alpha", type=float, help="How much a pixel is like the small neighbourhood.  [default: 0.5]")
-@click.option("--beta", type=float, help="The same for the large one; below 0: unlike it.  [default: 0.5]")
-@click.option("--gamma", type=click.FloatRange(min=0), help="How much rare clusters are favoured.  [default: 1]")
-@click.option("--every", type=click.IntRange(min=0), help="Steps between estimates of alpha, beta.  [default: never]")
-@click.option("--jitter", type=click.FloatRange(min=0), help="Brightness to overlook besides.  [default: 0]")
-@click.option("--tint", type=click.FloatRange(min=0), help="Share of the colours to overlook.  [default: 0.25]")
-@click.option("--blur", type=click.IntRange(min=1), help="Side of the sharpening blur, px, odd.  [default: 11]")
-@click.option("--restarts", type=click.IntRange(min=0), help="If clusters degenerate.  [default: 2]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same clusters.")
+"""Fields of the settings, and of the settings of the loop in them, that are options."""
+
+
+LOSSES = ("rq", "qr", "qr-kl")
+"""Losses that can cluster."""
+
+
+@click.command(name="cluster", cls=Command)
+@click.argument("image", type=INPUT)
+@field_option(ClusterSettings, "clusters", "-k")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Map of clusters to write, a Cloud-Optimized GeoTIFF.")
+@click.option("--model", type=OUTPUT, help="Model to write.  [default: beside the map, .safetensors]")
+@grouped("Training", field_option(ClusterSettings, "loss", choices=LOSSES), *field_options(ClusterSettings, *FIELDS))
+@click.option(
+    "--blur",
+    type=click.IntRange(min=1),
+    help="Side of the blur that sharpens the map, pixels; an odd number.  [default: 11]",
+)
 @nodata_option
 @device_option
 @json_option
@@ -50,30 +65,17 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     image: Path,
-    clusters: int,
     output: Path,
     model: Path | None,
-    loss: str,
-    steps: int | None,
-    learning_rate: float | None,
-    filters: int | None,
-    near: int | None,
-    far: int | None,
-    alpha: float | None,
-    beta: float | None,
-    gamma: float | None,
-    every: int | None,
-    jitter: float | None,
-    tint: float | None,
     blur: int | None,
-    restarts: int | None,
-    seed: int,
     nodata: float | None,
     device: str,
     as_json: bool,
     overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the fields of the settings
 ) -> None:
     """Cluster the pixels of IMAGE without any label.
 
@@ -88,29 +90,13 @@ def command(
     """  # noqa: D301
     import json
 
-    from pydantic import ValidationError
-
     from landprior.domains.clustering.mapping import cluster_image
-    from landprior.domains.clustering.settings import ClusterSettings
     from landprior.landcover.mapping.blur import BLUR
     from landprior.raster.scheme import explain
 
-    own = {
-        "clusters": clusters,
-        "filters": filters,
-        "near": near,
-        "far": far,
-        "alpha": alpha,
-        "beta": beta,
-        "gamma": gamma,
-        "every": every,
-        "jitter": jitter,
-        "tint": tint,
-        "restarts": restarts,
-    }
-    loop = {"loss": loss, "steps": steps, "learning_rate": learning_rate, "seed": seed}
+    loop = {name: options.pop(name) for name in ("loss", "steps", "learning_rate", "seed")}
     try:
-        settings = ClusterSettings.of(loop, **{name: value for name, value in own.items() if value is not None})
+        settings = ClusterSettings.of(loop, **pick_given(options))
     except ValidationError as error:
         raise click.UsageError(explain(error, "the clustering")) from error
     found = cluster_image(
@@ -127,4 +113,4 @@ def command(
         return
     click.echo(str(output))
     share = f"the largest for {about['largest']:.0%} of the pixels"
-    click.echo(f"{about['effective']:.1f} of {clusters} clusters are used, {share}")
+    click.echo(f"{about['effective']:.1f} of {settings.clusters} clusters are used, {share}")

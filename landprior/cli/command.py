@@ -49,7 +49,7 @@ class Command(click.Command):
         """Write the options, group by group in the order in which they are declared."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 groups.setdefault(group_of(param), []).append(record)
         rest = groups.pop(GENERAL, [])
@@ -78,11 +78,10 @@ def grouped(title: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         for option in reversed(options):
-            before = len(getattr(function, "__click_params__", ()))
+            before = len(vars(function).get("__click_params__", ()))
             function = option(function)
-            for param in function.__click_params__[before:]:
-                if not hasattr(param, "group"):
-                    param.group = title
+            for param in vars(function)["__click_params__"][before:]:
+                param.group = title
         return function
 
     return decorate

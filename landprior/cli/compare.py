@@ -6,25 +6,38 @@ from pathlib import Path
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.experiment import run_experiment
 from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
 
 
-@click.command(name="compare")
-@click.argument("config", type=INPUT)
-@click.option("--root", type=INPUT, help="Where its paths start from.  [default: the folder of CONFIG.yaml]")
+@click.command(name="compare", cls=Command)
+@click.argument("config", metavar="CONFIG.yaml", type=INPUT)
+@click.option("--root", type=INPUT, help="Folder that the paths in CONFIG.yaml start from.  [default: its own folder]")
 @click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
-    help="Folder of priors, models, maps, results, report.  [default: CONFIG's name without .yaml]",
+    help="Folder for priors, models, maps, results and report.  [default: CONFIG's name without .yaml]",
 )
-@click.option("--method", "methods", multiple=True, help="Only these, by their names in the table; may repeat.")
-@click.option("--place", "places", multiple=True, help="Only these places; may repeat.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each method.  [default: CONFIG's, or 3]")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for a smaller machine.")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the networks.")
-@click.option("--dry-run", is_flag=True, help="Only list what is to do and what is done.")
+@grouped(
+    "What is run",
+    click.option(
+        "--method",
+        "methods",
+        multiple=True,
+        help="Method to run, by its name in the table; may be repeated.  [default: all]",
+    ),
+    click.option("--place", "places", multiple=True, help="Place to run; may be repeated.  [default: all]"),
+    click.option(
+        "--seeds", type=click.IntRange(min=1), help="Number of trainings of each method.  [default: CONFIG's, or 3]"
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Number of optimiser steps, for a smaller machine."),
+    click.option(
+        "--filters", type=click.IntRange(min=1), help="Channels of the networks' inner layers; fewer are faster."
+    ),
+    click.option("--dry-run", is_flag=True, help="List what is to do and what is done, and run nothing."),
+)
 @device_option
 @json_option
 @click.pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@click.command(name="cooccurrence")
+@click.command(name="cooccurrence", cls=Command)
 @click.argument("nlcd", metavar="[NLCD", type=INPUT, required=False)
 @click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
 @pair_option
-@scheme_option(help="Classes of the labels; by default what their file says, if landprior wrote it.")
+@scheme_option(help="Classes of the labels.  [default: those that their file names, if landprior wrote it]")
 @band_option("NLCD", "--band", "--nlcd-band")
 @band_option("the labels", "--labels-band")
 @label_map_option
 @click.option(
     "--spread",
     is_flag=True,
-    help="Also measure how much the 30 m cells of a code differ; train --method sr matches that too.",
+    help="Also measure how much the 30 m cells of a code differ, which train --method sr uses too.",
 )
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The matrix to write, a .csv.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Matrix to write, a .csv file.")
 @overwrite_option
 @click.pass_context
 def command(

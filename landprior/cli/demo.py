@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import OUTPUT_FOLDER, device_option, json_option, overwrite_option, show_progress
 from landprior.run import Run
 
 
-@click.command(name="demo")
+@click.command(name="demo", cls=Command)
 @click.option(
     "-o",
     "--output",
@@ -22,8 +23,20 @@ from landprior.run import Run
     help="Folder for the results, a workspace.",
 )
 @click.option("--size", type=click.IntRange(min=128), default=768, show_default=True, help="Side of the scene, metres.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of scene and training.")
-@click.option("--filters", type=click.IntRange(min=1), default=16, show_default=True, help="Width of the network.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed of the scene and the training.",
+)
+@click.option(
+    "--filters",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Channels of the network's inner layers; fewer are faster.",
+)
 @device_option
 @json_option
 @overwrite_option

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_option, pick_given
 from landprior.cli.options import (
     INPUT,
     OUTPUT_FOLDER,
@@ -17,91 +20,101 @@ from landprior.cli.options import (
     overwrite_option,
     show_progress,
 )
+from landprior.domains.density.settings import DensitySettings
 from landprior.run import Run
 
 _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
 
 
-@click.command(name="density")
+FIELDS = (
+    "loss",
+    "warmup",
+    "warmup_steps",
+    "steps",
+    "learning_rate",
+    "filters",
+    "patch_size",
+    "batch_size",
+    "normalise",
+    "relative",
+    "share",
+    "jitter",
+    "precision",
+    "seed",
+)
+"""Fields of the settings that are options."""
+
+SPELLINGS = {"relative": ("--relative/--absolute",)}
+
+
+@click.command(name="density", cls=Command, former={"--points": "--reference"})
 @click.argument("images", type=INPUT, nargs=-1, required=True)
-@click.option("--coarse", type=INPUT, help="A CSV image,row,col,class (or count): the density of each block, from 0.")
-@click.option("--block", type=click.IntRange(min=1), default=100, show_default=True, help="Side of a block, pixels.")
-@click.option(
-    "--classes", type=click.IntRange(min=2), help="How many density classes.  [default: those there; of counts 10]"
+@grouped(
+    "Densities and their prior",
+    click.option(
+        "--coarse",
+        type=INPUT,
+        help="CSV image,row,col,class (or count) with the density of each block, counted from 0.",
+    ),
+    click.option(
+        "--block", type=click.IntRange(min=1), default=100, show_default=True, help="Side of a block, pixels."
+    ),
+    click.option(
+        "--classes", type=click.IntRange(min=2), help="Number of density classes.  [default: those found; of counts 10]"
+    ),
+    click.option(
+        "--prior",
+        type=INPUT,
+        help="CSV class,probability of the target.  [default: 0.05, 0.15 .. 0.95 of ten classes]",
+    ),
+    click.option(
+        "--measure", type=INPUT, metavar="POINTS", help="Points (image,x,y,type) that the prior is measured from."
+    ),
+    click.option(
+        "--radius",
+        type=click.FloatRange(min=0, min_open=True),
+        default=6.0,
+        show_default=True,
+        help="Target radius, pixels, for --measure.",
+    ),
+    click.option("--names", default="background,target", show_default=True, help="Names of the two classes."),
 )
-@click.option(
-    "--prior", type=INPUT, help="A CSV class,probability of the target.  [default: 0.05, 0.15 .. 0.95 of ten classes]"
+@grouped("Training", *(field_option(DensitySettings, name, *SPELLINGS.get(name, ())) for name in FIELDS))
+@grouped(
+    "Maps",
+    click.option("--model", "model_file", type=INPUT, help="Model to map with, instead of training one."),
+    click.option(
+        "--blur",
+        type=click.IntRange(min=1),
+        default=11,
+        show_default=True,
+        help="Side of the square that predictions are averaged over, pixels; 1 averages nothing.",
+    ),
+    click.option("--posterior", is_flag=True, help="Map r where density classes are known, instead of q."),
+    click.option("--no-maps", is_flag=True, help="Write the model and the scores only, and no maps."),
+    nodata_option,
 )
-@click.option(
-    "--measure", type=INPUT, metavar="POINTS", help="Measure the prior where there are points (image,x,y,type)."
+@grouped(
+    "Scores",
+    click.option("--reference", "points", type=INPUT, help="CSV image,x,y,type of points to score the maps at."),
+    click.option("--positive", multiple=True, help="Type of point that is the target; may be repeated."),
+    click.option("--ignore", "ignored", multiple=True, help="Type of point that does not count; may be repeated."),
+    click.option(
+        "--hold-out",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Share of the images, chosen by a hash of their names, that is not trained on.",
+    ),
 )
-@click.option(
-    "--radius", type=click.FloatRange(min=0, min_open=True), default=6.0, show_default=True, help="Of one, pixels."
-)
-@click.option("--names", default="background,target", show_default=True, help="Of the two classes.")
-@click.option(
-    "--loss",
-    type=click.Choice(["rq", "qr", "qr-kl", "nll-union", "ce"]),
-    help="What is minimised.  [default: rq]",
-)
-@click.option("--warmup", type=click.Choice(["ce", "ce-em", "none"]), help="What rq and qr begin with.  [default: ce]")
-@click.option("--warmup-steps", type=click.IntRange(min=0), help="For how long.  [default: 19/20 of the steps]")
-@click.option("--steps", type=click.IntRange(min=1), help="Of the training in all.  [default: 4000]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.001]")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 64]")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.  [default: 12]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.  [default: 128]")
-@click.option(
-    "--normalise",
-    type=click.Choice(["image", "all"]),
-    help="Make images alike, each by its own mean and deviation, or not.  [default: image]",
-)
-@click.option(
-    "--relative/--absolute",
-    default=None,
-    help="Compare a block's density with its own image's, or take it as it is.  [default: relative]",
-)
-@click.option(
-    "--share",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of the target in an average block, if relative.  [default: 0.1; with --prior or --measure, their mean]",
-)
-@click.option(
-    "--jitter",
-    type=click.FloatRange(0, 1),
-    help="Vary brightness and colour of patches by so many standard deviations.  [default: 0.2]",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
-    help="Of the training; bf16 is several times as fast on CPUs that have it.  [default: auto: bf16 on CUDA]",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same model.")
-@click.option(
-    "--blur", type=click.IntRange(min=1), default=11, show_default=True, help="Average over N x N px; 1: do not."
-)
-@click.option("--posterior", is_flag=True, help="Map r where density classes are known, instead of q.")
-@click.option("--model", "model_file", type=INPUT, help="Map with this model instead of training one.")
-@click.option("--points", type=INPUT, help="A CSV image,x,y,type to score the maps at.")
-@click.option("--positive", multiple=True, help="Type of a point that is the target; may repeat.")
-@click.option("--ignore", "ignored", multiple=True, help="Type of a point that does not count; may repeat.")
-@click.option(
-    "--hold-out",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Share of the images that is not trained on, by a hash of their names.",
-)
-@click.option("--no-maps", is_flag=True, help="Write no maps: the model and the scores only.")
 @click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
     default=Path("landprior-density"),
     show_default=True,
-    help="Folder of model, maps and report.",
+    help="Folder for model, maps and report.",
 )
-@nodata_option
 @device_option
 @overwrite_option
 @json_option
@@ -118,7 +131,6 @@ def command(
     measure: Path | None,
     radius: float,
     names: str,
-    seed: int,
     blur: int,
     posterior: bool,
     model_file: Path | None,
@@ -160,7 +172,7 @@ def command(
         msg = f"--names takes two names, such as background,target, not {names!r}"
         raise click.UsageError(msg)
     scheme = make_scheme(*two)
-    settings = _settings(own_prior=bool(prior or measure), seed=seed, **given)
+    settings = _settings(own_prior=bool(prior or measure), **given)
     progress = show_progress(ctx)
     found = project.find_images(images)
     project.prepare_folder(
@@ -266,7 +278,7 @@ def _check_options(
             raise click.UsageError(msg)
 
 
-def _settings(*, own_prior: bool, **given: Any) -> Any:  # noqa: ANN401 - DensitySettings, which help must not import
+def _settings(*, own_prior: bool, **given: Any) -> DensitySettings:  # noqa: ANN401 - the fields
     """Put what was given over the defaults; a prior of the user's own knows the share of the target.
 
     Raises
@@ -274,14 +286,10 @@ def _settings(*, own_prior: bool, **given: Any) -> Any:  # noqa: ANN401 - Densit
     click.UsageError
         If values contradict each other.
     """
-    from pydantic import ValidationError
-
-    from landprior.domains.density.settings import DensitySettings
     from landprior.raster.scheme import explain
 
     try:
-        values = {name: value for name, value in given.items() if value is not None}
-        settings = DensitySettings(**({"share": None} if own_prior else {}) | values)
+        settings = DensitySettings(**({"share": None} if own_prior else {}) | pick_given(given))
         settings.tile_settings()
     except ValidationError as error:
         raise click.UsageError(explain(error, "the training")) from error

@@ -12,6 +12,7 @@ import sys
 import click
 
 from landprior import __version__
+from landprior.cli.command import Command
 from landprior.cli.options import json_option
 
 PACKAGES = [
@@ -49,7 +50,7 @@ PACKAGES = [
 LOW_MEMORY = 4 * 2**30
 
 
-@click.command(name="doctor")
+@click.command(name="doctor", cls=Command)
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:

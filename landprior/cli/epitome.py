@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import INPUT, OUTPUT, overwrite_option
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(name="epitome")
+@click.command(name="epitome", cls=Command)
 @click.argument("model", type=INPUT)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The picture to write (.png, .pdf).")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Picture to write (.png, .pdf).")
 @overwrite_option
 def command(*, model: Path, output: Path, overwrite: bool) -> None:
     """Draw the epitome that is MODEL: its means, the classes on it, and how its positions were used.

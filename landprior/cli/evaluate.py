@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -29,29 +30,57 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="evaluate")
+@click.command(
+    name="evaluate",
+    cls=Command,
+    former={"--labels-band": "--reference-band", "--label-column": "--class-column"},
+)
 @click.argument("map_path", metavar="MAP", type=INPUT)
-@click.argument("labels", metavar="LABELS", type=INPUT)
-@pair_option
-@scheme_option(help="Classes to score in; by default the map's own.")
-@band_option("the labels", "--band", "--labels-band")
-@band_option("the map", "--map-band")
-@label_map_option
-@click.option("--map-map", type=LabelMapType(), help="The same for the codes of the map, when it has another scheme.")
-@click.option(
-    "--exclude", type=INPUT, help="Vector file: leave out pixels under it, such as points the prior was given."
+@click.argument("labels", metavar="REFERENCE", type=INPUT)
+@grouped(
+    "Codes",
+    scheme_option(help="Classes to score in.  [default: the map's own]"),
+    band_option("the reference labels", "--band", "--reference-band"),
+    band_option("the map", "--map-band"),
+    label_map_option,
+    click.option(
+        "--map-map",
+        type=LabelMapType(),
+        help='Codes of the map and the codes of the scheme they become, such as "1:10", if it has another scheme.',
+    ),
 )
-@click.option(
-    "--exclude-buffer", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Metres around them too."
+@grouped(
+    "What is scored",
+    pair_option,
+    click.option(
+        "--exclude",
+        type=INPUT,
+        help="Vector file: pixels under it are left out, such as points that the prior was given.",
+    ),
+    click.option(
+        "--exclude-buffer",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="Distance in metres around the excluded features that is left out too.",
+    ),
 )
-@click.option("--label-column", default="reference", show_default=True, help="Points: their attribute with the class.")
-@layer_option
-@pixel_size_option
+@grouped(
+    "Reference points",
+    click.option(
+        "--class-column", default="reference", show_default=True, help="Attribute of the points that is their class."
+    ),
+    layer_option,
+    pixel_size_option,
+)
+@grouped(
+    "Figure",
+    click.option("--figure", type=OUTPUT, help="Picture to write: image, prior, q, r and labels side by side."),
+    click.option("--image", type=INPUT, help="Image to show in the figure."),
+    click.option("--prior", type=INPUT, help="Prior to show in the figure."),
+    click.option("--model", type=INPUT, help="Model whose q and r are shown in the figure."),
+)
 @json_option
-@click.option("--figure", type=OUTPUT, help="Write a picture: image, prior, q, r, labels side by side.")
-@click.option("--image", type=INPUT, help="The image, for the figure.")
-@click.option("--prior", type=INPUT, help="The prior, for the figure.")
-@click.option("--model", type=INPUT, help="The model, for q and r in the figure.")
 @overwrite_option
 @click.pass_context
 def command(
@@ -61,13 +90,13 @@ def command(
     labels: Path,
     pairs: tuple[tuple[Path, Path], ...],
     scheme: ClassScheme | None,
-    labels_band: int | None,
+    reference_band: int | None,
     map_band: int | None,
     label_map: dict[int, int] | None,
     map_map: dict[int, int] | None,
     exclude: Path | None,
     exclude_buffer: float,
-    label_column: str,
+    class_column: str,
     layer: str | None,
     pixel_size: float | None,
     as_json: bool,
@@ -106,7 +135,7 @@ def command(
     map_path = with_band(map_path, map_band)
     if not is_raster(labels):
         refuse_options(
-            ctx, "points", "labels_band", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model"
+            ctx, "points", "reference_band", "pairs", "exclude", "exclude_buffer", "figure", "image", "prior", "model"
         )
         from landprior.landcover.assessment.estimation import evaluate_points
 
@@ -114,7 +143,7 @@ def command(
             map_path,
             labels,
             scheme,
-            column=label_column,
+            column=class_column,
             layer=layer,
             map_map=map_map,
             label_map=label_map,
@@ -123,9 +152,9 @@ def command(
         )
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
         return
-    labels = with_band(labels, labels_band)
-    pairs = tuple((with_band(one, map_band), with_band(other, labels_band)) for one, other in pairs)
-    refuse_options(ctx, "raster labels, only with points", "label_column", "layer", "pixel_size")
+    labels = with_band(labels, reference_band)
+    pairs = tuple((with_band(one, map_band), with_band(other, reference_band)) for one, other in pairs)
+    refuse_options(ctx, "raster labels, only with points", "class_column", "layer", "pixel_size")
     if figure is None:
         refuse_options(ctx, "scores alone; ask for a picture with --figure", "image", "prior", "model")
     if exclude is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
 from landprior.run import Run
 
@@ -18,31 +19,51 @@ if TYPE_CHECKING:
     from landprior.landcover.experiments.runner import Rival
 
 
-@click.command(name="experiment")
+@click.command(name="experiment", cls=Command)
 @click.argument("name", type=INPUT, required=False)
-@click.option("--root", type=INPUT, help="The data: torchgeo's root of the set, or the folder of the files.")
+@click.option("--root", type=INPUT, help="Folder of the data: torchgeo's root of the set, or that of the files.")
 @click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
-    help="Folder of priors, models, maps, results, report.  [default: landprior-experiments/NAME]",
+    help="Folder for priors, models, maps, results and report.  [default: landprior-experiments/NAME]",
 )
-@click.option("--list", "listed", is_flag=True, help="List the shipped experiments and end.")
-@click.option("--joint", is_flag=True, help="Only one model over all tiles of a region, as in the paper.")
-@click.option("--per-tile", is_flag=True, help="Only one model per tile.")
-@click.option("--row", "rows", multiple=True, help="Only these rows (and those they start from); may repeat.")
-@click.option("--region", "regions", multiple=True, help="Only these regions; may repeat.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each cell.  [default: the experiment's]")
-@click.option("--recipe", type=click.Choice(["paper", "default", "best"]), help="Instead of the experiment's own.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps, for a smaller machine.")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the networks.")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
-@click.option(
-    "--map", "maps", type=(str, str), multiple=True, metavar="NAME PATTERN",
-    help="Also score maps of others: a name, and their files under --root with {region}, {split}, {tile}.",
-)  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only list the cells and which are done.")
+@click.option("--list", "listed", is_flag=True, help="List the experiments that ship with landprior, and run nothing.")
+@grouped(
+    "What is run",
+    click.option("--joint", is_flag=True, help="Train one model for all tiles of a region only, as in the paper."),
+    click.option("--per-tile", is_flag=True, help="Train one model for each tile only."),
+    click.option(
+        "--row", "rows", multiple=True, help="Row to run, and those it starts from; may be repeated.  [default: all]"
+    ),
+    click.option("--region", "regions", multiple=True, help="Region to run; may be repeated.  [default: all]"),
+    click.option(
+        "--map",
+        "maps",
+        type=(str, str),
+        multiple=True,
+        metavar="NAME PATTERN",
+        help="Maps of others to score: a name, and their files under --root with {region}, {split}, {tile}.",
+    ),
+    click.option("--dry-run", is_flag=True, help="List the cells and which are done, and run nothing."),
+)
+@grouped(
+    "Training",
+    click.option(
+        "--seeds", type=click.IntRange(min=1), help="Number of trainings of each cell.  [default: the experiment's]"
+    ),
+    click.option(
+        "--recipe",
+        type=click.Choice(["paper", "default", "best"]),
+        help="Recipe of the training.  [default: the experiment's]",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Number of optimiser steps, for a smaller machine."),
+    click.option(
+        "--filters", type=click.IntRange(min=1), help="Channels of the networks' inner layers; fewer are faster."
+    ),
+    click.option("--patch-size", type=click.IntRange(min=11), help="Side of the training patches, pixels."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Number of patches in a step."),
+)
 @device_option
 @json_option
 @click.pass_context

@@ -39,7 +39,7 @@ def field_option(
     field
         Its name, which is that of the parameter too.
     *spelling
-        How the option is written; by default ``--`` and the name.
+        How the option is written, and perhaps another name of the parameter; by default ``--`` and the field's name.
     others
         Label -> settings whose default is shown too, where it differs.
     choices
@@ -52,14 +52,19 @@ def field_option(
     info, get = find_field(model, field)
     kind, is_tuple = _kind_of(info, choices)
     text = help or info.description or ""
+    many = multiple or is_tuple
+    if many and "repeated" not in text:
+        text = text.replace(".", "; may be repeated.", 1)
     if "[default:" not in text:
-        text = f"{text}{_show_default(info, get, others or {})}"
-    names = [*(spelling or (f"--{field.replace('_', '-')}",)), field]
+        text = f"{text}{_show_default(get, model(), others or {})}"
+    names = [*(spelling or (f"--{field.replace('_', '-')}",))]
+    if all(name.startswith("-") for name in names):
+        names.append(field)
     if kind is click.BOOL:
         if not spelling:
             names[0] = f"{names[0]}/--no{names[0][1:]}"
         return click.option(*names, default=None, help=text)
-    return click.option(*names, type=kind, multiple=multiple or is_tuple, help=text)
+    return click.option(*names, type=kind, multiple=many, help=text)
 
 
 def field_options(
@@ -127,10 +132,10 @@ def _kind_of(info: FieldInfo, choices: Iterable[str] | None) -> tuple[click.Para
             name: getattr(one, name) for one in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(one, name)
         }
         least, most = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
-        ends = {"min": least, "max": most, "min_open": "gt" in limits, "max_open": "lt" in limits}
         if not limits:
             return (click.INT if plain is int else click.FLOAT), is_tuple
-        return (click.IntRange if plain is int else click.FloatRange)(**ends), is_tuple
+        range_of = click.IntRange if plain is int else click.FloatRange
+        return range_of(least, most, min_open="gt" in limits, max_open="lt" in limits), is_tuple
     return click.STRING, is_tuple
 
 
@@ -148,8 +153,8 @@ def _unwrap(annotation: Any) -> tuple[list[str], type, bool]:  # noqa: ANN401 - 
     return [], annotation, False
 
 
-def _show_default(info: FieldInfo, get: Callable[[BaseModel], Any], others: Mapping[str, BaseModel]) -> str:
-    default = info.get_default(call_default_factory=True)
+def _show_default(get: Callable[[BaseModel], Any], usual: BaseModel, others: Mapping[str, BaseModel]) -> str:
+    default = get(usual)
     if isinstance(default, bool) or default is None or default == ():
         return ""
     shown = {default: _text(default)}

@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import grouped
+from landprior.cli.fields import field_options
 from landprior.cli.options import INPUT, OUTPUT_FOLDER, stack_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from landprior.domains.imagery.images import ImageSplits
+    from landprior.domains.imagery.settings import ImageSettings
 
 _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.argument("data", type=INPUT, required=False),
-    click.option("--table", type=INPUT, help="Of a folder of images: a CSV file,label[,split].  [default: labels.csv]"),
-    click.option("--classes", help="Names of the classes, in order, with commas.  [default: those found, sorted]"),
-    click.option("--download", type=click.Choice(["mnist", "cifar10"]), help="Download a set into DATA instead."),
+    grouped(
+        "Images",
+        click.option(
+            "--table",
+            type=INPUT,
+            help="CSV file,label[,split] that describes a folder of images.  [default: labels.csv in it]",
+        ),
+        click.option("--classes", help="Names of the classes, in order, with commas.  [default: those found, sorted]"),
+        click.option("--download", type=click.Choice(["mnist", "cifar10"]), help="Set to download into DATA first."),
+    ),
 )
 
 
@@ -54,55 +64,31 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
     return download_images(download, data, Network(Cache()))  # type: ignore[arg-type]  # click has checked it
 
 
-def training_options(*, epochs: int, paper: str = "") -> Callable[[Any], Any]:
-    """Return a decorator that adds the options of a training; :func:`pick_settings` takes what they give.
-
-    Parameters
-    ----------
-    epochs
-        The default, for the help.
-    paper
-        What the help says of the paper's.
-    """
-    rate = "; paper 1e-4" if paper else ""
-    options = (
-        click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each."),
-        click.option("--epochs", type=click.IntRange(min=1), help=f"[default: {epochs}{paper}]"),
-        click.option(
-            "--learning-rate",
-            type=click.FloatRange(min=0, min_open=True),
-            help=f"[default: 0.002 for 256 images a step, for fewer less by the square root{rate}]",
-        ),
-        click.option(
-            "--schedule", type=click.Choice(["cosine", "constant"]), help="Of the learning rate.  [default: cosine]"
-        ),
-        click.option("--memory", type=click.FloatRange(min=1), help="Items a running mean remembers.  [default: 256]"),
-        click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 34]"),
-        click.option(
-            "--held-out",
-            type=click.FloatRange(0, 0.9, min_open=True),
-            help="Share that chooses the epoch.  [default: 0.1]",
-        ),
+def training_options(model: type[ImageSettings], *, paper: bool = False) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options that trainings on images share, with the defaults of a model, and the paper's to compare."""
+    others = {"paper": model(epochs=300)} if paper else {}
+    seeds = click.option(
+        "--seeds",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Number of trainings of each kind, from different seeds.",
     )
-    return lambda command: stack_options(command, options)
-
-
-def pick_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the settings that were given."""
-    return {name: value for name, value in given.items() if value is not None}
+    fields = ("epochs", "learning_rate", "schedule", "memory", "filters", "held_out")
+    return (seeds, *field_options(model, *fields, others=others))
 
 
 def output_options(folder: str) -> Callable[[Any], Any]:
     """Return a decorator that adds ``--predictions`` and ``--output``, with a default folder."""
     options = (
-        click.option("--predictions", is_flag=True, help="Also write the probabilities of every image, as CSV."),
+        click.option("--predictions", is_flag=True, help="Also write the class probabilities of every image, as CSV."),
         click.option(
             "-o",
             "--output",
             type=OUTPUT_FOLDER,
             default=Path(folder),
             show_default=True,
-            help="Folder of results, models, report, pictures.",
+            help="Folder for results, models, report and pictures.",
         ),
     )
     return lambda command: stack_options(command, options)

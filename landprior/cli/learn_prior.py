@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_option, field_options, pick_given
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -17,11 +19,14 @@ from landprior.cli.options import (
     pixel_size_option,
     refuse_with_city,
     refuse_without_city,
+    require_as_many,
     scheme_option,
     show_progress,
     tile_option,
     workspace_option,
 )
+from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.training.settings import TileSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -31,34 +36,57 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="learn-prior")
-@click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD raster of a labelled tile; may repeat.")
-@click.option("--labels", type=INPUT, multiple=True, help="Its 1 m labels, which say the grid.")
-@click.option("--roads", type=INPUT, multiple=True, help="Its roads raster; a layer is given for every tile or none.")
-@click.option("--buildings", type=INPUT, multiple=True, help="Its building footprints raster.")
-@click.option("--waterways", type=INPUT, multiple=True, help="Its waterways raster.")
-@click.option("--waterbodies", type=INPUT, multiple=True, help="Its water bodies raster.")
-@band_option("NLCD", "--band", "--nlcd-band")
-@band_option("the labels", "--labels-band")
-@scheme_option()
-@label_map_option
-@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code) of the place; by default the scheme's own.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The learned prior to write, a .safetensors file.")
-@click.option("--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Optimiser steps.")
-@click.option(
-    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True, help="Step size."
+@click.command(name="learn-prior", cls=Command)
+@grouped(
+    "Files of labelled tiles",
+    click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD raster of a labelled tile; may be repeated."),
+    click.option("--labels", type=INPUT, multiple=True, help="1 m labels of the tile, whose grid is used."),
+    click.option(
+        "--roads",
+        type=INPUT,
+        multiple=True,
+        help="Roads raster of the tile; a layer is given for every tile or for none.",
+    ),
+    click.option("--buildings", type=INPUT, multiple=True, help="Building footprints raster of the tile."),
+    click.option("--waterways", type=INPUT, multiple=True, help="Waterways raster of the tile."),
+    click.option("--waterbodies", type=INPUT, multiple=True, help="Water bodies raster of the tile."),
+    band_option("NLCD", "--band", "--nlcd-band"),
+    band_option("the labels", "--labels-band"),
+    label_map_option,
+    pixel_size_option,
+    click.option("-o", "--output", type=OUTPUT, required=True, help="Learned prior to write, a .safetensors file."),
 )
-@click.option(
-    "--filters", type=click.IntRange(min=1), default=128, show_default=True, help="Width; 16 to 32 is for CPUs."
+@grouped(
+    "Prior",
+    scheme_option(),
+    click.option(
+        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code) of the place.  [default: the scheme's]"
+    ),
+    *field_options(PriorSettings, "blur_sigma", "blur_radius"),
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same prior.")
-@click.option("--blur-sigma", type=float, default=31.0, show_default=True, help="Blur of NLCD, metres; kept with it.")
-@click.option("--blur-radius", type=float, default=50.0, show_default=True, help="Where the blur is cut, metres.")
-@pixel_size_option
+@grouped(
+    "Training",
+    click.option(
+        "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Number of optimiser steps."
+    ),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1e-3,
+        show_default=True,
+        help="Learning rate of the optimiser.",
+    ),
+    click.option(
+        "--filters",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        help="Channels of the network's inner layers; 16 to 32 suit a CPU.",
+    ),
+    field_option(TileSettings, "seed"),
+)
+@grouped("Workspace", city_option, tile_option, workspace_option)
 @device_option
-@city_option
-@tile_option
-@workspace_option
 @overwrite_option
 @click.pass_context
 def command(
@@ -79,9 +107,9 @@ def command(
     steps: int,
     learning_rate: float,
     filters: int,
-    seed: int,
-    blur_sigma: float,
-    blur_radius: float,
+    seed: int | None,
+    blur_sigma: float | None,
+    blur_radius: float | None,
     pixel_size: float | None,
     device: str,
     city: str | None,
@@ -104,14 +132,13 @@ def command(
     from pydantic import ValidationError
 
     from landprior.landcover.prior.learned import learn_prior, prior_settings
-    from landprior.landcover.prior.settings import PriorSettings
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import explain
 
     try:
-        widths = PriorSettings(blur_sigma=blur_sigma, blur_radius=blur_radius)
+        widths = PriorSettings(**pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius}))
         settings = prior_settings(
-            filters=filters, training={"steps": steps, "learning_rate": learning_rate, "seed": seed}
+            filters=filters, training=pick_given({"steps": steps, "learning_rate": learning_rate, "seed": seed})
         )
     except ValidationError as error:
         raise click.UsageError(explain(error, "the settings")) from error
@@ -155,10 +182,9 @@ def _places_of_files(
     if scheme is None:
         msg = "plain files need --scheme"
         raise click.UsageError(msg)
-    for name, paths in {"labels": labels, **{name: paths for name, paths in given.items() if paths}}.items():
-        if len(paths) != len(nlcds):
-            msg = f"{len(nlcds)} --nlcd and {len(paths)} --{name} were given; each tile needs its own"
-            raise click.UsageError(msg)
+    require_as_many(
+        "nlcd", nlcds, {"labels": labels, **{name: paths for name, paths in given.items() if paths}}, of="tile"
+    )
     matrix = load_cooccurrence(cooccurrence, scheme)
     return [
         LabelledPlace(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import INPUT, OUTPUT, overwrite_option, show_progress
 from landprior.run import Run
 
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(name="mosaic")
+@click.command(name="mosaic", cls=Command)
 @click.argument("plan", type=INPUT)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The map over all tiles.")
-@click.option("--crs", help="Its CRS, such as EPSG:5070.  [default: that of most tiles]")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Map of all tiles to write.")
+@click.option("--crs", help="Coordinate reference system of the map, such as EPSG:5070.  [default: that of most tiles]")
 @click.option(
     "--pixel-size",
     type=click.FloatRange(min=0, min_open=True),
     help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
 )
-@click.option("--partial", is_flag=True, help="Join what is done, even if some tiles are not.")
+@click.option("--partial", is_flag=True, help="Join the tiles that are done, even if others are not.")
 @overwrite_option
 @click.pass_context
 def command(

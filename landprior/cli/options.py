@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 
@@ -176,94 +178,97 @@ class LabelMapType(click.ParamType):  # type: ignore[type-arg]
 
 def scheme_option(*, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click's word
     """Return the ``--scheme`` option."""
-    text = help or "Class scheme: enviroatlas-5, chesapeake-4, or your own YAML file."
+    text = help or "Class scheme: enviroatlas-5, chesapeake-4 or your own YAML file."
     return click.option("--scheme", type=SchemeType(), help=text)
 
 
 label_map_option = click.option(
     "--label-map",
     type=LabelMapType(),
-    help='Codes of the labels to codes of the scheme, for example "10:1,20:4"; unnamed codes keep their meaning.',
+    help='Codes of the labels and the codes of the scheme they become, such as "10:1,20:4"; other codes stay.',
 )
 
 
 def band_option(what: str, *names: str) -> Callable[[F], F]:
     """Return an option that chooses the band of codes of a raster; the last of its names is the parameter's."""
-    text = f"Which band of {what} holds the codes, if it has several; or write FILE|band=N for a single file."
+    text = f"Band of {what} that holds the codes, if there are several (or write FILE|band=N for a single file)."
     return click.option(*names, names[-1].strip("-").replace("-", "_"), type=click.IntRange(min=1), help=text)
 
 
-layer_option = click.option("--layer", help="Layer of a vector file that has several (or write FILE|layername=NAME).")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that are already there.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")
+def encoding_option() -> Callable[[F], F]:
+    """Return the option of how probabilities are stored."""
+    return click.option(
+        "--encoding",
+        type=click.Choice(["float16", "uint8", "float32"]),
+        default="float16",
+        show_default=True,
+        help="Number type of probabilities on disk; uint8 is 255 p, rounded.",
+    )
+
+
+layer_option = click.option(
+    "--layer", help="Layer of the vector file, if it has several (or write FILE|layername=NAME)."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist already.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for programs.")
 nodata_option = click.option(
     "--nodata",
     type=float,
-    help="Value that marks no data in the image (in every band), if the file does not say so itself.",
+    help="Value that marks no data in every band of the image, if the file itself names none.",
 )
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute; auto takes CUDA if it is there.",
+    help="Device to compute on; auto takes CUDA where there is one.",
 )
 engine_option = click.option(
     "--engine",
     type=click.Choice(["auto", "torch", "openvino"]),
     default="auto",
     show_default=True,
-    help="auto: on a CPU OpenVINO, if it is installed (pip install 'landprior[cpu]') and the image is large.",
+    help="Engine that runs the network; auto is OpenVINO on a CPU if it is installed (pip install 'landprior[cpu]') "
+    "and the image is large, else torch.",
 )
 precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="auto: bf16 on CUDA, int8 with OpenVINO (measured on the image itself), else fp32.",
+    help="Arithmetic of the network; auto is bf16 on CUDA, int8 with OpenVINO (if it holds on the image itself), else "
+    "fp32.",
 )
 memory_option = click.option(
     "--memory",
     type=click.IntRange(min=1),
-    help="Megabytes to take at most.  [default: what is needed, and up to 1,024 more]",
-)
-starts_option = click.option(
-    "--starts",
-    type=click.IntRange(1, 32),
-    help="Train so many times from different random weights, keep the likeliest model.  [default: 1]",
-)
-marginal_option = click.option(
-    "--marginal",
-    type=click.Choice(["batch", "running"]),
-    help="What qr and rq compare an item with: its batch, or a running mean, for small batches.  [default: batch]",
+    help="Memory limit (MB).  [default: what is needed, and up to 1,024 more]",
 )
 recipe_option = click.option(
     "--recipe",
     type=click.Choice(["default", "best", "paper"]),
     default="default",
     show_default=True,
-    help="best: three networks and mirrored images, averaged, classes that look made up left out; paper: the "
-    "published schedule.",
+    help="Recipe of the training: best averages three networks and mirrored images and drops classes that the image "
+    "does not support; paper is the published schedule.",
 )
 learned_option = click.option(
-    "--learned", type=INPUT, metavar="MODEL", help="A prior from learn-prior, which fuses the layers in place of sums."
-)
-members_option = click.option(
-    "--members",
-    type=click.IntRange(1, 32),
-    help="Train so many times from different random weights, average their predictions.  [default: 1; best: 3]",
+    "--learned",
+    type=INPUT,
+    metavar="MODEL",
+    help="Model from learn-prior that fuses the layers, instead of adding them up.",
 )
 pixel_size_option = click.option(
     "--pixel-size",
     type=click.FloatRange(min=0, min_open=True),
-    help="Metres per pixel on the ground, for files without it.",
+    help="Metres per pixel on the ground, for files that do not say.",
 )
 pair_option = click.option(
     "--pair",
     "pairs",
     type=(INPUT, INPUT),
     multiple=True,
-    help="A further pair of files, pooled with the first; may repeat.",
+    help="Another pair of files, pooled with the first; may be repeated.",
 )
 workspace_option = click.option(
     "--data",
@@ -273,88 +278,16 @@ workspace_option = click.option(
     default=Path("landprior-data"),
     show_default=True,
     show_envvar=True,
-    help="Workspace: <city>/<tile>/ with one file per layer.",
+    help="Workspace, with a folder <place>/<tile>/ that has one file per layer.",
 )
 city_option = click.option(
     "--city",
-    help="A preset (pittsburgh, durham, austin, phoenix), your own preset file (.yaml), or a folder of the workspace.",
+    help="Place: a preset (pittsburgh, durham, austin, phoenix), your own preset file (.yaml), or a folder of the "
+    "workspace.",
 )
-tile_option = click.option("--tile", "tiles", multiple=True, help="Only these tiles of the city; may repeat.")
-
-
-class BoundsType(click.ParamType):  # type: ignore[type-arg]
-    """Four numbers, ``west,south,east,north``."""
-
-    name = "west,south,east,north"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - click's signature
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[float, float, float, float]:
-        """Parse the text."""
-        if isinstance(value, tuple):
-            return value
-        from landprior.errors import LandpriorError
-        from landprior.sources.areas import parse_bounds
-
-        try:
-            return parse_bounds(value)
-        except LandpriorError as error:
-            self.fail(str(error), param, ctx)
-
-
-YEARS = click.IntRange(1985, 2100)
-
-_AREA_OPTIONS = (
-    click.option("--bbox", type=BoundsType(), help="A box in degrees: west,south,east,north (longitude first)."),
-    click.option("--place", help='A place by name, such as "Ithaca, NY" (asks Nominatim).'),
-    click.option("--aoi", type=INPUT, help="A file with the outline: GeoJSON, GeoPackage, ... in any CRS."),
-    click.option("--name", help="Folder of the place in the workspace.  [default: from the place, the file, the box]"),
+tile_option = click.option(
+    "--tile", "tiles", multiple=True, help="Tile of the place to restrict the work to; may be repeated."
 )
-_SOURCE_OPTIONS = (
-    click.option(
-        "--year", type=YEARS, help="NAIP year; the nearest there is taken.  [default: the preset's, or the latest]"
-    ),
-    click.option("--nlcd-year", type=YEARS, help="NLCD year.  [default: the preset's, or NAIP's]"),
-    click.option("--naip", type=INPUT, help="A folder of NAIP files, instead of the catalogue."),
-    click.option("--stac-url", help="Another STAC API with a collection naip.  [default: Planetary Computer]"),
-    click.option("--sign-url", help="What signs the catalogue's URLs.  [default: Planetary Computer's, for its own]"),
-    click.option("--nlcd", help="A raster of NLCD, file or URL, instead of the coverage service; may hold {year}."),
-    click.option("--nlcd-wcs", help="Another coverage service (WCS 1.0.0).  [default: USGS, Annual NLCD]"),
-    click.option("--nlcd-coverage", help="Name of its coverage."),
-    click.option("--osm", help="An extract (.osm.pbf, .gpkg) instead of Overpass; 'none': no roads and water."),
-    click.option("--overpass-url", help="Another Overpass server.  [default: overpass-api.de]"),
-    click.option("--nominatim-url", help="Another Nominatim server, for --place."),
-    click.option("--buildings", help="Footprints (GeoJSON, FlatGeobuf, GeoParquet, ...); 'none': no buildings."),
-    click.option("--buildings-index", help="Another copy of Microsoft's index of footprints."),
-    click.option("--labels", type=INPUT, multiple=True, help="Your labels, raster or vector, for scores; may repeat."),
-    click.option("--label-field", help="Attribute of vector labels with the class.  [default: class]"),
-    click.option(
-        "--road-width",
-        type=click.Choice(["fixed", "tags"]),
-        help="Roads 3 px wide, or by their tags.  [default: fixed]",
-    ),
-    click.option(
-        "--jobs", type=click.IntRange(1, 16), help="Tiles at a time; be kind to public servers.  [default: 2]"
-    ),
-)
-_NETWORK_OPTIONS = (
-    click.option("--offline", is_flag=True, help="Use the cache only; say what is missing."),
-    click.option("--refresh", is_flag=True, help="Fetch anew what is in the cache."),
-    click.option("--retries", type=click.IntRange(0, 20), default=5, show_default=True, help="Of each request."),
-)
-
-
-def area_options(command: F) -> F:
-    """Add the options that say where: ``--bbox``, ``--place``, ``--aoi``, ``--name`` (``--city`` is its own)."""
-    return stack_options(command, _AREA_OPTIONS)
-
-
-def source_options(command: F) -> F:
-    """Add the options that say from where; their names are the fields of ``FetchSettings``."""
-    return stack_options(command, _SOURCE_OPTIONS + _NETWORK_OPTIONS)
 
 
 def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
@@ -362,12 +295,6 @@ def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-SOURCE_NAMES = (
-    "year", "nlcd_year", "naip", "stac_url", "sign_url", "nlcd", "nlcd_wcs", "nlcd_coverage", "osm", "overpass_url",
-    "nominatim_url", "buildings", "buildings_index", "labels", "label_field", "road_width", "jobs",
-)  # fmt: skip
 
 
 def refuse_with_city(ctx: click.Context, *names: str) -> None:
@@ -408,6 +335,33 @@ def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = next(p for p in ctx.command.params if p.name == name)
             msg = f"{option.opts[0]} {why}"
+            raise click.UsageError(msg)
+
+
+def require_as_many(
+    name: str, counted: Sequence[object], given: Mapping[str, Sequence[object]], *, of: str = "", why: str = ""
+) -> None:
+    """Refuse repeated options of which there are not as many as of the one that they belong to.
+
+    Parameters
+    ----------
+    name, counted
+        The option that counts, and what it gave.
+    given
+        Other options, and what they gave.
+    of
+        What needs one of each; by default what the option is named after.
+    why
+        Ends the message.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first that differs.
+    """
+    for other, paths in given.items():
+        if len(paths) != len(counted):
+            msg = f"{len(counted)} --{name} and {len(paths)} --{other} were given; each {of or name} needs its own{why}"
             raise click.UsageError(msg)
 
 

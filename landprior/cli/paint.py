@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
     INPUT,
     OUTPUT_FOLDER,
@@ -15,70 +16,79 @@ from landprior.cli.options import (
     json_option,
     layer_option,
     overwrite_option,
-    recipe_option,
     show_progress,
     training_settings,
 )
+from landprior.cli.training import training_options
 from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.domains.painting.drawing import Palette
 
 
-@click.command(name="paint")
+@click.command(name="paint", cls=Command)
 @click.argument("images", type=INPUT, nargs=-1, required=True)
-@click.option(
-    "--prior",
-    "priors",
-    type=INPUT,
-    multiple=True,
-    help="Of each image, in order: a picture of its size whose colours stand for allowed classes, or polygons.",
+@grouped(
+    "Drawn prior",
+    click.option(
+        "--prior",
+        "priors",
+        type=INPUT,
+        multiple=True,
+        help="Prior of each image, in order: a picture of its size whose colours stand for allowed classes, or "
+        "polygons.",
+    ),
+    layer_option,
+    click.option(
+        "--class",
+        "classes",
+        multiple=True,
+        metavar="NAME[=COLOUR]",
+        help="Class and its colour (#rrggbb or a name such as red); repeat it for each. Colours add up as light: red "
+        "and green, both allowed, are yellow.",
+    ),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="COLOUR=NAME|NAME",
+        help="Classes that another colour of the prior allows; may be repeated.",
+    ),
+    click.option(
+        "--soften",
+        type=click.FloatRange(min=0),
+        default=0.2,
+        show_default=True,
+        help="Number added to the weight, 0 or 1, of every class; 0 makes what is not allowed impossible.",
+    ),
+    click.option(
+        "--pixels", is_flag=True, help="Read polygons as pixels, x right and y down, though the image has a CRS."
+    ),
 )
-@layer_option
-@click.option(
-    "--class",
-    "classes",
-    multiple=True,
-    metavar="NAME[=COLOUR]",
-    help="A class and its colour (#rrggbb or a name such as red); repeat. Colours add up as light: red and green, both "
-    "allowed, are yellow.",
+@grouped(
+    "Training",
+    click.option(
+        "--loss",
+        type=click.Choice(["rq", "qr", "qr-kl", "ce"]),
+        help="Objective that the training minimises.  [default: rq]",
+    ),
+    click.option(
+        "--position/--no-position",
+        default=False,
+        show_default=True,
+        help="Let the network see where in the image a pixel is, for parts that look alike.",
+    ),
+    click.option("--jointly", is_flag=True, help="Train one model for all images, instead of one for each."),
+    click.option("--model", type=INPUT, help="Model of an earlier run to apply, instead of training one."),
+    *training_options("steps", "learning_rate", "filters", "seed"),
 )
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="COLOUR=NAME|NAME",
-    help="What another colour of the prior allows; may repeat.",
-)
-@click.option(
-    "--soften",
-    type=click.FloatRange(min=0),
-    default=0.2,
-    show_default=True,
-    help="Added to the weight, 0 or 1, of every class; 0 makes what is not allowed impossible.",
-)
-@click.option("--pixels", is_flag=True, help="Polygons are in pixels, x right and y down, though the image has a CRS.")
-@click.option("--loss", type=click.Choice(["rq", "qr", "qr-kl", "ce"]), help="[default: rq]")
-@click.option(
-    "--position/--no-position",
-    default=False,
-    show_default=True,
-    help="Let the network see where in the image a pixel is: for parts that look alike.",
-)
-@click.option("--jointly", is_flag=True, help="One model for all images, instead of one for each.")
-@click.option("--model", type=INPUT, help="Apply this model, of an earlier call, instead of training one.")
-@recipe_option
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 600]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="[default: 0.002]")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 32]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
 @click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
     default=Path("landprior-paint"),
     show_default=True,
-    help="Folder; each image gets one of its name in it.",
+    help="Folder for the results, with a folder for each image.",
 )
 @device_option
 @overwrite_option

@@ -6,22 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_option, pick_given
 from landprior.cli.imagery import (
     data_options,
     output_options,
-    pick_settings,
     read_data,
     run_sweep,
     training_options,
 )
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.domains.partial.settings import PartialSettings, Sweep
 from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-LOSSES = ["rq", "qr-kl", "nll-union", "ce"]
-MARGINALS = ["batch", "running", "uniform"]
 
 
 class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -45,34 +44,28 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
         return shares
 
 
-@click.command(name="partial-labels")
+@click.command(name="partial-labels", cls=Command)
 @data_options
-@click.option(
-    "--candidates",
-    type=INPUT,
-    help="Candidate sets of the training images: a CSV (file or item, and candidates 'cat|dog' or a column a class) or "
-    "a .npz (candidates, items by classes).",
+@grouped(
+    "Candidates",
+    click.option(
+        "--candidates",
+        type=INPUT,
+        help="Candidate sets of the training images: a CSV (file or item, and candidates 'cat|dog' or a column for "
+        "each class) or a .npz (candidates, items by classes).",
+    ),
+    field_option(Sweep, "negatives"),
+    click.option(
+        "--thin", type=SharesType(), help="Shares of classes to train with, such as 0:0.1,1:0.1; tests have all."
+    ),
 )
-@click.option(
-    "--negatives",
-    type=click.IntRange(min=1),
-    multiple=True,
-    help="Instead of them, draw so many wrong classes an image, from true labels; may repeat.  [default: 1]",
+@grouped(
+    "Training",
+    field_option(Sweep, "losses", "--loss"),
+    field_option(Sweep, "marginals", "--marginal"),
+    field_option(Sweep, "batch_sizes", "--batch-size"),
+    *training_options(PartialSettings, paper=True),
 )
-@click.option("--loss", "losses", type=click.Choice(LOSSES), multiple=True, help="May repeat.  [default: rq]")
-@click.option(
-    "--marginal",
-    "marginals",
-    type=click.Choice(MARGINALS),
-    multiple=True,
-    help="What rq and qr-kl divide q by: its mean over the batch, a running mean, a constant; may repeat.  "
-    "[default: batch]",
-)
-@click.option(
-    "--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, help="May repeat.  [default: 256]"
-)
-@training_options(epochs=16, paper="; paper 300")
-@click.option("--thin", type=SharesType(), help="Shares of classes to train with, as 0:0.1,1:0.1; tests have all.")
 @output_options("landprior-partial-labels")
 @device_option
 @json_option
@@ -114,7 +107,6 @@ def command(
     from pydantic import ValidationError
 
     from landprior.domains.partial.candidates import read_candidates
-    from landprior.domains.partial.settings import PartialSettings, Sweep
     from landprior.domains.partial.sweep import SweepRunner
     from landprior.raster.scheme import explain
 
@@ -127,7 +119,7 @@ def command(
             **{name: value for name, value in chosen.items() if value},
             negatives=() if candidates is not None else negatives or (1,),
             seeds=seeds,
-            training=PartialSettings(**pick_settings(training)),
+            training=PartialSettings(**pick_given(training)),
         )
     except ValidationError as error:
         raise click.UsageError(explain(error, "the sweep")) from error

@@ -8,57 +8,59 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.maps import maps_option
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
-    area_options,
-    city_option,
     json_option,
     label_map_option,
     learned_option,
-    marginal_option,
     overwrite_option,
-    recipe_option,
     scheme_option,
     show_progress,
-    source_options,
-    starts_option,
-    tile_option,
-    training_settings,
-    workspace_option,
 )
+from landprior.cli.places import (
+    FORMER_SOURCES,
+    choose_tiles,
+    make_network,
+    make_plan,
+    place_options,
+    refuse_sources,
+    require_use_of_label_map,
+    source_options,
+    to_be_fetched,
+)
+from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 
 if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="plan")
-@city_option
-@area_options
-@tile_option
-@click.option("-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True)
-@scheme_option(help="Classes, if the city is no preset.")
-@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code), instead of the shipped default.")
-@learned_option
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.  [default: 32]")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 600]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same maps.")
-@recipe_option
-@starts_option
-@marginal_option
+@click.command(name="plan", cls=Command, former=FORMER_SOURCES)
+@place_options
+@grouped(
+    "Prior",
+    scheme_option(help="Class scheme, if the place is not a preset."),
+    click.option(
+        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the preset's or scheme's]"
+    ),
+    learned_option,
+)
+@grouped("Training", loss_option(), *training_options())
+@grouped("Maps", maps_option)
+@source_options
+@grouped("Reference labels", label_map_option)
 @click.option(
-    "--maps", type=click.Choice(["r", "q"]), default="r", show_default=True, help="The posterior r or the network's q."
+    "-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True, help="Plan to write (.json)."
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Cores of each tile, wherever it is run (maps hang on it); 1 makes most of many workers.",
+    help="Number of cores for each tile, wherever it is run (maps depend on it); 1 suits many workers best.",
 )
-@label_map_option
-@source_options
-@workspace_option
 @json_option
 @overwrite_option
 @click.pass_context
@@ -72,19 +74,13 @@ def command(
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
     learned: Path | None,
-    filters: int | None,
-    steps: int | None,
-    seed: int,
-    recipe: str,
-    starts: int | None,
-    marginal: str | None,
     maps: str,
     threads: int,
     label_map: dict[int, int] | None,
     workspace: Path,
     as_json: bool,
     overwrite: bool,
-    **options: Any,  # noqa: ANN401 - the shared options of places and sources
+    **options: Any,  # noqa: ANN401 - the shared options of places, sources and trainings
 ) -> None:
     """Plan the tiles of a place or a workspace, to be run by any number of workers.
 
@@ -104,8 +100,6 @@ def command(
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan
-    from landprior.cli.fetch import make_network, make_plan
-    from landprior.cli.run import choose_tiles, refuse_sources, require_use_of_label_map, to_be_fetched
     from landprior.landcover.workspace.city import CityRef, find_city
     from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
 
@@ -114,7 +108,7 @@ def command(
 
         load_model(learned)  # fail here, not in every worker
     check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])
-    training = training_settings(recipe, seed=seed, filters=filters, steps=steps, starts=starts, marginal=marginal)
+    training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     ref = None if city is None else find_city(city, workspace)
     if ref is None or to_be_fetched(workspace, ref):

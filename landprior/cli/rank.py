@@ -6,59 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_option, pick_given
 from landprior.cli.imagery import (
     data_options,
     output_options,
-    pick_settings,
     read_data,
     run_sweep,
     training_options,
 )
 from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.domains.ranks.settings import RankSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(name="rank")
+@click.command(name="rank", cls=Command)
 @data_options
-@click.option(
-    "--pairs",
-    type=INPUT,
-    help="A CSV first,second[,relation] of images to train with, by name or position; relation is >= (by default), "
-    ">, =, < or <=.",
+@grouped(
+    "Pairs",
+    click.option(
+        "--pairs",
+        type=INPUT,
+        help="CSV first,second[,relation] of images to train with, by name or position; relation is >= (by default), "
+        ">, =, < or <=.",
+    ),
+    click.option(
+        "--draw",
+        type=click.IntRange(min=2),
+        help="Number of pairs to draw from true ranks.  [default: one for each image]",
+    ),
+    field_option(RankSettings, "ties"),
 )
-@click.option("--draw", type=click.IntRange(min=2), help="Pairs to draw from true ranks.  [default: one an image]")
-@click.option(
-    "--ties",
-    type=click.Choice(["included", "half", "excluded"]),
-    help="What >= means for equal ranks: as likely as other pairs of ranks, half so, or not drawn.  "
-    "[default: included]",
+@grouped(
+    "Training",
+    field_option(RankSettings, "marginal", "--marginal", "marginals", multiple=True),
+    field_option(RankSettings, "denominators"),
+    field_option(RankSettings, "fit", "--fit", "fits", multiple=True),
+    field_option(RankSettings, "batch_size", "--batch-size", "batch_sizes", multiple=True),
+    *training_options(RankSettings),
 )
-@click.option(
-    "--marginal",
-    "marginals",
-    type=click.Choice(["batch", "running"]),
-    multiple=True,
-    help="What q is divided by: its mean over the batch, or a running mean; may repeat.  [default: batch]",
-)
-@click.option(
-    "--denominators",
-    type=click.Choice(["common", "own"]),
-    help="That mean: of all images of the batch, or of first and of second ones (for comparison).  [default: common]",
-)
-@click.option(
-    "--fit",
-    "fits",
-    type=click.Choice(["marginals", "joint"]),
-    multiple=True,
-    help="Fit each q to its marginal of r, or both to r (for comparison); may repeat.  [default: marginals]",
-)
-@click.option(
-    "--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, help="Pairs a step.  [default: 128]"
-)
-@training_options(epochs=12)
 @output_options("landprior-rank")
 @device_option
 @json_option
@@ -99,7 +88,6 @@ def command(
     """  # noqa: D301
     from landprior.domains.ranks.figures import write_confusions
     from landprior.domains.ranks.pairs import read_pairs
-    from landprior.domains.ranks.settings import RankSettings
     from landprior.domains.ranks.training import RankRunner
 
     if pairs is not None and draw is not None:
@@ -110,7 +98,7 @@ def command(
     varied: dict[str, Any] = {"fits": fits, "marginals": marginals, "batch_sizes": batch_sizes}
     runner = RankRunner(
         images,
-        RankSettings(**pick_settings(changes)),
+        RankSettings(**pick_given(changes)),
         output,
         **{name: value for name, value in varied.items() if value},
         seeds=seeds,

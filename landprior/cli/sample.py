@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import INPUT, OUTPUT, band_option, overwrite_option, scheme_option, show_progress
 
 if TYPE_CHECKING:
@@ -17,20 +18,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@click.command(name="sample")
+@click.command(name="sample", cls=Command)
 @click.argument("map_path", metavar="MAP", type=INPUT)
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The points to write, a .gpkg.")
-@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Points in all.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Points to write, a .gpkg file.")
+@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Number of points in all.")
 @click.option(
     "--allocation",
     type=click.Choice(["balanced", "proportional", "equal"]),
     default="balanced",
     show_default=True,
-    help="Points of a class: by its area but at least --least, by its area, or the same for all.",
+    help="Points of a class: in proportion to its area but at least --least, in proportion alone, or equally many.",
 )
-@click.option("--least", type=click.IntRange(min=2), default=50, show_default=True, help="Of each class, if balanced.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same points.")
-@scheme_option(help="Classes of the map, if its file does not say.")
+@click.option(
+    "--least",
+    type=click.IntRange(min=2),
+    default=50,
+    show_default=True,
+    help="Smallest number of points of a class, if the allocation is balanced.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed; the same seed gives the same points.",
+)
+@scheme_option(help="Classes of the map, if its file does not name them.")
 @band_option("the map", "--band", "--map-band")
 @overwrite_option
 @click.pass_context

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
+from landprior.cli.fields import field_option, pick_given
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -16,6 +18,7 @@ from landprior.cli.options import (
     show_progress,
 )
 from landprior.run import Run
+from landprior.superres.settings import SelfEpitomeSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,20 +26,18 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 
-@click.command(name="self-epitome")
+@click.command(name="self-epitome", cls=Command)
 @click.argument("image", type=INPUT)
-@click.option("--nlcd", type=INPUT, required=True, help="Original NLCD codes, on any grid.")
+@click.option("--nlcd", type=INPUT, required=True, help="NLCD raster with the original codes, on any grid.")
 @band_option("NLCD", "--band", "--nlcd-band")
 @scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
-@click.option("--cooccurrence", type=INPUT, help="P(class | NLCD code); by default what ships with the scheme.")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The map to write (COG).")
-@click.option(
-    "--shrink", type=click.IntRange(1, 16), default=1, show_default=True, help="Average N x N pixels first: 1/N^4 time."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same map.")
-@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
-@click.option("--published", is_flag=True, help="The paper's own procedure, without what was found to be better.")
+@click.option("--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the scheme's]")
 @nodata_option
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Map to write, a Cloud-Optimized GeoTIFF.")
+@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
+@field_option(SelfEpitomeSettings, "shrink")
+@field_option(SelfEpitomeSettings, "seed")
+@click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements to it.")
 @overwrite_option
 @click.pass_context
 def command(
@@ -48,8 +49,8 @@ def command(
     scheme: ClassScheme | None,
     cooccurrence: Path | None,
     output: Path,
-    shrink: int,
-    seed: int,
+    shrink: int | None,
+    seed: int | None,
     probabilities: bool,
     published: bool,
     nodata: float | None,
@@ -69,10 +70,9 @@ def command(
     from landprior.raster.reading import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.superres.self_epitome import map_by_self_epitome
-    from landprior.superres.settings import SelfEpitomeSettings
 
     chosen = scheme or load_scheme("chesapeake-4")
-    changes = {"shrink": shrink, "seed": seed}
+    changes = pick_given({"shrink": shrink, "seed": seed})
     settings = SelfEpitomeSettings.published(**changes) if published else SelfEpitomeSettings(**changes)
     path = map_by_self_epitome(
         image,

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.command import Command
 from landprior.cli.options import INPUT, json_option
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command(name="status")
+@click.command(name="status", cls=Command)
 @click.argument("plan", type=INPUT)
-@click.option("--all", "everything", is_flag=True, help="Name every tile, the done and waiting ones too.")
+@click.option("--all", "everything", is_flag=True, help="List every tile, also those done and waiting.")
 @json_option
 def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     """Say how it stands with a PLAN: tiles done, running, failed and why.

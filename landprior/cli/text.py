@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.options import INPUT, OUTPUT, device_option, json_option, overwrite_option, show_progress
+from landprior.domains.text.settings import TextSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -21,73 +24,71 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOSS_NAMES = ["rq", "qr", "qr-kl", "ce", "ce-argmax", "squared-error", "nll-union"]
-"""Names of the losses, here without importing torch; a test compares them."""
+FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "marginal", "seed")
+"""Fields of the settings that are options."""
 
 
-@click.command(name="text")
+@click.command(name="text", cls=Command, former={"--labels": "--label-by"})
 @click.argument("documents", type=INPUT)
-@click.option(
-    "--tree", required=True, type=INPUT, help="Which fine classes lie below which coarse label: JSON or YAML."
+@grouped(
+    "Documents",
+    click.option(
+        "--tree", required=True, type=INPUT, help="Fine classes below each coarse label, a JSON or YAML file."
+    ),
+    click.option(
+        "--text-column",
+        "text",
+        multiple=True,
+        help="Column of the text; may be repeated to join several.  [default: text]",
+    ),
+    click.option("--coarse-column", "coarse", default="coarse", show_default=True, help="Column of the coarse label."),
+    click.option(
+        "--fine-column", "fine", help="Column of the fine label, for scores only.  [default: fine, if there is one]"
+    ),
+    click.option("--id-column", "identity", help="Column that names a document.  [default: id, if there is one]"),
 )
-@click.option("--prior", type=INPUT, help="A prior of your own (.npz, .csv), or one of --save-prior.")
-@click.option("--embeddings", type=INPUT, help="Sentence embeddings, or their cosines with the classes (.npz).")
-@click.option(
-    "--model", metavar="PATH|NAME", help="A causal language model: a folder, a .gguf file, a name on the hub."
+@grouped(
+    "Prior",
+    click.option("--prior", type=INPUT, help="Prior of your own (.npz, .csv), or one written by --save-prior."),
+    click.option("--embeddings", type=INPUT, help="Sentence embeddings, or their cosines with the classes (.npz)."),
+    click.option(
+        "--model", metavar="PATH|NAME", help="Causal language model: a folder, a .gguf file, or a name on the hub."
+    ),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        default=0.05,
+        show_default=True,
+        help="Temperature that cosines are divided by, for --embeddings.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=8),
+        default=128,
+        show_default=True,
+        help="Number of tokens of a document that --model sees; the end of a longer text is cut.",
+    ),
+    click.option(
+        "--save-prior", type=OUTPUT, help="File (.npz) to write the prior to, for --prior; a model takes minutes."
+    ),
 )
-@click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
-@click.option("--loss", type=click.Choice(LOSS_NAMES), default="rq", show_default=True, help="Training objective.")
-@click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Times every text is seen.")
+@grouped("Training", *field_options(TextSettings, *FIELDS))
 @click.option(
-    "--warmup-epochs",
-    type=click.IntRange(min=0),
-    help="Of them, plain cross-entropy with the prior first.  [default: 3 of 10 if the prior is weak, else 0]",
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, help="Documents a step.")
-@click.option(
-    "--learning-rate", type=click.FloatRange(min=0, min_open=True), default=0.02, show_default=True, help="Of AdamW."
-)
-@click.option(
-    "--marginal",
-    type=click.Choice(["batch", "running"]),
-    default="batch",
-    show_default=True,
-    help="Mean prediction that the posterior rests on; running for small batches.",
-)
-@click.option(
-    "--labels",
+    "--label-by",
     "which",
     type=click.Choice(["q", "r"]),
     default="q",
     show_default=True,
-    help="Label by the network's probabilities, or by the posterior's, nearer to the prior; both are written.",
+    help="Probabilities that choose the label: the network's, or the posterior's, nearer to the prior.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same result.")
-@click.option("--text-column", "text", multiple=True, help="Columns of the text, joined; may repeat.  [default: text]")
-@click.option("--coarse-column", "coarse", default="coarse", show_default=True, help="Column of the coarse label.")
-@click.option("--fine-column", "fine", help="Column of the fine label, for scores only.  [default: fine, if there]")
-@click.option("--id-column", "identity", help="Column that names a document.  [default: id, if there]")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.05,
-    show_default=True,
-    help="By which cosines are divided, for --embeddings.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=8),
-    default=128,
-    show_default=True,
-    help="Tokens the model sees of a document, for --model; a longer text's end is cut.",
-)
-@click.option("--save-prior", type=OUTPUT, help="Write the prior (.npz), for --prior; a model takes minutes.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
 @device_option
 @json_option
 @overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     documents: Path,
     tree: Path,
@@ -95,14 +96,7 @@ def command(
     embeddings: Path | None,
     model: str | None,
     output: Path,
-    loss: str,
-    epochs: int,
-    warmup_epochs: int | None,
-    batch_size: int,
-    learning_rate: float,
-    marginal: str,
     which: Literal["q", "r"],
-    seed: int,
     text: tuple[str, ...],
     coarse: str,
     fine: str | None,
@@ -113,6 +107,7 @@ def command(
     device: str,
     as_json: bool,
     overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the fields of the settings
 ) -> None:
     """Sort documents with a coarse label into the fine classes below it, without fine labels.
 
@@ -130,8 +125,9 @@ def command(
     if sum(source is not None for source in (prior, embeddings, model)) != 1:
         msg = "give one of --prior FILE, --embeddings FILE and --model PATH: where the prior comes from"
         raise click.UsageError(msg)
-    if warmup_epochs is not None and warmup_epochs >= epochs:
-        msg = f"--warmup-epochs {warmup_epochs} leaves none of --epochs {epochs} for the loss"
+    settings = make_checked(TextSettings, "the training", **pick_given(options))
+    if settings.warmup_epochs is not None and settings.warmup_epochs >= settings.epochs:
+        msg = f"--warmup-epochs {settings.warmup_epochs} leaves none of --epochs {settings.epochs} for the loss"
         raise click.UsageError(msg)
     if save_prior is not None and save_prior.suffix != ".npz":
         msg = f"--save-prior {save_prior}: a prior is written as .npz"
@@ -141,7 +137,6 @@ def command(
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
-    from landprior.domains.text.settings import TextSettings
     from landprior.raster.locks import claiming
     from landprior.raster.outputs import check_outputs, checkpoint_of
 
@@ -159,17 +154,6 @@ def command(
     if save_prior is not None:
         write_prior(save_prior, table, found, classes, overwrite=overwrite)
         logger.info("written: %s", save_prior)
-    settings = TextSettings.model_validate(
-        {
-            "loss": loss,
-            "epochs": epochs,
-            "warmup_epochs": warmup_epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "marginal": marginal,
-            "seed": seed,
-        }
-    )
     checkpoint = checkpoint_of(target)
     features = trigram_features(found.texts)
     with claiming(target):
@@ -190,7 +174,7 @@ def command(
         record = {
             "output": str(output),
             "documents": len(found),
-            "loss": loss,
+            "loss": settings.loss,
             "labels_of": which,
             "prior": {
                 "information": result.judgement.information,

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
     INPUT,
     OUTPUT_FOLDER,
     device_option,
     json_option,
     label_map_option,
-    marginal_option,
-    recipe_option,
+    require_as_many,
     scheme_option,
     show_progress,
     training_settings,
 )
-from landprior.cli.train import LOSS_NAMES
+from landprior.cli.training import loss_option, training_options
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -52,31 +52,42 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         return rates
 
 
-@click.command(name="tune")
-@click.option("--image", "images", type=INPUT, multiple=True, required=True, help="An image to train on; may repeat.")
-@click.option("--prior", "priors", type=INPUT, multiple=True, help="Its prior.")
-@click.option("--labels", type=INPUT, multiple=True, help="Its labels: fit them instead of the prior.")
-@click.option(
-    "--validation-image",
-    "v_images",
-    type=INPUT,
-    multiple=True,
-    help="To score on.  [default: the images themselves; with --labels it must be given]",
+@click.command(name="tune", cls=Command, former={"--validation-labels": "--reference"})
+@grouped(
+    "Files to train on",
+    click.option(
+        "--image", "images", type=INPUT, multiple=True, required=True, help="Image to train on; may be repeated."
+    ),
+    click.option("--prior", "priors", type=INPUT, multiple=True, help="Prior of the image."),
+    click.option("--labels", type=INPUT, multiple=True, help="1 m labels of the image, fitted instead of the prior."),
+    scheme_option(help="Classes of the labels; needed with --labels."),
+    label_map_option,
 )
-@click.option("--validation-prior", "v_priors", type=INPUT, multiple=True, help="Their priors.")
-@click.option("--validation-labels", "v_labels", type=INPUT, multiple=True, required=True, help="Their 1 m labels.")
-@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder of models and scores.")
-@click.option("--rates", type=RatesType(), help="Learning rates.  [default: 1e-3,1e-4,1e-5; 1e-2 too for labels]")
-@click.option("--loss", type=click.Choice(LOSS_NAMES), help="Training objective.  [default: qr; ce with --labels]")
-@recipe_option
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.")
-@click.option("--filters", type=click.IntRange(min=1), help="Width of the network.")
-@click.option("--patch-size", type=click.IntRange(min=11), help="Side of the patches, pixels.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step.")
-@marginal_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same models.")
-@scheme_option(help="Classes; needed with --labels.")
-@label_map_option
+@grouped(
+    "Files to score on",
+    click.option(
+        "--validation-image",
+        "v_images",
+        type=INPUT,
+        multiple=True,
+        help="Image to score on.  [default: the images trained on; with --labels it must be given]",
+    ),
+    click.option("--validation-prior", "v_priors", type=INPUT, multiple=True, help="Prior of the image to score on."),
+    click.option(
+        "--reference", "v_labels", type=INPUT, multiple=True, required=True, help="1 m labels of the image to score on."
+    ),
+)
+@grouped(
+    "Training",
+    click.option(
+        "--rates",
+        type=RatesType(),
+        help="Learning rates to choose from.  [default: 1e-3,1e-4,1e-5; with --labels 1e-2 too]",
+    ),
+    loss_option("; ce with --labels"),
+    *training_options("steps", "filters", "patch_size", "batch_size", "marginal", "seed"),
+)
+@click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder for models and scores.")
 @device_option
 @json_option
 @click.pass_context
@@ -103,8 +114,8 @@ def command(
     """Choose the learning rate on a validation tile, by the paper's grid.
 
     \b
-    landprior tune --image naip.tif --prior prior.tif --validation-labels labels.tif -o tuning
-    landprior tune --image a.tif --labels a_lc.tif --validation-image b.tif --validation-labels b_lc.tif \\
+    landprior tune --image naip.tif --prior prior.tif --reference labels.tif -o tuning
+    landprior tune --image a.tif --labels a_lc.tif --validation-image b.tif --reference b_lc.tif \\
         --scheme chesapeake-4 --rates 1e-2,1e-3 -o tuning
 
     One model per rate is trained and scored (r for a prior, q for labels). The table goes to stdout, the models
@@ -123,8 +134,8 @@ def command(
         msg = "give --prior or --labels for each --image"
         raise click.UsageError(msg)
     trials = tune(
-        _tiles("", images, priors, labels),
-        _tiles("validation-", v_images or images, v_priors if v_images else v_priors or priors, v_labels),
+        _tiles("", "labels", images, priors, labels),
+        _tiles("validation-", "reference", v_images or images, v_priors if v_images else v_priors or priors, v_labels),
         output,
         settings,
         rates=rates or (),
@@ -146,15 +157,13 @@ def command(
 
 
 def _tiles(
-    kind: str, images: tuple[Path, ...], priors: tuple[Path, ...], labels: tuple[Path, ...]
+    kind: str, labels_name: str, images: tuple[Path, ...], priors: tuple[Path, ...], labels: tuple[Path, ...]
 ) -> list[TrainingTile]:
     """Put repeated options together."""
     from landprior.landcover.training.files import TrainingTile
 
-    for name, paths in (("prior", priors), ("labels", labels)):
-        if paths and len(paths) != len(images):
-            msg = f"{len(images)} images and {len(paths)} --{kind}{name} were given; each image needs its own"
-            raise click.UsageError(msg)
+    given = {f"{kind}prior": priors, labels_name: labels}
+    require_as_many("image", images, {name: paths for name, paths in given.items() if paths})
     return [
         TrainingTile(image=image, prior=priors[index] if priors else None, labels=labels[index] if labels else None)
         for index, image in enumerate(images)

@@ -54,7 +54,7 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: LossName | OwnName = Field("qr", description="Training objective.")
+    loss: LossName | OwnName = Field("qr", description="Objective that the training minimises.")
     steps: int = Field(600, ge=1, description="Number of optimiser steps.")
     warmup: Warmup = Field("ce-em", description="Kind of warm-up before qr, qr-kl, rq or sr takes over.")
     warmup_steps: int | None = Field(

@@ -141,7 +141,7 @@ def _read(
     found = find_column(frame.columns, field, source)
     if found is None:
         names = ", ".join(str(c) for c in frame.columns if c != "geometry")
-        msg = f"{source} has no column {field!r} with the class (it has {names or 'none'}); name it with --label-field"
+        msg = f"{source} has no column {field!r} with the class (it has {names or 'none'}); name it with --class-column"
         raise InputError(msg)
     empty = blanks(frame, found)
     if empty.any():

@@ -57,7 +57,7 @@ BASES = {
         "{prior.tif}",
         "--validation-image",
         "{image.tif}",
-        "--validation-labels",
+        "--reference",
         "{labels.tif}",
         "--steps",
         "1",

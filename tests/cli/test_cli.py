@@ -27,7 +27,6 @@ from landprior.cli import _COMMANDS, main
 from landprior.cli.demo import command as demo_command
 from landprior.cli.options import training_settings
 from landprior.cli.run import command as run_command
-from landprior.cli.train import LOSS_NAMES
 from landprior.cli.train import command as train_command
 from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES
@@ -215,9 +214,11 @@ def test_an_unknown_command_that_is_near_none():
     assert on_screen(result.stderr)[-1] == "Error: No such command 'xyzzy'."
 
 
-def test_loss_names_are_those_of_the_library():
-    assert list(typing.get_args(LossName)) == LOSS_NAMES
-    assert set(LOSS_NAMES) == set(LOSSES)
+@pytest.mark.parametrize("name", ["train", "tune", "run", "plan", "text"])
+def test_loss_names_are_those_of_the_library(name):
+    command = importlib.import_module(f"landprior.cli.{name}").command
+    choices = next(p.type.choices for p in command.params if p.name == "loss")
+    assert set(choices) == set(typing.get_args(LossName)) == set(LOSSES)
 
 
 def defaults_in_help(command):
@@ -227,7 +228,7 @@ def defaults_in_help(command):
 
 def test_defaults_in_the_help_of_train_are_those_of_the_library():
     loop, tile = TrainingSettings(), TileSettings()
-    expected = {name: getattr(loop, name) for name in ("steps", "learning_rate")}
+    expected = {name: getattr(loop, name) for name in ("steps", "learning_rate", "seed")}
     expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
     expected["epitome_size"] = EpitomeSettings().size
     assert defaults_in_help(train_command) == expected
@@ -241,14 +242,19 @@ def test_defaults_in_the_help_of_train_are_those_of_the_library():
     text = {p.name: getattr(p, "help", "") for p in train_command.params}
     assert all(text[name].endswith(f"paper {value}]") for name, value in published.items())
     loop = TrainingSettings()
-    others = {p.name: p.default for p in train_command.params if p.name in ("seed", "precision")}
-    assert others == {name: getattr(loop, name) for name in others}
+    assert text["precision"].endswith(f"[default: {loop.precision}]")
+    assert text["learning_rate"].endswith(
+        f"[default: 0.002; paper 0.0001; paper with rq {TileSettings.paper('rq').training.learning_rate}]"
+    )
     assert f"[default: {loop.loss}; ce with --labels]" in next(p for p in train_command.params if p.name == "loss").help
 
 
 def test_defaults_in_the_help_of_run_are_those_of_the_library():
-    tile = TileSettings()
-    expected = {"filters": tile.filters, "starts": tile.starts, "jobs": FetchSettings().jobs}
+    loop, tile, prior = TrainingSettings(), TileSettings(), PriorSettings()
+    expected = {name: getattr(loop, name) for name in ("steps", "learning_rate", "seed")}
+    expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
+    expected |= {name: getattr(prior, name) for name in ("blur_sigma", "blur_radius")}
+    expected["jobs"] = FetchSettings().jobs
     assert defaults_in_help(run_command) == expected
 
 
@@ -257,14 +263,13 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
     command = importlib.import_module("landprior.cli.build_prior").command
     options = {p.name: p for p in command.params}
     settings = PriorSettings()
-    for name in ("blur_sigma", "blur_radius"):
-        assert options[name].default == getattr(settings, name)
-    assert options["label_column"].default == hints.COLUMN
+    assert defaults_in_help(command) == {name: getattr(settings, name) for name in ("blur_sigma", "blur_radius")}
+    assert options["class_column"].default == hints.COLUMN
     assert tuple(sorted(options["encoding"].type.choices)) == tuple(sorted(ENCODINGS))
     assert set(re.findall(r"\w+", options["city"].help.partition("(")[2].partition(")")[0])) == set(list_cities())
 
 
-@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_options_of_train_go_over_the_recipe(loss):
     options = {"steps": 7, "learning_rate": None, "filters": 3, "seed": 5, "precision": "fp32"}
     given = training_settings("default", labelled=False, loss=loss, **options)
@@ -396,7 +401,7 @@ def test_same_seed_same_map_other_seed_other_model(here):
     np.testing.assert_array_equal(read("map_probabilities.tif"), read("again_probabilities.tif"))
 
 
-@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_trains(here, loss):
     succeed(f"train --image naip.tif --prior prior.tif --loss {loss} {TINY} -o other.safetensors")
     model = load_model("other.safetensors")
@@ -491,16 +496,16 @@ def write_labels(grid, path="labels.gpkg", column="class", labels=("trees", "!wa
     ("options", "weight", "column", "labels"),
     [
         ("", 0.9, "class", ("trees", "!water", "trees|grass")),
-        ("--label-weight 0.6", 0.6, "class", ("trees", "!water", "trees|grass")),
-        ("--label-weight 1", 1.0, "class", ("40", "!10", "40|70")),
-        ("--label-column kind", 0.9, "kind", ("Trees", "impervious|barren|trees|grass", "grass|trees")),
+        ("--points-weight 0.6", 0.6, "class", ("trees", "!water", "trees|grass")),
+        ("--points-weight 1", 1.0, "class", ("40", "!10", "40|70")),
+        ("--class-column kind", 0.9, "kind", ("Trees", "impervious|barren|trees|grass", "grass|trees")),
     ],
 )
 def test_labels_sharpen_the_prior_where_they_lie(here, grid, options, weight, column, labels):
     write_labels(grid, column=column, labels=labels)
     build = "build-prior --nlcd nlcd.tif --roads r.tif --scheme enviroatlas-5 --encoding float32"
     succeed(f"{build} -o plain.tif")
-    succeed(f"{build} --labels labels.gpkg {options} -o sharp.tif")
+    succeed(f"{build} --points labels.gpkg {options} -o sharp.tif")
     plain, expected = read("plain.tif"), read("plain.tif")
     for at, allowed in ((PIXEL, [3]), (FIELD, [1, 2, 3, 4]), (GROVE, [3, 4])):
         within = plain[(slice(None), *at)]
@@ -525,13 +530,13 @@ def test_labels_sharpen_the_prior_where_they_lie(here, grid, options, weight, co
 )
 def test_labels_that_make_no_sense(here, grid, change, words):
     write_labels(grid, **change)
-    assert_refused("build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --labels labels.gpkg -o other.tif", *words)
+    assert_refused("build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --points labels.gpkg -o other.tif", *words)
 
 
 def test_labels_of_another_place(here, grid):
     write_labels(grid.window(Window(5000, 0, 96, 80)))
     words = ["no labelled feature of labels.gpkg", "CRS"]
-    assert_refused("build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --labels labels.gpkg -o other.tif", *words)
+    assert_refused("build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --points labels.gpkg -o other.tif", *words)
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -693,7 +698,7 @@ def test_a_prior_that_is_torn(here, make_raster, grid):
         ("build-prior --nlcd none.tif --scheme enviroatlas-5 -o other.tif", ["no such file: none.tif"]),
         ("build-prior --nlcd nlcd.tif --roads none.tif --scheme enviroatlas-5 -o o.tif", ["no such file: none.tif"]),
         ("build-prior --nlcd nlcd.tif --cooccurrence none.csv --scheme enviroatlas-5 -o o.tif", ["none.csv"]),
-        ("build-prior --nlcd nlcd.tif --labels none.gpkg --scheme enviroatlas-5 -o o.tif", ["no such file: none.gpkg"]),
+        ("build-prior --nlcd nlcd.tif --points none.gpkg --scheme enviroatlas-5 -o o.tif", ["no such file: none.gpkg"]),
         ("build-prior --nlcd nlcd.tif --like none.tif --scheme enviroatlas-5 -o o.tif", ["no such file: none.tif"]),
         ("cooccurrence none.tif labels.tif --scheme enviroatlas-5 -o other.csv", ["no such file: none.tif"]),
     ],
@@ -718,7 +723,7 @@ def test_a_missing_file(here, line, words):
         "build-prior --nlcd folder --scheme enviroatlas-5 -o other.tif",
         "build-prior --nlcd nlcd.tif --roads folder --scheme enviroatlas-5 -o other.tif",
         "build-prior --nlcd nlcd.tif --cooccurrence ./folder --scheme enviroatlas-5 -o other.tif",
-        "build-prior --nlcd nlcd.tif --labels folder --scheme enviroatlas-5 -o other.tif",
+        "build-prior --nlcd nlcd.tif --points folder --scheme enviroatlas-5 -o other.tif",
         "build-prior --nlcd nlcd.tif --scheme enviroatlas-5 -o folder",
         "cooccurrence nlcd.tif labels.tif --scheme enviroatlas-5 -o folder",
     ],
@@ -889,7 +894,7 @@ USAGE = {
         ["blur_sigma", "greater than 0"],
     ),
     "no steps": ("train --image a --prior b --steps 0 -o c", ["--steps"]),
-    "weight above one": ("build-prior --nlcd a --scheme enviroatlas-5 --label-weight 2 -o b", ["--label-weight"]),
+    "weight above one": ("build-prior --nlcd a --scheme enviroatlas-5 --points-weight 2 -o b", ["--points-weight"]),
     "train of a city with -o": ("train --city town -o m.safetensors", ["-o is for plain files", "--city"]),
     "train of a city with --scheme": ("train --city town --scheme enviroatlas-5", ["--scheme is for plain files"]),
     "predict of a city with --posterior": ("predict --city town --posterior a", ["--posterior is for plain files"]),

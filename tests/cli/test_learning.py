@@ -135,7 +135,7 @@ def test_options_that_would_say_nothing_are_refused(files):
         "train --image naip.tif --prior prior.tif --label-map 1:10 -o m.safetensors": "only with --labels",
         "evaluate labels.tif labels.tif --exclude-buffer 3": "name what is left out with --exclude",
         "evaluate labels.tif labels.tif --pixel-size 3": "only with points",
-        f"{BUILD} --label-weight 0.5 -o b.tif": "without --labels",
+        f"{BUILD} --points-weight 0.5 -o b.tif": "without --points",
         f"{LEARN} --city town": "is for plain files",
     }
     for line, text in lines.items():
@@ -178,7 +178,7 @@ def test_recipes_of_the_command_line(files):
 
 def test_tune_prints_the_grid_and_the_best(files):
     good(f"{BUILD} -o prior.tif")
-    line = f"tune --image naip.tif --prior prior.tif --validation-labels labels.tif {TINY} --rates 1e-2,1e-3 -o tuning"
+    line = f"tune --image naip.tif --prior prior.tif --reference labels.tif {TINY} --rates 1e-2,1e-3 -o tuning"
     first = good(line)
     assert first.count("<- best") == 1
     assert "its model: tuning" in first
@@ -188,19 +188,17 @@ def test_tune_prints_the_grid_and_the_best(files):
     best = max(found["trials"], key=lambda trial: trial["accuracy"])
     assert found["learning_rate"] == best["learning_rate"]
     assert load_model(found["model"]).record["settings"]["training"]["learning_rate"] == best["learning_rate"]
-    wrong = run("-q tune --image naip.tif --validation-labels labels.tif -o t")
+    wrong = run("-q tune --image naip.tif --reference labels.tif -o t")
     assert (wrong.exit_code, "give --prior or --labels" in wrong.stderr) == (2, True)
-    rates = run("-q tune --image naip.tif --prior prior.tif --validation-labels labels.tif --rates no -o t")
+    rates = run("-q tune --image naip.tif --prior prior.tif --reference labels.tif --rates no -o t")
     assert (rates.exit_code, "no list of positive numbers" in rates.stderr) == (2, True)
-    own = run("-q tune --image naip.tif --labels labels.tif --validation-labels labels.tif --scheme enviroatlas-5 -o t")
+    own = run("-q tune --image naip.tif --labels labels.tif --reference labels.tif --scheme enviroatlas-5 -o t")
     assert (own.exit_code, "validate on another tile" in own.stderr) == (1, True)
     (files / "other.tif").write_bytes((files / "naip.tif").read_bytes())
-    lacking = run(
-        "-q tune --image naip.tif --prior prior.tif --validation-image other.tif --validation-labels labels.tif -o t"
-    )
+    lacking = run("-q tune --image naip.tif --prior prior.tif --validation-image other.tif --reference labels.tif -o t")
     assert (lacking.exit_code, "give other.tif a prior too" in lacking.stderr) == (1, True)
     labels = good(
-        "tune --image naip.tif --labels labels.tif --validation-image other.tif --validation-labels labels.tif "
+        "tune --image naip.tif --labels labels.tif --validation-image other.tif --reference labels.tif "
         f"--scheme enviroatlas-5 {TINY} --rates 1e-2,1e-3 -o supervised"
     )
     assert "0.01" in labels
@@ -233,7 +231,7 @@ def test_points_from_the_draw_to_the_estimate(files, scene, enviroatlas):
 def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, enviroatlas):
     good("sample labels.tif --count 120 -o points.gpkg")
     interpret(files / "points.gpkg", scene, enviroatlas)
-    good(f"{BUILD} --labels points.gpkg --label-column reference --recalibrate -o prior.tif")
+    good(f"{BUILD} --points points.gpkg --class-column reference --recalibrate -o prior.tif")
     with rasterio.open("prior.tif") as src:
         assert json.loads(src.tags(ns="landprior")["calibration"])["points"] == 120
     whole = json.loads(good("evaluate labels.tif labels.tif --json"))
@@ -241,7 +239,7 @@ def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, envir
     assert whole["pixels"] == 128 * 128
     assert 120 * 4 < whole["pixels"] - rest["pixels"] <= 120 * 21  # discs of 1.2 m, some over each other or the edge
     refused = run(f"-q {BUILD} --recalibrate -o b.tif")
-    assert (refused.exit_code, "--labels" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "--points" in refused.stderr) == (1, True)
 
 
 def test_an_experiment_of_ones_own(files):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import landprior.cli.run  # noqa: F401 - before a test changes the settings that its options are made of
 from landprior.cli import main
 from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.synthetic.scene import make_scene
@@ -86,9 +87,9 @@ def test_a_joint_model_does_not_replace_the_maps_of_the_tiles_own(town):
 
 
 SOURCES = (
-    "--labels nosuch.tif",
-    "--labels nosuch.tif --label-map 1:2",
-    "--label-field kind",
+    "--reference nosuch.tif",
+    "--reference nosuch.tif --label-map 1:2",
+    "--class-column kind",
     "--year 1999",
     "--nlcd-year 2019",
     "--naip nosuch",
@@ -124,8 +125,8 @@ def test_sources_of_a_place_that_is_not_fetched_are_refused(town, command, optio
 def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again(town):
     TileFolder(path=town, city="town").record("naip", "key")
     assert_refused(
-        "run --city town --scheme enviroatlas-5 --labels nosuch.tif",
-        "--labels cannot be used with the place town",
+        "run --city town --scheme enviroatlas-5 --reference nosuch.tif",
+        "--reference cannot be used with the place town",
         "--bbox, --place or --aoi, and --name town",
     )
 

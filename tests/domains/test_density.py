@@ -607,7 +607,7 @@ TRAIN = ("--steps", 30, "--filters", 4, "--patch-size", 24, "--loss", "ce", "--b
 
 def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path):
     arguments = (
-        scenes, "--coarse", scenes / "counts.csv", *TRAIN, "--hold-out", 0.5, "--blur", 3, "--points",
+        scenes, "--coarse", scenes / "counts.csv", *TRAIN, "--hold-out", 0.5, "--blur", 3, "--reference",
         scenes / "points.csv", "--positive", "blue", "-o", tmp_path / "out",
     )  # fmt: skip
     report = json.loads(run(*arguments, "--json"))
@@ -638,7 +638,7 @@ def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path
     ("more", "code", "message"),
     [
         ((), 2, "--coarse is missing"),
-        (("--coarse", "{}/counts.csv", "--points", "{}/points.csv"), 2, "--positive is missing"),
+        (("--coarse", "{}/counts.csv", "--reference", "{}/points.csv"), 2, "--positive is missing"),
         (("--coarse", "{}/counts.csv", "--blur", 4), 1, "odd number"),
         (("--coarse", "{}/counts.csv", "--block", 60), 1, "has row 0, column 2 of scene0.tif"),
         (("--coarse", "{}/counts.csv", "--names", "one"), 2, "two names"),

@@ -5,7 +5,6 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from click.testing import CliRunner
 from sklearn.metrics import f1_score
 
 from landprior.cli import main
-from landprior.cli.text import LOSS_NAMES
 from landprior.domains.text.classification import (
     DocumentFeed,
     SparseLinear,
@@ -30,7 +28,6 @@ from landprior.domains.text.prior import read_prior, save_prior
 from landprior.domains.text.settings import TextSettings
 from landprior.errors import HarmWarning, InputError, OutputExistsError, TrainingInterruptedError
 from landprior.implicit.posterior import log_posterior
-from landprior.implicit.settings import LossName
 from landprior.run import Run
 
 TREE = make_tree({"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "c"})
@@ -118,10 +115,6 @@ def test_every_document_is_seen_once_an_epoch(batch_size):
         assert np.array_equal(batch.inputs.to_dense().numpy(), matrix[rows].toarray())
     again = DocumentFeed(SparseRows(matrix), log_prior, batch_size=batch_size, seed=3)
     assert torch.equal(again(feed.epoch_steps).log_prior, epochs[1][0].log_prior)  # a function of the step
-
-
-def test_loss_names_are_those_of_the_core():
-    assert set(LOSS_NAMES) == set(get_args(LossName))
 
 
 # -- training ------------------------------------------------------------------------------------

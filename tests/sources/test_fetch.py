@@ -426,7 +426,7 @@ def options_of(settings):
     """The same sources as options of the command line."""
     given = settings.model_dump(exclude_defaults=True, exclude={"labels", "year", "scheme"})
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [*options, "--year", "2010", "--labels", str(settings.labels[0])]
+    return [*options, "--year", "2010", "--reference", str(settings.labels[0])]
 
 
 @pytest.mark.slow

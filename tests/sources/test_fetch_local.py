@@ -638,7 +638,7 @@ def run(place, monkeypatch, *options):
     return CliRunner().invoke(main, ["fetch", *flags, "--name", "town", "--data", "ws", "--offline"])
 
 
-@pytest.mark.parametrize("option", ["--nlcd", "--naip", "--osm", "--buildings", "--labels", "--aoi"])
+@pytest.mark.parametrize("option", ["--nlcd", "--naip", "--osm", "--buildings", "--reference", "--aoi"])
 @pytest.mark.parametrize("value", ["s3://me:word@bucket/x.tif?sig=TOKEN", "gs://b/x", "/vsicurl/https://h.test/x.tif"])
 def test_remote_addresses_are_refused_with_advice(bare, monkeypatch, option, value):
     result = run(bare, monkeypatch, option, value)
@@ -653,7 +653,7 @@ def test_remote_addresses_are_refused_from_python_too(value):
     for field in ("naip", "osm", "buildings"):
         with pytest.raises(ValidationError, match=rf"download it and give its path \(--{field}\)"):
             FetchSettings(**{field: value})
-    with pytest.raises(ValidationError, match=r"download it and give its path \(--labels\)"):
+    with pytest.raises(ValidationError, match=r"download it and give its path \(--reference\)"):
         FetchSettings(labels=(value,))
     if not value.startswith("https"):
         with pytest.raises(ValidationError, match=r"download it and give its path \(--nlcd\)"):

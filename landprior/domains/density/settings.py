@@ -19,7 +19,9 @@ class DensitySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = Field("rq", description="Training objective.")
+    loss: Literal["rq", "qr", "qr-kl", "nll-union", "ce"] = Field(
+        "rq", description="Objective that the training minimises."
+    )
     steps: int = Field(4000, ge=1, description="Number of optimiser steps.")
     warmup: Literal["ce", "ce-em", "none"] = Field("ce", description="Kind of warm-up before rq or qr takes over.")
     warmup_steps: int | None = Field(

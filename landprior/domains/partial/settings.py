@@ -32,7 +32,7 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1, description="Training objective.")
+    losses: tuple[PartialLoss, ...] = Field(("rq",), min_length=1, description="Objective that the training minimises.")
     marginals: tuple[Denominator, ...] = Field(
         ("batch",),
         min_length=1,

@@ -16,7 +16,7 @@ class TextSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss: LossName = Field("rq", description="Training objective.")
+    loss: LossName = Field("rq", description="Objective that the training minimises.")
     epochs: int = Field(10, ge=1, description="Number of times that every document is seen.")
     warmup_epochs: int | None = Field(
         None,

@@ -392,7 +392,7 @@ def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None)
     found = find_column(everything.columns, column, points, joined=True)
     if found is None:
         names = ", ".join(str(name) for name in everything.columns)
-        msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --label-column"
+        msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --class-column"
         raise InputError(msg)
     if found != column:
         logger.info("%s: what was seen is read from its column %r", points, found)

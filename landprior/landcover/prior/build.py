@@ -176,7 +176,7 @@ def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None
 def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hints | None) -> Calibration:
     """Fit a calibration to the prior at the labelled points, each computed from a window of its own."""
     if hints is None:
-        msg = "a prior is recalibrated with labelled points; give them (--labels)"
+        msg = "a prior is recalibrated with labelled points; give them (--points)"
         raise InputError(msg)
     rows, columns, classes, shares = hints.points(coarse.grid)
     if not hints.designed:

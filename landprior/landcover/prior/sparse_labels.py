@@ -203,7 +203,7 @@ def read_hints(
     found = find_column(frame.columns, column, path, joined=column == REFERENCE)
     if found is None:
         names = ", ".join(str(name) for name in frame.columns if name != "geometry")
-        msg = f"{path} has no column {column!r} with the label (it has {names or 'none'}); name it with --label-column"
+        msg = f"{path} has no column {column!r} with the label (it has {names or 'none'}); name it with --class-column"
         raise InputError(msg)
     if found != column:
         logger.info("%s: labels are read from its column %r", path, found)

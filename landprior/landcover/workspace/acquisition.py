@@ -76,7 +76,7 @@ _CHANGES = {
     "coverage": "--nlcd-coverage",
     "road_width": "--road-width",
     "label_map": "--label-map",
-    "field": "--label-field",
+    "field": "--class-column",
     "scheme": "--scheme",
 }
 """What decides what is in a layer, as a user would call it."""

@@ -104,7 +104,8 @@ class FetchSettings(BaseModel):
     @classmethod
     def _local(cls, value: object, info: ValidationInfo) -> object:
         for one in value if isinstance(value, (tuple, list)) else [value]:
-            refuse_remote(one, f"--{info.field_name}", web=info.field_name == "nlcd")
+            option = "--reference" if info.field_name == "labels" else f"--{info.field_name}"
+            refuse_remote(one, option, web=info.field_name == "nlcd")
         return value
 
     def located(self) -> FetchSettings:

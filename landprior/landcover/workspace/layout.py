@@ -243,7 +243,7 @@ def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
         if is_raster(path):
             _check_labels(path, boxes, alone=len(settings.labels) == 1)
         else:
-            check_reach(path, boxes, "--labels", strict=False)
+            check_reach(path, boxes, "--reference", strict=False)
 
 
 def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:
@@ -286,7 +286,8 @@ def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
         return
     msg = (
         f"{path} does not overlap any tile: it covers {whole}, the tiles "
-        f"{'; '.join(map(str, list(boxes.values())[:3]))} (west,south,east,north); give labels of this place (--labels)"
+        f"{'; '.join(map(str, list(boxes.values())[:3]))} (west,south,east,north); "
+        "give labels of this place (--reference)"
     )
     if alone:
         raise GridMismatchError(msg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from landprior.errors import ConfigError
 from landprior.landcover.prior.build import build_prior
@@ -23,7 +23,7 @@ from landprior.run import Run
 from landprior.sources.areas import list_cities
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from landprior.landcover.assessment.scores import Scores
@@ -37,13 +37,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "STEPS",
     "PipelineSettings",
+    "Step",
+    "StepResult",
     "Workspace",
     "joint_model_of_city",
     "map_of_tile",
     "model_of_tile",
     "prior_of_tile",
     "require_own_results",
+    "run_steps",
     "run_workspace",
     "scores_of_tile",
     "train_city",
@@ -491,6 +495,88 @@ def scores_of_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | Non
     return scores
 
 
+Step = Literal["prior", "model", "joint model", "map", "scores"]
+
+STEPS: tuple[Step, ...] = ("prior", "model", "map", "scores")
+"""The whole chain for a tile; ``"joint model"`` is one model for all tiles, made once, before their maps."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave.
+
+    Parameters
+    ----------
+    step
+        Which.
+    path
+        Its file; of scores, the map that was scored.
+    scores
+        Of the step ``"scores"``.
+    """
+
+    step: Step
+    path: Path
+    scores: Scores | None = None
+
+
+def run_steps(
+    tiles: Sequence[TileFolder],
+    steps: Sequence[Step],
+    settings: PipelineSettings | None = None,
+    *,
+    training: TileSettings | None = None,
+    trainer: Trainer | None = None,
+    mapping: Mapping[str, Any] | None = None,
+    command: str = "run",
+    run: Run = Run(),
+) -> Iterator[StepResult]:
+    """Do steps for tiles, each only where it is needed, tile by tile.
+
+    Parameters
+    ----------
+    tiles
+        Those of a place.
+    steps
+        Which, whatever their order.
+    settings
+        Of priors and scores; the other steps need none.
+    training, trainer
+        See :func:`model_of_tile`.
+    mapping
+        Options of :func:`map_of_tile`.
+    command
+        On whose behalf (:func:`prior_of_tile`).
+    run
+        See :class:`landprior.run.Run`.
+
+    Yields
+    ------
+    StepResult
+        As soon as it is there. Tiles without labels have no scores.
+
+    Raises
+    ------
+    LandpriorError
+        The first failure; what was done before it stays.
+    """
+    if "joint model" in steps:
+        yield StepResult("joint model", joint_model_of_city(tiles, training, run=run))
+    for tile in tiles:
+        if len(steps) > 1:
+            logger.info("%s/%s", tile.city, tile.name)
+        if "prior" in steps and settings is not None:
+            yield StepResult("prior", prior_of_tile(tile, settings, command=command, run=run))
+        if "model" in steps:
+            yield StepResult("model", model_of_tile(tile, training, trainer=trainer, command=command, run=run))
+        if "map" in steps:
+            yield StepResult("map", map_of_tile(tile, **(mapping or {}), command=command, run=run))
+        if "scores" in steps and settings is not None:
+            scores = scores_of_tile(tile, settings)
+            if scores is not None:
+                yield StepResult("scores", tile.file("prediction"), scores)
+
+
 def run_workspace(
     workspace: Workspace,
     city: str | CityRef,
@@ -536,14 +622,12 @@ def run_workspace(
     tiles = workspace.tiles(city, only=only)
     if not run.overwrite:
         require_own_results(tiles, settings, products=products)
-    for tile in tiles:
-        logger.info("%s/%s", tile.city, tile.name)
-        prior_of_tile(tile, settings, command="run", run=run)
-        model_of_tile(tile, settings.training, command="run", run=run)
-        maps.append(map_of_tile(tile, posterior=settings.posterior, products=products, command="run", run=run))
-        scores = scores_of_tile(tile, settings)
-        if scores is not None:
-            total = scores if total is None else total + scores
+    mapping = {"posterior": settings.posterior, "products": products}
+    for found in run_steps(tiles, STEPS, settings, training=settings.training, mapping=mapping, run=run):
+        if found.step == "map":
+            maps.append(found.path)
+        elif found.scores is not None:
+            total = found.scores if total is None else total + found.scores
     return maps, total
 
 

@@ -206,8 +206,8 @@ def test_commands_say_the_same_after_a_shapefile(tmp_path, sampled, make_raster)
         found = run("evaluate", path, tmp_path / name, "--json")
         assert ("simple random sample" in found.stderr) == (name == "plain.gpkg")
         values[name] = json.loads(found.stdout)["overall_accuracy"]["value"]
-        options = ("--nlcd", nlcd, "--scheme", "chesapeake-4", "--label-column", "reference", "--recalibrate")
-        found = run("build-prior", *options, "--labels", tmp_path / name, "-o", tmp_path / "p.tif", "--overwrite")
+        options = ("--nlcd", nlcd, "--scheme", "chesapeake-4", "--class-column", "reference", "--recalibrate")
+        found = run("build-prior", *options, "--points", tmp_path / name, "-o", tmp_path / "p.tif", "--overwrite")
         assert found.exit_code == 0, found.output
         assert ("simple random sample" in found.stderr) == (name == "plain.gpkg")
         with open_raster(tmp_path / "p.tif") as src:
@@ -279,15 +279,15 @@ def test_layers_are_chosen_by_option_or_name(tmp_path, sampled, make_raster):
     expected = run("evaluate", path, tmp_path / "a.gpkg").stdout
     assert run("evaluate", path, project, "--layer", "points").stdout == expected
     assert run("evaluate", path, f"{project}|layername=points").stdout == expected
-    options = ("--nlcd", nlcd, "--scheme", "chesapeake-4", "--label-column", "reference", "-o", tmp_path / "p.tif")
-    for command in (("evaluate", path, project), ("build-prior", *options, "--labels", project)):
+    options = ("--nlcd", nlcd, "--scheme", "chesapeake-4", "--class-column", "reference", "-o", tmp_path / "p.tif")
+    for command in (("evaluate", path, project), ("build-prior", *options, "--points", project)):
         found = run(*command)
         assert found.exit_code == 1
         assert "has 2 layers: 'draft' (1 features), 'points' (80 features)" in found.stderr
         found = run(*command, "--layer", "none")
         assert found.exit_code == 1
         assert "has no layer 'none'; it has 'draft', 'points'" in found.stderr
-    assert run("build-prior", *options, "--labels", project, "--layer", "points").exit_code == 0
+    assert run("build-prior", *options, "--points", project, "--layer", "points").exit_code == 0
     with open_raster(tmp_path / "p.tif") as src:
         assert json.loads(src.tags(ns="landprior")["hints"])["count"] == 80
 

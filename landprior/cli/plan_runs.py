@@ -1,0 +1,148 @@
+"""Running a plan: its options, and what ``landprior run PLAN`` does with them."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landprior.cli.command import grouped
+from landprior.cli.options import refuse_options, show_progress
+from landprior.cli.places import make_network
+from landprior.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """``INDEX/COUNT``, ``auto`` or ``auto/COUNT``."""
+
+    name = "index/count"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[int | None, int | None]:
+        """Parse the text; None is what the batch system is to say."""
+        if isinstance(value, tuple):
+            return value
+        index, slash, count = value.partition("/")
+        try:
+            found = (None if index == "auto" else int(index), int(count) if slash else None)
+        except ValueError:
+            self.fail(f"{value!r} is neither INDEX/COUNT, such as 0/16, nor auto", param, ctx)
+        if found[0] is not None and found[1] is None:
+            self.fail(f"{value!r} does not say of how many: INDEX/COUNT, such as 0/16", param, ctx)
+        return found
+
+
+class RayAddressType(click.ParamType):  # type: ignore[type-arg]
+    """``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; ``here`` where the option has no value."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """Refuse at once what cannot be an address; Ray would try to reach it."""
+        host, _, port = str(value).removeprefix("ray://").rpartition(":")
+        named = re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]", host)
+        if value not in ("here", "auto") and not (
+            named and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16
+        ):
+            self.fail(
+                f"{value!r} is not the address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT). For Ray on this "
+                "machine give --ray last, without a value.",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+plan_options = grouped(
+    "A plan",
+    click.option(
+        "--shard",
+        type=ShardType(),
+        help="Part of the PLAN to run: INDEX/COUNT, index from 0; or auto, from the batch system.",
+    ),
+    click.option(
+        "--ray",
+        type=RayAddressType(),
+        is_flag=False,
+        flag_value="here",
+        metavar="[ADDRESS]",
+        help="Run the PLAN on Ray, on this machine or on the cluster at ADDRESS.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Number of cores to use, with --ray on this machine.  [default: all]",
+    ),
+    click.option(
+        "--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs per tile, with --ray."
+    ),
+    click.option("--memory", type=click.IntRange(min=1), help="Memory per tile (MB) that Ray reserves, with --ray."),
+)
+"""Says how a plan is run; :func:`run_plan_file` takes what it gives."""
+
+OF_PLANS = ("shard", "ray", "workers", "gpus", "memory")
+"""Options that are for plans only."""
+
+
+def refuse_with_plan(ctx: click.Context) -> None:
+    """Refuse options that a plan has settled."""
+    allowed = {"plan", "device", "as_json", "offline", "refresh", "retries", "overwrite", *OF_PLANS}
+    names = [p.name for p in ctx.command.params if p.name is not None and p.name not in allowed]
+    refuse_options(ctx, "a plan, which says what is done; make another with landprior plan", *names)
+
+
+def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
+    """Run a plan, or a shard of it; exit 1 if a tile failed."""
+    import os
+
+    from landprior.batch.plans import choose_shard, read_plan, shard_of_environment
+    from landprior.batch.tile_runner import run_plan
+
+    network = partial(make_network, {name: options[name] for name in ("offline", "refresh", "retries")})
+    shard, ray, workers = options["shard"], options["ray"], options["workers"]
+    plan = read_plan(path)
+    if shard is not None:
+        index, count = shard
+        if index is None:
+            index, count = shard_of_environment(os.environ, count)
+        plan = choose_shard(plan, index, count or 1)
+    if plan.fetch is None:
+        refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")
+    run = Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx))
+    if ray is None:
+        refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
+        states = run_plan(plan, network=network() if plan.fetch else None, run=run)
+    else:
+        if ray != "here":
+            refuse_options(ctx, "a cluster, which has its own cores", "workers")
+        from landprior.batch.cluster import run_on_ray
+
+        states = run_on_ray(
+            plan,
+            address=None if ray == "here" else ray,
+            workers=workers,
+            gpus=options["gpus"],
+            memory=options["memory"],
+            network=network if plan.fetch else None,
+            run=run,
+        )
+    done = sum(state.state == "done" for state in states)
+    if as_json:
+        click.echo(json.dumps([vars(state) for state in states], indent=1))
+    else:
+        click.echo(f"{done} of {len(states)} tiles are done")
+    if done < len(states):
+        hint = "" if as_json else f"; why: landprior status {path}"
+        click.echo(f"{len(states) - done} are not{hint}", err=True)
+        ctx.exit(1)

@@ -1,0 +1,46 @@
+"""Options of a training, made from the fields of its settings; :func:`training_settings` takes what they give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from landprior.cli.fields import field_option, field_options
+from landprior.cli.options import recipe_option, training_settings
+from landprior.implicit.settings import LossName
+from landprior.landcover.training.settings import TileSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FIELDS", "loss_option", "training_options", "training_settings"]
+
+FIELDS = (
+    "network",
+    "steps",
+    "warmup_steps",
+    "learning_rate",
+    "filters",
+    "patch_size",
+    "batch_size",
+    "seed",
+    "starts",
+    "members",
+    "marginal",
+    "precision",
+)
+"""Fields of :class:`TileSettings`, and of the settings of the loop in it, that are options."""
+
+_RECIPES = {"best": TileSettings.best(), "paper": TileSettings.paper(), "paper with rq": TileSettings.paper("rq")}
+
+
+def loss_option(note: str = "") -> Callable[[Any], Any]:
+    """Return the option of the loss; ``note`` says what else may be its default."""
+    text = (
+        f"Training objective: an implicit-posterior loss (qr, qr-kl, rq) or one to compare with.  [default: qr{note}]"
+    )
+    return field_option(TileSettings, "loss", choices=get_args(LossName), help=text)
+
+
+def training_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options of some fields, by default of all of :data:`FIELDS`, and the recipe that they change."""
+    return (recipe_option, *field_options(TileSettings, *(fields or FIELDS), others=_RECIPES))

@@ -1,0 +1,140 @@
+"""The one path over a workspace: steps for the tiles of a place, whichever command asks for them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from landprior.cli.command import group_of
+from landprior.cli.options import refuse_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from landprior.landcover.workspace.city import CityRef
+    from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.pipeline import PipelineSettings, Step
+    from landprior.raster.scheme import ClassScheme
+
+STEPS = ("fetch", "prior", "model", "map", "scores")
+"""Steps of the chain, in their order."""
+
+
+class StepsType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """One or several of :data:`STEPS`, with commas."""
+
+    name = "step,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ANN401
+        """Parse the text."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip().lower() for part in value.split(","))
+        for name in names:
+            if name not in STEPS:
+                self.fail(f"{name!r} is not a step; the steps are {', '.join(STEPS)}", param, ctx)
+        return names
+
+
+only_option = click.option(
+    "--only",
+    type=StepsType(),
+    multiple=True,
+    help=f"Step of the chain to do, instead of all: {', '.join(STEPS)}; may be repeated, or have several with commas.",
+)
+
+
+def choose_steps(only: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the steps that ``--only`` names, in the chain's order; all if it is not given."""
+    named = {step for steps in only for step in steps}
+    return tuple(step for step in STEPS if not named or step in named)
+
+
+_USED_BY = {"Training": {"model"}, "Map": {"map"}, "Prior": {"prior"}, "Sources": {"fetch"}}
+"""Group of options -> the steps that use them."""
+
+_ELSEWHERE = {"scheme": {"fetch", "prior", "scores"}, "label_map": {"fetch", "scores"}}
+"""Options that other steps than those of their group use."""
+
+_FILES = {"fetch": "tiles", "prior": "priors", "model": "models", "map": "maps", "scores": "maps"}
+
+
+def refuse_unused(ctx: click.Context, steps: Sequence[str]) -> None:
+    """Refuse options of steps that ``--only`` leaves out.
+
+    Raises
+    ------
+    click.UsageError
+        Names the first of them.
+    """
+    for param in ctx.command.params:
+        used = _ELSEWHERE.get(param.name or "", _USED_BY.get(group_of(param), {*STEPS}))
+        if not used & {*steps}:
+            refuse_options(ctx, f"--only {','.join(steps)}; it is for: {', '.join(sorted(used))}", param.name or "")
+
+
+def find_settings(
+    city: str | CityRef,
+    workspace: Path,
+    scheme: ClassScheme | None,
+    cooccurrence: Path | None,
+    **changes: Any,  # noqa: ANN401 - the other fields
+) -> PipelineSettings:
+    """Return the settings of a place: those of its preset, with what was given in their place."""
+    from landprior.landcover.workspace.city import find_city
+    from landprior.landcover.workspace.pipeline import PipelineSettings
+
+    return PipelineSettings.for_city(find_city(city, workspace), scheme=scheme, cooccurrence=cooccurrence, **changes)
+
+
+def run_for_city(city: str, workspace: Path, only: Sequence[str], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401
+    """Do steps for the tiles of a place and print each file as soon as it is there.
+
+    Parameters
+    ----------
+    city, workspace, only
+        Which tiles (:meth:`landprior.landcover.workspace.collection.Workspace.tiles`).
+    steps, **how
+        See :func:`landprior.landcover.workspace.pipeline.run_steps`.
+    """
+    from landprior.landcover.workspace.pipeline import Workspace, run_steps
+
+    for result in run_steps(Workspace(workspace).tiles(city, only=only), steps, **how):
+        click.echo(str(result.path))
+
+
+def report_steps(tiles: Sequence[TileFolder], steps: Sequence[str], *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
+    """Do steps for tiles; then print the files of the last step, and the scores over all tiles that have labels.
+
+    Parameters
+    ----------
+    tiles
+        Those of a place.
+    steps
+        Of :data:`STEPS`; the fetch is done already.
+    as_json
+        Print JSON.
+    **how
+        See :func:`landprior.landcover.workspace.pipeline.run_steps`.
+    """
+    from landprior.landcover.workspace.pipeline import STEPS as WHOLE
+    from landprior.landcover.workspace.pipeline import run_steps
+
+    paths = {"fetch": [tile.path for tile in tiles]}
+    total = None
+    for result in run_steps(tiles, [step for step in WHOLE if step in steps], **how):
+        paths.setdefault(result.step, []).append(result.path)
+        if result.scores is not None:
+            total = result.scores if total is None else total + result.scores
+    last = next(step for step in ("map", "model", "prior", "scores", "fetch") if step in steps)
+    if as_json:
+        shown = [str(path) for path in paths.get(last, [])]
+        click.echo(json.dumps({_FILES[last]: shown, "scores": total and total.to_dict()}, indent=2))
+        return
+    for path in paths.get(last, []):
+        click.echo(str(path))
+    if total is not None:
+        click.echo(total.to_text())
