@@ -27,7 +27,7 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
-from landprior.cli.workspace import find_settings, run_for_city
+from landprior.cli.workspace import find_settings, print_steps
 from landprior.landcover.prior.settings import PriorSettings
 from landprior.run import Run
 
@@ -171,8 +171,11 @@ def command(
             "layer",
             "recalibrate",
         )
+        from landprior.landcover.workspace.collection import Workspace
+
         settings = find_settings(city, workspace, scheme, cooccurrence, prior=widths, learned=model)
-        run_for_city(city, workspace, tiles, ("prior",), settings=settings, command="build-prior", run=run)
+        found = Workspace(workspace).tiles(city, only=tiles)
+        print_steps(found, ("prior",), settings=settings, command="build-prior", run=run)
         return
 
     refuse_without_city(ctx)

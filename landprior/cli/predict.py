@@ -25,7 +25,7 @@ from landprior.cli.options import (
     tile_option,
     workspace_option,
 )
-from landprior.cli.workspace import run_for_city
+from landprior.cli.workspace import print_steps
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -99,8 +99,11 @@ def command(
             msg = "give IMAGE and --model for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
         refuse_with_city(ctx, "posterior", "prior", "output", "nodata")
+        from landprior.landcover.workspace.collection import Workspace
+
+        found = Workspace(workspace).tiles(city, only=tiles)
         mapping = {"posterior": maps == "r", "model": model, **how}
-        run_for_city(city, workspace, tiles, ("map",), mapping=mapping, command="predict", run=run)
+        print_steps(found, ("map",), mapping=mapping, command="predict", run=run)
         return
     refuse_without_city(ctx)
     if ctx.get_parameter_source("maps") is click.core.ParameterSource.COMMANDLINE:

@@ -28,7 +28,7 @@ from landprior.cli.options import (
     workspace_option,
 )
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
-from landprior.cli.workspace import run_for_city
+from landprior.cli.workspace import print_steps
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -126,11 +126,10 @@ def command(
             raise click.UsageError(msg)
         _train_place(ctx, city, settings, rival, output, options, run)
         return
-    needed = {"prior": bool(priors) or rival is not None or not labels, "labels": bool(labels)}
-    needed["nlcd"] = rival is not None and (bool(nlcds) or rival != "em")
-    given = {"prior": priors, "labels": labels, "nlcd": nlcds}
-    why = "" if rival is None else f" for {rival}"
-    require_as_many("image", images, {name: paths for name, paths in given.items() if needed[name]}, why=why)
+    given = {"prior": priors} if priors or rival is not None or not labels else {}
+    given |= {"labels": labels} if labels else {}
+    given |= {"nlcd": nlcds} if rival is not None and (nlcds or rival != "em") else {}
+    require_as_many("image", images, given, why="" if rival is None else f" for {rival}")
     if output is None:
         msg = "-o is missing: where to write the model"
         raise click.UsageError(msg)
@@ -165,24 +164,22 @@ def _train_place(
     """Train for the tiles of a place, by the path of ``landprior run --only model``."""
     from landprior.landcover.workspace.pipeline import Workspace, train_city
 
-    place = (city, options["workspace"], options["tiles"])
     if rival is None:
         refuse_with_city(ctx, "scheme", "nodata", "init", *(() if options["joint"] else ("output",)))
+    tiles = Workspace(options["workspace"]).tiles(city, only=options["tiles"])
     if options["joint"] and output is not None:
-        tiles = Workspace(options["workspace"]).tiles(city, only=options["tiles"])
         click.echo(str(train_city(tiles, output, settings, run=run)))
         return
     trainer = None
     if rival is not None:
         from landprior.superres.training import MethodTrainer
 
-        tiles = Workspace(options["workspace"]).tiles(city, only=options["tiles"])
         method = make_method(rival, options)
         like = next((tile.file("prior") for tile in tiles if tile.file("prior").is_file()), None)
         matrix = read_matrix(method, options["cooccurrence"], like=like, scheme=None)
         trainer = MethodTrainer(method=method, matrix=matrix)
     steps: tuple[Step, ...] = ("joint model" if options["joint"] else "model",)
-    run_for_city(*place, steps, training=settings, trainer=trainer, command="train", run=run)
+    print_steps(tiles, steps, training=settings, trainer=trainer, command="train", run=run)
 
 
 def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, rival: str | None) -> None:

@@ -90,19 +90,11 @@ def find_settings(
     return PipelineSettings.for_city(find_city(city, workspace), scheme=scheme, cooccurrence=cooccurrence, **changes)
 
 
-def run_for_city(city: str, workspace: Path, only: Sequence[str], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401
-    """Do steps for the tiles of a place and print each file as soon as it is there.
+def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401
+    """Do steps for tiles (:func:`landprior.landcover.workspace.pipeline.run_steps`); print each file at once."""
+    from landprior.landcover.workspace.pipeline import run_steps
 
-    Parameters
-    ----------
-    city, workspace, only
-        Which tiles (:meth:`landprior.landcover.workspace.collection.Workspace.tiles`).
-    steps, **how
-        See :func:`landprior.landcover.workspace.pipeline.run_steps`.
-    """
-    from landprior.landcover.workspace.pipeline import Workspace, run_steps
-
-    for result in run_steps(Workspace(workspace).tiles(city, only=only), steps, **how):
+    for result in run_steps(tiles, steps, **how):
         click.echo(str(result.path))
 
 

@@ -1,5 +1,6 @@
 """What commands on a workspace refuse: options that they would ignore, and results that are not theirs to replace."""
 
+import json
 import shlex
 
 import numpy as np
@@ -180,3 +181,73 @@ def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):
     assert succeed(f"train --city {path} --joint").stdout == "data/town/model.safetensors\n"
     assert path.is_file()
     assert (town.parent / "model.safetensors").is_file()
+
+
+# -- one path over a workspace ---------------------------------------------------------------------
+
+MADE = ("prior.tif", "model.safetensors", "prediction.tif")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("run --city town --scheme enviroatlas-5",),
+        (
+            "run --city town --scheme enviroatlas-5 --only prior",
+            "run --city town --only model",
+            "run --city town --only map",
+            "run --city town --scheme enviroatlas-5 --only scores",
+        ),
+        ("build-prior --city town --scheme enviroatlas-5", "train --city town", "predict --city town"),
+    ],
+    ids=["chain", "only", "alias"],
+)
+def test_the_steps_alone_and_the_commands_of_files_make_what_the_chain_makes(town, lines, made):
+    """To the bit: there is one path over a workspace."""
+    shown = [succeed(line).stdout for line in lines]
+    found = {name: (town / name).read_bytes() for name in MADE}
+    assert made.setdefault("files", found) == found
+    if len(lines) > 1:
+        paths = ["data/town/centre/prior.tif", "data/town/centre/model.safetensors", "data/town/centre/prediction.tif"]
+        assert [text.strip() for text in shown[:3]] == paths
+    if "--only scores" in lines[-1]:
+        assert "accuracy" in shown[-1]
+    by = "run" if lines[0].startswith("run") else "predict"
+    assert TileFolder(path=town, city="town").steps()["prediction"]["command"] == by
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Return a place to keep what one test made, for the next to compare."""
+    return {}
+
+
+def test_several_steps_at_once_and_what_they_print(town):
+    shown = json.loads(succeed("run --city town --scheme enviroatlas-5 --only prior,model --json").stdout)
+    assert shown == {"models": ["data/town/centre/model.safetensors"], "scores": None}
+    assert not (town / "prediction.tif").exists()
+    shown = json.loads(succeed("run --city town --scheme enviroatlas-5 --only map --only scores --json").stdout)
+    assert shown["maps"] == ["data/town/centre/prediction.tif"]
+    assert shown["scores"]["pixels"] == 128 * 128
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--only prio", ["'prio' is not a step; the steps are fetch, prior, model, map, scores"]),
+        ("--only prior --steps 3", ["--steps cannot be used with --only prior", "it is for: model"]),
+        ("--only model --quicklook", ["--quicklook cannot be used with --only model", "it is for: map"]),
+        ("--only map,scores --year 2010", ["--year cannot be used with --only map,scores", "it is for: fetch"]),
+        ("--only model --label-map 1:2", ["--label-map cannot be used with --only model", "fetch, scores"]),
+        ("--only map --encoding uint8", ["--encoding cannot be used with a map alone"]),
+    ],
+)
+def test_options_of_steps_that_are_left_out_are_refused(town, options, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert_refused(f"run --city town --scheme enviroatlas-5 {options}", *words)
+    assert not (town / "prior.tif").exists()
+
+
+def test_steps_of_no_place_are_refused(town):
+    assert_refused("run --bbox 1,2,3,4 --only map", "say which place of the workspace, by --city")
+    assert not (town / "prediction.tif").exists()
