@@ -91,9 +91,9 @@ def command(
     landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
     landprior assign clusters.tif --labels labels.tif --train-points 400 --draws 50 --scheme chesapeake-4 -o map.tif
 
-    CLUSTERS are the probabilities, or the map they lie beside. A line of the CSV is a place, x,y in the raster's
-    coordinates or row,col in pixels from 0, and a class, by code or name. The accuracy is that of repeated draws: of
-    --labels, scored on all its other pixels, or of the points, scored on the others.
+    CLUSTERS are the probabilities, or the map beside them. A line of the CSV is a place (x,y in the raster's
+    coordinates, or row,col in pixels from 0) and a class, by code or name. The accuracy is measured by repeated draws:
+    from --labels, scored on all other pixels, or from the points, scored on the other points.
     """  # noqa: D301
     import json
 

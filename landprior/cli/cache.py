@@ -26,8 +26,8 @@ def command() -> None:
     landprior cache info
     landprior cache clear --source osm --older-than 30
 
-    All workspaces share one cache: parts of NAIP files, NLCD cells, answers of OpenStreetMap, files of
-    footprints. Clearing it loses nothing that is in a workspace.
+    All workspaces share one cache: parts of NAIP files, NLCD, OpenStreetMap and building footprints.
+    Clearing it loses nothing that is in a workspace.
     """  # noqa: D301
 
 

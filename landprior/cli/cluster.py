@@ -84,9 +84,10 @@ def command(
     landprior cluster naip.tif -k 20 --steps 2000 --filters 32 --seed 1 -o clusters.tif
     landprior assign clusters.tif --points labels.csv --scheme enviroatlas-5 -o map.tif
 
-    A network is trained from random weights against its own predictions: pixels are like those near them, seen in other
-    light, and all clusters are used. Beside the map come the probabilities of the clusters (..._probabilities.tif),
-    which landprior assign turns into classes, and the model. Give the same command again after an interruption.
+    A network is trained from random weights against its own predictions: pixels should be like those near them, even in
+    other light, and all clusters should be used. The probabilities of the clusters (..._probabilities.tif), which
+    landprior assign turns into classes, and the model are written beside the map. If interrupted, rerun the same
+    command to resume.
     """  # noqa: D301
     import json
 

@@ -56,7 +56,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare methods on tiles of yours that have labels: a table, a figure, maps side by side.
+    """Compare methods on your own labelled tiles: a table, a figure, maps side by side.
 
     \b
     landprior compare mine.yaml
@@ -71,8 +71,8 @@ def command(
     methods: [prior, qr, rq, sr, soft-naive, hard-naive, em, epitome, self-epitome]
     seeds: 3
 
-    All methods get the same images and priors, and are scored by the same function. Labels are for scores
-    only. Each finished training is kept: the same command after an interruption goes on.
+    All methods get the same images and priors, and are scored by the same function. Labels are
+    used for scores only. If interrupted, rerun the same command to resume.
     """  # noqa: D301
     from landprior.superres.comparison import load_comparison
     from landprior.superres.rivals import RIVALS

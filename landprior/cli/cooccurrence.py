@@ -65,8 +65,8 @@ def command(
     landprior cooccurrence --pair a_nlcd.tif a_lc.tif --pair b_nlcd.tif b_lc.tif --scheme chesapeake-4 -o cooc.csv
     landprior cooccurrence nlcd.tif labels.tif --scheme chesapeake-4 --spread -o cooc.csv
 
-    Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix measured on the place you map uses
-    labels of that place: say so with your results.
+    Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix that is measured on the place you map
+    uses labels of that place; mention it with your results.
     """  # noqa: D301
     from landprior.landcover.assessment.scores import scheme_of_map
     from landprior.landcover.prior.cells import measure_spread

@@ -52,14 +52,14 @@ def command(
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    """Show the main job on a synthetic scene: no network, no data, a few minutes on two cores.
+    """Show the whole chain on a synthetic scene: no network, no data, a few minutes on two cores.
 
     \b
     landprior demo
     landprior demo --seed 3 -o /tmp/demo
 
-    It makes a place whose truth is known, turns its NLCD-like codes and OSM-like layers into a prior, trains
-    on the prior alone with cross-entropy and with QR, maps, and scores against the truth.
+    It makes up a place whose true classes are known, turns its NLCD-like codes and OSM-like layers into a prior,
+    trains on the prior alone with cross-entropy and with QR, and scores both maps on the truth.
     """  # noqa: D301
     from landprior.landcover.synthetic.demo import run_demo
 

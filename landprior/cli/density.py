@@ -146,19 +146,19 @@ def command(
     as_json: bool,
     **given: Any,  # noqa: ANN401 - the options of the training
 ) -> None:
-    """Find a target in IMAGES, of which only a density class per block is known.
+    """Find a target in IMAGES when only a density class of each block is known.
 
     \b
     landprior density slides/ --coarse blocks.csv -o out
     landprior density slides/ --coarse counts.csv --classes 10 --block 100 --loss ce -o out
     landprior density slides/ --coarse blocks.csv --prior prior.csv --posterior \\
-        --points nuclei.csv --positive inflammatory --ignore unlabelled -o out
+        --reference nuclei.csv --positive inflammatory --ignore unlabelled -o out
     landprior density new.tif --model out/model.safetensors -o new
 
     One model is trained on all images that have rows in --coarse; the others are mapped too. IMAGES are files or
-    folders: JPEG, PNG, TIFF, whatever GDAL reads, of any size. For each there is a map of the two classes and one of
-    their probabilities. With --points the areas under the ROC curve are printed, overall and within blocks. The same
-    command after an interruption goes on.
+    folders: JPEG, PNG, TIFF or whatever GDAL reads, of any size. Each gets a map of the two classes and one of their
+    probabilities. With --reference the areas under the ROC curve are printed, overall and within blocks. If
+    interrupted, rerun the same command to resume.
     """  # noqa: D301
     from landprior.domains.density import blocks, project
     from landprior.domains.density.points import read_points

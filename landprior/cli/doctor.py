@@ -54,13 +54,13 @@ LOW_MEMORY = 4 * 2**30
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
-    """Say what is installed, what is missing, and what to do about it.
+    """Check what is installed, and say how to mend what is not.
 
     \b
     landprior doctor
     landprior doctor --json
 
-    Exit code 1 if something needed is missing or broken.
+    The exit status is 1 if something that is needed is missing or broken.
     """  # noqa: D301
     versions, problems, notes = _packages()
     report: dict[str, object] = {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Picture to write (.png, .pdf).")
 @overwrite_option
 def command(*, model: Path, output: Path, overwrite: bool) -> None:
-    """Draw the epitome that is MODEL: its means, the classes on it, and how its positions were used.
+    """Draw the epitome of MODEL: its means, its classes, and how often each position was used.
 
     \b
     landprior train --image naip.tif --prior prior.tif --method epitome --nlcd nlcd.tif -o model.safetensors

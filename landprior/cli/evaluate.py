@@ -106,7 +106,7 @@ def command(
     model: Path | None,
     overwrite: bool,
 ) -> None:
-    """Score MAP against LABELS: accuracy, IoU, precision, recall, confusion; or areas, where LABELS are points.
+    """Score MAP on REFERENCE labels: accuracy, IoU, precision, recall, confusion; or areas, if they are points.
 
     \b
     landprior evaluate map.tif labels.tif
@@ -116,9 +116,9 @@ def command(
     landprior evaluate map.tif labels.tif --exclude points.gpkg --exclude-buffer 20
     landprior evaluate map.tif points.gpkg
 
-    Points are those of landprior sample, interpreted: the figures are then weighted by area, with 95 % intervals.
-    Pixels without data on either side, and codes the scheme ignores, do not count. Classes in neither
-    map nor labels are left out of the mean IoU and named.
+    Points come from landprior sample and are then interpreted; their figures are weighted by area and have 95 %
+    intervals. Pixels without data in map or labels, and codes that the scheme ignores, do not count. Classes in
+    neither map nor labels are listed and left out of the mean IoU.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.assessment.scores import evaluate, refuse_swapped, scheme_of_map
     from landprior.raster.outputs import check_output

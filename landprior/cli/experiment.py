@@ -89,7 +89,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Run the experiment NAME (or a YAML file of yours): rows by regions, with a report.
+    """Run the experiment NAME, or your own YAML file: a table of rows and regions, with a report.
 
     \b
     landprior experiment --list
@@ -98,9 +98,9 @@ def command(
     landprior experiment table-2 --root enviroatlas --filters 32 --steps 2000 --region durham --joint
     landprior experiment table-e2 --root enviroatlas --map "Robinson 2019" "maps/{tile}.tif"
 
-    Each finished cell is one line of results.jsonl; the same command after an interruption goes on, and ends with
-    the same figures. Another configuration needs another folder. The report (Markdown, JSON, PNG) has the
-    published figure, ours and the difference.
+    Each finished cell is one line of results.jsonl. If interrupted, rerun the same command to resume; the figures
+    are the same. Another configuration needs another folder. The report (Markdown, JSON, PNG) has the
+    published figures, ours and the differences.
     """  # noqa: D301
     from landprior.landcover.experiments.config import list_experiments, load_experiment
 

@@ -73,9 +73,8 @@ def command(
 
     Fills <workspace>/<place>/<tile>/ with naip.tif, nlcd.tif, roads.tif, waterways.tif, waterbodies.tif and
     buildings.tif on one grid (the image's UTM zone, 1 m), one folder per NAIP quarter quad, ready for
-    'landprior build-prior --city PLACE' or 'landprior run --city PLACE'. What is there and current is
-    skipped, so after an interruption or an error give the same command again. Downloads are kept in a
-    cache (landprior cache info).
+    'landprior run --city PLACE'. Layers that are current are skipped: after an interruption or an error, rerun the
+    same command to resume. Downloads are kept in a cache (landprior cache info).
     """  # noqa: D301
     from landprior.landcover.workspace.acquisition import fetch
     from landprior.landcover.workspace.city import find_city

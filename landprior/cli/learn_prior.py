@@ -117,7 +117,7 @@ def command(
     workspace: Path,
     overwrite: bool,
 ) -> None:
-    """Learn how coarse layers say the classes, on a few labelled tiles.
+    """Learn how the layers map to classes, on a few labelled tiles.
 
     \b
     landprior learn-prior --nlcd nlcd.tif --roads roads.tif --buildings buildings.tif --labels labels.tif \\
@@ -126,8 +126,8 @@ def command(
     landprior build-prior --nlcd there.tif --roads there_roads.tif --buildings there_buildings.tif \\
         --scheme enviroatlas-5 --learned learned.safetensors -o prior.tif
 
-    A network (kernels 11, 7, 5) sees the blurred NLCD, roads, buildings and water, no image. Several tiles: repeat
-    the options in the same order. Never score a map on tiles its prior was learned on.
+    A network (kernels 11, 7, 5) sees the blurred NLCD, roads, buildings and water, and no image. For several
+    tiles, repeat the options in the same order. Never score a map on tiles that its prior was learned on.
     """  # noqa: D301
     from pydantic import ValidationError
 

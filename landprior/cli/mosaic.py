@@ -36,14 +36,14 @@ def command(
     partial: bool,
     overwrite: bool,
 ) -> None:
-    """Join the maps of a PLAN to one Cloud-Optimized GeoTIFF.
+    """Join the maps of a PLAN into one Cloud-Optimized GeoTIFF.
 
     \b
     landprior mosaic plan.json -o county.tif
     landprior mosaic plan.json -o conus.tif --crs EPSG:5070 --pixel-size 1 --partial
 
-    Where tiles overlap, a pixel is that of the tile whose own ground it lies on, not of the margin of another, so
-    the result does not depend on which tile was finished first.
+    Where tiles overlap, a pixel comes from the tile on whose own ground it lies, not from the margin of another.
+    The result does not depend on which tile was finished first.
     """  # noqa: D301
     from landprior.batch.mosaic import join_maps
     from landprior.batch.plans import read_plan

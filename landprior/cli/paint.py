@@ -126,9 +126,9 @@ def command(
     landprior paint a.jpg b.jpg --prior a.png --prior b.png --class sky=red --class sea=blue --jointly -o out
     landprior paint other.jpg --model out/wave/model.safetensors -o more
 
-    A rough drawing is enough: of each place, which classes it may be. White (all colours together, where that is a
-    sum), clear pixels and places without a polygon say nothing. A polygon has the attribute class, and perhaps weight,
-    or a weight under the name of each class. Written are classes (COG and PNG), q, r, the classes over the image, a
+    A rough drawing is enough: it shows which classes each place may be. White (the sum of all colours), transparent
+    pixels and places without a polygon allow all classes. A polygon has the attribute class, and perhaps weight, or a
+    weight under the name of each class. The results are the classes (COG and PNG), q, r, the classes over the image, a
     legend, and the model.
     """  # noqa: D301
     from landprior.domains.painting.painting import LOSS, WARMUP, Picture, paint

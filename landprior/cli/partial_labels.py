@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
@@ -91,7 +92,7 @@ def command(
     as_json: bool,
     **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
-    """Learn classes of images of which only candidate sets, or classes they are not, are known.
+    """Learn the classes of images from candidate sets, or from classes that they are not.
 
     \b
     landprior partial-labels photos/ --candidates sets.csv --classes cat,dog,fox --predictions -o out
@@ -100,12 +101,10 @@ def command(
     landprior partial-labels cifar/ --download cifar10 --negatives 1 --negatives 5 -o out
     landprior partial-labels mnist.npz --thin 0:0.1,1:0.1 --batch-size 8 -o out
 
-    Every loss is trained with every marginal, batch size and number of negative labels. Finished trainings are
-    lines of results.jsonl, and the same command after an interruption goes on. The epoch is chosen on a tenth of
-    the training images by their candidate sets, never by true labels.
+    Every loss is trained with every marginal, batch size and number of negative labels. Each finished training is a
+    line of results.jsonl. If interrupted, rerun the same command to resume. The epoch is chosen on a tenth of the
+    training images by their candidate sets, never by true labels.
     """  # noqa: D301
-    from pydantic import ValidationError
-
     from landprior.domains.partial.candidates import read_candidates
     from landprior.domains.partial.sweep import SweepRunner
     from landprior.raster.scheme import explain

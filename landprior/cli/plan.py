@@ -93,10 +93,10 @@ def command(
     landprior status plan.json
     landprior mosaic plan.json -o map.tif
 
-    Run it here, one tile after the other; on Ray, with the cores and GPUs of this machine or of a cluster; or as
-    an array of batch jobs, each with its shard. The plan is a JSON file: tiles, classes, matrix, training; and for
-    a place that is yet to be fetched, the sources (only the catalogue of images is asked now). Every worker must
-    see the workspace (--data).
+    Run the plan here, one tile after the other; on Ray, with the cores and GPUs of this machine or of a cluster; or
+    as an array of batch jobs, each with its own shard. The plan is a JSON file with tiles, classes, matrix and
+    training, and the sources of a place that is yet to be fetched (only the catalogue of images is asked now). Every
+    worker must see the workspace (--data).
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan

@@ -74,7 +74,7 @@ def command(
     as_json: bool,
     **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
-    """Learn ordered classes of images from pairs: which of two is the greater or equal.
+    """Learn ordered classes of images from pairwise comparisons: which of two ranks at least as high.
 
     \b
     landprior rank photos/ --classes young,adult,old --pairs pairs.csv --predictions -o out
@@ -82,9 +82,10 @@ def command(
     landprior rank mnist.npz --fit marginals --fit joint --ties half -o out
     landprior rank mnist/ --download mnist --batch-size 8 --marginal batch --marginal running -o out
 
-    The classes are ranks, ascending, as --classes names them. Without --pairs they are drawn from true ranks, the same
-    for one seed. The epoch is chosen on pairs held out. Finished trainings are lines of results.jsonl, and the same
-    command after an interruption goes on. Confusion matrices over time are drawn where test images have true ranks.
+    The classes are ranks in ascending order, as --classes lists them. Without --pairs, pairs are drawn from true
+    ranks; the same seed gives the same pairs. The epoch is chosen on held-out pairs. Each finished training is a line
+    of results.jsonl. If interrupted, rerun the same command to resume. If test images have true ranks, confusion
+    matrices over time are drawn.
     """  # noqa: D301
     from landprior.domains.ranks.figures import write_confusions
     from landprior.domains.ranks.pairs import read_pairs

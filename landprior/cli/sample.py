@@ -60,7 +60,7 @@ def command(
     map_band: int | None,
     overwrite: bool,
 ) -> None:
-    """Draw points of MAP to interpret, for an honest accuracy where there is no complete truth.
+    """Draw points of MAP to interpret, for an honest accuracy where there are no complete labels.
 
     \b
     landprior sample map.tif -o points.gpkg
@@ -68,8 +68,8 @@ def command(
     (look at each point in QGIS, over imagery, and choose its class in the column "reference")
     landprior evaluate map.tif points.gpkg
 
-    A stratified random sample, the map's classes being the strata. QGIS finds a style beside the file, with a list of
-    the classes to choose from and the map's own class hidden. Points that cannot be told stay empty.
+    The points are a stratified random sample with the map's classes as strata. QGIS finds a style beside the file, with
+    a list of the classes to choose from; the map's own class is hidden. Leave points empty that you cannot tell.
     """  # noqa: D301
     from landprior.landcover.assessment.sampling import draw_sample, write_sample
     from landprior.landcover.assessment.scores import scheme_of_map

@@ -62,8 +62,8 @@ def command(
     landprior self-epitome naip.tif --nlcd nlcd.tif -o map.tif
     landprior self-epitome naip.tif --nlcd nlcd.tif --scheme chesapeake-4 --shrink 2 --probabilities -o map.tif
 
-    Patches of the image are matched with the whole image; what NLCD says of a patch counts wherever it matches. Time
-    grows with the square of the pixels: tiles of a few hundred px a side, or --shrink.
+    Patches of the image are matched with the whole image; the NLCD codes of a patch count wherever it matches.
+    Time grows with the square of the number of pixels: use tiles of a few hundred pixels a side, or --shrink.
     """  # noqa: D301
     from landprior.landcover.mapping.products import Products
     from landprior.landcover.prior.cooccurrence import load_cooccurrence

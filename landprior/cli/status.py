@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--all", "everything", is_flag=True, help="List every tile, also those done and waiting.")
 @json_option
 def command(*, plan: Path, everything: bool, as_json: bool) -> None:
-    """Say how it stands with a PLAN: tiles done, running, failed and why.
+    """Show which tiles of a PLAN are done, running or failed, and why.
 
     \b
     landprior status plan.json

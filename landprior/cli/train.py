@@ -91,7 +91,7 @@ def command(
     city: str | None,
     **options: Any,  # noqa: ANN401 - the fields of the training, the method's own options, the workspace's
 ) -> None:
-    """Train a network on an image against its prior; nothing else is needed. Or, with --labels, on labels.
+    """Train a network on an image against its prior; nothing else is needed. With --labels, train on labels.
 
     \b
     landprior train --image naip.tif --prior prior.tif --loss qr --seed 0 -o model.safetensors

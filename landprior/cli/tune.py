@@ -118,9 +118,9 @@ def command(
     landprior tune --image a.tif --labels a_lc.tif --validation-image b.tif --reference b_lc.tif \\
         --scheme chesapeake-4 --rates 1e-2,1e-3 -o tuning
 
-    One model per rate is trained and scored (r for a prior, q for labels). The table goes to stdout, the models
-    and tune.json to the folder; the same command after an interruption goes on. Then: landprior train
-    --learning-rate RATE on other places. Never score a map on the tile its rate was chosen on.
+    One model per rate is trained and scored (r for a prior, q for labels). The table goes to stdout, the models and
+    tune.json to the folder. If interrupted, rerun the same command to resume. Then use landprior train
+    --learning-rate RATE on other places. Never score a map on the tile that its rate was chosen on.
     """  # noqa: D301
     from pathlib import Path
 

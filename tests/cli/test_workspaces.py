@@ -91,7 +91,7 @@ SOURCES = (
     "--reference nosuch.tif",
     "--reference nosuch.tif --label-map 1:2",
     "--class-column kind",
-    "--year 1999",
+    "--year 2004",
     "--nlcd-year 2019",
     "--naip nosuch",
     "--nlcd nosuch.tif",
