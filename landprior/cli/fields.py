@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import click
 from pydantic import BaseModel, ValidationError
@@ -23,7 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def field_option(
     model: type[BaseModel],
-    field: str,
+    name: str,
     *spelling: str,
     others: Mapping[str, BaseModel] | None = None,
     choices: Iterable[str] | None = None,
@@ -36,7 +38,7 @@ def field_option(
     ----------
     model
         Settings; the field is theirs, or of settings among their fields.
-    field
+    name
         Its name, which is that of the parameter too.
     *spelling
         How the option is written, and perhaps another name of the parameter; by default ``--`` and the field's name.
@@ -49,17 +51,17 @@ def field_option(
     help
         Instead of the field's description, which ends with ``[default: ...]`` if the default is not shown as it is.
     """
-    info, get = find_field(model, field)
+    info, get = find_field(model, name)
     kind, is_tuple = _kind_of(info, choices)
     text = help or info.description or ""
     many = multiple or is_tuple
     if many and "repeated" not in text:
-        text = text.replace(".", "; may be repeated.", 1)
+        text = re.sub(r"\.(?=\s*(\[default|$))", "; may be repeated.", text)
     if "[default:" not in text:
         text = f"{text}{_show_default(get, model(), others or {})}"
-    names = [*(spelling or (f"--{field.replace('_', '-')}",))]
-    if all(name.startswith("-") for name in names):
-        names.append(field)
+    names = [*(spelling or (f"--{name.replace('_', '-')}",))]
+    if all(one.startswith("-") for one in names):
+        names.append(name)
     if kind is click.BOOL:
         if not spelling:
             names[0] = f"{names[0]}/--no{names[0][1:]}"
@@ -118,39 +120,48 @@ def make_checked(model: type[Model], what: str, **given: Any) -> Model:  # noqa:
 
 def _kind_of(info: FieldInfo, choices: Iterable[str] | None) -> tuple[click.ParamType, bool]:  # type: ignore[type-arg,unused-ignore]
     """Return the type of an option for a field, and whether the field is a tuple."""
-    allowed, plain, is_tuple = _unwrap(info.annotation)
-    if choices is not None:
-        allowed = list(choices)
+    found = _unwrap(info.annotation)
+    allowed = found.choices if choices is None else [*choices]
     if allowed:
-        return click.Choice(allowed), is_tuple
-    if plain is bool:
+        return click.Choice(allowed), found.is_tuple
+    if found.plain is bool:
         return click.BOOL, False
-    if issubclass(plain, Path):
-        return INPUT, is_tuple
-    if plain in (int, float):
-        limits = {
-            name: getattr(one, name) for one in info.metadata for name in ("ge", "gt", "le", "lt") if hasattr(one, name)
-        }
-        least, most = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
+    if issubclass(found.plain, Path):
+        return INPUT, found.is_tuple
+    if found.plain in (int, float):
+        parts = (*info.metadata, *found.metadata)
+        limits = {name: getattr(one, name) for one in parts for name in ("ge", "gt", "le", "lt") if hasattr(one, name)}
         if not limits:
-            return (click.INT if plain is int else click.FLOAT), is_tuple
-        range_of = click.IntRange if plain is int else click.FloatRange
-        return range_of(least, most, min_open="gt" in limits, max_open="lt" in limits), is_tuple
-    return click.STRING, is_tuple
+            return (click.INT if found.plain is int else click.FLOAT), found.is_tuple
+        least, most = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
+        range_of = click.IntRange if found.plain is int else click.FloatRange
+        return range_of(least, most, min_open="gt" in limits, max_open="lt" in limits), found.is_tuple
+    return click.STRING, found.is_tuple
 
 
-def _unwrap(annotation: Any) -> tuple[list[str], type, bool]:  # noqa: ANN401 - any annotation
-    """Return the choices of an annotation, its plain type, and whether it is a tuple of them."""
+@dataclass(frozen=True)
+class _Unwrapped:
+    """What an annotation holds: choices or a plain type, limits of its own, and whether it is a tuple of that."""
+
+    plain: type
+    choices: list[str] = field(default_factory=list)
+    metadata: tuple[Any, ...] = ()
+    is_tuple: bool = False
+
+
+def _unwrap(annotation: Any) -> _Unwrapped:  # noqa: ANN401 - any annotation
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return [str(one) for one in inner], str, False
+        return _Unwrapped(str, [str(one) for one in inner])
+    if origin is Annotated:
+        limits = tuple(limit for one in inner[1:] for limit in getattr(one, "metadata", [one]))
+        return replace(_unwrap(inner[0]), metadata=limits)
     if origin in (typing.Union, types.UnionType):
         parts = [_unwrap(one) for one in inner if one is not type(None)]
-        return [choice for part in parts for choice in part[0]], parts[0][1], parts[0][2]
+        return replace(parts[0], choices=[choice for part in parts for choice in part.choices])
     if origin is tuple:
-        choices, plain, _ = _unwrap(inner[0])
-        return choices, plain, True
-    return [], annotation, False
+        return replace(_unwrap(inner[0]), is_tuple=True)
+    return _Unwrapped(annotation)
 
 
 def _show_default(get: Callable[[BaseModel], Any], usual: BaseModel, others: Mapping[str, BaseModel]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import grouped
-from landprior.cli.fields import field_options
+from landprior.cli.fields import field_option, field_options
 from landprior.cli.options import INPUT, OUTPUT_FOLDER, stack_options
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def training_options(model: type[ImageSettings], *, paper: bool = False) -> tupl
         show_default=True,
         help="Number of trainings of each kind, from different seeds.",
     )
-    fields = ("epochs", "learning_rate", "schedule", "memory", "filters", "held_out")
-    return (seeds, *field_options(model, *fields, others=others))
+    schedule = field_option(model, "schedule", choices=("cosine", "constant"))
+    fields = ("epochs", "learning_rate", "memory", "filters", "held_out")
+    return (seeds, *field_options(model, *fields, others=others), schedule)
 
 
 def output_options(folder: str) -> Callable[[Any], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,9 @@ class PartialSettings(ImageSettings):
         return self.loop(epoch_steps, self.loss, "running" if running else "batch")
 
 
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
 class Sweep(BaseModel):
     """What is trained. Marginals are for rq and qr-kl; the other losses have none."""
 
@@ -38,10 +41,10 @@ class Sweep(BaseModel):
         min_length=1,
         description="Mean prediction that rq and qr-kl divide by: that of the batch, a running mean, or a constant.",
     )
-    negatives: tuple[int, ...] = Field(
+    negatives: tuple[AtLeastOne, ...] = Field(
         (1,), description="Number of wrong classes drawn for each image from its true label, instead of --candidates."
     )
-    batch_sizes: tuple[int, ...] = Field((256,), min_length=1, description="Number of images in a step.")
+    batch_sizes: tuple[AtLeastOne, ...] = Field((256,), min_length=1, description="Number of images in a step.")
     seeds: int = Field(1, ge=1, le=1000, description="Number of trainings of each kind, from different seeds.")
     thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
     training: PartialSettings = PartialSettings()
