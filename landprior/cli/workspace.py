@@ -56,7 +56,7 @@ def choose_steps(only: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 _USED_BY = {"Training": {"model"}, "Map": {"map"}, "Prior": {"prior"}, "Sources": {"fetch"}}
 """Group of options -> the steps that use them."""
 
-_ELSEWHERE = {"scheme": {"fetch", "prior", "scores"}, "label_map": {"fetch", "scores"}}
+_ELSEWHERE = {"scheme": {*STEPS}, "label_map": {"fetch", "scores"}}
 """Options that other steps than those of their group use."""
 
 _FILES = {"fetch": "tiles", "prior": "priors", "model": "models", "map": "maps", "scores": "maps"}
