@@ -103,7 +103,6 @@ def command(
     ref = fetch_tiles(ctx, options, steps)
     from landprior.landcover.workspace.pipeline import Workspace, require_own_results
 
-    tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     settings = None
     if {"prior", "scores"} & {*steps}:
         settings = find_settings(
@@ -117,6 +116,7 @@ def command(
             posterior=options["maps"] == "r",
             label_map=options["label_map"] or {},
         )
+    tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
     products = make_products(options)
     if settings is not None and {"prior", "model", "map"} <= {*steps} and not options["overwrite"]:

@@ -875,7 +875,7 @@ USAGE = {
     "build-prior without scheme": ("build-prior --nlcd a.tif -o b.tif", ["--scheme"]),
     "predict without anything": ("predict", ["IMAGE", "--model", "--city"]),
     "predict without model": ("predict a.tif -o b.tif", ["--model is missing", "landprior train"]),
-    "evaluate without labels": ("evaluate a.tif", ["Missing argument 'LABELS'"]),
+    "evaluate without labels": ("evaluate a.tif", ["Missing argument 'REFERENCE'"]),
     "cooccurrence without anything": ("cooccurrence --scheme enviroatlas-5 -o a.csv", ["nothing to measure"]),
     "cooccurrence without labels": ("cooccurrence a.tif --scheme enviroatlas-5 -o a.csv", ["LABELS is missing"]),
     "run without city": ("run", ["say where, by one of --city, --bbox, --place, --aoi"]),
@@ -891,7 +891,7 @@ USAGE = {
     "label map with two targets": ("evaluate a.tif b.tif --label-map 1:10,1:20", ["sends code 1 to both 10 and 20"]),
     "blur of nothing": (
         "build-prior --nlcd a --scheme enviroatlas-5 --blur-sigma 0 -o b",
-        ["blur_sigma", "greater than 0"],
+        ["--blur-sigma", "0<x<=5000"],
     ),
     "no steps": ("train --image a --prior b --steps 0 -o c", ["--steps"]),
     "weight above one": ("build-prior --nlcd a --scheme enviroatlas-5 --points-weight 2 -o b", ["--points-weight"]),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import landprior.cli.run  # noqa: F401 - before a test changes the settings that its options are made of
+import landprior.cli.learn_prior
+import landprior.cli.run  # noqa: F401 - the same
 from landprior.cli import main
 from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.synthetic.scene import make_scene
