@@ -57,6 +57,11 @@ def check_file(
     error
         What is raised if it is something else than a readable file.
 
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     MissingInputError
@@ -116,6 +121,11 @@ def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorErr
     path, empty, error
         See :func:`check_file`.
 
+    Returns
+    -------
+    str
+        Without the mark.
+
     Raises
     ------
     MissingInputError, InputError
@@ -132,6 +142,20 @@ def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorErr
 
 def decode_text(content: bytes, where: str | Path, *, error: type[LandpriorError] = InputError) -> str:
     """Decode a text: UTF-8 with or without a mark, or UTF-16 with one, as Excel writes "Unicode text".
+
+    Parameters
+    ----------
+    content
+        The bytes.
+    where
+        What they are called in an error.
+    error
+        What is raised.
+
+    Returns
+    -------
+    str
+        Without the mark.
 
     Raises
     ------
@@ -213,6 +237,11 @@ def read_arrays(path: str | Path, *, trouble: str, error: type[LandpriorError] =
     trouble
         What an error says of the file, for example ``"is no .npz file"``.
 
+    Returns
+    -------
+    dict
+        Name -> array.
+
     Raises
     ------
     MissingInputError, InputError
@@ -226,7 +255,23 @@ def read_arrays(path: str | Path, *, trouble: str, error: type[LandpriorError] =
 
 
 def read_array(path: str | Path, *, trouble: str, error: type[LandpriorError] = InputError) -> NDArray[Any]:
-    """Read the array of a ``.npy``; arguments and errors as :func:`read_arrays`."""
+    """Read the array of a ``.npy``; nothing is unpickled.
+
+    Parameters
+    ----------
+    path, trouble, error
+        See :func:`read_arrays`.
+
+    Returns
+    -------
+    ndarray
+        Of any type but objects.
+
+    Raises
+    ------
+    MissingInputError, InputError
+        As :func:`read_arrays`.
+    """
     found = _load(path, trouble=trouble, error=error)
     if not isinstance(found, dict):
         return found

@@ -150,6 +150,11 @@ def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None
         See :class:`Progress`.
     total
         How many there are; None: ``len(items)``, where it has one.
+
+    Yields
+    ------
+    object
+        The items.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

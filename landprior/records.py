@@ -94,6 +94,11 @@ def read_records(folder: Path, kind: type[T]) -> list[T]:
     kind
         The dataclass of a record.
 
+    Returns
+    -------
+    list
+        In the order in which they were written.
+
     Raises
     ------
     InputError

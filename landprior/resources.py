@@ -55,6 +55,11 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
     suffixes
         Endings a shipped file may have.
 
+    Returns
+    -------
+    Path
+        Of a file that is there.
+
     Raises
     ------
     MissingInputError

@@ -39,6 +39,11 @@ def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever 
     where
         What it is called in an error.
 
+    Returns
+    -------
+    object
+        Mappings, lists, texts, numbers, truth values and None; None for an empty document.
+
     Raises
     ------
     ConfigError

@@ -54,7 +54,7 @@ class CellFeed(PatchFeed):
 
     Parameters
     ----------
-    tiles, statistics, options
+    tiles, statistics, **options
         See :class:`PatchFeed`.
     coarse
         Cells, and labels, of the tiles, in the same order.
@@ -209,6 +209,11 @@ def train_by_counts(
         See :func:`landprior.landcover.training.trainer.train_model`.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    LandcoverModel
+        On the CPU, with its record.
 
     Raises
     ------

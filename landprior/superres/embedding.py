@@ -105,10 +105,31 @@ def embed_codes(
     stride: int = 1,
     spread: Spread = "window",
 ) -> Tensor:
-    """Return how much of each coarse code falls on each position, n(s, c) [11], shape (S, count), float64.
+    """Measure how much of each coarse code falls on each position, n(s, c) [11].
 
-    ``codes`` are indices 0 to count - 1, negative where there is none; the rest is as in :func:`embed_classes`. Of each
-    posterior the smallest entries are left out, at most :data:`LEFT_OUT` in all, and the others keep their value.
+    Of each posterior the smallest entries are left out, at most :data:`LEFT_OUT` in all, and the others keep their
+    value.
+
+    Parameters
+    ----------
+    epitome, images
+        See :func:`embed_classes`.
+    codes
+        Of each image, (H, W): indices 0 to count - 1, negative where there is none.
+    count
+        Of codes.
+    valid, stride, spread
+        See :func:`embed_classes`.
+
+    Returns
+    -------
+    Tensor
+        Shape (S, count), float64.
+
+    Raises
+    ------
+    InputError
+        If no patch has a code.
     """
     known = epitome.unfold()
     radius = epitome.patch // 2

@@ -30,6 +30,11 @@ def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = F
     overwrite
         Replace an older one.
 
+    Returns
+    -------
+    Path
+        ``path``.
+
     Raises
     ------
     ModelError

@@ -56,6 +56,11 @@ def train_epitome_model(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    LandcoverModel
+        Its network is the epitome with its classes.
+
     Raises
     ------
     InputError

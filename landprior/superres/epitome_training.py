@@ -91,9 +91,25 @@ class EpitomeFeed:
 
 
 def shrink_image(image: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor]:
-    """Average an image, (B, H, W), over squares of ``shrink`` pixels; a square with an invalid pixel is invalid.
+    """Average an image over squares of pixels.
 
     Rows and columns that do not fill a square are left out.
+
+    Parameters
+    ----------
+    image
+        Shape (B, H, W).
+    valid
+        Where it has data, shape (H, W).
+    shrink
+        Side of a square, pixels.
+
+    Returns
+    -------
+    image : Tensor
+        Shape (B, H // shrink, W // shrink).
+    valid : Tensor
+        False for a square with an invalid pixel.
     """
     if shrink == 1:
         return image, valid
@@ -114,7 +130,22 @@ def find_corners(valid: Tensor, patch: int) -> Tensor:
 
 
 def cut_patches(image: Tensor, corners: Tensor, patch: int) -> Tensor:
-    """Return patches, (n, B, patch, patch), of an image, (B, H, W), at flat indices of upper left pixels."""
+    """Cut square patches.
+
+    Parameters
+    ----------
+    image
+        Shape (B, H, W).
+    corners
+        Flat indices of upper left pixels, shape (n,).
+    patch
+        Side, pixels.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, B, patch, patch).
+    """
     side = torch.arange(patch, device=image.device)
     width = image.shape[-1]
     at = corners[:, None, None] + side[:, None] * width + side
@@ -209,7 +240,26 @@ def fit_epitome(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> tuple[Epitome, BandStatistics, History]:
-    """Train as :func:`train_epitome`; also return how bands were standardised and what happened."""
+    """Train as :func:`train_epitome`; also return how bands were standardised and what happened.
+
+    Parameters
+    ----------
+    tiles, settings, checkpoint, run
+        See :func:`train_epitome`.
+
+    Returns
+    -------
+    epitome : Epitome
+    statistics : BandStatistics
+    history : History
+
+    Raises
+    ------
+    InputError
+        If there is no tile, or tiles have different bands or classes.
+    TrainingError, TrainingInterruptedError
+        See :func:`landprior.implicit.training.fit`.
+    """
     settings = settings or EpitomeSettings()
     if not tiles:
         msg = "there is no tile to train an epitome on"

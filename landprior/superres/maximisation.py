@@ -55,6 +55,11 @@ def train_by_em(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    LandcoverModel
+        Of the last round.
+
     Raises
     ------
     InputError

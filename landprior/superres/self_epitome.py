@@ -148,7 +148,22 @@ def find_usable(valid: Tensor, patch: int) -> Tensor | None:
 
 
 def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
-    """Draw ``count`` of the usable positions (at most all, at least one) from a seed; flat indices."""
+    """Draw positions from a seed.
+
+    Parameters
+    ----------
+    usable
+        True where a position may be drawn.
+    count
+        How many are wanted.
+    seed
+        Same seed, same draw.
+
+    Returns
+    -------
+    Tensor
+        Flat indices, at least one and at most all.
+    """
     there = torch.nonzero(usable.flatten())[:, 0]
     order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))
     return there[order[: max(1, min(count, len(there)))]]
@@ -288,7 +303,22 @@ class _Sum:
 
 
 def find_pure(index: NDArray[np.int64], usable: Tensor, patch: int) -> Tensor:
-    """Return at which positions, (H - w + 1, W - w + 1), a patch has one code only, and that everywhere."""
+    """Find the positions at which a patch has one code only, and that everywhere.
+
+    Parameters
+    ----------
+    index
+        Of the codes, shape (H, W); negative where there is none.
+    usable
+        Positions that may be taken, shape (H - w + 1, W - w + 1).
+    patch
+        Side w, pixels.
+
+    Returns
+    -------
+    Tensor
+        bool, of the shape of ``usable``.
+    """
     codes = torch.from_numpy(index).float()[None, None]
     high = F.max_pool2d(codes, patch, stride=1)[0, 0]
     low = -F.max_pool2d(-codes, patch, stride=1)[0, 0]

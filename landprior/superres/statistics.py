@@ -86,6 +86,18 @@ def match(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     """Statistics matching [S eq. 5-7]: minus the log of the overlap of the two Gaussians, summed over classes.
 
     -log integral N(c; mu, sigma^2) N(c; eta, rho^2) dc = (mu - eta)^2 / (2 s) + log(2 pi s) / 2, s = sigma^2 + rho^2
+
+    Parameters
+    ----------
+    statistics
+        Mean mu and variance sigma^2 of the shares of M blocks, each (M, C).
+    eta, rho
+        Mean and standard deviation of the shares of each block's coarse class, (M, C).
+
+    Returns
+    -------
+    Tensor
+        One value for each block, (M,), in nats.
     """
     total = statistics.variance + rho.clamp_min(LEAST_SPREAD).square()
     distance = (statistics.mean - eta).square() / total
@@ -96,6 +108,16 @@ def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     """Return the Kullback-Leibler form [S footnote 3]: KL(N(mu, sigma^2) || N(eta, rho^2)), summed over classes.
 
     It asks for sigma = rho, so a network is never to be as sure of its pixels as it could be.
+
+    Parameters
+    ----------
+    statistics, eta, rho
+        See :func:`match`.
+
+    Returns
+    -------
+    Tensor
+        One value for each block, (M,), in nats, at least 0.
     """
     variance = statistics.variance.clamp_min(LEAST_VARIANCE)
     wanted = rho.clamp_min(LEAST_SPREAD).square()
@@ -104,18 +126,51 @@ def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
 
 
 def interval(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
-    """Squared distance of the means from the intervals eta - rho to eta + rho; nothing within. To compare with."""
+    """Squared distance of the means from the intervals eta - rho to eta + rho; nothing within. To compare with.
+
+    Parameters
+    ----------
+    statistics, eta, rho
+        See :func:`match`.
+
+    Returns
+    -------
+    Tensor
+        One value for each block, (M,), at least 0.
+    """
     outside = (statistics.mean - eta).abs() - rho.clamp_min(LEAST_SPREAD)
     return outside.clamp_min(0).square().sum(dim=1)
 
 
 def l1(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa: ARG001 - a criterion's signature
-    """Absolute differences of the means, as if every block of a class had the same shares. To compare with."""
+    """Absolute differences of the means, as if every block of a class had the same shares. To compare with.
+
+    Parameters
+    ----------
+    statistics, eta, rho
+        See :func:`match`; the last does not matter.
+
+    Returns
+    -------
+    Tensor
+        One value for each block, (M,), at least 0.
+    """
     return (statistics.mean - eta).abs().sum(dim=1)
 
 
 def l2(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa: ARG001
-    """Squared differences of the means. To compare with."""
+    """Squared differences of the means. To compare with.
+
+    Parameters
+    ----------
+    statistics, eta, rho
+        See :func:`match`; the last does not matter.
+
+    Returns
+    -------
+    Tensor
+        One value for each block, (M,), at least 0.
+    """
     return (statistics.mean - eta).square().sum(dim=1)
 
 
@@ -147,6 +202,11 @@ def compare_statistics(
         Pixels below which a block, cut off by the edge of a patch, does not count; one number, or one for each.
     check
         Look whether log-probabilities and shares are what they should be.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
 
     Raises
     ------

@@ -62,6 +62,11 @@ def read_coarse_tile(
     labels, label_map
         Fine labels of some of it, to be fitted as well, and what their codes mean.
 
+    Returns
+    -------
+    CoarseTile
+        With the cells of NLCD.
+
     Raises
     ------
     LandpriorError

@@ -52,7 +52,18 @@ class MethodTrainer:
         return self.method.counts_cells
 
     def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
-        """Train and write a model (:func:`train_superres`)."""
+        """Train and write a model.
+
+        Parameters
+        ----------
+        tiles, output, settings, run
+            See :func:`train_superres`.
+
+        Returns
+        -------
+        LandcoverModel
+            As it is in the file.
+        """
         return train_superres(self.method, tiles, output, settings, matrix=self.matrix, run=run)
 
 
@@ -88,6 +99,11 @@ def train_superres(
         See :func:`landprior.landcover.training.files.train_files`.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    LandcoverModel
+        As it is in the file.
 
     Raises
     ------

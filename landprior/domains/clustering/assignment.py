@@ -102,6 +102,11 @@ def fit_assignment(
     weight
         The weight w.
 
+    Returns
+    -------
+    Assignment
+        p(class | cluster).
+
     Raises
     ------
     InputError
@@ -224,6 +229,11 @@ def score_splits(
     seed
         Same seed, same splits.
 
+    Returns
+    -------
+    Accuracy
+        One score per split.
+
     Raises
     ------
     InputError
@@ -304,7 +314,21 @@ class LabelDraws:
         return total
 
     def draw(self, draws: int, number: int, seed: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Draw points: for each draw q, (k, number), and classes, (number,), of pixels without replacement.
+        """Draw points from the labelled pixels, without replacement.
+
+        Parameters
+        ----------
+        draws
+            How many times.
+        number
+            Points of a draw.
+        seed
+            Same seed, same draws.
+
+        Returns
+        -------
+        list of tuple
+            For each draw q, (k, number), and class positions, (number,).
 
         Raises
         ------
@@ -337,6 +361,18 @@ class LabelDraws:
 
     def score(self, draws: int, number: int, seed: int, *, weight: float = WEIGHT) -> Accuracy:
         """Score draws of points on all other labelled pixels.
+
+        Parameters
+        ----------
+        draws, number, seed
+            See :meth:`draw`.
+        weight
+            See :func:`fit_assignment`.
+
+        Returns
+        -------
+        Accuracy
+            One score per draw.
 
         Raises
         ------
@@ -423,6 +459,11 @@ def assign_classes(
         What else to write; confidence is not.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Assigned
+        The map, and what clusters became.
 
     Raises
     ------

@@ -163,6 +163,11 @@ class NeighbourhoodPrior(nn.Module):
             The network's predictions, (N, C, H, W), N a multiple of the views. No gradient flows through the prior.
         mask
             True where there is data, (N, H, W).
+
+        Returns
+        -------
+        Tensor
+            Log prior, (N, C, H, W).
         """
         q = log_q.exp()
         seen, there = (values.roll(len(q) // self._views, 0) for values in (q, mask))

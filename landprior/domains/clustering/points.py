@@ -71,6 +71,11 @@ def read_points(
     layer
         Which layer of a vector file, if there are several.
 
+    Returns
+    -------
+    LabelledPoints
+        Rows, columns and class positions.
+
     Raises
     ------
     MissingInputError, InputError
@@ -119,6 +124,15 @@ def read_points(
 
 def require_enough(points: LabelledPoints, scheme: ClassScheme, where: str | Path) -> None:
     """Refuse fewer points than classes; say which classes have none.
+
+    Parameters
+    ----------
+    points
+        With their classes.
+    scheme
+        The classes.
+    where
+        What the points are called in an error.
 
     Raises
     ------

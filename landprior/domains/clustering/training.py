@@ -82,6 +82,11 @@ def read_image_tile(
     nodata
         See :class:`landprior.landcover.training.layers.ImageLayer`.
 
+    Returns
+    -------
+    Tile
+        Pixels with data count.
+
     Raises
     ------
     InputError
@@ -98,7 +103,23 @@ def read_image_tile(
 
 
 def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_], scheme: ClassScheme) -> Tile:
-    """Make a tile of an image, (B, H, W), and where it has data, (H, W).
+    """Make a tile of an image in memory, with a uniform prior.
+
+    Parameters
+    ----------
+    name
+        For messages and the seed.
+    values
+        The image, shape (B, H, W).
+    valid
+        Where it has data, shape (H, W).
+    scheme
+        The clusters.
+
+    Returns
+    -------
+    Tile
+        Pixels with data count.
 
     Raises
     ------
@@ -187,7 +208,22 @@ class ClusterUse:
 
 @torch.no_grad()
 def measure_use(network: nn.Module, feed: PatchFeed, *, first: int) -> ClusterUse:
-    """Measure the use of clusters on batches that were not trained on, from step ``first`` on."""
+    """Measure the use of clusters on batches that were not trained on.
+
+    Parameters
+    ----------
+    network
+        Gives log q.
+    feed
+        Makes the batches.
+    first
+        The first step whose batch is looked at.
+
+    Returns
+    -------
+    ClusterUse
+        Over :data:`LOOKS` batches.
+    """
     total: Tensor | None = None
     for step in range(first, first + LOOKS):
         batch = feed(step)

@@ -90,7 +90,24 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path, *, whole: bool = True) -> None:
-    """Refuse what is no number, not finite, or, where asked, no whole number from 0."""
+    """Refuse what is no number, not finite, or, where asked, no whole number from 0.
+
+    Parameters
+    ----------
+    table
+        Its index is the line of each row.
+    names
+        The columns.
+    path
+        What the table is called in an error.
+    whole
+        Whole numbers from 0 are wanted.
+
+    Raises
+    ------
+    InputError
+        Names the line and the value.
+    """
     for name in names:
         numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
         wrong = ~np.isfinite(numbers)
@@ -107,6 +124,15 @@ def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path,
 
 def match_images(table: pd.DataFrame, images: Sequence[str | Path], path: str | Path) -> dict[str, pd.DataFrame]:
     """Part a table by image; an image may be named with or without its ending.
+
+    Parameters
+    ----------
+    table
+        With a column ``image``.
+    images
+        Paths of the images.
+    path
+        What the table is called in an error.
 
     Returns
     -------
@@ -152,6 +178,11 @@ def read_blocks(
         Side of a block, pixels.
     count
         Number of classes; by default one more than the largest, of counts :data:`CLASSES`.
+
+    Returns
+    -------
+    BlockLabels
+        The class of each block, by image.
 
     Raises
     ------
@@ -363,7 +394,22 @@ def measure_priors(
 
 
 def spread_over_blocks(values: NDArray[np.generic], block: int, rows: slice, columns: slice) -> NDArray[np.generic]:
-    """Return values of blocks, (rows, columns) of blocks, as pixels of a window, (h, w)."""
+    """Repeat values of blocks for the pixels of a window.
+
+    Parameters
+    ----------
+    values
+        One for each block, (rows, columns) of blocks.
+    block
+        Side of a block, pixels.
+    rows, columns
+        The window, pixels.
+
+    Returns
+    -------
+    ndarray
+        Shape (h, w).
+    """
     index = [np.arange(span.start, span.stop) // block for span in (rows, columns)]
     return np.asarray(values[np.ix_(*index)])
 
@@ -405,7 +451,24 @@ def relate_priors(priors: NDArray[np.float64], classes: NDArray[np.int16], rate:
 def pixel_prior(
     classes: NDArray[np.int16], priors: NDArray[np.float64], block: int, rows: slice, columns: slice
 ) -> NDArray[np.float32]:
-    """Return the prior of a window, shape (2, h, w), background and target; NaN where no class is known."""
+    """Compute the prior of a window from the classes of its blocks.
+
+    Parameters
+    ----------
+    classes
+        Of the blocks, shape :func:`block_shape`.
+    priors
+        Probability of the target by class.
+    block
+        Side of a block, pixels.
+    rows, columns
+        The window, pixels.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (2, h, w), background and target; NaN where no class is known.
+    """
     found = spread_over_blocks(np.where(classes == UNKNOWN, np.nan, priors[classes]), block, rows, columns)
     return np.stack([1 - found, found]).astype(np.float32)
 
@@ -438,6 +501,11 @@ def write_prior(
         Background and target.
     overwrite
         Replace what is there.
+
+    Returns
+    -------
+    Path
+        ``path``.
 
     Raises
     ------

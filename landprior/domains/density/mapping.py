@@ -38,6 +38,22 @@ def ready_model(
 ) -> LandcoverModel:
     """Return a model for one image: with its band statistics, if the model wants images made alike, and the blur.
 
+    Parameters
+    ----------
+    model
+        Of ``landprior density``.
+    image
+        The raster to be mapped.
+    blur
+        Side of the square over which log-likelihoods are averaged, pixels, odd; 1 for none.
+    nodata
+        Value that marks no data in every band.
+
+    Returns
+    -------
+    LandcoverModel
+        A copy.
+
     Raises
     ------
     ModelError
@@ -83,6 +99,11 @@ def map_density(
         See :func:`landprior.landcover.mapping.predict.predict`.
     run
         See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        ``output``.
 
     Raises
     ------
@@ -130,6 +151,11 @@ def predict_points(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    ndarray of float64
+        Shape (blurs, N).
+
     Raises
     ------
     LandpriorError
@@ -163,7 +189,24 @@ def predict_points(
 def read_darkness(
     image: str | Path, points: Points, *, side: int = 5, nodata: float | None = None
 ) -> NDArray[np.float64]:
-    """Return how dark an image is at points, shape (N,): minus the mean of its bands over a square, pixels a side."""
+    """Measure how dark an image is at points.
+
+    Parameters
+    ----------
+    image
+        The raster.
+    points
+        Where.
+    side
+        Of the square whose mean is taken, pixels.
+    nodata
+        Value that marks no data in every band.
+
+    Returns
+    -------
+    ndarray of float64
+        Minus the mean of all bands, shape (N,).
+    """
     sink = PointSink(points, [0])
     with ImageLayer(image, nodata=nodata) as pixels:
 
@@ -190,6 +233,11 @@ def posterior_odds(
         Probability of the target there, shape (N,).
     model
         Whose mean prediction r rests on.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N,).
     """
     smoothed = np.clip(priors, 1e-4, 1 - 1e-4)
     background, target = model.record["density"]["marginal"]

@@ -107,6 +107,11 @@ def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) 
     ----------
     scores, positive
         Of the points, shape (N,).
+
+    Returns
+    -------
+    float
+        From 0 to 1, 0.5 by chance.
     """
     right, pairs = _count_right(scores, positive)
     return right / pairs if pairs else float("nan")
@@ -162,6 +167,11 @@ def score_points(scores: NDArray[np.floating], positive: NDArray[np.bool_], bloc
         Which points are of the target, shape (N,).
     blocks
         The block of each point, a number that no other block has, shape (N,).
+
+    Returns
+    -------
+    PointScores
+        Areas under the curve.
     """
     order = np.argsort(blocks, kind="stable")
     starts = np.flatnonzero(np.diff(blocks[order])) + 1

@@ -123,6 +123,11 @@ def train_images(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    LandcoverModel
+        As it is in the file.
+
     Raises
     ------
     LandpriorError
@@ -163,6 +168,18 @@ def train_or_load(
     **options: Any,  # noqa: ANN401 - those of train_images
 ) -> LandcoverModel:
     """Return the model that an interrupted run of the same has finished, or train it (:func:`train_images`).
+
+    Parameters
+    ----------
+    images, labels, priors, output, settings, run
+        See :func:`train_images`.
+    **options
+        The others of :func:`train_images`.
+
+    Returns
+    -------
+    LandcoverModel
+        As it is in the file.
 
     Raises
     ------

@@ -326,6 +326,11 @@ def check_direction(model: LandcoverModel, tiles: Sequence[Tile], block: int) ->
         See :func:`read_tiles`; some, if they are many.
     block
         Side of a block, pixels.
+
+    Returns
+    -------
+    Direction
+        How far predictions and prior rise and fall together.
     """
     device = next(model.network.parameters()).device
     size = max(tile.shape[0] * tile.shape[1] for tile in tiles)

@@ -36,6 +36,11 @@ def download_images(name: Downloadable, root: str | Path, network: Network) -> I
     network
         Downloads go on where they were interrupted, and are checked by their MD5 sum.
 
+    Returns
+    -------
+    ImageSplits
+        To train and to test with.
+
     Raises
     ------
     SourceError

@@ -109,6 +109,11 @@ def read_images(
     classes
         Names of the classes, in order; by default those the file gives, or the labels found, sorted.
 
+    Returns
+    -------
+    ImageSplits
+        To train and, if there are some, to test with.
+
     Raises
     ------
     MissingInputError
@@ -367,7 +372,21 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read a folder of images of one size, listed in a CSV: file, label and perhaps split (train or test).
+    """Read a folder of images of one size, listed in a CSV.
+
+    Parameters
+    ----------
+    folder
+        Where the images lie.
+    table
+        The columns file, label and perhaps split (train or test).
+    classes
+        Names of the classes, in order; by default the labels found, sorted.
+
+    Returns
+    -------
+    ImageSplits
+        As :func:`read_images`.
 
     Raises
     ------
@@ -421,6 +440,11 @@ def read_table(path: str | Path, columns: Iterable[str], *, optional: Iterable[s
     optional
         Others whose case does not matter.
 
+    Returns
+    -------
+    list of TableRow
+        In the order of the file.
+
     Raises
     ------
     MissingInputError, RasterReadError, InputError
@@ -460,7 +484,29 @@ def assemble_splits(
     *,
     names: dict[str, list[str]] | None = None,
 ) -> ImageSplits:
-    """Turn arrays into tensors, and labels into positions of classes common to both splits."""
+    """Turn arrays into tensors, and labels into positions of classes common to both splits.
+
+    Parameters
+    ----------
+    found
+        ``"train"`` or ``"test"``, images and labels of each.
+    classes
+        Their names, in order; None: the labels found.
+    where
+        What the data are called in an error.
+    names
+        Of the images, by split.
+
+    Returns
+    -------
+    ImageSplits
+        Images as uint8, (N, bands, H, W).
+
+    Raises
+    ------
+    InputError
+        If sizes or bands differ, a split has no image, or a label is not among the classes.
+    """
     shapes = {images.shape[1:] for _, images, _ in found}
     if len(shapes) > 1:
         msg = f"{where}: images to train and to test with differ in size or bands"

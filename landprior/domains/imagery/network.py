@@ -56,6 +56,21 @@ def build_image_network(
 
 
 def predict_images(network: nn.Module, images: Tensor, standardise: Standardiser) -> Tensor:
-    """Return log q of images, uint8, (N, bands, H, W), as float32, (N, C), on the CPU."""
+    """Predict images, a batch at a time.
+
+    Parameters
+    ----------
+    network
+        Gives log q.
+    images
+        uint8, shape (N, bands, H, W).
+    standardise
+        What they go through.
+
+    Returns
+    -------
+    Tensor
+        log q, float32, shape (N, C), on the CPU.
+    """
     with torch.no_grad():
         return torch.cat([network(standardise(some)).float().cpu() for some in torch.split(images, _BATCH)])

@@ -113,7 +113,23 @@ def _to_dict(run: RunRecord) -> dict[str, Any]:
 
 
 def find_run(runs: Sequence[RunRecord], key: str, identity: str, folder: Path) -> RunRecord | None:
-    """Return the run of a key, if it is there.
+    """Return the run of a key.
+
+    Parameters
+    ----------
+    runs
+        Those that are done.
+    key
+        What tells runs of a sweep apart.
+    identity
+        Of its data and settings.
+    folder
+        Where the runs are, for the message.
+
+    Returns
+    -------
+    RunRecord or None
+        None if it is yet to be made.
 
     Raises
     ------

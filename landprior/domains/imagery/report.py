@@ -128,7 +128,17 @@ def _figure(value: float | None) -> str:
 
 
 def write_report(folder: Path, runs: Sequence[RunRecord], *, missing: int = 0) -> None:
-    """Write ``report.md``, ``report.json`` and, where there are true labels, ``curves.png`` and pictures of sweeps."""
+    """Write ``report.md``, ``report.json`` and, where there are true labels, ``curves.png`` and pictures of sweeps.
+
+    Parameters
+    ----------
+    folder
+        Of the results.
+    runs
+        Those that are done.
+    missing
+        How many are still to be made, for the head of the report.
+    """
     lines = summarise(runs)
     contents = {
         "report.md": to_markdown(lines, missing=missing),
@@ -201,7 +211,17 @@ def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def draw_sweep(path: Path, runs: Sequence[RunRecord], axis_name: str) -> None:
-    """Draw test accuracy at the epoch chosen (filled) and at the best (ring) against one setting, bars over seeds."""
+    """Draw accuracy against one setting: at the epoch chosen (filled) and at the best (ring), bars over seeds.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    runs
+        With true labels to test on.
+    axis_name
+        The setting, with whole numbers for values.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -56,7 +56,22 @@ class ImageSettings(BaseModel):
         return self.learning_rate or RATE * min(1.0, math.sqrt(self.images / RATED))
 
     def loop(self, epoch_steps: int, loss: LossName, marginal: Marginal = "batch") -> TrainingSettings:
-        """Return the settings of the loop."""
+        """Return the settings of the loop.
+
+        Parameters
+        ----------
+        epoch_steps
+            Steps of an epoch.
+        loss
+            What is minimised.
+        marginal
+            Of the batch, or running.
+
+        Returns
+        -------
+        TrainingSettings
+            Without warm-up.
+        """
         return TrainingSettings(
             loss=loss,
             steps=self.epochs * epoch_steps,

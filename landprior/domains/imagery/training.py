@@ -118,6 +118,11 @@ def train_watched(
     identity
         What the training is of.
 
+    Returns
+    -------
+    Trained
+        What happened, and which epoch was chosen.
+
     Raises
     ------
     TrainingError, TrainingInterruptedError
@@ -180,7 +185,22 @@ def split_off(count: int, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def build_for(data: ImageSplits, *, filters: int, seed: int) -> SmoothedNetwork:
-    """Build the network for images."""
+    """Build the network for images.
+
+    Parameters
+    ----------
+    data
+        Images, for their size and classes.
+    filters
+        Width of the network.
+    seed
+        Of its weights.
+
+    Returns
+    -------
+    SmoothedNetwork
+        Gives log q, (N, C).
+    """
     _, bands, rows, columns = data.train.images.shape
     return build_image_network(
         bands,

@@ -97,6 +97,11 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = (), *, name: str 
     name
         Of the scheme.
 
+    Returns
+    -------
+    Palette
+        Classes, and the colours that stand for sets of them.
+
     Raises
     ------
     ConfigError
@@ -180,6 +185,15 @@ def read_colours(path: str | Path, palette: Palette, grid: Grid) -> NDArray[np.f
     """Read a picture whose colours stand for sets of classes (:meth:`Palette.colours`).
 
     Clear pixels (alpha 0) and those of no data allow all classes.
+
+    Parameters
+    ----------
+    path
+        The picture.
+    palette
+        What colours stand for.
+    grid
+        The image's.
 
     Returns
     -------
@@ -289,6 +303,8 @@ def read_polygons(path: str | Path, scheme: ClassScheme, grid: Grid, *, pixels: 
     grid
         The image's. If it has no CRS, or ``pixels``, coordinates are pixels: x to the right, y down, from the upper
         left corner; otherwise they are in the file's CRS (GeoJSON: degrees).
+    pixels
+        Coordinates are pixels, whatever the file says.
 
     Returns
     -------
@@ -364,7 +380,31 @@ def _missing(value: object) -> bool:
 def write_prior(
     path: str | Path, prior: NDArray[np.float32], palette: Palette, grid: Grid, *, overwrite: bool = False
 ) -> Path:
-    """Write a prior, (C, H, W), as a raster that ``train`` and ``predict --posterior`` take."""
+    """Write a prior as a raster that ``train`` and ``predict --posterior`` take.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    prior
+        Shape (C, H, W).
+    palette
+        Its classes.
+    grid
+        The image's.
+    overwrite
+        Replace an older file.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.raster.cog.write_raster`.
+    """
     scheme = palette.scheme
     tags = {"kind": "prior", "scheme": scheme.model_dump_json(exclude_defaults=True), "encoding": "float16"}
     return write_raster(

@@ -113,6 +113,11 @@ def paint(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    list of Painted
+        One per picture, in their order.
+
     Raises
     ------
     InputError

@@ -27,14 +27,44 @@ OPACITY = 0.45
 
 
 def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
-    """Draw probabilities, a raster with a band a class, as the mean of the classes' colours."""
+    """Draw probabilities as the mean of the classes' colours.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    source
+        A raster with a band per class.
+    scheme
+        The colours.
+
+    Returns
+    -------
+    Path
+        ``path``.
+    """
     with open_raster(source) as src:
         shares = read_shrunk(src, SIDE).astype(np.float32)
     return _write(path, scheme.blend(shares))
 
 
 def draw_overlay(path: Path, image: Path, classes: Path, scheme: ClassScheme) -> Path:
-    """Draw the classes of a map over the image, with their borders in black."""
+    """Draw the classes of a map over the image, with their borders in black.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    image, classes
+        Rasters of one size.
+    scheme
+        The colours.
+
+    Returns
+    -------
+    Path
+        ``path``.
+    """
     with ImageLayer(image) as layer, open_raster(classes) as src:
         values = read_shrunk(layer.src, SIDE, layer.indexes)
         codes = read_shrunk(src, SIDE)[0]

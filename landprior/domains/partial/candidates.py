@@ -167,7 +167,21 @@ def _parse_weights(row: Mapping[str, str], positions: Mapping[str, int], place: 
 
 
 def normalise(weights: NDArray[np.float64], where: str | Path, names: tuple[str, ...]) -> Tensor:
-    """Normalise weights over classes, (N, C), to a prior, float32; zeros stay zeros.
+    """Normalise weights over classes to a prior; zeros stay zeros.
+
+    Parameters
+    ----------
+    weights
+        Shape (N, C), at least 0.
+    where
+        What they are called in an error.
+    names
+        Of the items, for the same.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (N, C); rows sum to one.
 
     Raises
     ------

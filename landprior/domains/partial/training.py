@@ -170,6 +170,11 @@ def train_partial(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    Trained
+        The network, and what happened.
+
     Raises
     ------
     InputError

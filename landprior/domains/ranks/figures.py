@@ -19,7 +19,22 @@ _PANELS = 6
 
 
 def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[str]) -> list[Path]:
-    """Draw ``confusion-KEY.png`` for each run that has confusion matrices, and return their paths."""
+    """Draw ``confusion-KEY.png`` for each run that has confusion matrices.
+
+    Parameters
+    ----------
+    folder
+        Where the pictures go.
+    runs
+        Those that are done.
+    classes
+        Names of the ranks, ascending.
+
+    Returns
+    -------
+    list of Path
+        The pictures.
+    """
     paths = []
     for run in runs:
         looks = choose_looks(run.looks, run.chosen)
@@ -41,7 +56,17 @@ def choose_looks(looks: Sequence[Look], chosen: int) -> list[Look]:
 
 
 def draw_confusions(path: Path, looks: Sequence[Look], classes: Sequence[str]) -> None:
-    """Draw confusion matrices in a row: shares of each true class (rows) by predicted class."""
+    """Draw confusion matrices in a row: shares of each true class (rows) by predicted class.
+
+    Parameters
+    ----------
+    path
+        The picture to write.
+    looks
+        Each with its confusion matrix.
+    classes
+        Names of the ranks, ascending.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

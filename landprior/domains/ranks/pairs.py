@@ -66,6 +66,11 @@ def draw_pairs(labels: Tensor, items: Tensor, count: int, *, ties: Ties, seed: i
     seed
         Of the draw.
 
+    Returns
+    -------
+    Pairs
+        ``count`` of them.
+
     Raises
     ------
     InputError
@@ -109,6 +114,11 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
         second: >=, >, =, <, <=; by default >=.
     images
         The items.
+
+    Returns
+    -------
+    Pairs
+        In the order of the file.
 
     Raises
     ------

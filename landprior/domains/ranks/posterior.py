@@ -94,7 +94,20 @@ def log_pair_joint(
 ) -> Tensor:
     """Log of the joint posterior but for its normalisation; its sum over classes is the evidence of a pair.
 
-    Arguments and errors as :func:`log_pair_posterior`.
+    Parameters
+    ----------
+    log_q1, log_q2, log_prior, log_marginal1, log_marginal2, check
+        See :func:`log_pair_posterior`.
+
+    Returns
+    -------
+    Tensor
+        Shape (N, C, C): the first item's class, the second's.
+
+    Raises
+    ------
+    ProbabilityError
+        See :func:`log_pair_posterior`.
     """
     if check:
         _require_pairs(log_q1, log_q2, log_prior)
@@ -159,6 +172,11 @@ def rank_loss(
         ``"joint"``: KL(r || q_1 q_2) instead, for comparison.
     check
         See :func:`log_pair_posterior`; also for errors.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats, at least 0.
     """
     log_r = log_pair_posterior(
         log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, check=check

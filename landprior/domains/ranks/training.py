@@ -216,6 +216,11 @@ def train_ranks(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    Trained
+        The network, and what happened.
+
     Raises
     ------
     InputError

@@ -229,6 +229,11 @@ def classify(
     run
         See :class:`landprior.run.Run`.
 
+    Returns
+    -------
+    Classification
+        q, r, the classes found and what was judged.
+
     Raises
     ------
     InputError
@@ -280,7 +285,22 @@ def classify(
 
 
 def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Documents, tree: Tree) -> Judgement:
-    """Judge classes found, (N,), by what the prior, (N, C), says of them."""
+    """Judge classes found by what the prior says of them.
+
+    Parameters
+    ----------
+    prior
+        Shape (N, C); rows sum to one.
+    found
+        Class positions, shape (N,).
+    documents, tree
+        Coarse labels and what lies below them.
+
+    Returns
+    -------
+    Judgement
+        Of the documents whose coarse label leaves several classes.
+    """
     own, means, rows = _open_question(prior, documents, tree)
     if not len(rows):
         return Judgement(information=1.0, said=1.0, expected=1.0, chance=1.0)
@@ -294,9 +314,19 @@ def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Docum
 
 
 def information(prior: NDArray[np.float64], documents: Documents, tree: Tree) -> float:
-    """Return the part of the fine classes' entropy, given the coarse label, that a prior takes away.
+    """Measure the part of the fine classes' entropy, given the coarse label, that a prior takes away.
 
-    0 for a prior, (N, C), that says the same of all documents of a coarse label, 1 for one that is sure.
+    Parameters
+    ----------
+    prior
+        Shape (N, C); rows sum to one.
+    documents, tree
+        Coarse labels and what lies below them.
+
+    Returns
+    -------
+    float
+        0 for a prior that says the same of all documents of a coarse label, 1 for one that is sure.
     """
     own, means, rows = _open_question(prior, documents, tree)
     if not len(rows):
@@ -378,8 +408,14 @@ def write_predictions(
     path
         ``.csv``: columns ``id``, ``coarse``, ``label``, ``q:CLASS`` ..., ``r:CLASS`` ...; ``.jsonl``: the same with
         ``q`` and ``r`` as objects of the classes below the coarse label. Whole or not at all.
+    result
+        Of :func:`classify`.
+    documents, tree
+        Names, coarse labels and what lies below them.
     which
         What the class found is the most probable of.
+    overwrite
+        Replace an older file.
 
     Raises
     ------

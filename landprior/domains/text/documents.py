@@ -232,6 +232,11 @@ def read_documents(
     identity
         Column of the document's name; by default ``id``, if it is there.
 
+    Returns
+    -------
+    Documents
+        In the order of the file.
+
     Raises
     ------
     MissingInputError

@@ -60,6 +60,11 @@ def normalise_scores(scores: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArra
     allowed
         Shape (N, C).
 
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
+
     Raises
     ------
     PriorError
@@ -87,6 +92,11 @@ def calibrate(prior: NDArray[np.float64], coarse: NDArray[np.int64]) -> NDArray[
         Shape (N, C), rows that sum to 1.
     coarse
         Coarse label of each document, shape (N,).
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
     """
     result = np.zeros_like(prior)
     for label in np.unique(coarse):
@@ -97,14 +107,54 @@ def calibrate(prior: NDArray[np.float64], coarse: NDArray[np.int64]) -> NDArray[
 
 
 def prior_of_scores(scores: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
-    """Turn log-likelihoods of class names, (N, C), into a calibrated prior."""
+    """Turn log-likelihoods of class names into a calibrated prior.
+
+    Parameters
+    ----------
+    scores
+        Shape (N, C).
+    documents, tree
+        Coarse labels and what lies below them.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
+
+    Raises
+    ------
+    PriorError
+        See :func:`normalise_scores`.
+    """
     return calibrate(normalise_scores(scores, documents.allowed(tree)), documents.coarse)
 
 
 def prior_of_similarity(
     cosine: NDArray[Any], documents: Documents, tree: Tree, *, temperature: float = TEMPERATURE
 ) -> NDArray[np.float64]:
-    """Turn cosines of sentence embeddings, (N, C), into a calibrated prior: a softmax of cosine / temperature."""
+    """Turn cosines of sentence embeddings into a calibrated prior.
+
+    Parameters
+    ----------
+    cosine
+        Of each document with each class, shape (N, C).
+    documents, tree
+        Coarse labels and what lies below them.
+    temperature
+        Above 0: the prior is a softmax of cosine / temperature.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
+
+    Raises
+    ------
+    InputError
+        If the temperature is not positive.
+    PriorError
+        See :func:`normalise_scores`.
+    """
     if not temperature > 0:
         msg = f"the temperature must be positive, not {temperature}"
         raise InputError(msg)
@@ -112,7 +162,19 @@ def prior_of_similarity(
 
 
 def prior_of_table(table: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
-    """Normalise a table of the user's, (N, C), over the classes below each coarse label; it is not calibrated.
+    """Normalise a table of the user's over the classes below each coarse label; it is not calibrated.
+
+    Parameters
+    ----------
+    table
+        Shape (N, C), at least 0.
+    documents, tree
+        Coarse labels and what lies below them.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
 
     Raises
     ------
@@ -158,6 +220,15 @@ def read_prior(
 
         and ``fine`` (C,), the labels in their order, and ``ids`` (N,). Without ``fine`` the order is the tree's,
         without ``ids`` the documents'.
+    documents, tree
+        Coarse labels and what lies below them.
+    temperature
+        Of cosines, see :func:`prior_of_similarity`.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (N, C); rows sum to one.
 
     Raises
     ------
@@ -189,7 +260,24 @@ def read_prior(
 def save_prior(
     path: str | Path, prior: NDArray[np.float64], documents: Documents, tree: Tree, *, overwrite: bool = False
 ) -> None:
-    """Write a prior so that :func:`read_prior` gives it back."""
+    """Write a prior so that :func:`read_prior` gives it back.
+
+    Parameters
+    ----------
+    path
+        An ``.npz``.
+    prior
+        Shape (N, C).
+    documents, tree
+        Names of rows and columns.
+    overwrite
+        Replace an older file.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.raster.outputs.replacing`.
+    """
     ids = {} if documents.ids is None else {"ids": np.array(documents.ids)}
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, prior=prior, fine=np.array(tree.fine), **ids)  # type: ignore[arg-type]

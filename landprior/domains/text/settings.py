@@ -52,6 +52,11 @@ class TextSettings(BaseModel):
         weak
             Whether the prior is (:attr:`Judgement.weak`).
 
+        Returns
+        -------
+        TrainingSettings
+            With the warm-up that the prior needs.
+
         Raises
         ------
         InputError

@@ -244,7 +244,7 @@ class Experiment(_Part):
         regions
             Names of the regions to score; none: all.
         external
-            Name of a row -> path of others' maps, with ``{tile}`` for the tile.
+            Name of a row -> path of others' maps, with ``{region}``, ``{split}`` and ``{tile}``.
 
         Returns
         -------

@@ -57,7 +57,7 @@ class BlurredNetwork(PixelNetwork):
     ----------
     network
         Gives log q.
-    sides
+    *sides
         Of the square, pixels, odd. Of several, the results stand one after the other along the class axis.
 
     Raises
