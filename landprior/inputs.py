@@ -211,7 +211,13 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; computed once per run for an unchanged file (:func:`stamp_of`)."""
+    """Return the SHA-256 of a file; computed once per run for an unchanged file (:func:`stamp_of`).
+
+    Raises
+    ------
+    RasterReadError
+        If the file cannot be read.
+    """
     stamp = stamp_of(path)
     known = (str(path), stamp)
     if known in _SUMS:

@@ -190,6 +190,8 @@ def settings_of(plan: BatchPlan) -> PipelineSettings:
     ------
     ConfigError
         If the learned prior is another than when the plan was made.
+    MissingInputError
+        If the learned prior is not there.
     """
     import numpy as np
 

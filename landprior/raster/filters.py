@@ -36,6 +36,11 @@ def gaussian_taps(sigma: float, radius: float, pixel: float = 1.0) -> NDArray[np
     -------
     ndarray of float64
         Weights of offsets -n..n, sum 1.
+
+    Raises
+    ------
+    InputError
+        If sigma is not positive, or the radius negative.
     """
     if not (sigma > 0 and radius >= 0):
         msg = f"the blur needs sigma > 0 and radius >= 0 (metres), not {sigma} and {radius}"

@@ -90,7 +90,13 @@ def _remove(path: Path) -> None:
 
 
 def make_temporary(parent: Path) -> tuple[Path, int | None]:
-    """Make a temporary folder and lock it; without a lock where the file system has none."""
+    """Make a temporary folder and lock it; without a lock where the file system has none.
+
+    Raises
+    ------
+    RasterWriteError
+        If nothing can be written there.
+    """
     while True:
         try:
             folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))

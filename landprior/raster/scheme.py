@@ -287,7 +287,17 @@ class ClassScheme(BaseModel):
 
 
 def load_scheme(name: str | Path) -> ClassScheme:
-    """Load a shipped scheme by name (``"enviroatlas-5"``), or the user's own YAML by path.
+    """Load a class scheme.
+
+    Parameters
+    ----------
+    name
+        A shipped scheme (``"enviroatlas-5"``, ``"chesapeake-4"``, ``"nlcd"``), or the path of a YAML file.
+
+    Returns
+    -------
+    ClassScheme
+        Checked.
 
     Raises
     ------

@@ -126,7 +126,13 @@ def measure_image(path: str | Path, *, nodata: float | None = None) -> BandStati
 
 
 def adapt_model(model: LandcoverModel, own: BandStatistics) -> LandcoverModel:
-    """Return a model for images made alike as one that takes an image of these statistics as it is."""
+    """Return a model for images made alike as one that takes an image of these statistics as it is.
+
+    Raises
+    ------
+    InputError
+        If the image has other bands than the model.
+    """
     common = model.statistics
     if len(common.mean) != len(own.mean):
         msg = (

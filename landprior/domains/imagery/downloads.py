@@ -45,6 +45,8 @@ def download_images(name: Downloadable, root: str | Path, network: Network) -> I
     ------
     SourceError
         If it cannot be had.
+    InputError
+        If there is no such data set.
     """
     if name not in get_args(Downloadable):
         msg = f"{name!r} cannot be downloaded; there are: {', '.join(get_args(Downloadable))}"

@@ -110,7 +110,13 @@ class Watcher:
             save_file(self._weights, temporary, {"identity": self._identity, CHOICE: repr(self._best)})
 
     def resume(self) -> None:
-        """Go on from the best weights that an interrupted training of the same has kept."""
+        """Go on from the best weights that an interrupted training of the same has kept.
+
+        Raises
+        ------
+        ModelError
+            If they are damaged.
+        """
         if self._path is None or not self._path.is_file():
             return
         from safetensors import SafetensorError, safe_open

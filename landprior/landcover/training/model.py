@@ -336,6 +336,16 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
 def load_model(path: str | Path) -> LandcoverModel:
     """Load a model file.
 
+    Parameters
+    ----------
+    path
+        A .safetensors file that landprior wrote.
+
+    Returns
+    -------
+    LandcoverModel
+        On the CPU, ready to predict.
+
     Raises
     ------
     MissingInputError

@@ -113,7 +113,7 @@ class Cache:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Turn what the disk says within the block into a :class:`RasterWriteError` with a remedy.
+        """Turn what the disk says within the block into an error with a remedy.
 
         Parameters
         ----------
@@ -124,6 +124,11 @@ class Cache:
         ------
         None
             What is raised inside is looked at.
+
+        Raises
+        ------
+        RasterWriteError
+            Where the block raises an OSError that is not ours.
         """
         here = path.is_relative_to(self.root)
         remedy = "make room there" + (", or set LANDPRIOR_CACHE to a folder on another disk" if here else "")
@@ -165,6 +170,8 @@ class Cache:
         ------
         InputError
             If a source is not in the cache, or the folder is not a cache of landprior.
+        RasterWriteError
+            If something cannot be deleted.
         """
         if not self.root.is_dir() or not any(self.root.iterdir()):
             return 0
@@ -207,7 +214,7 @@ class Cache:
 
 @contextmanager
 def writing_features(path: Path) -> Iterator[None]:
-    """Turn what pyogrio raises while it writes into a :class:`RasterWriteError`; it has no class for a full disk.
+    """Turn what pyogrio raises while it writes into one error; it has no class for a full disk.
 
     Parameters
     ----------
@@ -218,6 +225,11 @@ def writing_features(path: Path) -> Iterator[None]:
     ------
     None
         What is raised inside is looked at.
+
+    Raises
+    ------
+    RasterWriteError
+        Where the block raises one of pyogrio's.
     """
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 

@@ -206,13 +206,25 @@ class Network:
         self.require_running()
 
     def require_online(self, origin: Origin, what: str) -> None:
-        """Refuse, with :class:`OfflineError`, what would need the network."""
+        """Refuse what would need the network where nothing may be asked.
+
+        Raises
+        ------
+        OfflineError
+            Says what is not in the cache.
+        """
         if self.offline:
             msg = f"{origin.name}: {what} is not in the cache, and --offline was given; run once without it"
             raise OfflineError(msg)
 
     def require_running(self) -> None:
-        """Raise :class:`FetchInterruptedError` after :meth:`stop`."""
+        """Refuse to go on after :meth:`stop`.
+
+        Raises
+        ------
+        FetchInterruptedError
+            If it was called.
+        """
         if self._stopped.is_set():
             msg = "stopped; what is whole was kept, and the same command goes on from there"
             raise FetchInterruptedError(msg)

@@ -156,7 +156,13 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
 
 
 def range_of(response: Response) -> tuple[int, int]:
-    """Return the first byte and the total of a partial answer."""
+    """Return the first byte and the total of a partial answer.
+
+    Raises
+    ------
+    SourceBusyError
+        If the answer does not say.
+    """
     text = response.headers.get("Content-Range", "")
     found = re.fullmatch(rf"bytes ({_DIGITS})-{_DIGITS}/({_DIGITS})", text.strip())
     if found is None:
