@@ -54,7 +54,7 @@ def make_pages() -> dict[str, str]:
 
 def command_pages() -> dict[str, str]:
     """Return a page for each command, and one that lists them."""
-    from landprior.cli import main
+    from landprior.cli import SECTIONS, main
 
     top = click.Context(main, info_name="landprior")
     commands = {name: main.get_command(top, name) for name in main.list_commands(top)}
@@ -64,11 +64,10 @@ def command_pages() -> dict[str, str]:
         *_describe(main),
         "",
         *_options(main, top),
-        "",
-        "| command | what it does |",
-        "| --- | --- |",
     ]
-    lines += [f"| [`{name}`]({name}.md) | {_first_line(command)} |" for name, command in commands.items()]
+    for title, names in SECTIONS.items():
+        lines += ["", f"## {title}", "", "| command | what it does |", "| --- | --- |"]
+        lines += [f"| [`{name}`]({name}.md) | {_first_line(commands[name])} |" for name in names]
     pages = {f"{COMMANDS}index.md": "\n".join(lines) + "\n"}
     for name, command in commands.items():
         pages[f"{COMMANDS}{name}.md"] = "\n".join([f"# landprior {name}", "", *_command(command, name, top)]) + "\n"
@@ -103,9 +102,14 @@ def _describe(command: click.Command) -> list[str]:
 
 
 def _options(command: click.Command, context: click.Context) -> list[str]:
-    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = [(_cell(names), _escape(text).replace("|", "\\|")) for names, text in filter(None, records)]
-    return ["| option | meaning |", "| --- | --- |", *(f"| {names} | {text} |" for names, text in rows)]
+    from landprior.cli.command import describe_options
+
+    lines: list[str] = []
+    for title, records in describe_options(command, context).items():
+        rows = [(_cell(names), _escape(text).replace("|", "\\|")) for names, text in records]
+        lines += ["", f"**{title}**", "", "| option | meaning |", "| --- | --- |"]
+        lines += [f"| {names} | {text} |" for names, text in rows]
+    return lines[1:]
 
 
 def _cell(names: str) -> str:
@@ -118,7 +122,7 @@ def _escape(text: str) -> str:
 
 
 def _first_line(command: click.Command | None) -> str:
-    return "" if command is None else _escape(command.get_short_help_str(limit=200))
+    return "" if command is None else _escape(command.get_short_help_str(limit=200)).replace("|", "\\|")
 
 
 # -- modules --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-_SECTIONS = {
+SECTIONS = {
     "Map a place": {
         "run": ("landprior.cli.run", "Fetch the layers of a place and map it: the whole chain."),
         "fetch": ("landprior.cli.fetch", "Fetch imagery, NLCD, OpenStreetMap and buildings of a place."),
@@ -61,7 +61,7 @@ _SECTIONS = {
 }
 """What there is to do -> command -> its module and its line of help."""
 
-_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
+_COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 _FOREIGN: list[str] = []
 """Warnings about settings of another GDAL or PROJ in the environment, to be logged later."""
@@ -88,7 +88,7 @@ class _Commands(click.Group):
         return checked
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        for title, commands in _SECTIONS.items():
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
 

@@ -47,16 +47,21 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group in the order in which they are declared."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                groups.setdefault(group_of(param), []).append(record)
-        rest = groups.pop(GENERAL, [])
-        for title, records in [*groups.items(), (GENERAL, rest)]:
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        for title, records in describe_options(self, ctx).items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def describe_options(command: click.Command, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+    """Return title of a group -> options as they are written and explained, those without a group last."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+        if record is not None:
+            groups.setdefault(group_of(param), []).append(record)
+    if GENERAL in groups:
+        groups[GENERAL] = groups.pop(GENERAL)
+    return groups
 
 
 def _warn_of_former(command: str, option: str, now: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel, Field
 
-from landprior.cli import _COMMANDS, _SECTIONS, main
+from landprior.cli import _COMMANDS, SECTIONS, main
 from landprior.cli.command import Command, group_of, grouped
 from landprior.cli.fields import field_option, field_options, find_field, make_checked, pick_given
 from landprior.cli.workspace import STEPS, choose_steps
@@ -69,8 +69,8 @@ def test_the_summary_of_a_command_is_a_line(name):
 def test_help_has_sections():
     shown = CliRunner().invoke(main, ["--help"]).stdout
     titles = ["Map a place", "Your own files", "How good is it", "Many tiles", "Other weak labels", "Research"]
-    assert [title for title in _SECTIONS if title in titles] == titles
-    places = [shown.index(f"\n{title}:\n") for title in _SECTIONS]
+    assert [title for title in SECTIONS if title in titles] == titles
+    places = [shown.index(f"\n{title}:\n") for title in SECTIONS]
     assert places == sorted(places)
 
 

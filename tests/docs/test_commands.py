@@ -117,6 +117,7 @@ def test_former_spellings_are_not_printed():
         for printed in commands_of(page):
             command, rest = get_command(printed.words)
             hidden = {name for one in command.params if getattr(one, "hidden", False) for name in one.opts}
+            hidden |= set(getattr(command, "former", {}))
             assert not hidden & set(rest), printed
 
 
