@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from landprior.landcover.training import ensemble
 from landprior.landcover.training import settings as training_settings
 from landprior.landcover.training.settings import TileSettings
 
-from .commands import FENCE, find_blocks, find_commands
+from .commands import FENCE, Block, find_blocks, find_commands
 from .inputs import QUICK, STEPS, Inputs
 
 # tiny trainings have something to warn of
@@ -73,7 +74,7 @@ ONLY_PARSED = {
     "experiment city-windows": "needs a published set",
 }
 
-OTHERS = {"git", "cd", "source", "python", "pip", "pytest", "mkdocs", "nox", "pre-commit", "ruff", "mypy"}
+OTHERS = {"git", "cd", "cp", "source", "python", "pip", "pytest", "mkdocs", "nox", "pre-commit", "ruff", "mypy"}
 
 
 def name_of(page):
@@ -249,20 +250,33 @@ def test_commands_work(page, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(demo, "TileSettings", quick)
     write_configurations(page, tmp_path)
-    for printed in commands_of(page):
-        if any(word in str(printed) for word in ONLY_PARSED):
-            continue
-        words = prepare(printed, inputs, tmp_path)
-        with contextlib.ExitStack() as stack:
-            if words[1] == "run" and not words[2].endswith(".json"):
-                patch = stack.enter_context(pytest.MonkeyPatch.context())
-                patch.setattr(training_settings, "TileSettings", quick)
-            result = CliRunner().invoke(main, words[1:], prog_name="landprior")
-        assert result.exit_code == 0, f"{printed}\n{result.output}"
-        command, rest = get_command(tuple(words))
-        context = command.make_context(command.name, rest)
-        output = context.params.get("output")
-        assert output is None or Path(output).exists(), printed
+    for step in steps_of(page):
+        if isinstance(step, Block):
+            exec(compile(step.text, name_of(page), "exec"), {})  # noqa: S102 - what pages show is to run
+        elif step.words[0] == "cp":
+            subprocess.run(step.words, check=True)
+        elif not any(word in str(step) for word in ONLY_PARSED):
+            run(prepare(step, inputs, tmp_path), step)
+
+
+def steps_of(page):
+    """Return a page's commands of landprior and, where they copy files or run Python in between, those steps too."""
+    steps = [command for command in find_commands(page) if command.words[0] in {"landprior", "cp"}]
+    steps += find_blocks(page, "python") if page.name == "tutorial.md" else []
+    return sorted(steps, key=lambda step: step.line)
+
+
+def run(words, printed):
+    """Run a command, and check that it ends well and has written its output."""
+    with contextlib.ExitStack() as stack:
+        if words[1] == "run" and not words[2].endswith(".json"):
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(training_settings, "TileSettings", quick)
+        result = CliRunner().invoke(main, words[1:], prog_name="landprior")
+    assert result.exit_code == 0, f"{printed}\n{result.output}"
+    command, rest = get_command(tuple(words))
+    output = command.make_context(command.name, rest).params.get("output")
+    assert output is None or Path(output).exists(), printed
 
 
 def prepare(printed, inputs, folder):
@@ -295,7 +309,7 @@ def prepare(printed, inputs, folder):
 
 # -- Python ---------------------------------------------------------------------------------------
 
-SCRIPTS = [block for page in PAGES for block in find_blocks(page, "python")]
+SCRIPTS = [block for page in PAGES if page.name != "tutorial.md" for block in find_blocks(page, "python")]
 
 
 @pytest.mark.parametrize("block", SCRIPTS, ids=[f"{name_of(block.page)}:{block.line}" for block in SCRIPTS])
