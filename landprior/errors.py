@@ -20,6 +20,10 @@ class GridMismatchError(InputError):
     """Two rasters that must share one grid do not."""
 
 
+class NoOverlapError(GridMismatchError):
+    """Two rasters have no place in common."""
+
+
 class SchemeError(InputError):
     """A class scheme is missing, malformed or does not know a code."""
 
@@ -69,14 +73,30 @@ class TrainingInterruptedError(LandpriorError, RuntimeError):
 
 
 class SourceError(LandpriorError, ConnectionError):
-    """A source of data did not give what it should; nothing of it was kept."""
+    """A source of data did not give what it should; nothing of it was kept.
+
+    Parameters
+    ----------
+    message
+        What went wrong.
+    source
+        Name of the source, if the message names it and the remedy, so that neither is added again.
+    """
+
+    def __init__(self, message: str, *, source: str = "") -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class DiscardedError(SourceError):
+    """What was kept of a file was damaged, or of another version, and was deleted; reading it again may help."""
 
 
 class SourceBusyError(SourceError):
     """A source is overloaded, or cannot be reached, for now."""
 
-    def __init__(self, message: str, *, wait: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, wait: float | None = None, source: str = "") -> None:
+        super().__init__(message, source=source)
         self.wait = wait
 
 

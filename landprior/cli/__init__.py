@@ -150,7 +150,7 @@ def _explain(ctx: click.Context, error: Exception) -> None:
     """Print an error of another library, or a bug of ours, as one line; with -vv raise it."""
     import os
 
-    from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout
+    from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout, is_stdout_failure
 
     said = explain_failure(error)
     if ctx.params.get("verbose", 0) > 1 or (said is None and os.environ.get(DEBUG)):
@@ -160,7 +160,7 @@ def _explain(ctx: click.Context, error: Exception) -> None:
             f"unexpected error ({type(error).__name__}: {first_line(error)}); "
             "please report it with what landprior -vv COMMAND shows"
         )
-    elif said.startswith("cannot write to standard output"):
+    elif is_stdout_failure(error):
         give_up_stdout()
     _say(f"Error: {said}")
     ctx.exit(1)

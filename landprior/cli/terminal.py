@@ -131,7 +131,7 @@ def _is_crs_error(error: BaseException) -> bool:
 
 def _explain_os(error: OSError) -> str:
     why = error.strerror or os.strerror(error.errno or 0)
-    if _came_from_click(error):
+    if is_stdout_failure(error):
         return f"cannot write to standard output ({why})"
     where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     if error.errno in _FULL:
@@ -141,12 +141,12 @@ def _explain_os(error: OSError) -> str:
     return f"{where}{why}" if where else f"the operating system reported an error ({why})"
 
 
-def _came_from_click(error: OSError) -> bool:
-    """Say whether the error arose while click was printing, that is on standard output."""
+def is_stdout_failure(error: BaseException) -> bool:
+    """Say whether the system reported the error while click was printing, that is on standard output."""
     trace, name = error.__traceback__, ""
     while trace is not None:
         name, trace = str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_next
-    return name == "click.utils"
+    return isinstance(error, OSError) and error.errno is not None and name == "click.utils"
 
 
 def first_line(error: BaseException) -> str:

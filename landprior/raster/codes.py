@@ -17,7 +17,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
-from landprior.errors import GridMismatchError, InputError, SchemeError
+from landprior.errors import GridMismatchError, InputError, NoOverlapError, SchemeError
 from landprior.raster.advice import advise_crs, advise_nodata
 from landprior.raster.bands import Bands, find_bands, match_nodata
 from landprior.raster.grid import Grid, require_same_grid
@@ -338,7 +338,7 @@ def _require_overlap(own: Grid, grid: Grid, *, names: tuple[str, str]) -> None:
             f"{names[0]} and {names[1]} do not overlap: {_box(*own.bounds)} and {there} in {names[0]}'s CRS; "
             "give files of one place"
         )
-        raise GridMismatchError(msg)
+        raise NoOverlapError(msg)
     share = float(inside.mean())
     if share < 1:
         logger.info("%s covers about %.0f %% of %s; the rest counts as no data", names[0], 100 * share, names[1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rasterio.features import rasterize
 
-from landprior.errors import GridMismatchError, InputError, LandpriorError, SchemeError
+from landprior.errors import InputError, LandpriorError, NoOverlapError, SchemeError
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import CogWriter
 from landprior.raster.reading import open_raster, split_band
@@ -133,9 +133,7 @@ def _read(
         try:
             with open_on_grid(source, grid, like="the tile") as src:
                 return read_classes(src, None, scheme, codes=label_map, where=source)
-        except GridMismatchError as error:
-            if "overlap" not in str(error):
-                raise
+        except NoOverlapError:
             return None
     frame = read_vectors(source, grid=grid)
     found = find_column(frame.columns, field, source)

@@ -33,6 +33,7 @@ PACKAGES = {
     "mapserv": "apt-get install cgi-mapserver mapserver-bin",
     "spawn-fcgi": "apt-get install spawn-fcgi",
     "rustac": "pip install rustac",
+    "openssl": "apt-get install openssl",
 }
 
 

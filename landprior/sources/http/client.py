@@ -171,11 +171,10 @@ class Network:
             except SourceError as error:
                 failure = error
             self.require_running()  # it may have failed because of stop()
-            if str(failure).startswith(f"{origin.name}: "):
-                raise failure  # asked within an asking, and said in full
+            if failure.source == origin.name:
+                raise failure  # from a request within this one; it names the source and the remedy already
             if not isinstance(failure, SourceBusyError):
-                msg = f"{origin.name}: {failure}; {origin.remedy}"
-                raise type(failure)(msg) from None
+                raise origin.error(str(failure), type(failure)) from None
             if gained is not None and gained() - before >= _PROGRESS:
                 attempt, before = 1, gained()
             asked = failure.wait or 0.0
@@ -183,7 +182,7 @@ class Network:
                 tried = "tried once" if attempt == 1 else f"tried {attempt} times"
                 later = f"it asks to wait {asked:.0f} s" if asked > self.policy.longest_wait else tried
                 msg = f"{origin.name}: {failure} ({later}); run the same command again later, or {origin.remedy}"
-                raise SourceBusyError(msg) from None
+                raise SourceBusyError(msg, source=origin.name) from None
             # what is asked for is the least; all who were told the same should not come back at once
             wait = self.policy.wait(attempt) if failure.wait is None else asked + self.policy.wait(1)
             logger.info(
@@ -215,7 +214,7 @@ class Network:
         """
         if self.offline:
             msg = f"{origin.name}: {what} is not in the cache, and --offline was given; run once without it"
-            raise OfflineError(msg)
+            raise OfflineError(msg, source=origin.name)
 
     def require_running(self) -> None:
         """Refuse to go on after :meth:`stop`.

@@ -93,8 +93,7 @@ def download(
             except SourceError as error:
                 _drop_part(part)
                 if last:
-                    msg = f"{origin.name}: {error}; {origin.remedy}"
-                    raise SourceError(msg) from error
+                    raise origin.error(str(error)) from error
                 logger.info("%s: %s; fetching it again", origin.name, error)
         with network.cache.writing(path):
             part.replace(path)

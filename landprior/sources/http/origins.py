@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from landprior.errors import SourceError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -23,6 +25,10 @@ class Origin:
     name: str
     folder: str
     remedy: str
+
+    def error(self, problem: str, kind: type[SourceError] = SourceError) -> SourceError:
+        """Return an error that names the source, the problem and the remedy."""
+        return kind(f"{self.name}: {problem}; {self.remedy}", source=self.name)
 
 
 class Signer(Protocol):

@@ -17,7 +17,7 @@ import requests
 from rasterio.errors import RasterioError
 
 from landprior.addresses import redact
-from landprior.errors import RasterReadError, SourceBusyError, SourceError
+from landprior.errors import DiscardedError, RasterReadError, SourceBusyError
 from landprior.raster.reading import GDAL_CACHE_BYTES
 from landprior.sources.http.cache import file_size
 from landprior.sources.http.responses import IDENTITY, MEGABYTE, check_status, length_of, range_of, version_of
@@ -87,8 +87,8 @@ def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[Da
             raise  # whoever reads it does not like what it is
         chunks.discard()
         reason = re.sub(r"\S*/vsi\S*", name, " ".join(str(cause).split())).rstrip(".")
-        msg = f"{origin.name}: {redact(remote.href)} is damaged ({reason}) and was deleted; {origin.remedy}"
-        raise SourceError(msg) from error
+        problem = f"{redact(remote.href)} is damaged ({reason}) and was deleted"
+        raise origin.error(problem, DiscardedError) from error
     except Exception:
         chunks.raise_failure()  # whatever went wrong, this was first
         raise
@@ -278,7 +278,7 @@ class Chunks:
             f"{redact(self.remote.href)} has changed since it was begun, or its length was wrong then; "
             "what was kept of it may be damaged and was deleted; run the same command again"
         )
-        raise SourceError(msg)
+        raise DiscardedError(msg)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import email.utils
 import hashlib
 import json
 import re
+import ssl
 import time
 from datetime import UTC
 from typing import TYPE_CHECKING
@@ -143,7 +144,7 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
     where = redact(getattr(request, "url", None) or url or "the server")
     if isinstance(error, requests.TooManyRedirects):
         return SourceBusyError(f"{where} redirects in a loop")
-    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE" in str(error).upper():
+    if _is_certificate_error(error):
         return SourceError(f"the certificate of {where} cannot be verified")
     if isinstance(error, requests.Timeout):
         return SourceBusyError(f"{where} did not answer in time")
@@ -153,6 +154,15 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
     if isinstance(error, broken) and not isinstance(error, requests.exceptions.InvalidURL):
         return SourceBusyError(f"{where} cannot be reached, or broke off the connection")
     return SourceError(f"{where} cannot be queried ({type(error).__name__})")
+
+
+def _is_certificate_error(error: BaseException) -> bool:
+    """Say whether a certificate was refused; requests and urllib3 carry the error of TLS as a reason or an argument."""
+    reason = getattr(error, "reason", None)
+    if isinstance(error, ssl.SSLError):  # its reason is a name of OpenSSL's, such as TLSV13_ALERT_CERTIFICATE_REQUIRED
+        return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in (reason or "")
+    within = reason or next(iter(error.args), None)
+    return isinstance(within, BaseException) and _is_certificate_error(within)
 
 
 def range_of(response: Response) -> tuple[int, int]:

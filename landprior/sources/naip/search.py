@@ -131,8 +131,8 @@ def search_images(
     except Exception as error:  # noqa: BLE001 - pystac's errors have no root of their own, and items may be anything
         reason = hide_addresses(" ".join(str(error).split()))
         reason = re.sub(r"\?\S+", "", reason)[:160]  # nor the query strings of paths
-        msg = f"NAIP: {redact(stac_url)} is no STAC API that can be searched ({reason}); {NAIP.remedy}"
-        raise SourceError(msg) from None  # its own text may have addresses with secrets
+        problem = f"{redact(stac_url)} is no STAC API that can be searched ({reason})"
+        raise NAIP.error(problem) from None  # the error's own text may have addresses with secrets
     return [image for image in found if image is not None and image.footprint.intersects(outline)]
 
 

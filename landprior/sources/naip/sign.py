@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from landprior.addresses import redact
-from landprior.errors import SourceError
 from landprior.sources.http.responses import parse_json
 from landprior.sources.naip.images import NAIP
 
@@ -64,8 +63,8 @@ class TokenSigner:
             text = str(signed.get("msft:expiry") or "")
             until = datetime.fromisoformat(text) if text else None
         except (ValueError, KeyError, TypeError) as error:
-            msg = f"NAIP: {redact(self._url)} signs nothing; {NAIP.remedy}"
-            raise SourceError(msg) from error
+            problem = f"{redact(self._url)} signs nothing"
+            raise NAIP.error(problem) from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
         return query, time.time() + 1800 if until is None else until.timestamp()

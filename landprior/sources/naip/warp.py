@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
-from landprior.errors import RasterReadError, SourceError
+from landprior.errors import DiscardedError, RasterReadError
 from landprior.raster.bands import Bands, find_bands
 from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
@@ -74,8 +74,8 @@ def write_image(image: NaipImage, grid: Grid, path: Path, network: Network, *, o
         try:
             with open_image(image, network) as src:
                 return _write_image(src, image, grid, path, overwrite=overwrite)
-        except SourceError as error:
-            if last or "damaged" not in str(error):
+        except DiscardedError as error:
+            if last:
                 raise
             logger.warning("%s; fetching it again", error)
     raise AssertionError  # pragma: no cover - the loop returns or raises

@@ -6,9 +6,13 @@ import gzip
 import json
 import logging
 import os
+import pickle
 import socket
+import ssl
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import requests
@@ -23,6 +27,7 @@ from landprior.errors import (
 from landprior.sources.http.client import DAY, USER_AGENT, Network, RetryPolicy
 from landprior.sources.http.downloads import download
 from landprior.sources.http.origins import Remote
+from tests.sources.programs import find_program
 
 from .shared import DATA, QUICK, SOURCE, failing, read_all, speaking
 
@@ -73,6 +78,38 @@ def test_an_error_is_said_once(network, waits):
     with pytest.raises(SourceBusyError, match=r"^The source: it is busy \(tried 3 times\); run"):
         network.call(SOURCE, lambda: network.call(SOURCE, busy))
     assert len(waits) == 2
+
+
+def test_who_has_spoken_is_told_by_the_error_and_not_by_its_words(network, waits):
+    with pytest.raises(SourceError) as caught:
+        network.call(SOURCE, failing(SourceError("The source: nowhere/damaged.tif")))
+    assert str(caught.value) == "The source: The source: nowhere/damaged.tif; give a file of your own"
+    assert caught.value.source == "The source"
+    again = pickle.loads(pickle.dumps(SourceBusyError("busy", wait=3.0, source="The source")))  # noqa: S301 - our own, as of another process
+    assert (type(again), str(again), again.wait, again.source) == (SourceBusyError, "busy", 3.0, "The source")
+    assert waits == []
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(network, waits, tmp_path):
+    files = {name: str(tmp_path / f"{name}.pem") for name in ("out", "keyout")}
+    command = [find_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    paths = [word for name, path in files.items() for word in (f"-{name}", path)]
+    subprocess.run([*command, "-nodes", "-subj", "/CN=localhost", *paths], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["out"], files["keyout"])
+
+    def serve():
+        with suppress(OSError):
+            context.wrap_socket(server.accept()[0], server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(serve)
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            SourceError, match=f"^The source: the certificate of {url}/ cannot be verified; give a file"
+        ):
+            network.get(url, SOURCE)
+    assert waits == []
 
 
 def test_the_wait_that_is_asked_for_is_the_least(network, waits):

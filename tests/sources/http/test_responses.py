@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import email.utils
 import re
+import ssl
 import time
 
 import pytest
 import requests
+import urllib3
 from requests.structures import CaseInsensitiveDict
 
 from landprior.errors import (
@@ -57,6 +59,12 @@ def test_retry_after_a_date(zone):
     assert retry_after(answer_of(503, **{"Retry-After": date})) == pytest.approx(90, abs=2)
 
 
+def refused(error):
+    """What requests raises when TLS does, within urllib3."""
+    within = urllib3.exceptions.SSLError(error)
+    return requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(None, "/a", within))
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
@@ -66,7 +74,8 @@ def test_retry_after_a_date(zone):
         (requests.exceptions.ProxyError(), SourceBusyError, "http://host/a cannot be reached through the proxy"),
         (requests.ConnectionError("reset"), SourceBusyError, "http://host/a cannot be reached, or broke off"),
         (requests.exceptions.SSLError("EOF in violation of protocol"), SourceBusyError, "cannot be reached, or broke"),
-        (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED"), SourceError, "the certificate of http://host/a"),
+        (refused(ssl.SSLCertVerificationError(1, "self-signed")), SourceError, "the certificate of http://host/a"),
+        (refused(ssl.SSLZeroReturnError(6, "closed")), SourceBusyError, "http://host/a cannot be reached"),
         (requests.exceptions.InvalidURL(), SourceError, r"http://host/a cannot be queried \(InvalidURL\)"),
     ],
 )

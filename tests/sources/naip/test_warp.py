@@ -275,6 +275,9 @@ def test_a_damaged_download_is_fetched_again_once(tmp_path, network, faulty_serv
     with pytest.raises(SourceError, match=r"NAIP: .*cut\.tif is damaged .*--naip"):
         write_image(make_remote(f"{server.url}/cut.tif"), grid, tmp_path / "cut_out.tif", network)
     assert not (tmp_path / "cut_out.tif").exists()
+    with pytest.raises(SourceError, match=r"NAIP: .*damaged\.tif answered 404"):
+        write_image(make_remote(f"{server.url}/damaged.tif"), grid, tmp_path / "cut_out.tif", network)
+    assert sum("damaged.tif" in request.path for request in server.requests) == 1  # it is only called so
     (image,) = list_images(tmp_path / "cut.tif")
     with pytest.raises(RasterReadError, match=r"cut\.tif is damaged or truncated .*copy or download it again"):
         write_image(image, grid, tmp_path / "cut_out.tif", network)
