@@ -21,7 +21,8 @@ from PIL import Image
 
 from landprior.landcover.assessment.estimation import evaluate_points
 from landprior.landcover.assessment.figures import stretch
-from landprior.raster.reading import open_raster, read_shrunk
+from landprior.raster.pixels import read_shrunk
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 
 if TYPE_CHECKING:

@@ -55,10 +55,9 @@ def dropped() -> list[str]:
     return list(_dropped)
 
 
-def settings_found(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:
+def settings_found() -> dict[str, str]:
     """Return the settings of GDAL and PROJ that :func:`drop_foreign_settings` looks at, as far as they are set."""
-    environment = os.environ if environment is None else environment
-    return {name: environment[name] for name in _JUDGES if name in environment}
+    return {name: os.environ[name] for name in _JUDGES if name in os.environ}
 
 
 def _doubt_proj(value: str) -> str:

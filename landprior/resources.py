@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from landprior.errors import ConfigError, MissingInputError
 from landprior.inputs import check_file, read_text
+from landprior.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,8 +92,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If the file is not valid YAML, does not hold a mapping, or may be meant in two ways (see
         :mod:`landprior.strict_yaml`); names the line.
     """
-    from landprior.strict_yaml import parse_yaml
-
     data = parse_yaml(read_text(path, empty=True, error=ConfigError), path)
     if not isinstance(data, dict):
         msg = f"{path} must hold a mapping of names to values, not {type(data).__name__}"

@@ -7,7 +7,7 @@ from landprior.errors import ConfigError, LandpriorError, SchemeError
 from landprior.landcover.experiments.config import load_experiment
 from landprior.raster.scheme import load_scheme
 from landprior.resources import read_yaml
-from landprior.sources.areas import load_city
+from landprior.sources.cities import load_city
 from landprior.strict_yaml import find_line, parse_yaml
 from landprior.superres.comparison import load_comparison
 

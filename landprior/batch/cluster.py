@@ -11,7 +11,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from landprior.batch.plans import training_of
-from landprior.batch.tile_runner import TileRunner, TileState, report_state
+from landprior.batch.states import TileState, report_state
+from landprior.batch.tile_runner import TileRunner
 from landprior.errors import ConfigError, InputError
 from landprior.progress import Progress
 from landprior.run import Run

@@ -32,7 +32,9 @@ from landprior.landcover.workspace.city import CityRef, find_city
 from landprior.raster.outputs import check_output, replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
-from landprior.sources.areas import Area, CityPreset, check_component, list_cities, load_city
+from landprior.sources.areas import Area
+from landprior.sources.cities import CityPreset, list_cities, load_city
+from landprior.sources.folder_names import check_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

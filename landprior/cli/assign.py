@@ -99,7 +99,7 @@ def command(
 
     from landprior.domains.clustering.assignment import assign_classes
     from landprior.landcover.mapping.products import Products
-    from landprior.raster.reading import with_band
+    from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.sources.vectors import with_layer
 

@@ -138,7 +138,8 @@ def command(
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.landcover.prior.sparse_labels import read_hints
     from landprior.raster.grid import Grid
-    from landprior.raster.reading import open_raster, with_band
+    from landprior.raster.names import with_band
+    from landprior.raster.reading import open_raster
 
     given = pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius})
     widths = make_checked(PriorSettings, "the blur", **given) if given else None

@@ -71,8 +71,8 @@ def command(
     from landprior.landcover.assessment.scores import scheme_of_map
     from landprior.landcover.prior.cells import measure_spread
     from landprior.landcover.prior.cooccurrence import measure_cooccurrence, write_cooccurrence
+    from landprior.raster.names import with_band
     from landprior.raster.outputs import check_output
-    from landprior.raster.reading import with_band
 
     if nlcd is not None and not labels:
         msg = "LABELS is missing: give an NLCD raster and one or more label rasters, or --pair NLCD LABELS"

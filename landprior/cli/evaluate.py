@@ -121,8 +121,8 @@ def command(
     neither map nor labels are listed and left out of the mean IoU.
     """  # noqa: D301 - \b is click's
     from landprior.landcover.assessment.scores import evaluate, refuse_swapped, scheme_of_map
+    from landprior.raster.names import with_band
     from landprior.raster.outputs import check_output
-    from landprior.raster.reading import with_band
     from landprior.sources.labels import is_raster
 
     if figure is not None:

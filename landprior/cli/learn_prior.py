@@ -132,7 +132,7 @@ def command(
     from pydantic import ValidationError
 
     from landprior.landcover.prior.learned import learn_prior, prior_settings
-    from landprior.raster.reading import with_band
+    from landprior.raster.names import with_band
     from landprior.raster.scheme import explain
 
     try:

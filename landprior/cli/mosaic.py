@@ -47,7 +47,7 @@ def command(
     """  # noqa: D301
     from landprior.batch.mosaic import join_maps
     from landprior.batch.plans import read_plan
-    from landprior.batch.tile_runner import states_of, tile_of
+    from landprior.batch.states import states_of, tile_of
     from landprior.errors import InputError
 
     found = read_plan(plan)

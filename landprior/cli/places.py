@@ -136,7 +136,9 @@ def make_plan(
 
 def find_area(network: Network, *, city: CityRef | None, nominatim_url: str, options: dict[str, Any]) -> Area:
     """Return the place that exactly one of ``--city``, ``--bbox``, ``--place``, ``--aoi`` names."""
-    from landprior.sources.areas import area_from_bounds, area_from_city, area_from_file, area_from_place, check_name
+    from landprior.sources.areas import area_from_bounds, area_from_city
+    from landprior.sources.folder_names import check_name
+    from landprior.sources.outlines import area_from_file, area_from_place
 
     bbox, place, aoi = options["bbox"], options["place"], options["aoi"]
     if sum(value is not None for value in (city, bbox, place, aoi)) != 1:

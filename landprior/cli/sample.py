@@ -73,8 +73,8 @@ def command(
     """  # noqa: D301
     from landprior.landcover.assessment.sampling import draw_sample, write_sample
     from landprior.landcover.assessment.scores import scheme_of_map
+    from landprior.raster.names import with_band
     from landprior.raster.outputs import check_apart, check_output
-    from landprior.raster.reading import with_band
 
     check_output(output, overwrite=overwrite, inputs=[map_path], kind="vector")
     check_apart([output, output.with_suffix(".qml")], [map_path])

@@ -67,7 +67,7 @@ def command(
     """  # noqa: D301
     from landprior.landcover.mapping.products import Products
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
-    from landprior.raster.reading import with_band
+    from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.superres.self_epitome import map_by_self_epitome
 

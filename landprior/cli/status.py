@@ -29,7 +29,7 @@ def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     A failed tile is tried again by the next run of the plan.
     """  # noqa: D301
     from landprior.batch.plans import read_plan
-    from landprior.batch.tile_runner import states_of
+    from landprior.batch.states import states_of
 
     states = states_of(read_plan(plan))
     counts = Counter(state.state for state in states)

@@ -106,7 +106,7 @@ def command(
     bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
     from landprior.landcover.training.files import TrainingTile, train_files
-    from landprior.raster.reading import with_band
+    from landprior.raster.names import with_band
 
     if method is not None and loss is not None:
         msg = "--method and --loss exclude each other; qr, rq, soft-naive (ce) and hard-naive (ce-argmax) are both"

@@ -8,15 +8,11 @@ r_i(l) proportional to p_i(l) q_i(l) / sum_j q_j(l).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from landprior.implicit.checks import LOG_Q_DUE, require_items, require_logs, require_marginal, require_pair
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EPS = 1e-8
 """Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
@@ -93,10 +89,6 @@ class RunningMarginal(nn.Module):
     ----------
     memory
         Items (pixels, images, documents) that are remembered, roughly.
-    reduce
-        Adds a tensor up over the devices that train together; None on one.
-    devices
-        How many these are.
     classes
         Number of classes; where it is not given the first batch says it, and no state can be loaded before.
 
@@ -109,19 +101,12 @@ class RunningMarginal(nn.Module):
     total: Tensor
     weight: Tensor
 
-    def __init__(
-        self,
-        memory: float,
-        *,
-        reduce: Callable[[Tensor], Tensor] | None = None,
-        devices: int = 1,
-        classes: int | None = None,
-    ) -> None:
+    def __init__(self, memory: float, *, classes: int | None = None) -> None:
         super().__init__()
         if not memory > 0:
             msg = f"the memory must be a positive number of items, not {memory}"
             raise ValueError(msg)
-        self.memory, self._reduce, self._devices = memory, reduce, devices
+        self.memory = memory
         self.register_buffer("total", torch.zeros(classes or 1, dtype=torch.float64))
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
@@ -155,14 +140,11 @@ class RunningMarginal(nn.Module):
         own = q.sum(dim=[0, *range(2, q.ndim)]).double()
         items = own.new_tensor(q.numel() / q.shape[1]) if where is None else where.sum().double()
         sums = own.detach()
-        if self._reduce is not None:
-            sums, items = self._reduce(sums), self._reduce(items)
         keep = (1 - items / self.memory).clamp_min(0)
         self.total = keep * self.total.to(sums.device) + sums
         self.weight = keep * self.weight.to(sums.device) + items
         mean = (self.total / self.weight.clamp_min(1)).clamp_min(1e-300)
-        # gradients are averaged over devices, so each gives its part as many times as there are devices
-        change = (own - own.detach()) * self._devices / items.clamp_min(1)
+        change = (own - own.detach()) / items.clamp_min(1)
         return (torch.log(mean) + change / mean).to(q.dtype)
 
 

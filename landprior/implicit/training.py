@@ -15,7 +15,6 @@ import math
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
@@ -173,7 +172,7 @@ def fit(
         Minimised after the warm-up, instead of the loss that the settings name. Its state, if it has any, belongs into
         buffers of the network: a checkpoint holds those.
     fabric
-        Device and precision; by default :func:`make_fabric`.
+        Device, one, and precision; by default :func:`make_fabric`.
     monitor
         Called with the network after every epoch; what it returns is kept in the history and shown.
     until
@@ -194,7 +193,7 @@ def fit(
     Raises
     ------
     ValueError
-        If the settings' loss needs an objective and there is none.
+        If the settings' loss needs an objective and there is none, or the fabric has several devices.
     ProbabilityError
         If the network or the first batch gives something other than logs of probabilities.
     TrainingError
@@ -206,6 +205,9 @@ def fit(
         msg = f"{settings.loss} is no loss of log q and log prior alone; give its objective"
         raise ValueError(msg)
     fabric = fabric or make_fabric(settings.precision)
+    if fabric.world_size > 1:
+        msg = f"a training runs on one device, not on {fabric.world_size}: each would have class sums of its own"
+        raise ValueError(msg)
     optimiser = torch.optim.AdamW(
         network.parameters(),
         lr=settings.learning_rate,
@@ -214,7 +216,7 @@ def fit(
     )
     _compile(network, feed, settings, fabric)
     network, optimiser = fabric.setup(network, optimiser)
-    run = _Run(network, optimiser, settings, checkpoint, identity, fabric, objective)
+    run = _Run(network, optimiser, settings, checkpoint, identity, objective)
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
         _look(network, monitor)
@@ -269,19 +271,13 @@ class _Run:
         settings: TrainingSettings,
         path: Path | None,
         identity: str,
-        fabric: Fabric,
         own: Objective | None = None,
     ) -> None:
         self.network, self.optimiser, self.settings, self.path = network, optimiser, settings, path
         self._own = own
         self._marginal: RunningMarginal | None = None
         if settings.marginal == "running":
-            several = fabric.world_size > 1
-            self._marginal = RunningMarginal(
-                settings.memory,
-                reduce=partial(fabric.all_reduce, reduce_op="sum") if several else None,
-                devices=fabric.world_size,
-            )
+            self._marginal = RunningMarginal(settings.memory)
         self._identity = f"{identity}|{settings.model_dump_json()}"
         self.step = 0
         self.history = History()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from landprior.raster.reading import quote, split_band
+from landprior.raster.names import quote, split_band
+
+_SHOWN = 8
+"""Rasters of an archive that a message lists at most."""
 
 
 def advise_nodata(path: str | Path, value: float | str | None) -> str:
@@ -35,6 +39,27 @@ def advise_nodata(path: str | Path, value: float | str | None) -> str:
 def advise_crs(path: str | Path, crs: str = "EPSG:CODE") -> str:
     """Return the command that writes a CRS into a raster, whose pixels stay as they are."""
     return _advise(path, f"--crs {crs}", f"-a_srs {crs}")
+
+
+def advise_archive(text: str) -> str:
+    """Return how to name a raster in an archive; "" if the file is not one, or is damaged."""
+    name = text.lower()
+    if name.endswith((".tar", ".tgz", ".tar.gz")):
+        return f"name the raster in it: /vsitar/{text}/FILE.tif"
+    if name.endswith(".gz"):
+        return f"give {quote(f'/vsigzip/{text}')}"
+    if not name.endswith(".zip"):
+        return ""
+    try:
+        with zipfile.ZipFile(text) as archive:
+            members = [one.filename for one in archive.infolist() if not one.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):
+        return ""
+    rasters = [one for one in members if one.lower().endswith((".tif", ".tiff", ".img"))]
+    if not rasters:
+        return "unpack it and give the raster in it"
+    shown = ", ".join(quote(f"/vsizip/{text}/{one}") for one in rasters[:_SHOWN])
+    return f"name the raster in it: {shown}{', ...' if len(rasters) > _SHOWN else ''}"
 
 
 def _advise(path: str | Path, edit: str, translate: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
-from landprior.raster.reading import read_mask, read_window
+from landprior.raster.pixels import read_mask, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,9 @@ from landprior.errors import GridMismatchError, InputError, NoOverlapError, Sche
 from landprior.raster.advice import advise_crs, advise_nodata
 from landprior.raster.bands import Bands, find_bands, match_nodata
 from landprior.raster.grid import Grid, require_same_grid
-from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, read_window, split_band
+from landprior.raster.names import split_band
+from landprior.raster.pixels import place_of, read_window
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import IGNORED_INDEX
 
 if TYPE_CHECKING:
@@ -244,15 +246,13 @@ def _is_ours(src: DatasetReader) -> bool:
 
 
 @contextmanager
-def open_codes(path: str | Path, *, band: int | None = None) -> Iterator[CodeRaster]:
+def open_codes(path: str | Path) -> Iterator[CodeRaster]:
     """Open one band of codes on its own grid.
 
     Parameters
     ----------
     path
         The raster; ``stack.tif|band=2`` names a band of several.
-    band
-        The same.
 
     Yields
     ------
@@ -264,21 +264,19 @@ def open_codes(path: str | Path, *, band: int | None = None) -> Iterator[CodeRas
     InputError
         See :func:`choose_band`.
     """
-    _, own = split_band(path)
+    _, band = split_band(path)
     with open_raster(path) as src:
-        bands = choose_band(src, path, band or own)
+        bands = choose_band(src, path, band)
         yield CodeRaster(src, path, bands=bands, band=bands.data[0], ours=_is_ours(src))
 
 
 @contextmanager
-def open_on_grid(
-    path: str | Path, grid: Grid, *, like: str | Path, band: int | None = None, partly: bool = False
-) -> Iterator[CodeRaster]:
+def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, partly: bool = False) -> Iterator[CodeRaster]:
     """Open one band of codes on a grid, warping it by nearest neighbour as it is read if need be.
 
     Parameters
     ----------
-    path, band
+    path
         See :func:`open_codes`.
     grid
         The grid wanted.
@@ -301,7 +299,7 @@ def open_on_grid(
         See :func:`choose_band`.
     """
     with ExitStack() as stack:
-        raster = stack.enter_context(open_codes(path, band=band))
+        raster = stack.enter_context(open_codes(path))
         own = raster.grid
         if own.matches(grid):
             yield raster

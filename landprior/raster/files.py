@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.outputs import check_output, replacing
-from landprior.raster.reading import GDAL_CACHE_BYTES, gdal_cores, open_raster, read_window
+from landprior.raster.pixels import read_window
+from landprior.raster.reading import GDAL_CACHE_BYTES, gdal_cores, open_raster
 
 __all__ = [
     "GDAL_CACHE_BYTES",

@@ -13,7 +13,7 @@ from affine import Affine
 from landprior.errors import GridMismatchError, InputError
 from landprior.raster.advice import advise_crs
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
-from landprior.raster.reading import quote
+from landprior.raster.names import quote
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Areas of interest: city presets (``configs/cities``), boxes, outlines from files, places by name."""
+"""Areas of interest, and those of city presets and of boxes."""
 
 from __future__ import annotations
 
@@ -6,86 +6,17 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from shapely import make_valid
 from shapely.geometry import box
 
-from landprior.errors import ConfigError, InputError
-from landprior.raster.scheme import explain
-from landprior.resources import find_config, read_yaml, shipped_names
+from landprior.errors import InputError
+from landprior.sources.cities import CityPreset, load_city
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shapely.geometry.base import BaseGeometry
-
-    from landprior.sources.http.client import Network
-
-Year = Annotated[int, Field(ge=1985, le=2100)]
-
-
-class PaperRun(BaseModel):
-    """What the paper's own runs used for a city."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learning_rates: dict[str, float]
-    filters: int = 128
-    batch_size: int = 128
-    patch_size: int = 128
-
-
-class CityPreset(BaseModel):
-    """A place, the years of its layers, its grid and its classes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    title: str
-    bounds: tuple[float, float, float, float]
-    naip_year: Year
-    nlcd_year: Year
-    epsg: int
-    scheme: str
-    cooccurrence: str | None = None
-    paper: PaperRun | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _names_a_folder(cls, name: str) -> str:
-        return check_name(name)
-
-    @field_validator("bounds")
-    @classmethod
-    def _in_order(cls, bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        left, bottom, right, top = bounds
-        if not (-180 <= left < right <= 180 and -90 <= bottom < top <= 90):
-            msg = f"bounds are left, bottom, right, top in degrees, not {bounds}"
-            raise ValueError(msg)
-        return bounds
-
-
-def load_city(name: str | Path) -> CityPreset:
-    """Load a preset by name, whose case does not matter, or the user's own YAML by path.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown (the message lists what ships) or the file is not a preset.
-    """
-    shipped = {known.casefold(): known for known in list_cities()}
-    path = find_config(shipped.get(str(name).casefold(), name), "cities", (".yaml", ".yml"))
-    try:
-        return CityPreset.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise ConfigError(explain(error, path)) from error
-
-
-def list_cities() -> list[str]:
-    """Return the names of the presets that ship."""
-    return shipped_names("cities")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +70,7 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     InputError
         If the numbers are no such box, or in another order; says the right one.
     """
-    _check_bounds(bounds)
+    check_bounds(bounds)
     left, bottom, _, _ = bounds
     label = f"{abs(left):.4f}{'w' if left < 0 else 'e'}-{abs(bottom):.4f}{'s' if bottom < 0 else 'n'}"
     return Area(name=name or label.replace(".", "_"), outline=box(*bounds))
@@ -200,137 +131,14 @@ def _coordinate(part: str, text: str, usage: str) -> float:
     return -float(found["value"]) if letter in {"S", "W"} else float(found["value"])
 
 
-def area_from_file(path: str | Path, *, name: str | None = None) -> Area:
-    """Return the area of the polygons of a vector file (GeoJSON, GeoPackage, ...), in any CRS.
-
-    Raises
-    ------
-    MissingInputError, InputError
-        If the file is missing, unreadable, has no CRS, or has no polygon.
-    """
-    from landprior.sources.vectors import parse_source, read_vectors
-
-    source = parse_source(path)
-    found = read_vectors(path)
-    polygons = found.geometry[found.geom_type.isin(["Polygon", "MultiPolygon"])]
-    if not len(polygons):
-        msg = f"{path} has no polygon; an outline is one or more polygons"
-        raise InputError(msg)
-    outline = polygons.make_valid().to_crs(4326).make_valid().union_all()
-    left, bottom, right, top = outline.bounds
-    if right - left > 180 and max(abs(left), abs(right)) <= 360:
-        msg = (
-            f"{path} reaches from {left:.6g} to {right:.6g} degrees of longitude: it crosses the antimeridian "
-            "(180 degrees), or is most of the world; cut it at 180 degrees and fetch the halves as two places"
-        )
-        raise InputError(msg)
-    try:
-        _check_bounds((left, bottom, right, top))
-    except InputError as error:
-        msg = f"{path}: {error}"
-        raise InputError(msg) from error
-    return Area(name=name or slug(source.path.stem), outline=outline)
-
-
-def area_from_place(place: str, network: Network, *, url: str | None = None, name: str | None = None) -> Area:
-    """Return the area of a place by its name, from Nominatim through osmnx.
-
-    Parameters
-    ----------
-    place
-        As one would write it: "Ithaca, NY".
-    network
-        Used once per place; the answer is cached.
-    url
-        Another Nominatim server.
-    name
-        Its folder; by default made from the place.
-
-    Returns
-    -------
-    Area
-        Its outline in degrees.
+def check_bounds(bounds: tuple[float, float, float, float]) -> None:
+    """Refuse what is no box in degrees, and say the order that is probably meant.
 
     Raises
     ------
     InputError
-        If the place is not found, or is a point.
-    SourceError
-        If the server does not answer.
+        If the numbers are no such box, or in another order.
     """
-    from landprior.sources.osm import geocode
-
-    return Area(name=name or slug(place), outline=make_valid(geocode(place, network, url=url)))
-
-
-def slug(text: str) -> str:
-    """Return a text as the name of a folder."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-") or "area"
-
-
-MOST_BYTES = 200
-"""Of a name: file systems take 255, and temporary files add some."""
-
-
-def check_name(name: str) -> str:
-    """Return the name of an area if it can be a new folder of the workspace.
-
-    Raises
-    ------
-    InputError
-        If not.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.lower().endswith((".yaml", ".yml")):
-        msg = f"{_shown(name)} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
-        raise InputError(msg)
-    return check_component(name, "an area")
-
-
-def check_component(name: str, what: str = "a tile") -> str:
-    """Return the name of a folder, wherever it comes from, if it stays in the folder it is put into.
-
-    Parameters
-    ----------
-    name
-        Such as of a tile that a plan or a catalogue lists.
-    what
-        What has the name, for the message.
-
-    Returns
-    -------
-    str
-        ``name``.
-
-    Raises
-    ------
-    InputError
-        If it is empty, hidden, ``..`` or a path, has control characters, or is longer than :data:`MOST_BYTES`.
-    """
-    reason = ""
-    if not name.strip():
-        reason = "it is empty"
-    elif "/" in name or "\\" in name:
-        reason = "it is a path"
-    elif name.startswith("."):
-        reason = "it starts with a dot"
-    elif any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        reason = "it has control characters"
-    elif len(name.encode()) > MOST_BYTES:
-        reason = f"it is longer than {MOST_BYTES} bytes"
-    if reason:
-        msg = f"{_shown(name)} cannot be the name of {what}: {reason}; a name is that of one folder"
-        raise InputError(msg)
-    return name
-
-
-def _shown(name: str) -> str:
-    """Return a name as it is shown in a message, shortened."""
-    return repr(name if len(name) <= 60 else f"{name[:60]}...")
-
-
-def _check_bounds(bounds: tuple[float, float, float, float]) -> None:
-    """Refuse what is no box in degrees, and say the order that is probably meant."""
     if not all(abs(value) <= 360 for value in bounds):
         msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
         raise InputError(msg)

@@ -12,7 +12,8 @@ from rasterio.features import rasterize
 from landprior.errors import InputError, LandpriorError, NoOverlapError, SchemeError
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import CogWriter
-from landprior.raster.reading import open_raster, split_band
+from landprior.raster.names import split_band
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, read_code
 from landprior.raster.windows import stream
 from landprior.sources import tables

@@ -7,7 +7,7 @@ p(s|x) over positions to the label, or code, of each of its pixels, at that pixe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from landprior.implicit.epitomes import Epitome
-
-Spread = Literal["window", "centre"]
-"""Which pixels of a patch add their label: all, or the one in the middle."""
 
 LEFT_OUT = 1e-6
 """Largest part of a patch's posterior that is left out, so that few positions of each are touched."""
@@ -57,7 +54,6 @@ def embed_classes(
     *,
     valid: Sequence[Tensor] | None = None,
     stride: int = 1,
-    spread: Spread = "window",
 ) -> Tensor:
     """Return p(l|s) from high-resolution labels [6].
 
@@ -75,8 +71,6 @@ def embed_classes(
         Where images have data, each (H, W); by default everywhere. Patches over a gap are left out.
     stride
         Distance between patches, pixels, in both directions.
-    spread
-        See :data:`Spread`.
 
     Returns
     -------
@@ -88,7 +82,7 @@ def embed_classes(
     InputError
         If no patch has a label.
     """
-    counts = embed_codes(epitome, images, labels, classes, valid=valid, stride=stride, spread=spread)
+    counts = embed_codes(epitome, images, labels, classes, valid=valid, stride=stride)
     total = counts.sum(dim=1, keepdim=True)
     mean = counts.sum(dim=0) / counts.sum()
     return torch.where(total > 0, counts / total.clamp_min(torch.finfo(counts.dtype).tiny), mean)
@@ -103,7 +97,6 @@ def embed_codes(
     *,
     valid: Sequence[Tensor] | None = None,
     stride: int = 1,
-    spread: Spread = "window",
 ) -> Tensor:
     """Measure how much of each coarse code falls on each position, n(s, c) [11].
 
@@ -132,10 +125,7 @@ def embed_codes(
         If no patch has a code.
     """
     known = epitome.unfold()
-    radius = epitome.patch // 2
-    offsets = [(radius, radius)]
-    if spread == "window":
-        offsets = [(row, column) for row in range(epitome.patch) for column in range(epitome.patch)]
+    offsets = [(row, column) for row in range(epitome.patch) for column in range(epitome.patch)]
     counts = torch.zeros(epitome.positions, count, dtype=torch.float64, device=epitome.mean.device)
     touched = False
     for number, image in enumerate(images):

@@ -52,7 +52,7 @@ def train_epitome_model(
     settings
         See :class:`EpitomeSettings`.
     checkpoint
-        See :func:`landprior.superres.epitome_training.train_epitome`.
+        See :func:`landprior.superres.epitome_training.fit_epitome`.
     run
         See :class:`landprior.run.Run`.
 

@@ -197,13 +197,13 @@ class EpitomeObjective:
         return -torch.logsumexp(output, dim=1).mean() / self._values
 
 
-def train_epitome(
+def fit_epitome(
     tiles: Sequence[Tile],
     settings: EpitomeSettings | None = None,
     *,
     checkpoint: Path | None = None,
     run: Run = Run(),
-) -> Epitome:
+) -> tuple[Epitome, BandStatistics, History]:
     """Train an epitome on tiles in memory.
 
     Parameters
@@ -219,44 +219,18 @@ def train_epitome(
 
     Returns
     -------
-    Epitome
+    epitome : Epitome
         Of the image standardised by :func:`landprior.landcover.training.tiles.measure_bands`, in evaluation mode,
         on the device.
+    statistics : BandStatistics
+        How bands were standardised.
+    history : History
+        What happened in the training.
 
     Raises
     ------
     InputError
         If there is no tile, tiles have different bands, or no patch is valid.
-    TrainingError, TrainingInterruptedError
-        See :func:`landprior.implicit.training.fit`.
-    """
-    return fit_epitome(tiles, settings, checkpoint=checkpoint, run=run)[0]
-
-
-def fit_epitome(
-    tiles: Sequence[Tile],
-    settings: EpitomeSettings | None = None,
-    *,
-    checkpoint: Path | None = None,
-    run: Run = Run(),
-) -> tuple[Epitome, BandStatistics, History]:
-    """Train as :func:`train_epitome`; also return how bands were standardised and what happened.
-
-    Parameters
-    ----------
-    tiles, settings, checkpoint, run
-        See :func:`train_epitome`.
-
-    Returns
-    -------
-    epitome : Epitome
-    statistics : BandStatistics
-    history : History
-
-    Raises
-    ------
-    InputError
-        If there is no tile, or tiles have different bands or classes.
     TrainingError, TrainingInterruptedError
         See :func:`landprior.implicit.training.fit`.
     """

@@ -48,7 +48,7 @@ from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.cog import ENCODINGS, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
-from landprior.sources.areas import list_cities
+from landprior.sources.cities import list_cities
 from landprior.superres.settings import EpitomeSettings
 
 # under the command line our own warnings are lines on stderr, and tiny trainings have something to warn of

@@ -111,28 +111,6 @@ def test_a_small_batch_no_longer_hides_its_gradient():
     assert abs(float(together - alone)) > 1e-3
 
 
-def test_devices_together_are_one():
-    """Two devices: the value is that of all items, and the mean of the two gradients that of all items."""
-    parts = [draw((5, 3), 1), draw((9, 3), 2)]
-    sums = [torch.stack([p.exp().sum(0) for p in parts]).sum(0), torch.tensor(14.0, dtype=torch.float64)]
-    every = torch.cat(parts)
-    whole = RunningMarginal(40.0)
-    whole(draw((6, 3), 3))
-    log_q = every.clone().requires_grad_()
-    value = whole(log_q)
-    (expected,) = torch.autograd.grad(value.sum(), log_q)
-    gradients = []
-    for part in parts:
-        answers = iter(sums)
-        one = RunningMarginal(40.0, reduce=lambda _, answers=answers: next(answers), devices=2)
-        one.total, one.weight = draw((6, 3), 3).exp().sum(0), torch.tensor(6.0, dtype=torch.float64)
-        own = part.clone().requires_grad_()
-        log_m = one(own)
-        torch.testing.assert_close(log_m, value)
-        gradients.append(torch.autograd.grad(log_m.sum(), own)[0])
-    torch.testing.assert_close(torch.cat(gradients) / 2, expected)
-
-
 @pytest.mark.parametrize(("name", "tolerance"), [("qr", 1e-6), ("rq", 0.15)])
 def test_gradients_added_up_over_several_batches_are_those_of_one(name, tolerance):
     # once much was seen; in qr items meet in the marginal only, in rq each also weighs how the marginal changes

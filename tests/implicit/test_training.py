@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from pydantic import ValidationError
 from torch import nn
 
@@ -503,6 +504,12 @@ def test_batches_may_have_no_prior():
     )
     assert history.epochs[-1].loss < history.epochs[0].loss
     assert all(torch.isnan(torch.tensor(epoch.entropy)) for epoch in history.epochs)
+
+
+def test_several_devices_are_refused():
+    fabric = Fabric(accelerator="cpu", devices=2)  # nothing is launched yet
+    with pytest.raises(ValueError, match="one device, not on 2"):
+        fit(make_network(), feed, settings(), fabric=fabric)
 
 
 def test_what_needs_an_objective_says_so():

@@ -15,19 +15,12 @@ from shapely.geometry import LineString, Point, Polygon, box, mapping
 
 from landprior.errors import ConfigError, InputError, MissingInputError, OfflineError, SourceBusyError, SourceError
 from landprior.raster.scheme import load_scheme
-from landprior.sources.areas import (
-    area_from_bounds,
-    area_from_city,
-    area_from_file,
-    area_from_place,
-    check_name,
-    list_cities,
-    load_city,
-    parse_bounds,
-    slug,
-)
+from landprior.sources.areas import area_from_bounds, area_from_city, parse_bounds
+from landprior.sources.cities import list_cities, load_city
+from landprior.sources.folder_names import check_name, slug
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import USER_AGENT, Network, RetryPolicy
+from landprior.sources.outlines import area_from_file, area_from_place
 
 PAPER = {"austin": (2012, 26914), "durham": (2012, 26917), "phoenix": (2010, 26912), "pittsburgh": (2010, 26917)}
 

@@ -12,7 +12,7 @@ from landprior.superres.embedding import embed_classes, embed_codes, invert_matr
 
 
 @torch.no_grad()
-def by_loop(epitome, image, codes, count, *, valid=None, spread="window"):
+def by_loop(epitome, image, codes, count, *, valid=None):
     """Return n(s, c) by its definition."""
     w, size = epitome.patch, epitome.size
     n = np.zeros((epitome.epitomes, size, size, count))
@@ -23,22 +23,21 @@ def by_loop(epitome, image, codes, count, *, valid=None, spread="window"):
             p = epitome(image[None, :, r : r + w, c : c + w]).softmax(1).reshape(epitome.epitomes, size, size).numpy()
             for i in range(w):
                 for j in range(w):
-                    if codes[r + i, c + j] >= 0 and (spread == "window" or (i, j) == (w // 2, w // 2)):
+                    if codes[r + i, c + j] >= 0:
                         n[..., int(codes[r + i, c + j])] += np.roll(p, (i, j), (1, 2))
     return n.reshape(-1, count)
 
 
-@pytest.mark.parametrize("spread", ["window", "centre"])
-def test_counts_are_those_of_an_explicit_loop(spread):
+def test_counts_are_those_of_an_explicit_loop():
     epitome = build_epitome(2, seed=1, size=5, patch=3, epitomes=2).double()
     torch.manual_seed(2)
     image, codes = torch.randn(2, 7, 8, dtype=torch.float64), torch.randint(-1, 3, (7, 8))
     valid = torch.ones(7, 8, dtype=torch.bool)
     valid[1, 2] = False
-    found = embed_codes(epitome, [image], [codes], 3, valid=[valid], spread=spread)
-    expected = by_loop(epitome, image, codes, 3, valid=valid, spread=spread)
+    found = embed_codes(epitome, [image], [codes], 3, valid=[valid])
+    expected = by_loop(epitome, image, codes, 3, valid=valid)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
-    both = embed_codes(epitome, [image, image], [codes, codes], 3, valid=[valid, valid], spread=spread)
+    both = embed_codes(epitome, [image, image], [codes, codes], 3, valid=[valid, valid])
     np.testing.assert_allclose(both.numpy(), 2 * expected, atol=2e-4)
 
 

@@ -16,7 +16,6 @@ from landprior.superres.epitome_training import (
     fit_epitome,
     measure_use,
     shrink_image,
-    train_epitome,
 )
 from landprior.superres.settings import EpitomeSettings
 
@@ -91,7 +90,7 @@ def test_promotion_lowers_the_share_of_positions_never_used(tile):
 
 def test_a_resumed_run_ends_with_the_same_weights(tile, tmp_path, monkeypatch):
     chosen = settings(steps=75, diversify=True)
-    whole = train_epitome([tile], chosen, run=Run(device="cpu"))
+    whole = fit_epitome([tile], chosen, run=Run(device="cpu"))[0]
     call = EpitomeFeed.__call__
 
     def interrupted(self, step):
@@ -101,9 +100,9 @@ def test_a_resumed_run_ends_with_the_same_weights(tile, tmp_path, monkeypatch):
 
     monkeypatch.setattr(EpitomeFeed, "__call__", interrupted)
     with pytest.raises(TrainingInterruptedError, match="60 of 75"):
-        train_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")
+        fit_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")
     monkeypatch.setattr(EpitomeFeed, "__call__", call)
-    resumed = train_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")
+    resumed = fit_epitome([tile], chosen, run=Run(device="cpu"), checkpoint=tmp_path / "state")[0]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -129,15 +128,15 @@ def test_used_positions_get_no_gradient():
 
 
 def test_several_epitomes_are_one_mixture(tile):
-    epitome = train_epitome([tile], settings(epitomes=3, steps=20), run=Run(device="cpu"))
+    epitome = fit_epitome([tile], settings(epitomes=3, steps=20), run=Run(device="cpu"))[0]
     assert epitome.mean.shape == (3, 3, 15, 15)
     assert (epitome.visits.sum((1, 2)) > 0).all()
 
 
 def test_errors(tile):
     with pytest.raises(InputError, match="no tile"):
-        train_epitome([], run=Run(device="cpu"))
+        fit_epitome([], run=Run(device="cpu"))
     with pytest.raises(InputError, match="without a gap"):
-        train_epitome([tile], settings(size=71, patch=71), run=Run(device="cpu"))
+        fit_epitome([tile], settings(size=71, patch=71), run=Run(device="cpu"))
     with pytest.raises(ValidationError, match="odd"):
         settings(patch=4)

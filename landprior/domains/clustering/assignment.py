@@ -214,13 +214,12 @@ def score_splits(
     draws: int = 50,
     train_points: int | None = None,
     seed: int = 0,
-    weight: float = WEIGHT,
 ) -> Accuracy:
     """Score repeated splits of labelled points: some say what clusters are, the others are scored.
 
     Parameters
     ----------
-    shares, classes, scheme, weight
+    shares, classes, scheme
         See :func:`fit_assignment`.
     draws
         How many splits.
@@ -251,7 +250,7 @@ def score_splits(
     for _ in range(draws):
         order = rng.permutation(len(classes))
         first, rest = order[:number], order[number:]
-        found = fit_assignment(shares[:, first], classes[first], scheme, weight=weight)
+        found = fit_assignment(shares[:, first], classes[first], scheme)
         scores.append(Scores.of(found.apply(shares[:, rest]).argmax(0), classes[rest], scheme))
     return Accuracy(scores=tuple(scores), points=number, of="points")
 
@@ -359,7 +358,7 @@ class LabelDraws:
             for found in parts
         ]
 
-    def score(self, draws: int, number: int, seed: int, *, weight: float = WEIGHT) -> Accuracy:
+    def score(self, draws: int, number: int, seed: int) -> Accuracy:
         """Score draws of points on all other labelled pixels.
 
         Parameters
@@ -380,7 +379,7 @@ class LabelDraws:
             See :meth:`draw`.
         """
         drawn = self.draw(draws, number, seed)
-        found = [fit_assignment(shares, classes, self._scheme, weight=weight) for shares, classes in drawn]
+        found = [fit_assignment(shares, classes, self._scheme) for shares, classes in drawn]
         count = len(self._scheme)
         # what a draw was made of does not count
         confusions = [
@@ -429,7 +428,6 @@ def assign_classes(
     draws: int = 50,
     train_points: int | None = None,
     seed: int = 0,
-    weight: float = WEIGHT,
     products: Products | None = None,
     run: Run = Run(),
 ) -> Assigned:
@@ -453,8 +451,6 @@ def assign_classes(
         Points of a draw; by default 400 from labels, four fifths of the points else.
     seed
         Same seed, same draws.
-    weight
-        See :func:`fit_assignment`.
     products
         What else to write; confidence is not.
     run
@@ -483,20 +479,18 @@ def assign_classes(
         if points is not None:
             given = _take_points(layer, points, scheme, label_map)
             if draws and labels is None:
-                accuracy = score_splits(
-                    *given, scheme, draws=draws, train_points=train_points, seed=seed, weight=weight
-                )
+                accuracy = score_splits(*given, scheme, draws=draws, train_points=train_points, seed=seed)
         if labels is not None:
             truth = stack.enter_context(open_on_grid(labels, layer.grid, like=layer.path))
             drawn = LabelDraws(layer, truth, scheme, label_map=label_map, where=labels, progress=run.progress)
             number = train_points or TRAIN_POINTS
-            accuracy = drawn.score(draws, number, seed, weight=weight) if draws else None
+            accuracy = drawn.score(draws, number, seed) if draws else None
             given = given or drawn.draw(1, number, seed)[0]
         if given is None:
             msg = "give --points with labelled points, or --labels with a labelled raster to draw them from"
             raise InputError(msg)
         shares, classes = given
-        found = fit_assignment(shares, classes, scheme, weight=weight)
+        found = fit_assignment(shares, classes, scheme)
         _write(layer, target, found, products, run=run)
     if products.style:
         write_style(target.with_suffix(".qml"), scheme)

@@ -66,9 +66,7 @@ def make_scheme(clusters: int) -> ClassScheme:
     return ClassScheme(name=f"clusters-{clusters}", title="Clusters of an image", classes=tuple(classes))
 
 
-def read_image_tile(
-    image: str | Path, scheme: ClassScheme, *, name: str | None = None, nodata: float | None = None
-) -> Tile:
+def read_image_tile(image: str | Path, scheme: ClassScheme, *, nodata: float | None = None) -> Tile:
     """Read an image into memory, to cluster it; its prior is uniform and takes no memory.
 
     Parameters
@@ -77,8 +75,6 @@ def read_image_tile(
         Raster with any bands.
     scheme
         The clusters.
-    name
-        For messages and the seed; by default the image's file name.
     nodata
         See :class:`landprior.landcover.training.layers.ImageLayer`.
 
@@ -99,7 +95,7 @@ def read_image_tile(
         for block in iter_blocks(pixels.grid, size=2048):
             at = block.core.toslices()
             values[(slice(None), *at)], valid[at] = pixels.read(block.core)
-    return replace(image_tile(name or Path(image).name, values, valid, scheme), kind=kind)
+    return replace(image_tile(Path(image).name, values, valid, scheme), kind=kind)
 
 
 def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_], scheme: ClassScheme) -> Tile:

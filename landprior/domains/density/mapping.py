@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.windows import Block, Found
 
+_DARK_SIDE = 5
+"""Pixels a side of the square over which :func:`read_darkness` averages."""
+
 
 def ready_model(
     model: LandcoverModel, image: str | Path, *, blur: int = BLUR, nodata: float | None = None
@@ -186,9 +189,7 @@ def predict_points(
     return np.asarray(np.log(target) - np.log1p(-target))
 
 
-def read_darkness(
-    image: str | Path, points: Points, *, side: int = 5, nodata: float | None = None
-) -> NDArray[np.float64]:
+def read_darkness(image: str | Path, points: Points, *, nodata: float | None = None) -> NDArray[np.float64]:
     """Measure how dark an image is at points.
 
     Parameters
@@ -197,15 +198,13 @@ def read_darkness(
         The raster.
     points
         Where.
-    side
-        Of the square whose mean is taken, pixels.
     nodata
         Value that marks no data in every band.
 
     Returns
     -------
     ndarray of float64
-        Minus the mean of all bands, shape (N,).
+        Minus the mean of all bands over a small square, shape (N,).
     """
     sink = PointSink(points, [0])
     with ImageLayer(image, nodata=nodata) as pixels:
@@ -214,9 +213,9 @@ def read_darkness(
             values, _ = pixels.read(block.outer)
             mean = torch.from_numpy(values).float().mean(dim=0)[None, None]
             rows, columns = block.crop
-            return {"darkness": -box_mean(mean, side)[0, :, rows, columns].numpy()}
+            return {"darkness": -box_mean(mean, _DARK_SIDE)[0, :, rows, columns].numpy()}
 
-        stream(compute, grid=pixels.grid, sinks={"darkness": sink}, halo=side // 2)
+        stream(compute, grid=pixels.grid, sinks={"darkness": sink}, halo=_DARK_SIDE // 2)
     return np.asarray(sink.values[0])
 
 

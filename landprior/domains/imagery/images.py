@@ -356,7 +356,8 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
     """Read an image file, uint8, (bands, H, W); a palette is replaced by its colours."""
     from rasterio.enums import ColorInterp
 
-    from landprior.raster.reading import open_raster, read_window
+    from landprior.raster.pixels import read_window
+    from landprior.raster.reading import open_raster
 
     with open_raster(path) as src:
         values = read_window(src)

@@ -79,14 +79,13 @@ class RunRecord:
         found: float | None = getattr(self.looks[self.chosen - 1], split)
         return found
 
-    def peak(self, split: str = "test") -> float | None:
-        """Return the best accuracy of all epochs, percent."""
-        return max((value for look in self.looks if (value := getattr(look, split)) is not None), default=None)
+    def peak(self) -> float | None:
+        """Return the best accuracy of all epochs on test items, percent."""
+        return max((look.test for look in self.looks if look.test is not None), default=None)
 
-    def final(self, split: str = "test") -> float | None:
-        """Return the accuracy after the last epoch, percent."""
-        found: float | None = getattr(self.looks[-1], split)
-        return found
+    def final(self) -> float | None:
+        """Return the accuracy on test items after the last epoch, percent."""
+        return self.looks[-1].test
 
 
 def key_of(row: dict[str, str], seed: int) -> str:

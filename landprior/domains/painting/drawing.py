@@ -15,7 +15,8 @@ from matplotlib.colors import to_hex
 from landprior.errors import ConfigError, GridMismatchError, InputError, PriorError, SchemeError
 from landprior.raster.cog import encode_probabilities, encoding_options, write_raster
 from landprior.raster.grid import Grid, require_same_grid
-from landprior.raster.reading import open_raster, read_mask, read_window
+from landprior.raster.pixels import read_mask, read_window
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.sources.labels import is_raster
 from landprior.sources.vectors import burn, read_vectors
@@ -85,7 +86,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
 
-def make_palette(classes: Sequence[str], sets: Sequence[str] = (), *, name: str = "drawn") -> Palette:
+def make_palette(classes: Sequence[str], sets: Sequence[str] = ()) -> Palette:
     """Build a palette from texts.
 
     Parameters
@@ -94,8 +95,6 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = (), *, name: str 
         ``"sky=#0000ff"`` or ``"sky"``, which takes the next of ten colours; in the order of the classes' codes, from 1.
     sets
         ``"#ffff00=sky|ship"``: what a further colour allows.
-    name
-        Of the scheme.
 
     Returns
     -------
@@ -116,7 +115,7 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = (), *, name: str 
         msg = f"a drawing needs two classes or more, each with a name of its own, not {', '.join(names) or 'none'}"
         raise ConfigError(msg)
     scheme = ClassScheme(
-        name=name,
+        name="drawn",
         classes=tuple(
             LandClass(
                 code=number + 1,

@@ -10,7 +10,8 @@ from scipy import ndimage
 from landprior.landcover.assessment.figures import stretch
 from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.outputs import replacing
-from landprior.raster.reading import open_raster, read_shrunk
+from landprior.raster.pixels import read_shrunk
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from pathlib import Path

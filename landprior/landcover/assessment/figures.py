@@ -13,7 +13,8 @@ from landprior.landcover.training.layers import ImageLayer, PriorLayer
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import check_output, replacing
-from landprior.raster.reading import open_raster, read_shrunk
+from landprior.raster.pixels import read_shrunk
+from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -40,29 +40,6 @@ LEAST = 50
 """Points of a rare class in a balanced sample (Olofsson et al. 2014, section 5.1.2, suggest 50 to 100)."""
 
 
-def count_classes(
-    path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
-) -> NDArray[np.int64]:
-    """Count a map's pixels by class, streamed.
-
-    Parameters
-    ----------
-    path, scheme, map_map, progress
-        See :func:`measure_classes`.
-
-    Returns
-    -------
-    ndarray of int64
-        Shape (C,).
-
-    Raises
-    ------
-    InputError
-        If the map has no class.
-    """
-    return measure_classes(path, scheme, map_map=map_map, progress=progress)[0]
-
-
 def measure_classes(
     path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

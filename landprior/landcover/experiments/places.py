@@ -13,7 +13,8 @@ from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.workspace.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
-from landprior.raster.reading import open_raster, read_window
+from landprior.raster.pixels import read_window
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import iter_blocks
 from landprior.sources.vectors import read_vectors
 

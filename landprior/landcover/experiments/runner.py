@@ -481,12 +481,6 @@ class Runner:
             run=self._run,
         )
 
-    def maps_of(self, result: Result) -> list[tuple[Place, Path]]:
-        """Return the tiles of a result with its maps; those of a prior or of others are not kept by cell."""
-        cell = Cell(result.row, result.mode, result.region, result.seed)
-        row = self._rows[result.row]
-        return [(place, self._map_path(row, cell, place, result.map)) for place in self._places.find(result.region)]
-
     def _map_path(self, row: Row, cell: Cell, place: Place, kind: str) -> Path:
         folder = _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
         return self._kept("maps", folder, f"{_slug(place.id)}_{kind}.tif")

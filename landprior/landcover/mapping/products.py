@@ -14,7 +14,8 @@ import landprior
 from landprior.landcover.mapping.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA
 from landprior.raster.cog import CogWriter, Encoding, encoding_options
 from landprior.raster.outputs import check_outputs, replacing
-from landprior.raster.reading import open_raster, read_window
+from landprior.raster.pixels import read_window
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.sidecars import SIGNATURE
 

@@ -268,7 +268,7 @@ def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.ui
     return cells, codes
 
 
-def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float = CELL) -> Lattice:
+def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path) -> Lattice:
     """Find the cells behind a coarse raster.
 
     Parameters
@@ -279,8 +279,6 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float 
         On which its cells are wanted.
     like
         The file with that grid, for messages.
-    cell
-        Side of a cell in metres, where it has to be known.
 
     Returns
     -------
@@ -305,9 +303,9 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path, cell: float 
     with open_on_grid(nlcd, grid, like=like) as src:
         window = _middle(grid)
         codes = read_nlcd(src, window)
-    found = estimate_lattice(codes, grid.window(window), cell=cell, where=like)
+    found = estimate_lattice(codes, grid.window(window), where=like)
     chosen = found
-    if grid.crs is not None and math.isclose(cell, CELL):
+    if grid.crs is not None:
         national = Lattice(grid=grid, cells=~NLCD_GRID, crs=ALBERS, source="NLCD's grid in Albers")
         if measure_purity(national.locate(window), codes) >= _purity(found, codes) - IMPURE:
             chosen = national
@@ -347,9 +345,7 @@ def measure_purity(keys: NDArray[np.int64], codes: NDArray[np.integer]) -> float
     return float(votes.reshape(-1, kinds).max(axis=1).sum() / known.sum())
 
 
-def estimate_lattice(
-    codes: NDArray[np.integer], grid: Grid, *, cell: float = CELL, where: str | Path = "the raster"
-) -> Lattice:
+def estimate_lattice(codes: NDArray[np.integer], grid: Grid, *, where: str | Path = "the raster") -> Lattice:
     """Find cells from where codes change: the tilt and the phases at which these places lie on lines a cell apart.
 
     A line of changes at a whole number of cells gives the same phase everywhere, so the length of the mean of
@@ -362,8 +358,6 @@ def estimate_lattice(
         Shape (H, W).
     grid
         Of the codes; tells the pixel size.
-    cell
-        Side of a cell, metres.
     where
         What the raster is called in an error.
 
@@ -379,10 +373,10 @@ def estimate_lattice(
     """
     width, height = grid.pixel_size(where=where)
     across, down = _changes(codes)  # (row, column) of edges between columns, between rows
-    points = [(c * width / cell, r * height / cell) for r, c in (across, down)]
+    points = [(c * width / CELL, r * height / CELL) for r, c in (across, down)]
     if min(len(across[0]), len(down[0])) < 8:
-        return _make_lattice(grid, 0.0, _phase(points[0][0]), _phase(points[1][1]), (width / cell, height / cell))
-    extent = math.hypot(codes.shape[0] * height, codes.shape[1] * width) / cell
+        return _make_lattice(grid, 0.0, _phase(points[0][0]), _phase(points[1][1]), (width / CELL, height / CELL))
+    extent = math.hypot(codes.shape[0] * height, codes.shape[1] * width) / CELL
     step = 1 / (8 * extent)  # a quarter of a cell at the far end, at most
 
     def score(tilt: float) -> float:
@@ -397,7 +391,7 @@ def estimate_lattice(
     (xu, yu), (xv, yv) = points
     cosine, sine = math.cos(best), math.sin(best)
     phases = _phase(xu * cosine + yu * sine), _phase(yv * cosine - xv * sine)
-    return _make_lattice(grid, best, *phases, (width / cell, height / cell))
+    return _make_lattice(grid, best, *phases, (width / CELL, height / CELL))
 
 
 def _make_lattice(grid: Grid, tilt: float, across: float, down: float, scale: tuple[float, float]) -> Lattice:

@@ -15,7 +15,8 @@ from landprior.raster.advice import advise_nodata
 from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.ground import UNEVEN
-from landprior.raster.reading import open_raster, quote, split_band
+from landprior.raster.names import quote, split_band
+from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.raster.windows import Block, stream
 

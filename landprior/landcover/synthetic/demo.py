@@ -60,10 +60,8 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def write_scene(
-    folder: Path, *, size: int = 768, seed: int = 0, climate: Climate = "temperate", overwrite: bool = False
-) -> TileFolder:
-    """Write a scene's layers as a tile of a workspace: ``<folder>/<climate>/seed-<seed>/``.
+def write_scene(folder: Path, *, size: int = 768, seed: int = 0, overwrite: bool = False) -> TileFolder:
+    """Write a scene's layers as a tile of a workspace: ``<folder>/temperate/seed-<seed>/``.
 
     Parameters
     ----------
@@ -71,7 +69,7 @@ def write_scene(
         Of the workspace.
     size
         Side in metres (= pixels).
-    seed, climate
+    seed
         See :func:`landprior.landcover.synthetic.scene.make_scene`.
     overwrite
         Replace older layers.
@@ -86,6 +84,7 @@ def write_scene(
     LandpriorError
         See :func:`landprior.landcover.synthetic.scene.make_scene` and :func:`landprior.raster.cog.write_raster`.
     """
+    climate: Climate = "temperate"
     tile = TileFolder(path=folder / climate / f"seed-{seed}", city=climate)
     make_folder(tile.path)
     scene = make_scene(size, seed=seed, climate=climate)

@@ -266,7 +266,7 @@ def _sample(layer: ImageLayer) -> NDArray[np.float64] | None:
     return whole if whole.shape[1] else None
 
 
-def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = False, values: bool = True) -> None:
+def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = False) -> None:
     """Refuse an image of another kind than a model was trained on.
 
     Parameters
@@ -277,8 +277,6 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
         The open image.
     force
         Warn instead.
-    values
-        Also compare the range of values.
 
     Raises
     ------
@@ -287,9 +285,7 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
     """
     given = ImageKind.of(layer)
     trained = kind_of(model)
-    found = trained.differences(given, values=values) if trained is not None else []
-    if trained is None and values:
-        found = _compare_statistics(model, given)
+    found = _compare_statistics(model, given) if trained is None else trained.differences(given)
     if not found:
         for doubt in trained.doubts(given) if trained is not None else []:
             logger.warning("%s may be another kind of image than the model was trained on: %s", layer.path, doubt)

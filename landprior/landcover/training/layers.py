@@ -12,7 +12,9 @@ from landprior.errors import InputError, LandpriorError, PriorError, SchemeError
 from landprior.raster.advice import advise_nodata
 from landprior.raster.bands import find_bands, find_sentinel, match_nodata, usable_nodata
 from landprior.raster.grid import Grid
-from landprior.raster.reading import TAG_DOMAIN, open_raster, place_of, quote, read_window, split_band
+from landprior.raster.names import quote, split_band
+from landprior.raster.pixels import place_of, read_window
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import ClassScheme, parse_scheme
 from landprior.raster.windows import iter_blocks
 

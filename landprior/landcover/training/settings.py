@@ -71,15 +71,13 @@ class TileSettings(BaseModel):
         )
 
     @classmethod
-    def paper(cls, loss: LossName = "qr", *, learning_rate: float | None = None, **changes: Any) -> TileSettings:  # noqa: ANN401
+    def paper(cls, loss: LossName = "qr", **changes: Any) -> TileSettings:  # noqa: ANN401
         """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128.
 
         Parameters
         ----------
         loss
-            What is minimised.
-        learning_rate
-            By default 1e-3 for RQ and 1e-4 for the others.
+            What is minimised; the learning rate is 1e-3 for RQ and 1e-4 for the others.
         **changes
             Other fields.
 
@@ -88,13 +86,12 @@ class TileSettings(BaseModel):
         TileSettings
             Up to 20,000 steps.
         """
-        rate = learning_rate or (1e-3 if loss == "rq" else 1e-4)
         training = TrainingSettings(
             loss=loss,
             steps=20_000,
             warmup="none",
             warmup_steps=0,
-            learning_rate=rate,
+            learning_rate=1e-3 if loss == "rq" else 1e-4,
             schedule="plateau",
             epoch_steps=100,
             plateau_epochs=5,

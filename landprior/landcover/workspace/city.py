@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landprior.errors import InputError
-from landprior.sources.areas import check_component, list_cities, load_city
+from landprior.sources.cities import list_cities, load_city
+from landprior.sources.folder_names import check_component
 
 if TYPE_CHECKING:
-    from landprior.sources.areas import CityPreset
+    from landprior.sources.cities import CityPreset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from landprior.errors import MissingInputError
 from landprior.landcover.workspace.city import CityRef, find_city, folders_of
 from landprior.landcover.workspace.item import COLLECTION, COLLECTION_ID, ITEM, TileFolder
 from landprior.records import changing
-from landprior.sources.areas import list_cities
+from landprior.sources.cities import list_cities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

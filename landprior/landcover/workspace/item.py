@@ -24,7 +24,7 @@ from landprior.raster.outputs import announcing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import parse_scheme
 from landprior.records import changing
-from landprior.sources.areas import check_component
+from landprior.sources.folder_names import check_component
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -20,7 +20,7 @@ from landprior.raster.locks import clear_leftovers
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
 from landprior.run import Run
-from landprior.sources.areas import list_cities
+from landprior.sources.cities import list_cities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

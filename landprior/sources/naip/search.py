@@ -50,7 +50,6 @@ def search_images(
     *,
     stac_url: str = STAC_URL,
     sign_url: str | None = None,
-    collection: str = COLLECTION,
 ) -> list[NaipImage]:
     """Find all NAIP images of a place, of all years, in a STAC API.
 
@@ -64,8 +63,6 @@ def search_images(
         Root of the API.
     sign_url
         An endpoint that signs URLs as Planetary Computer's does; by default that, for its own files.
-    collection
-        Name of the collection.
 
     Returns
     -------
@@ -123,7 +120,7 @@ def search_images(
             warnings.simplefilter("ignore")  # on conformance classes; what is missing shows in the answer
             client = pystac_client.Client.open(stac_url, stac_io=_IO())
             search = client.search(
-                collections=[collection], bbox=list(outline.bounds), limit=_PAGE, method="POST", max_items=None
+                collections=[COLLECTION], bbox=list(outline.bounds), limit=_PAGE, method="POST", max_items=None
             )
             found = [_image_of(item, signer) for item in search.items_as_dicts()]
     except LandpriorError:

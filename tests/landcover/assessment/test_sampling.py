@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landprior.errors import InputError, OutputExistsError
-from landprior.landcover.assessment.sampling import allocate, count_classes, draw_sample, write_sample
+from landprior.landcover.assessment.sampling import allocate, draw_sample, measure_classes, write_sample
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_too_few_points(chart, enviroatlas):
 def test_a_map_without_classes(make_raster, enviroatlas):
     path = make_raster("empty.tif", np.full((20, 20), 255, np.uint8), nodata=255, scheme=enviroatlas)
     with pytest.raises(InputError, match="no pixel with a class"):
-        count_classes(path, enviroatlas)
+        measure_classes(path, enviroatlas)
 
 
 def test_the_style_offers_the_classes_and_hides_the_map(tmp_path, chart, enviroatlas):

@@ -9,7 +9,9 @@ from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import TileFolder
 from landprior.landcover.workspace.pipeline import PipelineSettings
 from landprior.raster.cog import write_raster
-from landprior.sources.areas import MOST_BYTES, area_from_city, check_component, load_city
+from landprior.sources.areas import area_from_city
+from landprior.sources.cities import load_city
+from landprior.sources.folder_names import MOST_BYTES, check_component
 
 PRESET = """
 name: {name}
