@@ -28,7 +28,9 @@ from shapely.geometry import box
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum, read_text
+from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.city import CityRef, find_city
+from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.raster.outputs import check_output, replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
@@ -39,9 +41,7 @@ from landprior.sources.folder_names import check_component
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.collection import Workspace
-    from landprior.landcover.workspace.fetch_settings import FetchSettings
     from landprior.landcover.workspace.layout import FetchPlan
     from landprior.landcover.workspace.pipeline import PipelineSettings
 
@@ -178,8 +178,6 @@ def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, 
     Recipe
         With the matrix itself and checksums, so that it needs no other file but the learned prior.
     """
-    from landprior.landcover.training.settings import TileSettings
-
     return Recipe(
         scheme=settings.scheme,
         cooccurrence={code: tuple(row.tolist()) for code, row in settings.cooccurrence.probabilities.items()},
@@ -393,8 +391,6 @@ def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     ConfigError
         If it fetches nothing, its settings or its outline (a polygon in degrees) are invalid, or its preset is unknown.
     """
-    from landprior.landcover.workspace.fetch_settings import FetchSettings
-
     if plan.fetch is None:
         msg = "this plan fetches nothing"
         raise ConfigError(msg)
@@ -425,8 +421,6 @@ def training_of(plan: BatchPlan) -> TileSettings:
     ConfigError
         If its settings are invalid.
     """
-    from landprior.landcover.training.settings import TileSettings
-
     try:
         return TileSettings.model_validate(plan.recipe.training)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Running the tiles of a plan, one at a time, and saying how it stands with each.
+"""Running the tiles of a plan, one at a time.
 
 A tile is done when its map and ``item.json`` are in place and its ``run.json`` says so for this plan; running it again
 costs nothing. What goes wrong with one is written to its ``run.json`` and stops no other.
@@ -6,27 +6,35 @@ costs nothing. What goes wrong with one is written to its ``run.json`` and stops
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import platform
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import psutil
+import numpy as np
 
 from landprior.batch.plans import fetch_of, training_of
+from landprior.batch.states import RUN, TileState, describe_files, noted, report_state, state_of, tile_of
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
-from landprior.inputs import checksum, stamp_of
+from landprior.inputs import checksum
+from landprior.landcover.prior.cooccurrence import Cooccurrence
+from landprior.landcover.training.model import load_model
+from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
-from landprior.landcover.workspace.item import INPUTS, ITEM, TileFolder
+from landprior.landcover.workspace.layout import plan_fetch
+from landprior.landcover.workspace.pipeline import (
+    PipelineSettings,
+    map_of_tile,
+    model_of_tile,
+    prior_of_tile,
+    require_own_results,
+    scores_of_tile,
+)
 from landprior.progress import Progress
 from landprior.raster.locks import claiming, clear_leftovers
-from landprior.raster.outputs import make_folder, replacing
+from landprior.raster.outputs import make_folder
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -34,26 +42,11 @@ if TYPE_CHECKING:
 
     from landprior.batch.plans import BatchPlan
     from landprior.landcover.workspace.fetch_settings import FetchSettings
+    from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan
-    from landprior.landcover.workspace.pipeline import PipelineSettings
     from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
-
-RUN = "run.json"
-"""In a tile's folder: what a run has to say of it."""
-
-State = Literal["waiting", "running", "done", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class TileState:
-    """What is known of a tile of a plan."""
-
-    name: str
-    state: State
-    detail: str = ""
-    seconds: float | None = None
 
 
 class TileRunner:
@@ -108,7 +101,7 @@ class TileRunner:
 
     def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:
         start = time.monotonic()
-        with _noted(self.plan, tile) as note:
+        with noted(self.plan, tile) as note:
             try:
                 note.update(work(tile))
             except LandpriorError as error:
@@ -118,19 +111,11 @@ class TileRunner:
             except Exception as error:  # a fault of ours or of a library in one tile must not stop the others
                 logger.debug("%s", tile.id, exc_info=True)
                 return note.close("failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
-            note["files"] = _describe_files(tile)
+            note["files"] = describe_files(tile)
             return note.close("done", "", time.monotonic() - start)
 
     def _map(self, tile: TileFolder) -> dict[str, Any]:
         """Fetch, build the prior, train, map and score a tile."""
-        from landprior.landcover.workspace.pipeline import (
-            map_of_tile,
-            model_of_tile,
-            prior_of_tile,
-            require_own_results,
-            scores_of_tile,
-        )
-
         if self.plan.fetch is not None:
             self._fetch_tile(tile)
         settings = self._pipeline()
@@ -149,9 +134,6 @@ class TileRunner:
         return self._settings
 
     def _fetch_tile(self, tile: TileFolder) -> None:
-        from landprior.landcover.workspace.acquisition import fetch
-        from landprior.landcover.workspace.layout import plan_fetch
-
         workspace = Workspace(Path(self.plan.workspace))
         if self._network is None:
             msg = f"{tile.id} is to be fetched, and there is no network to do it with"
@@ -193,12 +175,6 @@ def settings_of(plan: BatchPlan) -> PipelineSettings:
     MissingInputError
         If the learned prior is not there.
     """
-    import numpy as np
-
-    from landprior.landcover.prior.cooccurrence import Cooccurrence
-    from landprior.landcover.training.model import load_model
-    from landprior.landcover.workspace.pipeline import PipelineSettings
-
     recipe = plan.recipe
     learned = None
     if recipe.learned is not None:
@@ -223,105 +199,6 @@ def settings_of(plan: BatchPlan) -> PipelineSettings:
         posterior=recipe.posterior,
         label_map=recipe.label_map,
     )
-
-
-def tile_of(plan: BatchPlan, name: str) -> TileFolder:
-    """Return the folder of a tile."""
-    return TileFolder.of(Path(plan.workspace), plan.city, name)
-
-
-# -- states ----------------------------------------------------------------------------------------
-
-
-class _Note(dict[str, Any]):
-    """What will be noted of a tile, and how it ended."""
-
-    state: State = "interrupted"
-    detail: str = ""
-    seconds: float | None = None
-
-    def close(self, state: State, detail: str, seconds: float) -> TileState:
-        self.state, self.detail, self.seconds = state, detail, seconds
-        return TileState(str(self["tile"]), state, detail, seconds)
-
-
-@contextmanager
-def _noted(plan: BatchPlan, tile: TileFolder) -> Iterator[_Note]:
-    """Write that a tile is running, and in the end how it went, ctrl-C included."""
-    note = _Note(tile=tile.name, plan=plan.digest, host=platform.node(), pid=os.getpid(), started=_now())
-    _write_note(tile, note | {"state": "running"})
-    try:
-        yield note
-    finally:
-        ended: dict[str, Any] = {"state": note.state, "ended": _now()}
-        ended |= {} if note.seconds is None else {"seconds": round(note.seconds, 3)}
-        _write_note(tile, note | ended | ({"detail": note.detail} if note.detail else {}))
-
-
-def _write_note(tile: TileFolder, content: Mapping[str, Any]) -> None:
-    with replacing(tile.path / RUN, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def state_of(plan: BatchPlan, name: str) -> TileState:
-    """Return the state of a tile, by its ``run.json`` and whether its map and layers are unchanged."""
-    tile = tile_of(plan, name)
-    try:
-        note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return TileState(name, "waiting")
-    if note.get("plan") != plan.digest:
-        return TileState(name, "waiting", "was run by another plan")
-    state, seconds = note.get("state"), note.get("seconds")
-    if state == "done":
-        lost = _find_change(tile, note.get("files"))
-        return TileState(name, "waiting", lost) if lost else TileState(name, "done", "", seconds)
-    if state == "running":
-        where = f"since {note.get('started')} on {note.get('host')}"
-        if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
-            return TileState(name, "interrupted", f"{where}; the process is gone")
-        return TileState(name, "running", where)
-    return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
-
-
-def _describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
-    """Return the checksums of a tile's layers and map as they are now, and stamps that spare reading them again."""
-    return {
-        name: {"stamp": _shared_stamp(path), "sha256": checksum(path)}
-        for name, path in tile.present([*INPUTS, "prediction"]).items()
-    }
-
-
-def _shared_stamp(path: Path) -> list[int]:
-    """Return the stamp of a file without its device, which differs between the nodes of a cluster."""
-    return list(stamp_of(path)[1:])
-
-
-def _find_change(tile: TileFolder, noted: object) -> str:
-    """Say what has changed since a tile was done; empty if nothing has."""
-    if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
-        return "its map is gone"
-    if not isinstance(noted, dict):  # of an earlier version
-        return ""
-    there = tile.present([*INPUTS, "prediction"])
-    for name in sorted({*noted, *there}):
-        entry = noted.get(name)
-        if name not in there or not isinstance(entry, dict):
-            return f"{tile.file(name).name} is {'new' if name in there else 'gone'} since it was done"
-        path = there[name]
-        if entry.get("stamp") != _shared_stamp(path) and entry.get("sha256") != checksum(path):
-            what = "its map is not the one that this plan made" if name == "prediction" else f"{path.name} has changed"
-            return f"{what} since it was done"
-    return ""
-
-
-def states_of(plan: BatchPlan) -> list[TileState]:
-    """Return how it stands with all tiles of a plan."""
-    return [state_of(plan, tile.name) for tile in plan.tiles]
 
 
 # -- many tiles ------------------------------------------------------------------------------------
@@ -367,12 +244,3 @@ def run_plan(
             bar.note(f"failed={sum(state.state == 'failed' for state in found)}")
             bar.update()
     return found
-
-
-def report_state(state: TileState) -> None:
-    """Log how a tile went."""
-    if state.state == "failed":
-        logger.warning("%s failed: %s", state.name, state.detail)
-    else:
-        took = "" if state.seconds is None else f" ({state.seconds:.1f} s)"
-        logger.info("%s: %s%s", state.name, state.state, took)

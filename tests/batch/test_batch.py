@@ -11,7 +11,6 @@ import psutil
 import pytest
 import rasterio
 import torch
-from landprior.batch.states import RUN, state_of, states_of, tile_of
 
 from landprior.batch.estimate import estimate_work
 from landprior.batch.mosaic import join_maps
@@ -22,6 +21,7 @@ from landprior.batch.plans import (
     shard_of_environment,
     write_plan,
 )
+from landprior.batch.states import RUN, state_of, states_of, tile_of
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.training.settings import TileSettings

@@ -1,0 +1,147 @@
+"""How it stands with each tile of a plan, by what a run has noted of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from landprior.inputs import checksum, stamp_of
+from landprior.landcover.workspace.item import INPUTS, ITEM, TileFolder
+from landprior.raster.outputs import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from landprior.batch.plans import BatchPlan
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+"""In a tile's folder: what a run has to say of it."""
+
+State = Literal["waiting", "running", "done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class TileState:
+    """What is known of a tile of a plan."""
+
+    name: str
+    state: State
+    detail: str = ""
+    seconds: float | None = None
+
+
+def tile_of(plan: BatchPlan, name: str) -> TileFolder:
+    """Return the folder of a tile."""
+    return TileFolder.of(Path(plan.workspace), plan.city, name)
+
+
+class Note(dict[str, Any]):
+    """What will be noted of a tile, and how it ended."""
+
+    state: State = "interrupted"
+    detail: str = ""
+    seconds: float | None = None
+
+    def close(self, state: State, detail: str, seconds: float) -> TileState:
+        """Note how the tile ended, and return it as its state."""
+        self.state, self.detail, self.seconds = state, detail, seconds
+        return TileState(str(self["tile"]), state, detail, seconds)
+
+
+@contextmanager
+def noted(plan: BatchPlan, tile: TileFolder) -> Iterator[Note]:
+    """Write that a tile is running, and in the end how it went, ctrl-C included."""
+    note = Note(tile=tile.name, plan=plan.digest, host=platform.node(), pid=os.getpid(), started=_now())
+    _write_note(tile, note | {"state": "running"})
+    try:
+        yield note
+    finally:
+        ended: dict[str, Any] = {"state": note.state, "ended": _now()}
+        ended |= {} if note.seconds is None else {"seconds": round(note.seconds, 3)}
+        _write_note(tile, note | ended | ({"detail": note.detail} if note.detail else {}))
+
+
+def _write_note(tile: TileFolder, content: Mapping[str, Any]) -> None:
+    with replacing(tile.path / RUN, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def state_of(plan: BatchPlan, name: str) -> TileState:
+    """Return the state of a tile, by its ``run.json`` and whether its map and layers are unchanged."""
+    tile = tile_of(plan, name)
+    try:
+        note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return TileState(name, "waiting")
+    if note.get("plan") != plan.digest:
+        return TileState(name, "waiting", "was run by another plan")
+    state, seconds = note.get("state"), note.get("seconds")
+    if state == "done":
+        lost = _find_change(tile, note.get("files"))
+        return TileState(name, "waiting", lost) if lost else TileState(name, "done", "", seconds)
+    if state == "running":
+        where = f"since {note.get('started')} on {note.get('host')}"
+        if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
+            return TileState(name, "interrupted", f"{where}; the process is gone")
+        return TileState(name, "running", where)
+    return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
+
+
+def describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
+    """Return the checksums of a tile's layers and map as they are now, and stamps that spare reading them again."""
+    return {
+        name: {"stamp": _shared_stamp(path), "sha256": checksum(path)}
+        for name, path in tile.present([*INPUTS, "prediction"]).items()
+    }
+
+
+def _shared_stamp(path: Path) -> list[int]:
+    """Return the stamp of a file without its device, which differs between the nodes of a cluster."""
+    return list(stamp_of(path)[1:])
+
+
+def _find_change(tile: TileFolder, noted: object) -> str:
+    """Say what has changed since a tile was done; empty if nothing has."""
+    if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
+        return "its map is gone"
+    if not isinstance(noted, dict):  # of an earlier version
+        return ""
+    there = tile.present([*INPUTS, "prediction"])
+    for name in sorted({*noted, *there}):
+        entry = noted.get(name)
+        if name not in there or not isinstance(entry, dict):
+            return f"{tile.file(name).name} is {'new' if name in there else 'gone'} since it was done"
+        path = there[name]
+        if entry.get("stamp") != _shared_stamp(path) and entry.get("sha256") != checksum(path):
+            what = "its map is not the one that this plan made" if name == "prediction" else f"{path.name} has changed"
+            return f"{what} since it was done"
+    return ""
+
+
+def states_of(plan: BatchPlan) -> list[TileState]:
+    """Return how it stands with all tiles of a plan."""
+    return [state_of(plan, tile.name) for tile in plan.tiles]
+
+
+def report_state(state: TileState) -> None:
+    """Log how a tile went."""
+    if state.state == "failed":
+        logger.warning("%s failed: %s", state.name, state.detail)
+    else:
+        took = "" if state.seconds is None else f" ({state.seconds:.1f} s)"
+        logger.info("%s: %s%s", state.name, state.state, took)
