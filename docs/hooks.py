@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import re
 from pathlib import Path
@@ -113,7 +114,8 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
 
 
 def _cell(names: str) -> str:
-    return "`" + names.replace("|", "\\|") + "`"
+    """Return names and values of an option as code; | would end the cell."""
+    return f"<code>{html.escape(names).replace('|', '&#124;')}</code>"
 
 
 def _escape(text: str) -> str:
