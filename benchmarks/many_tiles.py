@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from landprior.batch.states import tile_of
 
 from landprior.batch.cluster import run_on_ray
 from landprior.batch.plans import plan_workspace, read_plan, write_plan
+from landprior.batch.states import tile_of
 from landprior.batch.tile_runner import run_plan
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.synthetic.scene import make_scene
