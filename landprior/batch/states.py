@@ -54,7 +54,18 @@ class Note(dict[str, Any]):
     seconds: float | None = None
 
     def close(self, state: State, detail: str, seconds: float) -> TileState:
-        """Note how the tile ended, and return it as its state."""
+        """Note how the tile ended.
+
+        Parameters
+        ----------
+        state, detail, seconds
+            See :class:`TileState`.
+
+        Returns
+        -------
+        TileState
+            Of this tile.
+        """
         self.state, self.detail, self.seconds = state, detail, seconds
         return TileState(str(self["tile"]), state, detail, seconds)
 

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.cli.train import METHOD_LOSSES, METHODS
+from landprior.cli.methods import METHOD_LOSSES, METHODS
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.implicit.losses import LOSSES
 from landprior.landcover.experiments.config import Experiment
