@@ -101,3 +101,12 @@ def test_pages_with_a_page_in_the_research_log_are_short(name):
     assert (DOCS / "research-log" / page.name).is_file()
     words = [word for word in page.read_text(encoding="utf-8").split() if any(map(str.isalnum, word))]
     assert len(words) <= 700
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)
+def test_modules_that_are_named_exist(page):
+    """By their path from the top, the package or the rooms of landcover."""
+    roots = (REPOSITORY, REPOSITORY / "landprior", REPOSITORY / "landprior" / "landcover")
+    named = re.findall(r"(?<![\w/<{.*~-])((?:[a-z_]+/)+(?:[a-z_]+\.py)?)(?![\w/*.{])", page.read_text(encoding="utf-8"))
+    for path in {path for path in named if path.endswith(".py")}:
+        assert any((root / path).exists() for root in roots), path
