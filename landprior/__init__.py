@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from landprior.landcover.assessment.estimation import evaluate_points
     from landprior.landcover.assessment.sampling import draw_sample
     from landprior.landcover.assessment.scores import evaluate
+    from landprior.landcover.mapping.options import MapOptions
     from landprior.landcover.mapping.predict import predict
-    from landprior.landcover.mapping.products import Products
     from landprior.landcover.prior.build import build_prior
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.landcover.training.files import train_files as train
@@ -46,7 +46,7 @@ __all__ = [
     "ClassScheme",
     "LandcoverModel",
     "LandpriorError",
-    "Products",
+    "MapOptions",
     "Run",
     "TileSettings",
     "build_prior",
@@ -67,7 +67,7 @@ _HOMES = {
     "ClassScheme": "landprior.raster.scheme",
     "LandcoverModel": "landprior.landcover.training.model",
     "LandpriorError": "landprior.errors",
-    "Products": "landprior.landcover.mapping.products",
+    "MapOptions": "landprior.landcover.mapping.options",
     "Run": "landprior.run",
     "TileSettings": "landprior.landcover.training.settings",
     "build_prior": "landprior.landcover.prior.build",

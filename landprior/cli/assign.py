@@ -98,7 +98,7 @@ def command(
     import json
 
     from landprior.domains.clustering.assignment import assign_classes
-    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.mapping.options import MapOptions
     from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.sources.vectors import with_layer
@@ -118,7 +118,7 @@ def command(
         draws=draws,
         train_points=train_points,
         seed=seed,
-        products=Products(probabilities=probabilities),
+        options=MapOptions(probabilities=probabilities),
         run=Run(overwrite=overwrite, progress=show_progress(ctx)),
     )
     if as_json:

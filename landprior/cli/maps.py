@@ -1,4 +1,4 @@
-"""Options of the files of a map; :func:`make_products` takes what they give."""
+"""Options of the files of a map; :func:`make_map_options` takes what they give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from landprior.cli.options import encoding_option
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.mapping.options import MapOptions
 
 maps_option = click.option(
     "--maps",
@@ -42,8 +42,8 @@ map_options = grouped(
 )
 
 
-def make_products(options: Mapping[str, Any]) -> Products:
+def make_map_options(options: Mapping[str, Any]) -> MapOptions:
     """Return the files to write with a map."""
-    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.mapping.options import MapOptions
 
-    return Products(**{name: options[name] for name in Products.__dataclass_fields__})
+    return MapOptions(**{name: options[name] for name in MapOptions.__dataclass_fields__ if name in options})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import Command, grouped
-from landprior.cli.maps import make_products, map_options, maps_option
+from landprior.cli.maps import make_map_options, map_options, maps_option
 from landprior.cli.options import (
     INPUT,
     OUTPUT,
@@ -87,7 +87,7 @@ def command(
     from landprior.landcover.mapping.predict import predict
 
     how: dict[str, Any] = {name: options[name] for name in ("force", "engine", "precision", "memory")}
-    how["products"] = make_products(options)
+    how["options"] = make_map_options(options)
     run = Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx), nodata=nodata)
     if not options["probabilities"]:
         refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")

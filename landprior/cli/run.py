@@ -8,7 +8,7 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.maps import make_products, maps_option, product_options
+from landprior.cli.maps import make_map_options, maps_option, product_options
 from landprior.cli.options import (
     INPUT,
     device_option,
@@ -118,15 +118,15 @@ def command(
         )
     tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
-    products = make_products(options)
+    products = make_map_options(options)
     if settings is not None and {"prior", "model", "map"} <= {*steps} and not options["overwrite"]:
-        require_own_results(tiles, settings, products=products)
+        require_own_results(tiles, settings, options=products)
     report_steps(
         tiles,
         steps,
         as_json=as_json,
         settings=settings,
         training=training,
-        mapping={"posterior": options["maps"] == "r", "products": products},
+        mapping={"posterior": options["maps"] == "r", "options": products},
         run=Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx)),
     )

@@ -65,7 +65,7 @@ def command(
     Patches of the image are matched with the whole image; the NLCD codes of a patch count wherever it matches.
     Time grows with the square of the number of pixels: use tiles of a few hundred pixels a side, or --shrink.
     """  # noqa: D301
-    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.mapping.options import MapOptions
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
@@ -81,7 +81,7 @@ def command(
         scheme=chosen,
         cooccurrence=load_cooccurrence(cooccurrence, chosen),
         settings=settings,
-        products=Products(probabilities=probabilities),
+        options=MapOptions(probabilities=probabilities),
         run=Run(nodata=nodata, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(path))

@@ -13,7 +13,6 @@ of P(class | code). ``docs/research/epitomes.md`` has the figures.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from scipy.ndimage import distance_transform_edt
 
 from landprior.errors import InputError, PriorError
-from landprior.landcover.mapping.products import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.mapping.products import check_products, writing_map
 from landprior.landcover.prior.coarse import read_nlcd
 from landprior.landcover.training.layers import ImageLayer
 from landprior.progress import Progress
@@ -35,7 +35,6 @@ from landprior.superres.posteriors import Posteriors
 from landprior.superres.settings import SelfEpitomeSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -380,8 +379,7 @@ def map_by_self_epitome(
     scheme: ClassScheme,
     cooccurrence: Cooccurrence,
     settings: SelfEpitomeSettings | None = None,
-    products: Products | None = None,
-    tags: Mapping[str, str] | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> Path:
     """Map one tile from its image and NLCD, without training.
@@ -398,10 +396,8 @@ def map_by_self_epitome(
         The classes, and P(class | NLCD code).
     settings
         See :class:`SelfEpitomeSettings`.
-    products
+    options
         What else to write; confidence is not.
-    tags
-        Further tags for the map.
     run
         See :class:`landprior.run.Run`.
 
@@ -417,8 +413,8 @@ def map_by_self_epitome(
     OutputExistsError
         See :func:`landprior.raster.outputs.check_output`.
     """
-    settings, products = settings or SelfEpitomeSettings(), products or Products()
-    target = check_products(output, replace(products, confidence=False), overwrite=run.overwrite, inputs=(image, nlcd))
+    settings, options = settings or SelfEpitomeSettings(), replace(options, confidence=False)
+    target = check_products(output, options, overwrite=run.overwrite, inputs=(image, nlcd))
     with ImageLayer(image, nodata=run.nodata) as pixels:
         values, valid = pixels.read()
         grid = pixels.grid
@@ -435,16 +431,9 @@ def map_by_self_epitome(
         "method": "self-epitome",
         "cooccurrence": cooccurrence.source,
         "settings": settings.model_dump_json(),
-        **(tags or {}),
     }
-    rasters = replace(products, confidence=False)
-    with ExitStack() as stack:
-        sinks = open_sinks(stack, target, scheme, grid, rasters, marks, overwrite=run.overwrite)
+    with writing_map(target, scheme, grid, options, marks, overwrite=run.overwrite) as sinks:
         sinks["map"].write(scheme.decode(best, valid))
-        if products.probabilities:
-            sinks["probabilities"].write(encode_probabilities(probabilities, products.encoding))
-    if products.style:
-        write_style(target.with_suffix(".qml"), scheme)
-    if products.quicklook:
-        write_quicklook(target, target.with_suffix(".png"), scheme)
+        if options.probabilities:
+            sinks["probabilities"].write(encode_probabilities(probabilities, options.encoding))
     return target

@@ -32,8 +32,8 @@ from landprior.errors import CollapseWarning, MissingInputError
 from landprior.implicit.losses import LOSSES
 from landprior.implicit.settings import LossName, TrainingSettings
 from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products
 from landprior.landcover.prior import sparse_labels as hints
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import load_cooccurrence, measure_cooccurrence
@@ -312,8 +312,8 @@ def test_model_holds_what_was_asked_for(here):
 
 
 def test_map_and_probabilities_are_the_librarys(here):
-    products = Products(probabilities=True)
-    predict("naip.tif", "other.tif", load_model("model.safetensors"), posterior="prior.tif", products=products)
+    options = MapOptions(probabilities=True)
+    predict("naip.tif", "other.tif", load_model("model.safetensors"), posterior="prior.tif", options=options)
     for name in ("{}.tif", "{}_probabilities.tif"):
         np.testing.assert_array_equal(read(name.format("map")), read(name.format("other")))
         assert tags_of(name.format("map")) == tags_of(name.format("other"))

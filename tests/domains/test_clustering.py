@@ -33,7 +33,7 @@ from landprior.implicit.networks import build_fcn
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.mapping.blur import blur_log
-from landprior.landcover.mapping.products import Products
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.training.layers import ImageLayer, PriorLayer
 from landprior.landcover.training.model import load_model
 from landprior.landcover.training.patches import vary_bands
@@ -342,7 +342,7 @@ def test_the_map_does_not_depend_on_windows(tmp_path, make_grid, rng):
     values[:, 300:340, 500:] = 0
     path = write_raster(tmp_path / "image.tif", values, make_grid(600, 530), nodata=0)
     model = train_clusters([read_image_tile(path, make_scheme(4))], quick(training={"steps": 5}))
-    map_clusters(path, tmp_path / "map.tif", model, side=7, products=Products(encoding="float32"))
+    map_clusters(path, tmp_path / "map.tif", model, side=7, options=MapOptions(encoding="float32"))
     with ImageLayer(path) as layer:
         pixels, valid = layer.read()
     inputs = model.statistics.standardise(torch.from_numpy(pixels), torch.from_numpy(valid), None)[None]

@@ -19,7 +19,7 @@ from landprior.domains.clustering.assignment import (
 from landprior.domains.clustering.mapping import find_probabilities
 from landprior.domains.clustering.points import read_points
 from landprior.errors import InputError, MissingInputError, SchemeError
-from landprior.landcover.mapping.products import Products
+from landprior.landcover.mapping.options import MapOptions
 from landprior.raster.cog import write_raster
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
@@ -157,7 +157,7 @@ def test_the_map_of_classes(tmp_path, place, scheme):
     points = [(1, 1, "water"), (1, 40, "trees"), (30, 1, "built"), (30, 40, "built"), (38, 55, "water")]
     given = write_csv(tmp_path / "points.csv", ["row", "col", "class"], points)  # the last lies where there is no data
     found = assign_classes(
-        path, tmp_path / "map.tif", scheme=scheme, points=given, draws=0, products=Products(probabilities=True)
+        path, tmp_path / "map.tif", scheme=scheme, points=given, draws=0, options=MapOptions(probabilities=True)
     )
     assert found.accuracy is None
     assert found.assignment.points == 4

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.errors import GridMismatchError, InputError, OutputExistsError, PriorError
-from landprior.landcover.mapping.products import Products
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.raster.reading import open_raster
 from landprior.superres import posteriors as module
@@ -191,7 +191,7 @@ def test_files_and_command(noisy, make_raster, make_grid, chesapeake, tmp_path):
     options = {
         "scheme": chesapeake,
         "cooccurrence": matrix,
-        "products": Products(probabilities=True, encoding="float32"),
+        "options": MapOptions(probabilities=True, encoding="float32"),
     }
     path = map_by_self_epitome(picture, cells, tmp_path / "map.tif", **options)
     with open_raster(path) as src, open_raster(tmp_path / "map_probabilities.tif") as shares:

@@ -23,7 +23,8 @@ from landprior.domains.clustering.points import LabelledPoints, missing_classes,
 from landprior.domains.clustering.training import make_scheme
 from landprior.errors import InputError
 from landprior.landcover.assessment.scores import Scores, count_pairs
-from landprior.landcover.mapping.products import Products, check_products, open_sinks, write_quicklook, write_style
+from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.mapping.products import check_products, writing_map
 from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.codes import open_on_grid, read_classes
 from landprior.raster.cog import encode_probabilities
@@ -428,7 +429,7 @@ def assign_classes(
     draws: int = 50,
     train_points: int | None = None,
     seed: int = 0,
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> Assigned:
     """Turn clusters into classes, map them, and score it over repeated draws.
@@ -451,7 +452,7 @@ def assign_classes(
         Points of a draw; by default 400 from labels, four fifths of the points else.
     seed
         Same seed, same draws.
-    products
+    options
         What else to write; confidence is not.
     run
         See :class:`landprior.run.Run`.
@@ -469,12 +470,11 @@ def assign_classes(
     OutputExistsError, SchemeError, MissingInputError, GridMismatchError
         If a result is there, a class is unknown, a file missing or elsewhere.
     """
-    products = products or Products()
     sources = (clusters, points, labels)
     check_apart([output], sources)
     with ExitStack() as stack:
         layer = stack.enter_context(ClusterLayer(clusters))
-        target = check_products(output, products, overwrite=run.overwrite, inputs=(*sources, layer.path))
+        target = check_products(output, options, overwrite=run.overwrite, inputs=(*sources, layer.path))
         given = accuracy = None
         if points is not None:
             given = _take_points(layer, points, scheme, label_map)
@@ -491,11 +491,7 @@ def assign_classes(
             raise InputError(msg)
         shares, classes = given
         found = fit_assignment(shares, classes, scheme)
-        _write(layer, target, found, products, run=run)
-    if products.style:
-        write_style(target.with_suffix(".qml"), scheme)
-    if products.quicklook:
-        write_quicklook(target, target.with_suffix(".png"), scheme)
+        _write(layer, target, found, options, run=run)
     return Assigned(path=target, assignment=found, accuracy=accuracy, without=missing_classes(classes, scheme))
 
 
@@ -516,14 +512,13 @@ def _write(
     layer: ClusterLayer,
     target: Path,
     found: Assignment,
-    products: Products,
+    options: MapOptions,
     *,
     run: Run,
 ) -> None:
     """Write the map of classes, and what else is wanted, window by window."""
     tags = {"method": "clusters", "clusters": Path(layer.path).name, "points": str(found.points)}
-    with ExitStack() as own:
-        sinks = open_sinks(own, target, found.scheme, layer.grid, products, tags, overwrite=run.overwrite)
+    with writing_map(target, found.scheme, layer.grid, options, tags, overwrite=run.overwrite) as sinks:
 
         def compute(block: Block) -> dict[str, Found]:
             shares, valid = layer.read(block.core)
@@ -532,6 +527,6 @@ def _write(
             probabilities = found.apply(shares)
             best = found.scheme.decode(probabilities.argmax(0), valid)
             probabilities[:, ~valid] = np.nan
-            return {"map": best, "probabilities": encode_probabilities(probabilities, products.encoding)}
+            return {"map": best, "probabilities": encode_probabilities(probabilities, options.encoding)}
 
         stream(compute, grid=layer.grid, sinks=sinks, label="map", progress=run.progress)

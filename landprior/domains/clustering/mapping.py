@@ -10,8 +10,9 @@ from landprior.domains.clustering.settings import ClusterSettings
 from landprior.domains.clustering.training import clear_attempts, make_scheme, read_image_tile, train_clusters
 from landprior.errors import InputError
 from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products, beside, check_products, list_products
+from landprior.landcover.mapping.products import beside, check_products, list_products
 from landprior.landcover.training.model import check_model_output, save_model
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of
@@ -19,8 +20,6 @@ from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from landprior.landcover.training.model import LandcoverModel
 
 
@@ -30,8 +29,7 @@ def map_clusters(
     model: LandcoverModel,
     *,
     side: int = BLUR,
-    products: Products | None = None,
-    tags: Mapping[str, str] | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> Path:
     """Map the clusters of an image, and their probabilities, windowed.
@@ -48,10 +46,8 @@ def map_clusters(
     side
         Of the square over which log-likelihoods are averaged, odd
         (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
-    products
+    options
         What else to write; probabilities always are, confidence is not.
-    tags
-        See :func:`landprior.landcover.mapping.predict.predict`.
     run
         See :class:`landprior.run.Run`.
 
@@ -68,13 +64,12 @@ def map_clusters(
         If ``side`` is even.
     """
     check_side(side)
-    marks = {"scheme": model.scheme.model_dump_json(exclude_defaults=True), "blur": str(side), **(tags or {})}
+    described = model.scheme.model_dump_json(exclude_defaults=True)
     return predict(
         image,
         output,
         blur_model(model, side),
-        products=_with_probabilities(products),
-        tags=marks,
+        options=_with_probabilities(options).tagged(scheme=described, blur=str(side)),
         run=run,
     )
 
@@ -86,7 +81,7 @@ def cluster_image(
     *,
     model: str | Path | None = None,
     side: int = BLUR,
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> LandcoverModel:
     """Cluster an image: train, write the model, map.
@@ -101,7 +96,7 @@ def cluster_image(
         See :class:`landprior.domains.clustering.training.ClusterSettings`.
     model
         Where the model goes; by default ``<stem>.safetensors`` beside the map.
-    side, products
+    side, options
         See :func:`map_clusters`.
     run
         See :class:`landprior.run.Run`.
@@ -117,7 +112,7 @@ def cluster_image(
     """
     settings = settings or ClusterSettings()
     check_side(side)  # now, not after minutes of training
-    target, wanted = Path(output), _with_probabilities(products)
+    target, wanted = Path(output), _with_probabilities(options)
     place = Path(model or target.with_suffix(".safetensors"))
     check_apart([target, *list_products(target, wanted), place], [image])
     check_products(target, wanted, overwrite=run.overwrite, inputs=[image])
@@ -131,7 +126,7 @@ def cluster_image(
             target,
             found,
             side=side,
-            products=products,
+            options=options,
             run=run,
         )
         save_model(found, place, overwrite=run.overwrite)
@@ -139,8 +134,8 @@ def cluster_image(
     return found
 
 
-def _with_probabilities(products: Products | None) -> Products:
-    return replace(products or Products(), probabilities=True, confidence=False)
+def _with_probabilities(options: MapOptions) -> MapOptions:
+    return replace(options, probabilities=True, confidence=False)
 
 
 def find_probabilities(path: str | Path) -> Path:

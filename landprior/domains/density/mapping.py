@@ -14,15 +14,15 @@ from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, 
 from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR, BlurredNetwork, blur_model, box_mean
 from landprior.landcover.mapping.mapper import Mapper, window_for
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.image_kind import require_kind
 from landprior.landcover.training.layers import ImageLayer
 from landprior.raster.windows import stream
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -79,8 +79,8 @@ def map_density(
     *,
     posterior: str | Path | None = None,
     blur: int = BLUR,
+    options: MapOptions = MapOptions(),
     window_size: int | None = None,
-    tags: Mapping[str, str] | None = None,
     run: Run = Run(),
 ) -> Path:
     """Map an image: classes, and the probability of each beside it (``<stem>_probabilities.tif``).
@@ -98,7 +98,9 @@ def map_density(
         mean prediction that r rests on is that over the training images, which share one prior.
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
-    window_size, tags
+    options
+        What else to write; probabilities always are.
+    window_size
         See :func:`landprior.landcover.mapping.predict.predict`.
     run
         See :class:`landprior.run.Run`.
@@ -119,9 +121,8 @@ def map_density(
         ready_model(model, image, blur=blur, nodata=run.nodata),
         posterior=posterior,
         marginal=model.record["density"]["marginal"] if posterior is not None else None,
-        products=Products(probabilities=True),
+        options=replace(options, probabilities=True).tagged(blur=str(blur)),
         window_size=window_size,
-        tags={"blur": str(blur), **(tags or {})},
         run=run,
     )
 

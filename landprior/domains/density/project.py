@@ -19,6 +19,7 @@ from landprior.domains.density.settings import DensitySettings
 from landprior.domains.density.training import make_scheme, read_tiles, train_density
 from landprior.errors import InputError, MissingInputError, ModelError
 from landprior.landcover.mapping.blur import BLUR
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.training.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.grid import Grid
@@ -268,7 +269,7 @@ def map_images(
             model,
             posterior=prior,
             blur=blur,
-            tags={"density_model": wanted["model"]},
+            options=MapOptions(tags={"density_model": wanted["model"]}),
             run=replace(run, overwrite=run.overwrite or not target.exists(), progress=run.progress and len(names) == 1),
         )
     return found

@@ -13,8 +13,9 @@ import torch
 from landprior.domains.painting.drawing import SOFTNESS, read_drawing, write_prior
 from landprior.domains.painting.pictures import draw_legend, draw_overlay, draw_probabilities
 from landprior.errors import HarmWarning, InputError
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products, beside, write_quicklook
+from landprior.landcover.mapping.products import beside, write_quicklook
 from landprior.landcover.training.ensemble import clear_checkpoint, train_best
 from landprior.landcover.training.layers import ImageLayer, PositionLayer
 from landprior.landcover.training.model import load_model, save_model
@@ -252,7 +253,7 @@ def _map(picture: Picture, prior: Path | None, folder: Path, model: LandcoverMod
                 path,
                 model,
                 posterior=posterior,
-                products=Products(probabilities=True),
+                options=MapOptions(probabilities=True),
                 force=True,
                 run=replace(run, overwrite=True),
             )

@@ -18,14 +18,8 @@ from rasterio.enums import ColorInterp
 
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.mapping.mapper import Mapper, memory_to_keep, window_for
-from landprior.landcover.mapping.products import (
-    Products,
-    check_products,
-    map_writer,
-    open_sinks,
-    write_quicklook,
-    write_style,
-)
+from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.mapping.products import check_products, map_writer, writing_map
 from landprior.landcover.training.image_kind import require_kind
 from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.training.verdict import LEAST_PIXELS
@@ -53,13 +47,12 @@ def predict(
     posterior: str | Path | None = None,
     prior: str | Path | None = None,
     marginal: Sequence[float] | None = None,
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     force: bool = False,
     engine: str = "auto",
     precision: str = "auto",
     memory: int | None = None,
     window_size: int | None = None,
-    tags: Mapping[str, str] | None = None,
     run: Run = Run(),
 ) -> Path:
     """Map an image.
@@ -84,8 +77,8 @@ def predict(
     marginal
         The mean prediction that r rests on, shape (C,), where it is not the image's own: of all images that the model
         was trained on, say. It spares a pass.
-    products
-        What else to write.
+    options
+        What else to write, and tags.
     force
         Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
     engine, precision
@@ -95,8 +88,6 @@ def predict(
         as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
     window_size
         Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
-    tags
-        Further tags for the map.
     run
         See :class:`landprior.run.Run`.
 
@@ -118,8 +109,7 @@ def predict(
     InputError
         If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
     """
-    products = products or Products()
-    target = check_products(output, products, overwrite=run.overwrite, inputs=(image, posterior, prior))
+    target = check_products(output, options, overwrite=run.overwrite, inputs=(image, posterior, prior))
     _require_inputs(model, prior)
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=run.nodata))
@@ -152,27 +142,30 @@ def predict(
             "maps": "q" if belief is None else "r",
             **({} if decision is None else {"decision": decision}),
             **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
-            **(tags or {}),
         }
-        sinks = open_sinks(stack, target, model.scheme, pixels.grid, products, tags, overwrite=run.overwrite)
-        options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
+        writing = writing_map(target, model.scheme, pixels.grid, options, tags, overwrite=run.overwrite)
+        sinks = stack.enter_context(writing)
+        stream_options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
         if marginal is not None:
             mapper.sums.write(np.asarray(marginal))
         elif belief is not None and decision != "abstained":
             sums: dict[str, Sink] = {"sums": mapper.sums}
-            stream(mapper.gather, read=mapper.read_inputs, grid=pixels.grid, sinks=sums, label="class sums", **options)
+            stream(
+                mapper.gather,
+                read=mapper.read_inputs,
+                grid=pixels.grid,
+                sinks=sums,
+                label="class sums",
+                **stream_options,
+            )
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
-            return mapper.compute(block, data, sinks, encoding=products.encoding)
+            return mapper.compute(block, data, sinks, encoding=options.encoding)
 
-        stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **options)
+        stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **stream_options)
         if not mapper.seen:
             msg = f"{image} has no valid pixel; is its nodata value right?"
             raise InputError(msg)
-    if products.style:
-        write_style(target.with_suffix(".qml"), model.scheme)
-    if products.quicklook:
-        write_quicklook(target, target.with_suffix(".png"), model.scheme)
     return target
 
 

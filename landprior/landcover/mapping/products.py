@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
@@ -12,7 +12,7 @@ import numpy as np
 
 import landprior
 from landprior.landcover.mapping.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA
-from landprior.raster.cog import CogWriter, Encoding, encoding_options
+from landprior.raster.cog import CogWriter, encoding_options
 from landprior.raster.outputs import check_outputs, replacing
 from landprior.raster.pixels import read_window
 from landprior.raster.reading import open_raster
@@ -20,42 +20,16 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.sidecars import SIGNATURE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
-    from contextlib import ExitStack
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from landprior.landcover.mapping.options import MapOptions
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Products:
-    """What :func:`predict` writes besides the map, and how.
-
-    Parameters
-    ----------
-    probabilities
-        Also write the class probabilities (q, or r with a prior) to ``<stem>_probabilities.tif``.
-    confidence
-        Also write the largest probability and the normalised entropy, as uint8 with scale 1/250, to
-        ``<stem>_confidence.tif``.
-    encoding
-        Of the probabilities.
-    style
-        Also write a QGIS style ``<stem>.qml``.
-    quicklook
-        Also write a picture ``<stem>.png`` of at most 1024 px.
-    """
-
-    probabilities: bool = False
-    confidence: bool = False
-    encoding: Encoding = "float16"
-    style: bool = False
-    quicklook: bool = False
-
-
 def check_products(
-    output: str | Path, products: Products, *, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+    output: str | Path, options: MapOptions, *, overwrite: bool, inputs: Iterable[str | Path | None] = ()
 ) -> Path:
     """Check that a map and its products can be put in place.
 
@@ -63,7 +37,7 @@ def check_products(
     ----------
     output
         The map.
-    products
+    options
         What lies beside it.
     overwrite, inputs
         See :func:`landprior.raster.outputs.check_output`.
@@ -80,18 +54,18 @@ def check_products(
     """
     target = Path(output)
     rasters, others = [target], list[Path]()
-    for path in list_products(target, products):
+    for path in list_products(target, options):
         (others if path.suffix in (".qml", ".png") else rasters).append(path)
     return check_outputs(rasters, files=others, overwrite=overwrite, inputs=inputs, kind="raster")[0]
 
 
-def list_products(target: Path, products: Products) -> list[Path]:
+def list_products(target: Path, options: MapOptions) -> list[Path]:
     """Return the paths of what is written beside a map."""
     named = (
-        (products.probabilities, beside(target, "probabilities")),
-        (products.confidence, beside(target, "confidence")),
-        (products.style, target.with_suffix(".qml")),
-        (products.quicklook, target.with_suffix(".png")),
+        (options.probabilities, beside(target, "probabilities")),
+        (options.confidence, beside(target, "confidence")),
+        (options.style, target.with_suffix(".qml")),
+        (options.quicklook, target.with_suffix(".png")),
     )
     return [path for wanted, path in named if wanted]
 
@@ -144,47 +118,46 @@ def map_writer(
     )
 
 
-def open_sinks(
-    stack: ExitStack,
+@contextmanager
+def writing_map(
     target: Path,
     scheme: ClassScheme,
     grid: Grid,
-    products: Products,
+    options: MapOptions,
     tags: Mapping[str, str],
     *,
     overwrite: bool,
-) -> dict[str, CogWriter]:
-    """Open the writers of a map and of the rasters beside it.
+) -> Iterator[dict[str, CogWriter]]:
+    """Open the writers of a map and of the rasters beside it; once they are written come style and quick look.
 
     Parameters
     ----------
-    stack
-        Closes them.
     target
         The map.
     scheme, grid, tags, overwrite
         See :func:`map_writer`.
-    products
-        Which others are wanted.
+    options
+        Which others are wanted, and further tags.
 
-    Returns
-    -------
+    Yields
+    ------
     dict
         ``map``, and if wanted ``probabilities`` and ``confidence`` -> writer.
     """
-    new = list_products(target, products)
+    tags = {**tags, **options.tags}
+    new = list_products(target, options)
     sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite, keep=new)}
-    if products.probabilities:
+    if options.probabilities:
         sinks["probabilities"] = CogWriter(
             beside(target, "probabilities"),
             grid,
             count=len(scheme),
             descriptions=scheme.names,
-            tags={"kind": "probabilities", "encoding": products.encoding, **tags},
+            tags={"kind": "probabilities", "encoding": options.encoding, **tags},
             overwrite=overwrite,
-            **encoding_options(products.encoding),
+            **encoding_options(options.encoding),
         )
-    if products.confidence:
+    if options.confidence:
         sinks["confidence"] = CogWriter(
             beside(target, "confidence"),
             grid,
@@ -195,7 +168,12 @@ def open_sinks(
             tags={"kind": "confidence", **tags},
             overwrite=overwrite,
         )
-    return {name: stack.enter_context(sink) for name, sink in sinks.items()}
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(sink) for name, sink in sinks.items()}
+    if options.style:
+        write_style(target.with_suffix(".qml"), scheme)
+    if options.quicklook:
+        write_quicklook(target, target.with_suffix(".png"), scheme)
 
 
 def beside(target: Path, kind: str) -> Path:

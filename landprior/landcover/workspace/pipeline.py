@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from landprior.errors import ConfigError
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.assessment.scores import Scores
-    from landprior.landcover.mapping.products import Products
     from landprior.landcover.prior.settings import PriorSettings
     from landprior.landcover.training.files import TrainingTile
     from landprior.landcover.training.model import LandcoverModel
@@ -367,7 +367,7 @@ def map_of_tile(
     *,
     posterior: bool = True,
     force: bool = False,
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     model: Path | None = None,
     command: str = "predict",
     engine: str = "auto",
@@ -381,7 +381,7 @@ def map_of_tile(
     ----------
     tile
         Which.
-    posterior, force, products, engine, precision, memory
+    posterior, force, options, engine, precision, memory
         See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
     model
         Another model than the tile's own.
@@ -401,10 +401,8 @@ def map_of_tile(
         If there is a map of another model or recipe, or that landprior did not make.
     """
     from landprior.landcover.mapping.predict import predict
-    from landprior.landcover.mapping.products import Products
     from landprior.landcover.training.model import load_model
 
-    products = products or Products()
     image = tile.require("naip", hint="every tile needs its image")
     weights = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
     inputs = {"image": image, "model": weights}
@@ -414,9 +412,9 @@ def map_of_tile(
     if posterior or takes_prior:
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
-    options = {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
+    computing = {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
     basis = map_basis(
-        tile, model, command, posterior=posterior, force=force, products=products, options=options, inputs=inputs
+        tile, model, command, posterior=posterior, force=force, options=options, computing=computing, inputs=inputs
     )
     if not _needed(tile, "prediction", basis, overwrite=run.overwrite):
         return tile.file("prediction")
@@ -428,7 +426,7 @@ def map_of_tile(
             posterior=prior if posterior else None,
             prior=prior if takes_prior else None,
             force=force,
-            products=products,
+            options=options,
             engine=engine,
             precision=precision,
             memory=memory,
@@ -442,7 +440,7 @@ def require_own_results(
     tiles: Sequence[TileFolder],
     settings: PipelineSettings,
     *,
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     command: str = "run",
 ) -> None:
     """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
@@ -453,7 +451,7 @@ def require_own_results(
         Which.
     settings
         How they would be run.
-    products
+    options
         What would be written beside the maps.
     command
         See :func:`prior_of_tile`.
@@ -463,15 +461,12 @@ def require_own_results(
     OutputExistsError
         Names the first; see :func:`prior_of_tile`.
     """
-    from landprior.landcover.mapping.products import Products
     from landprior.landcover.training.settings import TileSettings
 
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, command))
         tile.require_ours("model", model_basis(settings.training or TileSettings(), None, command))
-        asked = map_basis(
-            tile, None, command, posterior=settings.posterior, force=False, products=products or Products()
-        )
+        asked = map_basis(tile, None, command, posterior=settings.posterior, force=False, options=options)
         tile.require_ours("prediction", asked)
 
 
@@ -583,7 +578,7 @@ def run_workspace(
     settings: PipelineSettings,
     *,
     only: Sequence[str] = (),
-    products: Products | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> tuple[list[Path], Scores | None]:
     """Run the whole chain for the tiles of a city.
@@ -598,7 +593,7 @@ def run_workspace(
         How they are mapped.
     only
         Names of some tiles; none: all.
-    products
+    options
         What else to write beside the maps.
     run
         See :class:`landprior.run.Run`.
@@ -621,8 +616,8 @@ def run_workspace(
     total: Scores | None = None
     tiles = workspace.tiles(city, only=only)
     if not run.overwrite:
-        require_own_results(tiles, settings, products=products)
-    mapping = {"posterior": settings.posterior, "products": products}
+        require_own_results(tiles, settings, options=options)
+    mapping = {"posterior": settings.posterior, "options": options}
     for found in run_steps(tiles, STEPS, settings, training=settings.training, mapping=mapping, run=run):
         if found.step == "map":
             maps.append(found.path)

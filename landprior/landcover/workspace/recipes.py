@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from landprior.landcover.mapping.products import Products
+    from landprior.landcover.mapping.options import MapOptions
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.pipeline import PipelineSettings, Trainer
@@ -93,8 +93,8 @@ def map_basis(
     *,
     posterior: bool,
     force: bool,
-    products: Products,
-    options: Mapping[str, str] | None = None,
+    options: MapOptions,
+    computing: Mapping[str, str] | None = None,
     inputs: Mapping[str, Path] | None = None,
 ) -> Basis:
     """Describe what a map is made from.
@@ -107,9 +107,9 @@ def map_basis(
         Another model than the tile's own.
     command
         On whose behalf.
-    posterior, force, products
+    posterior, force, options
         See :func:`landprior.landcover.mapping.predict.predict`.
-    options
+    computing
         Settings of the computing that were not left to landprior.
     inputs
         Name -> path of image, prior and model.
@@ -123,5 +123,5 @@ def map_basis(
     recipe = "predict with the tile's own model"
     if model is not None and not (own.exists() and model.exists() and model.samefile(own)):
         recipe = f"predict --model {model.name} ({checksum(model)[:8]})"
-    made = {"products": dict(vars(products)), "force": force, "posterior": posterior, **(options or {})}
+    made = {"products": options.describe(), "force": force, "posterior": posterior, **(computing or {})}
     return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})

@@ -19,8 +19,8 @@ from landprior.landcover.mapping.engines import (
     TorchEngine,
     make_engine,
 )
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products
 from landprior.raster.reading import open_raster
 
 OPENVINO = pytest.mark.needs("openvino", "nncf")
@@ -171,22 +171,22 @@ def read(path):
 @OPENVINO
 def test_maps_of_both_engines_agree(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 150, 170), make_prior("prior.tif", 150, 170)
-    model, products = make_model(), Products(probabilities=True)
+    model, options = make_model(), MapOptions(probabilities=True)
     maps = {}
-    for name, options in {
+    for name, engine in {
         "torch": {"engine": "torch"},
         "fp32": {"engine": "openvino", "precision": "fp32"},
         "int8": {"engine": "openvino"},
     }.items():
         path = predict(
-            image, tmp_path / f"{name}.tif", model, posterior=prior, window_size=64, products=products, **options
+            image, tmp_path / f"{name}.tif", model, posterior=prior, window_size=64, options=options, **engine
         )
         maps[name] = read(path)
         with rasterio.open(path) as src:
             tags = src.tags(ns="LANDPRIOR")
         assert (tags["engine"], tags["precision"]) == (
-            options["engine"],
-            options.get("precision", "int8" if name == "int8" else "fp32"),
+            engine["engine"],
+            engine.get("precision", "int8" if name == "int8" else "fp32"),
         )
     assert (maps["fp32"] == maps["torch"]).mean() > 0.9999
     with open_raster(tmp_path / "torch_probabilities.tif") as src:
@@ -198,7 +198,7 @@ def test_maps_of_both_engines_agree(tmp_path, make_image, make_prior, make_model
 
 def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_prior, make_model, monkeypatch):
     image, prior = make_image("image.tif", 150, 170), make_prior("prior.tif", 150, 170)
-    model, products = make_model(), Products(probabilities=True, encoding="float32")
+    model, options = make_model(), MapOptions(probabilities=True, encoding="float32")
     forwards = []
     call = TorchEngine.start
     monkeypatch.setattr(TorchEngine, "start", lambda self, x: forwards.append(x.shape) or call(self, x))
@@ -207,7 +207,7 @@ def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_pr
         forwards.clear()
         monkeypatch.setattr(mapper_module, "memory_to_keep", lambda *_, room=room: room)
         monkeypatch.setattr("landprior.landcover.mapping.predict.memory_to_keep", lambda *_, room=room: room)
-        path = predict(image, tmp_path / f"{number}.tif", model, posterior=prior, window_size=64, products=products)
+        path = predict(image, tmp_path / f"{number}.tif", model, posterior=prior, window_size=64, options=options)
         with open_raster(path.with_name(f"{path.stem}_probabilities.tif")) as src:
             found.append(src.read())
         counts.append(len(forwards))

@@ -23,8 +23,8 @@ from landprior.errors import (
 )
 from landprior.implicit.networks import Ensemble, log_prior
 from landprior.implicit.posterior import log_posterior
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
-from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.model import load_model, save_model
 from landprior.raster.scheme import MAP_NODATA
 from landprior.run import Run
@@ -61,8 +61,8 @@ def read(path):
 def test_windows_do_not_matter(tmp_path, make_image, make_model, rng, height, width, window):
     holes = holes_of(height, width, rng)
     image, model = make_image("image.tif", height, width, holes=holes), make_model()
-    products = Products(probabilities=True, encoding="float32")
-    predict(image, tmp_path / "map.tif", model, products=products, window_size=window)
+    options = MapOptions(probabilities=True, encoding="float32")
+    predict(image, tmp_path / "map.tif", model, options=options, window_size=window)
     expected = whole_q(model, image, holes).exp().numpy()
     found = read(tmp_path / "map_probabilities.tif")
     assert np.isnan(found[:, holes]).all()
@@ -80,8 +80,8 @@ def test_posterior_uses_the_sums_of_the_whole_image(tmp_path, make_image, make_p
     unbelieved[40:50, 60:] = True
     image, prior = make_image("image.tif", 61, 83, holes=holes), make_prior("prior.tif", 61, 83, holes=unbelieved)
     model = make_model()
-    products = Products(probabilities=True, encoding="float32")
-    predict(image, tmp_path / "map.tif", model, posterior=prior, products=products, window_size=window)
+    options = MapOptions(probabilities=True, encoding="float32")
+    predict(image, tmp_path / "map.tif", model, posterior=prior, options=options, window_size=window)
     log_q = whole_q(model, image, holes)[None]
     log_p = log_prior(torch.from_numpy(np.nan_to_num(read(prior)))[None])
     r = log_posterior(log_q, log_p, torch.from_numpy(~holes)[None])[0].exp().numpy()
@@ -95,7 +95,7 @@ def test_posterior_uses_the_sums_of_the_whole_image(tmp_path, make_image, make_p
 
 def test_the_map_is_a_valid_cog_with_names_colours_and_tags(tmp_path, make_image, make_model):
     image, model = make_image("image.tif", 700, 600), make_model(record={"settings": {"training": {"loss": "qr"}}})
-    path = predict(image, tmp_path / "map.tif", model, tags={"note": "test"})
+    path = predict(image, tmp_path / "map.tif", model, options=MapOptions(tags={"note": "test"}))
     valid, errors, warnings = cog_validate(path, strict=True, quiet=True)
     assert (valid, errors, warnings) == (True, [], [])
     with rasterio.open(path) as src:
@@ -119,7 +119,7 @@ def test_the_map_is_a_valid_cog_with_names_colours_and_tags(tmp_path, make_image
 def test_confidence_is_the_largest_probability_and_the_entropy(tmp_path, make_image, make_model, rng):
     holes = holes_of(40, 50, rng)
     image, model = make_image("image.tif", 40, 50, holes=holes), make_model()
-    predict(image, tmp_path / "map.tif", model, products=Products(confidence=True))
+    predict(image, tmp_path / "map.tif", model, options=MapOptions(confidence=True))
     q = whole_q(model, image, holes).exp().double().numpy()
     with rasterio.open(tmp_path / "map_confidence.tif") as src:
         stored = src.read()
@@ -133,7 +133,7 @@ def test_confidence_is_the_largest_probability_and_the_entropy(tmp_path, make_im
 
 def test_uint8_probabilities_are_rounded(tmp_path, make_image, make_model):
     image, model = make_image("image.tif", 40, 50), make_model()
-    predict(image, tmp_path / "map.tif", model, products=Products(probabilities=True, encoding="uint8"))
+    predict(image, tmp_path / "map.tif", model, options=MapOptions(probabilities=True, encoding="uint8"))
     q = whole_q(model, image, np.zeros((40, 50), bool)).exp().numpy()
     with rasterio.open(tmp_path / "map_probabilities.tif") as src:
         np.testing.assert_allclose(src.read() * src.scales[0], q, atol=0.5 / 255 + 1e-6)
@@ -144,7 +144,7 @@ def test_style_and_quicklook(tmp_path, make_image, make_model):
     from matplotlib.image import imread
 
     image, model = make_image("image.tif", 40, 50), make_model()
-    predict(image, tmp_path / "map.tif", model, products=Products(style=True, quicklook=True))
+    predict(image, tmp_path / "map.tif", model, options=MapOptions(style=True, quicklook=True))
     style = (tmp_path / "map.qml").read_text()
     for c in model.scheme.classes:
         assert f'value="{c.code}" color="{c.colour.lower()}" alpha="255" label="{c.name}"' in style
@@ -166,9 +166,9 @@ JUDGED = {"verdict": {"decision": "abstained", "why": "a test"}}
 
 def test_a_model_judged_worse_hands_back_the_prior(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 30, 40), make_prior("prior.tif", 30, 40)
-    products = Products(probabilities=True, encoding="float32")
+    options = MapOptions(probabilities=True, encoding="float32")
     with pytest.warns(HarmWarning, match=r"judged worse than its prior \(a test\).*--force"):
-        path = predict(image, tmp_path / "map.tif", make_model(record=JUDGED), posterior=prior, products=products)
+        path = predict(image, tmp_path / "map.tif", make_model(record=JUDGED), posterior=prior, options=options)
     np.testing.assert_array_equal(read(path), read(map_prior(prior, tmp_path / "prior_map.tif")))
     np.testing.assert_allclose(read(tmp_path / "map_probabilities.tif"), read(prior), atol=6e-4)
     with rasterio.open(path) as src:
@@ -285,7 +285,7 @@ def test_near_infrared_called_alpha_is_a_band(tmp_path, rng, make_grid, make_mod
         dst.write(values)
     with rasterio.open(path) as src:
         assert src.colorinterp[3].name == "alpha"
-    predict(path, tmp_path / "map.tif", make_model(), products=Products(probabilities=True, encoding="float32"))
+    predict(path, tmp_path / "map.tif", make_model(), options=MapOptions(probabilities=True, encoding="float32"))
     expected = whole_q(make_model(), path, np.zeros((30, 40), bool)).exp().numpy()
     np.testing.assert_allclose(read(tmp_path / "map_probabilities.tif"), expected, atol=1e-5)
 
@@ -308,9 +308,9 @@ def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_pr
     model = make_model(record={"verdict": verdict, "settings": {"drop_unsupported": True}})
     assert make_model(record={"verdict": verdict}).dropped == ()  # the paper's r is over all classes
     full = predict(
-        image, tmp_path / "all.tif", model, posterior=prior, force=True, products=Products(probabilities=True)
+        image, tmp_path / "all.tif", model, posterior=prior, force=True, options=MapOptions(probabilities=True)
     )
-    some = predict(image, tmp_path / "some.tif", model, posterior=prior, products=Products(probabilities=True))
+    some = predict(image, tmp_path / "some.tif", model, posterior=prior, options=MapOptions(probabilities=True))
     with rasterio.open(full) as src:
         assert "dropped" not in src.tags(ns="landprior")
     with rasterio.open(some) as src:
@@ -335,7 +335,7 @@ def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, 
     assert again.network.flips
     assert len(again.members) == 2
     path = predict(
-        image, tmp_path / "map.tif", again, window_size=16, products=Products(probabilities=True, encoding="float32")
+        image, tmp_path / "map.tif", again, window_size=16, options=MapOptions(probabilities=True, encoding="float32")
     )
     with rasterio.open(image) as src:
         values = torch.from_numpy(src.read())

@@ -13,8 +13,8 @@ import torch
 from landprior.errors import InputError, ModelError
 from landprior.implicit.networks import UNET_HALO, UNET_STRIDE, Ensemble, build_unet
 from landprior.landcover.mapping.engines import TorchEngine, make_engine
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import Products
 from landprior.landcover.training.files import train_files
 from landprior.landcover.training.model import load_model, save_model
 
@@ -100,7 +100,7 @@ def test_windows_do_not_matter(tmp_path, make_image, model, height, width, windo
     model = replace(model, network=Ensemble([model.network], flips=True)) if flips else model
     found = []
     for side in (1000, window):
-        predict(image, tmp_path / f"{side}.tif", model, window_size=side, products=Products(probabilities=True))
+        predict(image, tmp_path / f"{side}.tif", model, window_size=side, options=MapOptions(probabilities=True))
         with rasterio.open(tmp_path / f"{side}_probabilities.tif") as src:
             found.append(src.read().astype(np.float32))
     assert found[0].std(axis=(1, 2)).max() > 0.01

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from landprior.errors import LandpriorWarning, MissingInputError, OutputExistsError
 from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.assessment.scores import evaluate
-from landprior.landcover.mapping.products import Products
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.settings import PriorSettings
 from landprior.landcover.synthetic.scene import make_scene
@@ -475,7 +475,7 @@ def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes
 
 def test_other_products_redo_the_map(done):
     before = results_of(done)
-    run_workspace(done, "town", settings_of(), only=["west"], products=Products(confidence=True))
+    run_workspace(done, "town", settings_of(), only=["west"], options=MapOptions(confidence=True))
     assert remade(before, results_of(done)) == {"west/prediction.tif"}
     assert (done.root / "town" / "west" / "prediction_confidence.tif").is_file()
 

@@ -1,0 +1,50 @@
+"""What is written with a map: the options of everything that makes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from landprior.raster.cog import Encoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """What is written besides a map, and how.
+
+    Parameters
+    ----------
+    probabilities
+        Also write the class probabilities (q, or r with a prior) to ``<stem>_probabilities.tif``.
+    confidence
+        Also write the largest probability and the normalised entropy, as uint8 with scale 1/250, to
+        ``<stem>_confidence.tif``. For maps by a network.
+    encoding
+        Of the probabilities.
+    style
+        Also write a QGIS style ``<stem>.qml``.
+    quicklook
+        Also write a picture ``<stem>.png`` of at most 1024 px.
+    tags
+        Further tags for the map and the rasters beside it.
+    """
+
+    probabilities: bool = False
+    confidence: bool = False
+    encoding: Encoding = "float16"
+    style: bool = False
+    quicklook: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def tagged(self, **tags: str) -> Self:
+        """Return the same with tags of a method; the caller's own tags win."""
+        return replace(self, tags={**tags, **self.tags})
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a map depends on, for the record of how it was made."""
+        found = dict(vars(self))
+        tags = found.pop("tags")
+        return {**found, "tags": dict(tags)} if tags else found
