@@ -178,7 +178,7 @@ def _tighten(command: click.Command) -> None:
 
     Only ``--nodata`` may be NaN or infinite.
     """
-    from landprior.cli.options import counted, finite
+    from landprior.cli.parameters import counted, finite
 
     for parameter in command.params:
         if isinstance(parameter.type, click.Choice):
@@ -234,7 +234,7 @@ def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(callback)
     def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the command returns
-        from landprior.cli.options import check_places
+        from landprior.cli.checks import check_places
         from landprior.raster.outputs import protecting
 
         with protecting(check_places(click.get_current_context())):

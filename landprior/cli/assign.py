@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     band_option,
     json_option,
     label_map_option,
     layer_option,
     overwrite_option,
-    refuse_options,
     scheme_option,
     show_progress,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.run import Run
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     band_option,
     city_option,
     device_option,
@@ -19,14 +18,12 @@ from landprior.cli.options import (
     learned_option,
     overwrite_option,
     pixel_size_option,
-    refuse_options,
-    refuse_with_city,
-    refuse_without_city,
     scheme_option,
     show_progress,
     tile_option,
     workspace_option,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import find_settings, print_steps
 from landprior.landcover.prior.settings import PriorSettings
 from landprior.run import Run
@@ -35,6 +32,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.raster.scheme import ClassScheme
+
+
+_OF_FILES = ("nlcd_band", "like", "output", "pixel_size", "encoding")
+_OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
 
 
 @click.command(
@@ -158,20 +159,7 @@ def command(
         if city is None:
             msg = "give --nlcd FILE for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
-        refuse_with_city(
-            ctx,
-            *files,
-            "nlcd_band",
-            "like",
-            "output",
-            "pixel_size",
-            "encoding",
-            "points",
-            "points_weight",
-            "class_column",
-            "layer",
-            "recalibrate",
-        )
+        refuse_with_city(ctx, *files, *_OF_FILES, *_OF_POINTS)
         from landprior.landcover.workspace.collection import Workspace
 
         settings = find_settings(city, workspace, scheme, cooccurrence, prior=widths, learned=model)

@@ -9,15 +9,8 @@ from pydantic import ValidationError
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, field_options, pick_given
-from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
-    device_option,
-    json_option,
-    nodata_option,
-    overwrite_option,
-    show_progress,
-)
+from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.clustering.settings import ClusterSettings
 from landprior.run import Run
 

@@ -8,7 +8,9 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.experiment import run_experiment
-from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
+from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
+from landprior.cli.training import smaller_options
 
 
 @click.command(name="compare", cls=Command)
@@ -32,10 +34,7 @@ from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_opti
     click.option(
         "--seeds", type=click.IntRange(min=1), help="Number of trainings of each method.  [default: CONFIG's, or 3]"
     ),
-    click.option("--steps", type=click.IntRange(min=1), help="Number of optimiser steps, for a smaller machine."),
-    click.option(
-        "--filters", type=click.IntRange(min=1), help="Channels of the networks' inner layers; fewer are faster."
-    ),
+    *smaller_options("steps", "filters"),
     click.option("--dry-run", is_flag=True, help="List what is to do and what is done, and run nothing."),
 )
 @device_option

@@ -9,8 +9,6 @@ import click
 
 from landprior.cli.command import Command
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     band_option,
     label_map_option,
     overwrite_option,
@@ -18,6 +16,7 @@ from landprior.cli.options import (
     scheme_option,
     show_progress,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from pathlib import Path

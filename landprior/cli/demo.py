@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import OUTPUT_FOLDER, device_option, json_option, overwrite_option, show_progress
+from landprior.cli.options import device_option, json_option, overwrite_option, show_progress
+from landprior.cli.parameters import OUTPUT_FOLDER
 from landprior.run import Run
 
 

@@ -11,15 +11,8 @@ from pydantic import ValidationError
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import (
-    INPUT,
-    OUTPUT_FOLDER,
-    device_option,
-    json_option,
-    nodata_option,
-    overwrite_option,
-    show_progress,
-)
+from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.domains.density.settings import DensitySettings
 from landprior.run import Run
 

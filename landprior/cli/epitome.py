@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import INPUT, OUTPUT, overwrite_option
+from landprior.cli.options import overwrite_option
+from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
-    LabelMapType,
     band_option,
     json_option,
     label_map_option,
@@ -19,10 +17,10 @@ from landprior.cli.options import (
     overwrite_option,
     pair_option,
     pixel_size_option,
-    refuse_options,
     scheme_option,
     show_progress,
 )
+from landprior.cli.parameters import INPUT, OUTPUT, LabelMapType
 
 if TYPE_CHECKING:
     from pathlib import Path

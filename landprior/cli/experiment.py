@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import INPUT, OUTPUT_FOLDER, device_option, json_option, show_progress
+from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
+from landprior.cli.training import smaller_options
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -57,12 +59,7 @@ if TYPE_CHECKING:
         type=click.Choice(["paper", "default", "best"]),
         help="Recipe of the training.  [default: the experiment's]",
     ),
-    click.option("--steps", type=click.IntRange(min=1), help="Number of optimiser steps, for a smaller machine."),
-    click.option(
-        "--filters", type=click.IntRange(min=1), help="Channels of the networks' inner layers; fewer are faster."
-    ),
-    click.option("--patch-size", type=click.IntRange(min=11), help="Side of the training patches, pixels."),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Number of patches in a step."),
+    *smaller_options("steps", "filters", "patch_size", "batch_size"),
 )
 @device_option
 @json_option

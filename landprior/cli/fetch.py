@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import (
-    INPUT,
-    json_option,
-    label_map_option,
-    overwrite_option,
-    scheme_option,
-    show_progress,
-)
+from landprior.cli.options import json_option, label_map_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_place_options, make_network, make_plan, source_options
 from landprior.run import Run
 

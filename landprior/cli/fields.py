@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import click
 from pydantic import BaseModel, ValidationError
 
-from landprior.cli.options import INPUT
+from landprior.cli.parameters import INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +27,7 @@ def field_option(
     model: type[BaseModel],
     name: str,
     *spelling: str,
+    usual: BaseModel | None = None,
     others: Mapping[str, BaseModel] | None = None,
     choices: Iterable[str] | None = None,
     multiple: bool = False,
@@ -42,6 +43,8 @@ def field_option(
         Its name, which is that of the parameter too.
     *spelling
         How the option is written, and perhaps another name of the parameter; by default ``--`` and the field's name.
+    usual
+        Settings whose default is shown; by default those of the model.
     others
         Label -> settings whose default is shown too, where it differs.
     choices
@@ -58,7 +61,7 @@ def field_option(
     if many and "repeated" not in text:
         text = re.sub(r"\.(?=\s*(\[default|$))", "; may be repeated.", text)
     if "[default:" not in text:
-        text = f"{text}{_show_default(get, model(), others or {})}"
+        text = f"{text}{_show_default(get, usual or model(), others or {})}"
     names = [*(spelling or (f"--{name.replace('_', '-')}",))]
     if all(one.startswith("-") for one in names):
         names.append(name)
@@ -70,10 +73,13 @@ def field_option(
 
 
 def field_options(
-    model: type[BaseModel], *fields: str, others: Mapping[str, BaseModel] | None = None
+    model: type[BaseModel],
+    *fields: str,
+    usual: BaseModel | None = None,
+    others: Mapping[str, BaseModel] | None = None,
 ) -> tuple[Callable[[Any], Any], ...]:
     """Return decorators that add the options of several fields (:func:`field_option`)."""
-    return tuple(field_option(model, field, others=others) for field in fields)
+    return tuple(field_option(model, field, usual=usual, others=others) for field in fields)
 
 
 def find_field(model: type[BaseModel], name: str) -> tuple[FieldInfo, Callable[[BaseModel], Any]]:

@@ -10,7 +10,8 @@ import click
 
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option, field_options
-from landprior.cli.options import INPUT, OUTPUT_FOLDER, stack_options
+from landprior.cli.options import stack_options
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,26 +6,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli.checks import refuse_with_city, refuse_without_city, require_as_many
 from landprior.cli.command import Command, grouped
-from landprior.cli.fields import field_option, field_options, pick_given
+from landprior.cli.fields import field_options, pick_given
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     band_option,
     city_option,
     device_option,
     label_map_option,
     overwrite_option,
     pixel_size_option,
-    refuse_with_city,
-    refuse_without_city,
-    require_as_many,
     scheme_option,
     show_progress,
     tile_option,
     workspace_option,
 )
-from landprior.landcover.prior.settings import PriorSettings
+from landprior.cli.parameters import INPUT, OUTPUT
+from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.settings import TileSettings
 from landprior.run import Run
 
@@ -66,24 +63,7 @@ if TYPE_CHECKING:
 )
 @grouped(
     "Training",
-    click.option(
-        "--steps", type=click.IntRange(min=1), default=300, show_default=True, help="Number of optimiser steps."
-    ),
-    click.option(
-        "--learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
-        default=1e-3,
-        show_default=True,
-        help="Learning rate of the optimiser.",
-    ),
-    click.option(
-        "--filters",
-        type=click.IntRange(min=1),
-        default=128,
-        show_default=True,
-        help="Channels of the network's inner layers; 16 to 32 suit a CPU.",
-    ),
-    field_option(TileSettings, "seed"),
+    *field_options(TileSettings, "steps", "learning_rate", "filters", "seed", usual=prior_settings()),
 )
 @grouped("Workspace", city_option, tile_option, workspace_option)
 @device_option
@@ -104,9 +84,9 @@ def command(
     label_map: dict[int, int] | None,
     cooccurrence: Path | None,
     output: Path,
-    steps: int,
-    learning_rate: float,
-    filters: int,
+    steps: int | None,
+    learning_rate: float | None,
+    filters: int | None,
     seed: int | None,
     blur_sigma: float | None,
     blur_radius: float | None,
@@ -131,15 +111,14 @@ def command(
     """  # noqa: D301
     from pydantic import ValidationError
 
-    from landprior.landcover.prior.learned import learn_prior, prior_settings
+    from landprior.landcover.prior.learned import learn_prior
     from landprior.raster.names import with_band
     from landprior.raster.scheme import explain
 
     try:
         widths = PriorSettings(**pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius}))
-        settings = prior_settings(
-            filters=filters, training=pick_given({"steps": steps, "learning_rate": learning_rate, "seed": seed})
-        )
+        loop = pick_given({"steps": steps, "learning_rate": learning_rate, "seed": seed})
+        settings = prior_settings(training=loop, **pick_given({"filters": filters}))
     except ValidationError as error:
         raise click.UsageError(explain(error, "the settings")) from error
     given = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}

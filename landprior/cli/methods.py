@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option
-from landprior.cli.options import INPUT, band_option, refuse_options
+from landprior.cli.options import band_option
+from landprior.cli.parameters import INPUT
 from landprior.superres.settings import CountSettings, EpitomeSettings, Method
 
 if TYPE_CHECKING:

@@ -2,178 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER, LabelMapType, SchemeType
 
+if TYPE_CHECKING:
     from landprior.landcover.training.settings import TileSettings
-    from landprior.raster.scheme import ClassScheme
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class InputType(click.Path):
-    """An input file or folder; the library checks whether it is there and readable."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local file before it becomes a Path, which turns s3://b into s3:/b."""
-        from landprior.raster.outputs import archive_path, explain_remote_input
-
-        why = explain_remote_input(value)
-        if why is not None:
-            self.fail(why, param, ctx)
-        return super().convert(archive_path(value), param, ctx)
-
-
-class OutputType(click.Path):
-    """A file, or a folder, to write."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local path before it becomes a Path."""
-        from landprior.errors import InputError
-        from landprior.raster.outputs import refuse_remote
-
-        try:
-            refuse_remote(value)
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-        return super().convert(value, param, ctx)
-
-
-INPUT = InputType(path_type=Path)
-OUTPUT = OutputType(path_type=Path)
-OUTPUT_FOLDER = OutputType(path_type=Path, file_okay=False)
-_SOURCES = ("nlcd", "osm", "buildings")
-"""Options that name a file or something else, such as a URL or ``none``."""
-
-_READ = "landprior.read"
-"""Key under which the context lists files that were read while the options were parsed."""
-
-
-def check_places(ctx: click.Context) -> list[Path]:
-    """Refuse a command whose output is one of its inputs, before it reads anything; return the inputs.
-
-    Raises
-    ------
-    InputError
-        See :func:`landprior.raster.outputs.check_apart`; also if results would go into a folder of inputs.
-    """
-    from landprior.raster.outputs import check_apart, check_folder
-
-    inputs, outputs, folders = [], list[Path](), list[Path]()
-    for param in ctx.command.params:
-        kinds = param.type.types if isinstance(param.type, click.Tuple) else [param.type]
-        values = [value for value in _flatten(ctx.params.get(param.name or "")) if isinstance(value, Path)]
-        if any(isinstance(kind, InputType) for kind in kinds):
-            inputs += values
-        elif param.type is OUTPUT:
-            outputs += values
-        elif param.type is OUTPUT_FOLDER and param.name != "workspace":
-            folders += values
-    inputs += ctx.meta.get(_READ, [])
-    texts = [ctx.params.get(name) for name in _SOURCES if name in ctx.params]
-    inputs += [Path(text) for text in texts if isinstance(text, str) and text]
-    check_apart(outputs, inputs)
-    for folder in folders:
-        check_folder(folder, inputs)
-    return inputs
-
-
-def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has parsed
-    return [one for part in value for one in _flatten(part)] if isinstance(value, (list, tuple)) else [value]
-
-
-LARGEST = 2**31 - 1
-"""The largest count or seed that an option takes; libraries overflow beyond."""
-
-
-class FiniteFloat(click.types.FloatParamType):
-    """A finite number; NaN and infinity would pass every other check."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
-        """Parse the text."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-class FiniteFloatRange(FiniteFloat, click.FloatRange):
-    """The same in a range."""
-
-
-class BoundedInt(click.types.IntParamType):
-    """A whole number that libraries can count to."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
-        """Parse the text."""
-        number = int(super().convert(value, param, ctx))
-        if abs(number) > LARGEST:
-            self.fail(f"{value} is too large; the largest number here is {LARGEST}.", param, ctx)
-        return number
-
-
-class BoundedIntRange(BoundedInt, click.IntRange):
-    """The same in a range."""
-
-
-def finite(kind: click.types.FloatParamType) -> FiniteFloat:
-    """Return the same type for finite numbers only."""
-    if isinstance(kind, click.FloatRange):
-        return FiniteFloatRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
-    return FiniteFloat()
-
-
-def counted(kind: click.types.IntParamType) -> BoundedInt:
-    """Return the same type for numbers up to :data:`LARGEST`."""
-    if isinstance(kind, click.IntRange):
-        return BoundedIntRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
-    return BoundedInt()
-
-
-class SchemeType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
-    """A shipped class scheme by name, or a YAML file."""
-
-    name = "scheme"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ClassScheme:  # noqa: ANN401
-        """Load the scheme."""
-        from landprior.errors import LandpriorError
-        from landprior.raster.scheme import ClassScheme, load_scheme
-
-        if isinstance(value, ClassScheme):
-            return value
-        try:
-            scheme = load_scheme(value)
-        except LandpriorError as error:
-            self.fail(str(error), param, ctx)
-        if ctx is not None:
-            ctx.meta.setdefault(_READ, []).append(Path(value))
-        return scheme
-
-
-class LabelMapType(click.ParamType):  # type: ignore[type-arg]
-    """Codes to codes, ``"10:1,20:2"``."""
-
-    name = "from:to,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[int, int]:  # noqa: ANN401
-        """Parse the text."""
-        from landprior.errors import LandpriorError
-        from landprior.raster.scheme import parse_label_map
-
-        if isinstance(value, dict):
-            return value
-        try:
-            return parse_label_map(value)
-        except LandpriorError as error:
-            self.fail(str(error), param, ctx)
 
 
 def scheme_option(*, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click's word
@@ -295,74 +135,6 @@ def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def refuse_with_city(ctx: click.Context, *names: str) -> None:
-    """Refuse options of plain files that were given together with ``--city``.
-
-    Raises
-    ------
-    click.UsageError
-        Names the first of them.
-    """
-    _refuse(ctx, names, "is for plain files; a workspace (--city) has its own files and names")
-
-
-def refuse_without_city(ctx: click.Context) -> None:
-    """Refuse options of a workspace that were given without ``--city``.
-
-    Raises
-    ------
-    click.UsageError
-        Names the first of them.
-    """
-    _refuse(ctx, ("tiles", "workspace"), "is for a workspace; name one of its places with --city")
-
-
-def refuse_options(ctx: click.Context, what: str, *names: str) -> None:
-    """Refuse options that have no effect with what was given.
-
-    Raises
-    ------
-    click.UsageError
-        Names the first of them.
-    """
-    _refuse(ctx, names, f"cannot be used with {what}")
-
-
-def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
-    for name in names:
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = next(p for p in ctx.command.params if p.name == name)
-            msg = f"{option.opts[0]} {why}"
-            raise click.UsageError(msg)
-
-
-def require_as_many(
-    name: str, counted: Sequence[object], given: Mapping[str, Sequence[object]], *, of: str = "", why: str = ""
-) -> None:
-    """Refuse repeated options of which there are not as many as of the one that they belong to.
-
-    Parameters
-    ----------
-    name, counted
-        The option that counts, and what it gave.
-    given
-        Other options, and what they gave.
-    of
-        What needs one of each; by default what the option is named after.
-    why
-        Ends the message.
-
-    Raises
-    ------
-    click.UsageError
-        Names the first that differs.
-    """
-    for other, paths in given.items():
-        if len(paths) != len(counted):
-            msg = f"{len(counted)} --{name} and {len(paths)} --{other} were given; each {of or name} needs its own{why}"
-            raise click.UsageError(msg)
 
 
 def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401

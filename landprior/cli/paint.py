@@ -10,8 +10,6 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT_FOLDER,
     device_option,
     json_option,
     layer_option,
@@ -19,6 +17,7 @@ from landprior.cli.options import (
     show_progress,
     training_settings,
 )
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import training_options
 from landprior.run import Run
 

@@ -16,7 +16,8 @@ from landprior.cli.imagery import (
     run_sweep,
     training_options,
 )
-from landprior.cli.options import INPUT, device_option, json_option, show_progress
+from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.parameters import INPUT
 from landprior.domains.partial.settings import PartialSettings, Sweep
 from landprior.run import Run
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import INPUT, city_option, refuse_options, show_progress, tile_option, workspace_option
+from landprior.cli.options import city_option, show_progress, tile_option, workspace_option
+from landprior.cli.parameters import INPUT
 from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.run import Run
 

@@ -11,8 +11,6 @@ import click
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import maps_option
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     json_option,
     label_map_option,
     learned_option,
@@ -20,6 +18,7 @@ from landprior.cli.options import (
     scheme_option,
     show_progress,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.places import (
     FORMER_SOURCES,
     choose_tiles,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
-from landprior.cli.options import refuse_options, show_progress
+from landprior.cli.options import show_progress
 from landprior.cli.places import make_network
 from landprior.run import Run
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import make_map_options, map_options, maps_option
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     city_option,
     device_option,
     engine_option,
@@ -18,13 +17,11 @@ from landprior.cli.options import (
     nodata_option,
     overwrite_option,
     precision_option,
-    refuse_options,
-    refuse_with_city,
-    refuse_without_city,
     show_progress,
     tile_option,
     workspace_option,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import print_steps
 from landprior.run import Run
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.maps import make_map_options, maps_option, product_options
 from landprior.cli.options import (
-    INPUT,
     device_option,
     json_option,
     label_map_option,
     learned_option,
     overwrite_option,
-    refuse_options,
     scheme_option,
     show_progress,
 )
+from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import INPUT, OUTPUT, band_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.options import band_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,15 +8,8 @@ import click
 
 from landprior.cli.command import Command
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
-    band_option,
-    nodata_option,
-    overwrite_option,
-    scheme_option,
-    show_progress,
-)
+from landprior.cli.options import band_option, nodata_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.run import Run
 from landprior.superres.settings import SelfEpitomeSettings
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import INPUT, json_option
+from landprior.cli.options import json_option
+from landprior.cli.parameters import INPUT
 
 if TYPE_CHECKING:
     from pathlib import Path

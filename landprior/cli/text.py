@@ -10,7 +10,8 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.options import INPUT, OUTPUT, device_option, json_option, overwrite_option, show_progress
+from landprior.cli.options import device_option, json_option, overwrite_option, show_progress
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.text.settings import TextSettings
 from landprior.run import Run
 

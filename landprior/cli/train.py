@@ -7,26 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city, require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.methods import METHOD_LOSSES, make_method, method_options, read_matrix, refuse_for_method
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT,
     band_option,
     city_option,
     device_option,
     label_map_option,
     nodata_option,
     overwrite_option,
-    refuse_options,
-    refuse_with_city,
-    refuse_without_city,
-    require_as_many,
     scheme_option,
     show_progress,
     tile_option,
     workspace_option,
 )
+from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 from landprior.cli.workspace import print_steps
 from landprior.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
-from landprior.cli.fields import field_option, field_options
+from landprior.cli.fields import field_option, field_options, find_field
 from landprior.cli.options import recipe_option, training_settings
 from landprior.implicit.settings import LossName
 from landprior.landcover.training.settings import TileSettings
@@ -12,7 +12,7 @@ from landprior.landcover.training.settings import TileSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FIELDS", "loss_option", "training_options", "training_settings"]
+__all__ = ["FIELDS", "loss_option", "smaller_options", "training_options", "training_settings"]
 
 FIELDS = (
     "network",
@@ -44,3 +44,11 @@ def loss_option(note: str = "") -> Callable[[Any], Any]:
 def training_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
     """Return the options of some fields, by default of all of :data:`FIELDS`, and the recipe that they change."""
     return (recipe_option, *field_options(TileSettings, *(fields or FIELDS), others=_RECIPES))
+
+
+def smaller_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
+    """Return options that change a training which a file describes, for a smaller machine."""
+    texts = {name: find_field(TileSettings, name)[0].description for name in fields}
+    return tuple(
+        field_option(TileSettings, name, help=f"{text}  [default: as the file says]") for name, text in texts.items()
+    )

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
-    INPUT,
-    OUTPUT_FOLDER,
     device_option,
     json_option,
     label_map_option,
-    require_as_many,
     scheme_option,
     show_progress,
     training_settings,
 )
+from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import loss_option, training_options
 from landprior.run import Run
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import group_of
-from landprior.cli.options import refuse_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

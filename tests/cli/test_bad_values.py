@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from landprior.cli import _COMMANDS, main
-from landprior.cli.options import OUTPUT, SchemeType
+from landprior.cli.parameters import OUTPUT, SchemeType
 from landprior.errors import InputError
 
 OUTPUTS = {"output", "figure", "save_prior"}

@@ -21,12 +21,9 @@ LONGEST = 200
 
 LONGER = {
     "__init__.py": "the commands, and what goes wrong in any of them",
-    "build_prior.py": "options of six kinds",
     "density.py": "many options of its own",
     "doctor.py": "a list of checks",
     "learn_prior.py": "plain files and workspaces",
-    "options.py": "what all commands share",
-    "paint.py": "many options of its own",
     "places.py": "what fetch, run and plan share",
     "text.py": "many options of its own",
 }

@@ -21,7 +21,8 @@ from landprior.landcover.experiments.tuning import best_of, tune
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
-from landprior.landcover.prior.learned import LabelledPlace, learn_prior, prior_settings
+from landprior.landcover.prior.learned import LabelledPlace, learn_prior
+from landprior.landcover.prior.settings import prior_settings
 from landprior.landcover.training.files import TrainingTile, train_files
 from landprior.landcover.training.model import LandcoverModel, load_model
 from landprior.landcover.training.settings import TileSettings, make_settings

@@ -18,14 +18,12 @@ from pydantic import ValidationError
 
 from landprior.errors import InputError, ModelError, PriorError
 from landprior.implicit.devices import choose_device
-from landprior.implicit.settings import SUPERVISED_SMOOTHING, TrainingSettings
 from landprior.landcover.prior.coarse import LAYERS, CoarseLayers
 from landprior.landcover.prior.fusion import PriorModel
-from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.ensemble import clear_checkpoint
 from landprior.landcover.training.image_kind import ImageKind, compare_sizes, kind_of
 from landprior.landcover.training.model import check_model_output, save_model
-from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.codes import open_on_grid, read_classes
@@ -38,12 +36,12 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import Any
 
     from numpy.typing import NDArray
 
     from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.landcover.training.model import LandcoverModel
+    from landprior.landcover.training.settings import TileSettings
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 
@@ -72,17 +70,6 @@ class LabelledPlace:
     layers: Mapping[str, Path] = field(default_factory=dict)
     label_map: Mapping[int, int] = field(default_factory=dict)
     name: str = ""
-
-
-def prior_settings(**changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
-    """Return the settings a prior is learned with: 128 filters, cross-entropy, a short run.
-
-    The layers hold little, so a few hundred steps are enough, and more learn the tiles by heart.
-    """
-    training = TrainingSettings(**({"loss": "ce", "steps": 300, "learning_rate": 1e-3} | changes.pop("training", {})))
-    return TileSettings(
-        **{"training": training, "filters": 128, "smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} | changes
-    )
 
 
 def learn_prior(

@@ -1,10 +1,14 @@
-"""Settings of the prior: the widths of its filters."""
+"""Settings of the prior: the widths of its filters, and how a learned one is trained. Imports no torch."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from landprior.implicit.settings import SUPERVISED_SMOOTHING, TrainingSettings
+from landprior.landcover.training.settings import TileSettings
 
 logger = logging.getLogger(__name__)
 
@@ -24,3 +28,14 @@ class PriorSettings(BaseModel):
     buildings_width: float = Field(9.0, ge=0, le=WIDEST)
     water_width: float = Field(5.0, ge=0, le=WIDEST)
     waterways_widening: float = Field(5.0, ge=0, le=WIDEST)
+
+
+def prior_settings(**changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
+    """Return the settings a prior is learned with: 128 filters, cross-entropy, a short run.
+
+    The layers hold little, so a few hundred steps are enough, and more learn the tiles by heart.
+    """
+    training = TrainingSettings(**({"loss": "ce", "steps": 300, "learning_rate": 1e-3} | changes.pop("training", {})))
+    return TileSettings(
+        **{"training": training, "filters": 128, "smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} | changes
+    )

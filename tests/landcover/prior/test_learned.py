@@ -14,8 +14,8 @@ from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.coarse import CoarseLayers
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.fusion import PriorModel
-from landprior.landcover.prior.learned import LabelledPlace, LearnedPrior, learn_prior, prior_settings, settings_of
-from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.prior.learned import LabelledPlace, LearnedPrior, learn_prior, settings_of
+from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.layers import PriorLayer
 from landprior.landcover.training.model import load_model
 from landprior.raster.windows import iter_blocks
