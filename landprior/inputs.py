@@ -25,6 +25,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 
+_SHOWN = 120
+"""Characters of a path that a message shows, where the path itself is the trouble."""
+
 _DAMAGED = (
     OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, SyntaxError, ArithmeticError,
     RuntimeError, ImportError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
@@ -306,6 +309,6 @@ def _kind_of(mode: int) -> str:
     return next((name for test, name in _KINDS if test(mode)), "")
 
 
-def _short(path: Path, most: int = 120) -> str:
+def _short(path: Path) -> str:
     text = str(path)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 Encoding = Literal["float16", "uint8", "float32"]
 """How probabilities lie on disk: rounded to half floats (default), uint8 of 255 p rounded, or single floats."""
-
-ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 
 class CogWriter(AbstractContextManager["CogWriter"]):

@@ -8,20 +8,19 @@ by what is known of blocks of class z, with mean eta(z, l) and standard deviatio
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from landprior.errors import ProbabilityError
 from landprior.implicit.checks import LOG_Q_DUE, require_logs
-from landprior.superres.settings import CriterionName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-CRITERION_NAMES: tuple[str, ...] = get_args(CriterionName)
+    from landprior.superres.settings import CriterionName
 
 LEAST_SPREAD = 0.01
 """Standard deviations are at least this: printed tables have two decimals, and with a spread of 0 the loss is -inf."""

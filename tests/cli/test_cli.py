@@ -45,7 +45,7 @@ from landprior.landcover.training import settings as recipes
 from landprior.landcover.training.model import load_model, save_model
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.fetch_settings import FetchSettings
-from landprior.raster.cog import ENCODINGS, write_raster
+from landprior.raster.cog import Encoding, write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
 from landprior.sources.cities import list_cities
@@ -265,7 +265,7 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
     settings = PriorSettings()
     assert defaults_in_help(command) == {name: getattr(settings, name) for name in ("blur_sigma", "blur_radius")}
     assert options["class_column"].default == hints.COLUMN
-    assert tuple(sorted(options["encoding"].type.choices)) == tuple(sorted(ENCODINGS))
+    assert tuple(sorted(options["encoding"].type.choices)) == tuple(sorted(typing.get_args(Encoding)))
     assert set(re.findall(r"\w+", options["city"].help.partition("(")[2].partition(")")[0])) == set(list_cities())
 
 

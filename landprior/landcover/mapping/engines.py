@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from contextlib import redirect_stdout
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-ENGINES: tuple[str, ...] = get_args(EngineName)
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 LEAST_STRIP = 64
 """Rows of a window below which it is not cut into strips: their halos would cost more than they bring."""

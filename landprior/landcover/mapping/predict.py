@@ -28,7 +28,7 @@ from landprior.raster.windows import Block, Found, Sink, stream
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -243,7 +243,6 @@ def map_prior(
     output: str | Path,
     *,
     scheme: ClassScheme | None = None,
-    tags: Mapping[str, str] | None = None,
     run: Run = Run(),
 ) -> Path:
     """Map the prior's own most probable class: what one has without training.
@@ -256,8 +255,6 @@ def map_prior(
         The map to write.
     scheme
         The prior's classes, if its file does not say.
-    tags
-        Further tags for the map.
     run
         See :class:`landprior.run.Run`.
 
@@ -277,6 +274,6 @@ def map_prior(
             shares, valid = belief.read(block.core)
             return {"map": belief.scheme.decode(shares.argmax(0), valid)}
 
-        with map_writer(Path(output), belief.scheme, belief.grid, tags or {}, overwrite=run.overwrite) as writer:
+        with map_writer(Path(output), belief.scheme, belief.grid, {}, overwrite=run.overwrite) as writer:
             stream(compute, grid=belief.grid, sinks={"map": writer}, label="prior's map", progress=run.progress)
     return Path(output)

@@ -441,7 +441,6 @@ def require_own_results(
     settings: PipelineSettings,
     *,
     options: MapOptions = MapOptions(),
-    command: str = "run",
 ) -> None:
     """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
 
@@ -453,8 +452,6 @@ def require_own_results(
         How they would be run.
     options
         What would be written beside the maps.
-    command
-        See :func:`prior_of_tile`.
 
     Raises
     ------
@@ -464,9 +461,9 @@ def require_own_results(
     from landprior.landcover.training.settings import TileSettings
 
     for tile in tiles:
-        tile.require_ours("prior", prior_basis(settings, command))
-        tile.require_ours("model", model_basis(settings.training or TileSettings(), None, command))
-        asked = map_basis(tile, None, command, posterior=settings.posterior, force=False, options=options)
+        tile.require_ours("prior", prior_basis(settings, "run"))
+        tile.require_ours("model", model_basis(settings.training or TileSettings(), None, "run"))
+        asked = map_basis(tile, None, "run", posterior=settings.posterior, force=False, options=options)
         tile.require_ours("prediction", asked)
 
 

@@ -27,6 +27,9 @@ State = Literal["missing", "current", "stale", "foreign"]
 _SHORT = 40
 """Characters of a setting that is recorded as it is; of others a hash is."""
 
+_NAMED = 3
+"""Settings that a message names, of those that have changed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
@@ -177,7 +180,7 @@ def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
     return "; ".join(parts + ([settings] if settings else [])) or "its inputs or settings have changed"
 
 
-def _differences(basis: Basis, known: Mapping[str, Any], most: int = 3) -> str:
+def _differences(basis: Basis, known: Mapping[str, Any]) -> str:
     """Name the settings that differ from those recorded."""
     before = known.get("settings")
     if not isinstance(before, dict):
@@ -188,9 +191,9 @@ def _differences(basis: Basis, known: Mapping[str, Any], most: int = 3) -> str:
         f"{name} was {before.get(name)}, now {now.get(name)}"
         if _plain(before.get(name)) and _plain(now.get(name))
         else name
-        for name in names[:most]
+        for name in names[:_NAMED]
     ]
-    more = [f"{len(names) - most} more"] if len(names) > most else []
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
     return ("other settings: " if names else "") + ", ".join(texts + more)
 
 

@@ -1,6 +1,7 @@
 """What runs the network: OpenVINO against torch, choices, memory."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from landprior.implicit.networks import Ensemble, build_fcn
 from landprior.landcover.mapping import engines as engine_module
 from landprior.landcover.mapping import mapper as mapper_module
 from landprior.landcover.mapping.engines import (
-    ENGINES,
     LEAST_STRIP,
-    PRECISIONS,
+    EngineName,
     OpenVinoEngine,
+    Precision,
     TorchEngine,
     make_engine,
 )
@@ -150,7 +151,7 @@ def test_names_are_those_of_the_command():
     from landprior.cli.predict import command
 
     choices = {p.name: tuple(p.type.choices) for p in command.params if p.name in ("engine", "precision")}
-    assert choices == {"engine": ENGINES, "precision": PRECISIONS}
+    assert choices == {"engine": get_args(EngineName), "precision": get_args(Precision)}
 
 
 def test_bf16_on_a_cpu_is_near(network):
