@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
 from click.testing import CliRunner
 
 from landprior.cli import main
 from tests.fixtures.make import EXPERIMENT, MAPS, PARTIAL, PLAN, RANK, RUN, fill_in
+from tests.helpers import on_one_core
 
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
@@ -26,12 +26,8 @@ PRODUCTS = ("", "_probabilities")
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_core():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+    with on_one_core():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

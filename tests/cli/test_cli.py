@@ -50,6 +50,7 @@ from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA
 from landprior.sources.cities import list_cities
 from landprior.superres.settings import EpitomeSettings
+from tests.helpers import on_one_core
 
 # under the command line our own warnings are lines on stderr, and tiny trainings have something to warn of
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
@@ -124,13 +125,8 @@ def set_verdict(path, verdict=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_core():
-    """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+    with on_one_core():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -14,13 +13,12 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from click.testing import CliRunner
 
-from landprior.cli import main
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.model import load_model
 from landprior.raster.cog import write_raster
 from landprior.sources.sample_design import REFERENCE
+from tests.helpers import good, run
 
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
@@ -31,16 +29,6 @@ LEARN = (
     "-o learned.safetensors"
 )
 BUILD = f"build-prior --nlcd nlcd.tif {LAYERS} --scheme enviroatlas-5"
-
-
-def run(line):
-    return CliRunner().invoke(main, shlex.split(line), prog_name="landprior")
-
-
-def good(line):
-    result = run(f"-q {line}")
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,31 +1,19 @@
 """The commands for many tiles, from a workspace to one map."""
 
 import json
-import shlex
 
 import numpy as np
 import pytest
 import rasterio
-from click.testing import CliRunner
 
-from landprior.cli import main
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
+from tests.helpers import good, run
 
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 PLAN = "plan --city town --scheme enviroatlas-5 --steps 6 --filters 2"
-
-
-def run(line, **environment):
-    return CliRunner(env=environment).invoke(main, shlex.split(line), prog_name="landprior")
-
-
-def good(line, **environment):
-    result = run(f"-q {line}", **environment)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

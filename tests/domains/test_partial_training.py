@@ -29,6 +29,7 @@ from landprior.errors import CollapseWarning, InputError, TrainingInterruptedErr
 from landprior.implicit.losses import LOSSES, nll_union
 from landprior.implicit.training import Batch
 from landprior.records import RESULTS
+from tests.helpers import interrupted_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = PartialSettings(epochs=3, filters=8, batch_size=4, learning_rate=2e-2, precision="fp32")
@@ -233,20 +234,10 @@ def test_an_interrupted_sweep_ends_as_one_that_was_not(data, tmp_path, monkeypat
     """Interrupted in the second training, after its second epoch; the results, weights included, are the same."""
     sweep = Sweep(marginals=(marginal,), batch_sizes=(8,), seeds=2, training=QUICK)
     whole = SweepRunner(data, sweep, tmp_path / "whole").run()
-    steps = {"left": 3 * 20 + 45}
     feed = sweep_module.train_partial.__globals__["CandidateFeed"]
-    call = feed.__call__
-
-    def counted(self, step):
-        steps["left"] -= 1
-        if steps["left"] == 0:
-            raise KeyboardInterrupt
-        return call(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(feed, "__call__", counted)
-        with pytest.raises(TrainingInterruptedError, match="the same command goes on from there"):
-            SweepRunner(data, sweep, tmp_path / "cut").run()
+    interruption = pytest.raises(TrainingInterruptedError, match="the same command goes on from there")
+    with interrupted_at(monkeypatch, feed, 3 * 20 + 45), interruption:
+        SweepRunner(data, sweep, tmp_path / "cut").run()
     assert len(read_runs(tmp_path / "cut")) == 1
     assert len(list((tmp_path / "cut" / "models").glob("*.checkpoint"))) == 1
     again = SweepRunner(data, sweep, tmp_path / "cut").run()

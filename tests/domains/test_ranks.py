@@ -29,6 +29,7 @@ from landprior.domains.ranks.settings import RankSettings
 from landprior.domains.ranks.training import PairFeed, PairJudge, PairNetwork, RankObjective, RankRunner, train_ranks
 from landprior.errors import InputError, TrainingInterruptedError
 from landprior.implicit.training import Batch
+from tests.helpers import interrupted_at
 
 from .test_partial_training import make_images
 
@@ -260,18 +261,9 @@ def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, monkey
     """With running marginals their state goes on too."""
     options = {"marginals": (marginal,), "batch_sizes": (4,)}
     whole = RankRunner(data, QUICK, tmp_path / "whole", **options).run()
-    feed, steps = PairFeed.__call__, {"left": 90}
-
-    def counted(self, step):
-        steps["left"] -= 1
-        if steps["left"] == 0:
-            raise KeyboardInterrupt
-        return feed(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PairFeed, "__call__", counted)
-        with pytest.raises(TrainingInterruptedError, match="goes on from there"):
-            RankRunner(data, QUICK, tmp_path / "cut", **options).run()
+    interruption = pytest.raises(TrainingInterruptedError, match="goes on from there")
+    with interrupted_at(monkeypatch, PairFeed, 90), interruption:
+        RankRunner(data, QUICK, tmp_path / "cut", **options).run()
     (checkpoint,) = (tmp_path / "cut" / "models").glob("*.checkpoint")
     assert torch.load(checkpoint, weights_only=True)["step"] == 80
     assert RankRunner(data, QUICK, tmp_path / "cut", **options).run() == whole

@@ -45,6 +45,13 @@ def feed(step):
     return make_batch(step)[0]
 
 
+def feed_until_25(step):
+    """Be interrupted in the middle of the third epoch."""
+    if step == 25:
+        raise KeyboardInterrupt
+    return feed(step)
+
+
 def settings(**changes):
     return TrainingSettings(**{"steps": 60, "warmup_steps": 20, "epoch_steps": 10, "learning_rate": 1e-2} | changes)
 
@@ -130,13 +137,8 @@ def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
 def test_checkpoint_of_other_settings_is_not_used(tmp_path):
     path = tmp_path / "state"
 
-    def stopping(step):
-        if step == 25:
-            raise KeyboardInterrupt
-        return feed(step)
-
     with pytest.raises(TrainingInterruptedError):
-        fit(make_network(), stopping, settings(), checkpoint=path)
+        fit(make_network(), feed_until_25, settings(), checkpoint=path)
     other, plain = make_network(), make_network()
     fit(other, feed, settings(learning_rate=2e-2), checkpoint=path)
     fit(plain, feed, settings(learning_rate=2e-2))
@@ -199,13 +201,8 @@ def stopped(tmp_path_factory):
     chosen = settings(marginal="running", steps=30, warmup_steps=10, epoch_steps=10)
     path, whole = tmp_path_factory.mktemp("run") / "state", make_network()
 
-    def stopping(step):
-        if step == 25:
-            raise KeyboardInterrupt
-        return feed(step)
-
     with pytest.raises(TrainingInterruptedError):
-        fit(make_network(), stopping, chosen, checkpoint=path)
+        fit(make_network(), feed_until_25, chosen, checkpoint=path)
     fit(whole, feed, chosen)
     return chosen, path, weights(whole)
 
@@ -350,13 +347,8 @@ def test_a_monitor_that_compares_looks_resumes_exactly(tmp_path):
     whole = fit(make_network(), feed, settings(), monitor=differences())
     path = tmp_path / "state"
 
-    def interrupted(step):
-        if step == 25:
-            raise KeyboardInterrupt
-        return feed(step)
-
     with pytest.raises(TrainingInterruptedError):
-        fit(make_network(), interrupted, settings(), monitor=differences(), checkpoint=path)
+        fit(make_network(), feed_until_25, settings(), monitor=differences(), checkpoint=path)
     resumed = fit(make_network(5), feed, settings(), monitor=differences(), checkpoint=path)
     assert [e.extra["change"] for e in resumed.epochs[1:]] == [e.extra["change"] for e in whole.epochs[1:]]
 

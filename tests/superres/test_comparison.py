@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from landprior.cli import main
 from landprior.cli.methods import METHOD_LOSSES, METHODS
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.implicit.losses import LOSSES
@@ -23,20 +20,11 @@ from landprior.resources import shipped_names
 from landprior.superres import rivals
 from landprior.superres.comparison import COMPARE_NAMES, Comparison, load_comparison
 from landprior.superres.rivals import RIVALS
+from tests.helpers import good, run
 
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 TINY = "--steps 8 --filters 2"
-
-
-def run(line):
-    return CliRunner().invoke(main, shlex.split(line), prog_name="landprior")
-
-
-def good(line):
-    result = run(f"-q {line}")
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-import torch
 from rasterio.crs import CRS
 from rasterio.warp import transform
 from rasterio.windows import Window
@@ -45,6 +44,7 @@ from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA, load_scheme
 from landprior.run import Run
+from tests.helpers import on_one_core
 
 FILES = {name: f"{name}.safetensors" if name == "model" else f"{name}.tif" for name in RESULTS}
 LAYERS = ("roads", "buildings", "waterways", "waterbodies")
@@ -85,13 +85,8 @@ def settings_of(*, prior=None, posterior=True, **training):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_core():
-    """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+    with on_one_core():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
