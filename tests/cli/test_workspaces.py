@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+# these are imported before a test changes the settings that they take from another module
+import landprior.batch.estimate
+import landprior.batch.plans
+import landprior.batch.tile_runner
 import landprior.cli.learn_prior
 import landprior.cli.run  # noqa: F401 - the same
 from landprior.cli import main
