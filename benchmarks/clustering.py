@@ -34,7 +34,7 @@ from landprior.domains.clustering.training import make_scheme, read_image_tile, 
 from landprior.landcover.mapping.blur import BLUR, box_mean
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.tiles import measure_bands
-from landprior.raster.codes import read_classes
+from landprior.raster.classes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
 from landprior.run import Run

@@ -24,8 +24,9 @@ from landprior.batch.tile_runner import run_plan
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.settings import make_settings
+from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
+from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme

@@ -27,7 +27,7 @@ from landprior.landcover.experiments.report import summarise, to_markdown, write
 from landprior.landcover.experiments.runner import Runner
 from landprior.landcover.prior.cells import measure_spread
 from landprior.landcover.prior.cooccurrence import write_cooccurrence
-from landprior.raster.codes import read_classes
+from landprior.raster.classes import read_classes
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

@@ -30,7 +30,7 @@ from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.training.ensemble import train_best
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_labelled_tile, read_tile
-from landprior.raster.codes import read_classes
+from landprior.raster.classes import read_classes
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster

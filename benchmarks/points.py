@@ -32,7 +32,7 @@ from landprior.landcover.prior.sparse_labels import read_hints
 from landprior.landcover.training.ensemble import train_best
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
-from landprior.raster.codes import read_classes
+from landprior.raster.classes import read_classes
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme

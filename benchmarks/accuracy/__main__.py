@@ -28,7 +28,7 @@ from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import read_tile
 from landprior.landcover.training.trainer import train_model
-from landprior.raster.codes import read_classes
+from landprior.raster.classes import read_classes
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.run import Run

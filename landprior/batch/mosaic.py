@@ -16,7 +16,8 @@ from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
 from landprior.landcover.mapping.products import map_writer
-from landprior.raster.codes import CodeRaster, open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.ground import measure_steps, metres_per_unit
 from landprior.raster.outputs import check_output

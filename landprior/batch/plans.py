@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.layout import FetchPlan
-    from landprior.landcover.workspace.pipeline import PipelineSettings
+    from landprior.landcover.workspace.settings import PipelineSettings
 
 logger = logging.getLogger(__name__)
 

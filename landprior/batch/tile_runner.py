@@ -24,14 +24,8 @@ from landprior.landcover.training.model import load_model
 from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.layout import plan_fetch
-from landprior.landcover.workspace.pipeline import (
-    PipelineSettings,
-    map_of_tile,
-    model_of_tile,
-    prior_of_tile,
-    require_own_results,
-    scores_of_tile,
-)
+from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import ensure_map, ensure_model, ensure_prior, require_own_results, score_tile
 from landprior.progress import Progress
 from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import make_folder
@@ -122,10 +116,10 @@ class TileRunner:
         if not self._run.overwrite:
             require_own_results([tile], settings)
         with _on_cores(self.plan.recipe.threads):
-            prior_of_tile(tile, settings, command="run", run=self._run)
-            model_of_tile(tile, settings.training, command="run", run=self._run)
-            map_of_tile(tile, posterior=settings.posterior, command="run", run=self._run)
-            scores = scores_of_tile(tile, settings)
+            ensure_prior(tile, settings, command="run", run=self._run)
+            ensure_model(tile, settings.training, command="run", run=self._run)
+            ensure_map(tile, posterior=settings.posterior, command="run", run=self._run)
+            scores = score_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
 
     def _pipeline(self) -> PipelineSettings:

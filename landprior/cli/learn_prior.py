@@ -189,7 +189,8 @@ def _places_of_city(
     from landprior.landcover.prior.coarse import LAYERS
     from landprior.landcover.prior.learned import LabelledPlace
     from landprior.landcover.workspace.city import find_city
-    from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.settings import PipelineSettings
 
     ref = find_city(city, workspace)
     pipeline = PipelineSettings.for_city(ref, scheme=scheme, cooccurrence=cooccurrence)

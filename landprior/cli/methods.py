@@ -11,7 +11,7 @@ from landprior.cli.command import grouped
 from landprior.cli.fields import field_option
 from landprior.cli.options import band_option
 from landprior.cli.parameters import INPUT
-from landprior.superres.settings import CountSettings, EpitomeSettings, Method
+from landprior.superres.settings import CountSettings, EpitomeSettings, MethodSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,13 +49,13 @@ method_options = grouped(
 """Says by which method; :func:`make_method` takes what it gives."""
 
 
-def make_method(name: str, options: Mapping[str, Any]) -> Method:
+def make_method(name: str, options: Mapping[str, Any]) -> MethodSettings:
     """Return a method with the settings that were given."""
     chosen: dict[str, Any] = {"name": name}
     chosen |= {"counts": {"criterion": options["criterion"]}} if options["criterion"] else {}
     epitome = {"size": options["epitome_size"], "steps": options["steps"]}
     chosen["epitome"] = {field: value for field, value in epitome.items() if value is not None}
-    return Method.model_validate(chosen)
+    return MethodSettings.model_validate(chosen)
 
 
 def refuse_for_method(ctx: click.Context, name: str | None) -> None:
@@ -69,7 +69,7 @@ def refuse_for_method(ctx: click.Context, name: str | None) -> None:
 
 
 def read_matrix(
-    method: Method, path: Path | None, *, like: Path | None, scheme: ClassScheme | None
+    method: MethodSettings, path: Path | None, *, like: Path | None, scheme: ClassScheme | None
 ) -> Cooccurrence | None:
     """Return what NLCD's codes mean in the classes of a prior, if the method needs that and there is a prior."""
     from landprior.landcover.prior.cooccurrence import load_cooccurrence

@@ -100,7 +100,8 @@ def command(
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan
     from landprior.landcover.workspace.city import CityRef, find_city
-    from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.settings import PipelineSettings
 
     if learned is not None:
         from landprior.landcover.training.model import load_model

@@ -101,7 +101,8 @@ def command(
 
         learned = load_model(options["learned"])
     ref = fetch_tiles(ctx, options, steps)
-    from landprior.landcover.workspace.pipeline import Workspace, require_own_results
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.steps import require_own_results
 
     settings = None
     if {"prior", "scores"} & {*steps}:

@@ -158,7 +158,8 @@ def _train_place(
     run: Run,
 ) -> None:
     """Train for the tiles of a place, by the path of ``landprior run --only model``."""
-    from landprior.landcover.workspace.pipeline import Workspace, train_city
+    from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.steps import train_city
 
     if rival is None:
         refuse_with_city(ctx, "scheme", "nodata", "init", *(() if options["joint"] else ("output",)))
@@ -168,14 +169,14 @@ def _train_place(
         return
     trainer = None
     if rival is not None:
-        from landprior.superres.training import MethodTrainer
+        from landprior.superres.training import SuperresMethod
 
         method = make_method(rival, options)
         like = next((tile.file("prior") for tile in tiles if tile.file("prior").is_file()), None)
         matrix = read_matrix(method, options["cooccurrence"], like=like, scheme=None)
-        trainer = MethodTrainer(method=method, matrix=matrix)
+        trainer = SuperresMethod(method=method, matrix=matrix)
     steps: tuple[Step, ...] = ("joint model" if options["joint"] else "model",)
-    print_steps(tiles, steps, training=settings, trainer=trainer, command="train", run=run)
+    print_steps(tiles, steps, training=settings, method=trainer, command="train", run=run)
 
 
 def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, rival: str | None) -> None:

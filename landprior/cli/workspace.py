@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.landcover.workspace.pipeline import PipelineSettings, Step
+    from landprior.landcover.workspace.pipeline import Step
+    from landprior.landcover.workspace.settings import PipelineSettings
     from landprior.raster.scheme import ClassScheme
 
 STEPS = ("fetch", "prior", "model", "map", "scores")
@@ -85,7 +86,7 @@ def find_settings(
 ) -> PipelineSettings:
     """Return the settings of a place: those of its preset, with what was given in their place."""
     from landprior.landcover.workspace.city import find_city
-    from landprior.landcover.workspace.pipeline import PipelineSettings
+    from landprior.landcover.workspace.settings import PipelineSettings
 
     return PipelineSettings.for_city(find_city(city, workspace), scheme=scheme, cooccurrence=cooccurrence, **changes)
 

@@ -15,7 +15,6 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
-from rasterio.windows import Window
 
 from landprior.errors import GridMismatchError, InputError, NoOverlapError, SchemeError
 from landprior.raster.advice import advise_crs, advise_nodata
@@ -24,7 +23,6 @@ from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.names import split_band
 from landprior.raster.pixels import place_of, read_window
 from landprior.raster.reading import TAG_DOMAIN, open_raster
-from landprior.raster.scheme import IGNORED_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
+    from rasterio.windows import Window
 
     from landprior.raster.scheme import ClassScheme
 
@@ -83,6 +82,12 @@ class CodeRaster:
     ) -> None:
         self.src, self.path, self.grid = src, path, Grid.of(src)
         self._bands, self._band, self._masks, self._origin, self._ours = bands, band, masks, origin, ours
+
+    @classmethod
+    def of(cls, src: DatasetReader, path: str | Path, *, band: int | None = None) -> Self:
+        """Return the one band of codes of an open raster; errors as :func:`choose_band`."""
+        bands = choose_band(src, path, band)
+        return cls(src, path, bands=bands, band=bands.data[0], ours=bool(src.tags(ns=TAG_DOMAIN)))
 
     def __enter__(self) -> Self:
         return self
@@ -241,10 +246,6 @@ def _list_bands(src: DatasetReader, numbers: range | tuple[int, ...]) -> str:
     return ", ".join(names) + (" ..." if len(numbers) > 20 else "")
 
 
-def _is_ours(src: DatasetReader) -> bool:
-    return bool(src.tags(ns=TAG_DOMAIN))
-
-
 @contextmanager
 def open_codes(path: str | Path) -> Iterator[CodeRaster]:
     """Open one band of codes on its own grid.
@@ -266,8 +267,7 @@ def open_codes(path: str | Path) -> Iterator[CodeRaster]:
     """
     _, band = split_band(path)
     with open_raster(path) as src:
-        bands = choose_band(src, path, band)
-        yield CodeRaster(src, path, bands=bands, band=bands.data[0], ours=_is_ours(src))
+        yield CodeRaster.of(src, path, band=band)
 
 
 @contextmanager
@@ -417,83 +417,3 @@ def _describe(raster: CodeRaster) -> str:
         ET.SubElement(source, "SourceFilename", relativeToVRT="0", shared="0").text = src.name
         ET.SubElement(source, "SourceBand").text = band
     return ET.tostring(root, encoding="unicode")
-
-
-def read_classes(
-    raster: CodeRaster | DatasetReader,
-    window: Window | None,
-    scheme: ClassScheme,
-    *,
-    codes: Mapping[int, int] | None,
-    where: str | Path,
-) -> NDArray[np.int16]:
-    """Read a raster of class codes as class positions, -1 where there is no data.
-
-    Parameters
-    ----------
-    raster, window
-        An open raster of codes, or any open raster with one band of them, and the pixels wanted; None for all.
-    scheme
-        The classes.
-    codes
-        Codes of the raster -> codes of the scheme, see :meth:`ClassScheme.encode`. What is no data is known before,
-        by the file's own values.
-    where
-        What the raster is called in an error.
-
-    Returns
-    -------
-    ndarray of int16
-        Positions 0..C-1, shape (H, W), and -1 where there is no data.
-
-    Raises
-    ------
-    InputError
-        If it does not hold whole numbers.
-    SchemeError
-        If it has codes the scheme does not know, or marks no data by the code of a class.
-    """
-    if not isinstance(raster, CodeRaster):
-        bands = choose_band(raster, where)
-        raster = CodeRaster(raster, where, bands=bands, band=bands.data[0], ours=_is_ours(raster))
-    raster.require_free_nodata(scheme, codes)
-    values, valid = raster.read_codes(window)
-    return scheme.encode(values, label_map=codes, valid=valid, where=str(where))
-
-
-def read_classes_at(
-    raster: CodeRaster,
-    places: NDArray[np.floating],
-    scheme: ClassScheme,
-    *,
-    codes: Mapping[int, int] | None,
-    where: str | Path,
-) -> NDArray[np.int16]:
-    """Read class positions at places, -1 where there is no data and outside the raster; as :func:`read_classes`.
-
-    Parameters
-    ----------
-    raster
-        An open raster of codes.
-    places
-        x and y in its CRS, shape (n, 2).
-    scheme, codes, where
-        See :func:`read_classes`.
-
-    Returns
-    -------
-    ndarray of int16
-        Positions 0..C-1, shape (n,), and -1.
-
-    Raises
-    ------
-    InputError, SchemeError
-        See :func:`read_classes`.
-    """
-    columns, rows = (np.floor(at) for at in ~raster.grid.transform @ (places[:, 0], places[:, 1]))
-    inside = (rows >= 0) & (columns >= 0) & (rows < raster.grid.height) & (columns < raster.grid.width)
-    found = np.full(len(places), IGNORED_INDEX, dtype=np.int16)
-    for number in np.flatnonzero(inside).tolist():
-        window = Window(int(columns[number]), int(rows[number]), 1, 1)
-        found[number] = read_classes(raster, window, scheme, codes=codes, where=where)[0, 0]
-    return found

@@ -5,7 +5,8 @@ Nothing in the package does; it goes with version 0.3.
 
 from __future__ import annotations
 
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.outputs import check_output, replacing
 from landprior.raster.pixels import read_window
 from landprior.raster.reading import GDAL_CACHE_BYTES, gdal_cores, open_raster

@@ -167,7 +167,7 @@ class Grid:
             return sides
         degrees = bool(self.crs.is_geographic)
         if degrees and strict:
-            require_degrees(self, where)
+            require_degrees(self.bounds, where)
         factor = metres_per_unit(self.crs)
         nominal = (sides[0] * factor, sides[1] * factor)
         steps = measure_steps(self.crs, t, np.array([self.width / 2]), np.array([self.height / 2]))

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from affine import Affine
     from numpy.typing import NDArray
     from rasterio.crs import CRS
-    from rasterio.windows import Window
-
-    from landprior.raster.grid import Grid
 
 NEAR = 0.002
 """Share by which lengths on a map may differ from those on the ground and still be taken for them."""
@@ -36,9 +33,6 @@ _SPAN = 200.0
 """Metres over which a step is measured: over single pixels the rounding of coordinates would tell."""
 
 _DEGREE = 111_320.0
-
-_NODES = 33
-"""Places along a side at which areas are measured; between them they are interpolated, to a millionth."""
 
 
 class Steps(NamedTuple):
@@ -129,90 +123,7 @@ def _to_degrees(wkt: str) -> tuple[Any, Any] | None:
     return project, geod
 
 
-class PixelAreas:
-    """The areas of a raster's pixels on the ground.
-
-    Parameters
-    ----------
-    grid
-        The raster's.
-    where
-        What it is called in an error.
-
-    Raises
-    ------
-    InputError
-        If the size of its pixels is not known (:meth:`landprior.raster.grid.Grid.pixel_size`).
-    """
-
-    def __init__(self, grid: Grid, *, where: str | Path = "the raster") -> None:
-        width, height = grid.pixel_size(where=where)
-        self.mean = self.least = self.most = width * height
-        self._spline: Any = None
-        if grid.crs is None:
-            return
-        rows, columns = (np.linspace(0, size, _NODES) for size in grid.shape)
-        steps = measure_steps(grid.crs, grid.transform, np.tile(columns, _NODES), np.repeat(rows, _NODES))
-        if steps is None:
-            return
-        areas = _without_gaps(steps.area.reshape(_NODES, _NODES))
-        if areas is None:
-            return
-        if not grid.crs.is_geographic:
-            nominal = abs(grid.transform.determinant) * metres_per_unit(grid.crs) ** 2
-            if (np.abs(areas / nominal - 1) < 2 * NEAR).all():  # UTM in its zone, or an equal-area projection
-                self.mean = self.least = self.most = nominal
-                return
-        from scipy.interpolate import RectBivariateSpline
-
-        self.mean, self.least, self.most = float(areas.mean()), float(areas.min()), float(areas.max())
-        self._spline = RectBivariateSpline(rows, columns, areas)
-
-    @property
-    def constant(self) -> bool:
-        """Whether all pixels count as equally large."""
-        return self._spline is None
-
-    def sums(self, groups: NDArray[np.integer], window: Window, count: int) -> NDArray[np.float64]:
-        """Sum the areas of a window's pixels by group.
-
-        Parameters
-        ----------
-        groups
-            The group of each pixel, shape (h, w); below 0 for none.
-        window
-            Where they lie on the raster.
-        count
-            Number of groups.
-
-        Returns
-        -------
-        ndarray of float64, shape (count,)
-            Square metres.
-        """
-        known = groups >= 0
-        if self._spline is None:
-            return np.asarray(np.bincount(groups[known], minlength=count) * self.mean, dtype=np.float64)
-        rows = np.arange(int(window.height)) + window.row_off + 0.5
-        columns = np.arange(int(window.width)) + window.col_off + 0.5
-        weights = self._spline(rows, columns)[known]
-        return np.asarray(np.bincount(groups[known], weights=weights, minlength=count), dtype=np.float64)
-
-
-def _without_gaps(areas: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return areas with the nearest one in each place that has none (corners outside the world); None without any."""
-    gaps = ~np.isfinite(areas)
-    if gaps.all():
-        return None
-    if not gaps.any():
-        return areas
-    from scipy.ndimage import distance_transform_edt
-
-    nearest = distance_transform_edt(gaps, return_distances=False, return_indices=True)
-    return np.asarray(areas[tuple(nearest)])
-
-
-def require_degrees(grid: Grid, where: str | Path) -> None:
+def require_degrees(bounds: tuple[float, float, float, float], where: str | Path) -> None:
     """Refuse coordinates called degrees that cannot be.
 
     Raises
@@ -220,7 +131,7 @@ def require_degrees(grid: Grid, where: str | Path) -> None:
     InputError
         Says what the coordinates are, and the way out.
     """
-    left, bottom, right, top = grid.bounds
+    left, bottom, right, top = bounds
     if max(abs(bottom), abs(top)) > 91 or max(abs(left), abs(right)) > 540:
         msg = (
             f"{where} says that it is in degrees, but its coordinates are not ({left:.10g}, {bottom:.10g}, "

@@ -10,7 +10,8 @@ import numpy as np
 from rasterio.features import rasterize
 
 from landprior.errors import InputError, LandpriorError, NoOverlapError, SchemeError
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import CogWriter
 from landprior.raster.names import split_band
 from landprior.raster.reading import open_raster

@@ -435,7 +435,7 @@ def grow_shapes(shapes: geopandas.GeoSeries, metres: float, grid: Grid) -> geopa
     steps = measure_steps(grid.crs, north_up, x, -y)
     if steps is None or not (np.isfinite(steps.across).all() and np.isfinite(steps.down).all()):
         if grid.crs.is_geographic:
-            require_degrees(grid, "the raster")
+            require_degrees(grid.bounds, "the raster")
         return shapes.buffer(metres / unit)
     scales = np.stack([steps.across, steps.down], axis=1)
     if not grid.crs.is_geographic and (np.abs(scales / unit - 1) < NEAR).all():

@@ -12,7 +12,7 @@ from landprior.errors import ConfigError
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.model import load_model
 from landprior.raster.scheme import explain
-from landprior.superres.settings import Method
+from landprior.superres.settings import MethodSettings
 from landprior.superres.training import train_superres
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _by_model(
 ) -> None:
     """Train one model for the tiles and map each with it."""
     fields = {"sr": "counts", "em": "rounds", "epitome": "epitome"}
-    method = _validate(Method, {"name": name, fields[name]: dict(options)}, name)
+    method = _validate(MethodSettings, {"name": name, fields[name]: dict(options)}, name)
     if not work.is_file():
         train_superres(
             method,

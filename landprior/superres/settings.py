@@ -106,7 +106,7 @@ MethodName = Literal["sr", "em", "epitome"]
 """Methods that are more than a loss."""
 
 
-class Method(BaseModel):
+class MethodSettings(BaseModel):
     """A method with its own settings, those of the training aside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

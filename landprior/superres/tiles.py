@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from landprior.landcover.prior.cells import Cells, read_cells
 from landprior.landcover.training.tiles import Tile, read_tile
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from landprior.landcover.training.files import TrainingTile
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
-    from landprior.superres.settings import Method
+    from landprior.superres.settings import MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodTrainer:
+class SuperresMethod:
     """A method with what its codes mean, as the pipeline of a workspace takes it."""
 
-    method: Method
+    method: MethodSettings
     matrix: Cooccurrence | None = None
 
     @property
@@ -68,7 +68,7 @@ class MethodTrainer:
 
 
 def train_superres(
-    method: Method,
+    method: MethodSettings,
     tiles: Sequence[TrainingTile],
     output: str | Path,
     settings: TileSettings | None = None,
@@ -152,7 +152,7 @@ def train_superres(
 
 
 def _train_epitome(
-    method: Method,
+    method: MethodSettings,
     tiles: Sequence[TrainingTile],
     read: Sequence[Tile],
     settings: TileSettings,

@@ -25,8 +25,9 @@ from landprior.batch.states import RUN, state_of, states_of, tile_of
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.pipeline import PipelineSettings, Workspace
+from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import load_scheme
 

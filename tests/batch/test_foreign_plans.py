@@ -14,15 +14,11 @@ from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError
 from landprior.landcover.prior.cooccurrence import Cooccurrence
 from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import ITEM, TileFolder
-from landprior.landcover.workspace.pipeline import (
-    PipelineSettings,
-    Workspace,
-    map_of_tile,
-    prior_of_tile,
-    run_workspace,
-    train_city,
-)
+from landprior.landcover.workspace.pipeline import run_workspace
+from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import ensure_map, ensure_prior, train_city
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import ClassScheme, LandClass, load_scheme
 from landprior.run import Run
@@ -207,7 +203,7 @@ def test_a_plan_and_a_run_map_alike_with_a_matrix_that_lacks_a_code(workspace, t
         cooccurrence=Cooccurrence(scheme=scheme, probabilities=matrix.probabilities, source="measured"),
         training=tiny(),
     )
-    prior_of_tile(tile, even, command="run")
+    ensure_prior(tile, even, command="run")
     assert tile.file("prior").read_bytes() != alone[f"{tile.name}/prior.tif"]
 
 
@@ -239,7 +235,7 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     tile = tile_of(plan, "t0")
     joint = train_city(workspace.tiles("town"), tmp_path / "joint.safetensors", tiny())
     assert state_of(plan, "t0").state == "done"
-    map_of_tile(tile, model=joint, run=Run(overwrite=True))
+    ensure_map(tile, model=joint, run=Run(overwrite=True))
     state = state_of(plan, "t0")
     assert (state.state, state.detail) == ("waiting", "its map is not the one that this plan made since it was done")
     assert state_of(plan, "t1").state == "done"

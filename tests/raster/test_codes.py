@@ -17,7 +17,8 @@ from landprior.errors import GridMismatchError, InputError, PriorError, SchemeEr
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.prior.coarse import CoarseLayers
 from landprior.landcover.prior.cooccurrence import find_default, measure_cooccurrence
-from landprior.raster.codes import open_codes, open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_codes, open_on_grid
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 

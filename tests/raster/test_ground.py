@@ -27,7 +27,7 @@ from landprior.landcover.prior.fusion import PriorModel
 from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
-from landprior.raster.ground import PixelAreas
+from landprior.raster.pixel_areas import PixelAreas
 
 UTM = CRS.from_epsg(26917)
 SQUARE = (570_000.0, 4_120_000.0, 570_240.0, 4_120_240.0)

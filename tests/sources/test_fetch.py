@@ -109,7 +109,8 @@ def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, netw
 
 def prior_of(place, settings, network, folder, scheme):
     """Fetch a place and return the priors of its tiles' cores by their bounds."""
-    from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
+    from landprior.landcover.workspace.settings import PipelineSettings
+    from landprior.landcover.workspace.steps import ensure_prior
 
     workspace = Workspace(folder)
     settings = settings.model_copy(update={"labels": ()})
@@ -117,7 +118,7 @@ def prior_of(place, settings, network, folder, scheme):
     chain = PipelineSettings.for_city("village", scheme=scheme)
     found = {}
     for tile, folder_ in zip(plan.tiles, fetch(plan, workspace, settings, network), strict=True):
-        with rasterio.open(prior_of_tile(folder_, chain)) as src:
+        with rasterio.open(ensure_prior(folder_, chain)) as src:
             values = src.read()
         found[tile.core] = crop(values, tile.grid.bounds, tile.core)
     return found

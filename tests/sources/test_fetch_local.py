@@ -25,7 +25,8 @@ from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.landcover.workspace.item import TileFolder
 from landprior.landcover.workspace.layout import plan_fetch
-from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
+from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import ensure_prior
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
@@ -190,7 +191,7 @@ def test_a_prior_is_made_anew_without_the_layers_that_were_removed(place, enviro
     chain = PipelineSettings.for_city("town", scheme=enviroatlas)
 
     def prior():
-        with rasterio.open(prior_of_tile(place.tile, chain)) as src:
+        with rasterio.open(ensure_prior(place.tile, chain)) as src:
             return src.read()
 
     place.fetch()

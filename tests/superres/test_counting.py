@@ -16,7 +16,7 @@ from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.superres.counting import CellFeed, CountObjective, train_by_counts
 from landprior.superres.maximisation import _expect, train_by_em
-from landprior.superres.settings import CountSettings, EmSettings, Method
+from landprior.superres.settings import CountSettings, EmSettings, MethodSettings
 from landprior.superres.statistics import compare_statistics
 from landprior.superres.tiles import CoarseTile
 from landprior.superres.training import train_superres
@@ -235,7 +235,7 @@ def place(make_image, make_prior, make_raster, coarse):
 @pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarning")
 @pytest.mark.parametrize("name", ["sr", "em"])
 def test_an_interrupted_training_ends_with_the_same_weights(place, quick, tmp_path, monkeypatch, name):
-    method = Method(name=name, rounds=EmSettings(rounds=3))
+    method = MethodSettings(name=name, rounds=EmSettings(rounds=3))
     settings = quick(training={"steps": 24, "epoch_steps": 4})
     whole = train_superres(method, [place], tmp_path / "whole.safetensors", settings)
 
@@ -264,11 +264,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(place, quick, tmp_pa
 def test_a_missing_nlcd_is_said(place, quick, tmp_path):
     bare = TrainingTile(image=place.image, prior=place.prior)
     with pytest.raises(InputError, match="has no NLCD, which this method needs; give it with --nlcd"):
-        train_superres(Method(name="sr"), [bare], tmp_path / "m.safetensors", quick())
+        train_superres(MethodSettings(name="sr"), [bare], tmp_path / "m.safetensors", quick())
 
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
 @pytest.mark.filterwarnings("ignore::landprior.errors.HarmWarning")
 def test_an_unmeasured_spread_is_said(place, quick, tmp_path):
     with pytest.warns(CooccurrenceWarning, match="--spread"):
-        train_superres(Method(name="sr"), [place], tmp_path / "m.safetensors", quick())
+        train_superres(MethodSettings(name="sr"), [place], tmp_path / "m.safetensors", quick())

@@ -26,7 +26,8 @@ from landprior.landcover.assessment.scores import Scores, count_pairs
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.products import check_products, writing_map
 from landprior.landcover.training.layers import PriorLayer
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
 from landprior.raster.outputs import check_apart
 from landprior.raster.reading import open_raster

@@ -16,8 +16,9 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.assessment.sampling import measure_classes
-from landprior.raster.codes import open_codes, read_classes_at
-from landprior.raster.ground import PixelAreas
+from landprior.raster.classes import read_classes_at
+from landprior.raster.codes import open_codes
+from landprior.raster.pixel_areas import PixelAreas
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.sources.labels import class_position
 from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points

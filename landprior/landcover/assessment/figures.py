@@ -10,7 +10,8 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.training.layers import ImageLayer, PriorLayer
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.outputs import check_output, replacing
 from landprior.raster.pixels import read_shrunk

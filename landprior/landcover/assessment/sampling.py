@@ -17,9 +17,10 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from landprior.errors import InputError
-from landprior.raster.codes import open_codes, read_classes
-from landprior.raster.ground import PixelAreas
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_codes
 from landprior.raster.outputs import check_outputs, replacing
+from landprior.raster.pixel_areas import PixelAreas
 from landprior.raster.windows import Block, stream
 from landprior.sources.sample_design import COLUMNS, HECTARES, PIXELS, REFERENCE, STRATUM
 

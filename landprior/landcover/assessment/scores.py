@@ -11,7 +11,8 @@ from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
 from landprior.errors import InputError, SchemeError
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme

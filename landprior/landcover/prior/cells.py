@@ -26,7 +26,8 @@ from scipy.interpolate import RectBivariateSpline
 from landprior.errors import InputError
 from landprior.landcover.prior.coarse import NLCD_NODATA, read_nlcd
 from landprior.landcover.prior.cooccurrence import measure_cooccurrence
-from landprior.raster.codes import open_codes, open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_codes, open_on_grid
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import IGNORED_INDEX

@@ -20,7 +20,8 @@ import numpy as np
 from landprior.errors import ConfigError, CooccurrenceWarning, InputError, PriorError
 from landprior.inputs import read_array
 from landprior.landcover.prior.coarse import NLCD_NODATA, read_nlcd
-from landprior.raster.codes import open_codes, open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_codes, open_on_grid
 from landprior.raster.outputs import replacing
 from landprior.raster.scheme import IGNORED_INDEX, MAP_NODATA, ClassScheme, load_scheme, plain_name
 from landprior.raster.windows import Block, stream

@@ -26,7 +26,8 @@ from landprior.landcover.training.image_kind import ImageKind, compare_sizes, ki
 from landprior.landcover.training.model import check_model_output, save_model
 from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.landcover.training.trainer import train_model
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.raster.scheme import explain

@@ -15,8 +15,9 @@ from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.files import train_files
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.pipeline import PipelineSettings, prior_of_tile
 from landprior.landcover.workspace.provenance import Basis
+from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import ensure_prior
 from landprior.raster.cog import write_raster
 from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import MAP_NODATA, load_scheme
@@ -137,7 +138,7 @@ def run_demo(
     tile = write_scene(folder, size=size, seed=seed, overwrite=run.overwrite)
     logger.info("prior: NLCD through the shipped matrix, with roads, buildings and water")
     pipeline = PipelineSettings(scheme=scheme, cooccurrence=load_cooccurrence(None, scheme))
-    prior = prior_of_tile(tile, pipeline, run=run)
+    prior = ensure_prior(tile, pipeline, run=run)
     maps = {"prior (most probable)": map_prior(prior, tile.path / "prior_map.tif", run=run)}
     image = tile.file("naip")
     for loss, name in (("ce", "CE"), ("qr", "QR")):

@@ -19,7 +19,8 @@ from landprior.errors import InputError, PriorError, SchemeError
 from landprior.landcover.training.image_kind import ImageKind
 from landprior.landcover.training.layers import ImageLayer, PriorLayer
 from landprior.landcover.training.model import BandStatistics
-from landprior.raster.codes import open_on_grid, read_classes
+from landprior.raster.classes import read_classes
+from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import require_same_grid
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.raster.windows import iter_blocks

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.mapping.options import MapOptions
+    from landprior.landcover.training.methods import Method
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.item import TileFolder
-    from landprior.landcover.workspace.pipeline import PipelineSettings, Trainer
+    from landprior.landcover.workspace.settings import PipelineSettings
 
 
 def prior_basis(
@@ -58,7 +59,7 @@ def prior_basis(
 
 
 def model_basis(
-    training: TileSettings, trainer: Trainer | None, command: str, inputs: Mapping[str, Path] | None = None
+    training: TileSettings, method: Method | None, command: str, inputs: Mapping[str, Path] | None = None
 ) -> Basis:
     """Describe what a model is made from.
 
@@ -66,7 +67,7 @@ def model_basis(
     ----------
     training
         The settings.
-    trainer
+    method
         Another method than the loss of the settings.
     command
         On whose behalf.
@@ -80,9 +81,9 @@ def model_basis(
     """
     made = training.model_dump(mode="json")
     recipe = f"train --recipe {training.recipe}"
-    if trainer is not None:
-        made["method"] = trainer.description
-        recipe = f"train --method {trainer.description['name']}"
+    if method is not None:
+        made["method"] = method.description
+        recipe = f"train --method {method.description['name']}"
     return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})
 
 

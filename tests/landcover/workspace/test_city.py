@@ -7,7 +7,7 @@ from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.workspace.city import find_city
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import TileFolder
-from landprior.landcover.workspace.pipeline import PipelineSettings
+from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.raster.cog import write_raster
 from landprior.sources.areas import area_from_city
 from landprior.sources.cities import load_city

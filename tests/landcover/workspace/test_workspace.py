@@ -29,17 +29,17 @@ from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings, make_settings
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import ITEM, RESULTS, TileFolder
-from landprior.landcover.workspace.pipeline import (
-    PipelineSettings,
-    joint_model_of_city,
-    map_of_tile,
-    model_of_tile,
-    prior_of_tile,
-    run_workspace,
-    scores_of_tile,
+from landprior.landcover.workspace.pipeline import run_workspace
+from landprior.landcover.workspace.provenance import make_key
+from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import (
+    ensure_joint_model,
+    ensure_map,
+    ensure_model,
+    ensure_prior,
+    score_tile,
     train_city,
 )
-from landprior.landcover.workspace.provenance import make_key
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA, load_scheme
@@ -224,7 +224,7 @@ def test_item_says_what_was_done(done):
     assert steps["west"]["prior"]["layers"] == ["roads"]
     assert steps["east"]["model"]["loss"] == "qr"
     assert steps["east"]["model"]["history"]["steps"] == 4
-    assert steps["east"]["evaluation"]["accuracy"] == scores_of_tile(east, settings_of()).accuracy
+    assert steps["east"]["evaluation"]["accuracy"] == score_tile(east, settings_of()).accuracy
     for name in RESULTS:
         assert steps["east"][name]["sha256"] == hashlib.sha256(east.file(name).read_bytes()).hexdigest()
 
@@ -533,18 +533,18 @@ def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done
         OutputExistsError,
         match=r"prediction\.tif was made by predict with the tile's own model, not by predict --model joint",
     ):
-        map_of_tile(tile, model=joint)
+        ensure_map(tile, model=joint)
     assert tile.file("prediction").read_bytes() == own
-    map_of_tile(tile, model=joint, run=Run(overwrite=True))
+    ensure_map(tile, model=joint, run=Run(overwrite=True))
     theirs = tile.file("prediction").read_bytes()
     assert theirs != own
-    for again in (lambda: map_of_tile(tile), lambda: run_workspace(done, "town", settings_of(), only=["east"])):
+    for again in (lambda: ensure_map(tile), lambda: run_workspace(done, "town", settings_of(), only=["east"])):
         with pytest.raises(OutputExistsError, match="was made by predict --model joint"):
             again()
     assert tile.file("prediction").read_bytes() == theirs
-    map_of_tile(tile, model=joint, posterior=False)  # its own, with another setting
+    ensure_map(tile, model=joint, posterior=False)  # its own, with another setting
     assert tile.file("prediction").read_bytes() != theirs
-    map_of_tile(tile, model=tile.file("model"), run=Run(overwrite=True))  # by its path: the tile's own all the same
+    ensure_map(tile, model=tile.file("model"), run=Run(overwrite=True))  # by its path: the tile's own all the same
     run_workspace(done, "town", settings_of(), only=["east"])
     assert tile.file("prediction").read_bytes() == own
 
@@ -553,21 +553,21 @@ def test_what_another_command_made_with_other_settings_is_kept(done):
     """With the same settings it is current, or remade when inputs have changed."""
     tile = done.tiles("town", only=["east"])[0]
     before = results_of(done)
-    model_of_tile(tile, settings_of().training)
-    prior_of_tile(tile, settings_of())
-    map_of_tile(tile)
+    ensure_model(tile, settings_of().training)
+    ensure_prior(tile, settings_of())
+    ensure_map(tile)
     assert results_of(done) == before
     refused = {
-        "prior": lambda: prior_of_tile(tile, settings_of(prior={"blur_sigma": 3.0})),
-        "model": lambda: model_of_tile(tile, settings_of(seed=1).training),
-        "prediction": lambda: map_of_tile(tile, posterior=False),
+        "prior": lambda: ensure_prior(tile, settings_of(prior={"blur_sigma": 3.0})),
+        "model": lambda: ensure_model(tile, settings_of(seed=1).training),
+        "prediction": lambda: ensure_map(tile, posterior=False),
     }
     for step, make in refused.items():
         with pytest.raises(OutputExistsError, match=rf"{FILES[step]} was made by landprior run \(other settings: "):
             make()
     assert results_of(done) == before
     repaint(tile.file("nlcd"), 11)
-    prior_of_tile(tile, settings_of())
+    ensure_prior(tile, settings_of())
     assert remade(before, results_of(done)) == {"east/prior.tif"}
 
 
@@ -613,42 +613,42 @@ def test_a_hand_that_follows_a_killed_process_is_still_a_hand(fresh, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(TileFolder, "record", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prior_of_tile(tile, settings_of())
+            ensure_prior(tile, settings_of())
     repaint(tile.file("prior"))
     with pytest.raises(OutputExistsError, match="was not made here by landprior"):
-        prior_of_tile(tile, settings_of())
+        ensure_prior(tile, settings_of())
 
 
 def test_a_joint_model_is_remade_only_if_it_is_stale_and_ours(done):
     tiles = done.tiles("town")
-    path = joint_model_of_city(tiles, settings_of().training)
+    path = ensure_joint_model(tiles, settings_of().training)
     assert path == done.root / "town" / "model.safetensors"
     first = path.read_bytes(), path.stat().st_mtime_ns
-    joint_model_of_city(tiles, settings_of().training)
+    ensure_joint_model(tiles, settings_of().training)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == first
-    joint_model_of_city(tiles, settings_of(seed=1).training)
+    ensure_joint_model(tiles, settings_of(seed=1).training)
     second = path.read_bytes()
     assert second != first[0]
     with pytest.raises(OutputExistsError, match="was made by train --recipe default, not by train --recipe best"):
-        joint_model_of_city(tiles, make_settings("best", filters=2))
+        ensure_joint_model(tiles, make_settings("best", filters=2))
     path.write_bytes(second + b" ")
     with pytest.raises(OutputExistsError, match="was changed or replaced after landprior made it"):
-        joint_model_of_city(tiles, settings_of(seed=1).training)
-    joint_model_of_city(tiles, settings_of(seed=1).training, run=Run(overwrite=True))
+        ensure_joint_model(tiles, settings_of(seed=1).training)
+    ensure_joint_model(tiles, settings_of(seed=1).training, run=Run(overwrite=True))
     assert path.read_bytes() == second
     path.with_suffix(".json").write_text("[]")
     with pytest.raises(OutputExistsError, match="was not made here by landprior"):
-        joint_model_of_city(tiles, settings_of(seed=1).training)
+        ensure_joint_model(tiles, settings_of(seed=1).training)
 
 
 def test_labels_that_fetch_has_put_into_codes_are_not_mapped_again(done):
     """A label map is for labels.tif that was put there by hand."""
     tile = done.tiles("town", only=["east"])[0]
-    plain = scores_of_tile(tile, settings_of())
+    plain = score_tile(tile, settings_of())
     mapped = replace(settings_of(), label_map={40: 70, 70: 40})
-    assert scores_of_tile(tile, mapped).accuracy != plain.accuracy
+    assert score_tile(tile, mapped).accuracy != plain.accuracy
     tile.record("labels", "key")
-    assert scores_of_tile(tile, mapped).accuracy == plain.accuracy
+    assert score_tile(tile, mapped).accuracy == plain.accuracy
 
 
 def test_a_layer_that_comes_later_redoes_the_prior(done):
@@ -677,9 +677,7 @@ def test_a_prior_is_the_same_file_every_time(tile):
     for size in range(6):
         noise = [np.full(100_000 * (size + 1), 0.1 * size) for _ in range(3)]
         del noise  # memory that was in use may not end up in the file
-        digests.add(
-            hashlib.sha256(prior_of_tile(tile, settings_of(), run=Run(overwrite=True)).read_bytes()).hexdigest()
-        )
+        digests.add(hashlib.sha256(ensure_prior(tile, settings_of(), run=Run(overwrite=True)).read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
@@ -719,7 +717,7 @@ def test_only_some_tiles(fresh):
 
 def test_pooled_scores_are_the_sum(done, enviroatlas):
     _, pooled = run_workspace(done, "town", settings_of())
-    east, west = (scores_of_tile(tile, settings_of()) for tile in done.tiles("town"))
+    east, west = (score_tile(tile, settings_of()) for tile in done.tiles("town"))
     np.testing.assert_array_equal(pooled.confusion, east.confusion + west.confusion)
     pairs = [(tile.file("prediction"), tile.file("labels")) for tile in done.tiles("town")]
     assert pooled.to_dict() == evaluate(pairs, enviroatlas).to_dict()

@@ -1,0 +1,374 @@
+"""The steps of the chain for a tile of a workspace: prior, model, map and scores, each done only where needed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.coarse import LAYERS
+from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.workspace.provenance import Basis, Judgement, RecordFile, make_key, refuse_stranger
+from landprior.landcover.workspace.recipes import map_basis, model_basis, prior_basis
+from landprior.raster.grid import Grid
+from landprior.raster.locks import clear_leftovers
+from landprior.raster.reading import open_raster
+from landprior.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from landprior.landcover.assessment.scores import Scores
+    from landprior.landcover.training.methods import Method
+    from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.settings import PipelineSettings
+logger = logging.getLogger(__name__)
+
+
+def ensure_prior(
+    tile: TileFolder,
+    settings: PipelineSettings,
+    *,
+    command: str = "build-prior",
+    run: Run = Run(),
+) -> Path:
+    """Build a tile's prior from the layers that are there, unless it is current.
+
+    Parameters
+    ----------
+    tile, settings
+        Which, and how.
+    command
+        On whose behalf, for the record: what another command made with other settings is kept.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        Of the prior.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is one of another recipe, or that landprior did not make.
+    """
+    image = tile.require("naip", hint="every tile needs its image")
+    nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
+    layers = tile.present(tuple(LAYERS))
+    basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _grid_of(image)})
+    if not _needed(tile, "prior", basis, overwrite=run.overwrite):
+        return tile.file("prior")
+    with tile.making("prior", basis) as note:
+        build_prior(
+            nlcd,
+            tile.file("prior"),
+            cooccurrence=settings.cooccurrence,
+            layers=layers,
+            like=image,
+            settings=settings.prior,
+            learned=settings.learned,
+            run=_anew(run),
+        )
+        note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
+    return tile.file("prior")
+
+
+def ensure_model(
+    tile: TileFolder,
+    training: TileSettings | None = None,
+    *,
+    method: Method | None = None,
+    command: str = "train",
+    run: Run = Run(),
+) -> Path:
+    """Train a tile's own model, by the loss of the settings or by another method, unless it is current.
+
+    Parameters
+    ----------
+    tile
+        Which.
+    training
+        How; by default the recipe ``default``.
+    method
+        Another method.
+    command, run
+        See :func:`ensure_prior`.
+
+    Returns
+    -------
+    Path
+        Of the model.
+
+    Raises
+    ------
+    OutputExistsError
+        See :func:`ensure_prior`.
+    MissingInputError
+        If the tile lacks its image or prior, or NLCD where the method needs it.
+    """
+    from landprior.landcover.training.files import TrainingTile, train_files
+
+    image = tile.require("naip", hint="every tile needs its image")
+    prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
+    training = training or TileSettings()
+    files = {"image": image, "prior": prior}
+    nlcd = None
+    if method is not None and method.counts_cells:
+        nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
+    basis = model_basis(training, method, command, files)
+    if not _needed(tile, "model", basis, overwrite=run.overwrite):
+        return tile.file("model")
+    target = tile.file("model")
+    run = _anew(run)
+    with tile.making("model", basis) as note:
+        if method is None:
+            model = train_files([(image, prior)], target, settings=training, names=[tile.id], run=run)
+        else:
+            one = TrainingTile(image=image, prior=prior, nlcd=nlcd, name=tile.id)
+            model = method.train([one], target, training, run=run)
+        history = {name: value for name, value in model.record["history"].items() if name != "looks"}
+        note.update(loss=model.loss, history=history, verdict=model.record.get("verdict"))
+    return target
+
+
+def train_city(
+    tiles: Sequence[TileFolder],
+    output: Path,
+    training: TileSettings | None = None,
+    *,
+    run: Run = Run(),
+) -> Path:
+    """Train one joint model over tiles and write it to a file.
+
+    Parameters
+    ----------
+    tiles
+        Which; each with image and prior.
+    output
+        The model to write.
+    training
+        How; by default the recipe ``default``.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        ``output``.
+
+    Raises
+    ------
+    OutputExistsError
+        If the file is there and is not to be replaced.
+    """
+    from landprior.landcover.training.files import train_files
+
+    files = _joint_files(tiles)
+    pairs = [(files[f"{tile.id} image"], files[f"{tile.id} prior"]) for tile in tiles]
+    names = [tile.id for tile in tiles]
+    train_files(pairs, output, settings=training, names=names, run=run)
+    return output
+
+
+def ensure_joint_model(
+    tiles: Sequence[TileFolder],
+    training: TileSettings | None = None,
+    *,
+    run: Run = Run(),
+) -> Path:
+    """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
+
+    What it was made from is recorded beside it, in ``model.json``.
+
+    Parameters
+    ----------
+    tiles
+        Of one city.
+    training
+        How; by default the recipe ``default``.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        Of the model.
+
+    Raises
+    ------
+    OutputExistsError
+        See :func:`ensure_prior`.
+    """
+    training = training or TileSettings()
+    target = tiles[0].path.parent / "model.safetensors"
+    record = RecordFile(target.with_suffix(".json"))
+    basis = model_basis(training, None, "train --joint", _joint_files(tiles))
+    if _due(target, record.judge(target, basis), overwrite=run.overwrite):
+        with record.making(target, basis):
+            train_city(tiles, target, training, run=_anew(run))
+    return target
+
+
+def _joint_files(tiles: Sequence[TileFolder]) -> dict[str, Path]:
+    files = {}
+    for tile in tiles:
+        files[f"{tile.id} image"] = tile.require("naip", hint="every tile needs its image")
+        files[f"{tile.id} prior"] = tile.require(
+            "prior", hint=f"build it with: landprior build-prior --city {tile.city}"
+        )
+    return files
+
+
+def ensure_map(
+    tile: TileFolder,
+    *,
+    posterior: bool = True,
+    force: bool = False,
+    options: MapOptions = MapOptions(),
+    model: Path | None = None,
+    command: str = "predict",
+    engine: str = "auto",
+    precision: str = "auto",
+    memory: int | None = None,
+    run: Run = Run(),
+) -> Path:
+    """Map a tile with its model, unless its map is current.
+
+    Parameters
+    ----------
+    tile
+        Which.
+    posterior, force, options, engine, precision, memory
+        See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
+    model
+        Another model than the tile's own.
+    command
+        See :func:`ensure_prior`.
+    run
+        See :class:`landprior.run.Run`.
+
+    Returns
+    -------
+    Path
+        Of the map.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a map of another model or recipe, or that landprior did not make.
+    """
+    from landprior.landcover.mapping.predict import predict
+    from landprior.landcover.training.model import load_model
+
+    image = tile.require("naip", hint="every tile needs its image")
+    weights = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
+    inputs = {"image": image, "model": weights}
+    weighed = load_model(weights)
+    takes_prior = "prior" in weighed.extras
+    prior = None
+    if posterior or takes_prior:
+        prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
+        inputs["prior"] = prior
+    computing = {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
+    basis = map_basis(
+        tile, model, command, posterior=posterior, force=force, options=options, computing=computing, inputs=inputs
+    )
+    if not _needed(tile, "prediction", basis, overwrite=run.overwrite):
+        return tile.file("prediction")
+    with tile.making("prediction", basis) as note:
+        predict(
+            image,
+            tile.file("prediction"),
+            weighed,
+            posterior=prior if posterior else None,
+            prior=prior if takes_prior else None,
+            force=force,
+            options=options,
+            engine=engine,
+            precision=precision,
+            memory=memory,
+            run=_anew(run),
+        )
+        note.update(maps="r" if posterior else "q")
+    return tile.file("prediction")
+
+
+def require_own_results(
+    tiles: Sequence[TileFolder],
+    settings: PipelineSettings,
+    *,
+    options: MapOptions = MapOptions(),
+) -> None:
+    """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
+
+    Parameters
+    ----------
+    tiles
+        Which.
+    settings
+        How they would be run.
+    options
+        What would be written beside the maps.
+
+    Raises
+    ------
+    OutputExistsError
+        Names the first; see :func:`ensure_prior`.
+    """
+    for tile in tiles:
+        tile.require_ours("prior", prior_basis(settings, "run"))
+        tile.require_ours("model", model_basis(settings.training or TileSettings(), None, "run"))
+        asked = map_basis(tile, None, "run", posterior=settings.posterior, force=False, options=options)
+        tile.require_ours("prediction", asked)
+
+
+def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
+    """Score a tile's map if it has ``labels.tif``, and note it in its item."""
+    labels = tile.present(["labels"]).get("labels")
+    if labels is None:
+        return None
+    # fetch has put its labels into the scheme's own codes already
+    codes = {} if tile.is_recorded("labels") else settings.label_map
+    scores = evaluate([(tile.file("prediction"), labels)], settings.scheme, label_map=codes)
+    tile.record(
+        "evaluation",
+        make_key({}, {"map": tile.file("prediction"), "labels": labels}),
+        accuracy=scores.accuracy,
+        mean_iou=scores.mean_iou,
+        pixels=scores.pixels,
+    )
+    return scores
+
+
+def _anew(run: Run) -> Run:
+    """Return how a step is done that is due: over what is there; the tile's own files say what is no data."""
+    return replace(run, overwrite=True, nodata=None)
+
+
+def _grid_of(path: Path) -> str:
+    """Return what a prior depends on of its image."""
+    with open_raster(path) as src:
+        return repr(Grid.of(src))
+
+
+def _needed(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
+    clear_leftovers(tile.path)
+    return _due(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
+
+
+def _due(path: Path, found: Judgement, *, overwrite: bool) -> bool:
+    """Say whether a result must be made, and why, in the log; refuse to replace what is not of this recipe."""
+    if overwrite or found.state == "missing":
+        return True
+    if found.state == "foreign":
+        refuse_stranger(path, found.why)
+    if found.state == "current":
+        logger.info("  %s is current", path.name)
+        return False
+    logger.info("  %s is stale (%s); making it again", path.name, found.why)
+    return True
