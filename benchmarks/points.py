@@ -2,8 +2,9 @@
 
 A random hundred pixels of a window are labelled from its truth and given to ``build-prior --points`` as points, once
 only where they lie and once with ``--recalibrate`` (its one free choice, the spread of the biases, was made on Durham
-and the demo scenes). QR is trained on each prior. All maps are scored as by ``evaluate --exclude``: the points and 5 m
-around them do not count for any of them.
+and the demo scenes). QR is trained on each prior. A random forest that knows nothing but the same points (mean and
+deviation of each band within 5 x 5 pixels) shows what they are worth without a prior. All maps are scored as by
+``evaluate --exclude``: the points and 5 m around them do not count for any of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import geopandas
 import numpy as np
+from scipy import ndimage
+from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks.accuracy.cases import CITIES, data_folder
 from landprior.errors import CollapseWarning, HarmWarning
@@ -33,6 +36,7 @@ from landprior.landcover.training.ensemble import train_best
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
 from landprior.raster.classes import read_classes
+from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 POINTS = 100
 BUFFER = 5.0
 KINDS = ("without", "points", "recalibrated")
+SIDE = 5
+"""Of the squares that the random forest's features are taken from, pixels."""
 
 
 def draw_points(labels: Path, path: Path, seed: int) -> None:
@@ -60,8 +66,27 @@ def draw_points(labels: Path, path: Path, seed: int) -> None:
     geopandas.GeoDataFrame({"class": names}, geometry=geopandas.points_from_xy(x, y)).to_file(path, engine="pyogrio")
 
 
-def run_city(city: str, matrix: str | None, seed: int, filters: int, folder: Path) -> dict[str, Any]:
-    """Build the three priors of a window, train on each, score."""
+def map_forest(image: Path, points: Path, output: Path, seed: int) -> Path:
+    """Map the image by a random forest that knows the points alone."""
+    scheme = load_scheme("enviroatlas-5")
+    with open_raster(image) as src:
+        bands, grid = src.read().astype(np.float32), Grid.of(src)
+    means = np.stack([ndimage.uniform_filter(band, SIDE) for band in bands])
+    squares = np.stack([ndimage.uniform_filter(band**2, SIDE) for band in bands])
+    features = np.concatenate([means, np.sqrt(np.maximum(squares - means**2, 0))]).transpose(1, 2, 0)
+    table = geopandas.read_file(points, engine="pyogrio")
+    columns, rows = ~grid.transform @ (table.geometry.x.to_numpy(), table.geometry.y.to_numpy())
+    known = features[rows.astype(int), columns.astype(int)]
+    forest = RandomForestClassifier(n_estimators=200, random_state=seed).fit(known, table["class"])
+    codes = np.array([scheme.classes[scheme.names.index(name)].code for name in forest.classes_], dtype=np.uint8)
+    best = forest.predict_proba(features.reshape(-1, features.shape[-1])).argmax(1)
+    return write_raster(output, codes[best].reshape(grid.height, grid.width), grid, overwrite=True)
+
+
+def run_city(
+    city: str, matrix: str | None, seed: int, filters: int, folder: Path, *, kinds: Sequence[str] = KINDS
+) -> dict[str, Any]:
+    """Build the priors of a window, train on each, score; and the random forest."""
     scheme = load_scheme("enviroatlas-5")
     source = data_folder() / "enviroatlas-4city-notebook"
     stem = CITIES[city][0]
@@ -71,8 +96,15 @@ def run_city(city: str, matrix: str | None, seed: int, filters: int, folder: Pat
     with open_raster(image) as src:
         hints = read_hints(points, scheme, Grid.of(src))
     row: dict[str, Any] = {"city": city, "seed": seed}
-    for kind in KINDS:
-        prior, target = folder / "prior.tif", folder / "map.tif"
+    prior, target = folder / "prior.tif", folder / "map.tif"
+
+    def score(name: str) -> None:
+        scores = evaluate([(target, labels)], scheme, exclude=points, buffer=BUFFER)
+        row[name] = {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+
+    map_forest(image, points, target, seed)
+    score("forest")
+    for kind in kinds:
         build_prior(
             source / f"{stem}_nlcd.tif",
             prior,
@@ -88,8 +120,7 @@ def run_city(city: str, matrix: str | None, seed: int, filters: int, folder: Pat
                 map_prior(prior, target, run=Run(overwrite=True))
             else:
                 predict(image, target, model, posterior=prior, force=True, run=Run(overwrite=True))
-            scores = evaluate([(target, labels)], scheme, exclude=points, buffer=BUFFER)
-            row[f"{which} {kind}"] = {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+            score(f"{which} {kind}")
     return row
 
 
@@ -98,7 +129,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["city"]].append(row)
-    columns = [f"{which} {kind}" for which in ("prior", "r") for kind in KINDS]
+    names = [f"{which} {kind}" for which in ("prior", "r") for kind in KINDS]
+    columns = [name for name in (*names, "forest") if name in rows[0]]
     lines = []
     for measure in ("accuracy", "mean_iou"):
         lines.append(f"{measure:<12}" + "".join(f"{name:>20}" for name in columns))
@@ -114,7 +146,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--seeds", default=3, show_default=True, help="Draws and trainings for each city.")
 @click.option("--filters", default=16, show_default=True, help="Width of the networks.")
 @click.option("--cities", default="durham,pittsburgh,phoenix", show_default=True, help="Comma-separated.")
-def main(seeds: int, filters: int, cities: str) -> None:
+@click.option("--forest", is_flag=True, help="Score the random forest alone, which takes seconds.")
+def main(seeds: int, filters: int, cities: str, *, forest: bool) -> None:
     """Score what points add, with the shipped matrix (no other label of the city)."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", HarmWarning)
@@ -123,7 +156,7 @@ def main(seeds: int, filters: int, cities: str) -> None:
     with tempfile.TemporaryDirectory() as work:
         for city in cities.split(","):
             for seed in range(seeds):
-                rows.append(run_city(city, None, seed, filters, Path(work)))
+                rows.append(run_city(city, None, seed, filters, Path(work), kinds=() if forest else KINDS))
                 click.echo(json.dumps(rows[-1]), err=True)
     click.echo(report(rows))
 

@@ -10,10 +10,12 @@ from click.testing import CliRunner
 from benchmarks import gpu
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import main as list_benchmarks
+from benchmarks.accuracy.cases import prepare
 from benchmarks.same_maps.__main__ import compare
 from benchmarks.same_maps.__main__ import main as same_maps
 from benchmarks.same_maps.contents import digest, encode, flatten, read_content
 from benchmarks.time_to_accuracy import reach
+from landprior.raster.reading import open_raster
 
 
 @pytest.mark.slow
@@ -79,3 +81,16 @@ def test_two_runs_of_the_commands_write_the_same(tmp_path):
     assert first.exit_code == 0, first.output
     second = CliRunner().invoke(same_maps, [*options[:4], "--against", str(tmp_path / "before.json")])
     assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "0 differences")
+
+
+@pytest.mark.realdata
+@pytest.mark.usefixtures("real_data")
+def test_a_real_set_is_made_ready_in_a_folder_that_is_not_there_yet(tmp_path):
+    case = next(prepare(tmp_path / "work", ["pittsburgh"]))
+    assert (case.name, case.matrix) == ("pittsburgh", "own")
+    image, prior, labels = case.tiles[0]
+    assert image.is_file()
+    assert labels.is_file()
+    assert prior.parent == tmp_path / "work" / "pittsburgh"
+    with open_raster(prior) as src:
+        assert (src.count, src.shape) == (5, (368, 368))

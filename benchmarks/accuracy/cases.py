@@ -98,6 +98,7 @@ def prepare(work: Path, names: list[str]) -> Iterator[Case]:
         "pennsylvania": _pennsylvania,
     }
     for name in names or [name for name in makers if name != "pennsylvania"]:
+        (work / name).mkdir(parents=True, exist_ok=True)
         yield from makers[name](work / name)
 
 
