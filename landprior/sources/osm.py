@@ -8,11 +8,7 @@ the same rules.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from landprior.addresses import hide_addresses, redact
 from landprior.errors import InputError, SourceBusyError, SourceError
@@ -20,37 +16,29 @@ from landprior.inputs import check_file
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
 from landprior.sources.http.cache import writing_features
-from landprior.sources.http.client import USER_AGENT, Network
 from landprior.sources.http.origins import Origin
-from landprior.sources.http.responses import MEGABYTE, check_status, parse_json, require_web
-from landprior.sources.http.sessions import UrlAuth, check_redirect
+from landprior.sources.http.responses import MEGABYTE, parse_json, require_web
 from landprior.sources.local_files import identify
-from landprior.sources.public import NOMINATIM_URL, OVERPASS_URL, RoadWidth
+from landprior.sources.osmnx_session import configured_osmnx
+from landprior.sources.public import OVERPASS_URL, RoadWidth
 from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import geopandas
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
-    from requests import Response
-    from shapely.geometry.base import BaseGeometry
 
     from landprior.raster.grid import Grid
     from landprior.sources.http.cache import Cache
+    from landprior.sources.http.client import Network
 
 OVERPASS = Origin(
     name="OpenStreetMap (Overpass)",
     folder="osm",
     remedy="give a local extract (--osm FILE.osm.pbf) or another server (--overpass-url)",
-)
-NOMINATIM = Origin(
-    name="Nominatim (places by name)",
-    folder="places",
-    remedy="give the place by --bbox or --aoi instead",
 )
 _OUTWARD = (-1e-6, -1e-6, 1e-6, 1e-6)
 """Degrees by which a request reaches beyond the tile, so that rounding takes nothing off."""
@@ -98,11 +86,6 @@ _NAMED = {
 
 _OVERPASS_LIMIT = 256 * MEGABYTE
 """Of an answer, unpacked; a quarter quad of the densest city takes a fifth of it."""
-_PLACES_LIMIT = 32 * MEGABYTE
-_STATUS_LIMIT = MEGABYTE
-
-_OSMNX = threading.Lock()
-"""osmnx is configured for the whole process, and Overpass wants one question at a time."""
 
 
 # -- where features come from ----------------------------------------------------------------------
@@ -147,7 +130,9 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
         from osmnx._errors import InsufficientResponseError
 
         limited = server == OVERPASS_URL  # only there may its status page be taken for granted
-        with _osmnx(network, _check_features, _OVERPASS_LIMIT, overpass_url=server, overpass_rate_limit=limited):
+        with configured_osmnx(
+            network, _check_features, _OVERPASS_LIMIT, overpass_url=server, overpass_rate_limit=limited
+        ):
             try:
                 return osmnx.features_from_polygon(box(left, bottom, right, top), TAGS)
             except InsufficientResponseError:
@@ -210,111 +195,6 @@ def is_extract(path: Path) -> bool:
     return path.name.lower().endswith((".pbf", ".osm"))
 
 
-def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeometry:
-    """Find the outline of a place by its name.
-
-    Parameters
-    ----------
-    place
-        As one would write it: "Ithaca, NY".
-    network
-        The answer is cached.
-    url
-        Another Nominatim server.
-
-    Returns
-    -------
-    BaseGeometry
-        Polygons in degrees.
-
-    Raises
-    ------
-    InputError
-        If it is not found, or is a point.
-    SourceError
-        If the server does not answer.
-    """
-    from shapely.geometry import mapping, shape
-
-    server = require_web(url or NOMINATIM_URL).rstrip("/") + "/"
-    path = network.cache.path(NOMINATIM.folder, json.dumps([server, place]), ".json")
-    if path.is_file() and not network.refresh:
-        return shape(json.loads(path.read_text(encoding="utf-8")))
-    network.require_online(NOMINATIM, repr(place))
-
-    def ask() -> BaseGeometry:
-        import osmnx
-        from osmnx._errors import InsufficientResponseError
-
-        with _osmnx(network, _check_places, _PLACES_LIMIT, nominatim_url=server):
-            try:
-                return osmnx.geocode_to_gdf(place).geometry.iloc[0]
-            except InsufficientResponseError as error:
-                msg = f"{place!r} is not known to {redact(server)}; check the spelling, or give --bbox or --aoi"
-                raise InputError(msg) from error
-            except TypeError as error:
-                msg = f"{place!r} has no outline at {redact(server)}, only a point; give --bbox or --aoi"
-                raise InputError(msg) from error
-            except (KeyError, ValueError) as error:
-                msg = f"{redact(server)} sent places that cannot be read ({type(error).__name__}: {error})"
-                raise SourceError(msg) from error
-
-    outline = network.call(NOMINATIM, ask)
-    network.cache.put(path, json.dumps(mapping(outline)).encode())
-    return outline
-
-
-@contextmanager
-def _osmnx(network: Network, check: Callable[[bytes, str], None], limit: int, **settings: object) -> Iterator[None]:
-    """Configure osmnx for one question: every answer passes our checks first, and is no longer than the limit."""
-    import osmnx
-
-    def receive(response: Response, **_: object) -> None:
-        url = response.request.url or ""
-        if response.is_redirect:  # requests follows it
-            check_redirect(response, response.headers["location"])
-            return
-        busy = url.rstrip("/").endswith("/status")  # says how busy Overpass is, and any answer will do
-        try:
-            if not busy:
-                check_status(response)
-            body = network.read_body(response, limit=_STATUS_LIMIT if busy else limit)
-        except BaseException:
-            response.close()  # requests would leave that to the garbage collector
-            raise
-        response._content = body  # noqa: SLF001 - it was read here, with time limits; requests would read again
-        response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
-        if not busy:
-            check(body, url)
-
-    changes: dict[str, Any] = {
-        "use_cache": False,  # ours is written whole or not at all
-        "log_console": False,
-        "http_user_agent": USER_AGENT,
-        "requests_timeout": round(network.policy.read_timeout * 3),  # goes into the question too, as whole seconds
-        "requests_kwargs": {"hooks": {"response": receive}, "stream": True, "auth": UrlAuth()},
-        "doh_url_template": None,
-        **settings,
-    }
-    with _OSMNX:
-        before = {name: getattr(osmnx.settings, name) for name in changes}
-        resolver = socket.getaddrinfo  # osmnx pins the server's address for the whole process
-        netrc = os.environ.get("NETRC")
-        os.environ["NETRC"] = os.devnull  # where requests would look for passwords when a server redirects
-        try:
-            for name, value in changes.items():
-                setattr(osmnx.settings, name, value)
-            yield
-        finally:
-            socket.getaddrinfo = resolver
-            if netrc is None:
-                os.environ.pop("NETRC", None)
-            else:
-                os.environ["NETRC"] = netrc
-            for name, value in before.items():
-                setattr(osmnx.settings, name, value)
-
-
 def _check_features(body: bytes, url: str) -> None:
     """Raise unless Overpass' answer is whole; it reports a failure half-way as a remark, with status 200."""
     answer = parse_json(body, redact(url))
@@ -323,14 +203,6 @@ def _check_features(body: bytes, url: str) -> None:
         raise SourceBusyError(msg)
     if not isinstance(answer, dict) or "elements" not in answer:
         msg = f"{redact(url)} sent JSON that is no answer of Overpass"
-        raise SourceError(msg)
-
-
-def _check_places(body: bytes, url: str) -> None:
-    """Raise unless Nominatim's answer is one."""
-    answer = parse_json(body, redact(url))
-    if not isinstance(answer, list):
-        msg = f"{redact(url)} sent JSON that is not an answer of Nominatim ({hide_addresses(str(answer))[:120]})"
         raise SourceError(msg)
 
 

@@ -9,7 +9,7 @@ from shapely import make_valid
 from landprior.errors import InputError
 from landprior.sources.areas import Area, check_bounds
 from landprior.sources.folder_names import slug
-from landprior.sources.osm import geocode
+from landprior.sources.nominatim import geocode
 from landprior.sources.vectors import parse_source, read_vectors
 
 if TYPE_CHECKING:

@@ -47,6 +47,7 @@ from landprior.sources.naip.images import NAIP, NaipImage
 from landprior.sources.naip.search import search_images
 from landprior.sources.naip.sign import KEY_VARIABLE, TokenSigner
 from landprior.sources.naip.warp import write_image
+from landprior.sources.nominatim import geocode
 
 from .faulty import FaultyServer
 from .place import in_degrees, osm_elements
@@ -345,7 +346,7 @@ def count_within(place, layer):
 
 
 def find_place(place, network):
-    return osm.geocode("Village, VA", network, url=f"{place.url}/nominatim").wkt
+    return geocode("Village, VA", network, url=f"{place.url}/nominatim").wkt
 
 
 def sign(place, network):

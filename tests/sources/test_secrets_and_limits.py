@@ -23,6 +23,7 @@ from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.responses import ANSWER_LIMIT, MEGABYTE, TooLongError, fingerprint, parse_json, require_web
 from landprior.sources.naip.search import search_images
 from landprior.sources.naip.sign import TokenSigner
+from landprior.sources.nominatim import geocode
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, connect_timeout=2.0, read_timeout=5.0)
 SOURCE = Origin(name="The source", folder="source", remedy="give a file of your own")
@@ -124,7 +125,7 @@ def test_only_the_web_is_asked(faulty_server, network, target):
         lambda: TokenSigner(network, target).sign("https://a.test/b/c.tif"),
         lambda: nlcd.describe_coverage(network, url=target),
         lambda: buildings.list_files((0, 0, 1, 1), network, index_url=target),
-        lambda: osm.geocode("Ithaca", network, url=target),
+        lambda: geocode("Ithaca", network, url=target),
     ):
         with pytest.raises(SourceError, match="cannot be queried"):
             act()
@@ -215,7 +216,7 @@ def test_every_kind_of_answer_has_its_limit(faulty_server, network, bomb, make_g
         lambda: nlcd.describe_coverage(network, url=f"{server.url}/wcs"),
         lambda: buildings.list_files((0, 0, 1, 1), network, index_url=f"{server.url}/index.csv"),
         lambda: osm.download_features(grid, network, url=server.url),
-        lambda: osm.geocode("Ithaca", network, url=server.url),
+        lambda: geocode("Ithaca", network, url=server.url),
     ):
         assert peak_of(act, "sends more than [0-9]+ MB, far more than expected") < 2 * ANSWER_LIMIT + 40 * MEGABYTE
 
@@ -297,7 +298,7 @@ def test_json_nested_without_end_is_refused(faulty_server, network, make_grid):
         lambda: search_images(PLACE, network, stac_url=f"{server.url}/"),
         lambda: TokenSigner(network, f"{server.url}/sign").sign("https://a.test/b/c.tif"),
         lambda: osm.download_features(make_grid(32, 32), network, url=server.url),
-        lambda: osm.geocode("Ithaca", network, url=server.url),
+        lambda: geocode("Ithaca", network, url=server.url),
     ):
         with pytest.raises(SourceError, match="nested too deeply"):
             act()

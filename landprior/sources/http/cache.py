@@ -17,7 +17,7 @@ from landprior.errors import InputError, LandpriorError, RasterWriteError
 from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _MARK = "CACHEDIR.TAG"
 _LOCKS = ".locks"
@@ -210,6 +210,30 @@ class Cache:
         if not self.root.is_dir():
             return []
         return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name != _LOCKS)
+
+
+def read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:
+    """Return an answer of the cache, if it is there and good.
+
+    Parameters
+    ----------
+    path
+        Where it lies.
+    check
+        Raises if it is damaged.
+
+    Returns
+    -------
+    tuple of bytes and float, or None
+        The answer, and when it was kept.
+    """
+    try:
+        content, when = path.read_bytes(), path.stat().st_mtime
+        if check is not None:
+            check(content)
+    except (OSError, LandpriorError):
+        return None
+    return content, when
 
 
 @contextmanager

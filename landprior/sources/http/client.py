@@ -25,11 +25,11 @@ import landprior
 from landprior.addresses import redact
 from landprior.errors import (
     FetchInterruptedError,
-    LandpriorError,
     OfflineError,
     SourceBusyError,
     SourceError,
 )
+from landprior.sources.http.cache import read_kept
 from landprior.sources.http.responses import (
     ANSWER_LIMIT,
     DENIED,
@@ -305,7 +305,7 @@ class Network:
         key = json.dumps([url, sorted((params or {}).items()), body], sort_keys=True)
         path = self.cache.path(origin.folder, key, suffix)
         with self.lock(str(path)):  # threads that ask the same wait for the one answer
-            kept = _read_kept(path, check)
+            kept = read_kept(path, check)
             if kept is not None and not self.must_refetch(path) and (time.time() - kept[1] < keep or self.offline):
                 return kept[0]
             self.require_online(origin, redact(url))
@@ -438,14 +438,3 @@ class Network:
         """Return the lock of this name, of this process."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
-
-
-def _read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:
-    """Return a cached answer and its time; None if there is none, or it is damaged."""
-    try:
-        content, when = path.read_bytes(), path.stat().st_mtime
-        if check is not None:
-            check(content)
-    except (OSError, LandpriorError):
-        return None
-    return content, when
