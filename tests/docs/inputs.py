@@ -21,6 +21,7 @@ from landprior.landcover.training.files import train_files
 from landprior.landcover.training.settings import TileSettings
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import MAP_NODATA, load_scheme
+from landprior.resources import config_file
 
 SIDE = 128
 QUICK = {"filters": 2, "patch_size": 16, "batch_size": 2}
@@ -213,9 +214,29 @@ class Inputs:
         shutil.copytree(self.place.image.parent, path)
 
     def make_scheme(self, path, _=None):
-        from landprior.resources import config_file
-
         shutil.copy(config_file("schemes") / "enviroatlas-5.yaml", path)
+
+    # -- what configurations name ------------------------------------------------------------------
+
+    def make_comparison(self, folder):
+        """Make the tiles of docs/research/superres.md."""
+        for tile in "abc":
+            for kind in ("naip", "nlcd", "lc"):
+                self.provide(folder / f"{tile}_{kind}.tif", "chesapeake-4")
+        labels = np.where(self.truth("chesapeake-4") == 1, 10, self.truth("chesapeake-4")).astype(np.uint8)
+        write_raster(folder / "c_lc.tif", labels, self.scene.grid, nodata=MAP_NODATA, overviews="mode", overwrite=True)
+        shutil.copy(config_file("cooccurrence") / "chesapeake-4.csv", folder / "south.csv")
+
+    def make_experiment(self, folder):
+        """Make the data of docs/research/experiments.md."""
+        for tile in ("easton-1", "easton-2", "easton-3", "weston-1"):
+            for kind in ("naip", "nlcd", "roads", "labels"):
+                self.provide(folder / tile / f"{kind}.tif")
+            (folder / "theirs").mkdir(exist_ok=True)
+            values = np.where(self.scene.truth == 10, 1, 2).astype(np.uint8)
+            write_raster(folder / "theirs" / f"{tile}.tif", values, self.scene.grid, overviews="mode")
+        (folder / "matrices").mkdir()
+        shutil.copy(config_file("cooccurrence") / "enviroatlas-5.csv", folder / "matrices" / "weston.csv")
 
     # -- labelled images --------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ SMALL = {
     "partial-labels": "--epochs 1 --filters 2",
     "rank": "--epochs 1 --filters 2",
     "text": "--epochs 1",
-    "compare": "--seeds 1 --steps 3 --filters 2",
+    "compare": "--seeds 1 --steps 4 --filters 2",
     "experiment": "--seeds 1 --steps 3 --filters 2",
 }
 
@@ -293,6 +293,10 @@ def prepare(printed, inputs, folder):
             inputs.provide(path, scheme)
         if path.name == "points.gpkg" and path.exists():
             inputs.interpret(path)
+    if words[1] == "compare":
+        inputs.make_comparison(folder)
+    if words[1] == "experiment" and "--root" in words:
+        inputs.make_experiment(folder / words[words.index("--root") + 1])
     if "--city" in words and words[1] != "fetch":
         city = folder / "landprior-data" / words[words.index("--city") + 1]
         if not city.exists():
