@@ -85,7 +85,25 @@ class CodeRaster:
 
     @classmethod
     def of(cls, src: DatasetReader, path: str | Path, *, band: int | None = None) -> Self:
-        """Return the one band of codes of an open raster; errors as :func:`choose_band`."""
+        """Return the one band of codes of an open raster.
+
+        Parameters
+        ----------
+        src, path
+            The raster, and the name for messages.
+        band
+            Number of the band, from 1; by default the only one.
+
+        Returns
+        -------
+        CodeRaster
+            The band, read by windows.
+
+        Raises
+        ------
+        InputError
+            As :func:`choose_band`.
+        """
         bands = choose_band(src, path, band)
         return cls(src, path, bands=bands, band=bands.data[0], ours=bool(src.tags(ns=TAG_DOMAIN)))
 

@@ -334,6 +334,15 @@ class FakeNetwork:
         shutil.copy(self._folder / Path(remote.href).name, path)
 
 
+@pytest.fixture(autouse=True)
+def _fake_downloads(monkeypatch):
+    """Have a FakeNetwork download by itself."""
+    monkeypatch.setattr(
+        "landprior.domains.imagery.downloads.download",
+        lambda network, remote, origin, *, path, md5: network.download(remote, origin, path=path, md5=md5),
+    )
+
+
 def test_mnist_comes_from_the_next_mirror(tmp_path, rng):
     arrays = write_mnist(tmp_path / "there", rng, suffix=".gz")
     from torchvision.datasets import MNIST

@@ -1003,7 +1003,7 @@ HIDING = ("403", "503", "reset", "garbage", "redirect-loop")
 def test_keys_and_signatures_are_told_to_nobody_else(place, log, monkeypatch, capsys, kind, hits):
     """Look for them in logs (of all libraries), on the screen, in errors and in every file."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    monkeypatch.setattr(sign, "SIGN_URL", f"{place.url}/sign")  # the only one that gets the key
+    monkeypatch.setattr("landprior.sources.naip.sign.SIGN_URL", f"{place.url}/sign")  # the only one that gets the key
     log.set_level(logging.DEBUG)
     serve_image(place, lambda _, r: None if r.query.get("sig") == place.tokens[-1] else (403, {}, b""))
     if kind:

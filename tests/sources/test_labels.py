@@ -174,7 +174,7 @@ def test_polygons_in_another_crs_under_another_name_with_other_codes(tmp_path, p
     found = put(path, field="cover", label_map={10: 1, 20: 21, 30: 15})
     assert (found == drawn(grid, [1, 2, None, 1])).mean() > 0.99
     with pytest.raises(
-        InputError, match=r"a\.geojson has no column 'class' with the class \(it has cover\); .*--label-f"
+        InputError, match=r"a\.geojson has no column 'class' with the class \(it has cover\); .*--class-column"
     ):
         put(path)
 
