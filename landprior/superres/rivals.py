@@ -12,7 +12,8 @@ from landprior.errors import ConfigError
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.model import load_model
 from landprior.raster.scheme import explain
-from landprior.superres.settings import MethodSettings
+from landprior.superres.self_epitome import map_by_self_epitome
+from landprior.superres.settings import MethodSettings, SelfEpitomeSettings
 from landprior.superres.training import train_superres
 
 if TYPE_CHECKING:
@@ -66,9 +67,6 @@ def _by_itself(
     run: Run,
 ) -> None:
     """Map each tile by its own self-similarity."""
-    from landprior.superres.self_epitome import map_by_self_epitome
-    from landprior.superres.settings import SelfEpitomeSettings
-
     chosen = _validate(SelfEpitomeSettings, {"seed": settings.training.seed, **options}, "self-epitome")
     for tile, output in zip(tiles, outputs, strict=True):
         if tile.nlcd is None:

@@ -18,6 +18,7 @@ from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.run import Run
 from landprior.superres.counting import train_by_counts
+from landprior.superres.epitome_model import train_epitome_model
 from landprior.superres.maximisation import train_by_em
 from landprior.superres.tiles import read_coarse_tile
 
@@ -161,8 +162,6 @@ def _train_epitome(
     checkpoint: Path,
     run: Run,
 ) -> LandcoverModel:
-    from landprior.superres.epitome_model import train_epitome_model
-
     codes = [read_cells(_needed(one.nlcd, "NLCD", one), one.image)[1] for one in tiles]
     known = matrix or load_cooccurrence(None, read[0].scheme)
     table = known.table({int(code) for some in codes for code in np.unique(some)})

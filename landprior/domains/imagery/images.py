@@ -19,6 +19,8 @@ import torch
 from landprior import inputs
 from landprior.errors import InputError, MissingInputError, RasterReadError
 from landprior.inputs import check_file, read_text
+from landprior.raster.pixels import read_window
+from landprior.raster.reading import open_raster
 from landprior.sources.tables import parse_table
 
 if TYPE_CHECKING:
@@ -355,9 +357,6 @@ def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     """Read an image file, uint8, (bands, H, W); a palette is replaced by its colours."""
     from rasterio.enums import ColorInterp
-
-    from landprior.raster.pixels import read_window
-    from landprior.raster.reading import open_raster
 
     with open_raster(path) as src:
         values = read_window(src)

@@ -17,7 +17,8 @@ from landprior.raster.grid import Grid
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
-from landprior.sources.vectors import grow_shapes, read_vectors
+from landprior.sources.labels import is_raster
+from landprior.sources.vectors import grow_shapes, parse_source, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -357,9 +358,6 @@ def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = F
     InputError
         If they look swapped.
     """
-    from landprior.sources.labels import is_raster
-    from landprior.sources.vectors import parse_source
-
     if not is_raster(labels):
         return
     advice = f"are the two swapped? Write: landprior evaluate {labels} {map_path}"

@@ -17,6 +17,7 @@ import torch
 
 import landprior
 from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.implicit.epitomes import build_epitome_classifier
 from landprior.implicit.networks import (
     POSITION,
     Ensemble,
@@ -242,8 +243,6 @@ def build_network(
     """
     channels = count_channels(bands, scheme, extras)
     if architecture == "epitome":
-        from landprior.implicit.epitomes import build_epitome_classifier
-
         return build_epitome_classifier(channels, len(scheme), smoothing=smoothing, **(options or {}))
     builders = {"fcn": build_fcn, "unet": build_unet, LEARNED_PRIOR: build_prior_network}
     kind = architecture if bands else LEARNED_PRIOR
