@@ -1,6 +1,7 @@
 """Docstrings: which functions say what they take, return and raise (numpydoc; `numpydoc lint` compares the names)."""
 
 import ast
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def test_errors_of_ours_are_documented_where_they_are_raised():
 @pytest.mark.parametrize("name", [name for name in landprior.__all__ if name.islower() and name != "losses"])
 def test_public_functions_are_documented_whole(name):
     found = getattr(landprior, name)
-    text = found.__doc__
+    text = inspect.getdoc(found)
     for section in ("Parameters", "Returns", "Raises"):
-        assert f"    {section}\n    {'-' * len(section)}\n" in text, section
+        assert f"\n{section}\n{'-' * len(section)}\n" in text, section
 
 
 def test_losses_are_documented_whole():
     for name, loss in landprior.losses.LOSSES.items():
         for section in ("Parameters", "Returns", "Raises"):
-            assert f"    {section}\n    {'-' * len(section)}\n" in loss.__doc__, name
+            assert f"\n{section}\n{'-' * len(section)}\n" in inspect.getdoc(loss), name
