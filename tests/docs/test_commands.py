@@ -295,6 +295,9 @@ def prepare(printed, inputs, folder):
             inputs.interpret(path)
     if words[1] == "compare":
         inputs.make_comparison(folder)
+        # an epitome of the full size takes ten minutes to map with; docs/research/epitomes.md has a small one
+        names = ("prior", "qr", "rq", "sr", "sr, U-Net", "soft-naive", "hard-naive", "em", "self-epitome")
+        words += [word for name in names for word in ("--method", name)]
     if words[1] == "experiment" and "--root" in words:
         inputs.make_experiment(folder / words[words.index("--root") + 1])
     if "--city" in words and words[1] != "fetch":
