@@ -114,7 +114,12 @@ CASES = (
         "matrix csv", "matrix.csv", f"build-prior --nlcd nlcd.tif --cooccurrence matrix.csv {RUN} -o out.tif", text=True
     ),
     Case("matrix npy", "matrix.npy", f"build-prior --nlcd nlcd.tif --cooccurrence matrix.npy {RUN} -o out.tif"),
-    Case("scheme", "scheme.yaml", "build-prior --nlcd nlcd.tif --scheme scheme.yaml -o out.tif", text=True),
+    Case(
+        "scheme",
+        "scheme.yaml",
+        "build-prior --nlcd nlcd.tif --cooccurrence matrix.csv --scheme scheme.yaml -o out.tif",
+        text=True,
+    ),
     Case("plan status", "plan.json", "status plan.json", text=True),
     Case("plan mosaic", "plan.json", "mosaic plan.json --partial -o out.tif", text=True),
     Case("item mosaic", "town/town/t1/item.json", "mosaic plan.json -o out.tif", text=True),

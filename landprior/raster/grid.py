@@ -61,7 +61,22 @@ class Grid:
 
     @classmethod
     def of(cls, src: DatasetReader) -> Grid:
-        """Return the grid of an open rasterio dataset."""
+        """Return the grid of an open rasterio dataset.
+
+        Raises
+        ------
+        InputError
+            If the pixels cover no area, so that places on the map are in no pixel: a size of 0, or one that is no
+            number.
+        """
+        area = src.transform.determinant
+        if area == 0 or not math.isfinite(area):
+            numbers = ", ".join(f"{number:.6g}" for number in src.transform[:6])
+            msg = (
+                f"{src.name}: its georeferencing is damaged, its pixels have no area (transform {numbers}); "
+                f"set it again, with gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {quote(src.name)}"
+            )
+            raise InputError(msg)
         return cls(width=src.width, height=src.height, transform=src.transform, crs=src.crs)
 
     @property

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from affine import Affine
@@ -56,3 +57,11 @@ def test_pixel_size_that_cannot_be_known(make_grid):
         Grid(width=4, height=4, transform=Affine.identity()).pixel_size()
     with pytest.raises(InputError, match="positive"):
         degrees.pixel_size(0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.8e-255, float("nan"), float("inf")])
+def test_pixels_without_an_area_are_refused(size):
+    transform = Affine(size, 0, 600_000, 0, -size, 4_500_000)
+    torn = SimpleNamespace(name="torn.tif", width=4, height=4, transform=transform, crs=None)
+    with pytest.raises(InputError, match=r"torn.tif: .* its pixels have no area .*gdal_edit.py -a_ullr"):
+        Grid.of(torn)
