@@ -25,8 +25,9 @@ import pandas as pd
 
 from benchmarks.accuracy.cases import data_folder
 from landprior.domains.density import project
-from landprior.domains.density.blocks import BlockLabels, read_blocks, spread_priors
+from landprior.domains.density.blocks import BlockLabels, read_blocks
 from landprior.domains.density.points import Points, read_points
+from landprior.domains.density.priors import spread_priors
 from landprior.domains.density.settings import DensitySettings
 
 BLOCK, CLASSES, BLUR = 100, 10, 11

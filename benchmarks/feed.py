@@ -32,7 +32,7 @@ from landprior.raster.scheme import load_scheme
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from landprior.implicit.training import Batch
+    from landprior.implicit.objectives import Batch
 
 PATCH, BATCH = 64, 16
 

@@ -26,8 +26,8 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from landprior.raster.grid import Grid
+from landprior.sources.burning import burn
 from landprior.sources.osm import burn_layer
-from landprior.sources.vectors import burn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.accuracy.cases import data_folder
-from landprior.domains.imagery.images import read_images
+from landprior.domains.imagery.formats import read_images
 from landprior.domains.imagery.report import summarise, to_markdown, write_report
 from landprior.domains.partial.settings import PartialSettings, Sweep
 from landprior.domains.partial.sweep import SweepRunner

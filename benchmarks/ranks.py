@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.accuracy.cases import data_folder
-from landprior.domains.imagery.images import read_images
+from landprior.domains.imagery.formats import read_images
 from landprior.domains.imagery.report import summarise, to_markdown, write_report
 from landprior.domains.ranks.figures import write_confusions
 from landprior.domains.ranks.settings import RankSettings

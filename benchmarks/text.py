@@ -22,17 +22,12 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from landprior.domains.text.classification import Classification, classify, score
+from landprior.domains.text.classification import Classification, classify
 from landprior.domains.text.documents import Documents, Tree, make_tree, read_documents, read_tree
 from landprior.domains.text.features import trigram_features
-from landprior.domains.text.prior import (
-    calibrate,
-    load_language_model,
-    normalise_scores,
-    prior_of_scores,
-    read_prior,
-    score_names,
-)
+from landprior.domains.text.language_model import load_language_model, score_names
+from landprior.domains.text.prior import calibrate, normalise_scores, prior_of_scores, read_prior
+from landprior.domains.text.results import score
 from landprior.domains.text.settings import TextSettings
 from landprior.errors import LandpriorWarning
 

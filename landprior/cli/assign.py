@@ -96,7 +96,7 @@ def command(
     """  # noqa: D301
     import json
 
-    from landprior.domains.clustering.assignment import assign_classes
+    from landprior.domains.clustering.classes import assign_classes
     from landprior.landcover.mapping.options import MapOptions
     from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme

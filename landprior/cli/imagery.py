@@ -48,7 +48,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
         If it is not said which, or options contradict each other.
     """
     from landprior.domains.imagery.downloads import download_images
-    from landprior.domains.imagery.images import read_images
+    from landprior.domains.imagery.formats import read_images
 
     if data is None:
         msg = "DATA is missing: a .npz, or a folder of IDX or CIFAR files or of images with a CSV"

@@ -17,7 +17,7 @@ class InputType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         """Refuse what is not a local file before it becomes a Path, which turns s3://b into s3:/b."""
-        from landprior.raster.outputs import archive_path, explain_remote_input
+        from landprior.raster.remote import archive_path, explain_remote_input
 
         why = explain_remote_input(value)
         if why is not None:
@@ -31,7 +31,7 @@ class OutputType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         """Refuse what is not a local path before it becomes a Path."""
         from landprior.errors import InputError
-        from landprior.raster.outputs import refuse_remote
+        from landprior.raster.remote import refuse_remote
 
         try:
             refuse_remote(value)

@@ -107,7 +107,8 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
     """Run a plan, or a shard of it; exit 1 if a tile failed."""
     import os
 
-    from landprior.batch.plans import choose_shard, read_plan, shard_of_environment
+    from landprior.batch.plans import read_plan
+    from landprior.batch.shards import choose_shard, shard_of_environment
     from landprior.batch.tile_runner import run_plan
 
     network = partial(make_network, {name: options[name] for name in ("offline", "refresh", "retries")})

@@ -133,11 +133,12 @@ def command(
     if save_prior is not None and save_prior.suffix != ".npz":
         msg = f"--save-prior {save_prior}: a prior is written as .npz"
         raise click.UsageError(msg)
-    from landprior.domains.text.classification import check_predictions, classify, score, write_predictions
+    from landprior.domains.text.classification import classify
     from landprior.domains.text.documents import read_documents, read_tree
     from landprior.domains.text.features import trigram_features
     from landprior.domains.text.prior import read_prior
     from landprior.domains.text.prior import save_prior as write_prior
+    from landprior.domains.text.results import check_predictions, score, write_predictions
     from landprior.raster.locks import claiming
     from landprior.raster.outputs import check_outputs, checkpoint_of
 
@@ -198,7 +199,8 @@ def command(
 def _ask(
     model: str, documents: Documents, tree: Tree, *, max_tokens: int, device: str, progress: bool
 ) -> NDArray[np.float64]:
-    from landprior.domains.text.prior import load_language_model, prior_of_scores, score_names
+    from landprior.domains.text.language_model import load_language_model, score_names
+    from landprior.domains.text.prior import prior_of_scores
 
     language = load_language_model(model, device=device)
     scores = score_names(documents, tree, language, max_tokens=max_tokens, progress=progress)

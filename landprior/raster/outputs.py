@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 from rasterio.errors import RasterioIOError
 
-from landprior.addresses import redact
 from landprior.errors import (
     InputError,
     MissingInputError,
@@ -26,7 +24,8 @@ from landprior.errors import (
     RasterWriteError,
 )
 from landprior.inputs import check_target
-from landprior.raster.locks import LEFT_BEHIND, clear_leftovers, make_temporary
+from landprior.raster.locks import LEFT_BEHIND, clear_leftovers, make_temporary, sync_to_disk
+from landprior.raster.remote import refuse_remote
 from landprior.raster.sidecars import beside_of, files_of, is_inside, is_names, is_ours, same_file
 
 if TYPE_CHECKING:
@@ -38,11 +37,6 @@ Kind = Literal["file", "raster", "vector"]
 _LONGEST = 200
 """Bytes of a name up to which a checkpoint has the whole of it in its own: file systems take 255."""
 
-_REMOTE = re.compile(
-    r"(?:[a-z][a-z0-9+.-]+://|(?:s3|gs|gcs|az|abfss?|adl|oss|swift|https?|ftps?|hdfs|webhdfs|file|zip|tar|gzip):/)",
-    re.IGNORECASE,
-)
-_READ_ONLY = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar)/", re.IGNORECASE)
 
 _OTHER_FORMATS = {
     ".bil", ".bmp", ".csv", ".dbf", ".fgb", ".geojson", ".gif", ".gml", ".gpkg", ".grib", ".h5", ".hdf", ".hdr", ".img",
@@ -50,23 +44,6 @@ _OTHER_FORMATS = {
     ".shp", ".tsv", ".txt", ".vrt", ".webp", ".xlsx", ".xml", ".yaml", ".yml", ".zarr", ".zip",
 }  # fmt: skip
 """Endings that promise another format than the GeoTIFF that is written."""
-
-
-def is_remote(path: str | Path) -> bool:
-    """Say whether a path names something that is not a local file: a URL, a bucket, one of GDAL's virtual systems."""
-    text = os.fspath(path)
-    return bool(_REMOTE.match(text)) or text.startswith("/vsi")
-
-
-def explain_remote_input(path: str | Path) -> str | None:
-    """Return why an input cannot be read from where it is, with advice and no secret; None if it can be tried."""
-    text = os.fspath(path)
-    if _READ_ONLY.match(text) or not is_remote(text):
-        return None
-    shown = redact(text)
-    if text.lower().startswith(("zip:", "tar:", "gzip:", "file:")):
-        return f"{shown} is a URL; give a plain path, or /vsizip/ARCHIVE.zip/FILE for a raster in an archive"
-    return f"{shown} is not a local file; download it first and give the path of the copy"
 
 
 def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = (), kind: Kind = "file") -> Path:
@@ -211,33 +188,6 @@ def make_folder(path: str | Path) -> Path:
         msg = f"cannot make the folder {path} ({error.strerror})"
         raise RasterWriteError(msg) from error
     return path
-
-
-def archive_path(text: str | Path) -> str:
-    """Return the path of a file in an archive such that it survives being a Path, which takes // for /."""
-    text = os.fspath(text)
-    head, system, rest = text[:1], *text[1:].partition("/")[::2]
-    if not _READ_ONLY.match(text) or not rest.startswith("/"):
-        return text
-    archive = next((one for one in Path(rest).parents if one.is_file()), Path(rest))
-    inside = Path(rest).relative_to(archive).as_posix()
-    return f"{head}{system}/{{{archive}}}" + ("" if inside == "." else f"/{inside}")
-
-
-def refuse_remote(path: str | Path) -> None:
-    """Refuse a path to write that is no local one.
-
-    Raises
-    ------
-    InputError
-        Says so.
-    """
-    if is_remote(path):
-        msg = (
-            f"{redact(os.fspath(path))} is not a local path, and results are written to local files only; "
-            "write one and copy it there"
-        )
-        raise InputError(msg)
 
 
 def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
@@ -426,7 +376,7 @@ def replacing(
             temporary.touch()
             yield temporary
             for suffix in ("", *companions):
-                _to_disk(temporary.with_name(f"{path.name}{suffix}"))
+                sync_to_disk(temporary.with_name(f"{path.name}{suffix}"))
         except RasterioIOError as error:
             msg = f"cannot write {path} ({reason_of(error)}); is the disk full?"
             raise RasterWriteError(msg) from error
@@ -445,7 +395,7 @@ def replacing(
         for other in stale:
             if other not in fresh:
                 other.unlink(missing_ok=True)
-        _to_disk(path.parent)
+        sync_to_disk(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -482,18 +432,6 @@ def _clear_old(path: Path) -> None:
             with contextlib.suppress(OSError):
                 if time.time() - leftover.stat().st_mtime > LEFT_BEHIND:
                     leftover.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if sys.platform == "win32" and path.is_dir():
-        return  # a folder cannot be opened there
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have none for folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def reason_of(error: BaseException) -> str:

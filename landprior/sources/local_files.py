@@ -11,7 +11,7 @@ from pathlib import Path
 from landprior.addresses import redact
 from landprior.errors import InputError
 from landprior.inputs import checksum
-from landprior.raster.outputs import explain_remote_input, is_remote
+from landprior.raster.remote import explain_remote_input, is_remote
 from landprior.raster.sidecars import files_of
 
 _WHOLE = 256 * 2**20

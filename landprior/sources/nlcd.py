@@ -23,7 +23,8 @@ from landprior.addresses import hide_addresses, redact
 from landprior.errors import GridMismatchError, InputError, SourceBusyError, SourceError
 from landprior.raster.codes import choose_band
 from landprior.raster.grid import Grid
-from landprior.raster.outputs import archive_path, replacing
+from landprior.raster.outputs import replacing
+from landprior.raster.remote import archive_path
 from landprior.sources.http.client import DAY, Network
 from landprior.sources.http.origins import Origin, Remote
 from landprior.sources.http.ranges import open_remote

@@ -15,13 +15,14 @@ from landprior.errors import InputError, SourceBusyError, SourceError
 from landprior.inputs import check_file
 from landprior.raster.outputs import replacing
 from landprior.resources import config_file
+from landprior.sources.burning import burn
 from landprior.sources.http.cache import writing_features
 from landprior.sources.http.origins import Origin
 from landprior.sources.http.responses import MEGABYTE, parse_json, require_web
 from landprior.sources.local_files import identify
 from landprior.sources.osmnx_session import configured_osmnx
 from landprior.sources.public import OVERPASS_URL, RoadWidth
-from landprior.sources.vectors import burn, choose_layer, list_layers, parse_source, read_vectors
+from landprior.sources.vectors import choose_layer, list_layers, parse_source, read_vectors
 
 if TYPE_CHECKING:
     from pathlib import Path

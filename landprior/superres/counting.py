@@ -18,11 +18,11 @@ import torch
 from landprior.errors import InputError
 from landprior.implicit.losses import ce
 from landprior.implicit.networks import FCN_HALO, log_prior
+from landprior.implicit.objectives import Batch
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch
 from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tiles import Tile, order_tiles
+from landprior.landcover.training.tile_sets import order_tiles
 from landprior.landcover.training.trainer import MOST_BORDER, train_model
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.run import Run
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.landcover.training.model import BandStatistics, LandcoverModel
+    from landprior.landcover.training.tiles import Tile
     from landprior.superres.tiles import CoarseTile
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from landprior.errors import InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.epitomes import Epitome, build_epitome
+from landprior.implicit.objectives import Batch
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, fit
-from landprior.landcover.training.tiles import Tile, measure_bands, require_compatible
+from landprior.implicit.training import fit
+from landprior.landcover.training.tile_sets import require_compatible
+from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.run import Run
 from landprior.superres.settings import EpitomeSettings
 

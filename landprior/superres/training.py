@@ -13,7 +13,8 @@ from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurren
 from landprior.landcover.training.ensemble import clear_checkpoint
 from landprior.landcover.training.model import check_model_output, save_model
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tiles import Tile, order_tiles, read_tile
+from landprior.landcover.training.tile_sets import order_tiles
+from landprior.landcover.training.tiles import Tile, read_tile
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.run import Run

@@ -14,13 +14,8 @@ import torch
 
 from landprior.batch.estimate import estimate_work
 from landprior.batch.mosaic import join_maps
-from landprior.batch.plans import (
-    choose_shard,
-    plan_workspace,
-    read_plan,
-    shard_of_environment,
-    write_plan,
-)
+from landprior.batch.plans import plan_workspace, read_plan, write_plan
+from landprior.batch.shards import choose_shard, shard_of_environment
 from landprior.batch.states import RUN, state_of, states_of, tile_of
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError, MissingInputError

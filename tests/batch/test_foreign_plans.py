@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from landprior.batch.plans import plan_workspace, read_plan, shard_of_environment, write_plan
+from landprior.batch.plans import plan_workspace, read_plan, write_plan
+from landprior.batch.shards import shard_of_environment
 from landprior.batch.states import RUN, state_of, tile_of
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError

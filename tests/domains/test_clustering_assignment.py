@@ -9,13 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.domains.clustering.assignment import (
-    ClusterLayer,
-    LabelDraws,
-    assign_classes,
-    fit_assignment,
-    score_splits,
-)
+from landprior.domains.clustering.assignment import ClusterLayer, LabelDraws, fit_assignment, score_splits
+from landprior.domains.clustering.classes import assign_classes
 from landprior.domains.clustering.mapping import find_probabilities
 from landprior.domains.clustering.points import read_points
 from landprior.errors import InputError, MissingInputError, SchemeError

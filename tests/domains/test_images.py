@@ -17,7 +17,8 @@ import torch
 from landprior.domains.imagery import downloads as module
 from landprior.domains.imagery.downloads import download_images
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
-from landprior.domains.imagery.images import CIFAR_CLASSES, UNKNOWN, read_idx_file, read_images
+from landprior.domains.imagery.formats import CIFAR_CLASSES, read_idx_file, read_images
+from landprior.domains.imagery.images import UNKNOWN
 from landprior.errors import InputError, LandpriorError, MissingInputError, RasterReadError, SourceError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

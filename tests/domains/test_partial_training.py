@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from landprior.cli import main
-from landprior.domains.imagery.images import ImageSplits, LabelledImages, read_images
+from landprior.domains.imagery.formats import read_images
+from landprior.domains.imagery.images import ImageSplits, LabelledImages
 from landprior.domains.imagery.network import build_image_network
 from landprior.domains.imagery.records import read_runs
 from landprior.domains.imagery.report import summarise, to_markdown
@@ -27,7 +28,7 @@ from landprior.domains.partial.training import FixedDenominator, judge_candidate
 from landprior.domains.ranks.settings import RankSettings
 from landprior.errors import CollapseWarning, InputError, TrainingInterruptedError
 from landprior.implicit.losses import LOSSES, nll_union
-from landprior.implicit.training import Batch
+from landprior.implicit.objectives import Batch
 from landprior.records import RESULTS
 from tests.helpers import interrupted_at
 

@@ -13,7 +13,8 @@ import torch
 from click.testing import CliRunner
 
 from landprior.cli import main
-from landprior.domains.imagery.images import ImageSplits, LabelledImages, read_images
+from landprior.domains.imagery.formats import read_images
+from landprior.domains.imagery.images import ImageSplits, LabelledImages
 from landprior.domains.imagery.records import Look, read_runs
 from landprior.domains.ranks import training as training_module
 from landprior.domains.ranks.figures import choose_looks
@@ -28,7 +29,7 @@ from landprior.domains.ranks.posterior import (
 from landprior.domains.ranks.settings import RankSettings
 from landprior.domains.ranks.training import PairFeed, PairJudge, PairNetwork, RankObjective, RankRunner, train_ranks
 from landprior.errors import InputError, TrainingInterruptedError
-from landprior.implicit.training import Batch
+from landprior.implicit.objectives import Batch
 from tests.helpers import interrupted_at
 
 from .test_partial_training import make_images

@@ -13,18 +13,11 @@ from click.testing import CliRunner
 from sklearn.metrics import f1_score
 
 from landprior.cli import main
-from landprior.domains.text.classification import (
-    DocumentFeed,
-    SparseLinear,
-    SparseRows,
-    classify,
-    judge,
-    score,
-    write_predictions,
-)
+from landprior.domains.text.classification import DocumentFeed, SparseLinear, SparseRows, classify, judge
 from landprior.domains.text.documents import UNKNOWN, Documents, make_tree, read_documents, read_tree
 from landprior.domains.text.features import trigram_features
 from landprior.domains.text.prior import read_prior, save_prior
+from landprior.domains.text.results import score, write_predictions
 from landprior.domains.text.settings import TextSettings
 from landprior.errors import HarmWarning, InputError, OutputExistsError, TrainingInterruptedError
 from landprior.implicit.posterior import log_posterior

@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from landprior.domains.text.documents import Documents, make_tree
+from landprior.domains.text.language_model import LanguageModel, load_language_model, score_names
 from landprior.domains.text.prior import (
-    LanguageModel,
     calibrate,
-    load_language_model,
     normalise_scores,
     prior_of_scores,
     prior_of_similarity,
     prior_of_table,
     read_prior,
     save_prior,
-    score_names,
 )
 from landprior.errors import InputError, MissingInputError, ModelError, PriorError
 

@@ -16,8 +16,9 @@ from landprior.implicit.devices import (
     subnormals_flushed,
 )
 from landprior.implicit.networks import build_fcn
+from landprior.implicit.objectives import Batch
 from landprior.implicit.settings import TrainingSettings
-from landprior.implicit.training import Batch, fit, make_fabric
+from landprior.implicit.training import fit, make_fabric
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -10,6 +10,7 @@ from landprior.errors import InputError, ProbabilityError
 from landprior.implicit import checks
 from landprior.implicit.losses import LOSSES
 from landprior.implicit.networks import log_prior as take_log
+from landprior.implicit.objectives import em
 from landprior.implicit.posterior import (
     RunningMarginal,
     log_class_marginal,
@@ -17,7 +18,6 @@ from landprior.implicit.posterior import (
     log_joint,
     log_posterior,
 )
-from landprior.implicit.training import em
 from landprior.superres.statistics import compare_statistics, count_blocks
 
 SHAPES = [(7, 3), (2, 4, 5, 6)]

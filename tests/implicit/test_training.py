@@ -18,9 +18,10 @@ from landprior.errors import (
 )
 from landprior.implicit.losses import ce, qr
 from landprior.implicit.networks import SmoothedNetwork
+from landprior.implicit.objectives import Batch, em
 from landprior.implicit.posterior import log_posterior
 from landprior.implicit.settings import TrainingSettings
-from landprior.implicit.training import Batch, em, fit, make_fabric
+from landprior.implicit.training import fit, make_fabric
 
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
 

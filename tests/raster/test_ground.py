@@ -21,9 +21,9 @@ from landprior.landcover.assessment.estimation import evaluate_points
 from landprior.landcover.assessment.sampling import draw_sample, measure_classes, write_sample
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.prior.build import build_prior
-from landprior.landcover.prior.cells import estimate_lattice
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.fusion import PriorModel
+from landprior.landcover.prior.lattice import estimate_lattice
 from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid

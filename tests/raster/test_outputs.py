@@ -14,16 +14,8 @@ import rasterio
 from landprior.errors import InputError, OutputBusyError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import write_raster
 from landprior.raster.locks import claiming, clear_leftovers
-from landprior.raster.outputs import (
-    archive_path,
-    check_apart,
-    check_folder,
-    check_output,
-    check_outputs,
-    checkpoint_of,
-    explain_remote_input,
-    replacing,
-)
+from landprior.raster.outputs import check_apart, check_folder, check_output, check_outputs, checkpoint_of, replacing
+from landprior.raster.remote import archive_path, explain_remote_input
 from landprior.raster.sidecars import files_of, same_file
 
 

@@ -20,9 +20,10 @@ from shapely.geometry import LineString, MultiPolygon, Point, box, mapping
 
 from landprior.errors import OfflineError, SourceError, SourceWarning
 from landprior.sources.buildings import download_buildings, list_files, quadkeys_of
+from landprior.sources.burning import burn
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network, RetryPolicy
-from landprior.sources.vectors import burn, read_vectors
+from landprior.sources.vectors import read_vectors
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 

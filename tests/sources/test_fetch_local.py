@@ -32,11 +32,11 @@ from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 from landprior.run import Run
 from landprior.sources import reach
+from landprior.sources.burning import burn
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network
 from landprior.sources.local_files import identify
 from landprior.sources.outlines import area_from_file
-from landprior.sources.vectors import burn
 
 LEFT, TOP, CRS = 570_000, 4_120_256, "EPSG:26917"
 CORE = box(LEFT + 80, TOP - 176, LEFT + 180, TOP - 76)

@@ -23,8 +23,9 @@ from landprior.errors import (
     SourceError,
     SourceWarning,
 )
-from landprior.landcover.workspace.acquisition import _Job, write_nlcd
 from landprior.landcover.workspace.fetch_settings import FetchSettings
+from landprior.landcover.workspace.nlcd_layer import write_nlcd
+from landprior.landcover.workspace.tile_fetch import TileFetcher
 from landprior.raster.grid import Grid
 from landprior.run import Run
 from landprior.sources.http.cache import Cache
@@ -506,7 +507,7 @@ def test_the_nearest_year_is_taken_the_earlier_of_two(year, years, expected):
 
 def offered(network, url):
     settings = FetchSettings(nlcd_wcs=url, nlcd_coverage=COVERAGE)
-    return _Job(plan=None, settings=settings, network=network, run=Run())._offered_year
+    return TileFetcher(plan=None, settings=settings, network=network, run=Run())._offered_year
 
 
 def test_a_year_is_asked_for_only_where_there_are_several(geoserver, network, monkeypatch):

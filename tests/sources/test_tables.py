@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from landprior.domains.density.blocks import read_priors
+from landprior.domains.density.priors import read_priors
 from landprior.domains.imagery.images import read_table as read_image_table
 from landprior.errors import InputError, MissingInputError, PriorError
 from landprior.landcover.prior.cooccurrence import load_cooccurrence

@@ -20,7 +20,8 @@ from shapely.geometry import LineString, MultiPolygon, Point, Polygon, box
 
 from landprior.errors import InputError, MissingInputError
 from landprior.raster.grid import Grid
-from landprior.sources.vectors import burn, read_everything, read_vectors, widen_pixels
+from landprior.sources.burning import burn, widen_pixels
+from landprior.sources.vectors import read_everything, read_vectors
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from landprior.errors import CooccurrenceWarning, InputError, TrainingInterruptedError
-from landprior.implicit.training import Batch
+from landprior.implicit.objectives import Batch
 from landprior.landcover.prior.cells import Cells
 from landprior.landcover.prior.cooccurrence import Cooccurrence
 from landprior.landcover.training.files import TrainingTile

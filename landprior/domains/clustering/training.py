@@ -25,7 +25,7 @@ from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
 from landprior.implicit.posterior import log_class_marginal
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, fit
+from landprior.implicit.training import fit
 from landprior.landcover.training.image_kind import ImageKind, require_one_kind
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.model import BandStatistics, LandcoverModel, build_network
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.implicit.history import History
+    from landprior.implicit.objectives import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -94,7 +94,7 @@ def map_density(
     model
         See :func:`landprior.domains.density.training.train_density`.
     posterior
-        A prior on the image's grid (:func:`landprior.domains.density.blocks.write_prior`): then the map is of r. The
+        A prior on the image's grid (:func:`landprior.domains.density.priors.write_prior`): then the map is of r. The
         mean prediction that r rests on is that over the training images, which share one prior.
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landprior.domains.density.blocks import UNKNOWN, block_shape, write_prior
+from landprior.domains.density.blocks import UNKNOWN, block_shape
 from landprior.domains.density.mapping import map_density, posterior_odds, predict_points, read_darkness
 from landprior.domains.density.points import PointScores, score_points
+from landprior.domains.density.priors import write_prior
 from landprior.domains.density.settings import DensitySettings
 from landprior.domains.density.training import make_scheme, read_tiles, train_density
-from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.training.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
-from landprior.raster.grid import Grid
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
 from landprior.raster.reading import open_raster
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.domains.density.blocks import BlockLabels
+    from landprior.domains.density.images import Images
     from landprior.domains.density.points import Points
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
@@ -41,62 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL, REPORT = "model.safetensors", "report.json"
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".bmp", ".jp2"})
-"""Files of a folder that are taken as images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """The images of a run, by file name, and their grids."""
-
-    paths: Mapping[str, Path]
-    grids: Mapping[str, Grid]
-
-    @property
-    def names(self) -> list[str]:
-        """File names, sorted."""
-        return sorted(self.paths)
-
-
-def find_images(given: Iterable[str | Path]) -> Images:
-    """Open images, and those in folders.
-
-    Raises
-    ------
-    MissingInputError
-        If a file or folder is not there, or a folder holds none.
-    InputError
-        If two have one name but for the ending.
-    RasterReadError
-        If one cannot be read.
-    """
-    paths: dict[str, Path] = {}
-    for item in map(Path, given):
-        found = sorted(p for p in item.iterdir() if p.suffix.lower() in SUFFIXES) if item.is_dir() else [item]
-        if not found:
-            msg = f"{item} holds no image ({', '.join(sorted(SUFFIXES))})"
-            raise MissingInputError(msg)
-        for path in found:
-            twin = next((other for other in paths.values() if other.stem == path.stem and other != path), None)
-            if twin is not None:
-                msg = f"{twin} and {path} have one name, so tables and maps cannot tell them apart; rename one"
-                raise InputError(msg)
-            paths[path.name] = path
-    if not paths:
-        msg = "no image was given"
-        raise InputError(msg)
-    grids = {}
-    for name, path in paths.items():
-        with open_raster(path) as src:
-            grids[name] = Grid.of(src)
-    return Images(paths=paths, grids=grids)
-
-
-def draw_held_out(names: Iterable[str], share: float) -> set[str]:
-    """Choose a share of images by a hash of their names: the same ones whatever other images there are."""
-    limit = share * 2**32
-    return {name for name in names if int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < limit}
 
 
 def train_images(

@@ -19,15 +19,8 @@ import numpy as np
 import torch
 from rasterio.windows import Window
 
-from landprior.domains.density.blocks import (
-    UNKNOWN,
-    BlockLabels,
-    block_shape,
-    check_priors,
-    mean_prior,
-    pixel_prior,
-    relate_priors,
-)
+from landprior.domains.density.blocks import UNKNOWN, BlockLabels, block_shape
+from landprior.domains.density.priors import check_priors, mean_prior, pixel_prior, relate_priors
 from landprior.domains.density.settings import DensitySettings
 from landprior.errors import CollapseWarning, DirectionWarning, HarmWarning, InputError
 from landprior.implicit.seeds import derive_seed
@@ -35,7 +28,8 @@ from landprior.landcover.training.image_kind import ImageKind
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.model import BandStatistics
 from landprior.landcover.training.patches import PatchFeed
-from landprior.landcover.training.tiles import Tile, require_compatible
+from landprior.landcover.training.tile_sets import require_compatible
+from landprior.landcover.training.tiles import Tile
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.scheme import ClassScheme, LandClass
 from landprior.raster.windows import Block, stream

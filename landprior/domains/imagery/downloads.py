@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from landprior.domains.imagery.images import CIFAR_CLASSES, assemble_splits, find_idx, read_idx
+from landprior.domains.imagery.formats import CIFAR_CLASSES, find_idx, read_idx
+from landprior.domains.imagery.images import assemble_splits
 from landprior.errors import InputError, SourceError
 from landprior.sources.http.downloads import download
 from landprior.sources.http.origins import Origin, Remote

@@ -14,7 +14,7 @@ from landprior.domains.imagery.network import build_image_network
 from landprior.domains.imagery.watching import Watcher, looks_of
 from landprior.errors import CollapseWarning
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.training import Batch, fit
+from landprior.implicit.training import fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from landprior.domains.imagery.images import ImageSplits, LabelledImages
     from landprior.domains.imagery.records import Look
     from landprior.implicit.networks import SmoothedNetwork
+    from landprior.implicit.objectives import Batch, Objective
     from landprior.implicit.settings import (
         TrainingSettings,
     )
-    from landprior.implicit.training import Objective
 
 
 COLLAPSED = 99.5

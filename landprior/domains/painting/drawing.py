@@ -18,8 +18,9 @@ from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.pixels import read_mask, read_window
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, LandClass
+from landprior.sources.burning import burn
 from landprior.sources.labels import is_raster
-from landprior.sources.vectors import burn, read_vectors
+from landprior.sources.vectors import read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from landprior.domains.imagery.images import UNKNOWN, read_arrays, read_table
+from landprior.domains.imagery.formats import read_arrays
+from landprior.domains.imagery.images import UNKNOWN, read_table
 from landprior.errors import InputError, PriorError
 from landprior.implicit.seeds import derive_seed
 

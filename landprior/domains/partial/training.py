@@ -15,10 +15,10 @@ from landprior.domains.imagery.watching import CHOICE
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
+from landprior.implicit.objectives import Batch
 from landprior.implicit.posterior import EPS, log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import IMPLICIT
-from landprior.implicit.training import Batch
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from landprior.domains.imagery.images import ImageSplits
     from landprior.domains.imagery.training import Trained
     from landprior.domains.partial.settings import PartialLoss, PartialSettings
-    from landprior.implicit.training import Objective
+    from landprior.implicit.objectives import Objective
 
 
 class CandidateFeed:

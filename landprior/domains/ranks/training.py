@@ -29,10 +29,10 @@ from landprior.domains.ranks.posterior import log_pair_joint, pair_priors, rank_
 from landprior.domains.ranks.settings import Denominators, Fit, Ties  # noqa: TC001 - pydantic reads them
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
+from landprior.implicit.objectives import Batch
 from landprior.implicit.posterior import RunningMarginal, log_class_marginal
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import Marginal  # noqa: TC001 - pydantic reads it
-from landprior.implicit.training import Batch
 from landprior.run import Run
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from landprior.raster.grid import Grid
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.raster.scheme import IGNORED_INDEX, ClassScheme, parse_scheme
 from landprior.raster.windows import Block, stream
+from landprior.sources.burning import grow_shapes
 from landprior.sources.labels import is_raster
-from landprior.sources.vectors import grow_shapes, parse_source, read_vectors
+from landprior.sources.vectors import parse_source, read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,5 @@
 """Running an experiment: every cell once, one line of results per finished one, whatever happens in between."""
+# Over 450 lines: the cells of an experiment share priors, models and maps, so one class makes them all
 
 from __future__ import annotations
 

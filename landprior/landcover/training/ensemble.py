@@ -16,10 +16,7 @@ from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import Ensemble
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tiles import (
-    Tile,
-    in_order,
-)
+from landprior.landcover.training.tile_sets import in_order
 from landprior.landcover.training.trainer import identify_run, train_model
 from landprior.landcover.training.verdict import Judge, warn_of_harm
 from landprior.run import Run
@@ -27,6 +24,8 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from landprior.landcover.training.tiles import Tile
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from landprior.errors import InputError
 from landprior.implicit.networks import FCN_HALO, log_prior
+from landprior.implicit.objectives import Batch
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.settings import OUTPUT_SMOOTHING
-from landprior.implicit.training import Batch
-from landprior.landcover.training.tiles import require_compatible
+from landprior.landcover.training.tile_sets import require_compatible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,14 +18,8 @@ from landprior.landcover.training.image_kind import kind_of, require_one_kind
 from landprior.landcover.training.model import LandcoverModel, build_network
 from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tiles import (
-    Tile,
-    find_doubles,
-    in_order,
-    measure_bands,
-    require_compatible,
-    require_inside,
-)
+from landprior.landcover.training.tile_sets import find_doubles, in_order, require_compatible, require_inside
+from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.landcover.training.verdict import Judge, Look, warn_of_harm
 from landprior.run import Run
 
@@ -37,7 +31,7 @@ if TYPE_CHECKING:
 
     from landprior.implicit.history import Epoch
     from landprior.implicit.networks import PixelNetwork
-    from landprior.implicit.training import Batch, Objective
+    from landprior.implicit.objectives import Batch, Objective
     from landprior.landcover.training.image_kind import ImageKind
 
 logger = logging.getLogger(__name__)

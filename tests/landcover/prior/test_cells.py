@@ -14,8 +14,9 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from landprior.errors import CooccurrenceWarning, InputError, PriorError
-from landprior.landcover.prior.cells import ALBERS, Cells, estimate_lattice, find_lattice, measure_spread, read_cells
+from landprior.landcover.prior.cells import Cells, measure_spread, read_cells
 from landprior.landcover.prior.cooccurrence import load_cooccurrence, measure_cooccurrence, write_cooccurrence
+from landprior.landcover.prior.lattice import ALBERS, estimate_lattice, find_lattice
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 

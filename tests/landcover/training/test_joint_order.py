@@ -6,7 +6,8 @@ import pytest
 
 from landprior.landcover.training.files import train_files
 from landprior.landcover.training.model import load_model
-from landprior.landcover.training.tiles import order_tiles, read_tile
+from landprior.landcover.training.tile_sets import order_tiles
+from landprior.landcover.training.tiles import read_tile
 
 pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarning")
 
