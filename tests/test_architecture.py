@@ -41,24 +41,6 @@ ROOMS = {
 
 MOST_LINES = 450
 REASON = "# Over 450 lines: "
-TO_SPLIT = {
-    "landprior.batch.plans",
-    "landprior.domains.clustering.assignment",
-    "landprior.domains.density.blocks",
-    "landprior.domains.density.project",
-    "landprior.domains.imagery.images",
-    "landprior.domains.text.classification",
-    "landprior.domains.text.prior",
-    "landprior.implicit.training",
-    "landprior.landcover.experiments.runner",
-    "landprior.landcover.prior.cells",
-    "landprior.landcover.synthetic.scene",
-    "landprior.landcover.training.tiles",
-    "landprior.landcover.workspace.acquisition",
-    "landprior.raster.outputs",
-    "landprior.sources.vectors",
-}
-"""Modules that are too long and still to be split; strict, so that each leaves the list when it is."""
 
 
 @cache
@@ -187,13 +169,7 @@ def test_imports_inside_functions_spare_torch():
     assert not needless
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="still to be split")) if name in TO_SPLIT else name
-        for name in sorted(MODULES)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_are_short_or_say_why_not(name):
     text = MODULES[name].read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES or REASON in text
