@@ -154,6 +154,8 @@ def command(
     interrupted, rerun the same command to resume.
     """  # noqa: D301
     from landprior.domains.density import blocks, project
+    from landprior.domains.density import priors as block_priors
+    from landprior.domains.density.images import draw_held_out, find_images
     from landprior.domains.density.points import read_points
     from landprior.domains.density.training import make_scheme
     from landprior.landcover.mapping.blur import check_side
@@ -167,12 +169,12 @@ def command(
     scheme = make_scheme(*two)
     settings = _settings(own_prior=bool(prior or measure), **given)
     progress = show_progress(ctx)
-    found = project.find_images(images)
+    found = find_images(images)
     project.prepare_folder(
         found, output, inputs=(coarse, prior, measure, points, model_file), trains=model_file is None, maps=not no_maps
     )
     labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)
-    held = project.draw_held_out(found.names, hold_out)
+    held = draw_held_out(found.names, hold_out)
     kinds = {"positive": positive, "ignored": ignored}
     scored = None if points is None else read_points(points, found.grids, **kinds)
     if model_file is not None:
@@ -181,13 +183,13 @@ def command(
         raise click.UsageError(_NO_COARSE)
     else:
         trained_on = blocks.without_images(labels, held)
-        priors = blocks.spread_priors(labels.count)
+        priors = block_priors.spread_priors(labels.count)
         if prior is not None:
-            priors = blocks.read_priors(prior, labels.count)
+            priors = block_priors.read_priors(prior, labels.count)
         if measure is not None:
             places = read_points(measure, found.grids, **kinds)
             middles = {name: some.places[some.positive] for name, some in places.items()}
-            priors = blocks.measure_priors(trained_on, found.grids, middles, radius=radius)
+            priors = block_priors.measure_priors(trained_on, found.grids, middles, radius=radius)
         model = project.train_or_load(
             found,
             trained_on,

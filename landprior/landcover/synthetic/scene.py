@@ -8,23 +8,31 @@ footprints with omissions and shifts. Colours overlap on purpose (lush crops and
 soil, shadow and water, roofs and soil), so that colour alone does not tell the classes apart.
 """
 
+# Over 450 lines: one generator; its steps share the scene that they paint, and none is of use alone.
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+from affine import Affine
 from rasterio.crs import CRS
-from shapely.geometry import LineString, Polygon
+from rasterio.features import rasterize
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from shapely import affinity
+from shapely.geometry import LineString, Point, Polygon, box
 
 from landprior.errors import InputError
-from landprior.landcover.synthetic.painter import Painter
+from landprior.raster.grid import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.random import Generator
     from numpy.typing import NDArray
     from shapely.geometry.base import BaseGeometry
-
-    from landprior.raster.grid import Grid
 
 Climate = Literal["temperate", "arid"]
 """Temperate: fields and woods. Arid: soil with scattered shrubs instead of grass, few trees."""
@@ -33,6 +41,29 @@ WATER, IMPERVIOUS, BARREN, TREES, GRASS = 10, 20, 30, 40, 70
 """Codes of the truth: the enviroatlas-5 scheme."""
 
 SCENE_CRS = CRS.from_epsg(26917)
+_ORIGIN = (680_000.0, 4_210_000.0)
+_SUN = (0.8, 0.6)
+"""Direction shadows fall, in (columns, rows)."""
+
+# Mean colours (red, green, blue, near infrared) of the materials.
+_COLOURS = {
+    "deciduous": (66, 86, 60, 142),
+    "evergreen": (50, 68, 52, 108),
+    "gravel": (192, 178, 152, 158),
+    "desert": (178, 154, 126, 140),
+    "asphalt": (124, 124, 124, 104),
+    "concrete": (178, 174, 164, 148),
+    "dark roof": (88, 86, 88, 80),
+    "brown roof": (134, 108, 94, 110),
+    "red roof": (152, 100, 84, 116),
+    "white roof": (214, 212, 206, 186),
+    "river": (84, 92, 78, 46),
+    "pond": (48, 64, 66, 30),
+}
+# Herbs run from lush to dry, soil from dark to pale; a patch of ground is somewhere in between.
+_HERBS = ((72, 94, 62, 150), (112, 128, 86, 152), (160, 146, 110, 134))
+_SOILS = ((114, 100, 84, 98), (158, 134, 108, 124), (174, 156, 124, 142))
+_ROOFS = ("dark roof", "brown roof", "red roof", "white roof", "concrete")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +122,356 @@ def make_scene(size: int = 768, *, seed: int = 0, climate: Climate = "temperate"
     if climate not in get_args(Climate):
         msg = f"climate is one of {', '.join(get_args(Climate))}, not {climate!r}"
         raise InputError(msg)
-    return Painter(size, np.random.default_rng(seed), arid=climate == "arid").scene()
+    return _Painter(size, np.random.default_rng(seed), arid=climate == "arid").scene()
+
+
+class _Painter:
+    """Paints ground, then what stands on it, then light; keeps the truth in step."""
+
+    def __init__(self, size: int, rng: Generator, *, arid: bool) -> None:
+        self.n = size
+        self.rng = rng
+        self.arid = arid
+        self.colour = np.zeros((4, size, size), dtype=np.float32)
+        self.truth = np.zeros((size, size), dtype=np.uint8)
+        self.height = np.zeros((size, size), dtype=np.float32)
+        self.use = np.zeros((size, size), dtype=np.uint8)  # the NLCD code of the land use, where nothing is built
+        self.vectors: dict[str, list[BaseGeometry]] = {
+            "roads": [],
+            "buildings": [],
+            "waterways": [],
+            "waterbodies": [],
+        }
+
+    def scene(self) -> Scene:
+        """Paint everything and derive what a user would have."""
+        n = self.n
+        village = self._village()
+        self._fields(village)
+        river = self._river()
+        self._ponds(river)
+        self._pit(village)
+        streets = self._streets(village)
+        self._roads(streets)
+        self._houses(streets, river)
+        woods = self._woods(village, river)
+        self._single_trees(village, woods)
+        image = self._light()
+        nlcd = self._nlcd()
+        to_map = Affine.translation(_ORIGIN[0], _ORIGIN[1] + n) @ Affine.scale(1, -1)
+        grid = Grid(width=n, height=n, transform=to_map, crs=SCENE_CRS)
+        layers = {name: self._burn(shapes, name) for name, shapes in self.vectors.items()}
+        frame = box(0, 0, n, n)
+        on_map = {
+            name: [
+                affinity.affine_transform(part, [1, 0, 0, -1, _ORIGIN[0], _ORIGIN[1] + n])
+                for part in (shape.intersection(frame) for shape in shapes)
+                if not part.is_empty
+            ]
+            for name, shapes in self.vectors.items()
+        }
+        return Scene(grid=grid, image=image, truth=self.truth, nlcd=nlcd, layers=layers, vectors=on_map)
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _noise(self, scale: float) -> NDArray[np.float32]:
+        """Smooth noise, mean 0, deviation 1."""
+        noise = ndimage.gaussian_filter(self.rng.standard_normal((self.n, self.n)), scale, mode="wrap")
+        return np.asarray(noise / noise.std(), dtype=np.float32)
+
+    def _mask(self, shapes: Sequence[BaseGeometry]) -> NDArray[np.bool_]:
+        shapes = [shape for shape in shapes if not shape.is_empty]
+        if not shapes:
+            return np.zeros((self.n, self.n), dtype=bool)
+        return np.asarray(rasterize(shapes, out_shape=(self.n, self.n), dtype="uint8"), dtype=bool)
+
+    def _paint(
+        self, where: NDArray[np.bool_], material: str, code: int, *, texture: float = 0.05, height: float = 0.0
+    ) -> None:
+        """Cover pixels with a material whose brightness and tint vary a little from object to object."""
+        tint = 1 + 0.025 * self.rng.standard_normal((4, 1)) + 0.06 * self.rng.standard_normal()
+        grain = 1 + texture * self.rng.standard_normal(int(where.sum()))
+        self.colour[:, where] = np.array(_COLOURS[material])[:, None] * tint * grain
+        self.truth[where] = code
+        self.height[where] = height
+
+    def _burn(self, shapes: Sequence[BaseGeometry], name: str) -> NDArray[np.uint8]:
+        """Rasterise drawn vectors as the paper did: roads three pixels wide, waterways one."""
+        if name == "roads":
+            shapes = [shape.buffer(1.5) for shape in shapes]
+        elif name == "waterways":
+            shapes = [shape.buffer(0.6) for shape in shapes]
+        return self._mask(shapes).astype(np.uint8)
+
+    # -- ground ----------------------------------------------------------------------------------
+
+    def _village(self) -> NDArray[np.bool_]:
+        rows, columns = np.mgrid[: self.n, : self.n] / self.n
+        x, y = self.rng.uniform(0.35, 0.65, 2)
+        wobble = 0.04 * self._noise(self.n / 16)
+        reach = np.hypot((columns - x) / 0.30, (rows - y) / 0.24) + wobble
+        return np.asarray(reach < 1)
+
+    def _fields(self, village: NDArray[np.bool_]) -> None:
+        """Parcels of crops, pasture and meadow; lawns in the village."""
+        count = max(int((self.n / 110) ** 2), 4)
+        seeds = self.rng.uniform(0, self.n, (count, 2))
+        rows, columns = np.mgrid[: self.n, : self.n].astype(np.float32)
+        bend = 6 * self._noise(self.n / 24)
+        parcels = cKDTree(seeds).query(np.stack([rows + bend, columns * 1.0], -1).reshape(-1, 2))[1]
+        self.parcels = parcels.reshape(self.n, self.n)
+        # (code, NLCD use, tone of lush..dry or dark..pale, share of the parcels)
+        kinds: list[tuple[int, int, tuple[float, float], float]] = (
+            [(BARREN, 52, (0.6, 1.0), 0.62), (GRASS, 71, (0.6, 1.0), 0.2), (BARREN, 82, (0.2, 0.8), 0.18)]
+            if self.arid
+            else [
+                (GRASS, 81, (0.2, 0.7), 0.26),
+                (GRASS, 71, (0.5, 1.0), 0.16),
+                (GRASS, 82, (0.0, 0.6), 0.36),  # NAIP is flown in the growing season
+                (BARREN, 82, (0.0, 1.0), 0.22),
+            ]
+        )
+        chosen = self.rng.choice(len(kinds), size=count, p=[kind[3] for kind in kinds])
+        tone = 0.22 * self._noise(9) + 0.12 * self._noise(4)
+        for parcel in range(count):
+            code, use, (low, high), _ = kinds[chosen[parcel]]
+            where = self.parcels == parcel
+            self._soften(where, code, tone + self.rng.uniform(low, high))
+            self.use[where] = use
+            if use == 82:  # drilling rows
+                angle = self.rng.uniform(0, np.pi)
+                phase = (columns * np.cos(angle) + rows * np.sin(angle)) * (2 * np.pi / self.rng.uniform(4, 9))
+                self.colour[:, where] *= 1 + 0.05 * np.sin(phase[where])
+        self._soften(village, BARREN if self.arid else GRASS, tone + (0.8 if self.arid else 0.4))
+        self.use[village] = 52 if self.arid else 71
+        bare = (self._noise(3.5) > 2.3) & (self.truth == GRASS)  # worn ground, building sites, tracks
+        self._soften(bare, BARREN, tone + 0.6)
+        patches = 1 + 0.08 * self._noise(9) + 0.13 * self._noise(1.6)
+        self.colour *= patches
+
+    def _soften(self, where: NDArray[np.bool_], code: int, tone: NDArray[np.floating]) -> None:
+        """Cover ground with herbs or soil; the tone, 0..1, runs from lush to dry or from dark to pale."""
+        steps = np.array(_SOILS if code == BARREN else _HERBS, dtype=np.float32)
+        at = np.clip(tone[where], 0, 1) * (len(steps) - 1)
+        low = np.minimum(at.astype(int), len(steps) - 2)
+        share = (at - low)[:, None]
+        tint = 1 + 0.02 * self.rng.standard_normal((4, 1))
+        grain = 1 + 0.05 * self.rng.standard_normal(int(where.sum()))
+        self.colour[:, where] = ((1 - share) * steps[low] + share * steps[low + 1]).T * tint * grain
+        self.truth[where] = code
+        self.height[where] = 0
+
+    def _river(self) -> LineString:
+        t = np.linspace(-0.1, 1.1, 60)
+        start, swing = self.rng.uniform(0.08, 0.22), self.rng.uniform(0.04, 0.08)
+        x = start + 0.12 * t + swing * np.sin(2 * np.pi * (t * self.rng.uniform(1.2, 1.8) + self.rng.uniform()))
+        line = LineString(np.column_stack([x, t]) * self.n)
+        self._paint(self._mask([line.buffer(self.rng.uniform(6, 9))]), "river", WATER, texture=0.04)
+        self.vectors["waterways"].append(affinity.translate(line, *self.rng.normal(0, 1.5, 2)))
+        return line
+
+    def _ponds(self, river: LineString) -> None:
+        for _ in range(max(round(self.n / 130), 2)):
+            spot = Point(self.rng.uniform(0.05, 0.95, 2) * self.n)
+            if spot.distance(river) < 40:
+                continue
+            pond = affinity.rotate(
+                affinity.scale(spot.buffer(self.rng.uniform(8, 24)), 1, self.rng.uniform(0.5, 0.9)),
+                self.rng.uniform(0, 180),
+            )
+            self._paint(self._mask([pond]), str(self.rng.choice(["pond", "river"])), WATER, texture=0.04)
+            if self.rng.random() < 0.7:
+                self.vectors["waterbodies"].append(affinity.translate(pond, *self.rng.normal(0, 2, 2)))
+
+    def _pit(self, village: NDArray[np.bool_]) -> None:
+        """Dig a gravel pit; NLCD calls it barren."""
+        spot = Point(self.rng.uniform(0.7, 0.9) * self.n, self.rng.uniform(0.1, 0.9) * self.n)
+        where = self._mask([affinity.scale(spot.buffer(self.n / 15), 1, 0.7)]) & ~village
+        self._paint(where, "gravel", BARREN, texture=0.08)
+        self.use[where] = 31
+
+    # -- what is built ---------------------------------------------------------------------------
+
+    def _streets(self, village: NDArray[np.bool_]) -> list[tuple[LineString, float]]:
+        """Lay out a bent main road, a country road, and a turned grid of streets; (line, half width)."""
+        n, rng = self.n, self.rng
+        t = np.linspace(-0.05, 1.05, 30)
+        rows, columns = np.nonzero(village)
+        cx, cy = columns.mean() / n, rows.mean() / n
+        main = np.column_stack([t, cy + 0.05 * np.sin(2 * np.pi * (t + rng.uniform())) * np.abs(t - cx) * 2])
+        cross = np.column_stack([cx + 0.06 * np.sin(2 * np.pi * (t + rng.uniform())) * np.abs(t - cy) * 2, t])
+        streets = [(LineString(main * n), 4.5), (LineString(cross * n), 3.5)]
+        reach = village_shape(village)
+        angle = rng.uniform(-20, 20)
+        for offset in np.arange(-n, n, rng.uniform(62, 72)):
+            for turned in (angle, angle + 90):
+                step = offset if turned == angle else offset * 1.5
+                line = LineString([(cx * n - 2 * n, cy * n + step), (cx * n + 2 * n, cy * n + step)])
+                part = affinity.rotate(line, turned, origin=(cx * n, cy * n)).intersection(reach)
+                pieces = getattr(part, "geoms", [part])
+                streets.extend((p, 3.0) for p in pieces if isinstance(p, LineString) and p.length > 60)
+        return streets
+
+    def _roads(self, streets: list[tuple[LineString, float]]) -> None:
+        drift = self.rng.normal(0, 1.2, 2)
+        for line, half in streets:
+            material = str(self.rng.choice(["asphalt", "asphalt", "concrete", "dark roof"]))
+            self._paint(self._mask([line.buffer(half, cap_style="flat")]), material, IMPERVIOUS, texture=0.04)
+            if half > 3 or self.rng.random() < 0.8:  # some streets are missing from the map
+                shift = drift + self.rng.normal(0, 0.8, 2)
+                self.vectors["roads"].append(affinity.translate(line, *shift))
+
+    def _houses(self, streets: list[tuple[LineString, float]], river: LineString) -> None:
+        """Houses along the streets with drives; a few sheds and car parks on the main road."""
+        rng = self.rng
+        taken: list[Polygon] = [river.buffer(15)]
+        roads = [line.buffer(half + 1) for line, half in streets]
+        for line, half in streets:
+            small = half == 3.0
+            at = rng.uniform(8, 20)
+            while at < line.length - 8:
+                here, ahead = line.interpolate(at), line.interpolate(at + 1)
+                dx, dy = ahead.x - here.x, ahead.y - here.y
+                turn = np.degrees(np.arctan2(dy, dx))
+                for side in (-1, 1):
+                    if rng.random() < (0.16 if small else 0.75):
+                        continue
+                    big = not small and rng.random() < 0.35
+                    width, depth = (rng.uniform(20, 40, 2)) if big else rng.uniform(9, 15, 2)
+                    back = half + rng.uniform(5, 12) + depth / 2
+                    x, y = here.x - side * dy * back, here.y + side * dx * back
+                    house = affinity.rotate(
+                        box(x - width / 2, y - depth / 2, x + width / 2, y + depth / 2), turn + rng.normal(0, 4)
+                    )
+                    if any(house.intersects(other) for other in (*taken, *roads)):
+                        continue
+                    taken.append(house.buffer(2))
+                    if big:
+                        lot = house.buffer(rng.uniform(8, 16), join_style="mitre")
+                        self._paint(self._mask([lot]), str(rng.choice(["asphalt", "concrete"])), IMPERVIOUS)
+                    elif rng.random() < 0.7:
+                        drive = LineString([(x + 3 * dx, y + 3 * dy), (here.x + 3 * dx, here.y + 3 * dy)]).buffer(1.6)
+                        self._paint(self._mask([drive]), str(rng.choice(["concrete", "asphalt", "gravel"])), IMPERVIOUS)
+                    self._paint(self._mask([house]), str(rng.choice(_ROOFS)), IMPERVIOUS, height=rng.uniform(3, 6))
+                    if rng.random() < 0.78:  # some footprints are missing
+                        self.vectors["buildings"].append(affinity.translate(house, *rng.normal(0, 1.3, 2)))
+                at += rng.uniform(17, 27)
+
+    # -- trees -----------------------------------------------------------------------------------
+
+    def _woods(self, village: NDArray[np.bool_], river: LineString) -> NDArray[np.bool_]:
+        """Grow closed woods, hedgerows between some parcels, a gallery along the river."""
+        share = 0.03 if self.arid else 0.24
+        noise = self._noise(self.n / 18)
+        wooded = noise > np.quantile(noise, 1 - share)
+        edges = np.zeros_like(wooded)
+        for axis in (0, 1):
+            differ = np.diff(self.parcels, axis=axis) != 0
+            edges |= np.pad(differ, [(0, 1), (0, 0)] if axis == 0 else [(0, 0), (0, 1)])
+        hedge = ndimage.binary_dilation(edges & (self._noise(self.n / 20) > 0.5), iterations=4)
+        gallery = self._mask([river.buffer(22)]) & (self._noise(10) > 0.2)
+        if self.arid:
+            hedge[:] = False
+        open_ground = (self.height == 0) & ~np.isin(self.truth, [WATER, IMPERVIOUS]) & (self.use != 31)
+        woods = (wooded | hedge | gallery) & ~village & open_ground
+        woods = ndimage.binary_opening(woods, iterations=1)
+        kind = self._noise(self.n / 14) > 0.6
+        self.use[woods] = np.where(kind[woods], 42, 41)
+        near_river = self._mask([river.buffer(45)])
+        self.use[woods & near_river] = 90
+        crowns = self._scatter(woods, spacing=5.0)
+        self._crowns(crowns, woods, evergreen=kind)
+        return np.asarray(woods, dtype=bool)
+
+    def _single_trees(self, village: NDArray[np.bool_], woods: NDArray[np.bool_]) -> None:
+        """Garden, street and field trees; crowns hang over roads and roofs."""
+        density = np.where(village, 0.0011 if self.arid else 0.0042, 0.0004 if self.arid else 0.0005)
+        spots = (self.rng.random((self.n, self.n)) < density) & ~woods & (self.truth != WATER)
+        rows, columns = np.nonzero(spots)
+        radius = self.rng.uniform(1.6, 5.5, rows.size)
+        where = self._mask([Point(c, r).buffer(rad) for r, c, rad in zip(rows, columns, radius, strict=True)])
+        where &= (self.height == 0) | (self.rng.random() < 0.5)
+        self._crowns(np.column_stack([rows, columns]).astype(float), where, evergreen=self._noise(20) > 0.8)
+
+    def _scatter(self, where: NDArray[np.bool_], *, spacing: float) -> NDArray[np.float64]:
+        """Place points at about a spacing, jittered, inside a mask; (row, column)."""
+        axis = np.arange(spacing / 2, self.n, spacing)
+        grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+        points = grid + self.rng.uniform(-spacing / 2.2, spacing / 2.2, grid.shape)
+        inside = where[tuple(np.clip(points.astype(int), 0, self.n - 1).T)]
+        return np.asarray(points[inside], dtype=np.float64)
+
+    def _crowns(self, centres: NDArray[np.float64], where: NDArray[np.bool_], *, evergreen: NDArray[np.bool_]) -> None:
+        """Cover pixels with crowns: each its own tint, lit on one side, dark between and behind."""
+        if not len(centres) or not where.any():
+            return
+        rows, columns = np.nonzero(where)
+        away, nearest = cKDTree(centres).query(np.column_stack([rows, columns]))
+        offset = np.column_stack([rows, columns]) - centres[nearest]
+        lit = -(offset[:, 1] * _SUN[0] + offset[:, 0] * _SUN[1]) / 3.0
+        shade = np.clip(1 + 0.30 * lit - 0.055 * np.maximum(away - 1.5, 0) ** 1.5, 0.42, 1.5)
+        tint = (
+            1 + 0.12 * self.rng.standard_normal((len(centres), 1)) + 0.05 * self.rng.standard_normal((len(centres), 4))
+        )
+        base = np.where(
+            evergreen[rows, columns][:, None], np.array(_COLOURS["evergreen"]), np.array(_COLOURS["deciduous"])
+        )
+        grain = 1 + 0.06 * self.rng.standard_normal((rows.size, 1))
+        self.colour[:, rows, columns] = (base * tint[nearest] * shade[:, None] * grain).T
+        self.truth[where] = TREES
+        self.height[where] = np.maximum(3.0, 9.0 - 1.2 * away)
+
+    # -- light, and what others make of the place ------------------------------------------------
+
+    def _light(self) -> NDArray[np.uint8]:
+        """Cast shadows, add haze and the sensor's blur and noise."""
+        shadow = np.zeros((self.n, self.n), dtype=bool)
+        for length in range(1, 10):
+            dr, dc = round(length * _SUN[1]), round(length * _SUN[0])
+            tall = np.zeros_like(self.height)
+            tall[dr:, dc:] = self.height[: self.n - dr, : self.n - dc]
+            shadow |= tall > self.height + 0.9 * length
+        depth = np.where(shadow, np.array([0.42, 0.45, 0.56, 0.40], np.float32)[:, None, None], np.float32(1))
+        image = self.colour * ndimage.gaussian_filter(depth, (0, 0.5, 0.5))
+        image *= 1 + 0.04 * self._noise(self.n / 5)
+        image = ndimage.gaussian_filter(image, (0, 0.65, 0.65))
+        image += self.rng.normal(0, 5.0, image.shape)
+        return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
+
+    def _nlcd(self) -> NDArray[np.uint8]:
+        """Code 30 m cells by NLCD's rules on impervious and canopy shares, generalise, add its errors."""
+        rng, n = self.rng, self.n
+        angle = np.radians(rng.uniform(4, 9))
+        rows, columns = np.mgrid[:n, :n]
+        across = columns * np.cos(angle) + rows * np.sin(angle) + rng.uniform(0, 30)
+        down = rows * np.cos(angle) - columns * np.sin(angle) + n + rng.uniform(0, 30)
+        i, j = (down // 30).astype(int), (across // 30).astype(int)
+        shape = (int(i.max()) + 1, int(j.max()) + 1)
+        cell = i * shape[1] + j
+        pixels = np.bincount(cell.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
+
+        def share(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+            sums = np.bincount(cell[mask], minlength=pixels.size).reshape(shape)
+            return sums / np.maximum(pixels, 1)
+
+        uses = np.array([31, 41, 42, 52, 71, 81, 82, 90])
+        main = uses[np.argmax([share(self.use == use) for use in uses], axis=0)]
+        canopy, built, water = share(self.truth == TREES), share(self.truth == IMPERVIOUS), share(self.truth == WATER)
+        woods = share(np.isin(self.use, [41, 42, 90]))
+        codes = main.copy()
+        forest = (canopy > 0.5) & (woods > 0.4)
+        codes[forest & ~np.isin(main, [41, 42, 90])] = 43
+        around = ndimage.uniform_filter(built, 3, mode="nearest")
+        codes[(built >= 0.05) & (around >= 0.06) & (built < 0.2)] = 21
+        for low, code in ((0.2, 22), (0.5, 23), (0.8, 24)):
+            codes[built >= low] = code
+        codes[water > 0.5] = 11
+        codes = _generalise(codes)
+        confusions = {81: 71, 71: 81, 82: 81, 41: 43, 42: 43, 43: 41, 21: 71, 22: 21, 23: 22, 90: 41, 52: 71}
+        wrong = rng.random(shape) < 0.10
+        for code, other in confusions.items():
+            codes[wrong & (codes == code)] = other
+        return np.asarray(codes[i, j], dtype=np.uint8)
 
 
 def village_shape(village: NDArray[np.bool_]) -> Polygon:
@@ -99,3 +479,13 @@ def village_shape(village: NDArray[np.bool_]) -> Polygon:
     rows, columns = np.nonzero(village)
     points = np.column_stack([columns, rows])[:: max(rows.size // 4000, 1)]
     return Polygon(LineString(points).convex_hull.exterior)
+
+
+def _generalise(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Replace single natural cells by the most frequent code around them (NLCD's minimum mapping unit)."""
+    kinds = np.unique(codes)
+    votes = np.stack([ndimage.uniform_filter((codes == k).astype(float), 3, mode="nearest") for k in kinds])
+    own = np.take_along_axis(votes, np.searchsorted(kinds, codes)[None], 0)[0]
+    natural = ~np.isin(codes, [11, 21, 22, 23, 24])
+    lonely = natural & (own < 0.2)
+    return np.where(lonely, kinds[votes.argmax(0)], codes)

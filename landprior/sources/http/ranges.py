@@ -73,27 +73,24 @@ def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[Da
         return RangeFile(chunks)
 
     try:
-        with (
-            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
-            rasterio.open(f"landprior/{name}", opener=opener) as src,
-        ):
-            yield src
+        try:
+            with (
+                rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
+                rasterio.open(f"landprior/{name}", opener=opener) as src,
+            ):
+                yield src
+        finally:
+            chunks.raise_failure()  # GDAL swallows the error of a request; whatever came later follows from it
     except (RasterioError, RasterReadError) as error:
-        chunks.raise_failure()
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if cause is error and isinstance(error, RasterReadError):
-            raise  # whoever reads it does not like what it is
+            raise  # the reader's own complaint about the content
         chunks.discard()
         reason = re.sub(r"\S*/vsi\S*", name, " ".join(str(cause).split())).rstrip(".")
         problem = f"{redact(remote.href)} is damaged ({reason}) and was deleted"
         raise origin.error(problem, DiscardedError) from error
-    except Exception:
-        chunks.raise_failure()  # whatever went wrong, this was first
-        raise
-    else:
-        chunks.raise_failure()
 
 
 @dataclass
