@@ -67,7 +67,7 @@ class PlannedTile(_Part):
 
 
 class Recipe(_Part):
-    """How every tile is mapped; all that the result hangs on besides the tile's own files."""
+    """How every tile is mapped: everything the result depends on besides the tile's own files."""
 
     scheme: ClassScheme
     cooccurrence: dict[int, tuple[float, ...]]
@@ -209,7 +209,7 @@ def plan_workspace(
     learned
         Path of the learned prior that the settings have.
     threads
-        Cores of each tile. Part of the plan, since the last digits of sums, and so a map's pixels, hang on it.
+        Cores of each tile. Part of the plan, since the last digits of sums, and so a map's pixels, depend on it.
 
     Returns
     -------

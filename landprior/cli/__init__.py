@@ -55,7 +55,7 @@ SECTIONS = {
         "epitome": ("landprior.cli.epitome", "Draw a model that is an epitome."),
     },
     "This installation": {
-        "doctor": ("landprior.cli.doctor", "Check what is installed, and say how to mend what is not."),
+        "doctor": ("landprior.cli.doctor", "Check the installation, and say how to fix what is missing."),
         "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
     },
 }

@@ -54,7 +54,7 @@ LOW_MEMORY = 4 * 2**30
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
-    """Check what is installed, and say how to mend what is not.
+    """Check the installation, and say how to fix what is missing.
 
     \b
     landprior doctor

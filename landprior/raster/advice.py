@@ -67,7 +67,7 @@ def _advise(path: str | Path, edit: str, translate: str) -> str:
     name = quote(split_band(path)[0])
     if _is_plain(path):
         return f"rio edit-info {edit} {name}"
-    return f"gdal_translate {translate} {name} mended.tif"
+    return f"gdal_translate {translate} {name} fixed.tif"
 
 
 def _write_number(value: float) -> str:

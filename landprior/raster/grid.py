@@ -220,7 +220,7 @@ def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> N
     Raises
     ------
     GridMismatchError
-        Names both files, what differs, and the command that mends it.
+        Names both files, what differs, and the command that fixes it.
     """
     found = first.differences(second)
     if found:

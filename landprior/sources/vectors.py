@@ -228,7 +228,7 @@ def _check_coordinates(frame: geopandas.GeoDataFrame, path: Path) -> None:
     coordinates, owner = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
     wrong = owner[~np.isfinite(coordinates).all(axis=1)]
     if wrong.size:
-        msg = f"{path}: feature {int(wrong[0]) + 1} has a coordinate that is not a finite number; mend or delete it"
+        msg = f"{path}: feature {int(wrong[0]) + 1} has a coordinate that is not a finite number; correct or delete it"
         raise InputError(msg)
 
 

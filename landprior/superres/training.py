@@ -42,7 +42,7 @@ class SuperresMethod:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that its models hang on besides files and the settings of the training."""
+        """Everything its models depend on besides the files and the training settings."""
         known = self.matrix
         shares = {} if known is None else {int(code): row.tolist() for code, row in known.probabilities.items()}
         spread = {} if known is None else {int(code): row.tolist() for code, row in known.spread.items()}

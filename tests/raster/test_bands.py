@@ -254,7 +254,7 @@ def test_a_crs_whose_name_is_not_utf_8_is_an_error_of_one_line(tmp_path, name):
     told = path if driver == "GTiff" else path.with_suffix(".prj")
     assert b"Quebec" in told.read_bytes()
     told.write_bytes(told.read_bytes().replace(b"Quebec", b"Qu\xe9bec"))
-    said = rf"{name} has a CRS whose name is not UTF-8; .*gdal_translate -a_srs EPSG:CODE .*{name} mended\.tif"
+    said = rf"{name} has a CRS whose name is not UTF-8; .*gdal_translate -a_srs EPSG:CODE .*{name} fixed\.tif"
     for read in (open_raster, ImageLayer):
         with pytest.raises(RasterReadError, match=said) as caught:
             read(path)

@@ -299,7 +299,7 @@ def test_local_crs_are_errors_or_work_not_tracebacks(make_raster, make_grid, loc
         assert codes.shape == (32, 40)
         assert valid.all()
         return
-    way = r"rio edit-info --crs EPSG:CODE i" if local == "grid" else r"gdal_translate -a_srs EPSG:CODE .*n\.tif mended"
+    way = r"rio edit-info --crs EPSG:CODE i" if local == "grid" else r"gdal_translate -a_srs EPSG:CODE .*n\.tif fixed"
     said = rf"local CRS, of no known place.*{way}\.tif"
     with pytest.raises(GridMismatchError, match=said), open_on_grid(path, wanted, like="i.tif"):
         pass

@@ -116,7 +116,7 @@ class Runner:
     # -- the folder ------------------------------------------------------------------------------
 
     def _check(self) -> dict[str, Any]:
-        """Return what the folder's results hang on; refuse a folder where that was something else.
+        """Return what the folder's results depend on; refuse a folder made with something else.
 
         More rows, regions, models, seeds, other titles and views are no other configuration: what is done stays done.
         """
@@ -556,7 +556,7 @@ def _suffix(row: Row, cell_region: str) -> str:
 
 
 def _describe(experiment: Experiment, scheme: ClassScheme, root: Path, places: Places) -> dict[str, Any]:
-    """Return all that a cell's figures hang on, the data and the matrices by their checksums."""
+    """Return everything a cell's figures depend on; data and matrices by their checksums."""
     content = experiment.model_dump(mode="json")
     for region in content["regions"].values():
         del region["title"]

@@ -187,7 +187,7 @@ def _require_free_nodata(raster: CodeRaster) -> None:
     msg = (
         f"{raster.path} uses {value:g} for no data, which is also the NLCD code of {name}. If {value:g} is the class "
         f"there, remove the nodata value: {advise_nodata(raster.path, None)}. If it is no data, write 0 in its place: "
-        f"gdalwarp -srcnodata {value:g} -dstnodata 0 {quote(split_band(raster.path)[0])} mended.tif"
+        f"gdalwarp -srcnodata {value:g} -dstnodata 0 {quote(split_band(raster.path)[0])} fixed.tif"
     )
     raise SchemeError(msg)
 

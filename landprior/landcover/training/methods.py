@@ -19,7 +19,7 @@ class Method(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that its models hang on besides files and the settings of the training."""
+        """Everything its models depend on besides the files and the training settings."""
 
     @property
     def counts_cells(self) -> bool:

@@ -158,7 +158,7 @@ def test_bad_inputs_say_what_to_do(make_raster, make_grid, tmp_path, coarse):
     with pytest.raises(PriorError, match="is it another layer"):
         build_prior(make_raster("dem.tif", np.full((64, 80), 1200, np.int16)), out, cooccurrence=MARYLAND)
     local = make_raster("local.tif", np.ones((64, 80), np.uint8), grid=make_grid(epsg=None))
-    with pytest.raises(GridMismatchError, match=r"gdal_translate -a_srs EPSG:26917 .*local\.tif mended\.tif"):
+    with pytest.raises(GridMismatchError, match=r"gdal_translate -a_srs EPSG:26917 .*local\.tif fixed\.tif"):
         build_prior(good, out, cooccurrence=MARYLAND, layers={"roads": local})
     with pytest.raises(InputError, match="unknown layer"):
         build_prior(good, out, cooccurrence=MARYLAND, layers={"rails": good})
