@@ -31,7 +31,7 @@ from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
-from landprior.landcover.prior.sparse_labels import read_hints
+from landprior.landcover.prior.sparse_labels import read_sparse_labels
 from landprior.landcover.training.ensemble import train_best
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
@@ -94,7 +94,7 @@ def run_city(
     points = folder / f"{city}-{seed}.gpkg"
     draw_points(labels, points, seed)
     with open_raster(image) as src:
-        hints = read_hints(points, scheme, Grid.of(src))
+        hundred = read_sparse_labels(points, scheme, Grid.of(src))
     row: dict[str, Any] = {"city": city, "seed": seed}
     prior, target = folder / "prior.tif", folder / "map.tif"
 
@@ -110,7 +110,7 @@ def run_city(
             prior,
             cooccurrence=load_cooccurrence(matrix, scheme),
             layers={name: source / f"{stem}_{name}.tif" for name in LAYERS},
-            hints=None if kind == "without" else hints,
+            sparse_labels=None if kind == "without" else hundred,
             recalibrate=kind == "recalibrated",
             run=Run(overwrite=True),
         )

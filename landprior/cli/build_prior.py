@@ -137,7 +137,7 @@ def command(
     """  # noqa: D301
     from landprior.landcover.prior.build import build_prior
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
-    from landprior.landcover.prior.sparse_labels import read_hints
+    from landprior.landcover.prior.sparse_labels import read_sparse_labels
     from landprior.raster.grid import Grid
     from landprior.raster.names import with_band
     from landprior.raster.reading import open_raster
@@ -172,13 +172,13 @@ def command(
         msg = "plain files need --scheme and -o OUTPUT"
         raise click.UsageError(msg)
     nlcd = with_band(nlcd, nlcd_band)
-    hints = None
+    labels = None
     if points is None:
         refuse_options(ctx, "a prior without --points", "points_weight", "class_column", "layer")
     else:
         with open_raster(like or nlcd) as src:
             grid = Grid.of(src)
-        hints = read_hints(points, scheme, grid, weight=points_weight, column=class_column, layer=layer)
+        labels = read_sparse_labels(points, scheme, grid, weight=points_weight, column=class_column, layer=layer)
     build_prior(
         nlcd,
         output,
@@ -188,7 +188,7 @@ def command(
         settings=widths,
         pixel_size=pixel_size,
         encoding=encoding,  # type: ignore[arg-type]  # click.Choice gave one of them
-        hints=hints,
+        sparse_labels=labels,
         recalibrate=recalibrate,
         learned=model,
         run=run,

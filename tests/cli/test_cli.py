@@ -34,7 +34,7 @@ from landprior.implicit.settings import LossName, TrainingSettings
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.prior import sparse_labels as hints
+from landprior.landcover.prior import sparse_labels
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import load_cooccurrence, measure_cooccurrence
 from landprior.landcover.prior.settings import PriorSettings
@@ -260,7 +260,7 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
     options = {p.name: p for p in command.params}
     settings = PriorSettings()
     assert defaults_in_help(command) == {name: getattr(settings, name) for name in ("blur_sigma", "blur_radius")}
-    assert options["class_column"].default == hints.COLUMN
+    assert options["class_column"].default == sparse_labels.COLUMN
     assert tuple(sorted(options["encoding"].type.choices)) == tuple(sorted(typing.get_args(Encoding)))
     assert set(re.findall(r"\w+", options["city"].help.partition("(")[2].partition(")")[0])) == set(list_cities())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from rasterio.windows import Window
 
 import landprior
-from landprior.errors import InputError
+from landprior.errors import FormerNameWarning, InputError
 from landprior.landcover.prior.calibration import Calibration, calibrate
 from landprior.landcover.prior.coarse import CoarseLayers
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.prior.cooccurrence import Cooccurrence
     from landprior.landcover.prior.learned import LearnedPrior
-    from landprior.landcover.prior.sparse_labels import Hints
+    from landprior.landcover.prior.sparse_labels import SparseLabels
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.scheme import ClassScheme
 
@@ -54,10 +55,11 @@ def build_prior(
     settings: PriorSettings | None = None,
     pixel_size: float | None = None,
     encoding: Encoding = "float16",
-    hints: Hints | None = None,
+    sparse_labels: SparseLabels | None = None,
     recalibrate: bool = False,
     learned: LandcoverModel | None = None,
     run: Run = Run(),
+    hints: SparseLabels | None = None,
 ) -> Path:
     """Build a prior and write it as a COG, streamed by windows.
 
@@ -83,7 +85,7 @@ def build_prior(
         Metres per pixel, for files without georeferencing.
     encoding
         How probabilities lie on disk.
-    hints
+    sparse_labels
         The user's own labelled points and polygons.
     recalibrate
         Also fit the whole prior's class shares and sharpness to the points
@@ -93,6 +95,8 @@ def build_prior(
         adding them by hand. Its scheme, layers and filter widths must be those given here.
     run
         See :class:`landprior.run.Run`.
+    hints
+        The former name of ``sparse_labels``; it still works, with a warning.
 
     Returns
     -------
@@ -109,6 +113,10 @@ def build_prior(
         If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
         prior was made for other classes, layers or widths; if no matrix ships with the scheme.
     """
+    if hints is not None:
+        msg = "build_prior: hints is now called sparse_labels; the old name will stop working in a later release"
+        warnings.warn(msg, FormerNameWarning, stacklevel=2)
+        sparse_labels = hints
     cooccurrence = _choose_matrix(scheme, cooccurrence)
     target = check_output(output, overwrite=run.overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
     with ExitStack() as stack:
@@ -128,8 +136,8 @@ def build_prior(
             model = LearnedPrior(learned, base, device=run.device)
         calibration = None
         if recalibrate:
-            calibration = _calibrate(model, coarse, hints)
-        tags = _tags(cooccurrence, settings or PriorSettings(), coarse.names, encoding, hints)
+            calibration = _calibrate(model, coarse, sparse_labels)
+        tags = _tags(cooccurrence, settings or PriorSettings(), coarse.names, encoding, sparse_labels)
         if learned is not None:
             tags["learned"] = learned.digest()
         if calibration is not None:
@@ -150,8 +158,8 @@ def build_prior(
             prior = model.window(block, *coarse.read(block.outer))
             if calibration is not None:
                 prior = calibration.apply(prior)
-            if hints is not None:
-                prior = hints.apply(prior, coarse.grid.window(block.core))
+            if sparse_labels is not None:
+                prior = sparse_labels.apply(prior, coarse.grid.window(block.core))
             return {"prior": encode_probabilities(prior, encoding)}
 
         stream(
@@ -173,17 +181,19 @@ def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None
     return cooccurrence
 
 
-def _calibrate(model: PriorModel | LearnedPrior, coarse: CoarseLayers, hints: Hints | None) -> Calibration:
+def _calibrate(
+    model: PriorModel | LearnedPrior, coarse: CoarseLayers, sparse_labels: SparseLabels | None
+) -> Calibration:
     """Fit a calibration to the prior at the labelled points, each computed from a window of its own."""
-    if hints is None:
+    if sparse_labels is None:
         msg = "a prior is recalibrated with labelled points; give them (--points)"
         raise InputError(msg)
-    rows, columns, classes, shares = hints.points(coarse.grid)
-    if not hints.designed:
+    rows, columns, classes, shares = sparse_labels.points(coarse.grid)
+    if not sparse_labels.designed:
         logger.warning(
             "%s has no strata, unlike points of landprior sample: --recalibrate assumes a simple random "
             "sample of the place",
-            hints.source,
+            sparse_labels.source,
         )
     found = np.full((len(model.scheme), len(rows)), np.nan, dtype=np.float32)
     for index, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
@@ -200,7 +210,7 @@ def _tags(
     settings: PriorSettings,
     layers: Sequence[str],
     encoding: Encoding,
-    hints: Hints | None,
+    sparse_labels: SparseLabels | None,
 ) -> dict[str, str]:
     return {
         "kind": "prior",
@@ -210,5 +220,5 @@ def _tags(
         "layers": ",".join(layers) or "none",
         "settings": settings.model_dump_json(),
         "encoding": encoding,
-        "hints": json.dumps(None if hints is None else hints.describe()),
+        "hints": json.dumps(None if sparse_labels is None else sparse_labels.describe()),
     }

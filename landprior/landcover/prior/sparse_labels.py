@@ -41,7 +41,7 @@ COLUMN = "class"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hints:
+class SparseLabels:
     """Labelled geometries in the CRS of a grid.
 
     Parameters
@@ -157,7 +157,7 @@ def parse_allowed(text: str, scheme: ClassScheme) -> tuple[int, ...]:
     return allowed
 
 
-def read_hints(
+def read_sparse_labels(
     path: str | Path,
     scheme: ClassScheme,
     grid: Grid,
@@ -165,7 +165,7 @@ def read_hints(
     weight: float = 0.9,
     column: str = COLUMN,
     layer: str | None = None,
-) -> Hints:
+) -> SparseLabels:
     """Read labelled points or polygons (any vector file GDAL reads, or a CSV with coordinates) for a grid.
 
     Parameters
@@ -185,7 +185,7 @@ def read_hints(
 
     Returns
     -------
-    Hints
+    SparseLabels
         Those on the grid.
 
     Raises
@@ -228,7 +228,7 @@ def read_hints(
         "%s: %d features; %d with a label on the grid, %d beside it, %d without a label",
         path, len(frame), len(near), len(labelled) - len(near), len(frame) - len(labelled),
     )  # fmt: skip
-    return Hints(
+    return SparseLabels(
         frame=near[["geometry"]].assign(allowed=allowed, share=shares[on_grid]),
         weight=weight,
         source=str(path),

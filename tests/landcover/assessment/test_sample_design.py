@@ -12,7 +12,7 @@ from landprior.cli import main
 from landprior.errors import InputError
 from landprior.landcover.assessment.estimation import evaluate_points
 from landprior.landcover.assessment.sampling import draw_sample
-from landprior.landcover.prior.sparse_labels import read_hints
+from landprior.landcover.prior.sparse_labels import read_sparse_labels
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.sources.sample_design import read_design
@@ -175,9 +175,9 @@ def test_a_sample_says_the_same_after_any_format(tmp_path, sampled, chesapeake, 
     assert found.overall.value == pytest.approx(0.1 * shares[1] + 0.8 * shares[2] + 0.1 * shares[4])
     assert abs(found.overall.value - right.mean()) > 0.15  # what a simple random sample would say
     assert found.hectares == pytest.approx(0.48)
-    hints = read_hints(tmp_path / name, chesapeake, grid, column="reference")
-    assert hints.designed
-    rows, _, classes, weights = hints.points(grid)
+    labels = read_sparse_labels(tmp_path / name, chesapeake, grid, column="reference")
+    assert labels.designed
+    rows, _, classes, weights = labels.points(grid)
     there = np.select([rows < 6, rows < 54], [1, 2], 4)
     counts = sample["stratum"].value_counts()
     sizes = {1: 480, 2: 3840, 4: 480}
@@ -245,8 +245,8 @@ def test_labels_that_do_not_count_are_counted(tmp_path, sampled, chesapeake, cap
     plain.loc[11, "reference"] = "water|impervious"
     plain.to_file(tmp_path / "a.geojson", driver="GeoJSON")
     with caplog.at_level("INFO"):
-        hints = read_hints(tmp_path / "a.geojson", chesapeake, grid, column="reference")
-        rows, *_ = hints.points(grid)
+        labels = read_sparse_labels(tmp_path / "a.geojson", chesapeake, grid, column="reference")
+        rows, *_ = labels.points(grid)
     assert "1 MultiPoints are 2 points" in caplog.text
     assert "81 features; 73 with a label on the grid, 3 beside it, 5 without a label" in caplog.text
     assert "71 points have one class; 2 lines, polygons or labels of several classes" in caplog.text
@@ -254,7 +254,7 @@ def test_labels_that_do_not_count_are_counted(tmp_path, sampled, chesapeake, cap
     plain.loc[20, "reference"] = "swamp"
     plain.to_file(tmp_path / "b.geojson", driver="GeoJSON")
     with pytest.raises(InputError, match="feature 21: 'swamp' is not a class"):
-        read_hints(tmp_path / "b.geojson", chesapeake, grid, column="reference")
+        read_sparse_labels(tmp_path / "b.geojson", chesapeake, grid, column="reference")
 
 
 @pytest.mark.parametrize(("x", "y"), [("lat", "lon"), ("y", "x")])

@@ -15,12 +15,12 @@ from rasterio.crs import CRS
 from rio_cogeo import cog_validate
 from shapely.geometry import Point, box
 
-from landprior.errors import GridMismatchError, InputError, PriorError
+from landprior.errors import FormerNameWarning, GridMismatchError, InputError, PriorError
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.fusion import prior_from_arrays
 from landprior.landcover.prior.settings import PriorSettings
-from landprior.landcover.prior.sparse_labels import parse_allowed, read_hints, restrict
+from landprior.landcover.prior.sparse_labels import parse_allowed, read_sparse_labels, restrict
 from landprior.raster.scheme import ClassScheme, load_scheme
 
 CHESAPEAKE = load_scheme("chesapeake-4")
@@ -197,10 +197,13 @@ def test_labels_sharpen_the_prior_where_they_lie(make_raster, make_grid, coarse,
         crs="EPSG:26917",
     ).to_crs(crs)
     frame.to_file(tmp_path / "labels.gpkg")
-    hints = read_hints(tmp_path / "labels.gpkg", CHESAPEAKE, grid, weight=0.8)
+    labels = read_sparse_labels(tmp_path / "labels.gpkg", CHESAPEAKE, grid, weight=0.8)
     before, after = tmp_path / "before.tif", tmp_path / "after.tif"
     build_prior(nlcd, before, cooccurrence=MARYLAND, encoding="float32")
-    build_prior(nlcd, after, cooccurrence=MARYLAND, encoding="float32", hints=hints)
+    build_prior(nlcd, after, cooccurrence=MARYLAND, encoding="float32", sparse_labels=labels)
+    with pytest.warns(FormerNameWarning, match="hints is now called sparse_labels"):
+        build_prior(nlcd, tmp_path / "former.tif", cooccurrence=MARYLAND, encoding="float32", hints=labels)
+    assert (tmp_path / "former.tif").read_bytes() == after.read_bytes()
     with rasterio.open(before) as src, rasterio.open(after) as dst:
         old, new = src.read(), dst.read()
         assert json.loads(dst.tags(ns="landprior")["hints"])["weight"] == 0.8
@@ -214,20 +217,20 @@ def test_bad_labels(tmp_path, make_grid, enviroatlas):
     grid = make_grid()
     path = tmp_path / "l.gpkg"
     with pytest.raises(FileNotFoundError):
-        read_hints(path, enviroatlas, grid)
+        read_sparse_labels(path, enviroatlas, grid)
     geopandas.GeoDataFrame({"kind": ["water"]}, geometry=[Point(600_010, 4_499_990)], crs="EPSG:26917").to_file(path)
     with pytest.raises(InputError, match="no column 'class'"):
-        read_hints(path, enviroatlas, grid)
+        read_sparse_labels(path, enviroatlas, grid)
     geopandas.read_file(path).assign(**{"class": "lava"}).to_file(path)
     with pytest.raises(InputError, match="not a class of scheme"):
-        read_hints(path, enviroatlas, grid)
+        read_sparse_labels(path, enviroatlas, grid)
     with pytest.raises(InputError, match="check its CRS"):
-        read_hints(path, enviroatlas, replace(grid, crs=CRS.from_epsg(26913)))
+        read_sparse_labels(path, enviroatlas, replace(grid, crs=CRS.from_epsg(26913)))
     with pytest.raises(InputError, match="weight"):
-        read_hints(path, enviroatlas, grid, weight=0)
+        read_sparse_labels(path, enviroatlas, grid, weight=0)
     (tmp_path / "text.gpkg").write_text("hello")
     with pytest.raises(InputError, match="cannot be read as vector data"):
-        read_hints(tmp_path / "text.gpkg", enviroatlas, grid)
+        read_sparse_labels(tmp_path / "text.gpkg", enviroatlas, grid)
 
 
 # -- the published priors ----------------------------------------------------------------------------

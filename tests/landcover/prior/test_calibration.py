@@ -16,7 +16,7 @@ from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.calibration import Calibration, calibrate
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.settings import PriorSettings
-from landprior.landcover.prior.sparse_labels import read_hints
+from landprior.landcover.prior.sparse_labels import read_sparse_labels
 from landprior.landcover.training.layers import PriorLayer
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
@@ -103,11 +103,15 @@ def place(make_raster, coarse, enviroatlas, rng, tmp_path):
 
 def test_points_mend_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
     nlcd, truth, grid, _ = place
-    hints = read_hints(tmp_path / "points.gpkg", enviroatlas, grid, weight=0.5)
+    labels = read_sparse_labels(tmp_path / "points.gpkg", enviroatlas, grid, weight=0.5)
     right = {}
     for name, recalibrate in (("as it is", False), ("mended", True)):
         path = tmp_path / f"{recalibrate}.tif"
-        options = {"settings": PriorSettings(blur_sigma=5, blur_radius=8), "hints": hints, "recalibrate": recalibrate}
+        options = {
+            "settings": PriorSettings(blur_sigma=5, blur_radius=8),
+            "sparse_labels": labels,
+            "recalibrate": recalibrate,
+        }
         build_prior(nlcd, path, cooccurrence=load_cooccurrence(None, enviroatlas), **options)
         with PriorLayer(path) as belief:
             best = enviroatlas.codes[belief.read()[0].argmax(0)]
@@ -126,9 +130,9 @@ def test_recalibrating_takes_points_of_one_class(tmp_path, place, enviroatlas):
     with pytest.raises(InputError, match="with labelled points"):
         build_prior(nlcd, tmp_path / "a.tif", cooccurrence=matrix, recalibrate=True)
     frame.assign(**{"class": "trees|grass"}).to_file(tmp_path / "vague.gpkg")
-    hints = read_hints(tmp_path / "vague.gpkg", enviroatlas, grid)
+    labels = read_sparse_labels(tmp_path / "vague.gpkg", enviroatlas, grid)
     with pytest.raises(InputError, match="0 labelled points"):
-        build_prior(nlcd, tmp_path / "b.tif", cooccurrence=matrix, hints=hints, recalibrate=True)
+        build_prior(nlcd, tmp_path / "b.tif", cooccurrence=matrix, sparse_labels=labels, recalibrate=True)
     assert not (tmp_path / "b.tif").exists()
 
 
@@ -137,8 +141,8 @@ def test_points_of_a_stratified_sample_count_for_their_area(tmp_path, place, env
     strata = np.where(np.arange(60) < 10, 10, 40)
     sizes = np.where(strata == 10, 100, 5000)
     frame.assign(stratum=strata, stratum_pixels=sizes).to_file(tmp_path / "sample.gpkg")
-    hints = read_hints(tmp_path / "sample.gpkg", enviroatlas, grid)
-    *_, shares = hints.points(grid)
+    labels = read_sparse_labels(tmp_path / "sample.gpkg", enviroatlas, grid)
+    *_, shares = labels.points(grid)
     assert sorted(set(shares)) == [10.0, 100.0]  # 100 px on 10 points, 5000 px on 50
     assert (shares == 10).sum() == 10
 
@@ -147,7 +151,7 @@ def test_points_lie_in_their_pixels(place, enviroatlas, tmp_path):
     _, truth, grid, frame = place
     outside = geopandas.GeoDataFrame({"class": ["trees"]}, geometry=[Point(grid.bounds.left - 5, 0)], crs=frame.crs)
     geopandas.pd.concat([frame, outside]).to_file(tmp_path / "more.gpkg")
-    rows, columns, classes, _ = read_hints(tmp_path / "more.gpkg", enviroatlas, grid).points(grid)
+    rows, columns, classes, _ = read_sparse_labels(tmp_path / "more.gpkg", enviroatlas, grid).points(grid)
     assert len(rows) == 60
     assert (enviroatlas.codes[classes] == truth[rows, columns]).all()
 
