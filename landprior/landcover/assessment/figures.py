@@ -107,10 +107,10 @@ def _map_model(folder: Path, image: str | Path, prior: str | Path | None, model:
     from landprior.landcover.training.model import load_model
 
     loaded = load_model(model)
-    hint = prior if "prior" in loaded.extras else None
-    found = {"q": predict(image, folder / "q.tif", loaded, prior=hint)}
+    extra_input = prior if "prior" in loaded.extras else None
+    found = {"q": predict(image, folder / "q.tif", loaded, prior=extra_input)}
     if prior is not None:
-        found["r"] = predict(image, folder / "r.tif", loaded, posterior=prior, prior=hint, force=True)
+        found["r"] = predict(image, folder / "r.tif", loaded, posterior=prior, prior=extra_input, force=True)
     return found
 
 

@@ -136,7 +136,7 @@ class Mapper:
     ----------
     model, pixels, belief
         The model, the image and, for r, the prior.
-    hint
+    extra_input
         The model's further input: the prior, or positions.
     abstain
         Give the prior itself where there is one.
@@ -153,7 +153,7 @@ class Mapper:
         model: LandcoverModel,
         pixels: ImageLayer,
         belief: PriorLayer | None = None,
-        hint: PriorLayer | PositionLayer | None = None,
+        extra_input: PriorLayer | PositionLayer | None = None,
         *,
         abstain: bool = False,
         dropped: Sequence[int] = (),
@@ -167,7 +167,7 @@ class Mapper:
         """How many pixels around a pixel its map depends on."""
         self._pixels = pixels
         self._belief = belief
-        self._hint = hint
+        self._extra_input = extra_input
         self._abstain = abstain
         self._dropped = list(dropped)
         self._kept: dict[tuple[int, int], tuple[Callable[[], Tensor], NDArray[np.bool_] | None]] = {}
@@ -210,9 +210,9 @@ class Mapper:
     def _read(self, window: Window, uplink: Uplink) -> Pixels:
         values, valid = self._pixels.read(window)
         extra = None
-        if self._hint is not None:
-            extra, believed = self._hint.read(window)
-            valid = valid & believed
+        if self._extra_input is not None:
+            extra, has_prior = self._extra_input.read(window)
+            valid = valid & has_prior
         if not valid.any():
             return Pixels(valid)
         return Pixels(valid, uplink.send(values, None if valid.all() else valid, extra))
@@ -343,8 +343,8 @@ class Mapper:
         """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
         if belief is None:
             return log_q
-        prior, believed = belief.arrived()
-        if prior is None or believed is None:  # pragma: no cover - both are always sent
+        prior, has_prior = belief.arrived()
+        if prior is None or has_prior is None:  # pragma: no cover - both are always sent
             msg = "the prior was not sent"
             raise ValueError(msg)
         log_p = log_prior(prior[None], smoothing=OUTPUT_SMOOTHING)
@@ -355,7 +355,7 @@ class Mapper:
         else:
             combine = log_posterior if normalised else log_joint
             log_r = combine(log_q, log_p, log_marginal=self.log_marginal.to(log_q.dtype), check=False)
-        return torch.where(believed, log_r, log_q)
+        return torch.where(has_prior, log_r, log_q)
 
     @property
     def log_marginal(self) -> Tensor:

@@ -118,7 +118,7 @@ def predict(
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
-        hint = _open_hint(stack, model, pixels, prior)
+        extra_input = _open_extra_input(stack, model, pixels, prior)
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
         window = -(-(window_size or window_for(run.device)) // model.network.stride) * model.network.stride
@@ -126,7 +126,7 @@ def predict(
             model,
             pixels,
             belief,
-            hint,
+            extra_input,
             abstain=decision == "abstained",
             dropped=dropped,
             device=run.device,
@@ -184,7 +184,7 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
     require_kind(model, pixels, force=force)
 
 
-def _open_hint(
+def _open_extra_input(
     stack: ExitStack, model: LandcoverModel, pixels: ImageLayer, prior: str | Path | None
 ) -> PriorLayer | PositionLayer | None:
     """Open what the model takes besides the image."""
@@ -192,9 +192,9 @@ def _open_hint(
         return PositionLayer(pixels.grid)
     if prior is None:
         return None
-    hint = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
-    require_same_grid(pixels.grid, hint.grid, names=(str(pixels.path), str(prior)))
-    return hint
+    extra_input = stack.enter_context(PriorLayer(prior, scheme=model.scheme))
+    require_same_grid(pixels.grid, extra_input.grid, names=(str(pixels.path), str(prior)))
+    return extra_input
 
 
 def _require_inputs(model: LandcoverModel, prior: str | Path | None) -> None:
