@@ -126,13 +126,13 @@ def compile_if_worthwhile(
 
 
 @dataclass(frozen=True)
-class Sent:
-    """Tensors on their way to a device; :meth:`arrived` gives them to whoever computes."""
+class Transfer:
+    """Tensors on their way to a device; :meth:`wait` gives them to whoever computes."""
 
     tensors: tuple[Tensor | None, ...]
     event: torch.cuda.Event | None = None
 
-    def arrived(self) -> tuple[Tensor | None, ...]:
+    def wait(self) -> tuple[Tensor | None, ...]:
         """Return the tensors; what is computed with them on the device waits for them there, the caller does not."""
         if self.event is not None:
             stream = torch.cuda.current_stream()
@@ -143,7 +143,7 @@ class Sent:
         return self.tensors
 
 
-class Uplink:
+class Uploader:
     """Sends arrays to a device.
 
     On CUDA they go from pinned memory on a stream of its own, so that a window travels while another is computed.
@@ -158,16 +158,16 @@ class Uplink:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def send(self, *arrays: NDArray[np.generic] | None) -> Sent:
+    def send(self, *arrays: NDArray[np.generic] | None) -> Transfer:
         """Send arrays; may be called in another thread than the one that computes."""
         tensors = tuple(None if values is None else torch.from_numpy(values) for values in arrays)
         if self._stream is None:
-            return Sent(tensors)
+            return Transfer(tensors)
         with torch.cuda.stream(self._stream):
-            gone = tuple(t if t is None else t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
-            return Sent(gone, self._stream.record_event())
+            moving = tuple(t if t is None else t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
+            return Transfer(moving, self._stream.record_event())
 
-    def bring(self, values: NDArray[np.generic]) -> Tensor:
+    def to_device(self, values: NDArray[np.generic]) -> Tensor:
         """Send one array and return it as a tensor there, for whoever computes."""
-        (tensor,) = self.send(values).arrived()
+        (tensor,) = self.send(values).wait()
         return cast("Tensor", tensor)

@@ -9,7 +9,7 @@ from landprior.errors import ModelError
 from landprior.implicit import devices, training
 from landprior.implicit.devices import (
     WORTH_COMPILING,
-    Uplink,
+    Uploader,
     choose_device,
     compile_if_worthwhile,
     count_operations,
@@ -141,19 +141,19 @@ def test_subnormal_numbers_are_zero_while_a_cpu_trains_and_only_then():
 
 def test_arrays_there_and_back():
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    uplink = Uplink(CPU)
-    image, nothing = uplink.send(values, None).arrived()
+    uploader = Uploader(CPU)
+    image, nothing = uploader.send(values, None).wait()
     assert nothing is None
     np.testing.assert_array_equal(image.numpy(), values)
-    np.testing.assert_array_equal(uplink.bring(values).numpy(), values)
+    np.testing.assert_array_equal(uploader.to_device(values).numpy(), values)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_arrays_to_a_gpu_while_others_travel():
-    uplink, rng = Uplink(devices.choose_device("cuda")), np.random.default_rng(0)
+    uploader, rng = Uploader(devices.choose_device("cuda")), np.random.default_rng(0)
     arrays = [rng.integers(0, 255, (4, 1000, 1000), dtype=np.uint8) for _ in range(8)]
-    sent = [uplink.send(values) for values in arrays]
-    doubled = [one.arrived()[0].float().mul(2) for one in sent]
+    transfers = [uploader.send(values) for values in arrays]
+    doubled = [one.wait()[0].float().mul(2) for one in transfers]
     for values, found in zip(arrays, doubled, strict=True):
         np.testing.assert_array_equal(found.cpu().numpy(), 2.0 * values)

@@ -13,7 +13,7 @@ import torch
 from rasterio.windows import Window
 
 from landprior.errors import InputError
-from landprior.implicit.devices import Sent, Uplink, choose_device
+from landprior.implicit.devices import Transfer, Uploader, choose_device
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_joint, log_posterior
 from landprior.implicit.settings import OUTPUT_SMOOTHING
@@ -58,16 +58,16 @@ class Pixels:
     ----------
     valid
         Where it has data, shape (H, W), of the outer window.
-    sent
+    transfer
         On their way to the device: the image, (B, H, W), where it has data, (H, W), or None if it has everywhere, and
         the prior as the model's input, (C, H, W), or None. None where nothing has data.
     """
 
     valid: NDArray[np.bool_]
-    sent: Sent | None = None
+    transfer: Transfer | None = None
 
 
-Belief = Sent
+Belief = Transfer
 """A prior on its way to the device, (C, h, w), and where there is one, (h, w), of a block's core."""
 
 
@@ -179,7 +179,7 @@ class Mapper:
             model.network, self._samples, name=engine, precision=precision, device=device, pixels=rows * columns
         )
         device_ = self.engine.device
-        self._uplink = Uplink(device_)
+        self._uploader = Uploader(device_)
         self.sums = ClassSums(len(model.scheme))
         # on a GPU what is kept stays there
         self._left = memory if device_.type == "cpu" else torch.cuda.mem_get_info(device_)[0] // 2
@@ -189,9 +189,9 @@ class Mapper:
         rows, columns = self._pixels.grid.shape
         side = min(SAMPLE_SIDE, rows, columns)
         corners = [np.linspace(0, size - side, SAMPLE_GRID).astype(int).tolist() for size in (rows, columns)]
-        uplink = Uplink(torch.device("cpu"))
-        read = [self._read(Window(left, top, side, side), uplink) for top in corners[0] for left in corners[1]]
-        seen = [pixels for pixels in read if pixels.sent is not None]
+        uploader = Uploader(torch.device("cpu"))
+        read = [self._read(Window(left, top, side, side), uploader) for top in corners[0] for left in corners[1]]
+        seen = [pixels for pixels in read if pixels.transfer is not None]
         if not seen:
             return [np.zeros((1, self._model.channels, side, side), dtype=np.float32)]
         return [self.inputs(pixels).numpy() for pixels in seen]
@@ -200,14 +200,14 @@ class Mapper:
 
     def read_inputs(self, block: Block) -> tuple[Pixels | None, None]:
         """Read what the network needs for a block."""
-        return self._read(block.outer, self._uplink), None
+        return self._read(block.outer, self._uploader), None
 
     def read(self, block: Block) -> tuple[Pixels | None, Belief | None]:
         """Read what a block needs: the network's inputs, unless its log q is kept, and the prior."""
-        pixels = None if _corner(block) in self._kept else self._read(block.outer, self._uplink)
-        return pixels, None if self._belief is None else self._uplink.send(*self._belief.read(block.core))
+        pixels = None if _corner(block) in self._kept else self._read(block.outer, self._uploader)
+        return pixels, None if self._belief is None else self._uploader.send(*self._belief.read(block.core))
 
-    def _read(self, window: Window, uplink: Uplink) -> Pixels:
+    def _read(self, window: Window, uploader: Uploader) -> Pixels:
         values, valid = self._pixels.read(window)
         extra = None
         if self._extra_input is not None:
@@ -215,13 +215,13 @@ class Mapper:
             valid = valid & has_prior
         if not valid.any():
             return Pixels(valid)
-        return Pixels(valid, uplink.send(values, None if valid.all() else valid, extra))
+        return Pixels(valid, uploader.send(values, None if valid.all() else valid, extra))
 
     # -- computing -----------------------------------------------------------------------------------
 
     def inputs(self, pixels: Pixels) -> Tensor:
         """Return standardised inputs, shape (1, channels, h, w), of a window with data, where it was sent to."""
-        image, valid, extra = pixels.sent.arrived() if pixels.sent is not None else (None, None, None)
+        image, valid, extra = pixels.transfer.wait() if pixels.transfer is not None else (None, None, None)
         if image is None:
             msg = "a window without data has no inputs"
             raise ValueError(msg)
@@ -236,7 +236,7 @@ class Mapper:
         if kept is not None:
             wait, inside = kept
             return wait, np.ones((block.core.height, block.core.width), dtype=bool) if inside is None else inside
-        pixels = pixels or self._read(block.outer, self._uplink)
+        pixels = pixels or self._read(block.outer, self._uploader)
         rows, columns = block.crop
         inside = pixels.valid[rows, columns]
         if not inside.any():
@@ -258,7 +258,7 @@ class Mapper:
             log_q = wait()
             shares = log_q[0].exp()
             if not valid.all():
-                shares *= self._uplink.bring(valid)
+                shares *= self._uploader.to_device(valid)
             size = log_q.nbytes + valid.nbytes
             if size <= self._left:
                 self._left -= size
@@ -343,7 +343,7 @@ class Mapper:
         """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
         if belief is None:
             return log_q
-        prior, has_prior = belief.arrived()
+        prior, has_prior = belief.wait()
         if prior is None or has_prior is None:  # pragma: no cover - both are always sent
             msg = "the prior was not sent"
             raise ValueError(msg)
