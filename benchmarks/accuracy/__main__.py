@@ -36,7 +36,7 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from landprior.landcover.training.verdict import Look
+    from landprior.landcover.training.verdict import Snapshot
 
 LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
 """What is trained besides QR, where the figures are asked for."""
@@ -66,7 +66,7 @@ class Row:
 
 
 class Watch:
-    """Accuracy of r against the labels at every look, to say afterwards where the best moment was."""
+    """Accuracy of r against the labels at every snapshot, to say afterwards where the best moment was."""
 
     def __init__(self, case: Case) -> None:
         self._labels = []
@@ -76,10 +76,10 @@ class Watch:
                     torch.from_numpy(read_classes(src, None, case.scheme, codes=case.label_map, where=labels))
                 )
 
-    def __call__(self, look: Look) -> Mapping[str, float]:
-        """Score the crops of a look."""
+    def __call__(self, snapshot: Snapshot) -> Mapping[str, float]:
+        """Score the crops of a snapshot."""
         right = count = 0
-        for index, at, best in look.maps:
+        for index, at, best in snapshot.maps:
             labels = self._labels[index][at]
             known = (labels != IGNORED_INDEX) & (best.cpu() != IGNORED_INDEX)
             right += int((best.cpu()[known] == labels[known]).sum())

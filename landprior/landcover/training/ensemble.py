@@ -166,8 +166,9 @@ def join_models(
     if not tiles[0].labelled:
         on_device = [tile.to(place) for tile in tiles]
         judge = Judge(on_device, first.statistics, smoothing=first.network.smoothing)
-        record["verdict"] = judge.look(network).judge()
-        warn_of_harm(record["verdict"])
+        verdict = judge.take_snapshot(network).judge()
+        record["verdict"] = verdict.to_dict()
+        warn_of_harm(verdict)
     return replace(first, network=network, record=record)
 
 

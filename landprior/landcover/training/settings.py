@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 SETTLED = 0.01
-"""Share of pixels that change class between two looks, below which a map has settled (by default)."""
+"""Share of pixels that change class between two snapshots, below which a map has settled (by default)."""
 
 
 class TileSettings(BaseModel):
@@ -32,7 +32,7 @@ class TileSettings(BaseModel):
     settled: float = Field(
         SETTLED,
         ge=0,
-        description="stop, past half of the steps, when fewer pixels change class between looks; 0: never",
+        description="stop, past half of the steps, when fewer pixels change class between snapshots; 0: never",
     )
     members: int = Field(
         1, ge=1, le=32, description="Number of networks trained from different random weights and averaged."

@@ -20,7 +20,7 @@ from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tile_sets import find_doubles, in_order, require_compatible, require_inside
 from landprior.landcover.training.tiles import Tile, measure_bands
-from landprior.landcover.training.verdict import Judge, Look, warn_of_harm
+from landprior.landcover.training.verdict import Judge, Snapshot, warn_of_harm
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def train_model(
     objective: Objective | None = None,
     identity: str = "",
     checkpoint: Path | None = None,
-    watch: Callable[[Look], Mapping[str, float]] | None = None,
+    watch: Callable[[Snapshot], Mapping[str, float]] | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
     """Train one model on tiles in memory.
@@ -73,7 +73,7 @@ def train_model(
     checkpoint
         Where the state is kept after every epoch, so that an interrupted run goes on.
     watch
-        Called with every look; the values it returns are kept in the history. Nothing depends on them.
+        Called with every snapshot; the values it returns are kept in the history. Nothing depends on them.
     run
         See :class:`landprior.run.Run`.
 
@@ -123,15 +123,15 @@ def train_model(
         halo=halo,
     )
     judge = None if labelled else Judge(on_device, statistics, smoothing=settings.smoothing)
-    look: Look | None = None
+    snapshot: Snapshot | None = None
 
     def monitor(network: nn.Module) -> dict[str, float]:
-        nonlocal look
+        nonlocal snapshot
         if judge is None:  # labels need no judgement
             return {}
-        look = judge.look(network)
-        figures = {"change": look.change, "evidence": look.evidence, "gain": look.gain}
-        return figures | dict(watch(look) if watch is not None else {})
+        snapshot = judge.take_snapshot(network)
+        figures = {"change": snapshot.change, "evidence": snapshot.evidence, "gain": snapshot.gain}
+        return figures | dict(watch(snapshot) if watch is not None else {})
 
     def until(epoch: Epoch) -> str | None:
         late = judge is not None and settings.training.loss in WARMED and 2 * epoch.step >= settings.training.steps
@@ -150,9 +150,9 @@ def train_model(
         progress=run.progress,
     )
     network.eval()
-    verdict = None if judge is None else (look or judge.look(network)).judge()
+    verdict = None if judge is None else (snapshot or judge.take_snapshot(network)).judge()
     if verdict is not None:
-        logger.info("verdict: %s; %s", verdict["decision"], verdict["why"])
+        logger.info("verdict: %s; %s", verdict.decision, verdict.why)
         warn_of_harm(verdict)
     return LandcoverModel(
         network=network,
@@ -172,7 +172,7 @@ def train_model(
                     for e in history.epochs
                 ]
             },
-            **({} if verdict is None else {"verdict": verdict}),
+            **({} if verdict is None else {"verdict": verdict.to_dict()}),
             **({} if kind is None else {"image": kind.model_dump()}),
             "device": fabric.device.type,
             "torch": torch.__version__,

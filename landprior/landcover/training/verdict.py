@@ -1,9 +1,9 @@
 """Judging a training without labels: whether its map has settled, and whether it is worse than its prior.
 
-A *look* maps fixed crops of the tiles with the posterior r. Three things are read off it:
+A *snapshot* maps fixed crops of the tiles with the posterior r. Three things are read off it:
 
-- how many pixels changed class since the last look. Below ``TileSettings.settled`` the training may end: longer only
-  fits the prior's own errors.
+- how many pixels changed class since the last snapshot. Below ``TileSettings.settled`` the training may end: longer
+  only fits the prior's own errors.
 - which classes r names against the network's own word. r divides q by its mean over the tile, so a class that the
   network nowhere finds (q small and flat) is named in a few places by the prior alone. A class is not supported, and
   maps leave it out, if r names less than :data:`LEAST_FOUND` of what the prior expects of it, and the network, where r
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ from landprior.implicit.networks import FCN_HALO, log_prior
 from landprior.implicit.posterior import log_posterior
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import BandStatistics
     from landprior.landcover.training.tiles import Tile
 
-LOOK_PIXELS = 512 * 512
-"""How many pixels a look takes in all."""
+SNAPSHOT_PIXELS = 512 * 512
+"""How many pixels a snapshot takes in all."""
 
 CROP = 128
-"""Side of the crops of a tile that is larger than its share of the look, pixels."""
+"""Side of the crops of a tile that is larger than its share of the snapshot, pixels."""
 
 MOST_TILES = 64
 """How many tiles of a joint model are looked at."""
@@ -91,7 +91,37 @@ class _Crop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Verdict:
+    """What is decided about a model, by its last snapshot; a figure that is not known is None.
+
+    Parameters
+    ----------
+    decision
+        Whether the model's maps are used, or its prior is handed back.
+    why
+        The reason, for people.
+    pixels, estimate, prior_estimate, evidence, change, support, found, unsupported
+        See :class:`Snapshot`.
+    """
+
+    decision: Decision
+    why: str
+    pixels: int
+    estimate: float | None
+    prior_estimate: float | None
+    evidence: float | None
+    change: float | None
+    support: list[float | None]
+    found: list[float | None]
+    unsupported: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as it is kept in a model's record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
     """What was seen at one moment of a training.
 
     Parameters
@@ -100,7 +130,7 @@ class Look:
         Per crop: index of the tile, rows and columns in it, and the most probable class of r there, -1 where not
         valid, shape (h, w).
     change
-        Share of pixels whose class changed since the last look; NaN at the first.
+        Share of pixels whose class changed since the last snapshot; NaN at the first.
     evidence
         Mean log p(x) + log N in nats [R eq. 1]: how much the image tells of the prior's classes; at most 0
         where it tells nothing.
@@ -120,7 +150,7 @@ class Look:
     prior_estimate: float
     support: tuple[float, ...] = ()
     found: tuple[float, ...] = ()
-    pixels: int = LOOK_PIXELS
+    pixels: int = SNAPSHOT_PIXELS
 
     @property
     def gain(self) -> float:
@@ -133,8 +163,8 @@ class Look:
         pairs = enumerate(zip(self.support, self.found, strict=True))
         return [index for index, (support, found) in pairs if support < LEAST_SUPPORT and found < LEAST_FOUND]
 
-    def judge(self) -> dict[str, Any]:
-        """Return the verdict, as it is kept with a model: decision, why, and the figures."""
+    def judge(self) -> Verdict:
+        """Return the verdict: decision, why, and the figures."""
         decision: Decision = "abstained"
         if self.pixels == 0:
             why = f"there is nothing to judge by: no pixel is valid more than {FCN_HALO} px away from the borders"
@@ -146,18 +176,18 @@ class Look:
         else:
             decision = "kept" if self.gain >= -CLEAR_LOSS else "abstained"
             why = f"estimated accuracy {self.gain:+.3f} against the prior's own; the least accepted is {-CLEAR_LOSS}"
-        return {
-            "decision": decision,
-            "why": why,
-            "pixels": self.pixels,
-            "estimate": _round(self.estimate),
-            "prior_estimate": _round(self.prior_estimate),
-            "evidence": _round(self.evidence),
-            "change": _round(self.change),
-            "support": [_round(value) for value in self.support],
-            "found": [_round(value) for value in self.found],
-            "unsupported": self.unsupported,
-        }
+        return Verdict(
+            decision=decision,
+            why=why,
+            pixels=self.pixels,
+            estimate=_round(self.estimate),
+            prior_estimate=_round(self.prior_estimate),
+            evidence=_round(self.evidence),
+            change=_round(self.change),
+            support=[_round(value) for value in self.support],
+            found=[_round(value) for value in self.found],
+            unsupported=self.unsupported,
+        )
 
 
 def _round(value: float) -> float | None:
@@ -180,7 +210,7 @@ class Judge:
         self._before: list[Tensor] | None = None
 
     @torch.no_grad()
-    def look(self, network: nn.Module) -> Look:
+    def take_snapshot(self, network: nn.Module) -> Snapshot:
         """Map the crops and say what is seen; the change is against the call before."""
         inside = (..., slice(FCN_HALO, -FCN_HALO), slice(FCN_HALO, -FCN_HALO))
         cores = [(network(c.inputs)[inside], c.log_prior[inside], c.valid[inside]) for c in self._crops]
@@ -189,7 +219,7 @@ class Judge:
             nothing = [torch.full(valid.shape[1:], -1) for _, _, valid in cores]
             maps = [(c.tile, c.inner, best) for c, best in zip(self._crops, nothing, strict=True)]
             nan = math.nan
-            return Look(maps=maps, change=nan, evidence=nan, estimate=nan, prior_estimate=nan, pixels=0)
+            return Snapshot(maps=maps, change=nan, evidence=nan, estimate=nan, prior_estimate=nan, pixels=0)
         sums = torch.stack([(log_q.exp().double() * valid[:, None]).sum((0, 2, 3)) for log_q, _, valid in cores]).sum(0)
         log_marginal = torch.log(sums / total).float()
         best, evidence = [], 0.0
@@ -211,7 +241,7 @@ class Judge:
             change = sum(int((a != b).sum()) for a, b in zip(best, self._before, strict=True)) / total
         self._before = best
         own, mapped_moments, prior_moments = (moments / total).numpy()
-        return Look(
+        return Snapshot(
             maps=[(c.tile, c.inner, b) for c, b in zip(self._crops, best, strict=True)],
             change=change,
             evidence=evidence / total,
@@ -260,7 +290,7 @@ def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: fl
     chosen = np.linspace(0, len(tiles) - 1, min(len(tiles), MOST_TILES)).round().astype(int)
     for index in chosen.tolist():
         tile = tiles[index]
-        for rows, columns in _choose_places(tile.valid, LOOK_PIXELS // len(chosen)):
+        for rows, columns in _choose_places(tile.valid, SNAPSHOT_PIXELS // len(chosen)):
             valid = tile.valid[rows, columns]
             x = tile.inputs(statistics, rows, columns)[None]
             yield _Crop(
@@ -305,12 +335,12 @@ def _count_inner(valid: Tensor, place: tuple[slice, slice]) -> int:
     return int(valid[rows, columns].sum())
 
 
-def warn_of_harm(verdict: Mapping[str, Any]) -> None:
+def warn_of_harm(verdict: Verdict) -> None:
     """Warn where the verdict is not that the model is kept."""
-    if verdict["decision"] != "kept":
-        lead = "looks worse than its prior" if verdict["pixels"] >= LEAST_PIXELS else "cannot be judged"
+    if verdict.decision != "kept":
+        lead = "looks worse than its prior" if verdict.pixels >= LEAST_PIXELS else "cannot be judged"
         warnings.warn(
-            f"this model {lead} ({verdict['why']}); predict --posterior will hand back the prior. "
+            f"this model {lead} ({verdict.why}); predict --posterior will hand back the prior. "
             "Try another --seed, a better cooccurrence matrix or more layers in the prior",
             HarmWarning,
             stacklevel=3,

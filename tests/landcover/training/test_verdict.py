@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_evidence, log_posterior
 from landprior.landcover.training.tiles import measure_bands, read_tile
-from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Look, estimate_accuracy
+from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Snapshot, estimate_accuracy
 
 
 def moments_of(seed, classes, items=5000):
@@ -60,8 +60,8 @@ def tile(make_image, make_prior, rng):
 def test_a_look_is_the_posterior_of_the_tile(tile, make_model):
     network = make_model().network
     judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
-    look = judge.look(network)
-    (index, (rows, columns), best), *others = look.maps
+    snapshot = judge.take_snapshot(network)
+    (index, (rows, columns), best), *others = snapshot.maps
     assert (index, rows, columns, others) == (0, slice(5, 55), slice(5, 65), [])
     statistics = measure_bands([tile])
     with torch.no_grad():
@@ -72,17 +72,17 @@ def test_a_look_is_the_posterior_of_the_tile(tile, make_model):
     r = log_posterior(log_q, log_p, mask)
     assert (best == torch.where(mask, r.argmax(1), -1)[0]).float().mean() > 0.999
     expected = log_evidence(log_q, log_p, mask)[mask].mean() + math.log(int(mask.sum()))
-    assert look.evidence == pytest.approx(expected.item(), abs=1e-4)
+    assert snapshot.evidence == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_change_is_the_share_of_pixels_with_another_class(tile, make_model):
     one, other = make_model(seed=0).network, make_model(seed=1).network
     judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
-    first = judge.look(one)
+    first = judge.take_snapshot(one)
     assert math.isnan(first.change)
-    same = judge.look(one)
+    same = judge.take_snapshot(one)
     assert same.change == 0
-    changed = judge.look(other)
+    changed = judge.take_snapshot(other)
     (_, _, before), (_, _, after) = first.maps[0], changed.maps[0]
     assert changed.change == pytest.approx((before != after).sum().item() / (before >= 0).sum().item())
     assert changed.change > 0.1
@@ -92,9 +92,9 @@ def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_p
     holes = np.ones((700, 900), dtype=bool)
     holes[500:, 650:] = False
     tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
-    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
-    assert all(best.shape == (CROP - 10, CROP - 10) for _, _, best in look.maps)
-    seen = sum(int((best >= 0).sum()) for _, _, best in look.maps)
+    snapshot = Judge([tile], measure_bands([tile]), smoothing=1e-4).take_snapshot(make_model(filters=2).network)
+    assert all(best.shape == (CROP - 10, CROP - 10) for _, _, best in snapshot.maps)
+    seen = sum(int((best >= 0).sum()) for _, _, best in snapshot.maps)
     assert seen > 0.5 * 200 * 250
 
 
@@ -103,9 +103,9 @@ def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_mode
     holes = np.ones((700, 900), dtype=bool)
     holes[124:132] = False
     tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
-    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model(filters=2).network)
-    assert look.pixels == sum(int((best >= 0).sum()) for _, _, best in look.maps)
-    assert look.pixels > 1000
+    snapshot = Judge([tile], measure_bands([tile]), smoothing=1e-4).take_snapshot(make_model(filters=2).network)
+    assert snapshot.pixels == sum(int((best >= 0).sum()) for _, _, best in snapshot.maps)
+    assert snapshot.pixels > 1000
 
 
 @pytest.mark.parametrize(("count", "why"), [(0, "nothing to judge by"), (30, "too few pixels to judge by: 30, and")])
@@ -114,21 +114,21 @@ def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, 
     valid[:4] = True
     valid[20, 20 : 20 + count] = True
     tile = replace(tile, valid=valid)
-    look = Judge([tile], measure_bands([tile]), smoothing=1e-4).look(make_model().network)
-    verdict = look.judge()
-    assert (verdict["pixels"], verdict["decision"]) == (count, "abstained")
-    assert why in verdict["why"]
+    snapshot = Judge([tile], measure_bands([tile]), smoothing=1e-4).take_snapshot(make_model().network)
+    verdict = snapshot.judge()
+    assert (verdict.pixels, verdict.decision) == (count, "abstained")
+    assert why in verdict.why
     if not count:
-        assert (verdict["evidence"], verdict["estimate"], verdict["change"]) == (None, None, None)
-        assert not look.change < 1  # so that nothing is taken as settled
+        assert (verdict.evidence, verdict.estimate, verdict.change) == (None, None, None)
+        assert not snapshot.change < 1  # so that nothing is taken as settled
 
 
 def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
-    return Look(maps=[], change=0.001, evidence=evidence, estimate=estimate, prior_estimate=prior_estimate)
+    return Snapshot(maps=[], change=0.001, evidence=evidence, estimate=estimate, prior_estimate=prior_estimate)
 
 
 @pytest.mark.parametrize(
-    ("look", "decision", "why"),
+    ("snapshot", "decision", "why"),
     [
         (look_of(), "kept", r"accuracy \+0\.100"),
         (look_of(estimate=0.79), "kept", r"-0\.010"),
@@ -137,19 +137,19 @@ def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
         (look_of(evidence=-0.3), "abstained", "tells nothing"),
     ],
 )
-def test_decisions(look, decision, why):
+def test_decisions(snapshot, decision, why):
     import re
 
-    verdict = look.judge()
-    assert verdict["decision"] == decision
-    assert re.search(why, verdict["why"])
-    assert verdict["change"] == 0.001
+    verdict = snapshot.judge()
+    assert verdict.decision == decision
+    assert re.search(why, verdict.why)
+    assert verdict.change == 0.001
 
 
 def test_support_and_found_by_hand(tile, make_model):
     """Mean q where r names a class, and how much of the prior's share of it is named; over the inner pixels."""
     model = make_model()
-    look = Judge([tile], model.statistics, smoothing=1e-4).look(model.network)
+    snapshot = Judge([tile], model.statistics, smoothing=1e-4).take_snapshot(model.network)
     inner = (..., slice(5, -5), slice(5, -5))
     with torch.no_grad():
         log_q = model.network(tile.inputs(model.statistics, slice(None), slice(None))[None])[inner]
@@ -159,10 +159,10 @@ def test_support_and_found_by_hand(tile, make_model):
     for index in range(5):
         here = named == index
         if here.any():
-            assert look.support[index] == pytest.approx(float(q[index][here].mean()), rel=1e-4)
+            assert snapshot.support[index] == pytest.approx(float(q[index][here].mean()), rel=1e-4)
         else:
-            assert np.isnan(look.support[index])
-        assert look.found[index] == pytest.approx(float(here.float().mean() / p[index].mean()), rel=1e-3)
+            assert np.isnan(snapshot.support[index])
+        assert snapshot.found[index] == pytest.approx(float(here.float().mean() / p[index].mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,8 @@ def test_support_and_found_by_hand(tile, make_model):
     ],
 )
 def test_classes_without_support(support, found, expected):
-    look = Look(maps=[], change=0.1, evidence=1.0, estimate=0.8, prior_estimate=0.7, support=support, found=found)
-    assert look.unsupported == expected
-    assert look.judge()["unsupported"] == expected
+    snapshot = Snapshot(
+        maps=[], change=0.1, evidence=1.0, estimate=0.8, prior_estimate=0.7, support=support, found=found
+    )
+    assert snapshot.unsupported == expected
+    assert snapshot.judge().unsupported == expected
