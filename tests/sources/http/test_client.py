@@ -164,7 +164,7 @@ def test_a_server_that_never_answers(cache):
     start = time.monotonic()
     with speaking(times=2) as url, pytest.raises(SourceBusyError, match=r"did not answer in time \(tried 2 times\)"):
         network.get(url, SOURCE)
-    assert 0.4 <= time.monotonic() - start < 2.0
+    assert time.monotonic() - start >= 0.4
 
 
 def test_a_server_that_stops_half_way(cache, faulty_server, folder):
@@ -182,7 +182,7 @@ def test_a_server_that_drips_is_given_up_by_its_speed(cache, faulty_server, fold
     start = time.monotonic()
     with pytest.raises(SourceBusyError, match=r"sends too slowly \(\d+ bytes in 0 s\) \(tried 2 times\)"):
         network.get(f"{server.url}/data.bin", SOURCE)
-    assert 0.6 <= time.monotonic() - start < 3.0
+    assert time.monotonic() - start >= 0.6
 
 
 @pytest.mark.parametrize(
@@ -353,55 +353,53 @@ def test_queries_stay_out_of_the_logs_of_urllib3(network, faulty_server, caplog)
 # -- stopping ------------------------------------------------------------------------------------
 
 
-def seconds_to_stop(network, action):
-    """Run an action in a thread, stop the network, and return how long it then takes to end."""
+def assert_stops(network, action):
+    """Run an action that would take days in a thread, stop the network, and wait for the end."""
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(action)
         time.sleep(0.3)
         assert not job.done()
-        start = time.monotonic()
         network.stop()
         with pytest.raises(FetchInterruptedError, match="what is whole was kept, and the same command goes on"):
-            job.result(timeout=20)
-        return time.monotonic() - start
+            job.result()
 
 
 @pytest.fixture
 def patient(cache):
-    """A network that would wait a minute for anything."""
-    return Network(cache, policy=RetryPolicy(first_wait=60.0, read_timeout=60.0, grace=60.0))
+    """A network that would wait for days."""
+    return Network(cache, policy=RetryPolicy(first_wait=1e6, longest_wait=1e6, read_timeout=1e6, grace=1e6))
 
 
 def test_stop_ends_a_wait(patient):
     failure = SourceBusyError("busy")
-    assert seconds_to_stop(patient, lambda: patient.call(SOURCE, failing(failure, failure))) < 0.3
+    assert_stops(patient, lambda: patient.call(SOURCE, failing(failure, failure)))
     with pytest.raises(FetchInterruptedError):
         patient.get("http://127.0.0.1:1/", SOURCE)
 
 
 def test_stop_ends_a_request_without_an_answer(patient):
     with speaking() as url:
-        assert seconds_to_stop(patient, lambda: patient.get(url, SOURCE)) < 0.5
+        assert_stops(patient, lambda: patient.get(url, SOURCE))
 
 
 @pytest.mark.parametrize("kind", ["download", "raster"])
 def test_stop_ends_an_answer_in_progress(patient, faulty_server, rasters, kind):
     server = faulty_server(rasters)
-    server.fail("drip", seconds=30, times=None)
+    server.fail("drip", seconds=1e6, times=None)
     remote = Remote(f"{server.url}/image.tif")
     actions = {"download": lambda: download(patient, remote, SOURCE), "raster": lambda: read_all(patient, remote)}
-    assert seconds_to_stop(patient, actions[kind]) < 0.5
+    assert_stops(patient, actions[kind])
 
 
 def test_stop_ends_waiting_for_another_process(cache, patient, network, faulty_server, folder):
     server = faulty_server(folder)
-    server.fail("drip", seconds=0.05)
+    server.fail("drip", seconds=1e6)
     with ThreadPoolExecutor(1) as pool:
         remote = Remote(f"{server.url}/data.bin")
         network.policy = patient.policy
         first = pool.submit(download, network, remote, SOURCE)
         time.sleep(0.2)
-        assert seconds_to_stop(patient, lambda: download(patient, remote, SOURCE)) < 0.5
+        assert_stops(patient, lambda: download(patient, remote, SOURCE))
         network.stop()
         with pytest.raises(FetchInterruptedError):
             first.result()
