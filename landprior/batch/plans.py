@@ -276,7 +276,7 @@ def plan_area(
             outline=found.area.outline.wkt,
             city=preset.name if preset is not None and shipped else None,
             preset=None if shipped else preset,
-            settings=fetching.located().model_dump(mode="json", exclude={"scheme"}),
+            settings=fetching.make_absolute().model_dump(mode="json", exclude={"scheme"}),
         ),
     )
 

@@ -309,13 +309,13 @@ def test_another_spelling_of_a_path_is_not_another_source(place, monkeypatch, lo
 def test_settings_of_a_plan_name_their_files_whole(place, monkeypatch):
     monkeypatch.chdir(place.folder)
     local = {"naip": "naip", "nlcd": "nlcd_{year}.tif", "osm": "osm.gpkg|layername=lines", "buildings": "none"}
-    found = FetchSettings(**local, labels=("houses.geojson",)).located()
+    found = FetchSettings(**local, labels=("houses.geojson",)).make_absolute()
     assert found.naip == place.folder / "naip"
     assert found.nlcd == str(place.folder / "nlcd_{year}.tif")
     assert found.osm == str(place.folder / "osm.gpkg|layername=lines")
     assert found.buildings == "none"
     assert found.labels == (place.folder / "houses.geojson",)
-    remote = FetchSettings(nlcd="https://h.test/nlcd_{year}.tif").located()
+    remote = FetchSettings(nlcd="https://h.test/nlcd_{year}.tif").make_absolute()
     assert (remote.nlcd, remote.naip, remote.osm, remote.labels) == ("https://h.test/nlcd_{year}.tif", None, None, ())
 
 

@@ -85,7 +85,7 @@ def fetch(
         whole = [tile.folder for tile in plan.tiles if failures.get(tile.folder.name) == []]
         if whole and collection:
             workspace.write_collection()
-    job.say_empty()
+    job.report_empty()
     failed = {name: errors for name, errors in failures.items() if errors}
     if failed:
         _raise_failures(failed, len(plan.tiles))

@@ -108,15 +108,15 @@ class FetchSettings(BaseModel):
             refuse_remote(one, option, web=info.field_name == "nlcd")
         return value
 
-    def located(self) -> FetchSettings:
+    def make_absolute(self) -> FetchSettings:
         """Return them with whole paths of local sources, as another folder or process may read them."""
-        located: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
-        located["naip"] = self.naip and self.naip.absolute()
-        located["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)
-        return self.model_copy(update=located)
+        absolute: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
+        absolute["naip"] = self.naip and self.naip.absolute()
+        absolute["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)
+        return self.model_copy(update=absolute)
 
     @property
-    def wanted(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """The layers to fetch."""
         left_out = {name for name in ("osm", "buildings") if getattr(self, name) == NONE}
         return tuple(name for name in LAYERS if name not in left_out and (name != "labels" or self.labels))

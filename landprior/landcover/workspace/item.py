@@ -18,7 +18,7 @@ import numpy as np
 
 from landprior.errors import InputError, MissingInputError, RasterReadError
 from landprior.inputs import checksum
-from landprior.landcover.workspace.provenance import Basis, Judgement, find_stranger, judge, refuse_stranger
+from landprior.landcover.workspace.provenance import Basis, Judgement, explain_foreign, judge, refuse_foreign
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.outputs import announcing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
@@ -167,13 +167,13 @@ class TileFolder:
         Raises
         ------
         OutputExistsError
-            See :func:`landprior.landcover.workspace.provenance.find_stranger`.
+            See :func:`landprior.landcover.workspace.provenance.explain_foreign`.
         """
         properties = self.read_item().get("properties", {})
         known, begun = (properties.get(name, {}).get(step) for name in (_STEPS, _BEGUN))
-        why = find_stranger(self.file(step), basis, known, begun)
+        why = explain_foreign(self.file(step), basis, known, begun)
         if why is not None:
-            refuse_stranger(self.file(step), why)
+            refuse_foreign(self.file(step), why)
 
     def core(self) -> Bounds | None:
         """Return the bounds of the tile's own ground, without a margin, in its CRS; None where that is not known."""
@@ -192,7 +192,7 @@ class TileFolder:
         """
         properties: dict[str, Any] = {}
         made = basis.record()  # of the inputs as they are read, not as they may be later
-        with self.announcing(step, command=basis.command, recipe=basis.recipe, settings=basis.outline()):
+        with self.announcing(step, command=basis.command, recipe=basis.recipe, settings=basis.flatten_settings()):
             yield properties
         self.record(step, made.pop("key"), **made, **properties)
 

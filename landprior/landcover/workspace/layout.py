@@ -194,7 +194,7 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
         source = settings.naip or redact(settings.stac_url)
         msg = f"no NAIP image of {area.name} ({place}) at {source}; check the place, or give --naip FOLDER"
         raise InputError(msg)
-    _say_years(choices, year, covered)
+    _report_years(choices, year, covered)
     tiles = []
     for found in sorted(choices, key=lambda c: c.image.id):
         choice = locate(found, network)
@@ -294,7 +294,7 @@ def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
     warnings.warn(msg, SourceWarning, stacklevel=4)
 
 
-def _say_years(choices: Sequence[Choice], year: int | None, covered: float) -> None:
+def _report_years(choices: Sequence[Choice], year: int | None, covered: float) -> None:
     counts = Counter(choice.image.year for choice in choices)
     text = ", ".join(f"{y or 'unknown'} ({n} tile{'s' if n > 1 else ''})" for y, n in sorted(counts.items(), key=str))
     other = sorted(y for y in counts if y is not None and year is not None and y != year)
@@ -333,4 +333,4 @@ def _describe_sources(settings: FetchSettings) -> dict[str, str]:
         "buildings": settings.buildings or redact(settings.buildings_index),
         "labels": ", ".join(map(str, settings.labels)),
     }
-    return {name: described[name] for name in ("naip", "nlcd", "osm", "buildings", "labels") if name in settings.wanted}
+    return {name: described[name] for name in ("naip", "nlcd", "osm", "buildings", "labels") if name in settings.layers}

@@ -60,13 +60,13 @@ class Basis:
         """A hash of settings and inputs."""
         return make_key({**self.settings, **self.values}, self.inputs)
 
-    def contents(self) -> dict[str, str]:
+    def hash_inputs(self) -> dict[str, str]:
         """Return hashes of the inputs."""
         files = {name: checksum(path) for name, path in self.inputs.items()}
         values = {name: hashlib.sha256(value.encode()).hexdigest() for name, value in self.values.items()}
         return dict(sorted((files | values).items()))
 
-    def outline(self) -> dict[str, Any]:
+    def flatten_settings(self) -> dict[str, Any]:
         """Return the settings flat, long values as hashes, to tell later which have changed."""
         return _flatten(self.settings)
 
@@ -76,8 +76,8 @@ class Basis:
             "key": self.key,
             "command": self.command,
             "recipe": self.recipe,
-            "settings": self.outline(),
-            "inputs": self.contents(),
+            "settings": self.flatten_settings(),
+            "inputs": self.hash_inputs(),
         }
 
 
@@ -110,7 +110,7 @@ def judge(
     Judgement
         The state, and why.
     """
-    foreign = find_stranger(path, basis, known, begun)
+    foreign = explain_foreign(path, basis, known, begun)
     if foreign is not None or not os.path.lexists(path):
         return Judgement("missing") if foreign is None else Judgement("foreign", foreign)
     own = checksum(path)
@@ -121,7 +121,7 @@ def judge(
     return Judgement("stale", _changes(basis, known))
 
 
-def find_stranger(
+def explain_foreign(
     path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
 ) -> str | None:
     """Say why a result may not be replaced without --overwrite.
@@ -150,12 +150,12 @@ def find_stranger(
     if recipe != basis.recipe:
         return f"was made by {recipe}, not by {basis.recipe}"
     command = record.get("command", basis.command)
-    if command != basis.command and record.get("settings") != basis.outline():
+    if command != basis.command and record.get("settings") != basis.flatten_settings():
         return f"was made by landprior {command} ({_differences(basis, record)})"
     return None
 
 
-def refuse_stranger(path: Path, why: str) -> NoReturn:
+def refuse_foreign(path: Path, why: str) -> NoReturn:
     """Refuse to replace a result.
 
     Raises
@@ -172,7 +172,7 @@ def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
     parts = []
     before = known.get("inputs")
     if isinstance(before, dict):
-        now = basis.contents()
+        now = basis.hash_inputs()
         parts = [f"{name} is gone" for name in sorted(set(before) - set(now))]
         parts += [f"{name} is new" for name in sorted(set(now) - set(before))]
         parts += [f"{name} has changed" for name in sorted(now) if before.get(name, now[name]) != now[name]]
@@ -185,7 +185,7 @@ def _differences(basis: Basis, known: Mapping[str, Any]) -> str:
     before = known.get("settings")
     if not isinstance(before, dict):
         return ""
-    now = basis.outline()
+    now = basis.flatten_settings()
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     texts = [
         f"{name} was {before.get(name)}, now {now.get(name)}"

@@ -11,7 +11,7 @@ from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.workspace.provenance import Basis, Judgement, RecordFile, make_key, refuse_stranger
+from landprior.landcover.workspace.provenance import Basis, Judgement, RecordFile, make_key, refuse_foreign
 from landprior.landcover.workspace.recipes import map_basis, model_basis, prior_basis
 from landprior.raster.grid import Grid
 from landprior.raster.locks import clear_leftovers
@@ -60,8 +60,8 @@ def ensure_prior(
     image = tile.require("naip", hint="every tile needs its image")
     nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
     layers = tile.present(tuple(LAYERS))
-    basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _grid_of(image)})
-    if not _needed(tile, "prior", basis, overwrite=run.overwrite):
+    basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _describe_grid(image)})
+    if not _must_make(tile, "prior", basis, overwrite=run.overwrite):
         return tile.file("prior")
     with tile.making("prior", basis) as note:
         build_prior(
@@ -72,7 +72,7 @@ def ensure_prior(
             like=image,
             settings=settings.prior,
             learned=settings.learned,
-            run=_anew(run),
+            run=_with_overwrite(run),
         )
         note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
     return tile.file("prior")
@@ -121,10 +121,10 @@ def ensure_model(
     if method is not None and method.counts_cells:
         nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
     basis = model_basis(training, method, command, files)
-    if not _needed(tile, "model", basis, overwrite=run.overwrite):
+    if not _must_make(tile, "model", basis, overwrite=run.overwrite):
         return tile.file("model")
     target = tile.file("model")
-    run = _anew(run)
+    run = _with_overwrite(run)
     with tile.making("model", basis) as note:
         if method is None:
             model = train_files([(image, prior)], target, settings=training, names=[tile.id], run=run)
@@ -208,9 +208,9 @@ def ensure_joint_model(
     target = tiles[0].path.parent / "model.safetensors"
     record = RecordFile(target.with_suffix(".json"))
     basis = model_basis(training, None, "train --joint", _joint_files(tiles))
-    if _due(target, record.judge(target, basis), overwrite=run.overwrite):
+    if _must_write(target, record.judge(target, basis), overwrite=run.overwrite):
         with record.making(target, basis):
-            train_city(tiles, target, training, run=_anew(run))
+            train_city(tiles, target, training, run=_with_overwrite(run))
     return target
 
 
@@ -266,10 +266,10 @@ def ensure_map(
     from landprior.landcover.training.model import load_model
 
     image = tile.require("naip", hint="every tile needs its image")
-    weights = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
-    inputs = {"image": image, "model": weights}
-    weighed = load_model(weights)
-    takes_prior = "prior" in weighed.extras
+    model_file = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
+    inputs = {"image": image, "model": model_file}
+    trained = load_model(model_file)
+    takes_prior = "prior" in trained.extras
     prior = None
     if posterior or takes_prior:
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
@@ -278,13 +278,13 @@ def ensure_map(
     basis = map_basis(
         tile, model, command, posterior=posterior, force=force, options=options, computing=computing, inputs=inputs
     )
-    if not _needed(tile, "prediction", basis, overwrite=run.overwrite):
+    if not _must_make(tile, "prediction", basis, overwrite=run.overwrite):
         return tile.file("prediction")
     with tile.making("prediction", basis) as note:
         predict(
             image,
             tile.file("prediction"),
-            weighed,
+            trained,
             posterior=prior if posterior else None,
             prior=prior if takes_prior else None,
             force=force,
@@ -292,7 +292,7 @@ def ensure_map(
             engine=engine,
             precision=precision,
             memory=memory,
-            run=_anew(run),
+            run=_with_overwrite(run),
         )
         note.update(maps="r" if posterior else "q")
     return tile.file("prediction")
@@ -323,8 +323,8 @@ def require_own_results(
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, "run"))
         tile.require_ours("model", model_basis(settings.training or TileSettings(), None, "run"))
-        asked = map_basis(tile, None, "run", posterior=settings.posterior, force=False, options=options)
-        tile.require_ours("prediction", asked)
+        basis = map_basis(tile, None, "run", posterior=settings.posterior, force=False, options=options)
+        tile.require_ours("prediction", basis)
 
 
 def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
@@ -345,28 +345,28 @@ def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
     return scores
 
 
-def _anew(run: Run) -> Run:
+def _with_overwrite(run: Run) -> Run:
     """Return how a step is done that is due: over what is there; the tile's own files say what is no data."""
     return replace(run, overwrite=True, nodata=None)
 
 
-def _grid_of(path: Path) -> str:
+def _describe_grid(path: Path) -> str:
     """Return what a prior depends on of its image."""
     with open_raster(path) as src:
         return repr(Grid.of(src))
 
 
-def _needed(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
+def _must_make(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
     clear_leftovers(tile.path)
-    return _due(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
+    return _must_write(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
 
 
-def _due(path: Path, found: Judgement, *, overwrite: bool) -> bool:
+def _must_write(path: Path, found: Judgement, *, overwrite: bool) -> bool:
     """Say whether a result must be made, and why, in the log; refuse to replace what is not of this recipe."""
     if overwrite or found.state == "missing":
         return True
     if found.state == "foreign":
-        refuse_stranger(path, found.why)
+        refuse_foreign(path, found.why)
     if found.state == "current":
         logger.info("  %s is current", path.name)
         return False

@@ -100,7 +100,7 @@ class TileFetcher:
 
         with bar, self.network.listening(count):
             self._drop_unwanted(tile)
-            for layer in self.settings.wanted:
+            for layer in self.settings.layers:
                 bar.note(layer)
                 try:
                     self._fetch_layer(layer, tile)
@@ -111,7 +111,7 @@ class TileFetcher:
             bar.note("incomplete" if failures else "done")
         return failures
 
-    def say_empty(self) -> None:
+    def report_empty(self) -> None:
         """Say which sources had nothing at all, once each; a file without anything around is hardly of this place."""
         tiles = self.plan.tiles
         where = f"tile {tiles[0].folder.name}" if len(tiles) == 1 else f"any of {len(tiles)} tiles"
@@ -195,7 +195,7 @@ class TileFetcher:
         if not states:
             return
         prints = {name: make_key({name: value}, {})[:16] for name, value in basis.items()}
-        _say_stale(folder, [name for name, state in states.items() if state == "stale"], prints)
+        _log_stale(folder, [name for name, state in states.items() if state == "stale"], prints)
         write: Callable[[TilePlan, set[str]], Iterator[tuple[str, dict[str, Any]]]] = getattr(self, f"_write_{layer}")
         with ExitStack() as stack:
             for name in states:
@@ -388,7 +388,7 @@ def _identity_of(file: str | None, url: str) -> tuple[str, dict[str, Any]]:
     return absolute_source(file), {"file": identify(file)}
 
 
-def _say_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:
+def _log_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:
     """Say which layers are fetched anew, and what has changed."""
     if not names:
         return
