@@ -19,7 +19,7 @@ import numpy as np
 
 from landprior.batch.cluster import run_on_ray
 from landprior.batch.plans import plan_workspace, read_plan, write_plan
-from landprior.batch.states import tile_of
+from landprior.batch.states import find_tile
 from landprior.batch.tile_runner import run_plan
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.synthetic.scene import make_scene
@@ -97,7 +97,7 @@ def measure_workers(folder: Path, count: int, rounds: int) -> None:
         for workers, times in seconds.items():
             for tile in plan.tiles:
                 for name in made:
-                    (tile_of(plan, tile.name).path / name).unlink(missing_ok=True)
+                    (find_tile(plan, tile.name).path / name).unlink(missing_ok=True)
             # with the cluster up and the libraries imported by its workers: tiles are many, starts are one
             ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
             warm = [ray.remote(_import).remote() for _ in range(4 * workers)]

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from landprior.batch.plans import training_of
+from landprior.batch.plans import parse_training
 from landprior.batch.states import TileState, report_state
 from landprior.batch.tile_runner import TileRunner
 from landprior.errors import ConfigError, InputError
@@ -82,7 +82,7 @@ def run_on_ray(
     import ray
     from ray.exceptions import RayError
 
-    training_of(plan)  # once, rather than in every tile
+    parse_training(plan)  # once, rather than in every tile
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

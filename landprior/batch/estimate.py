@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from landprior.batch.plans import training_of
+from landprior.batch.plans import parse_training
 
 if TYPE_CHECKING:
     from landprior.batch.plans import BatchPlan
@@ -52,7 +52,7 @@ class Work:
 
 def estimate_work(plan: BatchPlan) -> Work:
     """Estimate what the tiles of a plan take."""
-    settings = training_of(plan)
+    settings = parse_training(plan)
     networks = settings.members * settings.starts
     width = (settings.filters / 32) ** 2
     patches = settings.batch_size * settings.patch_size**2

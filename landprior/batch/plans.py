@@ -358,7 +358,7 @@ def read_plan(path: str | Path) -> BatchPlan:
         _require_format(text)
         plan = BatchPlan.model_validate_json(text)
         if plan.fetch is not None:
-            fetch_of(plan)
+            parse_fetch(plan)
     except ValidationError as error:
         msg = f"{explain(error, path)}; a plan is made by landprior plan"
         raise ConfigError(msg) from error
@@ -380,7 +380,7 @@ def _require_format(text: str) -> None:
         raise ConfigError(msg)
 
 
-def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
+def parse_fetch(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     """Return which place a plan fetches, from which sources and how.
 
     Raises
@@ -410,7 +410,7 @@ def fetch_of(plan: BatchPlan) -> tuple[Area, FetchSettings]:
     return Area(name=plan.city, outline=outline, preset=preset), settings
 
 
-def training_of(plan: BatchPlan) -> TileSettings:
+def parse_training(plan: BatchPlan) -> TileSettings:
     """Return how the tiles of a plan are trained.
 
     Raises

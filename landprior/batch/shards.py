@@ -52,7 +52,7 @@ _ARRAYS = (
 """Environment variables of batch systems: index, count."""
 
 
-def shard_of_environment(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
+def find_shard(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
     """Return index (from 0) and count of the shard that a batch system has given this process.
 
     Parameters

@@ -41,7 +41,7 @@ class TileState:
     seconds: float | None = None
 
 
-def tile_of(plan: BatchPlan, name: str) -> TileFolder:
+def find_tile(plan: BatchPlan, name: str) -> TileFolder:
     """Return the folder of a tile."""
     return TileFolder.of(Path(plan.workspace), plan.city, name)
 
@@ -71,7 +71,7 @@ class Note(dict[str, Any]):
 
 
 @contextmanager
-def noted(plan: BatchPlan, tile: TileFolder) -> Iterator[Note]:
+def recording(plan: BatchPlan, tile: TileFolder) -> Iterator[Note]:
     """Write that a tile is running, and in the end how it went, ctrl-C included."""
     note = Note(tile=tile.name, plan=plan.digest, host=platform.node(), pid=os.getpid(), started=_now())
     _write_note(tile, note | {"state": "running"})
@@ -92,9 +92,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def state_of(plan: BatchPlan, name: str) -> TileState:
+def read_state(plan: BatchPlan, name: str) -> TileState:
     """Return the state of a tile, by its ``run.json`` and whether its map and layers are unchanged."""
-    tile = tile_of(plan, name)
+    tile = find_tile(plan, name)
     try:
         note = dict(json.loads((tile.path / RUN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -126,15 +126,15 @@ def _shared_stamp(path: Path) -> list[int]:
     return list(stamp_of(path)[1:])
 
 
-def _find_change(tile: TileFolder, noted: object) -> str:
+def _find_change(tile: TileFolder, recorded: object) -> str:
     """Say what has changed since a tile was done; empty if nothing has."""
     if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
         return "its map is gone"
-    if not isinstance(noted, dict):  # of an earlier version
+    if not isinstance(recorded, dict):  # of an earlier version
         return ""
     there = tile.present([*INPUTS, "prediction"])
-    for name in sorted({*noted, *there}):
-        entry = noted.get(name)
+    for name in sorted({*recorded, *there}):
+        entry = recorded.get(name)
         if name not in there or not isinstance(entry, dict):
             return f"{tile.file(name).name} is {'new' if name in there else 'gone'} since it was done"
         path = there[name]
@@ -144,9 +144,9 @@ def _find_change(tile: TileFolder, noted: object) -> str:
     return ""
 
 
-def states_of(plan: BatchPlan) -> list[TileState]:
+def read_states(plan: BatchPlan) -> list[TileState]:
     """Return how it stands with all tiles of a plan."""
-    return [state_of(plan, tile.name) for tile in plan.tiles]
+    return [read_state(plan, tile.name) for tile in plan.tiles]
 
 
 def report_state(state: TileState) -> None:

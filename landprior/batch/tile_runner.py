@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landprior.batch.plans import fetch_of, training_of
-from landprior.batch.states import RUN, TileState, describe_files, noted, report_state, state_of, tile_of
+from landprior.batch.plans import parse_fetch, parse_training
+from landprior.batch.states import RUN, TileState, describe_files, find_tile, read_state, recording, report_state
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
 from landprior.inputs import checksum
 from landprior.landcover.prior.cooccurrence import Cooccurrence
@@ -79,12 +79,12 @@ class TileRunner:
         TileState
             What became of it, as it is noted in the tile's folder.
         """
-        tile = tile_of(self.plan, name)
+        tile = find_tile(self.plan, name)
         if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not make a workspace
             return TileState(name, "failed", f"there is no tile at {tile.path}; make a new plan if it has moved")
         make_folder(tile.path)
         clear_leftovers(tile.path)
-        known = state_of(self.plan, name)
+        known = read_state(self.plan, name)
         if known.state == "done":
             return known
         try:
@@ -95,7 +95,7 @@ class TileRunner:
 
     def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:
         start = time.monotonic()
-        with noted(self.plan, tile) as note:
+        with recording(self.plan, tile) as note:
             try:
                 note.update(work(tile))
             except LandpriorError as error:
@@ -124,7 +124,7 @@ class TileRunner:
 
     def _pipeline(self) -> PipelineSettings:
         if self._settings is None:
-            self._settings = settings_of(self.plan)
+            self._settings = make_pipeline_settings(self.plan)
         return self._settings
 
     def _fetch_tile(self, tile: TileFolder) -> None:
@@ -133,7 +133,7 @@ class TileRunner:
             msg = f"{tile.id} is to be fetched, and there is no network to do it with"
             raise InputError(msg)
         if self._fetch is None:
-            area, settings = fetch_of(self.plan)
+            area, settings = parse_fetch(self.plan)
             self._fetch = plan_fetch(area, workspace, settings, self._network), settings
         found, settings = self._fetch
         own = tuple(planned for planned in found.tiles if planned.folder.name == tile.name)
@@ -159,7 +159,7 @@ def _on_cores(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def settings_of(plan: BatchPlan) -> PipelineSettings:
+def make_pipeline_settings(plan: BatchPlan) -> PipelineSettings:
     """Return the settings of the chain that a plan asks for.
 
     Raises
@@ -189,7 +189,7 @@ def settings_of(plan: BatchPlan) -> PipelineSettings:
             source=recipe.cooccurrence_source,
         ),
         learned=learned,
-        training=training_of(plan),
+        training=parse_training(plan),
         posterior=recipe.posterior,
         label_map=recipe.label_map,
     )
@@ -228,7 +228,7 @@ def run_plan(
     ConfigError
         If the plan asks for an unknown training.
     """
-    training_of(plan)  # once, rather than in every tile
+    parse_training(plan)  # once, rather than in every tile
     runner = TileRunner(plan, network=network, run=run)
     found = []
     with Progress(len(plan.tiles), plan.city, "tile", show=run.progress, leave=True) as bar:

@@ -48,11 +48,11 @@ def command(
     """  # noqa: D301
     from landprior.batch.mosaic import join_maps
     from landprior.batch.plans import read_plan
-    from landprior.batch.states import states_of, tile_of
+    from landprior.batch.states import find_tile, read_states
     from landprior.errors import InputError
 
     found = read_plan(plan)
-    states = states_of(found)
+    states = read_states(found)
     done = [state.name for state in states if state.state == "done"]
     if len(done) < len(states) and not partial:
         msg = (
@@ -60,7 +60,7 @@ def command(
             "finish them with landprior run, or give --partial"
         )
         raise InputError(msg)
-    tiles = [tile_of(found, name) for name in done]
+    tiles = [find_tile(found, name) for name in done]
     path = join_maps(
         tiles,
         output,

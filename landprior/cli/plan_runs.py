@@ -108,7 +108,7 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
     import os
 
     from landprior.batch.plans import read_plan
-    from landprior.batch.shards import choose_shard, shard_of_environment
+    from landprior.batch.shards import choose_shard, find_shard
     from landprior.batch.tile_runner import run_plan
 
     network = partial(make_network, {name: options[name] for name in ("offline", "refresh", "retries")})
@@ -117,7 +117,7 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
     if shard is not None:
         index, count = shard
         if index is None:
-            index, count = shard_of_environment(os.environ, count)
+            index, count = find_shard(os.environ, count)
         plan = choose_shard(plan, index, count or 1)
     if plan.fetch is None:
         refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")

@@ -30,9 +30,9 @@ def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     A failed tile is tried again by the next run of the plan.
     """  # noqa: D301
     from landprior.batch.plans import read_plan
-    from landprior.batch.states import states_of
+    from landprior.batch.states import read_states
 
-    states = states_of(read_plan(plan))
+    states = read_states(read_plan(plan))
     counts = Counter(state.state for state in states)
     if as_json:
         click.echo(json.dumps({"counts": counts, "tiles": [vars(state) for state in states]}, indent=1))

@@ -15,8 +15,8 @@ import torch
 from landprior.batch.estimate import estimate_work
 from landprior.batch.mosaic import join_maps
 from landprior.batch.plans import plan_workspace, read_plan, write_plan
-from landprior.batch.shards import choose_shard, shard_of_environment
-from landprior.batch.states import RUN, state_of, states_of, tile_of
+from landprior.batch.shards import choose_shard, find_shard
+from landprior.batch.states import RUN, find_tile, read_state, read_states
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.landcover.training.settings import TileSettings
@@ -72,7 +72,7 @@ def mark(tile):
 
 
 def maps_of(plan):
-    return {tile.name: tile_of(plan, tile.name).file("prediction").read_bytes() for tile in plan.tiles}
+    return {tile.name: find_tile(plan, tile.name).file("prediction").read_bytes() for tile in plan.tiles}
 
 
 # -- plans -----------------------------------------------------------------------------------------
@@ -130,14 +130,14 @@ def test_shards_share_all_tiles_and_nothing_twice(plan):
     ],
 )
 def test_shards_of_batch_systems(environment, count, found):
-    assert shard_of_environment(environment, count) == found
+    assert find_shard(environment, count) == found
 
 
 def test_what_a_batch_system_does_not_say():
     with pytest.raises(InputError, match="JOB_COMPLETIONS is not"):
-        shard_of_environment({"JOB_COMPLETION_INDEX": "3"})
+        find_shard({"JOB_COMPLETION_INDEX": "3"})
     with pytest.raises(InputError, match="give --shard INDEX/COUNT"):
-        shard_of_environment({})
+        find_shard({})
 
 
 def test_the_estimate_grows_with_what_there_is_to_do(plan):
@@ -161,15 +161,15 @@ def test_any_number_of_shards_gives_the_same_maps(plan):
     whole = maps_of(plan)
     for tile in plan.tiles:
         for name in ("prior", "model", "prediction"):
-            tile_of(plan, tile.name).file(name).unlink()
+            find_tile(plan, tile.name).file(name).unlink()
         for name in (RUN, "item.json"):
-            (tile_of(plan, tile.name).path / name).unlink()
+            (find_tile(plan, tile.name).path / name).unlink()
     for index in (1, 0):
         torch.set_num_threads(2 + index)
         run_plan(choose_shard(plan, index, 2))
     torch.set_num_threads(cores)
     assert maps_of(plan) == whole
-    note = json.loads((tile_of(plan, "tile-0").path / RUN).read_text())
+    note = json.loads((find_tile(plan, "tile-0").path / RUN).read_text())
     assert note["state"] == "done"
     assert 0 < note["accuracy"] <= 1
 
@@ -193,22 +193,22 @@ def test_done_tiles_are_left_alone_and_others_run_again(plan):
     run_plan(plan, work=work)
     run_plan(plan, work=work)
     assert seen == [tile.name for tile in plan.tiles]
-    tile_of(plan, "tile-2").file("prediction").unlink()
-    assert state_of(plan, "tile-2").detail == "its map is gone"
+    find_tile(plan, "tile-2").file("prediction").unlink()
+    assert read_state(plan, "tile-2").detail == "its map is gone"
     other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"posterior": False})})
-    assert {state.detail for state in states_of(other)} == {"was run by another plan"}
+    assert {state.detail for state in read_states(other)} == {"was run by another plan"}
     run_plan(plan, work=work)
     assert seen[4:] == ["tile-2"]
 
 
 def test_one_that_fails_stops_no_other(plan):
-    bad = tile_of(plan, "tile-1").file("nlcd")
+    bad = find_tile(plan, "tile-1").file("nlcd")
     good = bad.read_bytes()
     bad.write_bytes(b"no raster")
     states = {state.name: state for state in run_plan(plan)}
     assert [name for name, state in states.items() if state.state == "failed"] == ["tile-1"]
     assert "nlcd.tif" in states["tile-1"].detail
-    assert state_of(plan, "tile-1") == states["tile-1"].__class__(
+    assert read_state(plan, "tile-1") == states["tile-1"].__class__(
         "tile-1", "failed", states["tile-1"].detail, pytest.approx(states["tile-1"].seconds, abs=0.01)
     )
     bad.write_bytes(good)
@@ -232,7 +232,7 @@ def test_an_interruption_stops_and_is_told(plan):
 
     with pytest.raises(KeyboardInterrupt):
         run_plan(plan, work=stopped)
-    assert [state.state for state in states_of(plan)] == ["done", "interrupted", "waiting", "waiting"]
+    assert [state.state for state in read_states(plan)] == ["done", "interrupted", "waiting", "waiting"]
 
 
 def test_a_tile_is_run_by_one_process_at_a_time(plan):
@@ -240,7 +240,7 @@ def test_a_tile_is_run_by_one_process_at_a_time(plan):
 
     def work(tile):
         inner.append(TileRunner(plan).run(tile.name, work=mark))
-        assert state_of(plan, tile.name).state == "running"
+        assert read_state(plan, tile.name).state == "running"
         return mark(tile)
 
     assert TileRunner(plan).run("tile-0", work=work).state == "done"
@@ -251,9 +251,9 @@ def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
     states = []
 
     def work(tile):
-        states.append(state_of(plan, tile.name).state)
+        states.append(read_state(plan, tile.name).state)
         monkeypatch.setattr(psutil, "pid_exists", lambda _: False)
-        states.append(state_of(plan, tile.name).state)
+        states.append(read_state(plan, tile.name).state)
         return mark(tile)
 
     TileRunner(plan).run("tile-0", work=work)
@@ -282,8 +282,8 @@ def test_ray_gives_the_same_maps(plan):
     alone = maps_of(plan)
     for tile in plan.tiles:
         for name in ("prior.tif", "model.safetensors", "prediction.tif", "item.json", RUN):
-            (tile_of(plan, tile.name).path / name).unlink()
-    broken = tile_of(plan, "tile-3").file("nlcd")
+            (find_tile(plan, tile.name).path / name).unlink()
+    broken = find_tile(plan, "tile-3").file("nlcd")
     broken.write_bytes(b"no raster")
     states = run_on_ray(plan, workers=2)
     assert [state.state for state in states] == ["done", "done", "done", "failed"]
@@ -338,7 +338,7 @@ def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
         ray.shutdown()
         cluster.shutdown()
     assert {state.state for state in states} == {"done"}
-    assert {state.state for state in states_of(many)} == {"done"}
+    assert {state.state for state in read_states(many)} == {"done"}
     lines = log.read_text().splitlines()
     assert doomed.node_id in {line.split()[1] for line in lines}
     assert len(lines) > 24  # what the dead one was at was begun again

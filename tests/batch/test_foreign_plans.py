@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from landprior.batch.plans import plan_workspace, read_plan, write_plan
-from landprior.batch.shards import shard_of_environment
-from landprior.batch.states import RUN, state_of, tile_of
+from landprior.batch.shards import find_shard
+from landprior.batch.states import RUN, find_tile, read_state
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError
 from landprior.landcover.prior.cooccurrence import Cooccurrence
@@ -164,7 +164,7 @@ def test_a_training_that_there_is_not_is_refused_before_any_tile(plan):
     recipe = plan.recipe.model_copy(update={"training": {"filters": 10**9, "surprise": 1}})
     with pytest.raises(ConfigError, match=r"recipe\.training: surprise"):
         run_plan(plan.model_copy(update={"recipe": recipe}))
-    assert not (tile_of(plan, "t0").path / RUN).exists()
+    assert not (find_tile(plan, "t0").path / RUN).exists()
 
 
 def test_a_plan_makes_no_workspace_out_of_nothing(plan, tmp_path):
@@ -233,13 +233,13 @@ def results_of(workspace):
 
 def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_path):
     run_plan(plan)
-    tile = tile_of(plan, "t0")
+    tile = find_tile(plan, "t0")
     joint = train_city(workspace.tiles("town"), tmp_path / "joint.safetensors", tiny())
-    assert state_of(plan, "t0").state == "done"
+    assert read_state(plan, "t0").state == "done"
     ensure_map(tile, model=joint, run=Run(overwrite=True))
-    state = state_of(plan, "t0")
+    state = read_state(plan, "t0")
     assert (state.state, state.detail) == ("waiting", "its map is not the one that this plan made since it was done")
-    assert state_of(plan, "t1").state == "done"
+    assert read_state(plan, "t1").state == "done"
     theirs = tile.file("prediction").read_bytes()
     (failed, done) = run_plan(plan)  # it is not replaced without being asked
     assert (failed.state, done.state) == ("failed", "done")
@@ -247,27 +247,27 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     assert tile.file("prediction").read_bytes() == theirs
     assert {state.state for state in run_plan(plan, run=Run(overwrite=True))} == {"done"}
     assert tile.file("prediction").read_bytes() != theirs
-    assert state_of(plan, "t0").state == "done"
+    assert read_state(plan, "t0").state == "done"
 
 
 def test_a_layer_that_was_replaced_is_noticed_by_status_and_by_the_next_run(plan):
     """With the size and the date of the old one, too."""
     run_plan(plan)
-    tile = tile_of(plan, "t0")
+    tile = find_tile(plan, "t0")
     before = tile.file("prior").read_bytes()
     status = tile.file("nlcd").stat()
     content = bytearray(tile.file("nlcd").read_bytes())
-    other = tile_of(plan, "t1").file("nlcd").read_bytes()
+    other = find_tile(plan, "t1").file("nlcd").read_bytes()
     content[:] = other.ljust(len(content), b"\0")[: max(len(content), len(other))]
     tile.file("nlcd").write_bytes(bytes(content))
     os.utime(tile.file("nlcd"), ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert state_of(plan, "t0").detail == "nlcd.tif has changed since it was done"
+    assert read_state(plan, "t0").detail == "nlcd.tif has changed since it was done"
     write_raster(tile.file("nlcd"), np.full((48, 48), 11, np.uint8), grid_of(tile), overviews="nearest", overwrite=True)
     assert {state.state for state in run_plan(plan)} == {"done"}
     assert tile.file("prior").read_bytes() != before
-    assert state_of(plan, "t0").state == "done"
+    assert read_state(plan, "t0").state == "done"
     tile.file("nlcd").touch()  # another date alone is no change
-    assert state_of(plan, "t0").state == "done"
+    assert read_state(plan, "t0").state == "done"
 
 
 def grid_of(tile):
@@ -281,11 +281,11 @@ def grid_of(tile):
 
 def test_a_run_note_of_before_still_says_that_a_tile_is_done(plan):
     run_plan(plan)
-    path = tile_of(plan, "t0").path / RUN
+    path = find_tile(plan, "t0").path / RUN
     note = json.loads(path.read_text())
     note.pop("files")
     path.write_text(json.dumps(note))
-    assert state_of(plan, "t0").state == "done"
+    assert read_state(plan, "t0").state == "done"
     assert TileRunner(plan).run("t0").state == "done"
 
 
@@ -303,7 +303,7 @@ def test_every_task_of_an_array_with_a_step_has_a_shard_of_its_own(first, last, 
     tasks = range(first, last + 1, step)
     rest = {"COUNT": len(tasks), "MIN": first, "MAX": tasks[-1], "STEP": step}
     for count in (None, len(tasks)):
-        found = [shard_of_environment(slurm(task, **rest), count) for task in tasks]
+        found = [find_shard(slurm(task, **rest), count) for task in tasks]
         assert found == [(index, len(tasks)) for index in range(len(tasks))]
 
 
@@ -327,4 +327,4 @@ def test_every_task_of_an_array_with_a_step_has_a_shard_of_its_own(first, last, 
 )
 def test_an_array_that_does_not_say_which_shard_it_is_is_refused(environment, count, text):
     with pytest.raises(InputError, match=text):
-        shard_of_environment(environment, count)
+        find_shard(environment, count)
