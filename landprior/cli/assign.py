@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import (
     band_option,
     json_option,
@@ -62,12 +63,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of classes to write, a Cloud-Optimized GeoTIFF.")
-@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
+@map_options(without=("confidence",))
 @json_option
 @overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     clusters: Path,
     points: Path | None,
@@ -80,9 +82,9 @@ def command(
     draws: int,
     train_points: int | None,
     seed: int,
-    probabilities: bool,
     as_json: bool,
     overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the files of the map
 ) -> None:
     """Turn CLUSTERS of landprior cluster into classes, with a few labelled points.
 
@@ -97,7 +99,6 @@ def command(
     import json
 
     from landprior.domains.clustering.classes import assign_classes
-    from landprior.landcover.mapping.options import MapOptions
     from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
     from landprior.sources.vectors import with_layer
@@ -117,7 +118,7 @@ def command(
         draws=draws,
         train_points=train_points,
         seed=seed,
-        options=MapOptions(probabilities=probabilities),
+        options=make_map_options(ctx, options),
         run=Run(overwrite=overwrite, progress=show_progress(ctx)),
     )
     if as_json:

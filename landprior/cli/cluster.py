@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, field_options, pick_given
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.clustering.settings import ClusterSettings
@@ -46,11 +47,15 @@ LOSSES = ("rq", "qr", "qr-kl")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of clusters to write, a Cloud-Optimized GeoTIFF.")
 @click.option("--model", type=OUTPUT, help="Model to write.  [default: beside the map, .safetensors]")
 @grouped("Training", field_option(ClusterSettings, "loss", choices=LOSSES), *field_options(ClusterSettings, *FIELDS))
-@click.option(
-    "--blur",
-    type=click.IntRange(min=1),
-    help="Side of the blur that sharpens the map, pixels; an odd number.  [default: 11]",
+@grouped(
+    "Map",
+    click.option(
+        "--blur",
+        type=click.IntRange(min=1),
+        help="Side of the blur that sharpens the map, pixels; an odd number.  [default: 11]",
+    ),
 )
+@map_options(without=("probabilities",))
 @nodata_option
 @device_option
 @json_option
@@ -68,7 +73,7 @@ def command(
     device: str,
     as_json: bool,
     overwrite: bool,
-    **options: Any,  # noqa: ANN401 - the fields of the settings
+    **options: Any,  # noqa: ANN401 - the fields of the settings, and the files of the map
 ) -> None:
     """Cluster the pixels of IMAGE without any label.
 
@@ -88,9 +93,11 @@ def command(
     from landprior.landcover.mapping.blur import BLUR
     from landprior.raster.scheme import explain
 
-    loop = {name: options.pop(name) for name in ("loss", "steps", "learning_rate", "seed")}
+    products = make_map_options(ctx, options)
+    loop = {name: options[name] for name in ("loss", "steps", "learning_rate", "seed")}
+    own = [name for name in ("clusters", *FIELDS) if name not in loop]
     try:
-        settings = ClusterSettings.of(loop, **pick_given(options))
+        settings = ClusterSettings.of(loop, **pick_given({name: options[name] for name in own}))
     except ValidationError as error:
         raise click.UsageError(explain(error, "the clustering")) from error
     found = cluster_image(
@@ -99,6 +106,7 @@ def command(
         settings,
         model=model,
         side=blur or BLUR,
+        options=products,
         run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     about = found.record["clustering"]

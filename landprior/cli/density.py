@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.domains.density.settings import DensitySettings
 from landprior.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from landprior.domains.density.blocks import BlockLabels
+    from landprior.domains.density.images import Images
+    from landprior.domains.density.points import Points
 
 _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
 
@@ -74,7 +86,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
 )
 @grouped("Training", *(field_option(DensitySettings, name, *SPELLINGS.get(name, ())) for name in FIELDS))
 @grouped(
-    "Maps",
+    "Map",
     click.option("--model", "model_file", type=INPUT, help="Model to map with, instead of training one."),
     click.option(
         "--blur",
@@ -87,6 +99,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
     click.option("--no-maps", is_flag=True, help="Write the model and the scores only, and no maps."),
     nodata_option,
 )
+@map_options(without=("probabilities",))
 @grouped(
     "Scores",
     click.option("--reference", "points", type=INPUT, help="CSV image,x,y,type of points to score the maps at."),
@@ -137,7 +150,7 @@ def command(
     device: str,
     overwrite: bool,
     as_json: bool,
-    **given: Any,  # noqa: ANN401 - the options of the training
+    **given: Any,  # noqa: ANN401 - the options of the training, and the files of the maps
 ) -> None:
     """Find a target in IMAGES when only a density class of each block is known.
 
@@ -154,7 +167,6 @@ def command(
     interrupted, rerun the same command to resume.
     """  # noqa: D301
     from landprior.domains.density import blocks, project
-    from landprior.domains.density import priors as block_priors
     from landprior.domains.density.images import draw_held_out, find_images
     from landprior.domains.density.points import read_points
     from landprior.domains.density.training import make_scheme
@@ -167,11 +179,18 @@ def command(
         msg = f"--names takes two names, such as background,target, not {names!r}"
         raise click.UsageError(msg)
     scheme = make_scheme(*two)
-    settings = _settings(own_prior=bool(prior or measure), **given)
+    products = make_map_options(ctx, given)
+    if no_maps:
+        refuse_options(ctx, "--no-maps", "encoding", "confidence", "style", "quicklook")
+    settings = _settings(own_prior=bool(prior or measure), **{name: given[name] for name in FIELDS})
     progress = show_progress(ctx)
     found = find_images(images)
     project.prepare_folder(
-        found, output, inputs=(coarse, prior, measure, points, model_file), trains=model_file is None, maps=not no_maps
+        found,
+        output,
+        inputs=(coarse, prior, measure, points, model_file),
+        trains=model_file is None,
+        maps=None if no_maps else products,
     )
     labels = None if coarse is None else blocks.read_blocks(coarse, found.grids, block=block, count=classes)
     held = draw_held_out(found.names, hold_out)
@@ -183,17 +202,11 @@ def command(
         raise click.UsageError(_NO_COARSE)
     else:
         trained_on = blocks.without_images(labels, held)
-        priors = block_priors.spread_priors(labels.count)
-        if prior is not None:
-            priors = block_priors.read_priors(prior, labels.count)
-        if measure is not None:
-            places = read_points(measure, found.grids, **kinds)
-            middles = {name: some.places[some.positive] for name, some in places.items()}
-            priors = block_priors.measure_priors(trained_on, found.grids, middles, radius=radius)
+        places = None if measure is None else read_points(measure, found.grids, **kinds)
         model = project.train_or_load(
             found,
             trained_on,
-            priors,
+            _find_priors(trained_on, found, prior, places, radius=radius),
             output / project.MODEL,
             settings,
             scheme=scheme,
@@ -208,6 +221,7 @@ def command(
             output,
             labels=labels if posterior else None,
             blur=blur,
+            options=products,
             run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=progress),
         )
     rows: list[project.Row] = []
@@ -271,6 +285,20 @@ def _check_options(
     for there, msg in wrong:
         if there:
             raise click.UsageError(msg)
+
+
+def _find_priors(
+    labels: BlockLabels, images: Images, prior: Path | None, places: Mapping[str, Points] | None, *, radius: float
+) -> NDArray[np.float64]:
+    """Return the probability of the target by density class: read, measured around points, or the paper's."""
+    from landprior.domains.density import priors
+
+    if prior is not None:
+        return priors.read_priors(prior, labels.count)
+    if places is None:
+        return priors.spread_priors(labels.count)
+    middles = {name: some.places[some.positive] for name, some in places.items()}
+    return priors.measure_priors(labels, images.grids, middles, radius=radius)
 
 
 def _settings(*, own_prior: bool, **given: Any) -> DensitySettings:  # noqa: ANN401 - the fields

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
 from landprior.cli.options import encoding_option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from landprior.landcover.mapping.options import MapOptions
 
@@ -21,29 +22,34 @@ maps_option = click.option(
     show_default=True,
     help="Probabilities to map in a workspace: the posterior r, or the network's q.",
 )
-product_options = (
-    click.option("--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif."),
-    encoding_option(),
-    click.option(
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Map in spite of the checks: r with all classes of a model judged worse than its prior, and an image of "
+    "another kind (data type, values, bands, pixel size) than the model was trained on.",
+)
+_PRODUCTS = {
+    "probabilities": click.option(
+        "--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif."
+    ),
+    "encoding": encoding_option(),
+    "confidence": click.option(
         "--confidence", is_flag=True, help="Also write the largest probability and the entropy, <map>_confidence.tif."
     ),
-    click.option("--style", is_flag=True, help="Also write a QGIS style, <map>.qml."),
-    click.option("--quicklook", is_flag=True, help="Also write a picture, <map>.png."),
-)
-map_options = grouped(
-    "Map",
-    *product_options,
-    click.option(
-        "--force",
-        is_flag=True,
-        help="Map in spite of the checks: r with all classes of a model judged worse than its prior, and an image of "
-        "another kind (data type, values, bands, pixel size) than the model was trained on.",
-    ),
-)
+    "style": click.option("--style", is_flag=True, help="Also write a QGIS style, <map>.qml."),
+    "quicklook": click.option("--quicklook", is_flag=True, help="Also write a picture, <map>.png."),
+}
 
 
-def make_map_options(options: Mapping[str, Any]) -> MapOptions:
-    """Return the files to write with a map."""
+def map_options(*, without: Collection[str] = ()) -> Callable[[Any], Any]:
+    """Return the options of the files of a map; ``without`` names those that a command always or never writes."""
+    return grouped("Map", *(option for name, option in _PRODUCTS.items() if name not in without))
+
+
+def make_map_options(ctx: click.Context, options: Mapping[str, Any]) -> MapOptions:
+    """Return the files to write with a map; ``--encoding`` is refused where there are no probabilities to encode."""
     from landprior.landcover.mapping.options import MapOptions
 
+    if options.get("probabilities") is False:
+        refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")
     return MapOptions(**{name: options[name] for name in MapOptions.__dataclass_fields__ if name in options})

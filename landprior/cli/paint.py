@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli.command import Command, grouped
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import (
     device_option,
     json_option,
@@ -23,6 +24,9 @@ from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.domains.painting.drawing import Palette
+
+FIELDS = ("steps", "learning_rate", "filters", "seed")
+"""Fields of the training settings that are options, besides the loss."""
 
 
 @click.command(name="paint", cls=Command)
@@ -79,8 +83,9 @@ if TYPE_CHECKING:
     ),
     click.option("--jointly", is_flag=True, help="Train one model for all images, instead of one for each."),
     click.option("--model", type=INPUT, help="Model of an earlier run to apply, instead of training one."),
-    *training_options("steps", "learning_rate", "filters", "seed"),
+    *training_options(*FIELDS),
 )
+@map_options(without=("probabilities", "quicklook"))
 @click.option(
     "-o",
     "--output",
@@ -95,6 +100,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
@@ -108,14 +114,11 @@ def command(
     jointly: bool,
     model: Path | None,
     recipe: str,
-    steps: int | None,
-    learning_rate: float | None,
-    filters: int | None,
-    seed: int,
     output: Path,
     device: str,
     overwrite: bool,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - the other fields of the training, and the files of the map
 ) -> None:
     """Find the parts of IMAGES from priors drawn by hand: any picture, photograph or raster.
 
@@ -146,9 +149,8 @@ def command(
     if not priors and model is None:
         msg = "give the drawn prior of each image (--prior), or a model of an earlier call (--model)"
         raise click.UsageError(msg)
-    pairs = zip(images, priors or (None,) * len(images), strict=True)
     found = paint(
-        [Picture(image, prior) for image, prior in pairs],
+        list(map(Picture, images, priors or (None,) * len(images))),
         output,
         palette=find_palette(classes, sets, priors[0] if priors else None, model),
         model=model,
@@ -156,15 +158,13 @@ def command(
             recipe,
             loss=loss or LOSS,
             warmup=None if recipe == "paper" else WARMUP,
-            steps=steps,
-            learning_rate=learning_rate,
-            filters=filters,
-            seed=seed,
+            **{name: options[name] for name in FIELDS},
         ),
         jointly=jointly,
         position=position,
         softness=soften,
         pixels=pixels,
+        options=make_map_options(ctx, options),
         run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
     )
     for one in found:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city
+from landprior.cli.checks import refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
-from landprior.cli.maps import make_map_options, map_options, maps_option
+from landprior.cli.maps import force_option, make_map_options, map_options, maps_option
 from landprior.cli.options import (
     city_option,
     device_option,
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     nodata_option,
     click.option("-o", "--output", type=OUTPUT, help="Map to write.  [default: <image>_landcover.tif]"),
 )
-@map_options
+@map_options()
+@grouped("Map", force_option)
 @grouped("Computing", device_option, engine_option, precision_option, memory_option)
 @grouped(
     "Workspace (the same as landprior run --only map)",
@@ -84,10 +85,8 @@ def command(
     from landprior.landcover.mapping.predict import predict
 
     how: dict[str, Any] = {name: options[name] for name in ("force", "engine", "precision", "memory")}
-    how["options"] = make_map_options(options)
+    how["options"] = make_map_options(ctx, options)
     run = Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx), nodata=nodata)
-    if not options["probabilities"]:
-        refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")
     if city is not None and image is not None:
         msg = "give IMAGE for plain files, or --city for a workspace, not both"
         raise click.UsageError(msg)

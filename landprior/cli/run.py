@@ -9,7 +9,7 @@ import click
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.maps import make_map_options, maps_option, product_options
+from landprior.cli.maps import make_map_options, map_options, maps_option
 from landprior.cli.options import (
     device_option,
     json_option,
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
-@grouped("Map", maps_option, *product_options)
+@grouped("Map", maps_option)
+@map_options()
 @grouped("Reference labels", label_map_option)
 @plan_options
 @source_options
@@ -91,8 +92,7 @@ def command(
     refuse_options(ctx, "a place; make a plan of it first (landprior plan)", *OF_PLANS)
     steps = choose_steps(only)
     refuse_unused(ctx, steps)
-    if "map" in steps and not options["probabilities"]:
-        refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")
+    products = make_map_options(ctx, options)
     training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
     widths = pick_given({name: options[name] for name in ("blur_sigma", "blur_radius")})
     learned = None
@@ -119,7 +119,6 @@ def command(
         )
     tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
-    products = make_map_options(options)
     if settings is not None and {"prior", "model", "map"} <= {*steps} and not options["overwrite"]:
         require_own_results(tiles, settings, options=products)
     report_steps(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli.command import Command
 from landprior.cli.fields import field_option, pick_given
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import band_option, nodata_option, overwrite_option, scheme_option, show_progress
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.run import Run
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the scheme's]")
 @nodata_option
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map to write, a Cloud-Optimized GeoTIFF.")
-@click.option("--probabilities", is_flag=True, help="Also write the class probabilities.")
+@map_options(without=("confidence",))
 @field_option(SelfEpitomeSettings, "shrink")
 @field_option(SelfEpitomeSettings, "seed")
 @click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements to it.")
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     image: Path,
     nlcd: Path,
@@ -44,10 +46,10 @@ def command(
     output: Path,
     shrink: int | None,
     seed: int | None,
-    probabilities: bool,
     published: bool,
     nodata: float | None,
     overwrite: bool,
+    **options: Any,  # noqa: ANN401 - the files of the map
 ) -> None:
     """Map a small tile from IMAGE and NLCD by its own self-similarity, without training.
 
@@ -58,7 +60,6 @@ def command(
     Patches of the image are matched with the whole image; the NLCD codes of a patch count wherever it matches.
     Time grows with the square of the number of pixels: use tiles of a few hundred pixels a side, or --shrink.
     """  # noqa: D301
-    from landprior.landcover.mapping.options import MapOptions
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.raster.names import with_band
     from landprior.raster.scheme import load_scheme
@@ -74,7 +75,7 @@ def command(
         scheme=chosen,
         cooccurrence=load_cooccurrence(cooccurrence, chosen),
         settings=settings,
-        options=MapOptions(probabilities=probabilities),
+        options=make_map_options(ctx, options),
         run=Run(nodata=nodata, overwrite=overwrite, progress=show_progress(ctx)),
     )
     click.echo(str(path))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from scipy.ndimage import distance_transform_edt
 
 from landprior.errors import InputError, PriorError
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.mapping.products import check_products, writing_map
+from landprior.landcover.mapping.products import starting_map, writing_map
 from landprior.landcover.prior.coarse import read_nlcd
 from landprior.landcover.training.layers import ImageLayer
 from landprior.progress import Progress
@@ -414,8 +415,8 @@ def map_by_self_epitome(
         See :func:`landprior.raster.outputs.check_output`.
     """
     settings, options = settings or SelfEpitomeSettings(), replace(options, confidence=False)
-    target = check_products(output, options, overwrite=run.overwrite, inputs=(image, nlcd))
-    with ImageLayer(image, nodata=run.nodata) as pixels:
+    opening = partial(ImageLayer, image, nodata=run.nodata)
+    with starting_map(output, options, opening, overwrite=run.overwrite, inputs=(image, nlcd)) as (target, pixels):
         values, valid = pixels.read()
         grid = pixels.grid
     with open_on_grid(nlcd, grid, like=image) as src:

@@ -21,6 +21,15 @@ from scipy.stats import mannwhitneyu
 
 from landprior.cli import main
 from landprior.domains.density import blocks, mapping, points, project, training
+from landprior.domains.density.images import find_images
+from landprior.domains.density.priors import (
+    mean_prior,
+    measure_priors,
+    read_priors,
+    relate_priors,
+    spread_priors,
+    write_prior,
+)
 from landprior.errors import (
     DirectionWarning,
     InputError,
@@ -98,10 +107,10 @@ QUICK = training.DensitySettings(steps=120, filters=8, patch_size=20, batch_size
 
 @pytest.fixture(scope="module")
 def model(scenes: Path, tmp_path_factory: pytest.TempPathFactory):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     output = tmp_path_factory.mktemp("model") / "model.safetensors"
-    project.train_images(images, labels, blocks.spread_priors(5), output, QUICK)
+    project.train_images(images, labels, spread_priors(5), output, QUICK)
     return project.load_density_model(output)
 
 
@@ -186,10 +195,10 @@ def test_missing_tables_and_unknown_images_are_said(tmp_path: Path):
 
 
 def test_priors_are_the_papers_unless_given(tmp_path: Path):
-    assert blocks.spread_priors(10) == pytest.approx(np.arange(0.05, 1, 0.1))
+    assert spread_priors(10) == pytest.approx(np.arange(0.05, 1, 0.1))
     table = tmp_path / "p.csv"
     table.write_text("class,probability\n1,0.5\n0,0.125\n")
-    assert blocks.read_priors(table, 2).tolist() == [0.125, 0.5]
+    assert read_priors(table, 2).tolist() == [0.125, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -199,12 +208,12 @@ def test_priors_are_the_papers_unless_given(tmp_path: Path):
 def test_bad_priors_are_refused(tmp_path: Path, rows: str, message: str):
     (tmp_path / "p.csv").write_text("class,probability\n" + rows)
     with pytest.raises(PriorError, match=message):
-        blocks.read_priors(tmp_path / "p.csv", 2)
+        read_priors(tmp_path / "p.csv", 2)
 
 
 def test_measured_prior_is_the_share_of_pixels_near_points():
     labels = blocks.BlockLabels(classes={"a": np.array([[0, 2]], dtype=np.int16)}, count=3, block=10)
-    found = blocks.measure_priors(labels, {"a": grid(10, 20)}, {"a": np.array([[15.0, 5.0], [15.0, 5.0]])}, radius=2)
+    found = measure_priors(labels, {"a": grid(10, 20)}, {"a": np.array([[15.0, 5.0], [15.0, 5.0]])}, radius=2)
     disc = sum(np.hypot(r - 5, c - 15) <= 2 for r in range(10) for c in range(20))
     assert disc == 13
     assert found == pytest.approx([0, 0.065, 0.13])  # the class without a block lies between
@@ -213,22 +222,22 @@ def test_measured_prior_is_the_share_of_pixels_near_points():
 def test_related_priors_are_of_an_image_as_dense_as_all():
     priors = np.array([0.1, 0.5, 0.9])
     dense, thin = np.array([[2, 2], [2, 1]]), np.array([[0, 0], [1, blocks.UNKNOWN]])
-    rate = blocks.mean_prior(priors, [dense, thin])
+    rate = mean_prior(priors, [dense, thin])
     assert rate == pytest.approx((3 * 0.9 + 0.5 + 0.1 + 0.1 + 0.5) / 7)
-    found = blocks.relate_priors(priors, dense, rate)
+    found = relate_priors(priors, dense, rate)
     odds, mean = priors / (1 - priors), 0.8
     np.testing.assert_allclose(found / (1 - found), odds * (1 - mean) / mean * rate / (1 - rate))
-    np.testing.assert_allclose(blocks.relate_priors(priors, dense, mean), priors)  # an image like all is left alone
-    assert blocks.relate_priors(priors, thin, rate)[1] > found[1]  # more than is usual there, less than is usual here
+    np.testing.assert_allclose(relate_priors(priors, dense, mean), priors)  # an image like all is left alone
+    assert relate_priors(priors, thin, rate)[1] > found[1]  # more than is usual there, less than is usual here
     hard = np.array([0.0, 0.5, 1.0])
-    assert blocks.relate_priors(hard, np.array([[0, 1, 2]]), 0.2)[[0, 2]].tolist() == [0, 1]
-    np.testing.assert_array_equal(blocks.relate_priors(hard, np.array([[0, 0]]), 0.2), hard)
+    assert relate_priors(hard, np.array([[0, 1, 2]]), 0.2)[[0, 2]].tolist() == [0, 1]
+    np.testing.assert_array_equal(relate_priors(hard, np.array([[0, 0]]), 0.2), hard)
 
 
 def test_prior_raster_is_constant_over_blocks(tmp_path: Path):
     classes = np.array([[0, 1], [1, blocks.UNKNOWN]], dtype=np.int16)
     scheme = training.make_scheme()
-    path = blocks.write_prior(
+    path = write_prior(
         tmp_path / "prior.tif", classes, np.array([0.25, 0.75]), block=30, grid=grid(50, 45), scheme=scheme
     )
     with rasterio.open(path) as src:
@@ -353,10 +362,10 @@ def test_even_blurs_are_refused(side: int):
 
 
 def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     paths = [images.paths[name] for name in images.names]
-    priors = blocks.spread_priors(5)
+    priors = spread_priors(5)
     tiles = training.read_tiles(paths, images.grids, labels, priors, scheme=training.make_scheme())
     assert len(tiles) == 6
 
@@ -370,10 +379,10 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
         assert tile.image.float().mean((1, 2)).abs().max() < 1e-3
         assert tile.image.float().std((1, 2)) == pytest.approx(np.ones(3), abs=1e-2)
     mine = labels.classes["scene0.tif"]
-    mean = blocks.mean_prior(priors, labels.classes.values())
+    mean = mean_prior(priors, labels.classes.values())
     for tile, expected in (
-        (tiles[0], blocks.relate_priors(priors, mine, 0.1)),
-        (read_with(share=None), blocks.relate_priors(priors, mine, mean)),
+        (tiles[0], relate_priors(priors, mine, 0.1)),
+        (read_with(share=None), relate_priors(priors, mine, mean)),
         (read_with(relative=False), priors),
     ):
         np.testing.assert_allclose(tile.prior[1], np.kron(expected[mine], np.ones((BLOCK, BLOCK))), atol=1e-3)
@@ -421,13 +430,13 @@ def test_large_images_are_cut_into_whole_blocks(tmp_path: Path, monkeypatch: pyt
 
 
 def test_direction_tells_a_model_from_its_inverse(scenes: Path, model):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
         [images.paths[n] for n in images.names],
         images.grids,
         labels,
-        blocks.spread_priors(5),
+        spread_priors(5),
         scheme=training.make_scheme(),
     )
     right = training.check_direction(model, tiles, BLOCK)
@@ -450,10 +459,10 @@ def test_direction_tells_a_model_from_its_inverse(scenes: Path, model):
 
 
 def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, monkeypatch: pytest.MonkeyPatch):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
-        [images.paths["scene0.tif"]], images.grids, labels, blocks.spread_priors(5), scheme=training.make_scheme()
+        [images.paths["scene0.tif"]], images.grids, labels, spread_priors(5), scheme=training.make_scheme()
     )
     seen = []
     answers = iter([-0.4, 0.3])
@@ -475,10 +484,10 @@ def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, 
 
 
 def test_a_model_inverted_to_the_end_is_the_least_so_and_says_so(scenes: Path, monkeypatch: pytest.MonkeyPatch):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
-        [images.paths["scene0.tif"]], images.grids, labels, blocks.spread_priors(5), scheme=training.make_scheme()
+        [images.paths["scene0.tif"]], images.grids, labels, spread_priors(5), scheme=training.make_scheme()
     )
     answers = iter([-0.4, -0.1, float("nan")])
     monkeypatch.setattr(training, "check_direction", lambda *_: training.Direction(next(answers), (0.5, 0.5)))
@@ -493,7 +502,7 @@ def test_a_model_inverted_to_the_end_is_the_least_so_and_says_so(scenes: Path, m
 
 
 def test_the_target_is_found_within_blocks(scenes: Path, model):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     places = points.read_points(scenes / "points.csv", images.grids, positive=["blue"])
     rows = project.score_images(images, places, model, labels, block=BLOCK, groups={"all": images.names}, blurs=(1, 5))
@@ -554,7 +563,7 @@ def test_a_large_pyramid_is_read_by_windows(model, tmp_path: Path, monkeypatch: 
 
 
 def test_points_have_the_maps_probabilities(scenes: Path, model, tmp_path: Path):
-    images = project.find_images([scenes])
+    images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     places = points.read_points(scenes / "points.csv", images.grids, positive=["blue"])["scene1.tif"]
     project.map_images(images, ["scene1.tif"], model, tmp_path, labels=labels, blur=5)
@@ -673,15 +682,15 @@ def test_the_command_measures_a_prior(scenes: Path, tmp_path: Path):
 def test_same_names_are_refused(scenes: Path, tmp_path: Path):
     write_image(tmp_path / "scene0.png.tif", np.ones((3, 20, 20), np.uint8)).rename(tmp_path / "scene0.tiff")
     with pytest.raises(InputError, match="one name"):
-        project.find_images([scenes, tmp_path])
+        find_images([scenes, tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingInputError, match="holds no image"):
-        project.find_images([tmp_path / "empty"])
+        find_images([tmp_path / "empty"])
     with pytest.raises(OutputExistsError):
         project.train_images(
-            project.find_images([scenes]),
+            find_images([scenes]),
             blocks.BlockLabels(classes={}, count=2, block=BLOCK),
-            blocks.spread_priors(2),
+            spread_priors(2),
             tmp_path / "scene0.tiff",
         )
 

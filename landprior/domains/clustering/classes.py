@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ from landprior.domains.clustering.assignment import (
     fit_assignment,
     score_splits,
 )
+from landprior.domains.clustering.mapping import find_probabilities
 from landprior.domains.clustering.points import missing_classes, read_points, require_enough
 from landprior.errors import InputError
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.mapping.products import check_products, writing_map
+from landprior.landcover.mapping.products import starting_map, writing_map
 from landprior.raster.codes import open_on_grid
 from landprior.raster.cog import encode_probabilities
-from landprior.raster.outputs import check_apart
 from landprior.raster.windows import Block, stream
 from landprior.run import Run
 
@@ -112,11 +113,11 @@ def assign_classes(
     OutputExistsError, SchemeError, MissingInputError, GridMismatchError
         If a result is there, a class is unknown, a file missing or elsewhere.
     """
-    sources = (clusters, points, labels)
-    check_apart([output], sources)
+    shares_of = find_probabilities(clusters)
+    sources = (clusters, shares_of, points, labels)
+    starting = starting_map(output, options, partial(ClusterLayer, shares_of), overwrite=run.overwrite, inputs=sources)
     with ExitStack() as stack:
-        layer = stack.enter_context(ClusterLayer(clusters))
-        target = check_products(output, options, overwrite=run.overwrite, inputs=(*sources, layer.path))
+        target, layer = stack.enter_context(starting)
         given = accuracy = None
         if points is not None:
             given = _take_points(layer, points, scheme, label_map)

@@ -12,10 +12,10 @@ from landprior.errors import InputError
 from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import beside, check_products, list_products
+from landprior.landcover.mapping.products import beside, check_products
 from landprior.landcover.training.model import check_model_output, save_model
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import check_apart, checkpoint_of
+from landprior.raster.outputs import checkpoint_of
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.run import Run
 
@@ -47,7 +47,7 @@ def map_clusters(
         Of the square over which log-likelihoods are averaged, odd
         (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
     options
-        What else to write; probabilities always are, confidence is not.
+        What else to write; probabilities always are.
     run
         See :class:`landprior.run.Run`.
 
@@ -69,7 +69,7 @@ def map_clusters(
         image,
         output,
         blur_model(model, side),
-        options=_with_probabilities(options).tagged(scheme=described, blur=str(side)),
+        options=replace(options, probabilities=True).tagged(scheme=described, blur=str(side)),
         run=run,
     )
 
@@ -112,10 +112,9 @@ def cluster_image(
     """
     settings = settings or ClusterSettings()
     check_side(side)  # now, not after minutes of training
-    target, wanted = Path(output), _with_probabilities(options)
-    place = Path(model or target.with_suffix(".safetensors"))
-    check_apart([target, *list_products(target, wanted), place], [image])
-    check_products(target, wanted, overwrite=run.overwrite, inputs=[image])
+    place = Path(model or Path(output).with_suffix(".safetensors"))
+    wanted = replace(options, probabilities=True)
+    target = check_products(output, wanted, overwrite=run.overwrite, inputs=[image], besides=[place])
     check_model_output(place, overwrite=run.overwrite, inputs=[image])
     tile = read_image_tile(image, make_scheme(settings.clusters), nodata=run.nodata)
     checkpoint = checkpoint_of(target)
@@ -126,16 +125,12 @@ def cluster_image(
             target,
             found,
             side=side,
-            options=options,
+            options=wanted,
             run=run,
         )
         save_model(found, place, overwrite=run.overwrite)
         clear_attempts(checkpoint)
     return found
-
-
-def _with_probabilities(options: MapOptions) -> MapOptions:
-    return replace(options, probabilities=True, confidence=False)
 
 
 def find_probabilities(path: str | Path) -> Path:

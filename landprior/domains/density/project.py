@@ -21,11 +21,12 @@ from landprior.domains.density.training import make_scheme, read_tiles, train_de
 from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.mapping.products import beside, list_products
 from landprior.landcover.training.model import check_model_output, load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
-from landprior.raster.reading import open_raster
+from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def map_images(
     *,
     labels: BlockLabels | None = None,
     blur: int = BLUR,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> list[Path]:
     """Map images, one after the other; those that are there already are kept, so that an interrupted run goes on.
@@ -175,7 +177,7 @@ def map_images(
         Gets ``<image>.tif`` and ``<image>_probabilities.tif``; with ``labels`` ``<image>_prior.tif`` too.
     labels
         With them the maps are of r where density classes are known.
-    blur
+    blur, options
         See :func:`landprior.domains.density.mapping.map_density`.
     run
         See :class:`landprior.run.Run`.
@@ -186,21 +188,23 @@ def map_images(
         The maps of classes.
     """
     make_folder(folder)
-    check_apart(list_results(images, folder), images.paths.values())
+    options = replace(options, probabilities=True)
+    check_apart(_list_results(images, folder, options), images.paths.values())
     found = []
     for name in track(names, "maps", "image", show=run.progress):
         target = folder / f"{Path(name).stem}.tif"
         found.append(target)
         classes = None if labels is None else labels.classes.get(name)
         wanted = {"model": model.digest(), "blur": str(blur), "maps": "q" if classes is None else "r"}
-        if not run.overwrite and _is_current(target, wanted):
+        same = _is_made_alike(target, wanted)
+        if same and not run.overwrite and _has_products(target, options):
             logger.info("%s is there", target)
             continue
         prior = None
         if labels is not None and classes is not None:
             priors = np.array(model.record["density"]["priors"])
             prior = write_prior(
-                folder / f"{Path(name).stem}_prior.tif",
+                beside(target, "prior"),
                 classes,
                 priors,
                 block=labels.block,
@@ -214,20 +218,27 @@ def map_images(
             model,
             posterior=prior,
             blur=blur,
-            options=MapOptions(tags={"density_model": wanted["model"]}),
-            run=replace(run, overwrite=run.overwrite or not target.exists(), progress=run.progress and len(names) == 1),
+            options=options.tagged(density_model=wanted["model"]),
+            run=replace(
+                run, overwrite=run.overwrite or same or not target.exists(), progress=run.progress and len(names) == 1
+            ),
         )
     return found
 
 
-def list_results(images: Images, folder: Path) -> list[Path]:
+def _list_results(images: Images, folder: Path, options: MapOptions) -> list[Path]:
     """Return where the maps of images go in a folder, with what is written beside them."""
-    ends = (".tif", "_probabilities.tif", "_prior.tif")
-    return [folder / f"{Path(name).stem}{end}" for name in images.names for end in ends]
+    maps = [folder / f"{Path(name).stem}.tif" for name in images.names]
+    return [path for one in maps for path in (one, beside(one, "prior"), *list_products(one, options))]
 
 
 def prepare_folder(
-    images: Images, folder: Path, *, inputs: Iterable[str | Path | None] = (), trains: bool = True, maps: bool = True
+    images: Images,
+    folder: Path,
+    *,
+    inputs: Iterable[str | Path | None] = (),
+    trains: bool = True,
+    maps: MapOptions | None = MapOptions(probabilities=True),
 ) -> None:
     """Make the folder of results, after checking that none of them is an input.
 
@@ -237,26 +248,37 @@ def prepare_folder(
         The images, and where their maps, the model and the report go.
     inputs
         Further files that are read.
-    trains, maps
-        Whether a model and maps are written.
+    trains
+        Whether a model is written.
+    maps
+        What is written with each map; None if there are no maps.
 
     Raises
     ------
     InputError, RasterWriteError
         See :func:`landprior.raster.outputs.check_apart` and :func:`landprior.raster.outputs.make_folder`.
     """
-    results = [folder / REPORT, *([folder / MODEL] if trains else []), *(list_results(images, folder) if maps else [])]
+    results = [folder / REPORT, *([folder / MODEL] if trains else [])]
+    results += [] if maps is None else _list_results(images, folder, replace(maps, probabilities=True))
     check_apart(results, [*inputs, *images.paths.values()])
     make_folder(folder)
 
 
-def _is_current(path: Path, wanted: Mapping[str, str]) -> bool:
+def _is_made_alike(path: Path, wanted: Mapping[str, str]) -> bool:
     """Say whether a map is there and was made by this model in this way."""
-    if not path.exists() or not path.with_name(f"{path.stem}_probabilities.tif").exists():
+    if not path.exists():
         return False
     with open_raster(path) as src:
-        tags = src.tags(ns="landprior")
+        tags = src.tags(ns=TAG_DOMAIN)
     return (tags.get("density_model"), tags.get("blur"), tags.get("maps")) == tuple(wanted.values())
+
+
+def _has_products(path: Path, options: MapOptions) -> bool:
+    """Say whether a map has all that is wanted beside it, the probabilities as they are wanted."""
+    if not all(product.exists() for product in list_products(path, options)):
+        return False
+    with open_raster(beside(path, "probabilities")) as src:
+        return bool(src.tags(ns=TAG_DOMAIN).get("encoding") == options.encoding)
 
 
 @dataclass(frozen=True, kw_only=True)

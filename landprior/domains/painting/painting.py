@@ -15,7 +15,7 @@ from landprior.domains.painting.pictures import draw_legend, draw_overlay, draw_
 from landprior.errors import HarmWarning, InputError
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import beside, write_quicklook
+from landprior.landcover.mapping.products import beside, check_products, list_products
 from landprior.landcover.training.ensemble import clear_checkpoint, train_best
 from landprior.landcover.training.layers import ImageLayer, PositionLayer
 from landprior.landcover.training.model import load_model, save_model
@@ -87,6 +87,7 @@ def paint(
     position: bool = False,
     softness: float = SOFTNESS,
     pixels: bool = False,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> list[Painted]:
     """Find the parts of pictures from priors drawn by hand, or with a model made so.
@@ -111,6 +112,8 @@ def paint(
         The network sees where a pixel is, besides its colours.
     softness, pixels
         See :func:`landprior.domains.painting.drawing.read_drawing`.
+    options
+        What else to write with the classes; probabilities and the picture always are.
     run
         See :class:`landprior.run.Run`.
 
@@ -129,13 +132,15 @@ def paint(
     """
     output = Path(output)
     _require_whole(pictures, palette, model)
+    options = replace(options, probabilities=True, quicklook=True)
     folders = [output / picture.name for picture in pictures]
     check_apart(
-        _list_results(output, folders, model), [model, *(p for one in pictures for p in (one.image, one.prior))]
+        _list_results(output, folders, model, options),
+        [model, *(p for one in pictures for p in (one.image, one.prior))],
     )
     for folder in folders:
         make_folder(folder)
-        check_output(folder / CLASSES, overwrite=run.overwrite, kind="raster")
+        check_products(folder / CLASSES, options, overwrite=run.overwrite)
     if model is None:
         priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
         tiles = [_read(*pair, position=position) for pair in zip(pictures, priors, strict=True)]
@@ -153,27 +158,19 @@ def paint(
         priors = _draw(pictures, folders, palette, softness=softness, pixels=pixels)
     made = made * (len(pictures) if len(made) == 1 else 1)
     found = [
-        replace(_map(picture, prior, folder, one, run=run), model=path)
+        replace(_map(picture, prior, folder, one, options, run=run), model=path)
         for picture, prior, folder, (one, path) in zip(pictures, priors, folders, made, strict=True)
     ]
     draw_legend(output / "legend.png", made[0][0].scheme)
     return found
 
 
-def _list_results(output: Path, folders: Sequence[Path], model: str | Path | None) -> list[Path]:
+def _list_results(output: Path, folders: Sequence[Path], model: str | Path | None, options: MapOptions) -> list[Path]:
     """Return what is written; a model that is given is not."""
-    names = (
-        CLASSES,
-        "classes_probabilities.tif",
-        "classes.png",
-        "q.png",
-        "overlay.png",
-        "prior.tif",
-        "prior.png",
-        "r.png",
-    )
+    names = (CLASSES, "q.png", "overlay.png", "prior.tif", "prior.png", "r.png")
     trained = () if model is not None else (MODEL,)
     found = [folder / name for folder in folders for name in (*names, *trained)]
+    found += [path for folder in folders for path in list_products(folder / CLASSES, options)]
     return found + [output / name for name in ("legend.png", *trained)]
 
 
@@ -244,8 +241,10 @@ def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, run: Ru
     return model
 
 
-def _map(picture: Picture, prior: Path | None, folder: Path, model: LandcoverModel, *, run: Run) -> Painted:
-    def write(path: Path, posterior: Path | None) -> Path:
+def _map(
+    picture: Picture, prior: Path | None, folder: Path, model: LandcoverModel, options: MapOptions, *, run: Run
+) -> Painted:
+    def write(path: Path, posterior: Path | None, options: MapOptions) -> Path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HarmWarning)
             predict(
@@ -253,7 +252,7 @@ def _map(picture: Picture, prior: Path | None, folder: Path, model: LandcoverMod
                 path,
                 model,
                 posterior=posterior,
-                options=MapOptions(probabilities=True),
+                options=options,
                 force=True,
                 run=replace(run, overwrite=True),
             )
@@ -261,9 +260,9 @@ def _map(picture: Picture, prior: Path | None, folder: Path, model: LandcoverMod
 
     classes = folder / CLASSES
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        draw_probabilities(folder / "q.png", write(Path(place) / "q.tif", None), model.scheme)
-    shares = write(classes, prior)
-    write_quicklook(classes, folder / "classes.png", model.scheme)
+        shares = write(Path(place) / "q.tif", None, MapOptions(probabilities=True))
+        draw_probabilities(folder / "q.png", shares, model.scheme)
+    shares = write(classes, prior, options)
     draw_overlay(folder / "overlay.png", picture.image, classes, model.scheme)
     painted = Painted(folder, classes, folder / "q.png", folder / "overlay.png")
     if prior is None:

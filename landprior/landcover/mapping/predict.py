@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from rasterio.enums import ColorInterp
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.mapping.mapper import Mapper, memory_to_keep, window_for
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.mapping.products import check_products, map_writer, writing_map
+from landprior.landcover.mapping.products import map_writer, starting_map, writing_map
 from landprior.landcover.training.image_kind import require_kind
 from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.training.verdict import LEAST_PIXELS
@@ -109,10 +110,11 @@ def predict(
     InputError
         If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
     """
-    target = check_products(output, options, overwrite=run.overwrite, inputs=(image, posterior, prior))
     _require_inputs(model, prior)
+    opening = partial(ImageLayer, image, nodata=run.nodata)
+    starting = starting_map(output, options, opening, overwrite=run.overwrite, inputs=(image, posterior, prior))
     with ExitStack() as stack:
-        pixels = stack.enter_context(ImageLayer(image, nodata=run.nodata))
+        target, pixels = stack.enter_context(starting)
         _check_image(model, pixels, force=force)
         belief = None
         if posterior is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -20,16 +20,51 @@ from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.sidecars import SIGNATURE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from landprior.landcover.mapping.options import MapOptions
     from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 logger = logging.getLogger(__name__)
 
+Layer = TypeVar("Layer", bound=AbstractContextManager[Any])
+
+
+@contextmanager
+def starting_map(
+    output: str | Path,
+    options: MapOptions,
+    open_source: Callable[[], Layer],
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | Path | None],
+) -> Iterator[tuple[Path, Layer]]:
+    """Start a map: check that it and its products can be put in place, then open what it is made of.
+
+    Parameters
+    ----------
+    output, options, overwrite, inputs
+        See :func:`check_products`.
+    open_source
+        Opens the image, or whatever else is mapped.
+
+    Yields
+    ------
+    tuple
+        ``output``, and what was opened.
+    """
+    target = check_products(output, options, overwrite=overwrite, inputs=inputs)
+    with open_source() as source:
+        yield target, source
+
 
 def check_products(
-    output: str | Path, options: MapOptions, *, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+    output: str | Path,
+    options: MapOptions,
+    *,
+    overwrite: bool,
+    inputs: Iterable[str | Path | None] = (),
+    besides: Iterable[Path] = (),
 ) -> Path:
     """Check that a map and its products can be put in place.
 
@@ -41,6 +76,8 @@ def check_products(
         What lies beside it.
     overwrite, inputs
         See :func:`landprior.raster.outputs.check_output`.
+    besides
+        Plain files of the same call, such as a model.
 
     Returns
     -------
@@ -53,7 +90,7 @@ def check_products(
         See :func:`landprior.raster.outputs.check_outputs`.
     """
     target = Path(output)
-    rasters, others = [target], list[Path]()
+    rasters, others = [target], [*besides]
     for path in list_products(target, options):
         (others if path.suffix in (".qml", ".png") else rasters).append(path)
     return check_outputs(rasters, files=others, overwrite=overwrite, inputs=inputs, kind="raster")[0]
