@@ -37,40 +37,42 @@ def drop_foreign_settings(environment: MutableMapping[str, str] | None = None) -
         A sentence for each setting that was taken out: its name, its value and why.
     """
     environment = os.environ if environment is None else environment
-    said = []
-    for name, judge in _JUDGES.items():
+    messages = []
+    for name, check in _CHECKS.items():
         value = environment.get(name)
         if value is None:
             continue
-        why = judge(value)
+        why = check(value)
         if why:
             del environment[name]
-            said.append(f"{name}={value} is ignored: {why}")
-    _dropped[:] = [*(one for one in _dropped if one not in said), *said] if environment is os.environ else _dropped
-    return said
+            messages.append(f"{name}={value} is ignored: {why}")
+    _dropped[:] = (
+        [*(one for one in _dropped if one not in messages), *messages] if environment is os.environ else _dropped
+    )
+    return messages
 
 
-def dropped() -> list[str]:
+def list_dropped() -> list[str]:
     """Return what :func:`drop_foreign_settings` has said of this process."""
     return list(_dropped)
 
 
-def settings_found() -> dict[str, str]:
+def list_settings() -> dict[str, str]:
     """Return the settings of GDAL and PROJ that :func:`drop_foreign_settings` looks at, as far as they are set."""
-    return {name: os.environ[name] for name in _JUDGES if name in os.environ}
+    return {name: os.environ[name] for name in _CHECKS if name in os.environ}
 
 
-def _doubt_proj(value: str) -> str:
+def _check_proj(value: str) -> str:
     """Say why a search path of PROJ (folders, joined as in PATH) cannot serve; empty if it can."""
     if not value.strip():
         return "it is empty"
     file = next((f for f in (Path(part) / "proj.db" for part in value.split(os.pathsep)) if _is_file(f)), None)
     if file is None:
         return "there is no proj.db; our libraries use their own data (unset it to lose this warning)"
-    layout = _layout_of(file)
+    layout = _read_layout(file)
     if layout is None:
         return f"{file} is damaged; our libraries use their own data (unset it to lose this warning)"
-    wanted = max(filter(None, map(_layout_of, _own_databases())), default=None)
+    wanted = max(filter(None, map(_read_layout, _list_own_databases())), default=None)
     if wanted and (layout[0] != wanted[0] or layout[1] < wanted[1]):
         ours, theirs = (".".join(map(str, one)) for one in (wanted, layout))
         return (
@@ -80,39 +82,39 @@ def _doubt_proj(value: str) -> str:
     return ""
 
 
-def _doubt_gdal(value: str) -> str:
+def _check_gdal(value: str) -> str:
     """Say why a folder of GDAL's data cannot serve; empty if it can."""
     if _is_file(Path(value) / "gdalvrt.xsd"):
         return ""
     return "it is not a folder with GDAL's data; our libraries use their own (unset it to lose this warning)"
 
 
-def _doubt_drivers(value: str) -> str:
+def _check_drivers(value: str) -> str:
     """Say why a folder of GDAL's plugins cannot serve; empty if it can."""
-    if value.lower() == "disable" or not _carries("rasterio", "gdal_data"):
+    if value.lower() == "disable" or not _has_folder("rasterio", "gdal_data"):
         return ""  # a GDAL of the system or of conda has its plugins there
     return "plugins of another GDAL do not fit rasterio's own (unset it to lose this warning)"
 
 
-def _doubt_network(value: str) -> str:
+def _check_network(value: str) -> str:
     if value.strip().upper() not in _ON:
         return ""
     return "grids that PROJ downloads would make a map depend on the network"
 
 
-def _doubt_files(value: str) -> str:
+def _check_files(value: str) -> str:
     missing = [part for part in value.split(os.pathsep) if not _is_file(Path(part))]
     return f"no such file: {missing[0]}" if missing else ""
 
 
-_JUDGES: dict[str, Callable[[str], str]] = {
-    "PROJ_DATA": _doubt_proj,
-    "PROJ_LIB": _doubt_proj,
-    "PROJ_AUX_DB": _doubt_files,
-    "PROJ_NETWORK": _doubt_network,
-    "GDAL_DATA": _doubt_gdal,
-    "GDAL_DRIVER_PATH": _doubt_drivers,
-    "OGR_DRIVER_PATH": _doubt_drivers,
+_CHECKS: dict[str, Callable[[str], str]] = {
+    "PROJ_DATA": _check_proj,
+    "PROJ_LIB": _check_proj,
+    "PROJ_AUX_DB": _check_files,
+    "PROJ_NETWORK": _check_network,
+    "GDAL_DATA": _check_gdal,
+    "GDAL_DRIVER_PATH": _check_drivers,
+    "OGR_DRIVER_PATH": _check_drivers,
 }
 
 
@@ -123,7 +125,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _layout_of(file: Path) -> tuple[int, int] | None:
+def _read_layout(file: Path) -> tuple[int, int] | None:
     """Return the layout of a PROJ database; None if it is damaged or knows no EPSG:4326."""
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
@@ -137,17 +139,17 @@ def _layout_of(file: Path) -> tuple[int, int] | None:
         return None
 
 
-def _own_databases() -> list[Path]:
+def _list_own_databases() -> list[Path]:
     """Return the databases that our libraries, or this Python's environment, bring along."""
-    folders = [path / inside for package, inside in _OWN_PROJ for path in _folders_of(package)]
+    folders = [path / inside for package, inside in _OWN_PROJ for path in _list_folders(package)]
     folders += [Path(sys.prefix) / "share" / "proj", Path(sys.prefix) / "Library" / "share" / "proj"]
     return [folder / "proj.db" for folder in folders if _is_file(folder / "proj.db")]
 
 
-def _carries(package: str, inside: str) -> bool:
-    return any((folder / inside).is_dir() for folder in _folders_of(package))
+def _has_folder(package: str, inside: str) -> bool:
+    return any((folder / inside).is_dir() for folder in _list_folders(package))
 
 
-def _folders_of(package: str) -> list[Path]:
+def _list_folders(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)  # does not import it
     return [] if spec is None else [Path(one) for one in spec.submodule_search_locations or ()]

@@ -70,7 +70,7 @@ class Progress:
         if has_bars():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=label, leave=leave, **_look(total, unit))
+            self._bar = tqdm(total=total, initial=done, desc=label, leave=leave, **_style_bar(total, unit))
         else:
             self._lines = True
             if total is not None and total >= TENTHS:
@@ -164,7 +164,7 @@ def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None
             progress.update()
 
 
-def _look(total: int | None, unit: str) -> dict[str, Any]:
+def _style_bar(total: int | None, unit: str) -> dict[str, Any]:
     if unit == "B" and total is None:
         return {"unit": unit, "unit_scale": True, "unit_divisor": 1024, "bar_format": _NOTHING_YET}
     return {"unit": unit}

@@ -52,12 +52,12 @@ def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    with _only(path):
+    with _locked(path):
         yield write
 
 
 @contextmanager
-def _only(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from changing a description meanwhile; wait for one that does."""
     lock = path.with_name(f".landprior-{path.name}.lock")  # a name that clear_leftovers knows
     end = time.monotonic() + PATIENCE
@@ -142,7 +142,7 @@ def add_records(
         All that are there now.
     """
     path, keys = folder / RESULTS, {key(one) for one in new}
-    with _only(path):
+    with _locked(path):
         everything = [one for one in read_records(folder, kind) if key(one) not in keys] + list(new)
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text("".join(json.dumps(to_dict(one)) + "\n" for one in everything), encoding="utf-8")

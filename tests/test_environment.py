@@ -57,7 +57,7 @@ def test_the_layouts_are_named(places):
 
 
 def test_what_serves_stays(places):
-    newest = str(max(environment_module._own_databases(), key=environment_module._layout_of).parent)
+    newest = str(max(environment_module._list_own_databases(), key=environment_module._read_layout).parent)
     environment = {
         "PROJ_DATA": os.pathsep.join([places["empty"], newest]),
         "GDAL_DATA": str(OWN.parent / "gdal_data"),

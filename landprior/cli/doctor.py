@@ -128,10 +128,10 @@ def _gdal(problems: list[str]) -> dict[str, object]:
 def _environment(problems: list[str], notes: list[str]) -> dict[str, str]:
     """Return the settings of GDAL and PROJ in use; note those of another install, and try PROJ."""
     from landprior.cli.terminal import first_line
-    from landprior.environment import dropped, settings_found
+    from landprior.environment import list_dropped, list_settings
 
-    notes += dropped()
-    in_use = settings_found()
+    notes += list_dropped()
+    in_use = list_settings()
     notes += [f"{name}={value} is in use" for name, value in in_use.items()]
     try:
         import pyproj

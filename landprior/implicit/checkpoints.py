@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def part_of(checkpoint: Path) -> Path:
+def partial_path(checkpoint: Path) -> Path:
     """Return where a checkpoint is written before it takes its name: always the same, so that none is left behind."""
     return checkpoint.with_name(f"{checkpoint.name}.part")
 

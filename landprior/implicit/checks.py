@@ -26,12 +26,12 @@ _TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
 
 _USUAL_TOLERANCE = 0.02
 
-LOG_Q_DUE = "torch.log_softmax(logits, dim=1)"
-LOG_PRIOR_DUE = "torch.log(prior)"
-MARGINAL_DUE = "log_class_marginal(log_q)"
+LOG_Q_EXAMPLE = "torch.log_softmax(logits, dim=1)"
+LOG_PRIOR_EXAMPLE = "torch.log(prior)"
+MARGINAL_EXAMPLE = "log_class_marginal(log_q)"
 
 
-class _Seen(NamedTuple):
+class _Summary(NamedTuple):
     """What a tensor of logs holds: its largest value, the worst log of a sum, and how many items have no class."""
 
     largest: float
@@ -50,7 +50,7 @@ def require_items(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     if mask.dtype != torch.bool:
-        msg = f"the mask is of {_type(mask)}; give booleans, True for items that count: mask.bool()"
+        msg = f"the mask is of {_name_type(mask)}; give booleans, True for items that count: mask.bool()"
         raise ProbabilityError(msg)
     if mask.shape != (log_q.shape[0], *log_q.shape[2:]):
         shapes = f"{tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)}"
@@ -62,7 +62,7 @@ def require_items(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
 def require_logs(
     values: Tensor,
     name: str,
-    due: str,
+    expected: str,
     *,
     mask: Tensor | None = None,
     axes: Sequence[int] = (1,),
@@ -75,7 +75,7 @@ def require_logs(
         Logs; class axis 1, at least two axes. Minus infinity stands for a class that is excluded.
     name
         What they are called in an error.
-    due
+    expected
         What should be given, as code.
     mask
         True for items that count, without axis 1; others may hold anything.
@@ -89,10 +89,10 @@ def require_logs(
         no class at all.
     """
     if not isinstance(values, Tensor):
-        msg = f"{name} is of type {type(values).__name__}; give a tensor: {due}"
+        msg = f"{name} is of type {type(values).__name__}; give a tensor: {expected}"
         raise ProbabilityError(msg)
     if not values.is_floating_point():
-        msg = f"{name} is of {_type(values)}, as labels are; give logs of probabilities, one per class: {due}"
+        msg = f"{name} is of {_name_type(values)}, as labels are; give logs of probabilities, one per class: {expected}"
         raise ProbabilityError(msg)
     if values.ndim < 2:
         msg = f"{name} has shape {tuple(values.shape)}; give (items, classes), or (items, classes, height, width)"
@@ -101,14 +101,14 @@ def require_logs(
         msg = f"{name} is empty, of shape {tuple(values.shape)}"
         raise ProbabilityError(msg)
     where = require_items(values, mask)
-    if not _readable(values):
+    if not _can_read(values):
         return
     values = values.detach()
-    seen = _look(values, where, axes)
+    summary = _summarise(values, where, axes)
     tolerance = _TOLERANCE.get(values.dtype, _USUAL_TOLERANCE)
-    fine = seen.largest <= tolerance and seen.worst <= tolerance and not seen.empty
+    fine = summary.largest <= tolerance and summary.worst <= tolerance and not summary.empty
     if not fine:  # also where something is NaN
-        raise ProbabilityError(_describe(values, where, seen, tolerance, name, due, axes))
+        raise ProbabilityError(_describe(values, where, summary, tolerance, name, expected, axes))
 
 
 def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> None:
@@ -126,14 +126,14 @@ def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -
     ProbabilityError
         See :func:`require_logs`; also if the two have different shapes.
     """
-    require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+    require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=mask)
     if isinstance(log_prior, Tensor) and log_prior.is_floating_point() and log_prior.shape != log_q.shape:
         msg = (
             f"log_prior has shape {tuple(log_prior.shape)} and log_q {tuple(log_q.shape)}; "
             "give both in one shape, class axis 1 (one prior for all items: log_prior.expand_as(log_q))"
         )
         raise ProbabilityError(msg)
-    require_logs(log_prior, "log_prior", LOG_PRIOR_DUE, mask=mask)
+    require_logs(log_prior, "log_prior", LOG_PRIOR_EXAMPLE, mask=mask)
 
 
 def require_marginal(
@@ -162,7 +162,7 @@ def require_marginal(
     if log_marginal.shape != (classes,):
         msg = f"{name} has shape {tuple(log_marginal.shape)}; give one value per class, shape ({classes},)"
         raise ProbabilityError(msg)
-    if not _readable(log_marginal):
+    if not _can_read(log_marginal):
         return
     values = log_marginal.detach().double()
     if not float(values.amax()) < math.inf:
@@ -173,31 +173,31 @@ def require_marginal(
         msg = f"{name} looks like probabilities; give their logs: {name}.log()"
         raise ProbabilityError(msg)
     if mean and abs(float(torch.logsumexp(values, dim=0))) > tolerance:
-        msg = f"{name} does not sum to one, as sums or logits do not; give the log of the mean of q, {MARGINAL_DUE}"
+        msg = f"{name} does not sum to one, as sums or logits do not; give the log of the mean of q, {MARGINAL_EXAMPLE}"
         raise ProbabilityError(msg)
 
 
-def _readable(values: Tensor) -> bool:
+def _can_read(values: Tensor) -> bool:
     """Say whether values can be looked at: not while a graph is compiled, traced or captured."""
     if values.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _look(values: Tensor, where: Tensor | None, axes: Sequence[int]) -> _Seen:
+def _summarise(values: Tensor, where: Tensor | None, axes: Sequence[int]) -> _Summary:
     """Look at all values, and at the sums of a sample of items; waits for a GPU once."""
     largest = (values if where is None else torch.where(where, values, -torch.inf)).amax()
-    steps = _steps(values, axes)
+    steps = _choose_strides(values, axes)
     sample = values[steps].float() if values.dtype in _TOLERANCE else values[steps]
     sums = torch.logsumexp(sample, dim=tuple(axes), keepdim=True)
     counts = torch.ones_like(sums, dtype=torch.bool) if where is None else where[steps]
     none = counts & (sums == -torch.inf)
     worst = torch.where(counts & ~none, sums.abs(), 0.0).amax()
     found = torch.stack([largest.double(), worst.double(), none.sum().double()]).tolist()
-    return _Seen(found[0], found[1], int(found[2]))
+    return _Summary(found[0], found[1], int(found[2]))
 
 
-def _steps(values: Tensor, axes: Sequence[int]) -> tuple[slice, ...]:
+def _choose_strides(values: Tensor, axes: Sequence[int]) -> tuple[slice, ...]:
     """Return strides along the axes of items that leave about :data:`SAMPLE` of them."""
     items = [axis for axis in range(values.ndim) if axis not in axes]
     left = math.prod(values.shape[axis] for axis in items) / SAMPLE
@@ -212,23 +212,24 @@ def _steps(values: Tensor, axes: Sequence[int]) -> tuple[slice, ...]:
 def _describe(
     values: Tensor,
     where: Tensor | None,
-    seen: _Seen,
+    summary: _Summary,
     tolerance: float,
     name: str,
-    due: str,
+    expected: str,
     axes: Sequence[int],
 ) -> str:
     """Say in a sentence what was given and what is needed."""
     kept = values if where is None else torch.where(where, values, -torch.inf)
     nans = int(torch.isnan(kept).sum())
     if nans:
-        return f"{name} holds NaN ({nans} of {values.numel()} values); mask such items out, or give {due}"
-    if seen.largest == math.inf:
-        return f"{name} holds infinity; give logs of probabilities, {due}"
-    if seen.largest > tolerance:
-        return _describe_positive(kept, tolerance, name, due)
-    if seen.empty:
-        return f"{name} excludes every class of some items (all are minus infinity); mask such items out, or give {due}"
+        return f"{name} holds NaN ({nans} of {values.numel()} values); mask such items out, or give {expected}"
+    if summary.largest == math.inf:
+        return f"{name} holds infinity; give logs of probabilities, {expected}"
+    if summary.largest > tolerance:
+        return _describe_positive(kept, tolerance, name, expected)
+    if summary.empty:
+        what = "excludes every class of some items (all are minus infinity)"
+        return f"{name} {what}; mask such items out, or give {expected}"
     other = _other_axis(kept, axes, tolerance)
     if other is not None:
         return (
@@ -236,20 +237,21 @@ def _describe(
             f"move them there: {name}.movedim({other}, 1)"
         )
     return (
-        f"{name} does not sum to one over the classes (the log of a sum is {seen.worst:.3g} away from 0), "
-        f"as logits or scaled probabilities do not; give logs of probabilities, {due}"
+        f"{name} does not sum to one over the classes (the log of a sum is {summary.worst:.3g} away from 0), "
+        f"as logits or scaled probabilities do not; give logs of probabilities, {expected}"
     )
 
 
-def _describe_positive(kept: Tensor, tolerance: float, name: str, due: str) -> str:
+def _describe_positive(kept: Tensor, tolerance: float, name: str, expected: str) -> str:
     known = kept[kept > -torch.inf]
     low, high = float(known.amin()), float(known.amax())
     given = f"{name} has values from {low:.3g} to {high:.3g}, and logs of probabilities are at most 0"
     if low >= 0 and high <= 1 + tolerance:
-        return f"{given}: it looks like probabilities; give their logs (torch.log), {due}"
+        return f"{given}: it looks like probabilities; give their logs (torch.log), {expected}"
     if low >= 0:
-        return f"{given}: it looks like counts or scaled probabilities; divide by the sum over classes, then give {due}"
-    return f"{given}: it looks like logits or scores; give logs of probabilities, {due}"
+        remedy = f"divide by the sum over classes, then give {expected}"
+        return f"{given}: it looks like counts or scaled probabilities; {remedy}"
+    return f"{given}: it looks like logits or scores; give logs of probabilities, {expected}"
 
 
 def _other_axis(values: Tensor, axes: Sequence[int], tolerance: float) -> int | None:
@@ -262,5 +264,5 @@ def _other_axis(values: Tensor, axes: Sequence[int], tolerance: float) -> int | 
     return None
 
 
-def _type(values: Tensor) -> str:
+def _name_type(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")

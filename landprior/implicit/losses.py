@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from landprior.implicit.checks import require_marginal, require_pair
-from landprior.implicit.posterior import EPS, log_class_marginal, log_posterior, log_sum, masked_mean, only_counted
+from landprior.implicit.posterior import EPS, log_class_marginal, log_posterior, log_sum, masked_mean, zero_masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -262,7 +262,7 @@ def _take(
         require_pair(log_q, log_prior, mask)
         require_marginal(log_marginal, log_q.shape[1], mean=mean)
     # finite, so that an item whose prior allows only what q has ruled out still has a posterior
-    return only_counted(log_q, mask).clamp_min(_LEAST), only_counted(log_prior, mask)
+    return zero_masked(log_q, mask).clamp_min(_LEAST), zero_masked(log_prior, mask)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

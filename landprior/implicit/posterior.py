@@ -12,13 +12,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from landprior.implicit.checks import LOG_Q_DUE, require_items, require_logs, require_marginal, require_pair
+from landprior.implicit.checks import LOG_Q_EXAMPLE, require_items, require_logs, require_marginal, require_pair
 
 EPS = 1e-8
 """Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
 
 
-def only_counted(values: Tensor, mask: Tensor | None) -> Tensor:
+def zero_masked(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return logs with those of masked items set to 0, so that neither their values nor their gradients count.
 
     Half floats become float32: their sums over many items overflow.
@@ -58,7 +58,7 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool
         If ``log_q`` is not a log of probabilities, or the mask does not fit it.
     """
     if check:
-        require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+        require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=mask)
     log_q = log_q.float() if log_q.dtype in (torch.float16, torch.bfloat16) else log_q
     axes = [0, *range(2, log_q.ndim)]
     where = require_items(log_q, mask)
@@ -133,9 +133,9 @@ class RunningMarginal(nn.Module):
             If it is not, or the mask does not fit it; nothing was taken in.
         """
         if check:
-            require_logs(log_q, "log_q", LOG_Q_DUE, mask=mask)
+            require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=mask)
         where = require_items(log_q, mask)
-        q = only_counted(log_q, mask).exp()
+        q = zero_masked(log_q, mask).exp()
         q = q if where is None else torch.where(where, q, 0.0)
         own = q.sum(dim=[0, *range(2, q.ndim)]).double()
         items = own.new_tensor(q.numel() / q.shape[1]) if where is None else where.sum().double()

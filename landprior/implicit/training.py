@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from landprior.errors import CheckpointWarning, CollapseWarning, TrainingError, TrainingInterruptedError
 from landprior.implicit.checkpoints import (
     DAMAGE,
-    part_of,
+    partial_path,
     read_marginal,
     read_moments,
     read_progress,
@@ -129,7 +129,7 @@ def fit(
     run = _Run(network, optimiser, settings, checkpoint, identity, objective)
     run.resume()
     if run.step:  # a monitor that compares with the look before sees the state it saw then
-        _look(network, monitor)
+        _watch(network, monitor)
     bar = Progress(settings.steps, settings.loss, "step", show=progress, done=run.step)
     with bar, subnormals_flushed(fabric.device):
         try:
@@ -138,7 +138,7 @@ def fit(
                 run.advance(batch, fabric)
                 bar.update()
                 if run.step % settings.epoch_steps == 0 or run.step == settings.steps:
-                    run.close_epoch(_look(network, monitor), until)
+                    run.close_epoch(_watch(network, monitor), until)
                     shown = run.history.epochs[-1]
                     bar.note(f"loss={shown.loss:.3f}, entropy={shown.entropy:.2f}, agree={shown.agreement:.2f}")
         except KeyboardInterrupt:
@@ -160,7 +160,7 @@ def _compile(network: nn.Module, feed: Callable[[int], Batch], settings: Trainin
     compile_if_worthwhile(network, operations, fabric.device, settings.compile)
 
 
-def _look(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:
+def _watch(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:
     if monitor is None:
         return {}
     network.eval()
@@ -205,7 +205,7 @@ class _Run:
     def advance(self, batch: Batch, fabric: Fabric) -> None:
         settings = self.settings
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * self._rate()
+            group["lr"] = settings.learning_rate * self._rate_factor()
         batch = batch.to(fabric.to_device)
         output = batch.crop(self.network(batch.inputs))
         batch = batch.without_border()
@@ -246,11 +246,11 @@ class _Run:
         return loss(output, prior, mask, check=False)
 
     @property
-    def _warm(self) -> bool:
+    def _warmed_up(self) -> bool:
         """Whether the epoch that ends here had the objective asked for."""
         return self.step > self.settings.warm_end
 
-    def _rate(self) -> float:
+    def _rate_factor(self) -> float:
         """Return the learning rate of this step, as a share of the full one."""
         settings = self.settings
         if settings.schedule == "plateau":
@@ -293,7 +293,7 @@ class _Run:
                 stacklevel=3,
             )
         self._watch_plateau(loss)
-        reason = until(self.history.epochs[-1]) if until is not None and self._warm else None
+        reason = until(self.history.epochs[-1]) if until is not None and self._warmed_up else None
         if reason is not None:
             self._stop(reason)
         self.save()
@@ -314,7 +314,7 @@ class _Run:
 
     def _watch_plateau(self, loss: float) -> None:
         settings = self.settings
-        if not self._warm:
+        if not self._warmed_up:
             return  # another objective
         if loss < self._lowest - 1e-4 * abs(self._lowest if math.isfinite(self._lowest) else 0.0):
             self._lowest, self._since = loss, 0
@@ -348,7 +348,7 @@ class _Run:
             "counted": self._counted,
             **({} if self._marginal is None else {"marginal": self._marginal.state_dict()}),
         }
-        part = part_of(self.path)
+        part = partial_path(self.path)
         try:
             with part.open("wb") as stream:
                 torch.save(state, stream)
@@ -361,7 +361,7 @@ class _Run:
         """Go on from the checkpoint, if it is there and of the same settings; else from where the network is."""
         if self.path is None:
             return
-        part_of(self.path).unlink(missing_ok=True)  # of a run that was killed while it wrote
+        partial_path(self.path).unlink(missing_ok=True)  # of a run that was killed while it wrote
         if not self.path.exists():
             return
         network, optimiser = (deepcopy(part.state_dict()) for part in (self.network, self.optimiser))

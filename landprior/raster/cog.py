@@ -68,7 +68,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     scheme
         For a class map: writes it to the tags, its colour table, and its names to ``<path>.aux.xml``.
     overwrite
-        Replace what is there, with what lies beside it (:func:`landprior.raster.sidecars.beside_of`).
+        Replace what is there, with what lies beside it (:func:`landprior.raster.sidecars.sidecars_of`).
     keep
         Files beside it that are new and stay.
 

@@ -80,7 +80,7 @@ class Grid:
         return cls(width=src.width, height=src.height, transform=src.transform, crs=src.crs)
 
     @property
-    def nowhere(self) -> bool:
+    def ungeoreferenced(self) -> bool:
         """Whether there is no georeference at all: no CRS, and pixels as coordinates."""
         return self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1))
 
@@ -155,14 +155,14 @@ class Grid:
             if not (override > 0 and math.isfinite(override)):
                 msg = f"the pixel size must be a positive number of metres, not {override}"
                 raise InputError(msg)
-            own = None if self.nowhere else self._ground_size(where, strict=False)
+            own = None if self.ungeoreferenced else self._ground_size(where, strict=False)
             if own is not None and max(max(own) / override, override / min(own)) > _CONTRADICTION:
                 logger.warning(
                     "%s has pixels of %.4g x %.4g m by its own georeferencing; the %g m of --pixel-size are used",
                     where, *own, override,
                 )  # fmt: skip
             return (override, override)
-        if self.nowhere:
+        if self.ungeoreferenced:
             msg = f"{where} has no georeferencing, so its pixel size is not known; give --pixel-size METRES"
             raise InputError(msg)
         found = self._ground_size(where, strict=True)
@@ -224,11 +224,12 @@ def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> N
     """
     found = first.differences(second)
     if found:
-        msg = f"{names[0]} and {names[1]} are on different grids ({'; '.join(found)}); {_way_out(first, second, names)}"
+        remedy = _suggest_remedy(first, second, names)
+        msg = f"{names[0]} and {names[1]} are on different grids ({'; '.join(found)}); {remedy}"
         raise GridMismatchError(msg)
 
 
-def _way_out(first: Grid, second: Grid, names: tuple[str, str]) -> str:
+def _suggest_remedy(first: Grid, second: Grid, names: tuple[str, str]) -> str:
     """Say how to bring two grids together. Warping a file without a CRS would give zeros, so that comes first."""
     if first.crs is None and second.crs is None:
         return "neither has a CRS, so they cannot be warped: give files of one size and place"
@@ -245,12 +246,12 @@ def _way_out(first: Grid, second: Grid, names: tuple[str, str]) -> str:
             f"{name} has {kind}: first give both the CRS they are really in: gdal_translate -a_srs EPSG:CODE FILE "
             "placed.tif"
         )
-    if fits and not poor.nowhere:
+    if fits and not poor.ungeoreferenced:
         return (
             f"{name} has {kind}. Its coordinates would fit {_name(rich.crs)}; if it is in that, say so in the file: "
             f"{advise_crs(name, _name(rich.crs))}"
         )
-    if poor.nowhere:
+    if poor.ungeoreferenced:
         return (
             f"{name} has {kind} and no coordinates, so its place is not known; give it both: gdal_translate -a_srs "
             f"EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM {quote(name)} placed.tif"

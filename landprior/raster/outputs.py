@@ -26,7 +26,7 @@ from landprior.errors import (
 from landprior.inputs import check_target
 from landprior.raster.locks import LEFT_BEHIND, clear_leftovers, make_temporary, sync_to_disk
 from landprior.raster.remote import refuse_remote
-from landprior.raster.sidecars import beside_of, files_of, is_inside, is_names, is_ours, same_file
+from landprior.raster.sidecars import files_of, is_inside, is_names, is_ours, same_file, sidecars_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -59,7 +59,7 @@ def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] 
         What the result is made from: paths of files or folders; None and anything else is skipped. No part of them
         (the sources of a VRT, masks, the files of a shapefile) is ever replaced or removed.
     kind
-        A raster or vector is replaced with what lies beside it (:func:`landprior.raster.sidecars.beside_of`).
+        A raster or vector is replaced with what lies beside it (:func:`landprior.raster.sidecars.sidecars_of`).
 
     Returns
     -------
@@ -270,7 +270,7 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
         return
     was_there = path.exists()
     named = [source for source in inputs if isinstance(source, (str, Path))]
-    for other in beside_of(path, kind):
+    for other in sidecars_of(path, kind):
         if any(same_file(other.path, output) for output in outputs):
             continue
         if other.product and not is_ours(other.path):
@@ -407,7 +407,7 @@ def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
     kept = (*keep, *_PROTECTED)
     return [
         other.path
-        for other in (() if kind == "file" else beside_of(path, kind))
+        for other in (() if kind == "file" else sidecars_of(path, kind))
         if not any(same_file(other.path, one) for one in kept) and (not other.product or is_ours(other.path))
     ]
 

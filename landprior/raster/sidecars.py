@@ -54,7 +54,7 @@ SIGNATURE = "landprior"
 
 
 @dataclass(frozen=True)
-class Beside:
+class Sidecar:
     """A file beside a result.
 
     Parameters
@@ -125,7 +125,7 @@ def files_of(path: str | Path) -> list[Path]:
     for ends in (_SHAPEFILE, _MAPINFO):
         if place.suffix.lower() in ends:
             named += [f"{place.stem}{end}" for end in ends]
-    found += _listed(place.parent, named)
+    found += _find_listed(place.parent, named)
     return [one for one in dict.fromkeys(found) if one != place]
 
 
@@ -145,25 +145,27 @@ def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
     return found + [deeper for file in more for deeper in _files_of_raster(file, depth=depth - 1)]
 
 
-def beside_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Beside]:
+def sidecars_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Sidecar]:
     """List what is there beside a result and would be read with it, or taken for a product of it."""
     if kind == "vector":
-        yield from (Beside(one, product=False) for one in _listed(path.parent, [f"{path.name}{e}" for e in _DATABASE]))
+        yield from (
+            Sidecar(one, product=False) for one in _find_listed(path.parent, [f"{path.name}{e}" for e in _DATABASE])
+        )
         return
     read = [f"{path.name}{end}" for end in _AFTER_NAME] + [f"{path.stem}{end}" for end in _AFTER_STEM]
-    if not all(is_ours(one) for one in _listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES])):
+    if not all(is_ours(one) for one in _find_listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES])):
         read.remove(f"{path.stem}.wld")  # may be the picture's
-    yield from (Beside(one, product=False) for one in _listed(path.parent, read))
+    yield from (Sidecar(one, product=False) for one in _find_listed(path.parent, read))
     products = [f"{path.stem}{end}" for end in _PRODUCTS]
     for what in _PRODUCT_RASTERS:
         raster = f"{path.stem}_{what}{path.suffix}"
         products += [raster, *(f"{raster}{end}" for end in _AFTER_NAME)]
-    for one in _listed(path.parent, products):
+    for one in _find_listed(path.parent, products):
         if one != path:
-            yield Beside(one, product=True)
+            yield Sidecar(one, product=True)
 
 
-def _listed(folder: Path, names: list[str]) -> list[Path]:
+def _find_listed(folder: Path, names: list[str]) -> list[Path]:
     """Return those files of some names that are in a folder, in upper or lower case."""
     wanted = {name.casefold() for name in names}
     try:

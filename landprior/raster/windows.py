@@ -168,7 +168,7 @@ def _read_ahead(blocks: Iterable[Block], read: Callable[[Block], Any] | None) ->
     with ThreadPoolExecutor(1, "read") as pool:
         try:
             for block in blocks:
-                waiting.append((block, pool.submit(_in_env, read, block)))
+                waiting.append((block, pool.submit(_with_gdal_env, read, block)))
                 if len(waiting) > AHEAD:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -179,7 +179,7 @@ def _read_ahead(blocks: Iterable[Block], read: Callable[[Block], Any] | None) ->
             pool.shutdown(cancel_futures=True)
 
 
-def _in_env(call: Callable[..., T], *arguments: object) -> T:
+def _with_gdal_env(call: Callable[..., T], *arguments: object) -> T:
     """Call something in a thread that GDAL's settings and error handler do not reach by themselves."""
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
         return call(*arguments)
@@ -200,7 +200,7 @@ class _WriteBehind:
         """Queue the windows of all sinks."""
         for name, values in found.items():
             if name in self._sinks:
-                self._waiting.append(self._pool.submit(_in_env, self._put, name, values, window))
+                self._waiting.append(self._pool.submit(_with_gdal_env, self._put, name, values, window))
         while len(self._waiting) > AHEAD:
             self._waiting.popleft().result()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from landprior.errors import ProbabilityError
-from landprior.implicit.checks import LOG_Q_DUE, require_logs
+from landprior.implicit.checks import LOG_Q_EXAMPLE, require_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +63,7 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = Tru
     """
     inside = blocks >= 0
     if check:
-        require_logs(log_q, "log_q", LOG_Q_DUE, mask=inside)
+        require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=inside)
     q = log_q.movedim(1, -1)[inside].exp()
     index = blocks[inside]
     sizes = torch.bincount(index, minlength=count).to(q.dtype)

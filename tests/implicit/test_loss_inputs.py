@@ -232,7 +232,7 @@ def test_what_is_right_is_let_through(name, dtype):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_without_the_check_nothing_is_looked_at(name, monkeypatch):
-    monkeypatch.setattr(checks, "_look", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr(checks, "_summarise", lambda *_: pytest.fail("looked"))
     FUNCTIONS[name](LOG_Q.exp(), LOG_P.exp(), check=False)
 
 
@@ -241,13 +241,13 @@ def test_of_many_items_a_sample_is_summed_up(monkeypatch):
     real = torch.logsumexp
     monkeypatch.setattr(torch, "logsumexp", lambda values, **more: seen.append(values.shape) or real(values, **more))
     log_q = torch.log_softmax(torch.zeros((3, 4, 700, 900)), 1)
-    checks.require_logs(log_q, "log_q", checks.LOG_Q_DUE)
+    checks.require_logs(log_q, "log_q", checks.LOG_Q_EXAMPLE)
     count, classes, rows, columns = seen[0]
     assert classes == 4
     assert checks.SAMPLE / 2 <= count * rows * columns <= checks.SAMPLE
     log_q[2, 1, 601, 7] = float("nan")  # NaN is seen wherever it is
     with pytest.raises(ProbabilityError, match="NaN"):
-        checks.require_logs(log_q, "log_q", checks.LOG_Q_DUE)
+        checks.require_logs(log_q, "log_q", checks.LOG_Q_EXAMPLE)
 
 
 @pytest.mark.parametrize("name", ["qr", "rq", "ce"])

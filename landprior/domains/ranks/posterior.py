@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from landprior.errors import ProbabilityError
-from landprior.implicit.checks import LOG_PRIOR_DUE, LOG_Q_DUE, require_logs, require_marginal
+from landprior.implicit.checks import LOG_PRIOR_EXAMPLE, LOG_Q_EXAMPLE, require_logs, require_marginal
 from landprior.implicit.posterior import EPS, log_class_marginal
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ def log_pair_joint(
 
 
 def _require_pairs(log_q1: Tensor, log_q2: Tensor, log_prior: Tensor) -> None:
-    require_logs(log_q1, "log_q1", LOG_Q_DUE)
-    require_logs(log_q2, "log_q2", LOG_Q_DUE)
+    require_logs(log_q1, "log_q1", LOG_Q_EXAMPLE)
+    require_logs(log_q2, "log_q2", LOG_Q_EXAMPLE)
     if log_q1.ndim != 2 or log_q1.shape != log_q2.shape:
         msg = f"log_q1 has shape {tuple(log_q1.shape)} and log_q2 {tuple(log_q2.shape)}; give (pairs, classes) for both"
         raise ProbabilityError(msg)
@@ -133,7 +133,7 @@ def _require_pairs(log_q1: Tensor, log_q2: Tensor, log_prior: Tensor) -> None:
             f"({classes}, {classes}) or ({count}, {classes}, {classes})"
         )
         raise ProbabilityError(msg)
-    require_logs(log_prior.reshape(-1, classes, classes), "log_prior", LOG_PRIOR_DUE, axes=(1, 2))
+    require_logs(log_prior.reshape(-1, classes, classes), "log_prior", LOG_PRIOR_EXAMPLE, axes=(1, 2))
 
 
 def pair_marginals(log_r: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,7 @@ def predict(
 def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
     """Refuse an image that the model is not for, and say what its map will lack."""
     if pixels.grid.crs is None:
-        lack = "georeference" if pixels.grid.nowhere else "CRS"
+        lack = "georeference" if pixels.grid.ungeoreferenced else "CRS"
         logger.info("%s has no %s, so its map will have none", pixels.path, lack)
     if pixels.bands != model.bands:
         alpha = [number for number, kind in enumerate(pixels.src.colorinterp, 1) if kind == ColorInterp.alpha]

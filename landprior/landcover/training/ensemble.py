@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from landprior.errors import HarmWarning, ModelError
-from landprior.implicit.checkpoints import part_of
+from landprior.implicit.checkpoints import partial_path
 from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import Ensemble
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
@@ -129,7 +129,7 @@ def train_kept(
 def clear_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint, and the finished trainings beside it, once the model is safe."""
     finished = checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")
-    for path in (checkpoint, part_of(checkpoint), *finished):
+    for path in (checkpoint, partial_path(checkpoint), *finished):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 

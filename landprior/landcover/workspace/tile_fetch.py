@@ -33,7 +33,7 @@ from landprior.raster.cog import CogWriter
 from landprior.raster.grid import Grid
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import ClassScheme, load_scheme
-from landprior.raster.sidecars import beside_of
+from landprior.raster.sidecars import sidecars_of
 from landprior.raster.windows import stream
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.burning import burn
@@ -171,7 +171,7 @@ class TileFetcher:
                 if not folder.is_recorded(name):
                     logger.warning("Warning: --%s none: %s was not made by fetch and is kept", layer, path)
                     continue
-                for file in (path, *(one.path for one in beside_of(path, "raster") if not one.product)):
+                for file in (path, *(one.path for one in sidecars_of(path, "raster") if not one.product)):
                     file.unlink(missing_ok=True)
                 folder.record(name, "", grid=tile.grid, core=tile.core, origin=NONE)
                 logger.info("  --%s none: %s, from an earlier fetch, is removed", layer, path)
