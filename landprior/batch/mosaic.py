@@ -74,7 +74,7 @@ def join_maps(
         Pixel size in metres on the ground, in the middle of the mosaic; by default the first tile's. In a CRS that
         keeps lengths within 5 % (UTM, Albers, a State Plane) metres of its coordinates are used instead.
     run
-        See :class:`landprior.run.Run`.
+        Whether to replace an older mosaic, and to show progress.
 
     Returns
     -------

@@ -206,10 +206,8 @@ def train_by_counts(
         Loop, network and patches. Patches that would hold no whole cell are enlarged, and as many fewer are cut.
     counts
         See :class:`CountSettings`.
-    checkpoint
-        See :func:`landprior.landcover.training.trainer.train_model`.
-    run
-        See :class:`landprior.run.Run`.
+    checkpoint, run
+        As for :func:`landprior.landcover.training.trainer.train_model`.
 
     Returns
     -------

@@ -397,10 +397,8 @@ def map_by_self_epitome(
         The classes, and P(class | NLCD code).
     settings
         See :class:`SelfEpitomeSettings`.
-    options
-        What else to write; confidence is not.
-    run
-        See :class:`landprior.run.Run`.
+    options, run
+        What else to write (confidence is not), and how this is carried out.
 
     Returns
     -------

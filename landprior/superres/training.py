@@ -97,15 +97,13 @@ def train_superres(
         Shares, and for ``"sr"`` their spread, by code; by default what ships with the scheme.
     label_map
         What the codes of labels mean.
-    scheme
-        See :func:`landprior.landcover.training.files.train_files`.
-    run
-        See :class:`landprior.run.Run`.
+    scheme, run
+        As for :func:`landprior.landcover.training.files.train_files`.
 
     Returns
     -------
     LandcoverModel
-        As it is in the file.
+        The same that the file holds, its record included.
 
     Raises
     ------

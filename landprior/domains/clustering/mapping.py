@@ -46,10 +46,9 @@ def map_clusters(
     side
         Of the square over which log-likelihoods are averaged, odd
         (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
-    options
-        What else to write; probabilities always are.
-    run
-        See :class:`landprior.run.Run`.
+    options, run
+        What else to write (probabilities always are), and how: as for
+        :func:`landprior.landcover.mapping.predict.predict`.
 
     Returns
     -------
@@ -58,10 +57,8 @@ def map_clusters(
 
     Raises
     ------
-    LandpriorError
-        See :func:`landprior.landcover.mapping.predict.predict`.
     InputError
-        If ``side`` is even.
+        If ``side`` is even; else what :func:`landprior.landcover.mapping.predict.predict` raises.
     """
     check_side(side)
     described = model.scheme.model_dump_json(exclude_defaults=True)
@@ -96,10 +93,8 @@ def cluster_image(
         See :class:`landprior.domains.clustering.training.ClusterSettings`.
     model
         Where the model goes; by default ``<stem>.safetensors`` beside the map.
-    side, options
+    side, options, run
         See :func:`map_clusters`.
-    run
-        See :class:`landprior.run.Run`.
 
     Returns
     -------

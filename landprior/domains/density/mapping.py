@@ -98,12 +98,8 @@ def map_density(
         mean prediction that r rests on is that over the training images, which share one prior.
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
-    options
-        What else to write; probabilities always are.
-    window_size
-        See :func:`landprior.landcover.mapping.predict.predict`.
-    run
-        See :class:`landprior.run.Run`.
+    options, window_size, run
+        As for :func:`landprior.landcover.mapping.predict.predict`; probabilities are always written.
 
     Returns
     -------

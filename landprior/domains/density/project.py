@@ -68,7 +68,7 @@ def train_images(
     scheme
         Background and target, by :func:`landprior.domains.density.training.make_scheme`.
     run
-        See :class:`landprior.run.Run`.
+        On what, whether over an older model, and what is no data in the images.
 
     Returns
     -------

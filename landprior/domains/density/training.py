@@ -373,11 +373,9 @@ def train_density(
     block
         Side of a block, pixels.
     settings
-        See :class:`DensitySettings`.
-    checkpoint
+        How: two trainings more if it comes out inverted, for instance.
+    checkpoint, run
         See :func:`landprior.landcover.training.trainer.train_model`.
-    run
-        See :class:`landprior.run.Run`.
 
     Returns
     -------

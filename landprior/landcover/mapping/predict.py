@@ -78,8 +78,8 @@ def predict(
     marginal
         The mean prediction that r rests on, shape (C,), where it is not the image's own: of all images that the model
         was trained on, say. It spares a pass.
-    options
-        What else to write, and tags.
+    options, run
+        What else to write, and how this is carried out.
     force
         Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
     engine, precision
@@ -89,8 +89,6 @@ def predict(
         as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
     window_size
         Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
-    run
-        See :class:`landprior.run.Run`.
 
     Returns
     -------
@@ -258,7 +256,7 @@ def map_prior(
     scheme
         The prior's classes, if its file does not say.
     run
-        See :class:`landprior.run.Run`.
+        Whether to replace an older map, and to show progress.
 
     Returns
     -------

@@ -88,7 +88,7 @@ def train_files(
     init
         A model file whose weights the training starts from.
     run
-        See :class:`landprior.run.Run`.
+        On what, whether over an older model, and what is no data in the images.
 
     Returns
     -------

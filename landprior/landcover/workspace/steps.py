@@ -151,10 +151,8 @@ def train_city(
         Which; each with image and prior.
     output
         The model to write.
-    training
-        How; by default the recipe ``default``.
-    run
-        See :class:`landprior.run.Run`.
+    training, run
+        How; by default with the recipe ``default``.
 
     Returns
     -------
@@ -189,10 +187,8 @@ def ensure_joint_model(
     ----------
     tiles
         Of one city.
-    training
-        How; by default the recipe ``default``.
-    run
-        See :class:`landprior.run.Run`.
+    training, run
+        As for :func:`train_city`.
 
     Returns
     -------
@@ -247,10 +243,8 @@ def ensure_map(
         See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
     model
         Another model than the tile's own.
-    command
+    command, run
         See :func:`ensure_prior`.
-    run
-        See :class:`landprior.run.Run`.
 
     Returns
     -------
