@@ -14,17 +14,16 @@ from landprior.cli.options import (
     json_option,
     label_map_option,
     layer_option,
-    overwrite_option,
+    run_options,
     scheme_option,
-    show_progress,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 
 @click.command(name="assign", cls=Command)
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of classes to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))
 @json_option
-@overwrite_option
+@run_options("overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -83,7 +82,7 @@ def command(
     train_points: int | None,
     seed: int,
     as_json: bool,
-    overwrite: bool,
+    run: Run,
     **options: Any,  # noqa: ANN401 - the files of the map
 ) -> None:
     """Turn CLUSTERS of landprior cluster into classes, with a few labelled points.
@@ -119,7 +118,7 @@ def command(
         train_points=train_points,
         seed=seed,
         options=make_map_options(ctx, options),
-        run=Run(overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     if as_json:
         click.echo(json.dumps(found.to_dict()))

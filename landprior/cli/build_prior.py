@@ -12,26 +12,24 @@ from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.options import (
     band_option,
     city_option,
-    device_option,
     encoding_option,
     layer_option,
     learned_option,
-    overwrite_option,
     pixel_size_option,
+    run_options,
     scheme_option,
-    show_progress,
     tile_option,
     workspace_option,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import find_settings, print_steps
 from landprior.landcover.prior.settings import PriorSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 
 _OF_FILES = ("nlcd_band", "like", "output", "pixel_size", "encoding")
@@ -88,8 +86,7 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
     ),
 )
 @grouped("Workspace (the same as landprior run --only prior)", city_option, tile_option, workspace_option)
-@device_option
-@overwrite_option
+@run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -114,11 +111,10 @@ def command(
     layer: str | None,
     recalibrate: bool,
     learned: Path | None,
-    device: str,
+    run: Run,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
-    overwrite: bool,
 ) -> None:
     """Turn NLCD and optional layers into a prior: one band per class, a probability per pixel.
 
@@ -152,7 +148,6 @@ def command(
     files = {"roads": roads, "buildings": buildings, "waterways": waterways, "waterbodies": waterbodies}
     layers = {name: path for name, path in files.items() if path is not None}
 
-    run = Run(device=device, overwrite=overwrite, progress=show_progress(ctx))
     if city is not None:
         refuse_with_city(ctx, "nlcd")
     if nlcd is None:

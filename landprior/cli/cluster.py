@@ -10,13 +10,17 @@ from pydantic import ValidationError
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, field_options, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
+from landprior.cli.options import (
+    json_option,
+    run_options,
+)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.clustering.settings import ClusterSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 FIELDS = (
@@ -56,10 +60,8 @@ LOSSES = ("rq", "qr", "qr-kl")
     ),
 )
 @map_options(without=("probabilities",))
-@nodata_option
-@device_option
+@run_options("nodata", "device", "overwrite")
 @json_option
-@overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -69,10 +71,8 @@ def command(
     output: Path,
     model: Path | None,
     blur: int | None,
-    nodata: float | None,
-    device: str,
+    run: Run,
     as_json: bool,
-    overwrite: bool,
     **options: Any,  # noqa: ANN401 - the fields of the settings, and the files of the map
 ) -> None:
     """Cluster the pixels of IMAGE without any label.
@@ -107,7 +107,7 @@ def command(
         model=model,
         side=blur or BLUR,
         options=products,
-        run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     about = found.record["clustering"]
     if as_json:

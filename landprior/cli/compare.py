@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.experiment import run_experiment
-from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import smaller_options
+
+if TYPE_CHECKING:
+    from landprior.run import Run
 
 
 @click.command(name="compare", cls=Command)
@@ -37,11 +41,9 @@ from landprior.cli.training import smaller_options
     *smaller_options("steps", "filters"),
     click.option("--dry-run", is_flag=True, help="List what is to do and what is done, and run nothing."),
 )
-@device_option
+@run_options("device")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     *,
     config: Path,
     root: Path | None,
@@ -52,7 +54,7 @@ def command(
     steps: int | None,
     filters: int | None,
     dry_run: bool,
-    device: str,
+    run: Run,
     as_json: bool,
 ) -> None:
     """Compare methods on your own labelled tiles: a table, a figure, maps side by side.
@@ -86,8 +88,7 @@ def command(
         root or config.parent,
         output or (config.with_suffix("") if config.suffix else Path("landprior-experiments") / config),
         rivals=RIVALS,
-        device=device,
-        progress=show_progress(ctx),
+        run=run,
         dry_run=dry_run,
         as_json=as_json,
     )

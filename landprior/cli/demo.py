@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import device_option, json_option, overwrite_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import OUTPUT_FOLDER
-from landprior.run import Run
+
+if TYPE_CHECKING:
+    from landprior.run import Run
 
 
 @click.command(name="demo", cls=Command)
@@ -38,20 +41,16 @@ from landprior.run import Run
     show_default=True,
     help="Channels of the network's inner layers; fewer are faster.",
 )
-@device_option
+@run_options("device", "overwrite")
 @json_option
-@overwrite_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     *,
     output: Path,
     size: int,
     seed: int,
     filters: int,
-    device: str,
+    run: Run,
     as_json: bool,
-    overwrite: bool,
 ) -> None:
     """Show the whole chain on a synthetic scene: no network, no data, a few minutes on two cores.
 
@@ -70,7 +69,7 @@ def command(
         size=size,
         seed=seed,
         filters=filters,
-        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     seconds = time.monotonic() - started
     if as_json:

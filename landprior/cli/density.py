@@ -13,10 +13,13 @@ from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import device_option, json_option, nodata_option, overwrite_option, show_progress
+from landprior.cli.options import (
+    json_option,
+    nodata_option,
+    run_options,
+)
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.domains.density.settings import DensitySettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from landprior.domains.density.blocks import BlockLabels
     from landprior.domains.density.images import Images
     from landprior.domains.density.points import Points
+    from landprior.run import Run
 
 _NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
 
@@ -121,8 +125,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
     show_default=True,
     help="Folder for model, maps and report.",
 )
-@device_option
-@overwrite_option
+@run_options("device", "overwrite")
 @json_option
 @click.pass_context
 def command(
@@ -146,9 +149,7 @@ def command(
     hold_out: float,
     no_maps: bool,
     output: Path,
-    nodata: float | None,
-    device: str,
-    overwrite: bool,
+    run: Run,
     as_json: bool,
     **given: Any,  # noqa: ANN401 - the options of the training, and the files of the maps
 ) -> None:
@@ -183,7 +184,6 @@ def command(
     if no_maps:
         refuse_options(ctx, "--no-maps", "encoding", "confidence", "style", "quicklook")
     settings = _settings(own_prior=bool(prior or measure), **{name: given[name] for name in FIELDS})
-    progress = show_progress(ctx)
     found = find_images(images)
     project.prepare_folder(
         found,
@@ -210,7 +210,7 @@ def command(
             output / project.MODEL,
             settings,
             scheme=scheme,
-            run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=progress),
+            run=run,
         )
     maps: list[Path] = []
     if not no_maps:
@@ -222,7 +222,7 @@ def command(
             labels=labels if posterior else None,
             blur=blur,
             options=products,
-            run=Run(nodata=nodata, device=device, overwrite=overwrite, progress=progress),
+            run=run,
         )
     rows: list[project.Row] = []
     if scored is not None:
@@ -238,7 +238,7 @@ def command(
                 "other": [name for name in found.names if name not in fitted],
             },
             blurs=sorted({1, blur}),
-            run=Run(nodata=nodata, device=device, progress=progress),
+            run=run,
         )
     report = {
         "model": str(model_file or output / project.MODEL),

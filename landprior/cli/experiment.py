@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import smaller_options
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from landprior.landcover.experiments.config import Experiment
     from landprior.landcover.experiments.runner import Rival
+    from landprior.run import Run
 
 
 @click.command(name="experiment", cls=Command)
@@ -61,11 +61,9 @@ if TYPE_CHECKING:
     ),
     *smaller_options("steps", "filters", "patch_size", "batch_size"),
 )
-@device_option
+@run_options("device")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
     *,
     name: Path | None,
     root: Path | None,
@@ -83,7 +81,7 @@ def command(
     batch_size: int | None,
     maps: tuple[tuple[str, str], ...],
     dry_run: bool,
-    device: str,
+    run: Run,
     as_json: bool,
 ) -> None:
     """Run the experiment NAME, or your own YAML file: a table of rows and regions, with a report.
@@ -123,10 +121,7 @@ def command(
     from landprior.superres.rivals import RIVALS
 
     folder = output or Path("landprior-experiments") / name.stem
-    progress = show_progress(ctx)
-    run_experiment(
-        experiment, root, folder, rivals=RIVALS, device=device, progress=progress, dry_run=dry_run, as_json=as_json
-    )
+    run_experiment(experiment, root, folder, rivals=RIVALS, run=run, dry_run=dry_run, as_json=as_json)
 
 
 def run_experiment(
@@ -135,8 +130,7 @@ def run_experiment(
     folder: Path,
     *,
     rivals: Mapping[str, Rival],
-    device: str,
-    progress: bool,
+    run: Run,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -145,7 +139,7 @@ def run_experiment(
     from landprior.landcover.experiments.runner import Runner
     from landprior.raster.outputs import protecting
 
-    runner = Runner(experiment, root, folder, rivals=rivals, run=Run(device=device, progress=progress))
+    runner = Runner(experiment, root, folder, rivals=rivals, run=run)
     if dry_run:
         done = {result.key for result in runner.results()}
         for cell in runner.cells():

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import json_option, label_map_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.options import (
+    json_option,
+    label_map_option,
+    run_options,
+    scheme_option,
+)
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_place_options, make_network, make_plan, source_options
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 DATASETS = ("enviroatlas", "chesapeake")
 
@@ -40,11 +45,8 @@ DATASETS = ("enviroatlas", "chesapeake")
     "--dry-run", is_flag=True, help="Show tiles, years, sizes and sources, and fetch nothing; asks the catalogue."
 )
 @json_option
-@overwrite_option
-@click.pass_context
+@run_options("overwrite")
 def command(
-    ctx: click.Context,
-    /,
     *,
     city: str | None,
     dry_run: bool,
@@ -54,7 +56,7 @@ def command(
     label_map: dict[int, int] | None,
     as_json: bool,
     workspace: Path,
-    overwrite: bool,
+    run: Run,
     **options: Any,  # noqa: ANN401 - the shared options of places and sources
 ) -> None:
     """Fetch imagery, NLCD, OpenStreetMap and buildings of a place in the United States.
@@ -85,7 +87,7 @@ def command(
     if dry_run:
         click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else plan.to_text())
         return
-    tiles = fetch(plan, place, settings, network, run=Run(overwrite=overwrite, progress=show_progress(ctx)))
+    tiles = fetch(plan, place, settings, network, run=run)
     _report(tiles, plan, as_json=as_json)
 
 

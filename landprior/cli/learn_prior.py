@@ -12,25 +12,23 @@ from landprior.cli.fields import field_options, pick_given
 from landprior.cli.options import (
     band_option,
     city_option,
-    device_option,
     label_map_option,
-    overwrite_option,
     pixel_size_option,
+    run_options,
     scheme_option,
-    show_progress,
     tile_option,
     workspace_option,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.settings import TileSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.prior.learned import LabelledPlace
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 
 @click.command(name="learn-prior", cls=Command)
@@ -66,8 +64,7 @@ if TYPE_CHECKING:
     *field_options(TileSettings, "steps", "learning_rate", "filters", "seed", usual=prior_settings()),
 )
 @grouped("Workspace", city_option, tile_option, workspace_option)
-@device_option
-@overwrite_option
+@run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -91,11 +88,10 @@ def command(
     blur_sigma: float | None,
     blur_radius: float | None,
     pixel_size: float | None,
-    device: str,
+    run: Run,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
-    overwrite: bool,
 ) -> None:
     """Learn how the layers map to classes, on a few labelled tiles.
 
@@ -141,7 +137,7 @@ def command(
         settings,
         prior=widths,
         pixel_size=pixel_size,
-        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     click.echo(str(output))
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import overwrite_option, show_progress
+from landprior.cli.options import run_options
 from landprior.cli.parameters import INPUT, OUTPUT
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 @click.command(name="mosaic", cls=Command)
@@ -25,17 +26,15 @@ if TYPE_CHECKING:
     help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
 )
 @click.option("--partial", is_flag=True, help="Join the tiles that are done, even if others are not.")
-@overwrite_option
-@click.pass_context
+@run_options("overwrite")
 def command(
-    ctx: click.Context,
     *,
     plan: Path,
     output: Path,
     crs: str | None,
     pixel_size: float | None,
     partial: bool,
-    overwrite: bool,
+    run: Run,
 ) -> None:
     """Join the maps of a PLAN into one Cloud-Optimized GeoTIFF.
 
@@ -67,6 +66,6 @@ def command(
         found.recipe.scheme,
         crs=crs,
         pixel=pixel_size,
-        run=Run(overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     click.echo(str(path))

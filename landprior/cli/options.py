@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER, LabelMapType, SchemeType
+from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.landcover.training.settings import TileSettings
@@ -135,6 +137,27 @@ def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+_OF_RUN = {"device": device_option, "overwrite": overwrite_option, "nodata": nodata_option}
+
+
+def run_options(*names: str) -> Callable[[F], F]:
+    """Add options of how a command is carried out; it gets them, and whether to show progress, as one ``run``.
+
+    Those that stand in another group of its help, and so are not named here, are taken as well.
+    """
+
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def carry_out(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the command takes
+            given = {name: options.pop(name) for name in _OF_RUN if name in options}
+            run = Run(**given, progress=show_progress(click.get_current_context()))
+            return command(*args, run=run, **options)
+
+        return stack_options(cast("F", carry_out), tuple(_OF_RUN[name] for name in names))
+
+    return decorate
 
 
 def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401

@@ -11,19 +11,17 @@ import click
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import (
-    device_option,
     json_option,
     layer_option,
-    overwrite_option,
-    show_progress,
+    run_options,
     training_settings,
 )
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import training_options
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from landprior.domains.painting.drawing import Palette
+    from landprior.run import Run
 
 FIELDS = ("steps", "learning_rate", "filters", "seed")
 """Fields of the training settings that are options, besides the loss."""
@@ -94,8 +92,7 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
     show_default=True,
     help="Folder for the results, with a folder for each image.",
 )
-@device_option
-@overwrite_option
+@run_options("device", "overwrite")
 @json_option
 @click.pass_context
 def command(
@@ -115,8 +112,7 @@ def command(
     model: Path | None,
     recipe: str,
     output: Path,
-    device: str,
-    overwrite: bool,
+    run: Run,
     as_json: bool,
     **options: Any,  # noqa: ANN401 - the other fields of the training, and the files of the map
 ) -> None:
@@ -165,7 +161,7 @@ def command(
         softness=soften,
         pixels=pixels,
         options=make_map_options(ctx, options),
-        run=Run(device=device, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     for one in found:
         paths = {name: str(path) for name, path in vars(one).items() if path is not None}

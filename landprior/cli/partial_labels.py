@@ -16,13 +16,14 @@ from landprior.cli.imagery import (
     run_sweep,
     training_options,
 )
-from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.partial.settings import PartialSettings, Sweep
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -69,12 +70,9 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
     *training_options(PartialSettings, paper=True),
 )
 @output_options("landprior-partial-labels")
-@device_option
+@run_options("device")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     *,
     data: Path | None,
     table: Path | None,
@@ -89,7 +87,7 @@ def command(
     thin: dict[str, float] | None,
     predictions: bool,
     output: Path,
-    device: str,
+    run: Run,
     as_json: bool,
     **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
@@ -130,7 +128,7 @@ def command(
         sweep,
         output,
         candidates=sets,
-        run=Run(device=device, progress=show_progress(ctx)),
+        run=run,
         predictions=predictions,
     )
     run_sweep(runner, output, as_json=as_json)

@@ -11,13 +11,13 @@ import click
 
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
-from landprior.cli.options import show_progress
 from landprior.cli.places import make_network
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -103,7 +103,7 @@ def refuse_with_plan(ctx: click.Context) -> None:
     refuse_options(ctx, "a plan, which says what is done; make another with landprior plan", *names)
 
 
-def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *, as_json: bool) -> None:
+def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *, as_json: bool, run: Run) -> None:
     """Run a plan, or a shard of it; exit 1 if a tile failed."""
     import os
 
@@ -121,7 +121,6 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
         plan = choose_shard(plan, index, count or 1)
     if plan.fetch is None:
         refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")
-    run = Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx))
     if ray is None:
         refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
         states = run_plan(plan, network=network() if plan.fetch else None, run=run)

@@ -15,18 +15,18 @@ from landprior.cli.options import (
     engine_option,
     memory_option,
     nodata_option,
-    overwrite_option,
     precision_option,
-    show_progress,
+    run_options,
     tile_option,
     workspace_option,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import print_steps
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 @click.command(name="predict", cls=Command)
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     maps_option,
     workspace_option,
 )
-@overwrite_option
+@run_options("overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -66,7 +66,7 @@ def command(
     posterior: Path | None,
     prior: Path | None,
     maps: str,
-    nodata: float | None,
+    run: Run,
     city: str | None,
     tiles: tuple[str, ...],
     workspace: Path,
@@ -86,7 +86,6 @@ def command(
 
     how: dict[str, Any] = {name: options[name] for name in ("force", "engine", "precision", "memory")}
     how["options"] = make_map_options(ctx, options)
-    run = Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx), nodata=nodata)
     if city is not None and image is not None:
         msg = "give IMAGE for plain files, or --city for a workspace, not both"
         raise click.UsageError(msg)

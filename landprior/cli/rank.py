@@ -15,13 +15,14 @@ from landprior.cli.imagery import (
     run_sweep,
     training_options,
 )
-from landprior.cli.options import device_option, json_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.ranks.settings import RankSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 @click.command(name="rank", cls=Command)
@@ -50,12 +51,9 @@ if TYPE_CHECKING:
     *training_options(RankSettings),
 )
 @output_options("landprior-rank")
-@device_option
+@run_options("device")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     *,
     data: Path | None,
     table: Path | None,
@@ -71,7 +69,7 @@ def command(
     seeds: int,
     predictions: bool,
     output: Path,
-    device: str,
+    run: Run,
     as_json: bool,
     **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
@@ -105,7 +103,7 @@ def command(
         **{name: value for name, value in varied.items() if value},
         seeds=seeds,
         pairs=None if pairs is None else read_pairs(pairs, images.train),
-        run=Run(device=device, progress=show_progress(ctx)),
+        run=run,
         predictions=predictions,
     )
     run_sweep(runner, output, as_json=as_json)

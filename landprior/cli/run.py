@@ -11,13 +11,11 @@ from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.maps import make_map_options, map_options, maps_option
 from landprior.cli.options import (
-    device_option,
     json_option,
     label_map_option,
     learned_option,
-    overwrite_option,
+    run_options,
     scheme_option,
-    show_progress,
 )
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
@@ -25,10 +23,11 @@ from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, ru
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 from landprior.cli.workspace import choose_steps, find_settings, only_option, refuse_unused, report_steps
 from landprior.landcover.prior.settings import PriorSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from landprior.run import Run
 
 
 @click.command(name="run", cls=Command, former=FORMER_SOURCES)
@@ -50,9 +49,8 @@ if TYPE_CHECKING:
 @grouped("Reference labels", label_map_option)
 @plan_options
 @source_options
-@device_option
+@run_options("device", "overwrite")
 @json_option
-@overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -61,6 +59,7 @@ def command(
     plan: Path | None,
     only: tuple[tuple[str, ...], ...],
     as_json: bool,
+    run: Run,
     **options: Any,  # noqa: ANN401 - the shared options of places, sources, steps and plans
 ) -> None:
     """Run the whole chain for a place: fetch, prior, model, map, scores. Or for the tiles of a PLAN.
@@ -87,7 +86,7 @@ def command(
     """  # noqa: D301
     if plan is not None:
         refuse_with_plan(ctx)
-        run_plan_file(ctx, plan, options, as_json=as_json)
+        run_plan_file(ctx, plan, options, as_json=as_json, run=run)
         return
     refuse_options(ctx, "a place; make a plan of it first (landprior plan)", *OF_PLANS)
     steps = choose_steps(only)
@@ -119,7 +118,7 @@ def command(
         )
     tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
-    if settings is not None and {"prior", "model", "map"} <= {*steps} and not options["overwrite"]:
+    if settings is not None and {"prior", "model", "map"} <= {*steps} and not run.overwrite:
         require_own_results(tiles, settings, options=products)
     report_steps(
         tiles,
@@ -128,5 +127,5 @@ def command(
         settings=settings,
         training=training,
         mapping={"posterior": options["maps"] == "r", "options": products},
-        run=Run(device=options["device"], overwrite=options["overwrite"], progress=show_progress(ctx)),
+        run=run,
     )

@@ -9,15 +9,19 @@ import click
 from landprior.cli.command import Command
 from landprior.cli.fields import field_option, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import band_option, nodata_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.options import (
+    band_option,
+    run_options,
+    scheme_option,
+)
 from landprior.cli.parameters import INPUT, OUTPUT
-from landprior.run import Run
 from landprior.superres.settings import SelfEpitomeSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 
 @click.command(name="self-epitome", cls=Command)
@@ -26,13 +30,12 @@ if TYPE_CHECKING:
 @band_option("NLCD", "--band", "--nlcd-band")
 @scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
 @click.option("--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the scheme's]")
-@nodata_option
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))
 @field_option(SelfEpitomeSettings, "shrink")
 @field_option(SelfEpitomeSettings, "seed")
 @click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements to it.")
-@overwrite_option
+@run_options("nodata", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -47,8 +50,7 @@ def command(
     shrink: int | None,
     seed: int | None,
     published: bool,
-    nodata: float | None,
-    overwrite: bool,
+    run: Run,
     **options: Any,  # noqa: ANN401 - the files of the map
 ) -> None:
     """Map a small tile from IMAGE and NLCD by its own self-similarity, without training.
@@ -76,6 +78,6 @@ def command(
         cooccurrence=load_cooccurrence(cooccurrence, chosen),
         settings=settings,
         options=make_map_options(ctx, options),
-        run=Run(nodata=nodata, overwrite=overwrite, progress=show_progress(ctx)),
+        run=run,
     )
     click.echo(str(path))

@@ -10,10 +10,9 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.options import device_option, json_option, overwrite_option, show_progress
+from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.text.settings import TextSettings
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.domains.text.documents import Documents, Tree
+    from landprior.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,9 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     help="Probabilities that choose the label: the network's, or the posterior's, nearer to the prior.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
-@device_option
+@run_options("device", "overwrite")
 @json_option
-@overwrite_option
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     *,
     documents: Path,
     tree: Path,
@@ -105,9 +101,8 @@ def command(
     temperature: float,
     max_tokens: int,
     save_prior: Path | None,
-    device: str,
+    run: Run,
     as_json: bool,
-    overwrite: bool,
     **options: Any,  # noqa: ANN401 - the fields of the settings
 ) -> None:
     """Sort documents with a coarse label into the fine classes below it, without fine labels.
@@ -142,27 +137,24 @@ def command(
     from landprior.raster.locks import claiming
     from landprior.raster.outputs import check_outputs, checkpoint_of
 
-    progress = show_progress(ctx)
     check_predictions(output)
     wanted = [output, *([] if save_prior is None else [save_prior])]
-    target = check_outputs(wanted, overwrite=overwrite, inputs=(documents, tree, prior, embeddings))[0]
+    target = check_outputs(wanted, overwrite=run.overwrite, inputs=(documents, tree, prior, embeddings))[0]
     classes = read_tree(tree)
     found = read_documents(documents, classes, text=text or ("text",), coarse=coarse, fine=fine, identity=identity)
     file = prior or embeddings
     if file is not None:
         table = read_prior(file, found, classes, temperature=temperature)
     else:
-        table = _ask(str(model), found, classes, max_tokens=max_tokens, device=device, progress=progress)
+        table = _ask(str(model), found, classes, max_tokens=max_tokens, run=run)
     if save_prior is not None:
-        write_prior(save_prior, table, found, classes, overwrite=overwrite)
+        write_prior(save_prior, table, found, classes, overwrite=run.overwrite)
         logger.info("written: %s", save_prior)
     checkpoint = checkpoint_of(target)
     features = trigram_features(found.texts)
     with claiming(target):
-        result = classify(
-            features, table, found, classes, settings, checkpoint=checkpoint, run=Run(device=device, progress=progress)
-        )
-        write_predictions(target, result, found, classes, which=which, overwrite=overwrite)
+        result = classify(features, table, found, classes, settings, checkpoint=checkpoint, run=run)
+        write_predictions(target, result, found, classes, which=which, overwrite=run.overwrite)
         checkpoint.unlink(missing_ok=True)
     scores = {
         name: score(labels, found)
@@ -196,12 +188,10 @@ def command(
     click.echo(str(output))
 
 
-def _ask(
-    model: str, documents: Documents, tree: Tree, *, max_tokens: int, device: str, progress: bool
-) -> NDArray[np.float64]:
+def _ask(model: str, documents: Documents, tree: Tree, *, max_tokens: int, run: Run) -> NDArray[np.float64]:
     from landprior.domains.text.language_model import load_language_model, score_names
     from landprior.domains.text.prior import prior_of_scores
 
-    language = load_language_model(model, device=device)
-    scores = score_names(documents, tree, language, max_tokens=max_tokens, progress=progress)
+    language = load_language_model(model, device=run.device)
+    scores = score_names(documents, tree, language, max_tokens=max_tokens, progress=run.progress)
     return prior_of_scores(scores, documents, tree)

@@ -13,25 +13,23 @@ from landprior.cli.methods import METHOD_LOSSES, make_method, method_options, re
 from landprior.cli.options import (
     band_option,
     city_option,
-    device_option,
     label_map_option,
     nodata_option,
-    overwrite_option,
+    run_options,
     scheme_option,
-    show_progress,
     tile_option,
     workspace_option,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 from landprior.cli.workspace import print_steps
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.pipeline import Step
+    from landprior.run import Run
 
 
 @click.command(name="train", cls=Command)
@@ -67,8 +65,7 @@ if TYPE_CHECKING:
     click.option("--joint", is_flag=True, help="Train one model for all tiles of the place, instead of one for each."),
     workspace_option,
 )
-@device_option
-@overwrite_option
+@run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -85,6 +82,7 @@ def command(
     method: str | None,
     recipe: str,
     city: str | None,
+    run: Run,
     **options: Any,  # noqa: ANN401 - the fields of the training, the method's own options, the workspace's
 ) -> None:
     """Train a network on an image against its prior; nothing else is needed. With --labels, train on labels.
@@ -115,7 +113,6 @@ def command(
         **{name: options[name] for name in FIELDS},
     )
     _check_options(ctx, labelled=bool(labels), city=city is not None, joint=options["joint"], rival=rival)
-    run = Run(**{name: options[name] for name in ("device", "overwrite", "nodata")}, progress=show_progress(ctx))
     if not (images or priors or labels):
         if city is None:
             msg = "give --image and --prior for plain files, or --city NAME for a workspace"

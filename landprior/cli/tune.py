@@ -10,22 +10,21 @@ import click
 from landprior.cli.checks import require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.options import (
-    device_option,
     json_option,
     label_map_option,
+    run_options,
     scheme_option,
-    show_progress,
     training_settings,
 )
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import loss_option, training_options
-from landprior.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.training.files import TrainingTile
     from landprior.raster.scheme import ClassScheme
+    from landprior.run import Run
 
 
 class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -87,12 +86,9 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
     *training_options("steps", "filters", "patch_size", "batch_size", "marginal", "seed"),
 )
 @click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder for models and scores.")
-@device_option
+@run_options("device")
 @json_option
-@click.pass_context
 def command(
-    ctx: click.Context,
-    /,
     *,
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
@@ -106,7 +102,7 @@ def command(
     recipe: str,
     scheme: ClassScheme | None,
     label_map: dict[int, int] | None,
-    device: str,
+    run: Run,
     as_json: bool,
     **changes: int | str | None,
 ) -> None:
@@ -140,7 +136,7 @@ def command(
         rates=rates or (),
         scheme=scheme,
         label_map=label_map,
-        run=Run(device=device, progress=show_progress(ctx)),
+        run=run,
     )
     best = best_of(trials)
     if as_json:
