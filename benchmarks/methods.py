@@ -200,7 +200,7 @@ def main(output: Path, sets: str, methods: tuple[str, ...], seeds: int, filters:
         comparison = found.model_copy(update={"methods": own})
         experiment = comparison.to_experiment(seeds=seeds, filters=filters, steps=steps)
         known = [row.name for row in experiment.rows]
-        experiment = experiment.narrowed(rows=[row for row in methods if row in known])
+        experiment = experiment.select(rows=[row for row in methods if row in known])
         runner = Runner(experiment, root, output / name, rivals=RIVALS, run=Run(progress=False))
         results = runner.run()
         write_report(output / name, experiment, results)

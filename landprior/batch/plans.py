@@ -126,7 +126,7 @@ class BatchPlan(_Part):
 
     @field_validator("tiles")
     @classmethod
-    def _once_each(cls, tiles: tuple[PlannedTile, ...]) -> tuple[PlannedTile, ...]:
+    def _check_unique(cls, tiles: tuple[PlannedTile, ...]) -> tuple[PlannedTile, ...]:
         twice = [name for name, count in Counter(tile.name for tile in tiles).items() if count > 1]
         if twice:
             msg = f"{twice[0]} is listed twice"

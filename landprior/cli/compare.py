@@ -82,7 +82,7 @@ def command(
         msg = f"--root is missing: where the data of the shipped comparison {config} lies"
         raise click.UsageError(msg)
     experiment = load_comparison(config).to_experiment(seeds=seeds, steps=steps, filters=filters)
-    experiment = experiment.narrowed(rows=methods, regions=places)
+    experiment = experiment.select(rows=methods, regions=places)
     run_experiment(
         experiment,
         root or config.parent,

@@ -117,7 +117,7 @@ def command(
         changes["modes"] = ("joint",) if joint else ("tile",)
     if seeds is not None:
         changes["seeds"] = seeds
-    experiment = load_experiment(name, **changes).narrowed(rows=rows, regions=regions, external=dict(maps))
+    experiment = load_experiment(name, **changes).select(rows=rows, regions=regions, external=dict(maps))
     from landprior.superres.rivals import RIVALS
 
     folder = output or Path("landprior-experiments") / name.stem

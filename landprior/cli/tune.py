@@ -119,7 +119,7 @@ def command(
     """  # noqa: D301
     from pathlib import Path
 
-    from landprior.landcover.experiments.tuning import best_model, best_of, tune
+    from landprior.landcover.experiments.tuning import best_model, find_best, tune
 
     settings = training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
     if labels and scheme is None:
@@ -138,7 +138,7 @@ def command(
         label_map=label_map,
         run=run,
     )
-    best = best_of(trials)
+    best = find_best(trials)
     if as_json:
         rows = [vars(trial) for trial in trials]
         model = str(best_model(Path(output), trials))

@@ -45,7 +45,7 @@ def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
         If an archive cannot be had, or is not what was published.
     """
     root = Path(root)
-    if _is_there(name, root):
+    if _is_downloaded(name, root):
         return root
     root.mkdir(parents=True, exist_ok=True)
     origin = Origin(
@@ -56,7 +56,7 @@ def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
     for url, filename, md5 in archives_of(name):
         logger.info("%s -> %s", url.partition("?")[0], root / filename)
         download(network, Remote(url), origin, path=root / filename, md5=md5)
-    if not _is_there(name, root):
+    if not _is_downloaded(name, root):
         msg = f"the archives of {name} in {root} do not hold the set; delete them and run the same command again"
         raise SourceError(msg)
     return root
@@ -80,7 +80,7 @@ def _class_of(name: str) -> Any:  # noqa: ANN401 - torchgeo's
     return classes[name]
 
 
-def _is_there(name: str, root: Path) -> bool:
+def _is_downloaded(name: str, root: Path) -> bool:
     """Say whether torchgeo's class finds a set; it unpacks archives that lie there."""
     from torchgeo.datasets import DatasetNotFoundError
 

@@ -121,8 +121,8 @@ def train_superres(
             coarse = [
                 read_coarse_tile(
                     one.image,
-                    _needed(one.prior, "prior", one),
-                    _needed(one.nlcd, "NLCD", one),
+                    _require_path(one.prior, "prior", one),
+                    _require_path(one.nlcd, "NLCD", one),
                     labels=one.labels,
                     label_map=label_map,
                     name=one.name or None,
@@ -136,7 +136,11 @@ def train_superres(
         else:
             read = [
                 read_tile(
-                    one.image, _needed(one.prior, "prior", one), name=one.name or None, scheme=scheme, nodata=run.nodata
+                    one.image,
+                    _require_path(one.prior, "prior", one),
+                    name=one.name or None,
+                    scheme=scheme,
+                    nodata=run.nodata,
                 )
                 for one in tiles
             ]
@@ -161,14 +165,14 @@ def _train_epitome(
     checkpoint: Path,
     run: Run,
 ) -> LandcoverModel:
-    codes = [read_cells(_needed(one.nlcd, "NLCD", one), one.image)[1] for one in tiles]
+    codes = [read_cells(_require_path(one.nlcd, "NLCD", one), one.image)[1] for one in tiles]
     known = matrix or load_cooccurrence(None, read[0].scheme)
     table = known.table({int(code) for some in codes for code in np.unique(some)})
     chosen = method.epitome.model_copy(update={"seed": settings.training.seed})
     return train_epitome_model(read, codes, table, chosen, checkpoint=checkpoint, run=run)
 
 
-def _needed(path: Path | None, what: str, tile: TrainingTile) -> Path:
+def _require_path(path: Path | None, what: str, tile: TrainingTile) -> Path:
     if path is None:
         msg = f"{tile.image} has no {what}, which this method needs; give it with --{what.lower()}"
         raise InputError(msg)

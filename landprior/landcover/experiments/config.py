@@ -62,7 +62,7 @@ class Data(_Part):
             msg = "layers (with image, nlcd, labels, ...) are for kind: files, and needed there"
             raise ValueError(msg)
         lacking = [name for name in ("image", "labels") if self.layers and name not in self.layers]
-        wrong = [path for path in self.layers.values() if not _fits(path, "split")]
+        wrong = [path for path in self.layers.values() if not _is_pattern(path, "split")]
         if lacking or wrong:
             msg = (
                 f"layers need {lacking[0]}"
@@ -81,7 +81,7 @@ class Learned(_Part):
     steps: int = Field(300, ge=1)
     learning_rate: Rate = 1e-3
 
-    def within(self, settings: Settings) -> Learned:
+    def limit(self, settings: Settings) -> Learned:
         """Return it no larger than the settings say for networks, where they say anything."""
         bounds = {"filters": settings.filters, "steps": settings.steps}
         small = {name: min(getattr(self, name), most) for name, most in bounds.items() if most is not None}
@@ -123,7 +123,7 @@ class Row(_Part):
     )
 
     @property
-    def shown(self) -> tuple[str, ...]:
+    def scored_maps(self) -> tuple[str, ...]:
         """Which maps are scored."""
         return self.maps or _MAPS[self.method]
 
@@ -146,7 +146,7 @@ class Row(_Part):
             f"{self.loss} is for priors; a row of labels is trained with ce or ce-argmax": (
                 self.method == "supervised" and self.loss in IMPLICIT
             ),
-            "its path may hold {region}, {split} and {tile}": not _fits(self.path, "region", "split", "tile"),
+            "its path may hold {region}, {split} and {tile}": not _is_pattern(self.path, "region", "split", "tile"),
         }
         for text, wrong in problems.items():
             if wrong:
@@ -170,7 +170,7 @@ _MAPS: dict[str, tuple[str, ...]] = {
 """Which maps a method gives."""
 
 
-def _fits(pattern: str, *names: str) -> bool:
+def _is_pattern(pattern: str, *names: str) -> bool:
     """Say whether a pattern can be filled in from these names."""
     try:
         pattern.format(**dict.fromkeys(names, ""))
@@ -232,7 +232,7 @@ class Experiment(_Part):
             raise ConfigError(msg)
         return tuple(dict.fromkeys(found))
 
-    def narrowed(
+    def select(
         self, *, rows: Sequence[str] = (), regions: Sequence[str] = (), external: Mapping[str, str] | None = None
     ) -> Experiment:
         """Return the experiment with some rows and regions only, and with further maps of others to score.
@@ -257,8 +257,11 @@ class Experiment(_Part):
             If it has no such row or region.
         """
         content = self.model_dump(mode="json")
-        for asked, known, what in ((rows, [row.name for row in self.rows], "row"), (regions, self.columns, "region")):
-            wrong = [name for name in asked if name not in known]
+        for requested, known, what in (
+            (rows, [row.name for row in self.rows], "row"),
+            (regions, self.columns, "region"),
+        ):
+            wrong = [name for name in requested if name not in known]
             if wrong:
                 msg = f"{wrong[0]!r} is no {what} of this experiment ({', '.join(known)})"
                 raise ConfigError(msg)
@@ -282,31 +285,31 @@ class Experiment(_Part):
             raise ConfigError(explain(error, self.title)) from error
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Self:
+    def _check_names(self) -> Self:
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
             msg = "rows must have different names"
             raise ValueError(msg)
-        asked = [*self.scored, *self.elsewhere, *(r for region in self.regions.values() for r in region.of)]
+        mentioned = [*self.scored, *self.elsewhere, *(r for region in self.regions.values() for r in region.of)]
         for row in self.rows:
-            asked += [*row.regions, *row.published]
-            asked += [row.train.partition("/")[0]] if row.train and row.train != "others" else []
-            asked += [row.tune.region] if row.tune else []
+            mentioned += [*row.regions, *row.published]
+            mentioned += [row.train.partition("/")[0]] if row.train and row.train != "others" else []
+            mentioned += [row.tune.region] if row.tune else []
             above = [other.name for other in self.rows[: names.index(row.name)] if other.method == "supervised"]
             if row.init is not None and row.init not in above:
                 msg = f"row {row.name!r} starts from {row.init!r}, which is no row of labels above it"
                 raise ValueError(msg)
-        missing = [name for name in asked if name not in self.regions]
+        missing = [name for name in mentioned if name not in self.regions]
         if missing:
             msg = f"{missing[0]!r} is no region of this experiment ({', '.join(self.regions)})"
             raise ValueError(msg)
-        self._keeps_apart()
+        self._check_separation()
         if set(self.views) - {"all"} and self.merge is None:
             msg = "views other than 'all' need merge: [into, from]"
             raise ValueError(msg)
         return self
 
-    def _keeps_apart(self) -> None:
+    def _check_separation(self) -> None:
         """Refuse to measure a matrix, or to choose a learning rate, on tiles that are scored."""
         scored = {member for column in self.columns for member in self.members(column)}
         tests = {split for name in scored for split in self.regions[name].splits.get("test", ())}
@@ -363,7 +366,7 @@ def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: AN
         }
     )
     rows = [
-        row.model_copy(update={"learned": row.learned.within(small)} | (rates if row.recipe is None else {}))
+        row.model_copy(update={"learned": row.learned.limit(small)} | (rates if row.recipe is None else {}))
         for row in found.rows
     ]
     return found.model_copy(update={"rows": tuple(rows)})

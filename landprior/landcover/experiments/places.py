@@ -113,10 +113,10 @@ class Places:
         """
         if self._data.kind != "files":
             index = self._root / _INDICES[self._data.kind]
-            return {"index": _need(index, "is --root the root of torchgeo's data set?")}
+            return {"index": _require_file(index, "is --root the root of torchgeo's data set?")}
         splits = {own for region in self._regions.values() for some in region.splits.values() for own in some}
         return {
-            f"{layer} of {split}": _need(self._root / pattern.format(split=split), f"{layer} of {split}")
+            f"{layer} of {split}": _require_file(self._root / pattern.format(split=split), f"{layer} of {split}")
             for split in splits
             for layer, pattern in self._data.layers.items()
         }
@@ -159,7 +159,7 @@ class Places:
                 found += _read_files(self._root, region, own, self._data, self._work)
             else:
                 found += readers[self._data.kind](self._root, region, own)
-        kept = [place for place in found if not (rules.leave_out and _holds(place.labels, rules.leave_out))]
+        kept = [place for place in found if not (rules.leave_out and _has_code(place.labels, rules.leave_out))]
         kept = kept[: rules.first]
         if not kept:
             msg = f"{self._root} has no tile of {region} in {', '.join(rules.splits[split])} to use"
@@ -213,7 +213,7 @@ def _read_chesapeake(root: Path, region: str, split: str) -> list[Place]:
 
 def _index(folder: Path, split: str) -> list[dict[str, str]]:
     """Return the rows of torchgeo's index of a split, by path."""
-    path = _need(folder / INDEX, "is --root the root of torchgeo's data set?")
+    path = _require_file(folder / INDEX, "is --root the root of torchgeo's data set?")
     frame = read_vectors(path)
     if "split" not in frame.columns:
         msg = f"{path} has no column 'split'; it is not torchgeo's index"
@@ -226,12 +226,12 @@ def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> 
     """Read files named by a pattern; one tile, or its two halves."""
     files: dict[str, Path] = {}
     for layer, pattern in data.layers.items():
-        files[layer] = _need(root / pattern.format(split=split), f"{layer} of {region}")
+        files[layer] = _require_file(root / pattern.format(split=split), f"{layer} of {region}")
     parts = {"": files}
     if data.halves:
         parts = {
             side: {
-                layer: _half(path, work / "halves" / f"{split}-{side}-{layer}.tif", side)
+                layer: _write_half(path, work / "halves" / f"{split}-{side}-{layer}.tif", side)
                 for layer, path in files.items()
             }
             for side in ("left", "right")
@@ -251,14 +251,14 @@ def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> 
     ]
 
 
-def _need(path: Path, why: str) -> Path:
+def _require_file(path: Path, why: str) -> Path:
     if not path.is_file():
         msg = f"{path} is missing ({why})"
         raise MissingInputError(msg)
     return path
 
 
-def _half(source: Path, target: Path, side: str) -> Path:
+def _write_half(source: Path, target: Path, side: str) -> Path:
     """Write the left or the right half of a raster."""
     if target.is_file():
         return target
@@ -274,7 +274,7 @@ def _half(source: Path, target: Path, side: str) -> Path:
     return target
 
 
-def _holds(labels: Path, codes: Sequence[int]) -> bool:
+def _has_code(labels: Path, codes: Sequence[int]) -> bool:
     """Say whether labels have one of some codes anywhere."""
     with open_raster(labels) as src:
         return any(

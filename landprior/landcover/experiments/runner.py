@@ -18,7 +18,7 @@ from landprior.landcover.assessment.figures import draw_comparison
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.experiments.places import Place, Places
 from landprior.landcover.experiments.results import Cell, Result
-from landprior.landcover.experiments.tuning import best_of, tune
+from landprior.landcover.experiments.tuning import find_best, tune
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
@@ -143,13 +143,13 @@ class Runner:
             logger.warning("%s was begun by landprior %s, this is %s", self.folder, version, now["landprior"])
         return now | {"rows": rows | mine}
 
-    def _kept(self, *parts: str) -> Path:
+    def _make_path(self, *parts: str) -> Path:
         """Return the path of a file in the folder, and make what it lies in."""
         path = self.folder.joinpath(*parts)
         make_folder(path.parent)
         return path
 
-    def _claim(self) -> None:
+    def _write_configuration(self) -> None:
         """Write the configuration into the folder."""
         make_folder(self.folder)
         with replacing(self.folder / CONFIG, overwrite=True) as temporary:
@@ -165,14 +165,14 @@ class Runner:
         """List all cells, in the order of the rows."""
         for row in self.experiment.rows:
             trained = row.method in ("weak", "rival")
-            if row.optional and not self._is_there(row):
+            if row.optional and not self._has_data(row):
                 continue
             for mode in self.experiment.modes if trained else ("joint",):
                 for region in row.regions or self.experiment.columns:
                     for seed in range(self.experiment.seeds if trained or row.method == "supervised" else 1):
                         yield Cell(row.name, mode, region, seed)
 
-    def _is_there(self, row: Row) -> bool:
+    def _has_data(self, row: Row) -> bool:
         """Say whether the maps of an external row are there."""
         regions = row.regions or self.experiment.columns
         places = [place for region in regions for place in self._places.find(region)]
@@ -189,7 +189,7 @@ class Runner:
             The first failure. What is finished stays, and the same call goes on from there.
         """
         with protecting(self.inputs()):
-            self._claim()
+            self._write_configuration()
             known = {result.key for result in read_records(self.folder, Result)}
             cells = list(self.cells())
             for cell in track(cells, self.experiment.title[:40], "cell", show=self._run.progress):
@@ -218,18 +218,20 @@ class Runner:
         if row.method == "prior":
             paths = {"prior": [self._map_of_prior(row, place) for place in places]}
         elif row.method == "external":
-            paths = {row.shown[0]: [self._external(row, place) for place in places]}
+            paths = {row.scored_maps[0]: [self._require_external(row, place) for place in places]}
         elif row.method == "supervised":
-            model = load_model(self._supervised(row, cell))
+            model = load_model(self._train_supervised(row, cell))
             rate = _rate_of(model)
             paths = {"q": [self._predict(row, cell, place, model, "q") for place in places]}
         elif row.method == "rival":
-            paths = {"q": self._rival(row, cell, places)}
+            paths = {"q": self._map_by_rival(row, cell, places)}
         else:
-            paths, rate = self._weak(row, cell, places)
-        return [self._score(row, cell, kind, maps, places, rate) for kind, maps in paths.items() if kind in row.shown]
+            paths, rate = self._map_by_loss(row, cell, places)
+        return [
+            self._score(row, cell, kind, maps, places, rate) for kind, maps in paths.items() if kind in row.scored_maps
+        ]
 
-    def _weak(self, row: Row, cell: Cell, places: Sequence[Place]) -> tuple[dict[str, list[Path]], float | None]:
+    def _map_by_loss(self, row: Row, cell: Cell, places: Sequence[Place]) -> tuple[dict[str, list[Path]], float | None]:
         """Train on the region's own tiles against their priors, jointly or one by one."""
         groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
         paths: dict[str, list[Path]] = {"q": [], "r": []}
@@ -238,18 +240,18 @@ class Runner:
             model = self._train(row, cell, group, rate)
             rate = _rate_of(model)
             for place in group:
-                for kind in row.shown:
+                for kind in row.scored_maps:
                     paths[kind].append(self._predict(row, cell, place, model, kind))
         return paths, rate
 
-    def _rival(self, row: Row, cell: Cell, places: Sequence[Place]) -> list[Path]:
+    def _map_by_rival(self, row: Row, cell: Cell, places: Sequence[Place]) -> list[Path]:
         """Map the region's own tiles by another method, jointly or one by one."""
         groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
         paths: list[Path] = []
         for group in groups:
             tiles = [
                 TrainingTile(
-                    image=place.image, prior=self._prior(row, cell.region, place), nlcd=place.nlcd, name=place.id
+                    image=place.image, prior=self._build_prior(row, cell.region, place), nlcd=place.nlcd, name=place.id
                 )
                 for place in group
             ]
@@ -260,7 +262,7 @@ class Runner:
                 self._model_path(row, cell, group),
                 self._settings(row, cell.seed, None, labelled=False),
                 options=row.options,
-                matrix=self._matrix(group[0].region),
+                matrix=self._find_matrix(group[0].region),
                 run=self._run,
             )
             paths += outputs
@@ -296,17 +298,17 @@ class Runner:
 
     def priors(self, row: str, region: str) -> list[tuple[Place, Path]]:
         """Return a region's tiles with their priors as a row has them, built if need be."""
-        return [(place, self._prior(self._rows[row], region, place)) for place in self._places.find(region)]
+        return [(place, self._build_prior(self._rows[row], region, place)) for place in self._places.find(region)]
 
     # -- priors ----------------------------------------------------------------------------------
 
-    def _matrix(self, region: str) -> Cooccurrence:
+    def _find_matrix(self, region: str) -> Cooccurrence:
         """Return P(class | NLCD code) of a region: named, measured on its other splits, or the scheme's."""
         if region not in self._matrices:
             rules = self._places.region(region)
             if rules.measure:
                 tiles = [place for split in rules.measure for place in self._places.find(region, split)]
-                pairs = [(_needed(place.nlcd, "NLCD", place), place.labels) for place in tiles]
+                pairs = [(_require_path(place.nlcd, "NLCD", place), place.labels) for place in tiles]
                 self._matrices[region] = measure_cooccurrence(pairs, self._scheme, label_map=rules.label_map)
             else:
                 own = None if rules.cooccurrence is None else self._root / rules.cooccurrence
@@ -315,19 +317,19 @@ class Runner:
                 )
         return self._matrices[region]
 
-    def _prior(self, row: Row, cell_region: str, place: Place) -> Path:
+    def _build_prior(self, row: Row, cell_region: str, place: Place) -> Path:
         """Return a tile's prior of the row's kind, built if need be."""
         if row.prior == "published":
-            return _needed(place.prior, "published prior", place)
+            return _require_path(place.prior, "published prior", place)
         name = f"{row.prior}{_suffix(row, cell_region)}"
-        path = self._kept("priors", _slug(name), f"{_slug(place.id)}.tif")
+        path = self._make_path("priors", _slug(name), f"{_slug(place.id)}.tif")
         if path.is_file():
             return path
-        learned = self._learned(row.learned, cell_region, place) if row.prior == "learned" else None
+        learned = self._learn_prior(row.learned, cell_region, place) if row.prior == "learned" else None
         build_prior(
-            _needed(place.nlcd, "NLCD", place),
+            _require_path(place.nlcd, "NLCD", place),
             path,
-            cooccurrence=self._matrix(place.region),
+            cooccurrence=self._find_matrix(place.region),
             layers={} if row.prior == "nlcd" else place.layers,
             like=place.image,
             learned=learned,
@@ -335,7 +337,7 @@ class Runner:
         )
         return path
 
-    def _learned(self, learned: Learned, cell_region: str, place: Place) -> LandcoverModel:
+    def _learn_prior(self, learned: Learned, cell_region: str, place: Place) -> LandcoverModel:
         """Learn a prior on tiles that are not the one it is for."""
         size = f"{learned.filters} x {learned.steps} x {learned.learning_rate:g}"
         if learned.source == "siblings":
@@ -351,15 +353,15 @@ class Runner:
         if any(other.id == place.id for other in source) or not source:
             msg = f"a prior for {place.id} cannot be learned on {name!r}: it holds the tile itself, or nothing"
             raise ConfigError(msg)
-        path = self._kept("models", f"prior-{_slug(f'{name} {size}')}.safetensors")
+        path = self._make_path("models", f"prior-{_slug(f'{name} {size}')}.safetensors")
         if path.is_file():
             return load_model(path)
         labelled = [
             LabelledPlace(
-                nlcd=_needed(other.nlcd, "NLCD", other),
+                nlcd=_require_path(other.nlcd, "NLCD", other),
                 labels=other.labels,
                 layers=other.layers,
-                cooccurrence=self._matrix(other.region),
+                cooccurrence=self._find_matrix(other.region),
                 label_map=self._places.region(other.region).label_map,
                 name=other.id,
             )
@@ -402,13 +404,13 @@ class Runner:
             label_map=self._places.region(validation[0].region).label_map,
             run=self._run,
         )
-        return best_of(trials).learning_rate
+        return find_best(trials).learning_rate
 
     def _files(self, row: Row, region: str, place: Place, *, labels: bool) -> TrainingTile:
         wants_prior = row.method == "weak" or "prior" in row.inputs
         return TrainingTile(
             image=place.image,
-            prior=self._prior(row, region, place) if wants_prior else None,
+            prior=self._build_prior(row, region, place) if wants_prior else None,
             labels=place.labels if labels else None,
             name=place.id,
         )
@@ -420,7 +422,7 @@ class Runner:
         region, _, split = row.train.partition("/")
         return self._places.find(region, split or "test")
 
-    def _supervised(self, row: Row, cell: Cell) -> Path:
+    def _train_supervised(self, row: Row, cell: Cell) -> Path:
         """Return the model of a supervised row, trained once for all regions that share its tiles."""
         tiles = self._training_places(row, cell)
         scored = {place.id for place in self._places.find(cell.region)}
@@ -429,7 +431,7 @@ class Runner:
             raise ConfigError(msg)
         where = f"not {cell.region}" if row.train == "others" else row.train
         where += _suffix(row, cell.region) if "prior" in row.inputs else ""
-        path = self._kept("models", f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors")
+        path = self._make_path("models", f"{_slug(f'{row.name} {where} seed {cell.seed}')}.safetensors")
         if path.is_file():
             return path
         rate = self._learning_rate(row, cell)
@@ -455,9 +457,9 @@ class Runner:
         path = self._model_path(row, cell, group)
         if path.is_file():
             return load_model(path)
-        init = None if row.init is None else self._supervised(self._rows[row.init], cell)
+        init = None if row.init is None else self._train_supervised(self._rows[row.init], cell)
         return train_files(
-            [(place.image, self._prior(row, cell.region, place)) for place in group],
+            [(place.image, self._build_prior(row, cell.region, place)) for place in group],
             path,
             settings=self._settings(row, cell.seed, rate, labelled=False),
             names=[place.id for place in group],
@@ -468,7 +470,7 @@ class Runner:
 
     def _model_path(self, row: Row, cell: Cell, group: Sequence[Place]) -> Path:
         where = group[0].id + _suffix(row, cell.region) if cell.mode == "tile" else cell.region
-        return self._kept("models", f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors")
+        return self._make_path("models", f"{_slug(f'{row.name} {cell.mode} {where} seed {cell.seed}')}.safetensors")
 
     # -- maps ------------------------------------------------------------------------------------
 
@@ -477,24 +479,24 @@ class Runner:
             place.image,
             self._map_path(row, cell, place, kind),
             model,
-            prior=self._prior(row, cell.region, place) if "prior" in model.extras else None,
-            posterior=self._prior(row, cell.region, place) if kind == "r" else None,
+            prior=self._build_prior(row, cell.region, place) if "prior" in model.extras else None,
+            posterior=self._build_prior(row, cell.region, place) if kind == "r" else None,
             force=(row.recipe or self.experiment.settings.recipe) != "best",  # the other rows are r as in the paper
             run=self._run,
         )
 
     def _map_path(self, row: Row, cell: Cell, place: Place, kind: str) -> Path:
         folder = _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
-        return self._kept("maps", folder, f"{_slug(place.id)}_{kind}.tif")
+        return self._make_path("maps", folder, f"{_slug(place.id)}_{kind}.tif")
 
     def _map_of_prior(self, row: Row, place: Place) -> Path:
-        path = self._kept("maps", _slug(row.name), f"{_slug(place.id)}_prior.tif")
-        return map_prior(self._prior(row, place.region, place), path, scheme=self._scheme, run=self._run)
+        path = self._make_path("maps", _slug(row.name), f"{_slug(place.id)}_prior.tif")
+        return map_prior(self._build_prior(row, place.region, place), path, scheme=self._scheme, run=self._run)
 
     def _external_path(self, row: Row, place: Place) -> Path:
         return self._root / row.path.format(region=place.region, split=place.split, tile=place.name)
 
-    def _external(self, row: Row, place: Place) -> Path:
+    def _require_external(self, row: Row, place: Place) -> Path:
         path = self._external_path(row, place)
         if not path.is_file():
             msg = f"{path} is missing: the map of row {row.name!r} for {place.id}"
@@ -525,11 +527,11 @@ class Runner:
                 labels=place.labels,
                 label_map=rules.label_map,
                 image=place.image,
-                prior=self._prior(first, place.region, place),
+                prior=self._build_prior(first, place.region, place),
             )
 
 
-def _needed(path: Path | None, what: str, place: Place) -> Path:
+def _require_path(path: Path | None, what: str, place: Place) -> Path:
     if path is None or not path.is_file():
         msg = f"{place.id} has no {what}{'' if path is None else f' ({path} is missing)'}"
         raise MissingInputError(msg)

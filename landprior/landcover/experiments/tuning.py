@@ -77,7 +77,7 @@ def tune(
     Returns
     -------
     list of Trial
-        In the order of the grid; the best has the highest accuracy (:func:`best_of`).
+        In the order of the grid; the best has the highest accuracy (:func:`find_best`).
 
     Raises
     ------
@@ -112,7 +112,7 @@ def tune(
         ) + ": validation tiles have what the tiles to train on have"
         raise InputError(msg)
     done = _read_done(folder / "tune.json")
-    asked = {
+    basis = {
         "label_map": sorted((label_map or {}).items()),
         "scheme": None if scheme is None else scheme.model_dump(mode="json"),
         "names": [tile.name or tile.image.name for tile in tiles],
@@ -126,11 +126,11 @@ def tune(
     trials: list[Trial] = []
     for rate in rates:
         changed = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": rate})})
-        key = make_key(asked | {"settings": changed.model_dump(mode="json")}, files)
+        key = make_key(basis | {"settings": changed.model_dump(mode="json")}, files)
         stem = f"rate-{rate:g}-{key[:8]}"
         if key not in done or not (folder / done[key].model).is_file():
             logger.info("learning rate %g", rate)
-            done[key] = _try(
+            done[key] = _run_trial(
                 tiles,
                 validation,
                 folder / stem,
@@ -146,7 +146,7 @@ def tune(
     return trials
 
 
-def best_of(trials: Sequence[Trial]) -> Trial:
+def find_best(trials: Sequence[Trial]) -> Trial:
     """Return the trial of the highest accuracy; the first of equals."""
     return max(trials, key=lambda trial: trial.accuracy)
 
@@ -166,7 +166,7 @@ def _read_done(path: Path) -> dict[str, Trial]:
         raise InputError(msg) from error
 
 
-def _try(
+def _run_trial(
     tiles: Sequence[TrainingTile],
     validation: Sequence[TrainingTile],
     stem: Path,
@@ -211,4 +211,4 @@ def _try(
 
 def best_model(folder: str | Path, trials: Sequence[Trial]) -> Path:
     """Return the path of the best trial's model, which :func:`tune` has left in its folder."""
-    return Path(folder) / best_of(trials).model
+    return Path(folder) / find_best(trials).model

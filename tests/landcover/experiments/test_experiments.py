@@ -111,7 +111,7 @@ def test_what_is_shipped_is_valid(name):
     for row in experiment.rows:
         for region, maps in row.published.items():
             assert region in experiment.columns
-            assert {kind.split()[0] for kind in maps} <= set(row.shown)
+            assert {kind.split()[0] for kind in maps} <= set(row.scored_maps)
             assert all(0 < value < 100 for pair in maps.values() for value in pair)
 
 
@@ -163,14 +163,14 @@ def test_configurations_that_make_no_sense(tmp_path, changes, text):
 
 
 def test_narrowing_keeps_what_a_row_starts_from():
-    some = load_experiment("table-2").narrowed(rows=["QR from Pittsburgh"], regions=["durham"])
+    some = load_experiment("table-2").select(rows=["QR from Pittsburgh"], regions=["durham"])
     assert [row.name for row in some.rows] == ["HR", "QR from Pittsburgh"]
     assert some.columns == ("durham",)
     assert set(some.others("durham")) == {"pittsburgh", "austin", "phoenix"}  # as in the whole table
     with pytest.raises(ConfigError, match="'QQ' is no row"):
-        load_experiment("table-2").narrowed(rows=["QQ"])
+        load_experiment("table-2").select(rows=["QQ"])
     with pytest.raises(ConfigError, match="'boston' is no region"):
-        load_experiment("table-2").narrowed(regions=["boston"])
+        load_experiment("table-2").select(regions=["boston"])
 
 
 def test_another_recipe_brings_its_own_learning_rates():
@@ -200,7 +200,7 @@ def test_elsewhere_needs_another_region():
 @pytest.fixture
 def two_rows():
     """A prior and QR from labels elsewhere, on two cities."""
-    return small("table-2", modes=("joint", "tile")).narrowed(
+    return small("table-2", modes=("joint", "tile")).select(
         rows=["prior", "QR from Pittsburgh"], regions=["durham", "phoenix"]
     )
 
@@ -246,7 +246,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, two_rows, enviroatlas_root, m
 
 
 def test_another_configuration_is_refused(tmp_path, two_rows, enviroatlas_root):
-    prior = two_rows.narrowed(rows=["prior"])
+    prior = two_rows.select(rows=["prior"])
     done = Runner(prior, enviroatlas_root, tmp_path / "run").run()
     wider = two_rows.settings.model_copy(update={"filters": 4})
     with pytest.raises(ConfigError, match=r"another configuration \(it differs in settings\)"):
@@ -260,7 +260,7 @@ def test_another_configuration_is_refused(tmp_path, two_rows, enviroatlas_root):
 
 
 def test_other_data_is_refused(tmp_path, two_rows, enviroatlas_root):
-    prior = two_rows.narrowed(rows=["prior"])
+    prior = two_rows.select(rows=["prior"])
     Runner(prior, enviroatlas_root, tmp_path / "run").run()
     index = tmp_path / "other" / "enviroatlas_lotp" / "spatial_index.geojson"
     index.parent.mkdir(parents=True)
@@ -275,7 +275,7 @@ def test_looking_claims_nothing(tmp_path, two_rows, enviroatlas_root):
 
 
 def test_learned_priors_of_two_sizes_are_two(tmp_path, enviroatlas_root):
-    content = small("table-2").narrowed(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
+    content = small("table-2").select(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
     second = content["rows"][0] | {"name": "wider", "published": {}}
     content["rows"].append(second | {"learned": second["learned"] | {"filters": 5}})
     Runner(Experiment.model_validate(content), enviroatlas_root, tmp_path).run()
@@ -284,7 +284,7 @@ def test_learned_priors_of_two_sizes_are_two(tmp_path, enviroatlas_root):
 
 def test_a_map_of_another_resolution_is_scored_on_the_tile(tmp_path, enviroatlas_root):
     """A 3 m mosaic that reaches further than the tile, with a code of its own out there."""
-    experiment = small("table-e2").narrowed(rows=["Robinson 2019"], regions=["durham"])
+    experiment = small("table-e2").select(rows=["Robinson 2019"], regions=["durham"])
     places = Places(experiment, enviroatlas_root, tmp_path).find("durham")
     for place in places:
         with rasterio.open(place.labels) as src:
@@ -296,7 +296,7 @@ def test_a_map_of_another_resolution_is_scored_on_the_tile(tmp_path, enviroatlas
         write_raster(
             tmp_path / f"{place.name}.tif", codes, Grid(width=side, height=side, transform=transform, crs=grid.crs)
         )
-    external = experiment.narrowed(external={"Robinson 2019": str(tmp_path / "{tile}.tif")})
+    external = experiment.select(external={"Robinson 2019": str(tmp_path / "{tile}.tif")})
     (result,) = Runner(external, enviroatlas_root, tmp_path / "run").run()
     own = [p.labels for p in places]
     assert result.pixels == sum(int(np.isin(rasterio.open(p).read(1), (10, 20, 30, 40, 70)).sum()) for p in own)
@@ -340,7 +340,7 @@ def test_table_2_in_small(tmp_path, enviroatlas_root):
 
 
 def test_table_1_chooses_the_rate_on_delaware(tmp_path, chesapeake_root):
-    experiment = small("table-1", modes=("joint",), settings=TINY | {"recipe": "paper"}).narrowed(
+    experiment = small("table-1", modes=("joint",), settings=TINY | {"recipe": "paper"}).select(
         rows=["QR", "QR on the prior built here"], regions=["ny+pa"]
     )
     results = Runner(experiment, chesapeake_root, tmp_path).run()
@@ -367,7 +367,7 @@ def test_figure_e3_draws_the_maps(tmp_path, enviroatlas_root):
 
 def test_maps_of_others_are_scored_in_three_views(tmp_path, enviroatlas_root):
     """A map without barren, in its own codes, as Table E.2 has it."""
-    experiment = small("table-e2").narrowed(rows=["Robinson 2019"], regions=["durham"])
+    experiment = small("table-e2").select(rows=["Robinson 2019"], regions=["durham"])
     assert list(Runner(experiment, enviroatlas_root, tmp_path / "none").cells()) == []  # its maps are not there
     places = Places(experiment, enviroatlas_root, tmp_path)
     for place in places.find("durham"):
@@ -376,7 +376,7 @@ def test_maps_of_others_are_scored_in_three_views(tmp_path, enviroatlas_root):
             grid = Grid.of(src)
         codes = np.select([labels == 10, labels == 40, labels == 70], [1, 2, 3], 4).astype(np.uint8)
         write_raster(tmp_path / "maps" / f"{place.name}.tif", codes, grid)
-    external = experiment.narrowed(external={"Robinson 2019": str(tmp_path / "maps" / "{tile}.tif")})
+    external = experiment.select(external={"Robinson 2019": str(tmp_path / "maps" / "{tile}.tif")})
     results = Runner(external, enviroatlas_root, tmp_path / "run").run()
     lines = summarise(external, results)
     assert [line.view for line in lines] == ["all", "merged", "reassigned"]
@@ -401,11 +401,11 @@ def test_the_views_by_hand(enviroatlas):
 
 
 def test_labels_never_meet_their_own_scores(tmp_path, enviroatlas_root):
-    content = small("table-2").narrowed(rows=["HR"], regions=["durham"]).model_dump(mode="json")
+    content = small("table-2").select(rows=["HR"], regions=["durham"]).model_dump(mode="json")
     content["rows"][0]["train"] = "durham/test"
     with pytest.raises(ConfigError, match="trained on tiles of durham that it is scored on"):
         Runner(Experiment.model_validate(content), enviroatlas_root, tmp_path / "a").run()
-    learned = small("table-2").narrowed(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
+    learned = small("table-2").select(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
     learned["rows"][0]["learned"]["source"] = "test"
     with pytest.raises(ConfigError, match="holds the tile itself"):
         Runner(Experiment.model_validate(learned), enviroatlas_root, tmp_path / "b").run()
