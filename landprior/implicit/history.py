@@ -1,4 +1,4 @@
-"""What happened in a training, look by look."""
+"""What happened in a training, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass
 class Epoch:
-    """Metrics of one look.
+    """Metrics of one epoch.
 
     ``loss`` is the mean over the epoch's steps. The others are of its last batch: mean entropy of q
     in nats, share of items where q and the prior have the same most probable class, and the share of
-    the class q predicts most.
+    the class q predicts most. ``extra`` is what the monitor returned.
     """
 
     step: int
@@ -21,7 +21,7 @@ class Epoch:
     agreement: float
     top_share: float
     learning_rate: float
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

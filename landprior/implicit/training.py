@@ -15,7 +15,7 @@ import math
 import warnings
 from copy import deepcopy
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def fit(
     *,
     objective: Objective | None = None,
     fabric: Fabric | None = None,
-    monitor: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    monitor: Callable[[nn.Module], Mapping[str, Any]] | None = None,
     until: Callable[[Epoch], str | None] | None = None,
     checkpoint: Path | None = None,
     identity: str = "",
@@ -84,7 +84,7 @@ def fit(
     fabric
         Device, one, and precision; by default :func:`make_fabric`.
     monitor
-        Called with the network after every epoch; what it returns is kept in the history and shown.
+        Called with the network after every epoch; what it returns, numbers or lists of them, is kept in the history.
     until
         Called after every epoch once the warm-up is over; a text, the reason, ends the run.
     checkpoint
@@ -160,7 +160,7 @@ def _compile(network: nn.Module, feed: Callable[[int], Batch], settings: Trainin
     compile_if_worthwhile(network, operations, fabric.device, settings.compile)
 
 
-def _watch(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, float]] | None) -> dict[str, float]:
+def _watch(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, Any]] | None) -> dict[str, Any]:
     if monitor is None:
         return {}
     network.eval()
@@ -262,7 +262,7 @@ class _Run:
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def close_epoch(self, extra: dict[str, float], until: Callable[[Epoch], str | None] | None) -> None:
+    def close_epoch(self, extra: dict[str, Any], until: Callable[[Epoch], str | None] | None) -> None:
         settings = self.settings
         loss = torch.stack(self._losses).mean().item()
         self._losses.clear()

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from landprior.cli import main
 from landprior.domains.imagery.formats import read_images
 from landprior.domains.imagery.images import ImageSplits, LabelledImages
-from landprior.domains.imagery.records import Look, read_runs
+from landprior.domains.imagery.records import EpochScores, read_runs
 from landprior.domains.ranks import training as training_module
-from landprior.domains.ranks.figures import choose_looks
+from landprior.domains.ranks.figures import choose_epochs
 from landprior.domains.ranks.pairs import Pairs, draw_pairs, read_pairs
 from landprior.domains.ranks.posterior import (
     RELATIONS,
@@ -282,10 +282,10 @@ def test_too_few_pairs(data):
 
 
 def test_which_epochs_are_drawn():
-    looks = [Look(epoch, 0.0, {}, test=1.0, confusion=[[1]]) for epoch in range(1, 13)]
-    assert [look.epoch for look in choose_looks(looks, 11)] == [1, 2, 4, 8, 11]
-    assert [look.epoch for look in choose_looks(looks, 2)] == [1, 2, 4, 8]
-    assert choose_looks([Look(1, 0.0, {})], 1) == []
+    looks = [EpochScores(epoch, 0.0, {}, test=1.0, confusion=[[1]]) for epoch in range(1, 13)]
+    assert [look.epoch for look in choose_epochs(looks, 11)] == [1, 2, 4, 8, 11]
+    assert [look.epoch for look in choose_epochs(looks, 2)] == [1, 2, 4, 8]
+    assert choose_epochs([EpochScores(1, 0.0, {})], 1) == []
 
 
 # -- the command -------------------------------------------------------------------------------------

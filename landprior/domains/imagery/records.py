@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
+class EpochScores:
     """How a network does after an epoch.
 
     Parameters
@@ -52,7 +52,7 @@ class RunRecord:
     identity
         Hash of data and settings.
     looks
-        After every epoch.
+        The scores of every epoch; files call them so.
     chosen
         The epoch that the held-out items choose.
     items
@@ -64,7 +64,7 @@ class RunRecord:
     row: dict[str, str]
     seed: int
     identity: str
-    looks: list[Look]
+    looks: list[EpochScores]
     chosen: int
     items: int
     seconds: float = field(default=0.0, compare=False)
@@ -81,7 +81,7 @@ class RunRecord:
 
     def peak(self) -> float | None:
         """Return the best accuracy of all epochs on test items, percent."""
-        return max((look.test for look in self.looks if look.test is not None), default=None)
+        return max((one.test for one in self.looks if one.test is not None), default=None)
 
     def final(self) -> float | None:
         """Return the accuracy on test items after the last epoch, percent."""
@@ -105,9 +105,9 @@ def add_run(folder: Path, run: RunRecord) -> None:
 
 def _to_dict(run: RunRecord) -> dict[str, Any]:
     found = asdict(run)
-    for look in found["looks"]:
-        if look["confusion"] is None:
-            del look["confusion"]
+    for one in found["looks"]:
+        if one["confusion"] is None:
+            del one["confusion"]
     return found
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from landprior.domains.imagery.monitor import EpochMonitor, read_epochs
 from landprior.domains.imagery.network import build_image_network
-from landprior.domains.imagery.watching import Watcher, looks_of
 from landprior.errors import CollapseWarning
 from landprior.implicit.seeds import derive_seed
 from landprior.implicit.training import fit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
     from landprior.domains.imagery.images import ImageSplits, LabelledImages
-    from landprior.domains.imagery.records import Look
+    from landprior.domains.imagery.records import EpochScores
     from landprior.implicit.networks import SmoothedNetwork
     from landprior.implicit.objectives import Batch, Objective
     from landprior.implicit.settings import (
@@ -63,7 +63,7 @@ class Trained:
 
     network: nn.Module
     standardise: Standardiser
-    looks: list[Look]
+    looks: list[EpochScores]
     chosen: int
     items: int
     seconds: float
@@ -83,7 +83,7 @@ class OrderedFeed(Protocol):
         """Return the batch of a step."""
 
 
-def train_watched(
+def train_monitored(
     network: nn.Module,
     feed: OrderedFeed,
     loop: TrainingSettings,
@@ -109,7 +109,7 @@ def train_watched(
     standardise
         What the network's input goes through.
     judge, train, test, confusion
-        See :class:`Watcher`.
+        See :class:`EpochMonitor`.
     items
         How many items are fitted.
     work
@@ -129,7 +129,7 @@ def train_watched(
         As :func:`landprior.implicit.training.fit`.
     """
     start = time.perf_counter()
-    watcher = Watcher(
+    monitor = EpochMonitor(
         network,
         standardise,
         train=train,
@@ -142,7 +142,7 @@ def train_watched(
     )
     checkpoint = None if work is None else work.with_name(f"{work.name}.checkpoint")
     if checkpoint is not None and checkpoint.is_file():
-        watcher.resume()
+        monitor.resume()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
         history = fit(
@@ -151,13 +151,13 @@ def train_watched(
             loop,
             objective=objective,
             fabric=fabric,
-            monitor=watcher,
+            monitor=monitor,
             checkpoint=checkpoint,
             identity=identity,
             progress=progress,
         )
-    looks, chosen = looks_of(history)
-    watcher.restore()
+    looks, chosen = read_epochs(history)
+    monitor.restore()
     return Trained(network, standardise, looks, chosen, items, time.perf_counter() - start)
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+from landprior.domains.imagery.monitor import CHOICE
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.training import COLLAPSED, TEMPERATURES, build_for, split_off, train_watched
-from landprior.domains.imagery.watching import CHOICE
+from landprior.domains.imagery.training import COLLAPSED, TEMPERATURES, build_for, split_off, train_monitored
 from landprior.errors import CollapseWarning, InputError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.losses import IMPLICIT_LOSSES
@@ -207,7 +207,7 @@ def train_partial(
     objective: Objective | None = None
     if settings.marginal == "uniform" and settings.loss in IMPLICIT:
         objective = FixedDenominator(settings.loss)
-    trained = train_watched(
+    trained = train_monitored(
         build_for(data, filters=settings.filters, seed=settings.seed).to(fabric.device),
         feed,
         settings.loop_for(feed.order.epoch_steps),

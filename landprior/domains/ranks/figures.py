@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from landprior.domains.imagery.records import Look, RunRecord
+    from landprior.domains.imagery.records import EpochScores, RunRecord
 
 _PANELS = 6
 """Matrices side by side, at most."""
@@ -37,32 +37,32 @@ def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[
     """
     paths = []
     for run in runs:
-        looks = choose_looks(run.looks, run.chosen)
-        if not looks:
+        epochs = choose_epochs(run.looks, run.chosen)
+        if not epochs:
             continue
         path = folder / f"confusion-{run.key}.png"
         with replacing(path, overwrite=True) as temporary:
-            draw_confusions(temporary, looks, classes)
+            draw_confusions(temporary, epochs, classes)
         paths.append(path)
     return paths
 
 
-def choose_looks(looks: Sequence[Look], chosen: int) -> list[Look]:
+def choose_epochs(epochs: Sequence[EpochScores], chosen: int) -> list[EpochScores]:
     """Return those after epochs 1, 2, 4, 8 and so on and the chosen one, the first few of them if there are more."""
-    there = [look for look in looks if look.confusion is not None]
-    early = [look for look in there if look.epoch & (look.epoch - 1) == 0 and look.epoch != chosen]
-    last = [look for look in there if look.epoch == chosen]
-    return sorted([*early[: _PANELS - len(last)], *last], key=lambda look: look.epoch)
+    there = [one for one in epochs if one.confusion is not None]
+    early = [one for one in there if one.epoch & (one.epoch - 1) == 0 and one.epoch != chosen]
+    last = [one for one in there if one.epoch == chosen]
+    return sorted([*early[: _PANELS - len(last)], *last], key=lambda one: one.epoch)
 
 
-def draw_confusions(path: Path, looks: Sequence[Look], classes: Sequence[str]) -> None:
+def draw_confusions(path: Path, epochs: Sequence[EpochScores], classes: Sequence[str]) -> None:
     """Draw confusion matrices in a row: shares of each true class (rows) by predicted class.
 
     Parameters
     ----------
     path
         The picture to write.
-    looks
+    epochs
         Each with its confusion matrix.
     classes
         Names of the ranks, ascending.
@@ -71,12 +71,12 @@ def draw_confusions(path: Path, looks: Sequence[Look], classes: Sequence[str]) -
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(0.6 + 2.0 * len(looks), 2.6), layout="constrained")
-        axes = figure.subplots(1, len(looks), squeeze=False, sharey=True)[0]
-        for axis, look in zip(axes, looks, strict=True):
-            counts = np.array(look.confusion, dtype=float)
+        figure = Figure(figsize=(0.6 + 2.0 * len(epochs), 2.6), layout="constrained")
+        axes = figure.subplots(1, len(epochs), squeeze=False, sharey=True)[0]
+        for axis, one in zip(axes, epochs, strict=True):
+            counts = np.array(one.confusion, dtype=float)
             axis.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
-            axis.set_title(f"epoch {look.epoch}: {look.test:.1f} %")
+            axis.set_title(f"epoch {one.epoch}: {one.test:.1f} %")
             axis.set_xlabel("predicted")
             axis.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
             axis.set_yticks(range(len(classes)), classes)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from landprior.domains.imagery.feeding import ShuffledOrder, Standardiser
+from landprior.domains.imagery.monitor import CHOICE
 from landprior.domains.imagery.network import predict_images
 from landprior.domains.imagery.records import RunRecord
 from landprior.domains.imagery.runner import Runner, write_predictions
@@ -21,9 +22,8 @@ from landprior.domains.imagery.training import (
     build_for,
     identify,
     split_off,
-    train_watched,
+    train_monitored,
 )
-from landprior.domains.imagery.watching import CHOICE
 from landprior.domains.ranks.pairs import Pairs, draw_pairs
 from landprior.domains.ranks.posterior import log_pair_joint, pair_priors, rank_loss
 from landprior.domains.ranks.settings import Denominators, Fit, Ties  # noqa: TC001 - pydantic reads them
@@ -212,7 +212,7 @@ def train_ranks(
     pairs
         Of training images; None: drawn from their true ranks, those that choose the epoch among images held out.
     work, identity
-        See :func:`landprior.domains.imagery.training.train_watched`.
+        See :func:`landprior.domains.imagery.training.train_monitored`.
     run
         See :class:`landprior.run.Run`.
 
@@ -243,7 +243,7 @@ def train_ranks(
         settings.memory if settings.marginal == "running" else None,
         settings.denominators,
     ).to(fabric.device)
-    trained = train_watched(
+    trained = train_monitored(
         network,
         feed,
         settings.loop(feed.order.epoch_steps, "rq"),

@@ -1,15 +1,15 @@
-"""What is looked at after every epoch: scores without labels, accuracies with them, the best network so far."""
+"""What is measured after every epoch: scores without labels, accuracies with them, the best network so far."""
 
 from __future__ import annotations
 
 import logging
-import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from landprior.domains.imagery.network import predict_images
-from landprior.domains.imagery.records import Look
+from landprior.domains.imagery.records import EpochScores
 from landprior.errors import ModelError
 from landprior.implicit.seeds import derive_seed
 from landprior.raster.outputs import replacing
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from landprior.domains.imagery.feeding import Standardiser
@@ -32,10 +34,47 @@ CHOICE = "choice"
 SHOWN = 5_000
 """Training items that the training accuracy is measured on, drawn at random."""
 
-_CONFUSION = re.compile(r"confusion (\d+) (\d+)")
+_CONFUSION = "confusion"
+"""The matrix among what a monitor returns, as lists, which checkpoints can hold."""
 
 
-class Watcher:
+@dataclass(frozen=True)
+class Confusion:
+    """Numbers of items by true class (rows) and predicted class.
+
+    Parameters
+    ----------
+    counts
+        Shape (C, C), int64.
+    """
+
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: Tensor, predicted: Tensor, classes: int) -> Confusion:
+        """Count items.
+
+        Parameters
+        ----------
+        labels, predicted
+            Class positions, shape (N,).
+        classes
+            C.
+
+        Returns
+        -------
+        Confusion
+        """
+        counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
+        return cls(counts.reshape(classes, classes).cpu().numpy())
+
+    def to_lists(self) -> list[list[int]]:
+        """Return the rows, for files."""
+        rows: list[list[int]] = self.counts.tolist()
+        return rows
+
+
+class EpochMonitor:
     """The monitor of a training, for :func:`landprior.implicit.training.fit`; keeps the network of the best epoch.
 
     Parameters
@@ -83,16 +122,14 @@ class Watcher:
         self._best = -float("inf")
         self._weights: dict[str, Tensor] = {}
 
-    def __call__(self, network: nn.Module) -> dict[str, float]:
-        """Look at a network, in the middle of its training."""
-        found = dict(self._judge(network))
+    def __call__(self, network: nn.Module) -> dict[str, Any]:
+        """Measure a network, in the middle of its training."""
+        found: dict[str, Any] = dict(self._judge(network))
         for name, images in self._splits.items():
             predicted = predict_images(network, images.images, self._standardise).argmax(1)
             found[name] = 100 * float((predicted == images.labels).double().mean())
             if name == "test" and self._confusion:
-                classes = len(images.classes)
-                counts = torch.bincount(images.labels * classes + predicted, minlength=classes**2)
-                found |= {f"confusion {i // classes} {i % classes}": float(n) for i, n in enumerate(counts)}
+                found[_CONFUSION] = Confusion.of(images.labels, predicted, len(images.classes)).to_lists()
         if found[CHOICE] > self._best:
             self._best = found[CHOICE]
             self._keep()
@@ -138,30 +175,22 @@ class Watcher:
             self._network.load_state_dict(self._weights)
 
 
-def looks_of(history: History) -> tuple[list[Look], int]:
-    """Return what was seen after each epoch, and the epoch chosen, from 1: the first whose choice score is largest."""
-    looks = [
-        Look(
+def read_epochs(history: History) -> tuple[list[EpochScores], int]:
+    """Return the scores of each epoch, and the epoch chosen, from 1: the first whose choice score is largest."""
+    epochs = [
+        EpochScores(
             epoch=number,
             loss=epoch.loss,
-            scores={
+            scores={  # an older version's checkpoint has an entry for each cell of the matrix
                 name: value
                 for name, value in epoch.extra.items()
-                if name not in ("train", "test") and not _CONFUSION.match(name)
+                if name not in ("train", "test") and not name.startswith(_CONFUSION)
             },
             train=epoch.extra.get("train"),
             test=epoch.extra.get("test"),
-            confusion=_confusion(epoch.extra),
+            confusion=epoch.extra.get(_CONFUSION),
         )
         for number, epoch in enumerate(history.epochs, 1)
     ]
-    scores = [look.scores[CHOICE] for look in looks]
-    return looks, 1 + scores.index(max(scores))
-
-
-def _confusion(extra: Mapping[str, float]) -> list[list[int]] | None:
-    found = {match.groups(): value for name, value in extra.items() if (match := _CONFUSION.match(name))}
-    if not found:
-        return None
-    classes = 1 + max(int(row) for row, _ in found)
-    return [[round(found[str(row), str(column)]) for column in range(classes)] for row in range(classes)]
+    scores = [one.scores[CHOICE] for one in epochs]
+    return epochs, 1 + scores.index(max(scores))
