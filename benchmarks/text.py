@@ -26,7 +26,7 @@ from landprior.domains.text.classification import Classification, classify
 from landprior.domains.text.documents import Documents, Tree, make_tree, read_documents, read_tree
 from landprior.domains.text.features import trigram_features
 from landprior.domains.text.language_model import load_language_model, score_names
-from landprior.domains.text.prior import calibrate, normalise_scores, prior_of_scores, read_prior
+from landprior.domains.text.prior import calibrate, normalise_scores, prior_from_scores, read_prior
 from landprior.domains.text.results import score
 from landprior.domains.text.settings import TextSettings
 from landprior.errors import LandpriorWarning
@@ -189,7 +189,7 @@ def ask(name: str, tree: Tree, documents: Documents, prior_file: Path, model: Pa
         timings.append(time.perf_counter() - start)
     finite = np.isfinite(scores[0])
     several = tree.children[documents.coarse].sum(axis=1) > 1
-    prior = prior_of_scores(scores[0], documents, tree)
+    prior = prior_from_scores(scores[0], documents, tree)
     raw = normalise_scores(scores[0], documents.allowed(tree))
     stored = read_prior(prior_file, documents, tree)
     assert documents.fine is not None  # these sets have fine labels

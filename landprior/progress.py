@@ -122,7 +122,7 @@ class Progress:
         rate = (self._done - self._before) / seconds
         speed = f"{rate:.3g} {_plural(self._unit)}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s/{self._unit}"
         rest = (total - self._done) / rate if rate else 0.0
-        ends = f"{_time(rest)} left" if self._done < total else f"took {_time(seconds)}"
+        timing = f"{_time(rest)} left" if self._done < total else f"took {_time(seconds)}"
         share = self._done * 100 // max(total, 1)
         logger.info(
             "%s: %3d %%, %d of %s, %s, %s%s",
@@ -131,7 +131,7 @@ class Progress:
             self._done,
             _count(total, self._unit),
             speed,
-            ends,
+            timing,
             self._suffix(),
         )
 

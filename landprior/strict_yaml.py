@@ -65,7 +65,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever 
     except ConfigError:
         raise
     except yaml.YAMLError as error:
-        raise ConfigError(_say(error, where)) from error
+        raise ConfigError(_explain(error, where)) from error
     except (ValueError, RecursionError) as error:
         msg = f"{where} is not valid YAML: {' '.join(str(error).split())}"
         raise ConfigError(msg) from error
@@ -166,7 +166,7 @@ def _check_scalar(node: yaml.ScalarNode, where: str | Path) -> None:
         raise ConfigError(msg)
 
 
-def _say(error: yaml.YAMLError, where: str | Path) -> str:
+def _explain(error: yaml.YAMLError, where: str | Path) -> str:
     """Say in one line what is wrong, and on which line."""
     import yaml
 

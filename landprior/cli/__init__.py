@@ -80,7 +80,7 @@ class _Commands(click.Group):
         if not isinstance(command, click.Command):  # pragma: no cover - a mistake of ours
             msg = f"{_COMMANDS[name][0]} has no command"
             raise TypeError(msg)
-        _tighten(command)
+        _adjust_types(command)
         if isinstance(command, click.Group) or command.callback is None:
             return command
         checked = copy.copy(command)
@@ -115,11 +115,11 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except OSError as error:  # for an error while --help is printed
-            said = explain_failure(error)
-            if said is None:
+            message = explain_failure(error)
+            if message is None:
                 raise
             give_up_stdout()
-            _say(f"Error: {said}")
+            _print_line(f"Error: {message}")
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
@@ -130,12 +130,12 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (TrainingInterruptedError, FetchInterruptedError) as error:
             click.echo(err=True)
-            _say(f"Interrupted: {error}")
+            _print_line(f"Interrupted: {error}")
             ctx.exit(130)
         except LandpriorError as error:
             if ctx.params.get("verbose", 0) > 1:
                 raise
-            _say(f"Error: {error}")
+            _print_line(f"Error: {error}")
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("\nInterrupted; nothing was left half-written.", err=True)
@@ -152,47 +152,47 @@ def _explain(ctx: click.Context, error: Exception) -> None:
 
     from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout, is_stdout_failure
 
-    said = explain_failure(error)
-    if ctx.params.get("verbose", 0) > 1 or (said is None and os.environ.get(DEBUG)):
+    message = explain_failure(error)
+    if ctx.params.get("verbose", 0) > 1 or (message is None and os.environ.get(DEBUG)):
         raise error
-    if said is None:
-        said = (
+    if message is None:
+        message = (
             f"unexpected error ({type(error).__name__}: {first_line(error)}); "
             "please report it with what landprior -vv COMMAND shows"
         )
     elif is_stdout_failure(error):
         give_up_stdout()
-    _say(f"Error: {said}")
+    _print_line(f"Error: {message}")
     ctx.exit(1)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     """Print a line on stderr."""
     from landprior.cli.terminal import one_line
 
     click.echo(one_line(text), err=True)
 
 
-def _tighten(command: click.Command) -> None:
+def _adjust_types(command: click.Command) -> None:
     """Accept choices in upper or lower case (QR, Best), and refuse NaN, infinity and huge numbers.
 
     Only ``--nodata`` may be NaN or infinite.
     """
-    from landprior.cli.parameters import counted, finite
+    from landprior.cli.parameters import make_bounded, make_finite
 
     for parameter in command.params:
         if isinstance(parameter.type, click.Choice):
             parameter.type.case_sensitive = False
         elif isinstance(parameter.type, click.types.FloatParamType) and parameter.name != "nodata":
-            parameter.type = finite(parameter.type)
+            parameter.type = make_finite(parameter.type)
         elif isinstance(parameter.type, click.types.IntParamType):
-            parameter.type = counted(parameter.type)
+            parameter.type = make_bounded(parameter.type)
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             below = command.get_command(context, name)
             if below is not None:
-                _tighten(below)
+                _adjust_types(below)
 
 
 @click.group(

@@ -98,12 +98,12 @@ def command(
             deviations = "  ".join(f"{'±' + format(s, '.3f'):>{width}}" for s in matrix.spread[code])
             click.echo(f"{'':>4} {f'{matrix.cells[code]} cells':>12}  {deviations}")
     logger.info("written: %s", output)
-    missing = _unseen(matrix.probabilities)
+    missing = _list_unseen(matrix.probabilities)
     if missing:
         logger.info("NLCD codes without labels here: %s (a prior falls back for them)", ", ".join(map(str, missing)))
 
 
-def _unseen(seen: object) -> list[int]:
+def _list_unseen(seen: object) -> list[int]:
     from landprior.raster.scheme import load_scheme
 
     alaska = {51, 72, 73, 74}

@@ -87,14 +87,14 @@ class BoundedIntRange(BoundedInt, click.IntRange):
     """The same in a range."""
 
 
-def finite(kind: click.types.FloatParamType) -> FiniteFloat:
+def make_finite(kind: click.types.FloatParamType) -> FiniteFloat:
     """Return the same type for finite numbers only."""
     if isinstance(kind, click.FloatRange):
         return FiniteFloatRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return FiniteFloat()
 
 
-def counted(kind: click.types.IntParamType) -> BoundedInt:
+def make_bounded(kind: click.types.IntParamType) -> BoundedInt:
     """Return the same type for numbers up to :data:`LARGEST`."""
     if isinstance(kind, click.IntRange):
         return BoundedIntRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)

@@ -28,13 +28,13 @@ def prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    codecs.register_error(_ENCODE, _encode_what_goes)
+    codecs.register_error(_ENCODE, _replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):  # none, a test's own, closed
             stream.reconfigure(errors=_ENCODE)  # type: ignore[union-attr]
 
 
-def _encode_what_goes(error: UnicodeError) -> tuple[bytes, int]:
+def _replace_unencodable(error: UnicodeError) -> tuple[bytes, int]:
     """Encode what an encoding lacks: bytes of a file name as they were, other characters as a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error

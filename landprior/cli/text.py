@@ -146,7 +146,7 @@ def command(
     if file is not None:
         table = read_prior(file, found, classes, temperature=temperature)
     else:
-        table = _ask(str(model), found, classes, max_tokens=max_tokens, run=run)
+        table = _score_names(str(model), found, classes, max_tokens=max_tokens, run=run)
     if save_prior is not None:
         write_prior(save_prior, table, found, classes, overwrite=run.overwrite)
         logger.info("written: %s", save_prior)
@@ -188,10 +188,10 @@ def command(
     click.echo(str(output))
 
 
-def _ask(model: str, documents: Documents, tree: Tree, *, max_tokens: int, run: Run) -> NDArray[np.float64]:
+def _score_names(model: str, documents: Documents, tree: Tree, *, max_tokens: int, run: Run) -> NDArray[np.float64]:
     from landprior.domains.text.language_model import load_language_model, score_names
-    from landprior.domains.text.prior import prior_of_scores
+    from landprior.domains.text.prior import prior_from_scores
 
     language = load_language_model(model, device=run.device)
     scores = score_names(documents, tree, language, max_tokens=max_tokens, progress=run.progress)
-    return prior_of_scores(scores, documents, tree)
+    return prior_from_scores(scores, documents, tree)

@@ -256,11 +256,11 @@ def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -
 def _list_bands(src: DatasetReader, numbers: range | tuple[int, ...]) -> str:
     names = []
     for number in numbers[:20]:
-        said = src.descriptions[number - 1]
+        description = src.descriptions[number - 1]
         kind = src.colorinterp[number - 1]
-        if not said and kind not in (ColorInterp.undefined, ColorInterp.gray):
-            said = kind.name
-        names.append(f"{number} ({said})" if said else str(number))
+        if not description and kind not in (ColorInterp.undefined, ColorInterp.gray):
+            description = kind.name
+        names.append(f"{number} ({description})" if description else str(number))
     return ", ".join(names) + (" ..." if len(numbers) > 20 else "")
 
 

@@ -352,8 +352,8 @@ def _raise_exception(content: bytes, url: str) -> NoReturn:
     if content.lstrip().startswith(b"<"):
         root = _parse(content, url)
         text = " ".join(e.text or "" for e in root.iter() if _tag(e) in {"ServiceException", "ExceptionText"})
-    said = hide_addresses(" ".join(text.split()))[:200] or f"{len(content)} bytes that are no raster"
-    msg = f"{redact(url)} says: {said}"
+    message = hide_addresses(" ".join(text.split()))[:200] or f"{len(content)} bytes that are no raster"
+    msg = f"{redact(url)} says: {message}"
     raise SourceError(msg) if text else SourceBusyError(msg)
 
 

@@ -334,10 +334,10 @@ def road_widths(frame: geopandas.GeoDataFrame) -> pd.Series:
     import pandas as pd
 
     text = _column(frame, "width").astype("string").str.extract(r"^\s*([0-9.]+)\s*(m|ft|')?\s*$")
-    said = pd.to_numeric(text[0], errors="coerce") * text[1].isin(["ft", "'"]).map({True: 0.3048, False: 1.0})
+    tagged = pd.to_numeric(text[0], errors="coerce") * text[1].isin(["ft", "'"]).map({True: 0.3048, False: 1.0})
     lanes = pd.to_numeric(_column(frame, "lanes"), errors="coerce")
     kind = _column(frame, "highway").map(_WIDTHS).astype("float64").fillna(_OTHER_WIDTH)
-    width = said.where(said > 0).fillna((lanes * _LANE).where(lanes > 0)).fillna(kind)
+    width = tagged.where(tagged > 0).fillna((lanes * _LANE).where(lanes > 0)).fillna(kind)
     return width.clip(1.0, 60.0).astype("float64")
 
 

@@ -90,8 +90,8 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     elif kind != "pixels" and beside.is_file():
         crs = CRS.from_user_input(beside.read_text(encoding="utf-8", errors="replace")).to_wkt()
     if kind == "wkt":
-        shapes, said = _shapes(table, columns[0])
-        crs = said or crs
+        shapes, declared = _shapes(table, columns[0])
+        crs = declared or crs
     else:
         xy = np.array([_place(table, row, columns) for row in table.rows]).reshape(-1, 2)
         if kind == "pixels":

@@ -242,9 +242,9 @@ def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDA
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         blank = is_blank(values[at])
-        said = "empty" if blank else repr(values[at])
+        shown = "empty" if blank else repr(values[at])
         msg = (
-            f"{where}, {name_feature(frame, at)}: {column} is {said}, not a whole number from 0, so that the point "
+            f"{where}, {name_feature(frame, at)}: {column} is {shown}, not a whole number from 0, so that the point "
             f"cannot be weighed ({int(wrong.sum())} such points); {_ADDED if blank else _WRITTEN}"
         )
         raise InputError(msg)

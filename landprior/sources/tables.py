@@ -240,9 +240,9 @@ def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     lines = re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n"))
     skipped = 0
     delimiter = None
-    said = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's own hint
-    if said is not None:
-        delimiter, skipped = said[1], 1
+    declared = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None  # Excel's own hint
+    if declared is not None:
+        delimiter, skipped = declared[1], 1
     content = ["\n" if comments and line.lstrip('"').startswith("#") else line for line in lines[skipped:]]
     rows = _split(content, delimiter or _find_delimiter(content), path, skipped)
     if not rows:

@@ -213,7 +213,7 @@ def test_classes_that_changed_places_are_seen_without_labels():
     turned = np.array([1, 2, 0, 4, 3, 5])[documents.fine]
     wrong = judge(sharp, turned, documents, TREE)
     assert wrong.loose
-    assert wrong.said < wrong.chance < right.said
+    assert wrong.mean_prior < wrong.chance < right.mean_prior
     alone = Documents(texts=("x",), coarse=np.array([2]))
     assert not judge(np.eye(6)[[5]], np.array([5]), alone, TREE).loose
 

@@ -11,9 +11,9 @@ from landprior.domains.text.language_model import LanguageModel, load_language_m
 from landprior.domains.text.prior import (
     calibrate,
     normalise_scores,
-    prior_of_scores,
-    prior_of_similarity,
-    prior_of_table,
+    prior_from_scores,
+    prior_from_similarity,
+    prior_from_table,
     read_prior,
     save_prior,
 )
@@ -59,19 +59,19 @@ def test_similarity_is_a_softmax_with_a_temperature():
     cosine = np.array([[0.3, 0.1, 0.9], [0.1, 0.3, 0.9]])
     sharp = np.exp(0.2 / 0.05)
     expected = sharp / (1 + sharp)
-    np.testing.assert_allclose(prior_of_similarity(cosine, documents, tree)[0], [expected, 1 - expected, 0])
-    flat = prior_of_similarity(cosine, documents, tree, temperature=0.5)
+    np.testing.assert_allclose(prior_from_similarity(cosine, documents, tree)[0], [expected, 1 - expected, 0])
+    flat = prior_from_similarity(cosine, documents, tree, temperature=0.5)
     np.testing.assert_allclose(flat[0, 0] / flat[0, 1], np.exp(0.2 / 0.5))
     with pytest.raises(InputError, match="must be positive"):
-        prior_of_similarity(cosine, documents, tree, temperature=0)
+        prior_from_similarity(cosine, documents, tree, temperature=0)
 
 
 def test_zeros_stay_zeros(rng):
     scores = rng.normal(size=ALLOWED.shape)
     for prior in (
-        prior_of_scores(scores, DOCUMENTS, TREE),
-        prior_of_similarity(scores, DOCUMENTS, TREE),
-        prior_of_table(np.exp(scores), DOCUMENTS, TREE),
+        prior_from_scores(scores, DOCUMENTS, TREE),
+        prior_from_similarity(scores, DOCUMENTS, TREE),
+        prior_from_table(np.exp(scores), DOCUMENTS, TREE),
     ):
         assert (prior[~ALLOWED] == 0).all()
         assert (prior[ALLOWED] > 0).all()
@@ -84,10 +84,10 @@ def test_tables_and_scores_that_make_no_sense(rng):
         wrong = table.copy()
         wrong[1, 1] = value
         with pytest.raises(PriorError, match=said):
-            prior_of_table(wrong, DOCUMENTS, TREE)
+            prior_from_table(wrong, DOCUMENTS, TREE)
     wrong = np.where(np.arange(6)[:, None] == 3, ~ALLOWED, table)
     with pytest.raises(PriorError, match="document 4 is 0 for all classes below 'arts'"):
-        prior_of_table(wrong, DOCUMENTS, TREE)
+        prior_from_table(wrong, DOCUMENTS, TREE)
     for value, said in ((-np.inf, "document 6 has no score"), (np.nan, "document 6 have NaN"), (np.inf, "infinite")):
         scores = table.copy()
         scores[5] = value
@@ -99,7 +99,7 @@ def test_tables_and_scores_that_make_no_sense(rng):
 
 
 def test_a_prior_is_the_same_when_it_was_saved(tmp_path, rng):
-    prior = prior_of_scores(rng.normal(size=ALLOWED.shape), DOCUMENTS, TREE)
+    prior = prior_from_scores(rng.normal(size=ALLOWED.shape), DOCUMENTS, TREE)
     save_prior(tmp_path / "p.npz", prior, DOCUMENTS, TREE)
     np.testing.assert_allclose(read_prior(tmp_path / "p.npz", DOCUMENTS, TREE), prior, rtol=1e-12)
     some = DOCUMENTS.take([4, 1])
@@ -111,13 +111,15 @@ def test_files_are_brought_to_the_order_of_documents_and_tree(tmp_path, rng):
     rows, columns = rng.permutation(6), rng.permutation(6)
     moved = values[rows][:, columns]
     ids, fine = np.array(DOCUMENTS.ids)[rows], np.array(TREE.fine)[columns]
-    for name, make in (("logprob", prior_of_scores), ("cosine", prior_of_similarity), ("prior", prior_of_table)):
+    for name, make in (("logprob", prior_from_scores), ("cosine", prior_from_similarity), ("prior", prior_from_table)):
         np.savez(tmp_path / "x.npz", ids=ids, fine=fine, **{name: moved})
         np.testing.assert_allclose(read_prior(tmp_path / "x.npz", DOCUMENTS, TREE), make(values, DOCUMENTS, TREE))
     rows = [",".join([name, *map(repr, row)]) for name, row in zip(ids, moved.tolist(), strict=True)]
     lines = [",".join(["id", *fine]), *rows]
     (tmp_path / "x.csv").write_text("\n".join(lines), encoding="utf-8")
-    np.testing.assert_allclose(read_prior(tmp_path / "x.csv", DOCUMENTS, TREE), prior_of_table(values, DOCUMENTS, TREE))
+    np.testing.assert_allclose(
+        read_prior(tmp_path / "x.csv", DOCUMENTS, TREE), prior_from_table(values, DOCUMENTS, TREE)
+    )
 
 
 def test_embeddings_become_cosines(tmp_path, rng):
@@ -125,7 +127,7 @@ def test_embeddings_become_cosines(tmp_path, rng):
     np.savez(tmp_path / "x.npz", documents=texts * 3, classes=classes)
     cosine = np.array([[t @ c / np.linalg.norm(t) / np.linalg.norm(c) for c in classes] for t in texts])
     found = read_prior(tmp_path / "x.npz", DOCUMENTS, TREE, temperature=0.2)
-    np.testing.assert_allclose(found, prior_of_similarity(cosine, DOCUMENTS, TREE, temperature=0.2))
+    np.testing.assert_allclose(found, prior_from_similarity(cosine, DOCUMENTS, TREE, temperature=0.2))
 
 
 def test_files_that_do_not_fit_are_explained(tmp_path, rng):

@@ -31,7 +31,7 @@ from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 from landprior.run import Run
-from landprior.sources import reach
+from landprior.sources import extents
 from landprior.sources.burning import burn
 from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network
@@ -487,11 +487,11 @@ def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
     path = tmp_path / "a.osm.pbf"
     with osmium.SimpleWriter(str(path), header=header):
         pass
-    found = reach.reach_of(path)
+    found = extents.find_extent(path)
     assert found.covers
     assert tuple(found.box) == pytest.approx((-76.9, 40.1, -76.7, 40.3))
     path.write_bytes(path.read_bytes()[:20])
-    assert reach.reach_of(path) is None
+    assert extents.find_extent(path) is None
 
 
 def test_a_packed_source_is_refused_before_anything_is_fetched(bare):
@@ -535,7 +535,7 @@ def test_hidden_files_beside_images_are_no_news(place, log):
 
 @pytest.mark.realdata
 def test_the_bounds_of_real_extracts(real_data):
-    found = reach.reach_of(real_data / "osm-samples" / "harrisburg.osm.pbf")
+    found = extents.find_extent(real_data / "osm-samples" / "harrisburg.osm.pbf")
     assert tuple(found.box) == pytest.approx((-76.8459, 40.2075, -76.7474, 40.3136), abs=1e-4)
 
 

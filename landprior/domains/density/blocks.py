@@ -112,9 +112,9 @@ def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path,
         if wrong.any():
             at = int(np.flatnonzero(wrong)[0])
             value = table[name].iloc[at]
-            said = repr(value) if isinstance(value, str) else f"{value:g}"
+            shown = repr(value) if isinstance(value, str) else f"{value:g}"
             kind = "a whole number from 0" if whole else "a number"
-            msg = f"{path}, line {table.index[at]}: {name} is {said}, not {kind}"
+            msg = f"{path}, line {table.index[at]}: {name} is {shown}, not {kind}"
             raise InputError(msg)
 
 

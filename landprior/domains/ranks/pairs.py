@@ -137,16 +137,16 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
     for row in rows:
         place = f"{path}, line {row.line}"
         one, other = (_find(row[name], where, place) for name in ("first", "second"))
-        said = row.get("relation", "").strip() or ">="
+        relation = row.get("relation", "").strip() or ">="
         if one == other:
             msg = f"{place}: {row['first']} is paired with itself"
             raise InputError(msg)
-        if said in _MIRRORED:
-            one, other, said = other, one, _MIRRORED[said]
-        if said not in RELATIONS:
-            msg = f"{place}: the relation {said!r} is none of >=, >, =, <, <="
+        if relation in _MIRRORED:
+            one, other, relation = other, one, _MIRRORED[relation]
+        if relation not in RELATIONS:
+            msg = f"{place}: the relation {relation!r} is none of >=, >, =, <, <="
             raise InputError(msg)
-        found.append((one, other, RELATIONS.index(said)))
+        found.append((one, other, RELATIONS.index(relation)))
     return Pairs(*torch.tensor(found, dtype=torch.int64).unbind(1))
 
 

@@ -133,8 +133,8 @@ class Judgement:
     Parameters
     ----------
     information
-        See :func:`information`.
-    said
+        See :func:`measure_information`.
+    mean_prior
         Mean probability that the prior gives the classes the network finds.
     expected
         The same if they were drawn from the prior.
@@ -143,7 +143,7 @@ class Judgement:
     """
 
     information: float
-    said: float
+    mean_prior: float
     expected: float
     chance: float
 
@@ -155,7 +155,7 @@ class Judgement:
     @property
     def loose(self) -> bool:
         """Whether the classes that the network finds have little to do with the prior."""
-        return self.said - self.chance < HOLD * (self.expected - self.chance)
+        return self.mean_prior - self.chance < HOLD * (self.expected - self.chance)
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def classify(
     history = fit(
         network,
         feed,
-        settings.training(feed.epoch_steps, weak=information(prior, documents, tree) < LEAST_INFORMATION),
+        settings.training(feed.epoch_steps, weak=measure_information(prior, documents, tree) < LEAST_INFORMATION),
         fabric=fabric,
         checkpoint=checkpoint,
         identity=_identify(features, prior, settings) if checkpoint is not None else "",
@@ -288,19 +288,19 @@ def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Docum
     Judgement
         Of the documents whose coarse label leaves several classes.
     """
-    own, means, rows = _open_question(prior, documents, tree)
+    own, means, rows = _select_ambiguous(prior, documents, tree)
     if not len(rows):
-        return Judgement(information=1.0, said=1.0, expected=1.0, chance=1.0)
+        return Judgement(information=1.0, mean_prior=1.0, expected=1.0, chance=1.0)
     each = np.arange(len(rows))
     return Judgement(
-        information=information(prior, documents, tree),
-        said=float(own[each, found[rows]].mean()),
+        information=measure_information(prior, documents, tree),
+        mean_prior=float(own[each, found[rows]].mean()),
         expected=float((own**2).sum(axis=1).mean()),
         chance=float(means[each, found[rows]].mean()),
     )
 
 
-def information(prior: NDArray[np.float64], documents: Documents, tree: Tree) -> float:
+def measure_information(prior: NDArray[np.float64], documents: Documents, tree: Tree) -> float:
     """Measure the part of the fine classes' entropy, given the coarse label, that a prior takes away.
 
     Parameters
@@ -315,14 +315,14 @@ def information(prior: NDArray[np.float64], documents: Documents, tree: Tree) ->
     float
         0 for a prior that says the same of all documents of a coarse label, 1 for one that is sure.
     """
-    own, means, rows = _open_question(prior, documents, tree)
+    own, means, rows = _select_ambiguous(prior, documents, tree)
     if not len(rows):
         return 1.0
     left, before = (-(table * np.log(np.maximum(table, 1e-300))).sum(axis=1).mean() for table in (own, means))
     return float(1 - left / max(before, 1e-12))
 
 
-def _open_question(
+def _select_ambiguous(
     prior: NDArray[np.float64], documents: Documents, tree: Tree
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return the prior and its mean over a coarse label where that has several classes, and which rows these are."""
@@ -338,9 +338,9 @@ def _warn(judgement: Judgement, settings: TextSettings) -> None:
     if judgement.loose:
         more = "" if settings.loss not in IMPLICIT else "; try more --warmup-epochs, or --loss ce"
         warnings.warn(
-            f"the network has come loose from the prior, which gives its classes {judgement.said:.2f} on average where "
-            f"{judgement.expected:.2f} would be right and {judgement.chance:.2f} chance: classes may have changed "
-            f"places{more}",
+            f"the network has come loose from the prior, which gives its classes {judgement.mean_prior:.2f} on average "
+            f"where {judgement.expected:.2f} would be right and {judgement.chance:.2f} chance: classes may have "
+            f"changed places{more}",
             HarmWarning,
             stacklevel=3,
         )

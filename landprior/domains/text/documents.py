@@ -153,14 +153,14 @@ def _parse(path: Path) -> object:
     if path.suffix != ".json":
         return parse_yaml(text, path)
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be parsed ({reason})"
         raise ConfigError(msg) from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of JSON, in which no key may be twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
@@ -337,7 +337,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, A
             with (gzip.open if packed else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
                 yield from _jsonl_rows(lines, path)
     except UnicodeDecodeError as error:
-        line = _line_that_is_no_text(path, packed=packed)
+        line = _find_undecodable_line(path, packed=packed)
         msg = f"{path} cannot be read: line {line} is not UTF-8; save the file as UTF-8"
         raise InputError(msg) from error
     except (OSError, EOFError, zlib.error) as error:
@@ -345,7 +345,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, A
         raise InputError(msg) from error
 
 
-def _line_that_is_no_text(path: Path, *, packed: bool) -> int:
+def _find_undecodable_line(path: Path, *, packed: bool) -> int:
     """Return the first line, from 1, that is not UTF-8."""
     last = 1
     with (gzip.open if packed else open)(path, "rb") as stream:

@@ -89,7 +89,7 @@ def calibrate(prior: NDArray[np.float64], coarse: NDArray[np.int64]) -> NDArray[
     return np.asarray(result / result.sum(axis=1, keepdims=True))
 
 
-def prior_of_scores(scores: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
+def prior_from_scores(scores: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
     """Turn log-likelihoods of class names into a calibrated prior.
 
     Parameters
@@ -112,7 +112,7 @@ def prior_of_scores(scores: NDArray[Any], documents: Documents, tree: Tree) -> N
     return calibrate(normalise_scores(scores, documents.allowed(tree)), documents.coarse)
 
 
-def prior_of_similarity(
+def prior_from_similarity(
     cosine: NDArray[Any], documents: Documents, tree: Tree, *, temperature: float = TEMPERATURE
 ) -> NDArray[np.float64]:
     """Turn cosines of sentence embeddings into a calibrated prior.
@@ -141,10 +141,10 @@ def prior_of_similarity(
     if not temperature > 0:
         msg = f"the temperature must be positive, not {temperature}"
         raise InputError(msg)
-    return prior_of_scores(np.asarray(cosine, dtype=np.float64) / temperature, documents, tree)
+    return prior_from_scores(np.asarray(cosine, dtype=np.float64) / temperature, documents, tree)
 
 
-def prior_of_table(table: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
+def prior_from_table(table: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
     """Normalise a table of the user's over the classes below each coarse label; it is not calibrated.
 
     Parameters
@@ -196,9 +196,9 @@ def read_prior(
     path
         A CSV with a header of fine labels and, if the documents have names, ``id``; or an ``.npz`` with one of
 
-        - ``prior`` (N, C): a table, see :func:`prior_of_table`;
-        - ``logprob`` (N, C): see :func:`prior_of_scores`;
-        - ``cosine`` (N, C): see :func:`prior_of_similarity`;
+        - ``prior`` (N, C): a table, see :func:`prior_from_table`;
+        - ``logprob`` (N, C): see :func:`prior_from_scores`;
+        - ``cosine`` (N, C): see :func:`prior_from_similarity`;
         - ``documents`` (N, D) and ``classes`` (C, D): embeddings, from which cosines are computed;
 
         and ``fine`` (C,), the labels in their order, and ``ids`` (N,). Without ``fine`` the order is the tree's,
@@ -206,7 +206,7 @@ def read_prior(
     documents, tree
         Coarse labels and what lies below them.
     temperature
-        Of cosines, see :func:`prior_of_similarity`.
+        Of cosines, see :func:`prior_from_similarity`.
 
     Returns
     -------
@@ -222,7 +222,7 @@ def read_prior(
     """
     path = check_file(path, error=PriorError)
     if path.suffix.lower() == ".csv":
-        return prior_of_table(_aligned(path, *_read_table(path), documents, tree), documents, tree)
+        return prior_from_table(_align(path, *_read_table(path), documents, tree), documents, tree)
     arrays = read_arrays(path, trouble="is no .npz file of numbers and texts", error=PriorError)
     kinds = [kind for kind in ("prior", "logprob", "cosine") if kind in arrays]
     if kinds:
@@ -232,12 +232,12 @@ def read_prior(
     else:
         msg = f"{path} has none of prior, logprob, cosine, or documents and classes; it has {', '.join(arrays)}"
         raise PriorError(msg)
-    values = _aligned(path, values, _names(arrays.get("fine")), _names(arrays.get("ids")), documents, tree)
+    values = _align(path, values, _names(arrays.get("fine")), _names(arrays.get("ids")), documents, tree)
     if kind == "prior":
-        return prior_of_table(values, documents, tree)
+        return prior_from_table(values, documents, tree)
     if kind == "logprob":
-        return prior_of_scores(values, documents, tree)
-    return prior_of_similarity(values, documents, tree, temperature=temperature)
+        return prior_from_scores(values, documents, tree)
+    return prior_from_similarity(values, documents, tree, temperature=temperature)
 
 
 def save_prior(
@@ -292,7 +292,7 @@ def _cosine(path: Path, documents: NDArray[Any], classes: NDArray[Any]) -> NDArr
     return np.asarray(one @ other.T)
 
 
-def _aligned(
+def _align(
     path: Path,
     values: NDArray[Any],
     fine: list[str] | None,

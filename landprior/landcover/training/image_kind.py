@@ -195,18 +195,18 @@ def _compare_names(trained: Sequence[str | None], given: Sequence[str | None]) -
 
 
 def _name_bands(layer: ImageLayer) -> list[str | None]:
-    said = [layer.src.descriptions[index - 1] or "" for index in layer.indexes]
-    if _are_numbered(said):
-        said = [""] * len(said)
+    descriptions = [layer.src.descriptions[index - 1] or "" for index in layer.indexes]
+    if _are_numbered(descriptions):
+        descriptions = [""] * len(descriptions)
     return [
         _name(number, text, layer.src.colorinterp[index - 1])
-        for number, (text, index) in enumerate(zip(said, layer.indexes, strict=True), 1)
+        for number, (text, index) in enumerate(zip(descriptions, layer.indexes, strict=True), 1)
     ]
 
 
-def _are_numbered(said: Sequence[str]) -> bool:
+def _are_numbered(names: Sequence[str]) -> bool:
     """Say whether bands are called by one word and their own numbers, as R names them after the file (``tile12_3``)."""
-    found = [re.fullmatch(r"(.*?)0*(\d+)", text) for text in said]
+    found = [re.fullmatch(r"(.*?)0*(\d+)", text) for text in names]
     stems = {match[1] for match in found if match}
     return len(stems) == 1 and all(match and int(match[2]) == number for number, match in enumerate(found, 1))
 

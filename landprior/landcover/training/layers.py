@@ -170,8 +170,8 @@ class ImageLayer(_Layer):
         logger.info("%s: pixels that are NaN or infinite in some band: %d; they count as no data", self.path, total)
 
     def _count_broken(self, values: NDArray[np.generic]) -> int:
-        said = any(value is not None and np.isnan(value) for value in (*self._found.nodata, self._nodata))
-        broken = np.isinf(values) if said else ~np.isfinite(values)
+        declared = any(value is not None and np.isnan(value) for value in (*self._found.nodata, self._nodata))
+        broken = np.isinf(values) if declared else ~np.isfinite(values)
         return int(broken.any(axis=0).sum())
 
 

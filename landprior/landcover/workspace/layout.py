@@ -18,11 +18,11 @@ from landprior.raster.codes import open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.reading import open_raster
 from landprior.sources import nlcd
+from landprior.sources.extents import Box, check_extent, find_box
 from landprior.sources.labels import is_raster
 from landprior.sources.naip.choose import choose_images
 from landprior.sources.naip.grid import locate, tile_grid
 from landprior.sources.naip.search import list_images, search_images
-from landprior.sources.reach import Box, box_of, check_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,21 +229,21 @@ def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
         If one is missing, says no usable CRS, or is of another place; footprints and labels of another place are
         but a warning, as there may be none.
     """
-    boxes = {tile.folder.name: box_of(tile.grid) for tile in tiles}
+    boxes = {tile.folder.name: find_box(tile.grid) for tile in tiles}
     if settings.nlcd is not None and not nlcd.is_remote(settings.nlcd):
         for tile in tiles:
             source = settings.nlcd.replace("{year}", str(tile.nlcd_year))
             with open_on_grid(source, tile.grid, like=f"tile {tile.folder.name}"):
                 pass
     if settings.osm not in {None, NONE}:
-        check_reach(str(settings.osm), boxes, "--osm", strict=True)
+        check_extent(str(settings.osm), boxes, "--osm", strict=True)
     if settings.buildings not in {None, NONE}:
-        check_reach(str(settings.buildings), boxes, "--buildings", strict=False)
+        check_extent(str(settings.buildings), boxes, "--buildings", strict=False)
     for path in settings.labels:
         if is_raster(path):
             _check_labels(path, boxes, alone=len(settings.labels) == 1)
         else:
-            check_reach(path, boxes, "--reference", strict=False)
+            check_extent(path, boxes, "--reference", strict=False)
 
 
 def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:

@@ -37,12 +37,12 @@ from landprior.raster.sidecars import sidecars_of
 from landprior.raster.windows import stream
 from landprior.sources import buildings, nlcd, osm
 from landprior.sources.burning import burn
+from landprior.sources.extents import NEAR, check_extent, find_box, find_extent, list_spatial_layers
 from landprior.sources.http.responses import fingerprint
 from landprior.sources.labels import is_raster, write_labels
 from landprior.sources.local_files import absolute_source, identify, plain_path
 from landprior.sources.naip.warp import write_image
 from landprior.sources.public import WCS_URL
-from landprior.sources.reach import NEAR, box_of, check_reach, layers_of, reach_of
 from landprior.sources.vectors import read_vectors
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class TileFetcher:
         """Say which sources had nothing at all, once each; a file without anything around is hardly of this place."""
         tiles = self.plan.tiles
         where = f"tile {tiles[0].folder.name}" if len(tiles) == 1 else f"any of {len(tiles)} tiles"
-        boxes = {tile.folder.name: box_of(tile.grid) for tile in tiles}
+        boxes = {tile.folder.name: find_box(tile.grid) for tile in tiles}
         for layer, name in (("osm", "road or water"), ("buildings", "building"), ("labels", "label")):
             if layer not in self._features or self._features[layer]:
                 continue
@@ -126,10 +126,10 @@ class TileFetcher:
                 if is_raster(source):
                     warnings.warn(f"{source} has no {name} on {where}", SourceWarning, stacklevel=3)
                     continue
-                known = reach_of(source)
-                if known is None and not check_reach(source, boxes, f"--{layer}", strict=False, thorough=True):
+                known = find_extent(source)
+                if known is None and not check_extent(source, boxes, f"--{layer}", strict=False, thorough=True):
                     continue
-                known = known or reach_of(source, thorough=True)
+                known = known or find_extent(source, thorough=True)
                 if known is not None and not any(known.box.meets(box, NEAR) for box in boxes.values()):
                     continue  # reported before anything was fetched
                 if known is None or known.covers or not self._has_neighbours(source):
@@ -153,7 +153,7 @@ class TileFetcher:
                 crs=g.crs,
             )
             path = plain_path(source)
-            for name in [None] if Path(source) != path else layers_of(path):
+            for name in [None] if Path(source) != path else list_spatial_layers(path):
                 if len(read_vectors(source if name is None else path, layer=name, grid=wide)):
                     return True
         return False
@@ -301,7 +301,9 @@ class TileFetcher:
             source = osm.download_features(tile.grid, self.network, url=s.overpass_url)
         elif osm.is_extract(Path(s.osm)):
             path = Path(s.osm)
-            source = self._once_per_fetch("osm", lambda: osm.convert_extract(path, self.network.cache, self._reach()))
+            source = self._once_per_fetch(
+                "osm", lambda: osm.convert_extract(path, self.network.cache, self._find_bounds())
+            )
         else:
             source = Path(s.osm)
         frames = osm.read_layers(source, tile.grid)
@@ -315,7 +317,7 @@ class TileFetcher:
         if s.buildings is None:
             source = self._once_per_fetch(
                 "buildings",
-                lambda: buildings.download_buildings(self._reach(), self.network, index_url=s.buildings_index),
+                lambda: buildings.download_buildings(self._find_bounds(), self.network, index_url=s.buildings_index),
             )
         else:
             source = Path(s.buildings)
@@ -352,7 +354,7 @@ class TileFetcher:
             raise InputError(msg)
         return load_scheme(preset.scheme)
 
-    def _reach(self) -> tuple[float, float, float, float]:
+    def _find_bounds(self) -> tuple[float, float, float, float]:
         """Return the bounds of all tiles in degrees."""
         boxes = np.array(
             [transform_bounds(t.grid.crs, "EPSG:4326", *t.grid.bounds, densify_pts=21) for t in self.plan.tiles]

@@ -77,7 +77,7 @@ def download(
     if path.is_file() and not network.must_refetch(path):
         return path
     network.require_online(origin, redact(remote.href))
-    with _alone(network, path, origin):
+    with _locking(network, path, origin):
         if path.is_file() and not network.must_refetch(path):
             return path  # another process was faster
         part = path.with_name(f"{path.name}.part")
@@ -136,9 +136,9 @@ def _resume(network: Network, remote: Remote, part: Path, limit: int) -> None:
 
 
 @contextmanager
-def _alone(network: Network, path: Path, origin: Origin) -> Iterator[None]:
+def _locking(network: Network, path: Path, origin: Origin) -> Iterator[None]:
     """Keep other processes and threads from fetching the same file."""
-    said = False
+    warned = False
     with network.cache.writing(path):
         lock = FileLock(network.cache.lock_path(path))
         while True:
@@ -147,9 +147,9 @@ def _alone(network: Network, path: Path, origin: Origin) -> Iterator[None]:
                 lock.acquire(timeout=0.2)
                 break
             except Timeout:
-                if not said:
+                if not warned:
                     logger.info("%s: %s is being fetched by another process; waiting", origin.name, path.name)
-                said = True
+                warned = True
     try:
         yield
     finally:

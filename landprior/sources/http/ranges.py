@@ -153,11 +153,11 @@ class Chunks:
         version = hashlib.sha256(f"{self.size} {self._validator}".encode()).hexdigest()[:16]
         return self.folder / version / f"{index:06d}"
 
-    def _due(self, index: int) -> int:
+    def _expected_size(self, index: int) -> int:
         return min(CHUNK, self.size - index * CHUNK)
 
     def _is_kept(self, index: int) -> bool:
-        return file_size(self._path(index)) == self._due(index)
+        return file_size(self._path(index)) == self._expected_size(index)
 
     def _chunk(self, index: int) -> bytes:
         if index not in self._recent and not self._load(index):
@@ -177,7 +177,7 @@ class Chunks:
             content = self._path(index).read_bytes()
         except OSError:
             return False
-        if len(content) == self._due(index):
+        if len(content) == self._expected_size(index):
             self._recent[index] = content
         return index in self._recent
 
@@ -201,7 +201,7 @@ class Chunks:
             start, stop = first * CHUNK, wanted.stop * CHUNK
             headers = IDENTITY | {"Range": f"bytes={start}-{stop - 1}"}
             with network.open(self.remote, headers) as response:
-                begin, end, total = self._look(response, start, stop)
+                begin, end, total = self._read_span(response, start, stop)
                 if total is None:
                     content = self._receive(response, limit=_WHOLE_LIMIT)
                     total = end = len(content)
@@ -217,7 +217,7 @@ class Chunks:
 
         network.call(self.origin, ask, gained=lambda: len(kept) * CHUNK)
 
-    def _look(self, response: Response, start: int, stop: int) -> tuple[int, int | None, int | None]:
+    def _read_span(self, response: Response, start: int, stop: int) -> tuple[int, int | None, int | None]:
         """Return from where to where an answer goes, and the size of the file; None: it does not say."""
         where = redact(self.remote.href)
         check_status(response)

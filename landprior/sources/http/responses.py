@@ -117,13 +117,13 @@ def check_status(response: Response) -> None:
     status = response.status_code
     if 200 <= status < 300:
         return
-    said = f"{redact(response.url)} answered {status} {response.reason or ''}".rstrip()
+    summary = f"{redact(response.url)} answered {status} {response.reason or ''}".rstrip()
     if status in _BUSY or (status >= 500 and status not in _NEVER):
-        raise SourceBusyError(said, wait=retry_after(response))
+        raise SourceBusyError(summary, wait=retry_after(response))
     if status in DENIED:
-        msg = f"{said}: access was denied"
+        msg = f"{summary}: access was denied"
         raise SourceError(msg)
-    raise SourceError(said)
+    raise SourceError(summary)
 
 
 def retry_after(response: Response) -> float | None:

@@ -72,7 +72,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
+class Extent:
     """Where the features of a file lie.
 
     Parameters
@@ -93,12 +93,12 @@ class Reach:
     swapped: Box | None = None
 
 
-def box_of(grid: Grid) -> Box:
+def find_box(grid: Grid) -> Box:
     """Return a tile's bounds in degrees."""
     return Box(*transform_bounds(grid.crs, "EPSG:4326", *grid.bounds, densify_pts=21))
 
 
-def check_reach(
+def check_extent(
     source: str | Path, tiles: Mapping[str, Box], option: str, *, strict: bool, thorough: bool = False
 ) -> bool:
     """Compare where a vector file lies with the tiles it is for.
@@ -138,26 +138,26 @@ def check_reach(
         msg = f"{path} is packed; unpack it and give what is in it ({option})"
         raise InputError(msg)
     refuse_zip_bomb(path)
-    reach = reach_of(source, thorough=thorough)
-    if reach is None:
+    extent = find_extent(source, thorough=thorough)
+    if extent is None:
         return True
-    far = {name: box for name, box in tiles.items() if not reach.box.meets(box, 0.0 if reach.covers else NEAR)}
+    far = {name: box for name, box in tiles.items() if not extent.box.meets(box, 0.0 if extent.covers else NEAR)}
     if not far:
-        return not reach.covers or _say_shares(path, reach.box, tiles)
+        return not extent.covers or _check_shares(path, extent.box, tiles)
     name, box = next(iter(far.items()))
     which = f"tile {name}" if len(far) == 1 else f"{len(far)} of {len(tiles)} tiles, such as {name}"
-    hint = reach.hint
-    if reach.swapped is not None and reach.swapped.meets(box, NEAR):
+    hint = extent.hint
+    if extent.swapped is not None and extent.swapped.meets(box, NEAR):
         hint = "; its coordinates seem to be latitude first: swap them (QGIS: Swap X and Y coordinates)"
-    if reach.covers:
+    if extent.covers:
         msg = (
-            f"{path} covers {reach.box} and not {which} ({box}){hint}; "
+            f"{path} covers {extent.box} and not {which} ({box}){hint}; "
             f"give an extract of this place ({option}), or go without ({option} none)"
         )
         raise GridMismatchError(msg)
     msg = (
         f"{path} has nothing within {NEAR / 1000:g} km of {which}: "
-        f"its features lie in {reach.box}, the tile in {box} (west,south,east,north){hint}"
+        f"its features lie in {extent.box}, the tile in {box} (west,south,east,north){hint}"
     )
     if strict and len(far) == len(tiles):
         msg = f"{msg}; give a file of this place ({option}), or go without ({option} none)"
@@ -166,7 +166,7 @@ def check_reach(
     return False
 
 
-def _say_shares(path: Path, whole: Box, tiles: Mapping[str, Box]) -> bool:
+def _check_shares(path: Path, whole: Box, tiles: Mapping[str, Box]) -> bool:
     """Warn of tiles that an extract covers in part; beyond its edge nothing would be burnt."""
     shares = {name: whole.share_of(box) for name, box in tiles.items()}
     name = min(shares, key=lambda one: shares[one])
@@ -181,7 +181,7 @@ def _say_shares(path: Path, whole: Box, tiles: Mapping[str, Box]) -> bool:
     return True
 
 
-def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
+def find_extent(source: str | Path, *, thorough: bool = False) -> Extent | None:
     """Return where a vector file lies; None if it does not say, or has no features.
 
     Raises
@@ -191,23 +191,23 @@ def reach_of(source: str | Path, *, thorough: bool = False) -> Reach | None:
     """
     path = plain_path(source)
     name = path.name.lower()
-    said = _pbf_box(path) if name.endswith(".pbf") else _xml_box(path) if name.endswith(".osm") else None
-    if said is not None:
-        return Reach(box=said, covers=True)
+    declared = _pbf_box(path) if name.endswith(".pbf") else _xml_box(path) if name.endswith(".osm") else None
+    if declared is not None:
+        return Extent(box=declared, covers=True)
     if name.endswith((".pbf", ".osm")) and not thorough:
         return None  # a pass through the whole file
     found = _parquet_bounds(path) if path.suffix.lower() in PARQUET else _gdal_bounds(source, path, thorough=thorough)
-    boxes = [reach for bounds, crs in found if (reach := _in_degrees(bounds, crs, path)) is not None]
+    boxes = [extent for bounds, crs in found if (extent := _in_degrees(bounds, crs, path)) is not None]
     if not boxes:
         return None
-    return Reach(
-        box=_around([reach.box for reach in boxes]),
-        hint=next((reach.hint for reach in boxes if reach.hint), ""),
+    return Extent(
+        box=_around([extent.box for extent in boxes]),
+        hint=next((extent.hint for extent in boxes if extent.hint), ""),
         swapped=boxes[0].swapped,
     )
 
 
-def layers_of(path: Path) -> list[str | None]:
+def list_spatial_layers(path: Path) -> list[str | None]:
     """Return the names of the layers that have geometries; only None for a format without layers, or if unreadable."""
     if path.suffix.lower() in PARQUET:
         return [None]
@@ -261,7 +261,7 @@ def _parquet_bounds(path: Path) -> list[tuple[Sequence[float], str | None]]:
         return []  # reported by whoever reads it
 
 
-def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach | None:
+def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Extent | None:
     west, south, east, north = bounds
     numbers = ", ".join(f"{value:.8g}" for value in bounds)
     looks = abs(west) <= 360 and abs(east) <= 360 and abs(south) <= 180 and abs(north) <= 180
@@ -273,7 +273,7 @@ def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach |
         own = CRS.from_user_input(crs)
         if not own.is_geographic:
             hint = "; its coordinates look like degrees: is its CRS right?" if looks else ""
-            return Reach(box=Box(*transform_bounds(own, "EPSG:4326", *bounds, densify_pts=21)), hint=hint)
+            return Extent(box=Box(*transform_bounds(own, "EPSG:4326", *bounds, densify_pts=21)), hint=hint)
     except RasterioError:
         return None  # whoever reads the features reports a CRS that cannot be used
     swapped = Box(south, west, north, east) if abs(west) <= 90 and abs(east) <= 90 else None
@@ -284,7 +284,7 @@ def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Reach |
             "set the CRS they are in (ogr2ogr -a_srs EPSG:CODE)"
         )
         raise InputError(msg)
-    return Reach(box=Box(west, south, east, north), swapped=swapped)
+    return Extent(box=Box(west, south, east, north), swapped=swapped)
 
 
 # -- what extracts of OpenStreetMap say of themselves ----------------------------------------------
@@ -297,7 +297,7 @@ def _xml_box(path: Path) -> Box | None:
     found = re.search(r"<bounds\b[^>]*>", head)
     sides = dict(re.findall(r"(minlon|minlat|maxlon|maxlat)=[\"']([-+0-9.eE]+)[\"']", found[0])) if found else {}
     try:
-        return _sound_box(*(float(sides[name]) for name in ("minlon", "minlat", "maxlon", "maxlat")))
+        return _check_box(*(float(sides[name]) for name in ("minlon", "minlat", "maxlon", "maxlat")))
     except (KeyError, ValueError):
         return None
 
@@ -318,10 +318,10 @@ def _pbf_box(path: Path) -> Box | None:
         left, right, top, bottom = (_unzigzag(_integer(sides[number])) * 1e-9 for number in (1, 2, 3, 4))
     except (struct.error, KeyError, IndexError, ValueError, TypeError, zlib.error, OSError):
         return None
-    return _sound_box(left, bottom, right, top)
+    return _check_box(left, bottom, right, top)
 
 
-def _sound_box(west: float, south: float, east: float, north: float) -> Box | None:
+def _check_box(west: float, south: float, east: float, north: float) -> Box | None:
     box = Box(west, south, east, north)
     return box if -180 <= west < east <= 180 and -90 <= south < north <= 90 else None
 
