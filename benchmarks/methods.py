@@ -181,7 +181,7 @@ def judge_claims(lines: list[Line], experiment: Experiment) -> str:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("landprior-experiments/methods"),
     show_default=True,
-    help="Kept; the same command goes on from there.",
+    help="Kept; the same command resumes from there.",
 )
 @click.option("--sets", default="west-virginia,city-windows,ohio", show_default=True)
 @click.option("--method", "methods", multiple=True, help="Only these rows.")

@@ -1,10 +1,10 @@
 """Land-cover maps at 1 m without 1 m labels.
 
-Coarse, public layers (30 m NLCD, OpenStreetMap, building footprints) become a prior belief per
+Coarse, public layers (30 m NLCD, OpenStreetMap, building footprints) become a prior probability per
 pixel; a small network is trained on the place itself against that prior with the
 implicit-posterior losses QR and RQ; the map is written as a Cloud-Optimized GeoTIFF.
 
-The package is a library first, and the command line calls it. What most people need is here::
+The package is a library first, and the command line calls it. The most common functions are here::
 
     import landprior
 
@@ -14,14 +14,14 @@ The package is a library first, and the command line calls it. What most people 
     landprior.predict("naip.tif", "map.tif", model, posterior="prior.tif")
     print(landprior.evaluate([("map.tif", "labels.tif")], scheme).to_text())
 
-The rest is in the packages:
+Everything else is in the subpackages:
 
-- :mod:`landprior.implicit`: losses, posterior, networks and the training loop; knows no maps.
-- :mod:`landprior.raster`: grids, windows, COG writing and class schemes; knows no networks.
-- :mod:`landprior.sources`: NAIP, NLCD, OpenStreetMap, buildings and files of the user's own.
+- :mod:`landprior.implicit`: losses, posterior, networks and the training loop; independent of maps.
+- :mod:`landprior.raster`: grids, windows, COG writing and class schemes; independent of networks.
+- :mod:`landprior.sources`: NAIP, NLCD, OpenStreetMap, buildings and the user's own files.
 - :mod:`landprior.landcover`: priors, tile training, prediction, evaluation, the whole chain.
 
-Nothing heavy is imported here, so that ``landprior --help`` stays instant: a name is loaded when it is first used.
+Nothing heavy is imported here, so that ``landprior --help`` is fast: names are loaded on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ _NAMES_THERE = {"train": "train_files"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function, a class or a module
-    """Load a public name from its module (PEP 562); the imports above say the same to type checkers."""
+    """Load a public name from its module (PEP 562); the imports above do the same for type checkers."""
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -94,7 +94,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a function, a class or a mo
     there = _NAMES_THERE.get(name, name)
     home = import_module(_HOMES[name])
     found = getattr(home, there) if hasattr(home, there) else import_module(f"{_HOMES[name]}.{there}")
-    globals()[name] = found  # the next use finds it at once
+    globals()[name] = found  # found directly next time
     return found
 
 

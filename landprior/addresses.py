@@ -1,4 +1,4 @@
-"""Take secrets out of addresses that messages and records show."""
+"""Removing secrets from addresses shown in messages and records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _USER = re.compile(r"(?<=/)[^/?#]*@")
 
 
 def redact(url: str) -> str:
-    """Return an address or a path without user, password, query and fragment, so that it may be shown."""
+    """Return an address or a path without user, password, query and fragment, so that it is safe to show."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

@@ -1,8 +1,8 @@
-"""Settings of another GDAL or PROJ in the environment: found, and taken out before they do harm.
+"""Detecting and removing environment settings of another GDAL or PROJ before they do harm.
 
 Desktop packages (QGIS, PostGIS, an old conda environment) set ``PROJ_LIB``, ``PROJ_DATA`` or ``GDAL_DATA`` for
-themselves. rasterio and pyogrio would obey and then know no coordinate reference system. They carry data of their
-own, so what cannot serve them is left out. This must happen before they are imported; nothing here imports them.
+themselves. rasterio and pyogrio would use them and then find no coordinate reference systems. They include their own
+data, so unsuitable settings are removed. This must happen before they are imported; this module imports neither.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _ON = {"ON", "YES", "TRUE", "1"}
 
 
 def drop_foreign_settings(environment: MutableMapping[str, str] | None = None) -> list[str]:
-    """Take settings that cannot serve our GDAL and PROJ out of the environment.
+    """Remove settings that do not suit our GDAL and PROJ from the environment.
 
     Parameters
     ----------
     environment
-        To look at and change; None: ``os.environ``.
+        Environment to check and change; None: ``os.environ``.
 
     Returns
     -------
     list of str
-        A sentence for each setting that was taken out: its name, its value and why.
+        A sentence for each removed setting, with its name, value and the reason.
     """
     environment = os.environ if environment is None else environment
     messages = []
@@ -53,17 +53,17 @@ def drop_foreign_settings(environment: MutableMapping[str, str] | None = None) -
 
 
 def list_dropped() -> list[str]:
-    """Return what :func:`drop_foreign_settings` has said of this process."""
+    """Return the result of :func:`drop_foreign_settings` for this process."""
     return list(_dropped)
 
 
 def list_settings() -> dict[str, str]:
-    """Return the settings of GDAL and PROJ that :func:`drop_foreign_settings` looks at, as far as they are set."""
+    """Return the settings of GDAL and PROJ checked by :func:`drop_foreign_settings` that are set."""
     return {name: os.environ[name] for name in _CHECKS if name in os.environ}
 
 
 def _check_proj(value: str) -> str:
-    """Say why a search path of PROJ (folders, joined as in PATH) cannot serve; empty if it can."""
+    """Return why a search path of PROJ (folders, joined as in PATH) is unsuitable; empty if it is suitable."""
     if not value.strip():
         return "it is empty"
     file = next((f for f in (Path(part) / "proj.db" for part in value.split(os.pathsep)) if _is_file(f)), None)
@@ -76,24 +76,24 @@ def _check_proj(value: str) -> str:
     if wanted and (layout[0] != wanted[0] or layout[1] < wanted[1]):
         ours, theirs = (".".join(map(str, one)) for one in (wanted, layout))
         return (
-            f"its proj.db belongs to another PROJ (layout {theirs}, needed is {ours}); "
+            f"its proj.db belongs to another PROJ (layout {theirs}, required is {ours}); "
             "our libraries use their own data (unset it to lose this warning)"
         )
     return ""
 
 
 def _check_gdal(value: str) -> str:
-    """Say why a folder of GDAL's data cannot serve; empty if it can."""
+    """Return why a folder of GDAL's data is unsuitable; empty if it is suitable."""
     if _is_file(Path(value) / "gdalvrt.xsd"):
         return ""
     return "it is not a folder with GDAL's data; our libraries use their own (unset it to lose this warning)"
 
 
 def _check_drivers(value: str) -> str:
-    """Say why a folder of GDAL's plugins cannot serve; empty if it can."""
+    """Return why a folder of GDAL's plugins is unsuitable; empty if it is suitable."""
     if value.lower() == "disable" or not _has_folder("rasterio", "gdal_data"):
-        return ""  # a GDAL of the system or of conda has its plugins there
-    return "plugins of another GDAL do not fit rasterio's own (unset it to lose this warning)"
+        return ""  # a system or conda GDAL has its plugins there
+    return "plugins of another GDAL do not work with rasterio's own (unset it to lose this warning)"
 
 
 def _check_network(value: str) -> str:
@@ -126,13 +126,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _read_layout(file: Path) -> tuple[int, int] | None:
-    """Return the layout of a PROJ database; None if it is damaged or knows no EPSG:4326."""
+    """Return the layout of a PROJ database; None if it is damaged or lacks EPSG:4326."""
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
             keys = dict(database.execute("SELECT key, value FROM metadata WHERE key LIKE 'DATABASE.LAYOUT.VERSION.%'"))
             layout = int(keys["DATABASE.LAYOUT.VERSION.MAJOR"]), int(keys["DATABASE.LAYOUT.VERSION.MINOR"])
             if layout < (1, 2):
-                return layout  # too old, whatever it holds
+                return layout  # too old, whatever its content
             known = database.execute("SELECT 1 FROM crs_view WHERE auth_name = 'EPSG' AND code = '4326'").fetchone()
             return layout if known else None
     except (sqlite3.Error, KeyError, ValueError, TypeError, OSError):
@@ -140,7 +140,7 @@ def _read_layout(file: Path) -> tuple[int, int] | None:
 
 
 def _list_own_databases() -> list[Path]:
-    """Return the databases that our libraries, or this Python's environment, bring along."""
+    """Return the databases included with our libraries or this Python environment."""
     folders = [path / inside for package, inside in _OWN_PROJ for path in _list_folders(package)]
     folders += [Path(sys.prefix) / "share" / "proj", Path(sys.prefix) / "Library" / "share" / "proj"]
     return [folder / "proj.db" for folder in folders if _is_file(folder / "proj.db")]
@@ -151,5 +151,5 @@ def _has_folder(package: str, inside: str) -> bool:
 
 
 def _list_folders(package: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)  # does not import it
+    spec = importlib.util.find_spec(package)  # without importing it
     return [] if spec is None else [Path(one) for one in spec.submodule_search_locations or ()]

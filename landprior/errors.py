@@ -1,7 +1,7 @@
-"""Every error and warning that landprior raises on purpose.
+"""All errors and warnings that landprior raises deliberately.
 
-All errors derive from :class:`LandpriorError`, and each also from the builtin that callers
-already catch. The text says what is wrong, where, and what to do next; the command line prints
+All errors derive from :class:`LandpriorError`, and also from the builtin exception that callers
+already catch. The message says what is wrong, where, and what to do; the command line prints
 it as one line.
 """
 
@@ -9,35 +9,35 @@ from __future__ import annotations
 
 
 class LandpriorError(Exception):
-    """Root of all errors raised on purpose by landprior."""
+    """Base class of all errors raised deliberately by landprior."""
 
 
 class InputError(LandpriorError, ValueError):
-    """Input data or an option does not make sense."""
+    """Input data or an option is invalid."""
 
 
 class GridMismatchError(InputError):
-    """Two rasters that must share one grid do not."""
+    """Two rasters that must be on the same grid are not."""
 
 
 class NoOverlapError(GridMismatchError):
-    """Two rasters have no place in common."""
+    """Two rasters do not overlap."""
 
 
 class SchemeError(InputError):
-    """A class scheme is missing, malformed or does not know a code."""
+    """A class scheme is missing, malformed or lacks a code."""
 
 
 class PriorError(InputError):
-    """A prior, or what it is built from, cannot be used."""
+    """A prior, or its inputs, cannot be used."""
 
 
 class ProbabilityError(InputError):
-    """The input of a loss or posterior is not a log of probabilities, or does not fit the rest."""
+    """The input of a loss or posterior is not a log of probabilities, or does not match the other arguments."""
 
 
 class ModelError(InputError):
-    """A model file cannot be used, or does not fit the data."""
+    """A model file cannot be used, or does not match the data."""
 
 
 class ConfigError(InputError):
@@ -45,11 +45,11 @@ class ConfigError(InputError):
 
 
 class MissingInputError(LandpriorError, FileNotFoundError):
-    """A file that is needed does not exist."""
+    """A required file does not exist."""
 
 
 class OutputExistsError(LandpriorError, FileExistsError):
-    """A result is already there and may not be replaced."""
+    """A result already exists and may not be replaced."""
 
 
 class OutputBusyError(LandpriorError, RuntimeError):
@@ -65,22 +65,22 @@ class RasterWriteError(LandpriorError, OSError):
 
 
 class TrainingError(LandpriorError, RuntimeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class TrainingInterruptedError(LandpriorError, RuntimeError):
-    """Training was stopped by the user; a checkpoint was kept."""
+    """Training was stopped by the user; a checkpoint was saved."""
 
 
 class SourceError(LandpriorError, ConnectionError):
-    """A source of data did not give what it should; nothing of it was kept.
+    """A data source gave an invalid response, which was not kept.
 
     Parameters
     ----------
     message
-        What went wrong.
+        The problem.
     source
-        Name of the source, if the message names it and the remedy, so that neither is added again.
+        Name of the source, if the message already includes it and the remedy.
     """
 
     def __init__(self, message: str, *, source: str = "") -> None:
@@ -89,11 +89,11 @@ class SourceError(LandpriorError, ConnectionError):
 
 
 class DiscardedError(SourceError):
-    """What was kept of a file was damaged, or of another version, and was deleted; reading it again may help."""
+    """The cached part of a file was damaged or of another version, and was deleted; a retry may help."""
 
 
 class SourceBusyError(SourceError):
-    """A source is overloaded, or cannot be reached, for now."""
+    """A source is temporarily overloaded or unreachable."""
 
     def __init__(self, message: str, *, wait: float | None = None, source: str = "") -> None:
         super().__init__(message, source=source)
@@ -101,19 +101,19 @@ class SourceBusyError(SourceError):
 
 
 class OfflineError(SourceError):
-    """Something is not in the cache, and the network may not be used."""
+    """Data is not cached, and the network may not be used."""
 
 
 class FetchInterruptedError(LandpriorError, RuntimeError):
-    """Fetching was stopped by the user; what is whole was kept."""
+    """Fetching was stopped by the user; finished downloads were kept."""
 
 
 class LandpriorWarning(UserWarning):
-    """Root of all warnings issued by landprior."""
+    """Base class of all warnings issued by landprior."""
 
 
 class CollapseWarning(LandpriorWarning):
-    """The network predicts one class (nearly) everywhere: the degenerate solution."""
+    """The network predicts one class (nearly) everywhere: a collapsed solution."""
 
 
 class HarmWarning(LandpriorWarning):
@@ -125,20 +125,20 @@ class CheckpointWarning(LandpriorWarning):
 
 
 class CooccurrenceWarning(LandpriorWarning):
-    """Part of a cooccurrence matrix rests on a fallback, not on data."""
+    """Part of a cooccurrence matrix is a fallback instead of data."""
 
 
 class SourceWarning(LandpriorWarning):
-    """A source had something other than was asked for, or nothing."""
+    """A source had something other than requested, or nothing."""
 
 
 class TableWarning(LandpriorWarning):
-    """Part of a table is of no use."""
+    """Part of a table is not used."""
 
 
 class DirectionWarning(LandpriorWarning):
-    """A model predicts its target where the prior says that there is less of it."""
+    """A model predicts its target where the prior expects less of it."""
 
 
 class FormerNameWarning(LandpriorWarning, FutureWarning):
-    """A former name, of an option say, was used; it will stop working in a later release."""
+    """A former name, for example of an option, was used; it will stop working in a later release."""

@@ -1,4 +1,4 @@
-"""Input files: checks before one is opened, its text, and its checksum; errors name the file and the place in it."""
+"""Input files: checks before opening, reading text, and checksums; errors name the file and the place in it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _KINDS = (
 )
 
 _SHOWN = 120
-"""Characters of a path that a message shows, where the path itself is the trouble."""
+"""Number of characters of an invalid path shown in a message."""
 
 _DAMAGED = (
     OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, SyntaxError, ArithmeticError,
     RuntimeError, ImportError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
-"""What numpy and zipfile raise on damaged files.
+"""Exceptions raised by numpy and zipfile for damaged files.
 
-RuntimeError or a subclass of it where a bit marks an entry as encrypted or as compressed in another way, ImportError
-where the module for that compression is missing.
+RuntimeError or a subclass if an entry is marked as encrypted or as compressed in another way, ImportError
+if the module for that compression is missing.
 """
 
 
@@ -47,18 +47,18 @@ def check_file(
     folder: bool = False,
     error: type[LandpriorError] = InputError,
 ) -> Path:
-    """Check that an input is a file that can be read. It is not opened: opening a pipe could wait for ever.
+    """Check that an input is a readable file, without opening it, as opening a pipe could block forever.
 
     Parameters
     ----------
     path
         The file.
     what
-        What is wanted, for example ``"raster file"``.
+        Expected kind of file, for example ``"raster file"``.
     empty, folder
-        Whether a file of zero bytes, or a folder, is fine.
+        Whether an empty file, or a folder, is accepted.
     error
-        What is raised if it is something else than a readable file.
+        Exception to raise if it is not a readable file.
 
     Returns
     -------
@@ -68,9 +68,9 @@ def check_file(
     Raises
     ------
     MissingInputError
-        If there is nothing.
+        If it does not exist.
     InputError
-        If it is a folder, a pipe, a socket or a device, or empty, or may not be read, or the name is not possible.
+        If it is a folder, pipe, socket or device, is empty or unreadable, or has an invalid name.
     """
     path = Path(path)
     try:
@@ -78,13 +78,13 @@ def check_file(
     except (FileNotFoundError, NotADirectoryError):
         msg = f"no such file: {path}"
         raise MissingInputError(msg) from None
-    except (OSError, ValueError) as reason:  # a name too long, a loop of links, a zero byte in the name
+    except (OSError, ValueError) as reason:  # a name too long, a loop of links, a null byte in the name
         msg = f"{_short(path)} cannot be opened ({getattr(reason, 'strerror', None) or reason})"
         raise error(msg) from reason
     if stat.S_ISDIR(status.st_mode):
         if folder:
             return path
-        msg = f"{path} is a folder; give the path of one {what}"
+        msg = f"{path} is a folder; give the path of a {what}"
         raise error(msg)
     kind = _kind_of(status.st_mode)
     if kind:
@@ -100,12 +100,12 @@ def check_file(
 
 
 def check_target(path: str | Path) -> None:
-    """Refuse to write where a pipe, a socket or a device is: it would be replaced by a file.
+    """Raise an error if an output path is a pipe, socket or device, which would be replaced by a file.
 
     Raises
     ------
     InputError
-        If there is one.
+        If it is one.
     """
     try:
         kind = _kind_of(Path(path).stat().st_mode)
@@ -127,12 +127,12 @@ def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorErr
     Returns
     -------
     str
-        Without the mark.
+        The text, without the mark.
 
     Raises
     ------
     MissingInputError, InputError
-        As :func:`check_file`; also if the bytes are no text: the error names the line.
+        See :func:`check_file`; also if the file is not text: the error names the line.
     """
     path = check_file(path, empty=empty, error=error)
     try:
@@ -151,26 +151,26 @@ def decode_text(content: bytes, where: str | Path, *, error: type[LandpriorError
     content
         The bytes.
     where
-        What they are called in an error.
+        The source of the bytes, named in error messages.
     error
-        What is raised.
+        Exception to raise.
 
     Returns
     -------
     str
-        Without the mark.
+        The text, without the mark.
 
     Raises
     ------
     InputError
-        If it has another encoding, or is no text; names the line.
+        If it has another encoding or is not text; the message names the line.
     """
     encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as reason:
         if encoding == "utf-16":
-            msg = f"{where} is damaged: it begins as UTF-16 and is not; save it as UTF-8"
+            msg = f"{where} is damaged: it starts as UTF-16 but is not; save it as UTF-8"
             raise error(msg) from reason
         skipped = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
         at = min(reason.start + skipped, len(content) - 1)
@@ -191,19 +191,19 @@ Stamp = tuple[int, ...]
 _SUMS: dict[tuple[str, Stamp], str] = {}
 
 _UNSETTLED = 50_000_000
-"""Nanoseconds after a change in which another one may have the same time, as file systems count it."""
+"""Nanoseconds after a change within which another change may get the same time from the file system."""
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Return what tells a file from a later one without reading it: device, number, size, times of change.
+    """Return an identifier of a file's version without reading it: device, inode, size and times of change.
 
-    The time of the last change of status is among them, which cannot be set: a file that is replaced by one of the same
-    size, with the date of an older one, has another stamp.
+    It includes the time of the last status change, which cannot be set: a file replaced by one of the same
+    size with an older date gets a different stamp.
 
     Raises
     ------
     RasterReadError
-        If it cannot be looked at.
+        If the file cannot be accessed.
     """
     try:
         status = path.stat()
@@ -237,14 +237,14 @@ def checksum(path: Path) -> str:
 
 
 def read_arrays(path: str | Path, *, trouble: str, error: type[LandpriorError] = InputError) -> dict[str, NDArray[Any]]:
-    """Read all arrays of a ``.npz``; nothing is unpickled.
+    """Read all arrays of a ``.npz``; pickled objects are rejected.
 
     Parameters
     ----------
     path, error
         See :func:`check_file`.
     trouble
-        What an error says of the file, for example ``"is no .npz file"``.
+        Description of the problem in errors, for example ``"is not a .npz file"``.
 
     Returns
     -------
@@ -254,17 +254,17 @@ def read_arrays(path: str | Path, *, trouble: str, error: type[LandpriorError] =
     Raises
     ------
     MissingInputError, InputError
-        As :func:`check_file`; also if the file is damaged, encrypted, or holds objects.
+        See :func:`check_file`; also if the file is damaged, encrypted, or contains objects.
     """
     found = _load(path, trouble=trouble, error=error)
     if isinstance(found, dict):
         return found
-    msg = f"{path} {trouble} (it is one array, as a .npy is)"
+    msg = f"{path} {trouble} (it is a single array, like a .npy)"
     raise error(msg)
 
 
 def read_array(path: str | Path, *, trouble: str, error: type[LandpriorError] = InputError) -> NDArray[Any]:
-    """Read the array of a ``.npy``; nothing is unpickled.
+    """Read the array of a ``.npy``; pickled objects are rejected.
 
     Parameters
     ----------
@@ -274,17 +274,17 @@ def read_array(path: str | Path, *, trouble: str, error: type[LandpriorError] = 
     Returns
     -------
     ndarray
-        Of any type but objects.
+        The array, of any type except objects.
 
     Raises
     ------
     MissingInputError, InputError
-        As :func:`read_arrays`.
+        See :func:`read_arrays`.
     """
     found = _load(path, trouble=trouble, error=error)
     if not isinstance(found, dict):
         return found
-    msg = f"{path} {trouble} (it is an archive of arrays, as a .npz is)"
+    msg = f"{path} {trouble} (it is an archive of arrays, like a .npz)"
     raise error(msg)
 
 
@@ -293,7 +293,7 @@ def _load(path: str | Path, *, trouble: str, error: type[LandpriorError]) -> NDA
 
     path = check_file(path, error=error)
     try:
-        with path.open("rb") as stream:  # of a damaged file numpy would leave its own open
+        with path.open("rb") as stream:  # numpy would leave a damaged file open
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found

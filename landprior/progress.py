@@ -1,4 +1,4 @@
-"""How far work has come, on stderr: a bar on a terminal, lines in a log. Every loop that reports uses this."""
+"""Progress on stderr: a bar on a terminal, lines in a log. Used by every loop that reports progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _NOTHING_YET = "{desc}: {elapsed}{postfix}"
 _RECEIVED = "{desc}: {n_fmt}{unit} received in {elapsed}{postfix}"
 TENTHS = 10
-"""In a log, a stage of known length gets so many lines."""
+"""Number of log lines of a stage of known length."""
 
 
 def has_bars() -> bool:
@@ -39,21 +39,21 @@ def has_bars() -> bool:
 class Progress:
     """One stage of work: a bar where :func:`has_bars`, else log lines of level INFO.
 
-    In a log a stage of ten parts or more gets a line as it starts, and each tenth gets one, with the rate and the
-    time left. No line holds a carriage return.
+    In a log, a stage of ten or more parts gets a line at the start and after each tenth, with the rate and the
+    time left. No line contains a carriage return.
 
     Parameters
     ----------
     total
-        Parts of the stage; None where that is not known: then there is one line, as it ends.
+        Number of parts of the stage; None if unknown, in which case there is one line at the end.
     label, unit
-        What the stage and one part are called, for example ``"qr"`` and ``"step"``. ``"B"`` counts bytes.
+        Names of the stage and of a part, for example ``"qr"`` and ``"step"``. ``"B"`` counts bytes.
     show
-        False: nothing is shown.
+        Whether to show anything.
     done
-        Parts done before, by a run that this one resumes.
+        Parts already done by the run that is resumed.
     leave
-        Whether the bar stays on the terminal when the stage has ended.
+        Whether to leave the bar on the terminal at the end.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Progress:
         self.close()
 
     def update(self, parts: int = 1) -> None:
-        """Count parts as done."""
+        """Add finished parts."""
         before, self._done = self._done, self._done + parts
         if self._bar is not None:
             if parts and self._unit == "B" and self._total is None:
@@ -96,7 +96,7 @@ class Progress:
             self._log()
 
     def note(self, text: str) -> None:
-        """Show something beside the count from now on, for example the loss."""
+        """Show a text next to the count from now on, for example the loss."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -140,16 +140,16 @@ class Progress:
 
 
 def track(items: Iterable[T], label: str, unit: str, *, total: int | None = None, show: bool = True) -> Iterator[T]:
-    """Give the items one by one and show how far they have come.
+    """Yield the items one by one and show the progress.
 
     Parameters
     ----------
     items
-        Anything to go through.
+        Items to iterate over.
     label, unit, show
         See :class:`Progress`.
     total
-        How many there are; None: ``len(items)``, where it has one.
+        Number of items; None: ``len(items)``, if it has one.
 
     Yields
     ------
@@ -185,7 +185,7 @@ def _plural(unit: str) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Write a time as m:ss or h:mm:ss."""
+    """Return a time as m:ss or h:mm:ss."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

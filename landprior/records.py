@@ -1,4 +1,4 @@
-"""Records of work: results as lines of JSON, so that the same command goes on, and what several processes change."""
+"""Records of results as JSON lines, so that a command can resume, and JSON files shared by several processes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ RESULTS = "results.jsonl"
 T = TypeVar("T", bound="DataclassInstance")
 
 PATIENCE = 60.0
-"""Seconds to wait for another process that writes the same description; it takes a fraction of one."""
+"""Seconds to wait for another process that writes the same file, which takes a fraction of a second."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""Of a file system without locks; there the user must see to it that one process at a time writes."""
+"""Errors of a file system without locks, where the user must avoid simultaneous writers."""
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Let one process at a time read a JSON file, change it and write it.
+    """Lock a JSON file, so that one process at a time reads, changes and writes it.
 
-    Gives a function that writes, whole or not at all. The lock is the operating system's, on
-    ``.landprior-<name>.lock`` beside the file: that of a process that was killed holds nobody up. It goes afterwards.
+    Yields a function that writes atomically. The lock is the operating system's, on
+    ``.landprior-<name>.lock`` beside the file: a killed process's lock is released. The lock file is removed
+    afterwards.
 
     Raises
     ------
     RasterWriteError
-        If another process holds the lock for longer than :data:`PATIENCE`, or it cannot be made.
+        If another process holds the lock for longer than :data:`PATIENCE`, or it cannot be created.
     """
 
     def write(content: Mapping[str, Any]) -> None:
@@ -58,8 +59,8 @@ def changing(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from changing a description meanwhile; wait for one that does."""
-    lock = path.with_name(f".landprior-{path.name}.lock")  # a name that clear_leftovers knows
+    """Lock a file against other processes, waiting for the one that holds the lock."""
+    lock = path.with_name(f".landprior-{path.name}.lock")  # a name recognised by clear_leftovers
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -73,31 +74,31 @@ def _locked(path: Path) -> Iterator[None]:
         if held is not None:
             break
         if time.monotonic() > end:
-            msg = f"another process has been writing {path} for {PATIENCE:.0f} s; end it if it hangs, and try again"
+            msg = f"another process has been writing {path} for {PATIENCE:.0f} s; end it if it hangs, then try again"
             raise RasterWriteError(msg)
         time.sleep(0.01)
     try:
         yield
     finally:
         if held is not None:
-            lock.unlink(missing_ok=True)  # while it is still ours
+            lock.unlink(missing_ok=True)  # while the lock is still ours
             os.close(held)
 
 
 def read_records(folder: Path, kind: type[T]) -> list[T]:
-    """Read the records of a folder; none where there is no file yet.
+    """Read the records of a folder; empty if there is no file yet.
 
     Parameters
     ----------
     folder
-        That holds :data:`RESULTS`.
+        Folder with :data:`RESULTS`.
     kind
         The dataclass of a record.
 
     Returns
     -------
     list
-        In the order in which they were written.
+        Records in the order in which they were written.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def read_records(folder: Path, kind: type[T]) -> list[T]:
     try:
         return [adapter.validate_json(line) for line in read_text(path, empty=True).splitlines() if line]
     except ValidationError as error:
-        msg = f"{explain(error, path)}; delete that line and what it is of is done again"
+        msg = f"{explain(error, path)}; delete that line, and its work is repeated"
         raise InputError(msg) from error
 
 
@@ -123,23 +124,23 @@ def add_records(
     *,
     key: Callable[[T], str],
 ) -> list[T]:
-    """Add records to those of a folder, whole or not at all; several processes may do so at once.
+    """Add records to those of a folder atomically; several processes may do so at once.
 
     Parameters
     ----------
     folder, kind
         See :func:`read_records`.
     new
-        They replace those with the same key.
+        New records, which replace those with the same key.
     to_dict
-        Says how one becomes JSON.
+        Function that converts a record for JSON.
     key
-        Says what one is of.
+        Function that returns the key of a record.
 
     Returns
     -------
     list
-        All that are there now.
+        All records in the folder.
     """
     path, keys = folder / RESULTS, {key(one) for one in new}
     with _locked(path):

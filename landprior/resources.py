@@ -1,7 +1,7 @@
-"""Where the shipped configuration (presets, schemes, matrices) lies.
+"""Locating the shipped configuration (presets, schemes, matrices).
 
-The files are in ``configs/`` at the top of the repository; a wheel carries the same folder inside
-the package. Both are found here, so nothing else needs to know.
+The files are in ``configs/`` at the top of the repository; a wheel includes the same folder inside
+the package. Both locations are handled here.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def configs_dir() -> Path:
 
 
 def config_file(name: str) -> Path:
-    """Return the path of a shipped file that has no kind, for example ``osm.ini``."""
+    """Return the path of a shipped file outside the subfolders, for example ``osm.ini``."""
     return configs_dir() / name
 
 
 def shipped_names(kind: str, suffix: str = ".yaml") -> list[str]:
-    """List what is shipped of one kind, for example ``shipped_names("schemes")``."""
+    """Return the shipped names of a kind, for example ``shipped_names("schemes")``."""
     return sorted(path.name.removesuffix(suffix) for path in (configs_dir() / kind).glob(f"*{suffix}"))
 
 
@@ -54,19 +54,19 @@ def find_config(name: str | Path, kind: str, suffixes: Iterable[str] = (".yaml",
     kind
         The folder under ``configs/``: ``"schemes"``, ``"cities"`` or ``"cooccurrence"``.
     suffixes
-        Endings a shipped file may have.
+        Extensions of the shipped files.
 
     Returns
     -------
     Path
-        Of a file that is there.
+        Path of an existing file.
 
     Raises
     ------
     MissingInputError
-        If a path was given and there is no file.
+        If a path is given and there is no such file.
     ConfigError
-        If the name is not shipped; the message lists what is.
+        If the name is not shipped; the message lists the shipped ones.
     """
     text = str(name)
     suffixes = tuple(suffixes)
@@ -89,11 +89,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If the file is not valid YAML, does not hold a mapping, or may be meant in two ways (see
-        :mod:`landprior.strict_yaml`); names the line.
+        If the file is not valid YAML, is not a mapping, or is ambiguous (see
+        :mod:`landprior.strict_yaml`); the message names the line.
     """
     data = parse_yaml(read_text(path, empty=True, error=ConfigError), path)
     if not isinstance(data, dict):
-        msg = f"{path} must hold a mapping of names to values, not {type(data).__name__}"
+        msg = f"{path} must be a mapping of names to values, not {type(data).__name__}"
         raise ConfigError(msg)
     return data

@@ -1,4 +1,4 @@
-"""How a call is carried out, whatever it computes: the one value that every stage takes and hands on."""
+"""Execution options of a call, passed as one value through all stages."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a call is carried out.
+    """Execution options of a call.
 
-    A function that needs two or more of these takes a ``Run`` and hands it on whole; one that needs a single field (a
-    writer, a check, a progress bar) takes that alone.
+    A function that needs two or more of these accepts a ``Run`` and passes it on; one that needs a single field (a
+    writer, a check, a progress bar) accepts only that.
 
     Parameters
     ----------
     device
-        Where networks are trained and applied: ``"auto"`` (CUDA if it is there), ``"cpu"`` or ``"cuda"``.
+        Device for networks: ``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``.
     overwrite
-        Replace older results.
+        Replace existing results.
     progress
         Show progress bars on stderr.
     nodata
-        Value that marks no data in every band of an image, for files that do not say so themselves.
+        Nodata value of every band of an image, for files that have none.
     """
 
     device: str = "auto"

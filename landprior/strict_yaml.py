@@ -1,7 +1,7 @@
-"""The one reader of YAML: what could be meant in two ways is an error that names its line.
+"""Reader of all YAML files: ambiguous values are errors that name their line.
 
-PyYAML follows YAML 1.1, in which ``no`` is false, ``010`` is 8, ``1:30`` is 90, ``1_000`` is 1000 and ``2019-01-01`` a
-date, and it keeps the last of two equal keys. None of this is what the author of a class scheme meant.
+PyYAML follows YAML 1.1, where ``no`` is false, ``010`` is 8, ``1:30`` is 90, ``1_000`` is 1000 and ``2019-01-01`` a
+date, and keeps the last of two equal keys. None of this is what the author of a class scheme intended.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import yaml
 
 LARGEST = 100_000
-"""Values that a file may stand for, all aliases written out; a few lines of nested aliases can stand for billions."""
+"""Maximum number of values in a file with all aliases expanded; a few nested aliases can expand to billions."""
 
 MOST_DIGITS = 15
-"""Of a whole number; more are never meant, and loops over them would not end."""
+"""Maximum digits of a whole number; more are never intended, and loops over them would not end."""
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+")
 _PLAIN_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
-def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever the file holds
+def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - any content
     """Read a YAML document.
 
     Parameters
@@ -37,7 +37,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever 
     text
         The document.
     where
-        What it is called in an error.
+        The file, named in error messages.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever 
     Raises
     ------
     ConfigError
-        If it is not valid YAML, has a key twice, or a value that YAML 1.1 and its author read differently; names the
+        If it is not valid YAML, has a duplicate key, or an ambiguous value of YAML 1.1; the message names the
         line.
     """
     import yaml
@@ -72,9 +72,9 @@ def parse_yaml(text: str, where: str | Path) -> Any:  # noqa: ANN401 - whatever 
 
 
 def find_line(text: str, place: Sequence[int | str]) -> int | None:
-    """Return the line, from 1, of a value of a document, given by keys and positions; None if it is not there.
+    """Return the line, from 1, of a value of a document, given by keys and positions; None if it does not exist.
 
-    The line is that of the last part of the place that exists, so that a missing key gets its mapping's.
+    It is the line of the last existing part of the place, so that a missing key gets its mapping's line.
     """
     import yaml
 
@@ -98,14 +98,14 @@ def find_line(text: str, place: Sequence[int | str]) -> int | None:
 
 @cache
 def _loader() -> type[yaml.SafeLoader]:
-    """Return the loader; a class of its own, so that others may change PyYAML's."""
+    """Return the loader, a separate class in case others change PyYAML's."""
     import yaml
 
     return type("StrictLoader", (yaml.SafeLoader,), {})
 
 
 def _check(root: yaml.Node, where: str | Path) -> None:
-    """Refuse duplicate keys, values of YAML 1.1, and aliases that hold themselves or stand for too much."""
+    """Raise an error for duplicate keys, ambiguous values of YAML 1.1, and recursive or excessive aliases."""
     import yaml
 
     sizes: dict[int, int] = {}
@@ -113,7 +113,7 @@ def _check(root: yaml.Node, where: str | Path) -> None:
     def visit(node: yaml.Node, above: frozenset[int]) -> int:
         line = node.start_mark.line + 1
         if id(node) in above:
-            msg = f"{where}, line {line}: an alias stands for something that holds it; write the values out"
+            msg = f"{where}, line {line}: an alias refers to something that contains it; write the values out"
             raise ConfigError(msg)
         if id(node) in sizes:
             return sizes[id(node)]
@@ -126,7 +126,7 @@ def _check(root: yaml.Node, where: str | Path) -> None:
         else:
             size += sum(visit(value, inside) for value in node.value)
         if size > LARGEST:
-            msg = f"{where}, line {line}: with all aliases written out this is more than {LARGEST:,} values"
+            msg = f"{where}, line {line}: with all aliases expanded this is more than {LARGEST:,} values"
             raise ConfigError(msg)
         sizes[id(node)] = size
         return size
@@ -140,25 +140,25 @@ def _check_keys(node: yaml.MappingNode, where: str | Path) -> None:
         line = key.start_mark.line + 1
         name = (str(key.tag), str(key.value))
         if name in seen:
-            msg = f"{where}, line {line}: the key {key.value!r} is already there, on line {seen[name]}; keep one"
+            msg = f"{where}, line {line}: the key {key.value!r} already occurs on line {seen[name]}; keep one"
             raise ConfigError(msg)
         seen[name] = line
 
 
 def _check_scalar(node: yaml.ScalarNode, where: str | Path) -> None:
-    """Refuse a value without quotes that does not mean what it looks like."""
+    """Raise an error for an unquoted value with an unexpected meaning."""
     if node.style is not None:
         return
     text, kind = str(node.value), str(node.tag).removeprefix(_TAG)
     meant = None
     if kind == "bool" and text.lower() not in ("true", "false"):
-        meant = "reads as true or false in YAML; write true or false, or put it in quotes if it is a text"
+        meant = "reads as true or false in YAML; write true or false, or put it in quotes if it is text"
     elif kind == "timestamp":
         meant = "reads as a date in YAML; put it in quotes"
     elif kind == "int" and not _PLAIN_INTEGER.fullmatch(text):
         meant = "reads as another number in YAML (octal, base 60 or with _); write a plain number, or put it in quotes"
     elif kind == "int" and len(text) > MOST_DIGITS:
-        meant = f"has more than {MOST_DIGITS} digits; put it in quotes if it is a text"
+        meant = f"has more than {MOST_DIGITS} digits; put it in quotes if it is text"
     elif kind == "float" and not _PLAIN_FLOAT.fullmatch(text):
         meant = "reads as another number in YAML (base 60 or with _); write a plain number, or put it in quotes"
     if meant is not None:
@@ -167,7 +167,7 @@ def _check_scalar(node: yaml.ScalarNode, where: str | Path) -> None:
 
 
 def _explain(error: yaml.YAMLError, where: str | Path) -> str:
-    """Say in one line what is wrong, and on which line."""
+    """Return the error in one line, with its line number."""
     import yaml
 
     if isinstance(error, yaml.MarkedYAMLError):

@@ -97,7 +97,7 @@ def test_a_prior_needs_a_scheme_or_a_matrix(tmp_path, make_raster, coarse, envir
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes() == (tmp_path / "c.tif").read_bytes()
     with pytest.raises(InputError, match="give the class scheme, or a cooccurrence matrix"):
         landprior.build_prior(nlcd, tmp_path / "d.tif")
-    with pytest.raises(InputError, match="is of the scheme 'enviroatlas-5', not 'chesapeake-4'"):
+    with pytest.raises(InputError, match="is for scheme 'enviroatlas-5', not 'chesapeake-4'"):
         landprior.build_prior(nlcd, tmp_path / "d.tif", scheme=chesapeake, cooccurrence=given)
     with pytest.raises(PriorError, match="no cooccurrence matrix ships for scheme 'mine'"):
         landprior.build_prior(nlcd, tmp_path / "d.tif", scheme=enviroatlas.model_copy(update={"name": "mine"}))

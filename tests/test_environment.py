@@ -53,7 +53,7 @@ def test_what_cannot_serve_is_taken_out_with_a_sentence(places, name, kind):
 
 def test_the_layouts_are_named(places):
     (said,) = drop_foreign_settings({"PROJ_LIB": places["old"]})
-    assert "layout 1.0, needed is 1." in said
+    assert "layout 1.0, required is 1." in said
 
 
 def test_what_serves_stays(places):

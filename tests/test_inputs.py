@@ -95,7 +95,7 @@ def test_texts_that_are_read(tmp_path, content, text):
         ("name\nfor\xeat\n".encode("latin-1"), "line 2: the byte 0xea is not UTF-8"),
         (b"\xef\xbb\xbfa\n\xff", "line 2: the byte 0xff is not UTF-8"),
         (b"a\nb\0c", "is not a text file"),
-        (b"\xff\xfea", "begins as UTF-16 and is not"),
+        (b"\xff\xfea", "starts as UTF-16 but is not"),
     ],
 )
 def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, content, place):
@@ -179,7 +179,7 @@ def test_arrays_are_read_and_one_is_not_several(tmp_path):
         "b": [1, 1],
     }
     assert list(read_array(tmp_path / "a.npy", trouble="")) == [0, 1, 2]
-    with pytest.raises(InputError, match=r"is no \.npz \(it is one array"):
+    with pytest.raises(InputError, match=r"is no \.npz \(it is a single array"):
         read_arrays(tmp_path / "a.npy", trouble="is no .npz")
     with pytest.raises(InputError, match=r"is no \.npy \(it is an archive"):
         read_array(tmp_path / "a.npz", trouble="is no .npy")

@@ -1,1 +1,1 @@
-"""Many tiles on many machines: plans, runs of them, what comes of it."""
+"""Many tiles on many machines: plans, their runs and results."""

@@ -1,7 +1,7 @@
-"""Running a plan on Ray (``pip install 'landprior[ray]'``): the cores and GPUs of this machine, or a cluster's.
+"""Running a plan on Ray (``pip install 'landprior[ray]'``): on the cores and GPUs of this machine or of a cluster.
 
-A tile is a task, on as many cores as the plan says. When a worker or a node dies, Ray gives its tasks to others; tiles
-that were finished stay so. All nodes must see the workspace under the same path.
+A tile is a task, with the number of cores set in the plan. When a worker or a node dies, Ray gives its tasks to
+others; finished tiles are kept. All nodes must see the workspace under the same path.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def run_on_ray(
     plan
         See :func:`landprior.batch.plans.read_plan`.
     address
-        Of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine for this run,
-        whatever ``RAY_ADDRESS`` says. A Ray that the caller has initialised is used as it is.
+        Address of a running cluster (``"auto"``, ``"ray://head:10001"``); None starts Ray on this machine for this run,
+        whatever ``RAY_ADDRESS`` says. If the caller has initialised Ray, that is used.
     workers
-        Cores to use of this machine, without an address.
+        Cores of this machine to use, without an address.
     gpus
-        GPUs of each tile; 0.25 puts four tiles on one.
+        GPUs per tile; 0.25 runs four tiles on one.
     memory
-        Megabytes of each tile, for Ray's placement.
+        Memory per tile in megabytes, for Ray's scheduling.
     retries
-        How often a tile is tried again after its worker or node has died.
+        Number of retries of a tile after its worker or node has died.
     network
-        Makes the network in the worker, for plans that fetch.
+        Function that makes the network client in the worker, for plans that fetch.
     work
         See :class:`landprior.batch.tile_runner.TileRunner`.
     run
@@ -73,16 +73,16 @@ def run_on_ray(
     InputError
         If Ray is not installed.
     ConfigError
-        If the plan asks for an unknown training, the cluster cannot be reached, or this machine has fewer cores than
-        a tile takes.
+        If the plan requests an unknown training, the cluster cannot be reached, or this machine has fewer cores than a
+        tile needs.
     """
     if importlib.util.find_spec("ray") is None:
-        msg = "Ray is not installed; get it with: pip install 'landprior[ray]', or run the plan without --ray"
+        msg = "Ray is not installed; install it with: pip install 'landprior[ray]', or run the plan without --ray"
         raise InputError(msg)
     import ray
     from ray.exceptions import RayError
 
-    parse_training(plan)  # once, rather than in every tile
+    parse_training(plan)  # once, not in every tile
     ours = not ray.is_initialized()
     if ours:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -112,8 +112,8 @@ def run_on_ray(
 
 
 def _require_cores(wanted: int, there: int) -> None:
-    if there < wanted:  # Ray would wait for a larger machine, for ever
-        msg = f"a tile of this plan takes {wanted} cores and Ray has {there}; make the plan with --threads {there}"
+    if there < wanted:  # Ray would wait for a larger machine forever
+        msg = f"a tile of this plan needs {wanted} cores and Ray has {there}; make the plan with --threads {there}"
         raise ConfigError(msg)
 
 
@@ -129,7 +129,7 @@ def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception],
             name = waiting[done]
             try:
                 found[name] = ray.get(done)
-            except failure as error:  # its workers died, again and again
+            except failure as error:  # its workers died repeatedly
                 found[name] = TileState(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
             report_state(found[name])
             bar.update()
@@ -138,11 +138,11 @@ def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception],
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of a message that is not empty; Ray's may be empty, or begin with empty lines."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "without a reason")
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
 _RUNNERS: dict[tuple[str, str, Run], TileRunner] = {}
-"""Of a worker process: what its tiles share."""
+"""State of a worker process shared by its tiles."""
 
 
 def _run_tile(

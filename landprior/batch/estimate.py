@@ -1,4 +1,4 @@
-"""What a plan will take: hours, bytes and money, from the measured rates of ``docs/results/scale.md``."""
+"""Estimating the hours, bytes and money of a plan, from the rates measured in ``docs/results/scale.md``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from landprior.batch.plans import BatchPlan
 
 TRAINING_SECONDS = 2.95e-6
-"""Of one CPU core, for one pixel of a patch in one step, with 32 filters in single precision."""
+"""Seconds of one CPU core per pixel of a patch and step, with 32 filters in single precision."""
 
 MAPPING_SECONDS = 0.96e-6
-"""Of one CPU core, for one pixel of prior and map of r with 32 filters in int8, reading and writing included."""
+"""Seconds of one CPU core per pixel of prior and map of r, with 32 filters in int8, including input and output."""
 
 INPUT_BYTES = 3.2
-"""On disk per pixel: image and coarse layers, compressed."""
+"""Bytes on disk per pixel of image and coarse layers, compressed."""
 
 OUTPUT_BYTES = 0.7
-"""On disk per pixel: prior (float16), map with overviews, model."""
+"""Bytes on disk per pixel of prior (float16), map with overviews, and model."""
 
 CORE_HOUR_DOLLARS = 0.04
-"""A virtual core on the large clouds, without discounts."""
+"""Dollars per hour of a virtual core on the large clouds, without discounts."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """An estimate."""
+    """The estimated work of a plan."""
 
     tiles: int
     megapixels: float
@@ -38,11 +38,11 @@ class Work:
     dollars: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for programs."""
+        """Return the estimate as a dictionary."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """Return it in words."""
+        """Return the estimate as a sentence."""
         return (
             f"{self.tiles} tiles, {self.megapixels:,.0f} megapixels: about {self.core_hours:,.1f} CPU core hours "
             f"(${self.dollars:,.2f}), {self.gigabytes_in:,.1f} GB in, {self.gigabytes_out:,.1f} GB out "
@@ -51,7 +51,7 @@ class Work:
 
 
 def estimate_work(plan: BatchPlan) -> Work:
-    """Estimate what the tiles of a plan take."""
+    """Estimate the work of the tiles of a plan."""
     settings = parse_training(plan)
     networks = settings.members * settings.starts
     width = (settings.filters / 32) ** 2

@@ -1,4 +1,4 @@
-"""One map over all tiles of a plan: each tile's own ground from that tile, what only margins reach from those."""
+"""Joining the maps of a plan: each tile covers its own ground, and margins fill the rest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A tile's map and where it lies on the mosaic's grid."""
+    """A tile's map and its position on the mosaic's grid."""
 
     path: Path
     box: Bounds
@@ -54,25 +54,25 @@ def join_maps(
     pixel: float | None = None,
     run: Run = Run(),
 ) -> Path:
-    """Join the maps of tiles to one COG, streamed.
+    """Join the maps of tiles into one COG, window by window.
 
     Where tiles overlap, a pixel comes from the tile whose core (without the margin that fetch adds) contains it. Where
-    no core or several contain it, it comes from the first tile with data. So the result does not depend on when a tile
-    was finished.
+    no core or several contain it, it comes from the first tile with data. So the result does not depend on the order
+    in which tiles finish.
 
     Parameters
     ----------
     tiles
-        With maps.
+        Tiles with maps.
     output
-        The mosaic.
+        The mosaic to write.
     scheme
         The classes of the maps.
     crs
-        Of the mosaic; by default that of most tiles. Tiles in another CRS are warped by nearest neighbour.
+        CRS of the mosaic; by default that of most tiles. Other tiles are warped (nearest neighbour).
     pixel
-        Pixel size in metres on the ground, in the middle of the mosaic; by default the first tile's. In a CRS that
-        keeps lengths within 5 % (UTM, Albers, a State Plane) metres of its coordinates are used instead.
+        Pixel size in metres on the ground, at the centre of the mosaic; by default the first tile's. In a CRS that
+        keeps lengths within 5 % (UTM, Albers, a State Plane), metres of its coordinates are used instead.
     run
         Whether to replace an older mosaic, and to show progress.
 
@@ -84,8 +84,8 @@ def join_maps(
     Raises
     ------
     InputError
-        If there is no map, a map has no CRS, the CRS is unknown or does not cover the maps, the pixel is as large as
-        the mosaic, or no pixel would have data.
+        If there is no map, a map has no CRS, the CRS is unknown or does not cover the maps, a pixel is as large as
+        the mosaic, or the mosaic would have no data.
     """
     sources = [tile.file("prediction") for tile in tiles]
     target = check_output(output, overwrite=run.overwrite, inputs=sources, kind="raster")
@@ -98,7 +98,7 @@ def join_maps(
         raise InputError(msg)
     lost = [tile.id for tile, grid in grids.items() if grid.crs is None]
     if lost:
-        msg = f"{lost[0]} has no CRS, so its place among the others is not known"
+        msg = f"{lost[0]} has no CRS, so its place among the others is unknown"
         raise InputError(msg)
     codes = [grid.crs for grid in grids.values()]
     wanted = _find_crs(crs) if crs is not None else max(codes, key=codes.count)
@@ -131,7 +131,7 @@ def _find_crs(text: str) -> CRS:
         msg = f"--crs {text}: unknown CRS; give a code such as EPSG:5070"
         raise InputError(msg) from error
     if not (found.is_projected or found.is_geographic):
-        msg = f"--crs {text}: neither projected nor in degrees; give one that is, such as EPSG:5070"
+        msg = f"--crs {text}: neither projected nor geographic; give another code, such as EPSG:5070"
         raise InputError(msg)
     return found
 
@@ -145,13 +145,13 @@ def _bounds_in(wanted: CRS, own: CRS, bounds: Bounds, *, where: str) -> Bounds:
     if found is None or not np.isfinite(found).all() or found.left >= found.right or found.bottom >= found.top:
         crosses = found is not None and found.left > found.right
         why = "it crosses the antimeridian" if crosses else "it lies outside"
-        msg = f"{where} cannot be put in the CRS of the mosaic ({why}); give another CRS (--crs), such as the tile's"
+        msg = f"{where} cannot be warped to the CRS of the mosaic ({why}); give another CRS (--crs), such as the tile's"
         raise InputError(msg)
     return found
 
 
 def _lay_out(parts: Sequence[_Part], crs: CRS, pixel: float | None, first: Grid) -> Grid:
-    """Return the grid around all parts, its pixels in line with the first tile's where it has the same CRS."""
+    """Return the grid around all parts, aligned with the first tile's pixels if it has the same CRS."""
     left, bottom = min(p.box.left for p in parts), min(p.box.bottom for p in parts)
     right, top = max(p.box.right for p in parts), max(p.box.top for p in parts)
     across, down = _pixel_in(crs, Bounds(left, bottom, right, top), pixel, first)
@@ -168,7 +168,7 @@ def _lay_out(parts: Sequence[_Part], crs: CRS, pixel: float | None, first: Grid)
 
 
 def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple[float, float]:
-    """Return width and height of the mosaic's pixels in its own units."""
+    """Return the width and height of the mosaic's pixels in units of its CRS."""
     t = first.transform
     if metres is None and first.crs == crs:
         return math.hypot(t.a, t.d), math.hypot(t.b, t.e)
@@ -181,7 +181,7 @@ def _pixel_in(crs: CRS, box: Bounds, metres: float | None, first: Grid) -> tuple
         units = (factor, factor)
     if not all(np.isfinite(unit) and unit > 0 for unit in units):
         place = f"({middle.c:.6g}, {middle.f:.6g})"
-        msg = f"the mosaic's middle {place} lies outside the area of its CRS; give another with --crs"
+        msg = f"the mosaic's centre {place} lies outside the area of its CRS; give another with --crs"
         raise InputError(msg)
     return wanted[0] / units[0], wanted[1] / units[1]
 
@@ -193,13 +193,13 @@ OPEN_AT_ONCE = 32
 
 
 class _Joiner(ExitStack):
-    """Fills windows of the mosaic; keeps the maps of the last few windows open."""
+    """Compute windows of the mosaic; keeps the maps of the last few windows open."""
 
     def __init__(self, parts: Sequence[_Part], grid: Grid, scheme: ClassScheme, target: Path) -> None:
         super().__init__()
         self._parts, self._grid, self._scheme, self._target = parts, grid, scheme, target
         self.filled = 0
-        """Pixels with data so far."""
+        """Number of pixels with data so far."""
         self._boxes = np.array([part.box for part in parts])
         self._open: dict[Path, tuple[ExitStack, CodeRaster]] = {}
 
@@ -209,7 +209,7 @@ class _Joiner(ExitStack):
         return super().__exit__(*details)  # type: ignore[arg-type]
 
     def compute(self, block: Block) -> dict[str, NDArray[np.generic]]:
-        """Return the codes of a window, those of tiles on their own ground first."""
+        """Return the codes of a window, tiles on their own ground first."""
         here = self._grid.window(block.core).bounds
         left, bottom, right, top = self._boxes.T
         meets = (left < here.right) & (here.left < right) & (bottom < here.top) & (here.bottom < top)
@@ -238,7 +238,7 @@ class _Joiner(ExitStack):
         return np.asarray(inside_rows[:, None] & inside_columns)
 
     def _source(self, path: Path) -> CodeRaster:
-        """Return a map as it lies on the mosaic's grid."""
+        """Return a map on the mosaic's grid."""
         if path not in self._open:
             while len(self._open) >= OPEN_AT_ONCE:
                 self._open.pop(next(iter(self._open)))[0].close()

@@ -1,6 +1,6 @@
-"""Many tiles: a plan that says which and how, and a run that any number of workers may share.
+"""Plans of many tiles and their settings, which any number of workers can run together.
 
-Each tile depends on its own files, the plan's settings and its name alone, so that the result is the same for any
+Each tile depends only on its own files, the plan's settings and its name, so that the result is the same for any
 number of shards or workers (:mod:`landprior.batch.tile_runner`).
 """
 
@@ -50,10 +50,10 @@ class _Part(BaseModel):
 
 
 FORMAT = 1
-"""Version of the format of plans; others are refused."""
+"""Version of the plan format; others are rejected."""
 
 MOST_THREADS = 1024
-"""Cores a tile may take."""
+"""Maximum number of cores per tile."""
 
 Side = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -67,19 +67,19 @@ class PlannedTile(_Part):
 
 
 class Recipe(_Part):
-    """How every tile is mapped: everything the result depends on besides the tile's own files."""
+    """Settings of every tile: everything the result depends on except the tile's own files."""
 
     scheme: ClassScheme
     cooccurrence: dict[int, tuple[float, ...]]
-    cooccurrence_pixels: dict[int, int] = Field({}, description="how many fine pixels a row rests on, as its weight")
+    cooccurrence_pixels: dict[int, int] = Field({}, description="number of fine pixels behind a row, as its weight")
     cooccurrence_source: str = ""
     learned: str | None = Field(None, description="path of a learned prior")
     learned_checksum: str | None = None
-    training: dict[str, Any] = Field(description="of TileSettings")
+    training: dict[str, Any] = Field(description="fields of TileSettings")
     posterior: bool = True
     label_map: dict[int, int] = {}
     threads: int = Field(
-        1, ge=1, le=MOST_THREADS, description="cores of a tile; sums of floats depend on how many cores compute them"
+        1, ge=1, le=MOST_THREADS, description="cores per tile; sums of floats depend on the number of cores"
     )
 
     @model_validator(mode="after")
@@ -93,12 +93,12 @@ class Recipe(_Part):
 
 
 class Fetching(_Part):
-    """Where the tiles' layers come from, if they are not there yet."""
+    """Sources of the tiles' layers, if they are still to be fetched."""
 
     outline: str = Field(description="WKT, degrees")
     city: str | None = Field(None, description="shipped preset")
     preset: CityPreset | None = Field(None, description="the user's own preset")
-    settings: dict[str, Any] = Field(description="of FetchSettings")
+    settings: dict[str, Any] = Field(description="fields of FetchSettings")
 
 
 def _check_city(name: str) -> str:
@@ -106,11 +106,11 @@ def _check_city(name: str) -> str:
 
 
 class BatchPlan(_Part):
-    """Tiles of one city of a workspace, and what is to be done with each."""
+    """Tiles of one city of a workspace, and how to map them."""
 
     format: Literal[1] = 1
     landprior: str = ""
-    workspace: str = Field(min_length=1, description="absolute, or relative to the plan's file")
+    workspace: str = Field(min_length=1, description="absolute path, or relative to the plan's file")
     city: Annotated[str, AfterValidator(_check_city)]
     tiles: tuple[PlannedTile, ...] = Field(min_length=1)
     recipe: Recipe
@@ -135,9 +135,9 @@ class BatchPlan(_Part):
 
     @property
     def digest(self) -> str:
-        """A hash of what is done with the tiles; the workspace may move, and tiles be added."""
+        """A hash of the settings; independent of the workspace's path and of added tiles."""
         left_out = {"learned", "cooccurrence_source"}
-        # fields of later versions: where they are not set, the hash of a plan stays the same
+        # fields of later versions: if unset, the hash of a plan is unchanged
         left_out |= set() if self.recipe.cooccurrence_pixels else {"cooccurrence_pixels"}
         own = self.fetch is not None and self.fetch.preset is not None
         content = {
@@ -151,7 +151,7 @@ class BatchPlan(_Part):
 
     @property
     def pixels(self) -> int:
-        """Of all tiles."""
+        """Number of pixels of all tiles."""
         return sum(tile.width * tile.height for tile in self.tiles)
 
 
@@ -159,21 +159,21 @@ class BatchPlan(_Part):
 
 
 def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, threads: int = 1) -> Recipe:
-    """Return the part of a plan that says how tiles are mapped.
+    """Return the part of a plan with the settings of mapping.
 
     Parameters
     ----------
     settings
-        How tiles are mapped.
+        Settings of mapping.
     learned
-        Path of the learned prior that the settings have.
+        Path of the learned prior in the settings.
     threads
-        Cores of each tile.
+        Cores per tile.
 
     Returns
     -------
     Recipe
-        With the matrix itself and checksums, so that it needs no other file but the learned prior.
+        The settings with the matrix and checksums, so that no other file but the learned prior is needed.
     """
     return Recipe(
         scheme=settings.scheme,
@@ -203,18 +203,18 @@ def plan_workspace(
     Parameters
     ----------
     workspace, city, only
-        Where the tiles are; only some of them, by name.
+        Workspace and city of the tiles, and optionally the names of some.
     settings
-        How they are mapped.
+        Settings of mapping.
     learned
-        Path of the learned prior that the settings have.
+        Path of the learned prior in the settings.
     threads
-        Cores of each tile. Part of the plan, since the last digits of sums, and so a map's pixels, depend on it.
+        Cores per tile. Part of the plan, because the last digits of sums, and so a map's pixels, depend on it.
 
     Returns
     -------
     BatchPlan
-        Its tiles are in the order of their names.
+        The plan, with tiles in the order of their names.
 
     Raises
     ------
@@ -244,23 +244,23 @@ def plan_area(
     learned: Path | None = None,
     threads: int = 1,
 ) -> BatchPlan:
-    """Plan the tiles of a place that is yet to be fetched.
+    """Plan the tiles of a place that is still to be fetched.
 
     Parameters
     ----------
     found
-        The tiles, as fetch lays them out.
+        The tiles as laid out by fetch.
     workspace
-        Where they will be.
+        Workspace for the tiles.
     fetching
-        How each is fetched.
+        Sources and settings of the fetch.
     settings, learned, threads
         See :func:`plan_workspace`.
 
     Returns
     -------
     BatchPlan
-        Each worker fetches the tiles that it maps.
+        The plan; each worker fetches the tiles that it maps.
     """
     preset = found.area.preset
     shipped = preset is not None and preset.name in list_cities() and load_city(preset.name) == preset
@@ -282,7 +282,7 @@ def plan_area(
 
 
 def check_plan_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
-    """Check, before any work, that a plan can be put at ``path``.
+    """Check, before any work, that a plan can be written to ``path``.
 
     Parameters
     ----------
@@ -315,11 +315,11 @@ def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) ->
     Parameters
     ----------
     plan
-        What to write.
+        The plan to write.
     path
         A file that ends in ``.json``.
     overwrite
-        Replace an older plan.
+        Replace an existing plan.
 
     Returns
     -------
@@ -343,7 +343,7 @@ def read_plan(path: str | Path) -> BatchPlan:
     Raises
     ------
     MissingInputError, ConfigError
-        If it is missing, or is no plan.
+        If the file is missing or is not a plan.
     """
     path = Path(path)
     try:
@@ -369,19 +369,19 @@ def read_plan(path: str | Path) -> BatchPlan:
 
 
 def _require_format(text: str) -> None:
-    """Refuse a plan of another version before anything else in it is checked."""
+    """Raise an error for a plan of another version, before anything else is checked."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return  # pydantic says where
+        return  # pydantic reports the place
     version = found.get("format", FORMAT) if isinstance(found, dict) else FORMAT
     if version != FORMAT or isinstance(version, bool):
-        msg = f"it is a plan of format {str(version)[:20]}, and this version of landprior reads format {FORMAT}"
+        msg = f"the plan has format {str(version)[:20]}, but this version of landprior reads format {FORMAT}"
         raise ConfigError(msg)
 
 
 def parse_fetch(plan: BatchPlan) -> tuple[Area, FetchSettings]:
-    """Return which place a plan fetches, from which sources and how.
+    """Return the place that a plan fetches, and the settings of the fetch.
 
     Raises
     ------
@@ -411,7 +411,7 @@ def parse_fetch(plan: BatchPlan) -> tuple[Area, FetchSettings]:
 
 
 def parse_training(plan: BatchPlan) -> TileSettings:
-    """Return how the tiles of a plan are trained.
+    """Return the training settings of a plan.
 
     Raises
     ------

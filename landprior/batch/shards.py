@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
-    """Return every count-th tile of a plan, from the index-th (from 0) on.
+    """Return every count-th tile of a plan, starting at the index-th (from 0).
 
     Parameters
     ----------
     plan
         All tiles.
     index
-        From 0.
+        Index of the shard, from 0.
     count
         Number of shards.
 
@@ -53,14 +53,14 @@ _ARRAYS = (
 
 
 def find_shard(environment: Mapping[str, str], count: int | None = None) -> tuple[int, int]:
-    """Return index (from 0) and count of the shard that a batch system has given this process.
+    """Return index (from 0) and count of the shard assigned to this process by a batch system.
 
     Parameters
     ----------
     environment
         Variables and their values.
     count
-        Number of shards, for batch systems that do not tell it.
+        Number of shards, for batch systems that do not give it.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def find_shard(environment: Mapping[str, str], count: int | None = None) -> tupl
     Raises
     ------
     InputError
-        If there is no index, or no number of shards; if the number is not ``count``; or if the indexes are not evenly
-        spaced, so that only a part of the array has been submitted.
+        If there is no index or number of shards, if the number is not ``count``, or if the indexes are not evenly
+        spaced because only part of the array was submitted.
     """
     for name, size in _ARRAYS:
         if name in environment:
@@ -96,14 +96,14 @@ def find_shard(environment: Mapping[str, str], count: int | None = None) -> tupl
 
 
 def _slurm_index(environment: Mapping[str, str], task: int, total: int) -> int:
-    """Return which of the tasks of ``sbatch --array=FIRST-LAST:STEP`` this one is, from 0."""
+    """Return the index, from 0, of this task of ``sbatch --array=FIRST-LAST:STEP``."""
     first, step = _number(environment, "SLURM_ARRAY_TASK_MIN"), _number(environment, "SLURM_ARRAY_TASK_STEP") or 1
     last = _number(environment, "SLURM_ARRAY_TASK_MAX") if "SLURM_ARRAY_TASK_MAX" in environment else None
     even = step > 0 and (task - first) % step == 0 and (last is None or (last - first) // step + 1 == total)
     if not even:
         msg = (
             f"the array's {total} tasks are not evenly spaced (from {first} to {last}, task {task}, step {step}), so "
-            f"the shard is not known; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
+            f"the shard is unknown; submit it as --array=0-{total - 1}, or give --shard INDEX/COUNT"
         )
         raise InputError(msg)
     return (task - first) // step

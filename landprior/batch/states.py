@@ -1,4 +1,4 @@
-"""How it stands with each tile of a plan, by what a run has noted of it."""
+"""States of the tiles of a plan, from the records written by its runs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
-"""In a tile's folder: what a run has to say of it."""
+"""Name of the run's record in a tile's folder."""
 
 State = Literal["waiting", "running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
 class TileState:
-    """What is known of a tile of a plan."""
+    """The state of a tile of a plan."""
 
     name: str
     state: State
@@ -47,14 +47,14 @@ def find_tile(plan: BatchPlan, name: str) -> TileFolder:
 
 
 class Note(dict[str, Any]):
-    """What will be noted of a tile, and how it ended."""
+    """The record of a tile's run, including how it ended."""
 
     state: State = "interrupted"
     detail: str = ""
     seconds: float | None = None
 
     def close(self, state: State, detail: str, seconds: float) -> TileState:
-        """Note how the tile ended.
+        """Record how the tile ended.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class Note(dict[str, Any]):
         Returns
         -------
         TileState
-            Of this tile.
+            State of this tile.
         """
         self.state, self.detail, self.seconds = state, detail, seconds
         return TileState(str(self["tile"]), state, detail, seconds)
@@ -72,7 +72,7 @@ class Note(dict[str, Any]):
 
 @contextmanager
 def recording(plan: BatchPlan, tile: TileFolder) -> Iterator[Note]:
-    """Write that a tile is running, and in the end how it went, ctrl-C included."""
+    """Record that a tile is running and, at the end, its result, even after ctrl-C."""
     note = Note(tile=tile.name, plan=plan.digest, host=platform.node(), pid=os.getpid(), started=_now())
     _write_note(tile, note | {"state": "running"})
     try:
@@ -108,13 +108,13 @@ def read_state(plan: BatchPlan, name: str) -> TileState:
     if state == "running":
         where = f"since {note.get('started')} on {note.get('host')}"
         if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
-            return TileState(name, "interrupted", f"{where}; the process is gone")
+            return TileState(name, "interrupted", f"{where}; the process has ended")
         return TileState(name, "running", where)
     return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
 
 
 def describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
-    """Return the checksums of a tile's layers and map as they are now, and stamps that spare reading them again."""
+    """Return the checksums of a tile's layers and map and time stamps that avoid reading them again."""
     return {
         name: {"stamp": _shared_stamp(path), "sha256": checksum(path)}
         for name, path in tile.present([*INPUTS, "prediction"]).items()
@@ -127,10 +127,10 @@ def _shared_stamp(path: Path) -> list[int]:
 
 
 def _find_change(tile: TileFolder, recorded: object) -> str:
-    """Say what has changed since a tile was done; empty if nothing has."""
+    """Return what has changed since a tile was done; empty if nothing has."""
     if not (tile.file("prediction").is_file() and (tile.path / ITEM).is_file()):
-        return "its map is gone"
-    if not isinstance(recorded, dict):  # of an earlier version
+        return "its map was removed"
+    if not isinstance(recorded, dict):  # written by an earlier version
         return ""
     there = tile.present([*INPUTS, "prediction"])
     for name in sorted({*recorded, *there}):
@@ -145,12 +145,12 @@ def _find_change(tile: TileFolder, recorded: object) -> str:
 
 
 def read_states(plan: BatchPlan) -> list[TileState]:
-    """Return how it stands with all tiles of a plan."""
+    """Return the states of all tiles of a plan."""
     return [read_state(plan, tile.name) for tile in plan.tiles]
 
 
 def report_state(state: TileState) -> None:
-    """Log how a tile went."""
+    """Log the state of a tile."""
     if state.state == "failed":
         logger.warning("%s failed: %s", state.name, state.detail)
     else:

@@ -1,7 +1,7 @@
 """Running the tiles of a plan, one at a time.
 
-A tile is done when its map and ``item.json`` are in place and its ``run.json`` says so for this plan; running it again
-costs nothing. What goes wrong with one is written to its ``run.json`` and stops no other.
+A tile is done when its map and ``item.json`` exist and its ``run.json`` records it for this plan; running it again
+costs nothing. An error in one tile is recorded in its ``run.json`` and does not stop the others.
 """
 
 from __future__ import annotations
@@ -44,43 +44,43 @@ logger = logging.getLogger(__name__)
 
 
 class TileRunner:
-    """Runs single tiles of a plan, in this process.
+    """Run single tiles of a plan in this process.
 
     Parameters
     ----------
     plan
-        What is to be done.
+        The plan.
     network
-        For plans of places that are fetched.
+        Network client, for plans that fetch.
     run
-        See :class:`landprior.run.Run`; ``overwrite`` replaces results that are not of this plan too, whoever made
-        them.
+        See :class:`landprior.run.Run`; ``overwrite`` also replaces results that were not made by this
+        plan.
     """
 
     def __init__(self, plan: BatchPlan, *, network: Network | None = None, run: Run = Run()) -> None:
         self.plan = plan
         self._network = network
-        self._run = replace(run, progress=False)  # tiles are what is counted
+        self._run = replace(run, progress=False)  # the progress bar counts tiles
         self._settings: PipelineSettings | None = None
         self._fetch: tuple[FetchPlan, FetchSettings] | None = None
 
     def run(self, name: str, *, work: Callable[[TileFolder], Mapping[str, Any]] | None = None) -> TileState:
-        """Run one tile, unless it is done or another process is at it; never raises for what is wrong with the tile.
+        """Run one tile, unless it is done or being run by another process; never raises for errors of the tile.
 
         Parameters
         ----------
         name
-            Of the tile.
+            Name of the tile.
         work
-            Instead of the whole chain: gets the folder, returns what is to be noted.
+            Function to run instead of the whole chain: gets the folder and returns entries for the record.
 
         Returns
         -------
         TileState
-            What became of it, as it is noted in the tile's folder.
+            The state, as recorded in the tile's folder.
         """
         tile = find_tile(self.plan, name)
-        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not make a workspace
+        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not create a workspace
             return TileState(name, "failed", f"there is no tile at {tile.path}; make a new plan if it has moved")
         make_folder(tile.path)
         clear_leftovers(tile.path)
@@ -91,7 +91,7 @@ class TileRunner:
             with claiming(tile.path / RUN):
                 return self._run_locked(tile, work or self._map)
         except OutputBusyError:
-            return TileState(name, "running", "another process is at it")
+            return TileState(name, "running", "another process is running it")
 
     def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:
         start = time.monotonic()
@@ -102,7 +102,7 @@ class TileRunner:
                 return note.close("failed", str(error), time.monotonic() - start)
             except MemoryError:
                 return note.close("failed", "out of memory", time.monotonic() - start)
-            except Exception as error:  # a fault of ours or of a library in one tile must not stop the others
+            except Exception as error:  # a bug of ours or of a library in one tile must not stop the others
                 logger.debug("%s", tile.id, exc_info=True)
                 return note.close("failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
             note["files"] = describe_files(tile)
@@ -130,7 +130,7 @@ class TileRunner:
     def _fetch_tile(self, tile: TileFolder) -> None:
         workspace = Workspace(Path(self.plan.workspace))
         if self._network is None:
-            msg = f"{tile.id} is to be fetched, and there is no network to do it with"
+            msg = f"{tile.id} has to be fetched, but no network client was given"
             raise InputError(msg)
         if self._fetch is None:
             area, settings = parse_fetch(self.plan)
@@ -145,7 +145,7 @@ class TileRunner:
 
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
-    """Compute on so many cores, however many this process would take: sums in another order give other last digits."""
+    """Compute on a fixed number of cores, because the order of sums affects their last digits."""
     import rasterio
     import torch
     from threadpoolctl import threadpool_limits
@@ -160,21 +160,21 @@ def _on_cores(count: int) -> Iterator[None]:
 
 
 def make_pipeline_settings(plan: BatchPlan) -> PipelineSettings:
-    """Return the settings of the chain that a plan asks for.
+    """Return the settings of the chain of a plan.
 
     Raises
     ------
     ConfigError
-        If the learned prior is another than when the plan was made.
+        If the learned prior has changed since the plan was made.
     MissingInputError
-        If the learned prior is not there.
+        If the learned prior does not exist.
     """
     recipe = plan.recipe
     learned = None
     if recipe.learned is not None:
         path = Path(recipe.learned)
         if not path.is_file():
-            msg = f"the learned prior {path} of the plan is not there; every worker needs it"
+            msg = f"the learned prior {path} of the plan does not exist; every worker needs it"
             raise MissingInputError(msg)
         if checksum(path) != recipe.learned_checksum:
             msg = f"{path} has changed since the plan was made; make a new plan"
@@ -221,14 +221,14 @@ def run_plan(
     Returns
     -------
     list of TileState
-        In the order of the plan; the failed ones with the reason.
+        States in the order of the plan; failed ones include the reason.
 
     Raises
     ------
     ConfigError
-        If the plan asks for an unknown training.
+        If the plan requests an unknown training.
     """
-    parse_training(plan)  # once, rather than in every tile
+    parse_training(plan)  # once, not in every tile
     runner = TileRunner(plan, network=network, run=run)
     found = []
     with Progress(len(plan.tiles), plan.city, "tile", show=run.progress, leave=True) as bar:

@@ -32,7 +32,7 @@ SECTIONS = {
     },
     "How good is it": {
         "evaluate": ("landprior.cli.evaluate", "Score maps on reference labels, or areas from points."),
-        "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an honest accuracy."),
+        "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an unbiased accuracy."),
     },
     "Many tiles": {
         "plan": ("landprior.cli.plan", "Plan many tiles, to be run by any number of workers."),
@@ -55,11 +55,11 @@ SECTIONS = {
         "epitome": ("landprior.cli.epitome", "Draw a model that is an epitome."),
     },
     "This installation": {
-        "doctor": ("landprior.cli.doctor", "Check the installation, and say how to fix what is missing."),
+        "doctor": ("landprior.cli.doctor", "Check the installation, and explain how to fix problems."),
         "cache": ("landprior.cli.cache", "Show or clear what was downloaded."),
     },
 }
-"""What there is to do -> command -> its module and its line of help."""
+"""Section of the help -> command -> its module and one-line help."""
 
 _COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
@@ -105,7 +105,7 @@ class _Commands(click.Group):
             ctx.fail(f"No such command {args[0]!r}.{hint}")
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's signature
-        """Run the command line, whatever the terminal and the environment."""
+        """Run the command line, independently of the terminal and the environment."""
         from landprior.cli.terminal import explain_failure, give_up_stdout, prepare_streams, quiet_libraries
         from landprior.environment import drop_foreign_settings
 
@@ -147,7 +147,7 @@ class _Commands(click.Group):
 
 
 def _explain(ctx: click.Context, error: Exception) -> None:
-    """Print an error of another library, or a bug of ours, as one line; with -vv raise it."""
+    """Print an error of another library, or a bug in landprior, as one line; with -vv raise it."""
     import os
 
     from landprior.cli.terminal import DEBUG, explain_failure, first_line, give_up_stdout, is_stdout_failure
@@ -158,7 +158,7 @@ def _explain(ctx: click.Context, error: Exception) -> None:
     if message is None:
         message = (
             f"unexpected error ({type(error).__name__}: {first_line(error)}); "
-            "please report it with what landprior -vv COMMAND shows"
+            "please report it with the output of landprior -vv COMMAND"
         )
     elif is_stdout_failure(error):
         give_up_stdout()
@@ -174,7 +174,7 @@ def _print_line(text: str) -> None:
 
 
 def _adjust_types(command: click.Command) -> None:
-    """Accept choices in upper or lower case (QR, Best), and refuse NaN, infinity and huge numbers.
+    """Accept choices in upper or lower case (QR, Best), and reject NaN, infinity and huge numbers.
 
     Only ``--nodata`` may be NaN or infinite.
     """
@@ -200,8 +200,8 @@ def _adjust_types(command: click.Command) -> None:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: landprior demo. Each command has its own --help with examples.",
 )
-@click.option("-v", "--verbose", count=True, help="Show more messages; give it twice for debugging, with tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Show warnings only, and no progress bars.")
+@click.option("-v", "--verbose", count=True, help="Show more messages; repeat it for debugging, with tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only warnings, and no progress bars.")
 @click.version_option(__version__, prog_name="landprior")
 @click.pass_context
 def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
@@ -230,10 +230,10 @@ def main(ctx: click.Context, *, verbose: int, quiet: bool) -> None:
 
 
 def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command check its outputs against its inputs before it does anything."""
+    """Make a command check its outputs against its inputs before it does anything."""
 
     @functools.wraps(callback)
-    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the command returns
+    def checked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - the command's return value
         from landprior.cli.checks import check_places
         from landprior.raster.outputs import protecting
 
@@ -244,7 +244,7 @@ def _check_first(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _show_warnings(logger: logging.Logger) -> None:
-    """Show our warnings as one line each, and drop other libraries' chatter."""
+    """Show our warnings as one line each, and drop warnings of other libraries."""
     import warnings
 
     from landprior.errors import LandpriorWarning

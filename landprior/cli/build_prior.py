@@ -45,7 +45,7 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
     "Files",
     click.option("--nlcd", type=INPUT, help="NLCD raster with the original codes."),
     band_option("NLCD", "--band", "--nlcd-band"),
-    click.option("--roads", type=INPUT, help="Raster of roads: what is not 0 is road."),
+    click.option("--roads", type=INPUT, help="Raster of roads; nonzero pixels are roads."),
     click.option("--buildings", type=INPUT, help="Raster of building footprints."),
     click.option("--waterways", type=INPUT, help="Raster of waterways (lines)."),
     click.option("--waterbodies", type=INPUT, help="Raster of water bodies."),
@@ -66,7 +66,7 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
 @grouped(
     "Labelled points",
     click.option(
-        "--points", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior where they lie."
+        "--points", type=INPUT, help="Your own labelled points or polygons, which sharpen the prior at their pixels."
     ),
     click.option(
         "--points-weight",
@@ -75,14 +75,12 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
         show_default=True,
         help="Trust in the points; 1 is certainty.",
     ),
-    click.option(
-        "--class-column", default="class", show_default=True, help="Attribute of the points that is the label."
-    ),
+    click.option("--class-column", default="class", show_default=True, help="Column of the points with the label."),
     layer_option,
     click.option(
         "--recalibrate",
         is_flag=True,
-        help="Also fit the class shares and the sharpness of the whole prior to the points, a random sample.",
+        help="Also fit class shares and sharpness of the whole prior to the points, which must be a random sample.",
     ),
 )
 @grouped("Workspace (the same as landprior run --only prior)", city_option, tile_option, workspace_option)
@@ -128,7 +126,7 @@ def command(
 
     NLCD codes become class probabilities through the cooccurrence matrix and are blurred; roads and buildings
     add to impervious, water layers to water. Points (--points) have one class ("trees"), several ("trees|grass")
-    or a class that a place does not have ("!water"). With about 100 random points, --recalibrate recalibrates the
+    or an excluded class ("!water"). With about 100 random points, --recalibrate recalibrates the
     whole prior.
     """  # noqa: D301
     from landprior.landcover.prior.build import build_prior

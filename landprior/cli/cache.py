@@ -20,14 +20,14 @@ _folder_option = click.option(
 
 @click.group(name="cache")
 def command() -> None:
-    """Show or clear what was downloaded.
+    """Show or clear the cache of downloads.
 
     \b
     landprior cache info
     landprior cache clear --source osm --older-than 30
 
     All workspaces share one cache: parts of NAIP files, NLCD, OpenStreetMap and building footprints.
-    Clearing it loses nothing that is in a workspace.
+    Clearing it does not affect any workspace.
     """  # noqa: D301
 
 
@@ -35,7 +35,7 @@ def command() -> None:
 @_folder_option
 @json_option
 def info(*, folder: Path | None, as_json: bool) -> None:
-    """Show where the cache is and how much each source takes."""
+    """Show where the cache is and how much space each source uses."""
     from landprior.sources.http.cache import Cache
 
     cache = Cache(folder)
@@ -59,10 +59,10 @@ def info(*, folder: Path | None, as_json: bool) -> None:
     "--older-than",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Age in days of what is cleared; newer files stay.  [default: 0]",
+    help="Minimum age in days of the files to clear.  [default: 0]",
 )
 def clear(*, folder: Path | None, sources: tuple[str, ...], older_than: float) -> None:
-    """Delete what is cached."""
+    """Delete cached files."""
     from landprior.sources.http.cache import Cache
 
     freed = Cache(folder).clear(sources, older_than_days=older_than)

@@ -1,4 +1,4 @@
-"""Options that do not go together, and outputs that would replace inputs: refused before anything is done."""
+"""Rejecting incompatible options, and outputs that would replace inputs, before anything is done."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 _SOURCES = ("nlcd", "osm", "buildings")
-"""Options that name a file or something else, such as a URL or ``none``."""
+"""Options whose value may be a file or something else, such as a URL or ``none``."""
 
 
 def check_places(ctx: click.Context) -> list[Path]:
-    """Refuse a command whose output is one of its inputs, before it reads anything; return the inputs.
+    """Raise an error if an output of a command is one of its inputs; return the inputs.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def check_places(ctx: click.Context) -> list[Path]:
     return inputs
 
 
-def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - whatever click has parsed
+def _flatten(value: Any) -> list[Any]:  # noqa: ANN401 - any value parsed by click
     return [one for part in value for one in _flatten(part)] if isinstance(value, (list, tuple)) else [value]
 
 
@@ -56,7 +56,7 @@ def refuse_with_city(ctx: click.Context, *names: str) -> None:
     Raises
     ------
     click.UsageError
-        Names the first of them.
+        If there are any; names the first.
     """
     _refuse(ctx, names, "is for plain files; a workspace (--city) has its own files and names")
 
@@ -67,7 +67,7 @@ def refuse_without_city(ctx: click.Context) -> None:
     Raises
     ------
     click.UsageError
-        Names the first of them.
+        If there are any; names the first.
     """
     _refuse(ctx, ("tiles", "workspace"), "is for a workspace; name one of its places with --city")
 
@@ -78,7 +78,7 @@ def refuse_options(ctx: click.Context, what: str, *names: str) -> None:
     Raises
     ------
     click.UsageError
-        Names the first of them.
+        If there are any; names the first.
     """
     _refuse(ctx, names, f"cannot be used with {what}")
 
@@ -94,23 +94,23 @@ def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
 def require_as_many(
     name: str, counted: Sequence[object], given: Mapping[str, Sequence[object]], *, of: str = "", why: str = ""
 ) -> None:
-    """Refuse repeated options of which there are not as many as of the one that they belong to.
+    """Raise an error for repeated options that do not match the number of the option they belong to.
 
     Parameters
     ----------
     name, counted
-        The option that counts, and what it gave.
+        The reference option, and its values.
     given
-        Other options, and what they gave.
+        Other options, and their values.
     of
-        What needs one of each; by default what the option is named after.
+        The thing that needs one of each; by default the option's name.
     why
-        Ends the message.
+        End of the message.
 
     Raises
     ------
     click.UsageError
-        Names the first that differs.
+        If a number differs; names the first option.
     """
     for other, paths in given.items():
         if len(paths) != len(counted):

@@ -42,14 +42,14 @@ FIELDS = (
 
 
 LOSSES = ("rq", "qr", "qr-kl")
-"""Losses that can cluster."""
+"""Losses suitable for clustering."""
 
 
 @click.command(name="cluster", cls=Command)
 @click.argument("image", type=INPUT)
 @field_option(ClusterSettings, "clusters", "-k")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of clusters to write, a Cloud-Optimized GeoTIFF.")
-@click.option("--model", type=OUTPUT, help="Model to write.  [default: beside the map, .safetensors]")
+@click.option("--model", type=OUTPUT, help="Model to write.  [default: the map's name with .safetensors]")
 @grouped("Training", field_option(ClusterSettings, "loss", choices=LOSSES), *field_options(ClusterSettings, *FIELDS))
 @grouped(
     "Map",

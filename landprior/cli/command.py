@@ -1,4 +1,4 @@
-"""Commands whose help has its options in groups, and which still take former spellings of options."""
+"""Commands with grouped options in their help, which still accept former option names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 GENERAL = "Options"
-"""The group of options that belong to no other; it comes last."""
+"""Title of the options without a group, which come last."""
 
 
 class Command(click.Command):
@@ -21,9 +21,9 @@ class Command(click.Command):
     Parameters
     ----------
     *args, **kwargs
-        Those of :class:`click.Command`.
+        Arguments of :class:`click.Command`.
     former
-        Former spelling of an option -> its spelling now. The former one is not in the help; it works, with a warning.
+        Former name of an option -> its current name. Former names are hidden from the help but work, with a warning.
     """
 
     def __init__(self, *args: Any, former: Mapping[str, str] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
@@ -31,7 +31,7 @@ class Command(click.Command):
         self.former = dict(former or {})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line, former spellings translated."""
+        """Parse the command line, translating former option names."""
         return super().parse_args(ctx, self._translate(args))
 
     def _translate(self, args: list[str]) -> list[str]:
@@ -53,7 +53,7 @@ class Command(click.Command):
 
 
 def describe_options(command: click.Command, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
-    """Return title of a group -> options as they are written and explained, those without a group last."""
+    """Return the options and their help by title of their group, those without a group last."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
@@ -79,7 +79,7 @@ def group_of(param: click.Parameter) -> str:
 
 
 def grouped(title: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Return a decorator that adds options, in their order, and lists them under a title in the help."""
+    """Return a decorator that adds options, in order, and lists them under a title in the help."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):

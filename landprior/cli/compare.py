@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(name="compare", cls=Command)
 @click.argument("config", metavar="CONFIG.yaml", type=INPUT)
-@click.option("--root", type=INPUT, help="Folder that the paths in CONFIG.yaml start from.  [default: its own folder]")
+@click.option("--root", type=INPUT, help="Folder that paths in CONFIG.yaml are relative to.  [default: its own folder]")
 @click.option(
     "-o",
     "--output",
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="Folder for priors, models, maps, results and report.  [default: CONFIG's name without .yaml]",
 )
 @grouped(
-    "What is run",
+    "Selection",
     click.option(
         "--method",
         "methods",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         "--seeds", type=click.IntRange(min=1), help="Number of trainings of each method.  [default: CONFIG's, or 3]"
     ),
     *smaller_options("steps", "filters"),
-    click.option("--dry-run", is_flag=True, help="List what is to do and what is done, and run nothing."),
+    click.option("--dry-run", is_flag=True, help="List finished and unfinished runs without running anything."),
 )
 @run_options("device")
 @json_option
@@ -79,7 +79,7 @@ def command(
     from landprior.superres.rivals import RIVALS
 
     if root is None and config.suffix != ".yaml":
-        msg = f"--root is missing: where the data of the shipped comparison {config} lies"
+        msg = f"--root is missing: give the folder of the data of the shipped comparison {config}"
         raise click.UsageError(msg)
     experiment = load_comparison(config).to_experiment(seeds=seeds, steps=steps, filters=filters)
     experiment = experiment.select(rows=methods, regions=places)

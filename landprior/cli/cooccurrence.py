@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 @click.argument("nlcd", metavar="[NLCD", type=INPUT, required=False)
 @click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
 @pair_option
-@scheme_option(help="Classes of the labels.  [default: those that their file names, if landprior wrote it]")
+@scheme_option(help="Classes of the labels.  [default: those in the labels' tags, if landprior wrote them]")
 @band_option("NLCD", "--band", "--nlcd-band")
 @band_option("the labels", "--labels-band")
 @label_map_option
 @click.option(
     "--spread",
     is_flag=True,
-    help="Also measure how much the 30 m cells of a code differ, which train --method sr uses too.",
+    help="Also measure how much the 30 m cells of a code differ, for train --method sr.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Matrix to write, a .csv file.")
 @overwrite_option
@@ -64,8 +64,8 @@ def command(
     landprior cooccurrence --pair a_nlcd.tif a_lc.tif --pair b_nlcd.tif b_lc.tif --scheme chesapeake-4 -o cooc.csv
     landprior cooccurrence nlcd.tif labels.tif --scheme chesapeake-4 --spread -o cooc.csv
 
-    Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix that is measured on the place you map
-    uses labels of that place; mention it with your results.
+    Use it with: landprior build-prior --cooccurrence cooc.csv. A matrix measured on the place you map
+    uses labels of that place; report this with your results.
     """  # noqa: D301
     from landprior.landcover.assessment.scores import scheme_of_map
     from landprior.landcover.prior.cells import measure_spread

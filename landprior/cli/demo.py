@@ -58,8 +58,8 @@ def command(
     landprior demo
     landprior demo --seed 3 -o /tmp/demo
 
-    It makes up a place whose true classes are known, turns its NLCD-like codes and OSM-like layers into a prior,
-    trains on the prior alone with cross-entropy and with QR, and scores both maps on the truth.
+    It makes a synthetic place with known true classes, turns its NLCD-like codes and OSM-like layers into a prior,
+    trains on the prior only, with cross-entropy and with QR, and scores both maps on the truth.
     """  # noqa: D301
     from landprior.landcover.synthetic.demo import run_demo
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from landprior.domains.density.points import Points
     from landprior.run import Run
 
-_NO_COARSE = "--coarse is missing: the densities to learn from (or give --model)"
+_NO_COARSE = "--coarse is missing: give the densities to learn from (or --model)"
 
 
 FIELDS = (
@@ -69,16 +69,16 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
         "--block", type=click.IntRange(min=1), default=100, show_default=True, help="Side of a block, pixels."
     ),
     click.option(
-        "--classes", type=click.IntRange(min=2), help="Number of density classes.  [default: those found; of counts 10]"
+        "--classes",
+        type=click.IntRange(min=2),
+        help="Number of density classes.  [default: those found, or 10 of counts]",
     ),
     click.option(
         "--prior",
         type=INPUT,
         help="CSV class,probability of the target.  [default: 0.05, 0.15 .. 0.95 of ten classes]",
     ),
-    click.option(
-        "--measure", type=INPUT, metavar="POINTS", help="Points (image,x,y,type) that the prior is measured from."
-    ),
+    click.option("--measure", type=INPUT, metavar="POINTS", help="Points (image,x,y,type) to measure the prior from."),
     click.option(
         "--radius",
         type=click.FloatRange(min=0, min_open=True),
@@ -100,7 +100,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
         help="Side of the square that predictions are averaged over, pixels; 1 averages nothing.",
     ),
     click.option("--posterior", is_flag=True, help="Map r where density classes are known, instead of q."),
-    click.option("--no-maps", is_flag=True, help="Write the model and the scores only, and no maps."),
+    click.option("--no-maps", is_flag=True, help="Write only the model and the scores, no maps."),
     nodata_option,
 )
 @map_options(without=("probabilities",))
@@ -108,13 +108,13 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
     "Scores",
     click.option("--reference", "points", type=INPUT, help="CSV image,x,y,type of points to score the maps at."),
     click.option("--positive", multiple=True, help="Type of point that is the target; may be repeated."),
-    click.option("--ignore", "ignored", multiple=True, help="Type of point that does not count; may be repeated."),
+    click.option("--ignore", "ignored", multiple=True, help="Type of point to ignore; may be repeated."),
     click.option(
         "--hold-out",
         type=click.FloatRange(0, 1, max_open=True),
         default=0.0,
         show_default=True,
-        help="Share of the images, chosen by a hash of their names, that is not trained on.",
+        help="Share of the images, chosen by a hash of their names, that is held out.",
     ),
 )
 @click.option(
@@ -163,7 +163,7 @@ def command(
     landprior density new.tif --model out/model.safetensors -o new
 
     One model is trained on all images that have rows in --coarse; the others are mapped too. IMAGES are files or
-    folders: JPEG, PNG, TIFF or whatever GDAL reads, of any size. Each gets a map of the two classes and one of their
+    folders: JPEG, PNG, TIFF or anything GDAL reads, of any size. Each gets a map of the two classes and one of their
     probabilities. With --reference the areas under the ROC curve are printed, overall and within blocks. If
     interrupted, rerun the same command to resume.
     """  # noqa: D301
@@ -177,7 +177,7 @@ def command(
     check_side(blur)
     two = [name.strip() for name in names.split(",")]
     if len(two) != 2:
-        msg = f"--names takes two names, such as background,target, not {names!r}"
+        msg = f"--names needs two names, such as background,target, not {names!r}"
         raise click.UsageError(msg)
     scheme = make_scheme(*two)
     products = make_map_options(ctx, given)
@@ -265,17 +265,17 @@ def _check_options(
     *,
     posterior: bool,
 ) -> None:
-    """Refuse options that do not go together.
+    """Raise an error for incompatible options.
 
     Raises
     ------
     click.UsageError
-        Says which.
+        If there are any; names them.
     """
     wrong = (
         (coarse is None and model_file is None, _NO_COARSE),
-        (posterior and coarse is None, "--posterior needs --coarse: r is made of q and the density of each block"),
-        (prior is not None and measure is not None, "--prior and --measure exclude each other"),
+        (posterior and coarse is None, "--posterior needs --coarse: r combines q with the density of each block"),
+        (prior is not None and measure is not None, "--prior and --measure are mutually exclusive"),
         (
             model_file is not None and (prior is not None or measure is not None),
             "--prior and --measure are for training; the model of --model has its own prior",
@@ -302,7 +302,7 @@ def _find_priors(
 
 
 def _settings(*, own_prior: bool, **given: Any) -> DensitySettings:  # noqa: ANN401 - the fields
-    """Put what was given over the defaults; a prior of the user's own knows the share of the target.
+    """Return the defaults with the given values; a user's own prior already includes the share of the target.
 
     Raises
     ------

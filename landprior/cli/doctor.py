@@ -54,13 +54,13 @@ LOW_MEMORY = 4 * 2**30
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
-    """Check the installation, and say how to fix what is missing.
+    """Check the installation, and explain how to fix problems.
 
     \b
     landprior doctor
     landprior doctor --json
 
-    The exit status is 1 if something that is needed is missing or broken.
+    The exit status is 1 if a required part is missing or broken.
     """  # noqa: D301
     versions, problems, notes = _packages()
     report: dict[str, object] = {
@@ -104,7 +104,7 @@ def _memory(notes: list[str]) -> dict[str, float | None]:
         return {"memory_gib": None, "memory_free_gib": None}
     memory = psutil.virtual_memory()
     if memory.available < LOW_MEMORY:
-        notes.append("less than 4 GiB of memory are free: train with --filters 16 and map small tiles")
+        notes.append("less than 4 GiB of memory is free: train with --filters 16 and map small tiles")
     return {"memory_gib": round(memory.total / 2**30, 1), "memory_free_gib": round(memory.available / 2**30, 1)}
 
 
@@ -126,7 +126,7 @@ def _gdal(problems: list[str]) -> dict[str, object]:
 
 
 def _environment(problems: list[str], notes: list[str]) -> dict[str, str]:
-    """Return the settings of GDAL and PROJ in use; note those of another install, and try PROJ."""
+    """Return the settings of GDAL and PROJ in use; note those of another installation, and test PROJ."""
     from landprior.cli.terminal import first_line
     from landprior.environment import list_dropped, list_settings
 
@@ -210,4 +210,4 @@ def _show(report: dict[str, object]) -> None:
             for line in lines:
                 click.echo(f"{kind[:-1]}: {line}")
     if not report["problems"]:
-        click.echo("all is well")
+        click.echo("no problems found")

@@ -48,25 +48,25 @@ if TYPE_CHECKING:
     ),
 )
 @grouped(
-    "What is scored",
+    "Pixels to leave out",
     pair_option,
     click.option(
         "--exclude",
         type=INPUT,
-        help="Vector file: pixels under it are left out, such as points that the prior was given.",
+        help="Vector file: pixels under its features are left out, such as points used for the prior.",
     ),
     click.option(
         "--exclude-buffer",
         type=click.FloatRange(min=0),
         default=0.0,
         show_default=True,
-        help="Distance in metres around the excluded features that is left out too.",
+        help="Distance in metres around the excluded features to leave out as well.",
     ),
 )
 @grouped(
     "Reference points",
     click.option(
-        "--class-column", default="reference", show_default=True, help="Attribute of the points that is their class."
+        "--class-column", default="reference", show_default=True, help="Column of the points with their class."
     ),
     layer_option,
     pixel_size_option,
@@ -114,7 +114,7 @@ def command(
     landprior evaluate map.tif labels.tif --exclude points.gpkg --exclude-buffer 20
     landprior evaluate map.tif points.gpkg
 
-    Points come from landprior sample and are then interpreted; their figures are weighted by area and have 95 %
+    Points come from landprior sample and are then interpreted; the estimates are weighted by area and have 95 %
     intervals. Pixels without data in map or labels, and codes that the scheme ignores, do not count. Classes in
     neither map nor labels are listed and left out of the mean IoU.
     """  # noqa: D301 - \b is click's

@@ -23,20 +23,23 @@ if TYPE_CHECKING:
 
 @click.command(name="experiment", cls=Command)
 @click.argument("name", type=INPUT, required=False)
-@click.option("--root", type=INPUT, help="Folder of the data: torchgeo's root of the set, or that of the files.")
+@click.option("--root", type=INPUT, help="Folder of the data: torchgeo's root of the data set, or that of the files.")
 @click.option(
     "-o",
     "--output",
     type=OUTPUT_FOLDER,
     help="Folder for priors, models, maps, results and report.  [default: landprior-experiments/NAME]",
 )
-@click.option("--list", "listed", is_flag=True, help="List the experiments that ship with landprior, and run nothing.")
+@click.option("--list", "listed", is_flag=True, help="List the experiments that ship with landprior.")
 @grouped(
-    "What is run",
-    click.option("--joint", is_flag=True, help="Train one model for all tiles of a region only, as in the paper."),
-    click.option("--per-tile", is_flag=True, help="Train one model for each tile only."),
+    "Selection",
+    click.option("--joint", is_flag=True, help="Train only one model for all tiles of a region, as in the paper."),
+    click.option("--per-tile", is_flag=True, help="Train only one model for each tile."),
     click.option(
-        "--row", "rows", multiple=True, help="Row to run, and those it starts from; may be repeated.  [default: all]"
+        "--row",
+        "rows",
+        multiple=True,
+        help="Row to run, with those it starts from; may be repeated.  [default: all]",
     ),
     click.option("--region", "regions", multiple=True, help="Region to run; may be repeated.  [default: all]"),
     click.option(
@@ -45,9 +48,9 @@ if TYPE_CHECKING:
         type=(str, str),
         multiple=True,
         metavar="NAME PATTERN",
-        help="Maps of others to score: a name, and their files under --root with {region}, {split}, {tile}.",
+        help="Other maps to score: a name, and their files under --root with {region}, {split}, {tile}.",
     ),
-    click.option("--dry-run", is_flag=True, help="List the cells and which are done, and run nothing."),
+    click.option("--dry-run", is_flag=True, help="List the finished and unfinished cells without running anything."),
 )
 @grouped(
     "Training",
@@ -93,7 +96,7 @@ def command(
     landprior experiment table-2 --root enviroatlas --filters 32 --steps 2000 --region durham --joint
     landprior experiment table-e2 --root enviroatlas --map "Robinson 2019" "maps/{tile}.tif"
 
-    Each finished cell is one line of results.jsonl. If interrupted, rerun the same command to resume; the figures
+    Each finished cell is one line of results.jsonl. If interrupted, rerun the same command to resume; the results
     are the same. Another configuration needs another folder. The report (Markdown, JSON, PNG) has the
     published figures, ours and the differences.
     """  # noqa: D301
@@ -106,10 +109,10 @@ def command(
             click.echo("\nrun one with: landprior experiment NAME --root DATA", err=True)
         return
     if root is None:
-        msg = "--root is missing: where the data lies (landprior fetch --dataset enviroatlas|chesapeake --root DIR)"
+        msg = "--root is missing: give the data folder (landprior fetch --dataset enviroatlas|chesapeake --root DIR)"
         raise click.UsageError(msg)
     if joint and per_tile:
-        msg = "--joint and --per-tile exclude each other; leave both out to have both"
+        msg = "--joint and --per-tile are mutually exclusive; leave both out to run both"
         raise click.UsageError(msg)
     small = {"recipe": recipe, "steps": steps, "filters": filters, "patch_size": patch_size, "batch_size": batch_size}
     changes: dict[str, Any] = {"settings": {key: value for key, value in small.items() if value is not None}}
@@ -148,7 +151,7 @@ def run_experiment(
         return
     try:
         runner.run()
-    finally:  # after a failure or ctrl-C there is a report of what is done
+    finally:  # write a report even after a failure or ctrl-C
         found = runner.results()
         missing = len({cell.key for cell in runner.cells()} - {result.key for result in found})
         if found:

@@ -35,15 +35,15 @@ DATASETS = ("enviroatlas", "chesapeake")
     "Reference labels", scheme_option(help="Classes of --reference, if the place is not a preset."), label_map_option
 )
 @grouped(
-    "Published sets",
+    "Published data sets",
     click.option(
-        "--dataset", type=click.Choice(DATASETS), help="Published set to fetch, as torchgeo has it, instead of a place."
+        "--dataset",
+        type=click.Choice(DATASETS),
+        help="Published data set to fetch, in torchgeo's layout, instead of a place.",
     ),
-    click.option("--root", type=INPUT, help="Folder of the published set.  [default: <workspace>/<dataset>]"),
+    click.option("--root", type=INPUT, help="Folder of the published data set.  [default: <workspace>/<dataset>]"),
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Show tiles, years, sizes and sources, and fetch nothing; asks the catalogue."
-)
+@click.option("--dry-run", is_flag=True, help="Show tiles, years, sizes and sources; queries only the catalogue.")
 @json_option
 @run_options("overwrite")
 def command(

@@ -1,4 +1,4 @@
-"""Options made from the fields of settings: their names, choices, ranges, defaults and help are said once, there."""
+"""Options made from the fields of settings, the only source of their names, choices, ranges, defaults and help."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def field_option(
     multiple: bool = False,
     help: str | None = None,  # noqa: A002 - click's word
 ) -> Callable[[F], F]:
-    """Return a decorator that adds the option of a field; what is not given is None, or () if it may be repeated.
+    """Return a decorator that adds the option of a field; if not given, its value is None, or () if it may be repeated.
 
     Parameters
     ----------
     model
-        Settings; the field is theirs, or of settings among their fields.
+        Settings with the field, or with nested settings that have it.
     name
-        Its name, which is that of the parameter too.
+        Name of the field and of the parameter.
     *spelling
-        How the option is written, and perhaps another name of the parameter; by default ``--`` and the field's name.
+        Spelling of the option, and optionally a parameter name; by default ``--`` and the field's name.
     usual
-        Settings whose default is shown; by default those of the model.
+        Settings whose value is shown as the default; by default those of the model.
     others
-        Label -> settings whose default is shown too, where it differs.
+        Label -> other settings whose value is also shown, if it differs.
     choices
         Fewer choices than the field allows.
     multiple
-        Whether it may be repeated; fields that are tuples always may.
+        Whether the option may be repeated; tuple fields always can.
     help
-        Instead of the field's description, which ends with ``[default: ...]`` if the default is not shown as it is.
+        Help to use instead of the field's description, which ends with ``[default: ...]`` to replace the shown default.
     """
     info, get = find_field(model, name)
     kind, is_tuple = _kind_of(info, choices)
@@ -83,7 +83,7 @@ def field_options(
 
 
 def find_field(model: type[BaseModel], name: str) -> tuple[FieldInfo, Callable[[BaseModel], Any]]:
-    """Return a field of settings, or of settings among their fields, and what gets its value.
+    """Return a field of settings or of nested settings, and a function that gets its value.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def find_field(model: type[BaseModel], name: str) -> tuple[FieldInfo, Callable[[
 
 
 def pick_given(options: Mapping[str, Any], model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return the options that were given; of a model, only those that are fields of it."""
+    """Return the options that were given; if a model is given, only those that are its fields."""
     return {
         name: value
         for name, value in options.items()
@@ -108,13 +108,13 @@ def pick_given(options: Mapping[str, Any], model: type[BaseModel] | None = None)
     }
 
 
-def make_checked(model: type[Model], what: str, **given: Any) -> Model:  # noqa: ANN401 - whatever the fields are
-    """Make settings of what was given.
+def make_checked(model: type[Model], what: str, **given: Any) -> Model:  # noqa: ANN401 - any fields
+    """Return settings with the given values.
 
     Raises
     ------
     click.UsageError
-        If a value is out of its range, or options contradict each other; ``what`` names the whole.
+        If a value is out of its range, or options contradict each other; ``what`` names the settings in the message.
     """
     from landprior.raster.scheme import explain
 
@@ -147,7 +147,7 @@ def _kind_of(info: FieldInfo, choices: Iterable[str] | None) -> tuple[click.Para
 
 @dataclass(frozen=True)
 class _Unwrapped:
-    """What an annotation holds: choices or a plain type, limits of its own, and whether it is a tuple of that."""
+    """The parts of an annotation: choices or a plain type, its limits, and whether it is a tuple."""
 
     plain: type
     choices: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Options that the commands on labelled images share, and what they do with them."""
+"""Options shared by the commands on labelled images, and their handling."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
         click.option(
             "--table",
             type=INPUT,
-            help="CSV file,label[,split] that describes a folder of images.  [default: labels.csv in it]",
+            help="CSV file,label[,split] that describes a folder of images.  [default: labels.csv in the folder]",
         ),
-        click.option("--classes", help="Names of the classes, in order, with commas.  [default: those found, sorted]"),
-        click.option("--download", type=click.Choice(["mnist", "cifar10"]), help="Set to download into DATA first."),
+        click.option(
+            "--classes", help="Names of the classes, in order, separated by commas.  [default: those found, sorted]"
+        ),
+        click.option(
+            "--download", type=click.Choice(["mnist", "cifar10"]), help="Data set to download into DATA first."
+        ),
     ),
 )
 
 
 def data_options(command: Any) -> Any:  # noqa: ANN401 - a decorator
-    """Add the argument and the options that say which images; :func:`read_data` takes them."""
+    """Add the argument and options that select images; :func:`read_data` reads their values."""
     return stack_options(command, _DATA_OPTIONS)
 
 
@@ -45,7 +49,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
     Raises
     ------
     click.UsageError
-        If it is not said which, or options contradict each other.
+        If no images are selected, or options contradict each other.
     """
     from landprior.domains.imagery.downloads import download_images
     from landprior.domains.imagery.formats import read_images
@@ -57,7 +61,7 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
         names = None if classes is None else [name.strip() for name in classes.split(",")]
         return read_images(data, table=table, classes=names)
     if table is not None or classes is not None:
-        msg = "--download cannot be used with --table and --classes; the set has its own labels"
+        msg = "--download cannot be used with --table and --classes; the data set has its own labels"
         raise click.UsageError(msg)
     from landprior.sources.http.cache import Cache
     from landprior.sources.http.client import Network
@@ -66,14 +70,14 @@ def read_data(data: Path | None, table: Path | None, classes: str | None, downlo
 
 
 def training_options(model: type[ImageSettings], *, paper: bool = False) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options that trainings on images share, with the defaults of a model, and the paper's to compare."""
+    """Return the options shared by trainings on images, with a model's defaults and the paper's for comparison."""
     others = {"paper": model(epochs=300)} if paper else {}
     seeds = click.option(
         "--seeds",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Number of trainings of each kind, from different seeds.",
+        help="Number of trainings of each kind, with different seeds.",
     )
     schedule = field_option(model, "schedule", choices=("cosine", "constant"))
     fields = ("epochs", "learning_rate", "memory", "filters", "held_out")
@@ -97,14 +101,14 @@ def output_options(folder: str) -> Callable[[Any], Any]:
 
 
 def run_sweep(runner: Any, folder: Path, *, as_json: bool) -> None:  # noqa: ANN401 - SweepRunner, of either domain
-    """Train what is missing, write the report, print it."""
+    """Run the missing trainings, then write and print the report."""
     from dataclasses import asdict
 
     from landprior.domains.imagery.report import summarise, to_markdown, write_report
 
     try:
         runner.run()
-    finally:  # after a failure or ctrl-C there is a report of what is done
+    finally:  # write a report even after a failure or ctrl-C
         found = runner.done()
         if found:
             write_report(folder, found, missing=len(runner.cells()) - len(found))

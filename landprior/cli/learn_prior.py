@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 @grouped(
     "Files of labelled tiles",
     click.option("--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD raster of a labelled tile; may be repeated."),
-    click.option("--labels", type=INPUT, multiple=True, help="1 m labels of the tile, whose grid is used."),
+    click.option("--labels", type=INPUT, multiple=True, help="1 m labels of the tile, which define the grid."),
     click.option(
         "--roads",
         type=INPUT,
         multiple=True,
-        help="Roads raster of the tile; a layer is given for every tile or for none.",
+        help="Roads raster of the tile; give a layer for every tile or for none.",
     ),
     click.option("--buildings", type=INPUT, multiple=True, help="Building footprints raster of the tile."),
     click.option("--waterways", type=INPUT, multiple=True, help="Waterways raster of the tile."),
@@ -150,7 +150,7 @@ def _places_of_files(
     cooccurrence: Path | None,
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
-    """Put the repeated options together, tile by tile."""
+    """Combine the repeated options into tiles."""
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.landcover.prior.learned import LabelledPlace
 
@@ -181,7 +181,7 @@ def _places_of_city(
     cooccurrence: Path | None,
     label_map: dict[int, int] | None,
 ) -> list[LabelledPlace]:
-    """Take the tiles of a workspace that have labels."""
+    """Return the tiles of a workspace that have labels."""
     from landprior.landcover.prior.coarse import LAYERS
     from landprior.landcover.prior.learned import LabelledPlace
     from landprior.landcover.workspace.city import find_city
@@ -193,11 +193,11 @@ def _places_of_city(
     found = Workspace(workspace).tiles(ref, only=only)
     return [
         LabelledPlace(
-            nlcd=tile.require("nlcd", hint="a tile to learn from needs its NLCD"),
+            nlcd=tile.require("nlcd", hint="a labelled tile needs its NLCD"),
             labels=tile.require("labels", hint="name labelled tiles with --tile"),
             layers=tile.present(tuple(LAYERS)),
             cooccurrence=pipeline.cooccurrence,
-            label_map={} if tile.is_recorded("labels") else label_map or {},  # fetch has put its labels into codes
+            label_map={} if tile.is_recorded("labels") else label_map or {},  # already in the scheme's codes
             name=tile.id,
         )
         for tile in found

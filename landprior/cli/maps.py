@@ -1,4 +1,4 @@
-"""Options of the files of a map; :func:`make_map_options` takes what they give."""
+"""Options of the files of a map; :func:`make_map_options` reads their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ maps_option = click.option(
 force_option = click.option(
     "--force",
     is_flag=True,
-    help="Map in spite of the checks: r with all classes of a model judged worse than its prior, and an image of "
+    help="Map despite the checks: r with all classes of a model judged worse than its prior, and an image of "
     "another kind (data type, values, bands, pixel size) than the model was trained on.",
 )
 _PRODUCTS = {
@@ -51,5 +51,5 @@ def make_map_options(ctx: click.Context, options: Mapping[str, Any]) -> MapOptio
     from landprior.landcover.mapping.options import MapOptions
 
     if options.get("probabilities") is False:
-        refuse_options(ctx, "a map alone; it sets how --probabilities are stored", "encoding")
+        refuse_options(ctx, "a map only; it sets how --probabilities are stored", "encoding")
     return MapOptions(**{name: options[name] for name in MapOptions.__dataclass_fields__ if name in options})

@@ -1,4 +1,4 @@
-"""Methods of label super-resolution on the command line: what ``train --method`` asks for."""
+"""Methods of label super-resolution on the command line (``train --method``)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHODS = [*METHOD_LOSSES, "sr", "em", "epitome"]
 _SIZE = EpitomeSettings.model_fields["size"]
 
 method_options = grouped(
-    "Methods to compare with",
+    "Methods for comparison",
     click.option(
         "--method",
         type=click.Choice(METHODS),
@@ -46,7 +46,7 @@ method_options = grouped(
     field_option(CountSettings, "criterion"),
     click.option("--epitome-size", type=click.IntRange(min=8), help=f"{_SIZE.description}  [default: {_SIZE.default}]"),
 )
-"""Says by which method; :func:`make_method` takes what it gives."""
+"""Options that select a method; :func:`make_method` reads their values."""
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> MethodSettings:
@@ -59,7 +59,7 @@ def make_method(name: str, options: Mapping[str, Any]) -> MethodSettings:
 
 
 def refuse_for_method(ctx: click.Context, name: str | None) -> None:
-    """Refuse options that a method, or a loss (None), has no use for."""
+    """Raise an error for options that a method, or a loss (None), does not use."""
     if name is None:
         refuse_options(ctx, "a loss; it is for --method", "nlcds", "cooccurrence", "criterion", "epitome_size")
         return
@@ -71,7 +71,7 @@ def refuse_for_method(ctx: click.Context, name: str | None) -> None:
 def read_matrix(
     method: MethodSettings, path: Path | None, *, like: Path | None, scheme: ClassScheme | None
 ) -> Cooccurrence | None:
-    """Return what NLCD's codes mean in the classes of a prior, if the method needs that and there is a prior."""
+    """Return the matrix for the classes of a prior, if the method needs one and there is a prior."""
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
     from landprior.landcover.training.layers import PriorLayer
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
 )
-@click.option("--partial", is_flag=True, help="Join the tiles that are done, even if others are not.")
+@click.option("--partial", is_flag=True, help="Join the finished tiles, even if others are not.")
 @run_options("overwrite")
 def command(
     *,
@@ -42,7 +42,7 @@ def command(
     landprior mosaic plan.json -o county.tif
     landprior mosaic plan.json -o conus.tif --crs EPSG:5070 --pixel-size 1 --partial
 
-    Where tiles overlap, a pixel comes from the tile on whose own ground it lies, not from the margin of another.
+    Where tiles overlap, a pixel comes from the tile whose own ground contains it, not from the margin of another.
     The result does not depend on which tile was finished first.
     """  # noqa: D301
     from landprior.batch.mosaic import join_maps

@@ -1,4 +1,4 @@
-"""Options and parameter types that several commands share; each is defined once, here."""
+"""Options and parameter types shared by several commands, each defined once."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ label_map_option = click.option(
 
 
 def band_option(what: str, *names: str) -> Callable[[F], F]:
-    """Return an option that chooses the band of codes of a raster; the last of its names is the parameter's."""
-    text = f"Band of {what} that holds the codes, if there are several (or write FILE|band=N for a single file)."
+    """Return an option for the band of codes of a raster; the last name is that of the parameter."""
+    text = f"Band of {what} with the codes, if there are several (or write FILE|band=N for a single file)."
     return click.option(*names, names[-1].strip("-").replace("-", "_"), type=click.IntRange(min=1), help=text)
 
 
@@ -51,19 +51,19 @@ def encoding_option() -> Callable[[F], F]:
 layer_option = click.option(
     "--layer", help="Layer of the vector file, if it has several (or write FILE|layername=NAME)."
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace results that exist already.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing results.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, for programs.")
 nodata_option = click.option(
     "--nodata",
     type=float,
-    help="Value that marks no data in every band of the image, if the file itself names none.",
+    help="Nodata value of every band of the image, if the file has none.",
 )
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Device to compute on; auto takes CUDA where there is one.",
+    help="Device to compute on; auto uses CUDA if available.",
 )
 engine_option = click.option(
     "--engine",
@@ -78,7 +78,7 @@ precision_option = click.option(
     type=click.Choice(["auto", "fp32", "bf16", "int8"]),
     default="auto",
     show_default=True,
-    help="Arithmetic of the network; auto is bf16 on CUDA, int8 with OpenVINO (if it holds on the image itself), else "
+    help="Arithmetic of the network; auto is bf16 on CUDA, int8 with OpenVINO (if accurate enough on the image), else "
     "fp32.",
 )
 memory_option = click.option(
@@ -98,12 +98,12 @@ learned_option = click.option(
     "--learned",
     type=INPUT,
     metavar="MODEL",
-    help="Model from learn-prior that fuses the layers, instead of adding them up.",
+    help="Model from learn-prior that fuses the layers, instead of the hand-coded rules.",
 )
 pixel_size_option = click.option(
     "--pixel-size",
     type=click.FloatRange(min=0, min_open=True),
-    help="Metres per pixel on the ground, for files that do not say.",
+    help="Metres per pixel on the ground, for files that are not georeferenced.",
 )
 pair_option = click.option(
     "--pair",
@@ -133,7 +133,7 @@ tile_option = click.option(
 
 
 def stack_options(command: F, options: tuple[Callable[[F], F], ...]) -> F:
-    """Add options to a command, in their order."""
+    """Add options to a command, in order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -161,7 +161,7 @@ def run_options(*names: str) -> Callable[[F], F]:
 
 
 def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401
-    """Put what was given over the recipe.
+    """Return the settings of a recipe with the given values.
 
     Raises
     ------
@@ -180,5 +180,5 @@ def training_settings(recipe: str, *, labelled: bool = False, **changes: Any) ->
 
 
 def show_progress(ctx: click.Context) -> bool:
-    """Say whether progress bars are wanted (not with --quiet)."""
+    """Return whether to show progress bars (not with --quiet)."""
     return bool((ctx.find_root().obj or {}).get("progress", True))

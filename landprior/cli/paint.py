@@ -36,7 +36,7 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
         "priors",
         type=INPUT,
         multiple=True,
-        help="Prior of each image, in order: a picture of its size whose colours stand for allowed classes, or "
+        help="Prior of each image, in order: a picture of the same size whose colours mark allowed classes, or "
         "polygons.",
     ),
     layer_option,
@@ -45,25 +45,25 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
         "classes",
         multiple=True,
         metavar="NAME[=COLOUR]",
-        help="Class and its colour (#rrggbb or a name such as red); repeat it for each. Colours add up as light: red "
-        "and green, both allowed, are yellow.",
+        help="Class and its colour (#rrggbb or a name such as red); repeat it for each. Colours add up like light: red "
+        "and green together are yellow, which allows both.",
     ),
     click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="COLOUR=NAME|NAME",
-        help="Classes that another colour of the prior allows; may be repeated.",
+        help="Classes allowed by an additional colour of the prior; may be repeated.",
     ),
     click.option(
         "--soften",
         type=click.FloatRange(min=0),
         default=0.2,
         show_default=True,
-        help="Number added to the weight, 0 or 1, of every class; 0 makes what is not allowed impossible.",
+        help="Number added to the weight, 0 or 1, of every class; 0 makes excluded classes impossible.",
     ),
     click.option(
-        "--pixels", is_flag=True, help="Read polygons as pixels, x right and y down, though the image has a CRS."
+        "--pixels", is_flag=True, help="Read polygons as pixels, x right and y down, even if the image has a CRS."
     ),
 )
 @grouped(
@@ -77,7 +77,7 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
         "--position/--no-position",
         default=False,
         show_default=True,
-        help="Let the network see where in the image a pixel is, for parts that look alike.",
+        help="Give the network the position of each pixel, for parts that look alike.",
     ),
     click.option("--jointly", is_flag=True, help="Train one model for all images, instead of one for each."),
     click.option("--model", type=INPUT, help="Model of an earlier run to apply, instead of training one."),
@@ -124,10 +124,10 @@ def command(
     landprior paint a.jpg b.jpg --prior a.png --prior b.png --class sky=red --class sea=blue --jointly -o out
     landprior paint other.jpg --model out/wave/model.safetensors -o more
 
-    A rough drawing is enough: it shows which classes each place may be. White (the sum of all colours), transparent
-    pixels and places without a polygon allow all classes. A polygon has the attribute class, and perhaps weight, or a
-    weight under the name of each class. The results are the classes (COG and PNG), q, r, the classes over the image, a
-    legend, and the model.
+    A rough drawing is enough: it shows which classes are possible at each place. White (the sum of all colours),
+    transparent pixels and places without a polygon allow all classes. A polygon has the attribute class and optionally
+    weight, or a weight under the name of each class. The results are the classes (COG and PNG), q, r, the classes over
+    the image, a legend, and the model.
     """  # noqa: D301
     from landprior.domains.painting.painting import LOSS, WARMUP, Picture, paint
 
@@ -137,13 +137,13 @@ def command(
 
         priors = tuple(with_layer(prior, layer) if is_vector(prior) else prior for prior in priors)
         if not any(is_vector(prior) for prior in priors):
-            msg = "--layer names a layer of polygons, and no --prior is a file of polygons"
+            msg = "--layer names a layer of polygons, but no --prior is a file of polygons"
             raise click.UsageError(msg)
     if priors and len(priors) != len(images):
         msg = f"there are {len(images)} images and {len(priors)} priors; give --prior once for each image, in order"
         raise click.UsageError(msg)
     if not priors and model is None:
-        msg = "give the drawn prior of each image (--prior), or a model of an earlier call (--model)"
+        msg = "give the drawn prior of each image (--prior), or the model of an earlier run (--model)"
         raise click.UsageError(msg)
     found = paint(
         list(map(Picture, images, priors or (None,) * len(images))),
@@ -171,12 +171,12 @@ def command(
 def find_palette(
     classes: tuple[str, ...], sets: tuple[str, ...], prior: Path | None, model: Path | None
 ) -> Palette | None:
-    """Return what colours stand for; of polygons without ``--class``, the classes that they name.
+    """Return the classes of the colours; for polygons without ``--class``, the classes they name.
 
     Raises
     ------
     click.UsageError
-        If the classes of a picture are not named, or those of a model are named again.
+        If the classes of a picture are missing, or given although there is a model.
     """
     from landprior.domains.painting.drawing import Palette, is_vector, list_classes, list_colours, make_palette
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class InputType(click.Path):
-    """An input file or folder; the library checks whether it is there and readable."""
+    """An input file or folder; the library checks that it exists and is readable."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local file before it becomes a Path, which turns s3://b into s3:/b."""
+        """Reject remote paths before conversion to a Path, which turns s3://b into s3:/b."""
         from landprior.raster.remote import archive_path, explain_remote_input
 
         why = explain_remote_input(value)
@@ -29,7 +29,7 @@ class OutputType(click.Path):
     """A file, or a folder, to write."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
-        """Refuse what is not a local path before it becomes a Path."""
+        """Reject remote paths before conversion to a Path."""
         from landprior.errors import InputError
         from landprior.raster.remote import refuse_remote
 
@@ -50,11 +50,11 @@ OUTPUT_FOLDER = OutputType(path_type=Path, file_okay=False)
 
 
 READ = "landprior.read"
-"""Key under which the context lists files that were read while the options were parsed."""
+"""Key of the context's list of files read while the options were parsed."""
 
 
 LARGEST = 2**31 - 1
-"""The largest count or seed that an option takes; libraries overflow beyond."""
+"""Largest count or seed accepted; libraries overflow beyond it."""
 
 
 class FiniteFloat(click.types.FloatParamType):
@@ -69,39 +69,39 @@ class FiniteFloat(click.types.FloatParamType):
 
 
 class FiniteFloatRange(FiniteFloat, click.FloatRange):
-    """The same in a range."""
+    """A finite number in a range."""
 
 
 class BoundedInt(click.types.IntParamType):
-    """A whole number that libraries can count to."""
+    """A whole number small enough for the libraries."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
         """Parse the text."""
         number = int(super().convert(value, param, ctx))
         if abs(number) > LARGEST:
-            self.fail(f"{value} is too large; the largest number here is {LARGEST}.", param, ctx)
+            self.fail(f"{value} is too large; the maximum is {LARGEST}.", param, ctx)
         return number
 
 
 class BoundedIntRange(BoundedInt, click.IntRange):
-    """The same in a range."""
+    """A bounded whole number in a range."""
 
 
 def make_finite(kind: click.types.FloatParamType) -> FiniteFloat:
-    """Return the same type for finite numbers only."""
+    """Return the corresponding type for finite numbers."""
     if isinstance(kind, click.FloatRange):
         return FiniteFloatRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return FiniteFloat()
 
 
 def make_bounded(kind: click.types.IntParamType) -> BoundedInt:
-    """Return the same type for numbers up to :data:`LARGEST`."""
+    """Return the corresponding type for numbers up to :data:`LARGEST`."""
     if isinstance(kind, click.IntRange):
         return BoundedIntRange(kind.min, kind.max, kind.min_open, kind.max_open, kind.clamp)
     return BoundedInt()
 
 
-class SchemeType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+class SchemeType(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions of click
     """A shipped class scheme by name, or a YAML file."""
 
     name = "scheme"

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from landprior.run import Run
 
 
-class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
-    """Classes with shares, ``"0:0.1,1:0.1"``."""
+class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions of click
+    """Shares of classes, ``"0:0.1,1:0.1"``."""
 
     name = "class:share,..."
 
@@ -43,7 +43,7 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
             except ValueError:
                 colon = ""
             if not colon:
-                self.fail(f"{part!r} is no CLASS:SHARE, as in 0:0.1,1:0.1", param, ctx)
+                self.fail(f"{part!r} is not CLASS:SHARE, as in 0:0.1,1:0.1", param, ctx)
         return shares
 
 
@@ -59,7 +59,7 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
     ),
     field_option(Sweep, "negatives"),
     click.option(
-        "--thin", type=SharesType(), help="Shares of classes to train with, such as 0:0.1,1:0.1; tests have all."
+        "--thin", type=SharesType(), help="Shares of classes to train on, such as 0:0.1,1:0.1; tests use all."
     ),
 )
 @grouped(
@@ -91,7 +91,7 @@ def command(
     as_json: bool,
     **training: Any,  # noqa: ANN401 - the options of training_options
 ) -> None:
-    """Learn the classes of images from candidate sets, or from classes that they are not.
+    """Learn the classes of images from candidate sets, or from classes they do not belong to.
 
     \b
     landprior partial-labels photos/ --candidates sets.csv --classes cat,dog,fox --predictions -o out
@@ -109,7 +109,7 @@ def command(
     from landprior.raster.scheme import explain
 
     if candidates is not None and negatives:
-        msg = "--candidates and --negatives exclude each other: sets are given or drawn"
+        msg = "--candidates and --negatives are mutually exclusive: sets are either given or drawn"
         raise click.UsageError(msg)
     chosen: dict[str, Any] = {"losses": losses, "marginals": marginals, "batch_sizes": batch_sizes, "thin": thin}
     try:

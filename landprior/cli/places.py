@@ -1,4 +1,4 @@
-"""Places and where their layers come from: the options of ``fetch``, ``run`` and ``plan``, and what they ask for."""
+"""Options of ``fetch``, ``run`` and ``plan`` for places and their sources, and their handling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from landprior.sources.http.client import Network
 
 
-class BoundsType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+class BoundsType(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions of click
     """Four numbers, ``west,south,east,north``."""
 
     name = "west,south,east,north"
@@ -54,7 +54,7 @@ class BoundsType(click.ParamType):  # type: ignore[type-arg]  # generic in some 
 
 _AREA_OPTIONS = (
     click.option("--bbox", type=BoundsType(), help="Box in degrees: west,south,east,north (longitude first)."),
-    click.option("--place", help='Name of a place, such as "Ithaca, NY" (asks Nominatim).'),
+    click.option("--place", help='Name of a place, such as "Ithaca, NY" (looked up with Nominatim).'),
     click.option("--aoi", type=INPUT, help="File with the outline of the place: GeoJSON, GeoPackage, ... in any CRS."),
     click.option(
         "--name",
@@ -62,7 +62,7 @@ _AREA_OPTIONS = (
     ),
 )
 place_options = grouped("Place", city_option, *_AREA_OPTIONS, tile_option, workspace_option)
-"""Says which place, and which workspace."""
+"""Options that select the place and the workspace."""
 
 fetch_place_options = grouped(
     "Place",
@@ -70,24 +70,24 @@ fetch_place_options = grouped(
     *_AREA_OPTIONS,
     workspace_option,
 )
-"""The same for what is yet to be fetched."""
+"""Options that select a place to be fetched."""
 
 SOURCE_NAMES = tuple(name for name in FetchSettings.model_fields if name not in {"label_map", "scheme", "margin"})
-"""Fields of the settings of a fetch that are options."""
+"""Fields of the fetch settings that are options."""
 
 _SPELLINGS = {"labels": "--reference", "label_field": "--class-column"}
 FORMER_SOURCES = {"--labels": "--reference", "--label-field": "--class-column"}
-"""Former spellings of options of sources."""
+"""Former names of options of sources."""
 
 _NETWORK_OPTIONS = (
-    click.option("--offline", is_flag=True, help="Use the cache only, and list what is missing in it."),
-    click.option("--refresh", is_flag=True, help="Download again what is in the cache."),
+    click.option("--offline", is_flag=True, help="Use only the cache, and list what is missing."),
+    click.option("--refresh", is_flag=True, help="Download cached files again."),
     click.option(
         "--retries",
         type=click.IntRange(0, 20),
         default=5,
         show_default=True,
-        help="Number of retries of each request that fails.",
+        help="Number of retries of a failed request.",
     ),
 )
 source_options = grouped(
@@ -95,11 +95,11 @@ source_options = grouped(
     *(field_option(FetchSettings, name, *filter(None, [_SPELLINGS.get(name)])) for name in SOURCE_NAMES),
     *_NETWORK_OPTIONS,
 )
-"""Says where the layers come from; :func:`make_plan` and :func:`make_network` take what they give."""
+"""Options of the sources; :func:`make_plan` and :func:`make_network` read their values."""
 
 
 def make_network(options: dict[str, Any]) -> Network:
-    """Return the network as the options say; takes them out of ``options``."""
+    """Return the network client for the options, which are removed from ``options``."""
     from landprior.sources.http.cache import Cache
     from landprior.sources.http.client import Network, RetryPolicy
 
@@ -120,7 +120,7 @@ def make_plan(
     label_map: dict[int, int] | None,
     options: dict[str, Any],
 ) -> tuple[FetchPlan, FetchSettings, Workspace]:
-    """Return what the shared options ask for."""
+    """Return the place, the workspace and the fetch settings given by the shared options."""
     from landprior.errors import ConfigError
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.layout import plan_fetch
@@ -144,7 +144,7 @@ def find_area(network: Network, *, city: CityRef | None, nominatim_url: str, opt
 
     bbox, place, aoi = options["bbox"], options["place"], options["aoi"]
     if sum(value is not None for value in (city, bbox, place, aoi)) != 1:
-        msg = "say where, by one of --city, --bbox, --place, --aoi"
+        msg = "give the place by one of --city, --bbox, --place, --aoi"
         raise click.UsageError(msg)
     name = None if options["name"] is None else check_name(options["name"])
     if city is not None:
@@ -160,7 +160,7 @@ def find_area(network: Network, *, city: CityRef | None, nominatim_url: str, opt
 
 
 def to_be_fetched(workspace: Path, city: CityRef) -> bool:
-    """Say whether a city is a preset that was not filled by hand: not there yet, or made by fetch (which resumes)."""
+    """Return whether a city is a preset that was not filled by hand: missing, or fetched (fetch resumes)."""
     from landprior.landcover.workspace.item import TileFolder
 
     if city.preset is None:
@@ -170,53 +170,53 @@ def to_be_fetched(workspace: Path, city: CityRef) -> bool:
 
 
 def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
-    """Refuse options of places and sources for a place that is not fetched, where they would be ignored.
+    """Raise an error for options of places and sources if nothing is fetched, as they would be ignored.
 
     Raises
     ------
     click.UsageError
-        Names the first of them, and says what to do.
+        If there are any; names the first and the remedy.
     """
     from landprior.landcover.workspace.item import TileFolder
 
-    refuse_options(ctx, "--city; give one of them", "bbox", "place", "aoi", "name")
+    refuse_options(ctx, "--city; give only one of them", "bbox", "place", "aoi", "name")
     images = list((workspace / city.name).glob("*/naip.tif"))
     if any("naip" in TileFolder(path=path.parent, city=city.name).steps() for path in images):
-        how = f"say where it is, as when it was fetched (--bbox, --place or --aoi, and --name {city.name})"
+        how = f"give its location, as when it was fetched (--bbox, --place or --aoi, and --name {city.name})"
     else:
         how = f"it was not fetched, so put your layers into {workspace / city.name}/<tile>/ (labels.tif, nlcd.tif, ...)"
     refuse_options(ctx, f"the place {city.name} of the workspace: {how}", *SOURCE_NAMES, "refresh", "retries")
 
 
 def choose_tiles(found: FetchPlan, names: tuple[str, ...]) -> FetchPlan:
-    """Return the plan of a fetch for some of its tiles only; for all if none is named.
+    """Return the plan of a fetch for some of its tiles; for all if no names are given.
 
     Raises
     ------
     MissingInputError
-        If there is no such tile; lists those there are.
+        If there is no such tile; lists the existing ones.
     """
     from landprior.errors import MissingInputError
 
     there = [tile.folder.name for tile in found.tiles]
     missing = sorted(set(names) - set(there))
     if missing:
-        msg = f"no tile {', '.join(missing)} there; the tiles are: {', '.join(there)}"
+        msg = f"there is no tile {', '.join(missing)}; there are: {', '.join(there)}"
         raise MissingInputError(msg)
     return replace(found, tiles=tuple(tile for tile in found.tiles if not names or tile.folder.name in names))
 
 
 def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, int] | None, *, fetched: bool) -> None:
-    """Refuse a label map that no tile needs.
+    """Raise an error for a label map that no tile needs.
 
     Parameters
     ----------
     tiles
-        Those that will be run.
+        Tiles to be run.
     label_map
-        As it was given.
+        The given label map.
     fetched
-        Whether labels are given too, so that the fetch uses the map.
+        Whether reference labels are given, so that the fetch uses the map.
 
     Raises
     ------
@@ -235,19 +235,19 @@ def require_use_of_label_map(tiles: Sequence[TileFolder], label_map: dict[int, i
         raise InputError(msg)
     if all(tile.is_recorded("labels") for tile in there):
         msg = (
-            f"--label-map would have no effect: fetch has converted {there[0].file('labels')} to the scheme's codes "
-            "already; give it with --reference, or leave it out"
+            f"--label-map would have no effect: fetch has already converted {there[0].file('labels')} to the scheme's "
+            "codes; give it with --reference, or leave it out"
         )
         raise InputError(msg)
 
 
 def fetch_tiles(ctx: click.Context, options: dict[str, Any], steps: Sequence[str]) -> CityRef:
-    """Fetch the place that the options name if that is among the steps and it is to be fetched; return which it is.
+    """Fetch the place given by the options, if the steps include that and it needs fetching; return the place.
 
     Raises
     ------
     click.UsageError
-        If options of sources would be ignored, or no place is named.
+        If options of sources would be ignored, or no place is given.
     """
     from landprior.landcover.workspace.acquisition import fetch
     from landprior.landcover.workspace.city import CityRef, find_city
@@ -255,7 +255,7 @@ def fetch_tiles(ctx: click.Context, options: dict[str, Any], steps: Sequence[str
     workspace, city = options["workspace"], options["city"]
     ref = None if city is None else find_city(city, workspace)
     if "fetch" not in steps and ref is None:
-        msg = "say which place of the workspace, by --city; only the step fetch takes --bbox, --place and --aoi"
+        msg = "give a place of the workspace with --city; only the step fetch uses --bbox, --place and --aoi"
         raise click.UsageError(msg)
     if ref is not None and not ("fetch" in steps and to_be_fetched(workspace, ref)):
         refuse_sources(ctx, ref, workspace)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Number of cores for each tile, wherever it is run (maps depend on it); 1 suits many workers best.",
+    help="Number of cores per tile on any machine (maps depend on it); 1 is best with many workers.",
 )
 @json_option
 @overwrite_option
@@ -94,7 +94,7 @@ def command(
 
     Run the plan here, one tile after the other; on Ray, with the cores and GPUs of this machine or of a cluster; or
     as an array of batch jobs, each with its own shard. The plan is a JSON file with tiles, classes, matrix and
-    training, and the sources of a place that is yet to be fetched (only the catalogue of images is asked now). Every
+    training, and the sources of a place that is still to be fetched (now only the image catalogue is queried). Every
     worker must see the workspace (--data).
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
@@ -106,7 +106,7 @@ def command(
     if learned is not None:
         from landprior.landcover.training.model import load_model
 
-        load_model(learned)  # fail here, not in every worker
+        load_model(learned)  # fail now, not in every worker
     check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}

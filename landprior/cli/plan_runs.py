@@ -1,4 +1,4 @@
-"""Running a plan: its options, and what ``landprior run PLAN`` does with them."""
+"""Options and implementation of ``landprior run PLAN``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from landprior.run import Run
 
 
-class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions of click
     """``INDEX/COUNT``, ``auto`` or ``auto/COUNT``."""
 
     name = "index/count"
@@ -31,7 +31,7 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> tuple[int | None, int | None]:
-        """Parse the text; None is what the batch system is to say."""
+        """Parse the text; None means that the batch system gives the value."""
         if isinstance(value, tuple):
             return value
         index, slash, count = value.partition("/")
@@ -40,17 +40,17 @@ class ShardType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         except ValueError:
             self.fail(f"{value!r} is neither INDEX/COUNT, such as 0/16, nor auto", param, ctx)
         if found[0] is not None and found[1] is None:
-            self.fail(f"{value!r} does not say of how many: INDEX/COUNT, such as 0/16", param, ctx)
+            self.fail(f"{value!r} lacks the count: INDEX/COUNT, such as 0/16", param, ctx)
         return found
 
 
 class RayAddressType(click.ParamType):  # type: ignore[type-arg]
-    """``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; ``here`` where the option has no value."""
+    """``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; ``here`` if the option has no value."""
 
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
-        """Refuse at once what cannot be an address; Ray would try to reach it."""
+        """Reject invalid addresses at once, as Ray would try to reach them."""
         host, _, port = str(value).removeprefix("ray://").rpartition(":")
         named = re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]", host)
         if value not in ("here", "auto") and not (
@@ -58,7 +58,7 @@ class RayAddressType(click.ParamType):  # type: ignore[type-arg]
         ):
             self.fail(
                 f"{value!r} is not the address of a Ray cluster (auto, HOST:PORT or ray://HOST:PORT). For Ray on this "
-                "machine give --ray last, without a value.",
+                "machine give --ray at the end, without a value.",
                 param,
                 ctx,
             )
@@ -90,17 +90,17 @@ plan_options = grouped(
     ),
     click.option("--memory", type=click.IntRange(min=1), help="Memory per tile (MB) that Ray reserves, with --ray."),
 )
-"""Says how a plan is run; :func:`run_plan_file` takes what it gives."""
+"""Options of running a plan; :func:`run_plan_file` reads their values."""
 
 OF_PLANS = ("shard", "ray", "workers", "gpus", "memory")
-"""Options that are for plans only."""
+"""Options only for plans."""
 
 
 def refuse_with_plan(ctx: click.Context) -> None:
-    """Refuse options that a plan has settled."""
+    """Raise an error for options that the plan already sets."""
     allowed = {"plan", "device", "as_json", "offline", "refresh", "retries", "overwrite", *OF_PLANS}
     names = [p.name for p in ctx.command.params if p.name is not None and p.name not in allowed]
-    refuse_options(ctx, "a plan, which says what is done; make another with landprior plan", *names)
+    refuse_options(ctx, "a plan, which has its own settings; make another with landprior plan", *names)
 
 
 def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *, as_json: bool, run: Run) -> None:
@@ -120,7 +120,7 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
             index, count = find_shard(os.environ, count)
         plan = choose_shard(plan, index, count or 1)
     if plan.fetch is None:
-        refuse_options(ctx, "a plan whose tiles are there; nothing is fetched", "refresh", "retries")
+        refuse_options(ctx, "a plan of existing tiles; nothing is fetched", "refresh", "retries")
     if ray is None:
         refuse_options(ctx, "a run without --ray", "workers", "gpus", "memory")
         states = run_plan(plan, network=network() if plan.fetch else None, run=run)
@@ -145,5 +145,5 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
         click.echo(f"{done} of {len(states)} tiles are done")
     if done < len(states):
         hint = "" if as_json else f"; why: landprior status {path}"
-        click.echo(f"{len(states) - done} are not{hint}", err=True)
+        click.echo(f"{len(states) - done} are not done{hint}", err=True)
         ctx.exit(1)

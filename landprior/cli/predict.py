@@ -72,7 +72,7 @@ def command(
     workspace: Path,
     **options: Any,  # noqa: ANN401 - the files of the map, and how it is computed
 ) -> None:
-    """Map IMAGE with a trained model, in windows: any size of raster in bounded memory.
+    """Map IMAGE with a trained model, window by window: rasters of any size in bounded memory.
 
     \b
     landprior predict naip.tif --model model.safetensors -o map.tif
@@ -80,7 +80,7 @@ def command(
     landprior predict --city pittsburgh --quicklook
     landprior predict --city pittsburgh --maps q --model joint.safetensors
 
-    The map is a Cloud-Optimized GeoTIFF of class codes with colours and names, and 255 where there are no data.
+    The map is a Cloud-Optimized GeoTIFF of class codes with colours and names, and 255 for no data.
     """  # noqa: D301
     from landprior.landcover.mapping.predict import predict
 
@@ -102,7 +102,7 @@ def command(
         return
     refuse_without_city(ctx)
     if ctx.get_parameter_source("maps") is click.core.ParameterSource.COMMANDLINE:
-        msg = "--maps is for --city; for plain files give --posterior PRIOR to map r, and leave it out to map q"
+        msg = "--maps is for --city; for plain files give --posterior PRIOR to map r; without it q is mapped"
         raise click.UsageError(msg)
     if model is None:
         msg = "--model is missing; train one with: landprior train --image IMAGE --prior PRIOR -o model.safetensors"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     click.option(
         "--draw",
         type=click.IntRange(min=2),
-        help="Number of pairs to draw from true ranks.  [default: one for each image]",
+        help="Number of pairs to draw from true ranks.  [default: one per image]",
     ),
     field_option(RankSettings, "ties"),
 )
@@ -91,7 +91,7 @@ def command(
     from landprior.domains.ranks.training import RankRunner
 
     if pairs is not None and draw is not None:
-        msg = "--pairs and --draw exclude each other: pairs are given or drawn"
+        msg = "--pairs and --draw are mutually exclusive: pairs are either given or drawn"
         raise click.UsageError(msg)
     changes = {"pairs": draw, "ties": ties, "denominators": denominators, **training}
     images = read_data(data, table, classes, download)

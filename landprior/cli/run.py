@@ -78,11 +78,11 @@ def command(
     A place without tiles in the workspace is fetched first. A tile is a folder <workspace>/<place>/<tile>/ with
     naip.tif and nlcd.tif, and optionally roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for
     scores only); you can also fill it by hand. Results that are current are skipped; item.json in each folder records
-    what was made from what. With --only, some steps are done for the tiles.
+    how each was made. --only runs only some of the steps.
 
-    The run stops, unless --overwrite is given, at a prior, model or map that you, another command or another model
+    Without --overwrite, the run stops at a prior, model or map that you, another command or another model
     made. With a PLAN (landprior plan) one failed tile does not stop the rest; the exit status is then 1, and landprior
-    status says why. --shard auto is for job arrays of Slurm, Kubernetes or AWS Batch.
+    status shows why. --shard auto is for job arrays of Slurm, Kubernetes or AWS Batch.
     """  # noqa: D301
     if plan is not None:
         refuse_with_plan(ctx)

@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 @click.command(name="sample", cls=Command)
 @click.argument("map_path", metavar="MAP", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Points to write, a .gpkg file.")
-@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Number of points in all.")
+@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Total number of points.")
 @click.option(
     "--allocation",
     type=click.Choice(["balanced", "proportional", "equal"]),
     default="balanced",
     show_default=True,
-    help="Points of a class: in proportion to its area but at least --least, in proportion alone, or equally many.",
+    help="Points per class: in proportion to its area but at least --least, in proportion only, or equal.",
 )
 @click.option(
     "--least",
     type=click.IntRange(min=2),
     default=50,
     show_default=True,
-    help="Smallest number of points of a class, if the allocation is balanced.",
+    help="Minimum number of points per class, for the balanced allocation.",
 )
 @click.option(
     "--seed",
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="Random seed; the same seed gives the same points.",
 )
-@scheme_option(help="Classes of the map, if its file does not name them.")
+@scheme_option(help="Classes of the map, if its tags do not have them.")
 @band_option("the map", "--band", "--map-band")
 @overwrite_option
 @click.pass_context
@@ -61,7 +61,7 @@ def command(
     map_band: int | None,
     overwrite: bool,
 ) -> None:
-    """Draw points of MAP to interpret, for an honest accuracy where there are no complete labels.
+    """Draw points of MAP to interpret, for an unbiased accuracy without complete labels.
 
     \b
     landprior sample map.tif -o points.gpkg
@@ -69,8 +69,9 @@ def command(
     (look at each point in QGIS, over imagery, and choose its class in the column "reference")
     landprior evaluate map.tif points.gpkg
 
-    The points are a stratified random sample with the map's classes as strata. QGIS finds a style beside the file, with
-    a list of the classes to choose from; the map's own class is hidden. Leave points empty that you cannot tell.
+    The points are a stratified random sample with the map's classes as strata. A QGIS style beside the file has
+    a list of the classes to choose from; the map's own class is hidden. Leave points empty if you cannot tell their
+    class.
     """  # noqa: D301
     from landprior.landcover.assessment.sampling import draw_sample, write_sample
     from landprior.landcover.assessment.scores import scheme_of_map

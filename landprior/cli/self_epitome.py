@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @map_options(without=("confidence",))
 @field_option(SelfEpitomeSettings, "shrink")
 @field_option(SelfEpitomeSettings, "seed")
-@click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements to it.")
+@click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements.")
 @run_options("nodata", "overwrite")
 @click.pass_context
 def command(
@@ -59,7 +59,7 @@ def command(
     landprior self-epitome naip.tif --nlcd nlcd.tif -o map.tif
     landprior self-epitome naip.tif --nlcd nlcd.tif --scheme chesapeake-4 --shrink 2 --probabilities -o map.tif
 
-    Patches of the image are matched with the whole image; the NLCD codes of a patch count wherever it matches.
+    Patches of the image are matched with the whole image; the NLCD codes of a patch are counted wherever it matches.
     Time grows with the square of the number of pixels: use tiles of a few hundred pixels a side, or --shrink.
     """  # noqa: D301
     from landprior.landcover.prior.cooccurrence import load_cooccurrence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(name="status", cls=Command)
 @click.argument("plan", type=INPUT)
-@click.option("--all", "everything", is_flag=True, help="List every tile, also those done and waiting.")
+@click.option("--all", "everything", is_flag=True, help="List every tile, including finished and waiting ones.")
 @json_option
 def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     """Show which tiles of a PLAN are done, running or failed, and why.
@@ -27,7 +27,7 @@ def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     landprior status plan.json
     landprior status plan.json --json
 
-    A failed tile is tried again by the next run of the plan.
+    A failed tile is retried by the next run of the plan.
     """  # noqa: D301
     from landprior.batch.plans import read_plan
     from landprior.batch.states import read_states

@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEBUG = "LANDPRIOR_DEBUG"
-"""If this variable is set, an unexpected error is raised with its traceback, not shown as one line."""
+"""If this variable is set, an unexpected error is raised with its traceback instead of shown as one line."""
 
 _ENCODE = "landprior.terminal"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr safe to write to: open, and without errors on characters that they cannot show."""
-    for number in (0, 1, 2):  # a closed one would be given to the next file that is opened
+    """Make stdout and stderr safe to write to: open, and without errors for characters they cannot show."""
+    for number in (0, 1, 2):  # a closed descriptor would be reused for the next file that is opened
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     codecs.register_error(_ENCODE, _replace_unencodable)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # none, a test's own, closed
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # missing, replaced by a test, or closed
             stream.reconfigure(errors=_ENCODE)  # type: ignore[union-attr]
 
 
 def _replace_unencodable(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode what an encoding lacks: bytes of a file name as they were, other characters as a question mark."""
+    """Encode characters missing in an encoding: bytes of a file name unchanged, others as a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
@@ -50,9 +50,9 @@ def quiet_warnings() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep GDAL's own lines, and rasterio's notes on text in files that is not UTF-8, off the terminal.
+    """Keep GDAL's own messages, and rasterio's about text that is not UTF-8, off the terminal.
 
-    Our errors say what they mean for the user. Call it before GDAL is imported.
+    Our own errors explain them. Call this before GDAL is imported.
     """
     os.environ.setdefault("CPL_LOG", os.devnull)
     if getattr(sys.unraisablehook, "__name__", "") == _drop_notes.__name__:
@@ -75,7 +75,7 @@ def _drop_notes(note: sys.UnraisableHookArgs, otherwise: Callable[[sys.Unraisabl
 
 
 def one_line(text: str) -> str:
-    """Write line ends and other control characters (of a file name, say) as escapes, so that a message is one line."""
+    """Write line ends and other control characters (as in a file name) as escapes, so that a message is one line."""
     return "".join(one if one.isprintable() or "\udc80" <= one <= "\udcff" else _escape(one) for one in text)
 
 
@@ -84,7 +84,7 @@ def _escape(letter: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line; a traceback follows below it."""
+    """Format a record as one line, followed by any traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Format the message, without control characters."""
@@ -92,7 +92,7 @@ class LineFormatter(logging.Formatter):
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes log lines to stderr, above a progress bar, not into it."""
+    """Write log lines to stderr, above a progress bar rather than into it."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -109,7 +109,7 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def explain_failure(error: BaseException) -> str | None:
-    """Explain in a sentence what a failure outside landprior means; None if it was unexpected."""
+    """Return a sentence that explains a failure outside landprior; None if it was unexpected."""
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
         return f"out of memory{detail}; close other programs, or use smaller tiles, --filters 16 or --memory"
@@ -118,7 +118,7 @@ def explain_failure(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
         return "out of memory on the GPU; use smaller tiles, --filters 16 or --device cpu"
     if _is_crs_error(error):
-        return f"a coordinate reference system cannot be used ({first_line(error)}); landprior doctor says more"
+        return f"a coordinate reference system cannot be used ({first_line(error)}); landprior doctor may explain why"
     if isinstance(error, OSError) and error.errno is not None:
         return _explain_os(error)
     return None
@@ -142,7 +142,7 @@ def _explain_os(error: OSError) -> str:
 
 
 def is_stdout_failure(error: BaseException) -> bool:
-    """Say whether the system reported the error while click was printing, that is on standard output."""
+    """Return whether a system error occurred while click was printing to standard output."""
     trace, name = error.__traceback__, ""
     while trace is not None:
         name, trace = str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_next
@@ -150,12 +150,12 @@ def is_stdout_failure(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the message of an error as one line, or its kind if it has none."""
+    """Return the message of an error as one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def give_up_stdout() -> None:
-    """Discard what is left in stdout's buffer, so that Python does not fail on it again at exit."""
+    """Discard the rest of stdout's buffer, so that Python does not fail on it again at exit."""
     with contextlib.suppress(AttributeError, ValueError, OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

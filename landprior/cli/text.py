@@ -53,7 +53,9 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     click.option("--prior", type=INPUT, help="Prior of your own (.npz, .csv), or one written by --save-prior."),
     click.option("--embeddings", type=INPUT, help="Sentence embeddings, or their cosines with the classes (.npz)."),
     click.option(
-        "--model", metavar="PATH|NAME", help="Causal language model: a folder, a .gguf file, or a name on the hub."
+        "--model",
+        metavar="PATH|NAME",
+        help="Causal language model: a folder, a .gguf file, or a Hugging Face name.",
     ),
     click.option(
         "--temperature",
@@ -67,7 +69,7 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
         type=click.IntRange(min=8),
         default=128,
         show_default=True,
-        help="Number of tokens of a document that --model sees; the end of a longer text is cut.",
+        help="Number of tokens of a document that --model sees; longer texts are truncated.",
     ),
     click.option(
         "--save-prior", type=OUTPUT, help="File (.npz) to write the prior to, for --prior; a model takes minutes."
@@ -80,7 +82,7 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     type=click.Choice(["q", "r"]),
     default="q",
     show_default=True,
-    help="Probabilities that choose the label: the network's, or the posterior's, nearer to the prior.",
+    help="Probabilities that choose the label: the network's, or the posterior's, which are closer to the prior.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
 @run_options("device", "overwrite")
@@ -119,11 +121,11 @@ def command(
     documents have fine labels, the prior and the result are scored. docs/weak-labels/text.md has the formats.
     """  # noqa: D301
     if sum(source is not None for source in (prior, embeddings, model)) != 1:
-        msg = "give one of --prior FILE, --embeddings FILE and --model PATH: where the prior comes from"
+        msg = "give one of --prior FILE, --embeddings FILE and --model PATH: the source of the prior"
         raise click.UsageError(msg)
     settings = make_checked(TextSettings, "the training", **pick_given(options))
     if settings.warmup_epochs is not None and settings.warmup_epochs >= settings.epochs:
-        msg = f"--warmup-epochs {settings.warmup_epochs} leaves none of --epochs {settings.epochs} for the loss"
+        msg = f"--warmup-epochs {settings.warmup_epochs} leaves no epochs of --epochs {settings.epochs} for the loss"
         raise click.UsageError(msg)
     if save_prior is not None and save_prior.suffix != ".npz":
         msg = f"--save-prior {save_prior}: a prior is written as .npz"

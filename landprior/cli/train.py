@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     ),
     band_option("the labels", "--band", "--labels-band"),
     label_map_option,
-    scheme_option(help="Classes of the prior, if its file does not name them."),
+    scheme_option(help="Classes of the prior, if its tags do not have them."),
     nodata_option,
     click.option("-o", "--output", type=OUTPUT, help="Model to write, a .safetensors file."),
-    click.option("--init", type=INPUT, metavar="MODEL", help="Model whose weights the training starts from."),
+    click.option("--init", type=INPUT, metavar="MODEL", help="Model whose weights are the starting point."),
 )
 @grouped("Training", loss_option("; ce with --labels"), *training_options())
 @method_options
@@ -96,14 +96,14 @@ def command(
     landprior train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 -o aux.safetensors
     landprior train --image there.tif --prior there_prior.tif --init supervised.safetensors -o tuned.safetensors
 
-    The image is held in memory and patches are cut from it. If interrupted, rerun the same command to resume. The
+    The image is kept in memory and patches are cut from it. If interrupted, rerun the same command to resume. The
     bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
     from landprior.landcover.training.files import TrainingTile, train_files
     from landprior.raster.names import with_band
 
     if method is not None and loss is not None:
-        msg = "--method and --loss exclude each other; qr, rq, soft-naive (ce) and hard-naive (ce-argmax) are both"
+        msg = "--method and --loss are mutually exclusive; qr, rq, soft-naive (ce), hard-naive (ce-argmax) are both"
         raise click.UsageError(msg)
     rival = None if method in (None, *METHOD_LOSSES) else method
     settings = training_settings(
@@ -124,7 +124,7 @@ def command(
     given |= {"nlcd": nlcds} if rival is not None and (nlcds or rival != "em") else {}
     require_as_many("image", images, given, why="" if rival is None else f" for {rival}")
     if output is None:
-        msg = "-o is missing: where to write the model"
+        msg = "-o is missing: give the model to write"
         raise click.UsageError(msg)
     labels = tuple(with_band(path, labels_band) for path in labels)
     nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
@@ -154,7 +154,7 @@ def _train_place(
     options: dict[str, Any],
     run: Run,
 ) -> None:
-    """Train for the tiles of a place, by the path of ``landprior run --only model``."""
+    """Train for the tiles of a place, as ``landprior run --only model`` does."""
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.steps import train_city
 
@@ -177,10 +177,10 @@ def _train_place(
 
 
 def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, rival: str | None) -> None:
-    """Refuse options that would say nothing."""
+    """Raise an error for options without effect."""
     refuse_for_method(ctx, rival)
     if labelled and rival is None:
-        refuse_options(ctx, "--labels: they give no evidence to choose by", "starts")
+        refuse_options(ctx, "--labels: there is no evidence to choose a model by", "starts")
     elif not labelled:
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:

@@ -1,4 +1,4 @@
-"""Options of a training, made from the fields of its settings; :func:`training_settings` takes what they give."""
+"""Options of a training, made from the fields of its settings; :func:`training_settings` reads their values."""
 
 from __future__ import annotations
 
@@ -28,27 +28,25 @@ FIELDS = (
     "marginal",
     "precision",
 )
-"""Fields of :class:`TileSettings`, and of the settings of the loop in it, that are options."""
+"""Fields of :class:`TileSettings` and its loop settings that are options."""
 
 _RECIPES = {"best": TileSettings.best(), "paper": TileSettings.paper(), "paper with rq": TileSettings.paper("rq")}
 
 
 def loss_option(note: str = "") -> Callable[[Any], Any]:
-    """Return the option of the loss; ``note`` says what else may be its default."""
-    text = (
-        f"Training objective: an implicit-posterior loss (qr, qr-kl, rq) or one to compare with.  [default: qr{note}]"
-    )
+    """Return the option of the loss; ``note`` is added to its default."""
+    text = f"Training objective: an implicit-posterior loss (qr, qr-kl, rq) or a baseline.  [default: qr{note}]"
     return field_option(TileSettings, "loss", choices=get_args(LossName), help=text)
 
 
 def training_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options of some fields, by default of all of :data:`FIELDS`, and the recipe that they change."""
+    """Return the options of some fields, by default all of :data:`FIELDS`, and the recipe option."""
     return (recipe_option, *field_options(TileSettings, *(fields or FIELDS), others=_RECIPES))
 
 
 def smaller_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
-    """Return options that change a training which a file describes, for a smaller machine."""
+    """Return options that reduce a training described in a file, for a smaller machine."""
     texts = {name: find_field(TileSettings, name)[0].description for name in fields}
     return tuple(
-        field_option(TileSettings, name, help=f"{text}  [default: as the file says]") for name, text in texts.items()
+        field_option(TileSettings, name, help=f"{text}  [default: the file's]") for name, text in texts.items()
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from landprior.run import Run
 
 
-class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic only in some versions of click
     """Positive numbers, ``1e-3,1e-4``."""
 
     name = "rate,rate,..."
@@ -46,7 +46,7 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         except ValueError:
             rates = ()
         if not rates or min(rates) <= 0:
-            self.fail(f"{value!r} is no list of positive numbers such as 1e-3,1e-4", param, ctx)
+            self.fail(f"{value!r} is not a list of positive numbers such as 1e-3,1e-4", param, ctx)
         return rates
 
 
@@ -80,7 +80,7 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic in some v
     click.option(
         "--rates",
         type=RatesType(),
-        help="Learning rates to choose from.  [default: 1e-3,1e-4,1e-5; with --labels 1e-2 too]",
+        help="Learning rates to choose from.  [default: 1e-3,1e-4,1e-5; with --labels also 1e-2]",
     ),
     loss_option("; ce with --labels"),
     *training_options("steps", "filters", "patch_size", "batch_size", "marginal", "seed"),
@@ -113,8 +113,8 @@ def command(
     landprior tune --image a.tif --labels a_lc.tif --validation-image b.tif --reference b_lc.tif \\
         --scheme chesapeake-4 --rates 1e-2,1e-3 -o tuning
 
-    One model per rate is trained and scored (r for a prior, q for labels). The table goes to stdout, the models and
-    tune.json to the folder. If interrupted, rerun the same command to resume. Then use landprior train
+    One model per rate is trained and scored (r for a prior, q for labels). The table is printed to stdout; the models
+    and tune.json are written to the folder. If interrupted, rerun the same command to resume. Then run landprior train
     --learning-rate RATE on other places. Never score a map on the tile that its rate was chosen on.
     """  # noqa: D301
     from pathlib import Path
@@ -123,7 +123,7 @@ def command(
 
     settings = training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
     if labels and scheme is None:
-        msg = "labels need --scheme, which says what their codes are"
+        msg = "labels need --scheme to define their codes"
         raise click.UsageError(msg)
     if not labels and not priors:
         msg = "give --prior or --labels for each --image"
@@ -154,7 +154,7 @@ def command(
 def _tiles(
     kind: str, labels_name: str, images: tuple[Path, ...], priors: tuple[Path, ...], labels: tuple[Path, ...]
 ) -> list[TrainingTile]:
-    """Put repeated options together."""
+    """Combine the repeated options into tiles."""
     from landprior.landcover.training.files import TrainingTile
 
     given = {f"{kind}prior": priors, labels_name: labels}

@@ -1,4 +1,4 @@
-"""The one path over a workspace: steps for the tiles of a place, whichever command asks for them."""
+"""Running steps for the tiles of a place, shared by all commands on a workspace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = ("fetch", "prior", "model", "map", "scores")
 
 
 class StepsType(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
-    """One or several of :data:`STEPS`, with commas."""
+    """One or more of :data:`STEPS`, separated by commas."""
 
     name = "step,..."
 
@@ -44,12 +44,12 @@ only_option = click.option(
     "--only",
     type=StepsType(),
     multiple=True,
-    help=f"Step of the chain to do, instead of all: {', '.join(STEPS)}; may be repeated, or have several with commas.",
+    help=f"Step of the chain to run, instead of all: {', '.join(STEPS)}; may be repeated, or list several with commas.",
 )
 
 
 def choose_steps(only: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the steps that ``--only`` names, in the chain's order; all if it is not given."""
+    """Return the steps given by ``--only``, in the chain's order; all if it is not given."""
     named = {step for steps in only for step in steps}
     return tuple(step for step in STEPS if not named or step in named)
 
@@ -58,18 +58,18 @@ _USED_BY = {"Training": {"model"}, "Map": {"map"}, "Prior": {"prior"}, "Sources"
 """Group of options -> the steps that use them."""
 
 _ELSEWHERE = {"scheme": {*STEPS}, "label_map": {"fetch", "scores"}}
-"""Options that other steps than those of their group use."""
+"""Options used by steps other than those of their group."""
 
 _FILES = {"fetch": "tiles", "prior": "priors", "model": "models", "map": "maps", "scores": "maps"}
 
 
 def refuse_unused(ctx: click.Context, steps: Sequence[str]) -> None:
-    """Refuse options of steps that ``--only`` leaves out.
+    """Raise an error for options of steps that ``--only`` leaves out.
 
     Raises
     ------
     click.UsageError
-        Names the first of them.
+        If there are any; names the first.
     """
     for param in ctx.command.params:
         used = _ELSEWHERE.get(param.name or "", _USED_BY.get(group_of(param), {*STEPS}))
@@ -84,7 +84,7 @@ def find_settings(
     cooccurrence: Path | None,
     **changes: Any,  # noqa: ANN401 - the other fields
 ) -> PipelineSettings:
-    """Return the settings of a place: those of its preset, with what was given in their place."""
+    """Return the settings of a place: those of its preset, with the given values in place of them."""
     from landprior.landcover.workspace.city import find_city
     from landprior.landcover.workspace.settings import PipelineSettings
 
@@ -92,7 +92,7 @@ def find_settings(
 
 
 def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401
-    """Do steps for tiles (:func:`landprior.landcover.workspace.pipeline.run_steps`); print each file at once."""
+    """Run steps for tiles (:func:`landprior.landcover.workspace.pipeline.run_steps`); print each file at once."""
     from landprior.landcover.workspace.pipeline import run_steps
 
     for result in run_steps(tiles, steps, **how):
@@ -100,14 +100,14 @@ def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) 
 
 
 def report_steps(tiles: Sequence[TileFolder], steps: Sequence[str], *, as_json: bool, **how: Any) -> None:  # noqa: ANN401
-    """Do steps for tiles; then print the files of the last step, and the scores over all tiles that have labels.
+    """Run steps for tiles; then print the files of the last step, and the scores over all tiles that have labels.
 
     Parameters
     ----------
     tiles
-        Those of a place.
+        Tiles of a place.
     steps
-        Of :data:`STEPS`; the fetch is done already.
+        Steps from :data:`STEPS`; the fetch is already done.
     as_json
         Print JSON.
     **how

@@ -1,4 +1,4 @@
-"""Reading the state of an interrupted training: all of it is checked before any of it is used."""
+"""Reading the state of an interrupted training, checked completely before it is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def partial_path(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written before it takes its name: always the same, so that none is left behind."""
+    """Return the temporary path of a checkpoint: always the same, so that none is left behind."""
     return checkpoint.with_name(f"{checkpoint.name}.part")
 
 
@@ -36,11 +36,11 @@ DAMAGE = (
     zlib.error,
     pickle.UnpicklingError,
 )
-"""What reading a damaged checkpoint is seen to raise."""
+"""Exceptions raised when reading a damaged checkpoint."""
 
 
 class RunProgress(NamedTuple):
-    """What a checkpoint holds besides weights."""
+    """Contents of a checkpoint besides weights."""
 
     step: int
     history: History
@@ -50,7 +50,7 @@ class RunProgress(NamedTuple):
 
 
 def read_progress(state: Mapping[str, Any], steps: int) -> RunProgress:
-    """Read how far a run was; raises one of :data:`DAMAGE` if it makes no sense."""
+    """Read the progress of a run; raises one of :data:`DAMAGE` if it is invalid."""
     step, record = state["step"], state["history"]
     history = History([Epoch(**epoch) for epoch in record["epochs"]], str(record["stopped"]))
     lowest, since, cuts = state["plateau"]
@@ -67,7 +67,7 @@ def read_progress(state: Mapping[str, Any], steps: int) -> RunProgress:
 
 
 def read_marginal(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Read the sums and the weight of a running marginal; raises one of :data:`DAMAGE` if they make no sense."""
+    """Read the sums and the weight of a running marginal; raises one of :data:`DAMAGE` if they are invalid."""
     total, weight = state["total"].double(), state["weight"].double()
     require_finite((total, weight))
     if total.ndim != 1 or weight.ndim != 0:
@@ -77,7 +77,7 @@ def read_marginal(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> Mapping[int, Mapping[str, Tensor]]:
-    """Return what an optimiser has gathered of each parameter, if it fits; torch itself finds out at the next step."""
+    """Return the optimiser's moments of each parameter, checked here as torch would check only at the next step."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments: Mapping[int, Mapping[str, Tensor]] = state["state"]
     if sorted(moments) != list(range(len(parameters))):
@@ -86,7 +86,7 @@ def read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> 
     for index, parameter in enumerate(parameters):
         require_finite(moments[index].values())
         if any(moments[index][name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-            msg = "its optimiser is of another network"
+            msg = "its optimiser belongs to another network"
             raise ValueError(msg)
         if bool((moments[index]["exp_avg_sq"] < 0).any()) or float(moments[index]["step"]) < 1:
             msg = "its optimiser's moments are invalid"
@@ -95,7 +95,7 @@ def read_moments(state: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> 
 
 
 def require_finite(values: Iterable[Tensor]) -> None:
-    """Refuse NaN and infinity with a ValueError."""
+    """Raise ValueError for NaN and infinity."""
     if not all(bool(torch.isfinite(value).all()) for value in values):
         msg = "it holds NaN or infinity"
         raise ValueError(msg)

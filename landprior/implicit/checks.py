@@ -1,8 +1,8 @@
-"""Checks of what losses and posteriors are given: logs of probabilities, class axis 1, and masks of items.
+"""Checks of the arguments of losses and posteriors: log-probabilities, class axis 1, and masks of items.
 
-Losses of other libraries take logits or probabilities, and nothing crashes where one is taken for the other: the
-numbers are just wrong. So what is given is looked at: whether any value is NaN, infinite or positive, and whether
-a sample of items sums to one. It costs a few passes less than a loss does, and ``check=False`` leaves it out.
+Other libraries' losses take logits or probabilities, and confusing the two causes no error, only wrong numbers. So
+the arguments are checked: whether any value is NaN, infinite or positive, and whether a sample of items sums to one.
+This costs less than a loss itself, and ``check=False`` skips it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SAMPLE = 16_384
-"""Items whose sum over classes is checked, evenly spread, where there are more."""
+"""Maximum number of items, evenly spread, whose sum over classes is checked."""
 
 _TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
-"""How far the log of a sum may be from 0: half floats keep three digits of a log, or two."""
+"""Maximum distance of the log of a sum from 0: half precision keeps two or three digits of a log."""
 
 _USUAL_TOLERANCE = 0.02
 
@@ -32,7 +32,7 @@ MARGINAL_EXAMPLE = "log_class_marginal(log_q)"
 
 
 class _Summary(NamedTuple):
-    """What a tensor of logs holds: its largest value, the worst log of a sum, and how many items have no class."""
+    """Summary of a tensor of logs: its largest value, the worst log of a sum, and how many items have no class."""
 
     largest: float
     worst: float
@@ -40,21 +40,21 @@ class _Summary(NamedTuple):
 
 
 def require_items(log_q: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Bring a mask of items, (N,) or (N, H, W), to the layout of ``log_q`` with one class.
+    """Return a mask of items, (N,) or (N, H, W), in the layout of ``log_q`` with one class.
 
     Raises
     ------
     ProbabilityError
-        If it has another shape or is not of booleans.
+        If it has another shape or is not boolean.
     """
     if mask is None:
         return None
     if mask.dtype != torch.bool:
-        msg = f"the mask is of {_name_type(mask)}; give booleans, True for items that count: mask.bool()"
+        msg = f"the mask is of {_name_type(mask)}; give booleans, True for items to use: mask.bool()"
         raise ProbabilityError(msg)
     if mask.shape != (log_q.shape[0], *log_q.shape[2:]):
         shapes = f"{tuple(mask.shape)}; for probabilities of shape {tuple(log_q.shape)}"
-        msg = f"the mask has shape {shapes} it is the same without axis 1"
+        msg = f"the mask has shape {shapes} it needs the same shape without axis 1"
         raise ProbabilityError(msg)
     return mask.unsqueeze(1)
 
@@ -67,32 +67,32 @@ def require_logs(
     mask: Tensor | None = None,
     axes: Sequence[int] = (1,),
 ) -> None:
-    """Refuse what is not a log of probabilities.
+    """Raise an error if values are not log-probabilities.
 
     Parameters
     ----------
     values
-        Logs; class axis 1, at least two axes. Minus infinity stands for a class that is excluded.
+        Log-probabilities; class axis 1, at least two axes. Minus infinity excludes a class.
     name
-        What they are called in an error.
+        Name of the values in error messages.
     expected
-        What should be given, as code.
+        The expected argument, as code.
     mask
-        True for items that count, without axis 1; others may hold anything.
+        True for items to use, without axis 1; other items may have any values.
     axes
-        Over which probabilities sum to one.
+        Axes over which probabilities sum to one.
 
     Raises
     ------
     ProbabilityError
-        If they are not floats, have no class axis, are NaN, infinite or positive, do not sum to one, or an item has
-        no class at all.
+        If they are not floats, have no class axis, are NaN, infinite or positive, do not sum to one, or exclude every
+        class of an item.
     """
     if not isinstance(values, Tensor):
         msg = f"{name} is of type {type(values).__name__}; give a tensor: {expected}"
         raise ProbabilityError(msg)
     if not values.is_floating_point():
-        msg = f"{name} is of {_name_type(values)}, as labels are; give logs of probabilities, one per class: {expected}"
+        msg = f"{name} is of {_name_type(values)}, like labels; give logs of probabilities, one per class: {expected}"
         raise ProbabilityError(msg)
     if values.ndim < 2:
         msg = f"{name} has shape {tuple(values.shape)}; give (items, classes), or (items, classes, height, width)"
@@ -107,19 +107,19 @@ def require_logs(
     summary = _summarise(values, where, axes)
     tolerance = _TOLERANCE.get(values.dtype, _USUAL_TOLERANCE)
     fine = summary.largest <= tolerance and summary.worst <= tolerance and not summary.empty
-    if not fine:  # also where something is NaN
+    if not fine:  # also true for NaN
         raise ProbabilityError(_describe(values, where, summary, tolerance, name, expected, axes))
 
 
 def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -> None:
-    """Refuse log q, log prior and mask that are not logs of probabilities or do not fit each other.
+    """Raise an error if log q and log prior are not log-probabilities, or they and the mask do not match.
 
     Parameters
     ----------
     log_q, log_prior
         Log-probabilities of the network and of the prior, (N, C) or (N, C, H, W), class axis 1.
     mask
-        True for items that count, (N,) or (N, H, W); None for all.
+        True for items to use, (N,) or (N, H, W); None for all.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -
     if isinstance(log_prior, Tensor) and log_prior.is_floating_point() and log_prior.shape != log_q.shape:
         msg = (
             f"log_prior has shape {tuple(log_prior.shape)} and log_q {tuple(log_q.shape)}; "
-            "give both in one shape, class axis 1 (one prior for all items: log_prior.expand_as(log_q))"
+            "give both in the same shape, class axis 1 (one prior for all items: log_prior.expand_as(log_q))"
         )
         raise ProbabilityError(msg)
     require_logs(log_prior, "log_prior", LOG_PRIOR_EXAMPLE, mask=mask)
@@ -139,23 +139,23 @@ def require_pair(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None) -
 def require_marginal(
     log_marginal: Tensor | None, classes: int, name: str = "log_marginal", *, mean: bool = False
 ) -> None:
-    """Refuse a log of class sums that is NaN, infinite, not a log at all, or of another shape than (C,).
+    """Raise an error for a log of class sums that is NaN, infinite, not a log, or does not have shape (C,).
 
     Parameters
     ----------
     log_marginal
-        The log of the sum or of the mean of q over items, shape (C,); None passes.
+        The log of the sum or of the mean of q over items, shape (C,); None is accepted.
     classes
-        C.
+        Number of classes C.
     name
-        What it is called in an error.
+        Name of the argument in error messages.
     mean
-        It is the log of a mean, which sums to one; else sums are taken as well.
+        Whether it must be the log of a mean, which sums to one; otherwise sums are accepted as well.
 
     Raises
     ------
     ProbabilityError
-        Says which.
+        If it is; the message says what is wrong.
     """
     if log_marginal is None:
         return
@@ -166,26 +166,28 @@ def require_marginal(
         return
     values = log_marginal.detach().double()
     if not float(values.amax()) < math.inf:
-        msg = f"{name} holds NaN or infinity; give the log of the sum or mean of q over items"
+        msg = f"{name} contains NaN or infinity; give the log of the sum or mean of q over items"
         raise ProbabilityError(msg)
     tolerance = _TOLERANCE.get(log_marginal.dtype, _USUAL_TOLERANCE)
     if classes > 1 and float(values.amin()) >= 0 and abs(float(values.sum()) - 1) <= tolerance:
         msg = f"{name} looks like probabilities; give their logs: {name}.log()"
         raise ProbabilityError(msg)
     if mean and abs(float(torch.logsumexp(values, dim=0))) > tolerance:
-        msg = f"{name} does not sum to one, as sums or logits do not; give the log of the mean of q, {MARGINAL_EXAMPLE}"
+        msg = (
+            f"{name} does not sum to one (are these sums or logits?); give the log of the mean of q, {MARGINAL_EXAMPLE}"
+        )
         raise ProbabilityError(msg)
 
 
 def _can_read(values: Tensor) -> bool:
-    """Say whether values can be looked at: not while a graph is compiled, traced or captured."""
+    """Return whether values can be read: not while a graph is compiled, traced or captured."""
     if values.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _summarise(values: Tensor, where: Tensor | None, axes: Sequence[int]) -> _Summary:
-    """Look at all values, and at the sums of a sample of items; waits for a GPU once."""
+    """Summarise all values, and the sums of a sample of items; synchronises with a GPU once."""
     largest = (values if where is None else torch.where(where, values, -torch.inf)).amax()
     steps = _choose_strides(values, axes)
     sample = values[steps].float() if values.dtype in _TOLERANCE else values[steps]
@@ -198,7 +200,7 @@ def _summarise(values: Tensor, where: Tensor | None, axes: Sequence[int]) -> _Su
 
 
 def _choose_strides(values: Tensor, axes: Sequence[int]) -> tuple[slice, ...]:
-    """Return strides along the axes of items that leave about :data:`SAMPLE` of them."""
+    """Return strides along the axes of items that keep about :data:`SAMPLE` of them."""
     items = [axis for axis in range(values.ndim) if axis not in axes]
     left = math.prod(values.shape[axis] for axis in items) / SAMPLE
     steps = dict.fromkeys(range(values.ndim), 1)
@@ -218,13 +220,13 @@ def _describe(
     expected: str,
     axes: Sequence[int],
 ) -> str:
-    """Say in a sentence what was given and what is needed."""
+    """Return a sentence about what was given and what is needed."""
     kept = values if where is None else torch.where(where, values, -torch.inf)
     nans = int(torch.isnan(kept).sum())
     if nans:
-        return f"{name} holds NaN ({nans} of {values.numel()} values); mask such items out, or give {expected}"
+        return f"{name} contains NaN ({nans} of {values.numel()} values); mask such items out, or give {expected}"
     if summary.largest == math.inf:
-        return f"{name} holds infinity; give logs of probabilities, {expected}"
+        return f"{name} contains infinity; give logs of probabilities, {expected}"
     if summary.largest > tolerance:
         return _describe_positive(kept, tolerance, name, expected)
     if summary.empty:
@@ -238,14 +240,14 @@ def _describe(
         )
     return (
         f"{name} does not sum to one over the classes (the log of a sum is {summary.worst:.3g} away from 0), "
-        f"as logits or scaled probabilities do not; give logs of probabilities, {expected}"
+        f"as with logits or scaled probabilities; give logs of probabilities, {expected}"
     )
 
 
 def _describe_positive(kept: Tensor, tolerance: float, name: str, expected: str) -> str:
     known = kept[kept > -torch.inf]
     low, high = float(known.amin()), float(known.amax())
-    given = f"{name} has values from {low:.3g} to {high:.3g}, and logs of probabilities are at most 0"
+    given = f"{name} has values from {low:.3g} to {high:.3g}, but logs of probabilities are at most 0"
     if low >= 0 and high <= 1 + tolerance:
         return f"{given}: it looks like probabilities; give their logs (torch.log), {expected}"
     if low >= 0:
@@ -255,7 +257,7 @@ def _describe_positive(kept: Tensor, tolerance: float, name: str, expected: str)
 
 
 def _other_axis(values: Tensor, axes: Sequence[int], tolerance: float) -> int | None:
-    """Return the axis over which values sum to one, if it is another than theirs."""
+    """Return the axis over which values sum to one, if it is not one of ``axes``."""
     for axis in range(values.ndim):
         if (axis,) != tuple(axes) and values.shape[axis] > 1:
             sums = torch.logsumexp(values.float(), dim=axis)

@@ -1,4 +1,4 @@
-"""Devices: which one, in which precision, whether to compile for it, and how data gets there and back."""
+"""Devices: choice of device, precision, compilation, and data transfer."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ logger = logging.getLogger(__name__)
 
 
 WORTH_COMPILING = 10**16
-"""Operations of a run on a GPU from which compiling, some tens of seconds, is expected to pay."""
+"""Operations of a run on a GPU above which compiling, which takes some tens of seconds, is expected to pay off."""
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the device for ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+    """Return the device for ``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
     ModelError
-        If CUDA is asked for and there is none.
+        If CUDA is requested but not available.
     """
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
-        msg = "no CUDA device was found; use --device cpu (landprior doctor says what is there)"
+        msg = "no CUDA device was found; use --device cpu (landprior doctor lists the devices)"
         raise ModelError(msg)
     return torch.device("cuda" if device == "cuda" or (device == "auto" and there) else "cpu")
 
 
 def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
-    """Pick device and precision: CUDA with bf16 where there is one, otherwise CPU with fp32.
+    """Choose device and precision: CUDA with bf16 if available, otherwise CPU with fp32.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
     Returns
     -------
     Fabric
-        Of one device, ready to use.
+        A Fabric with one device, ready to use.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lightning's own deprecations on import
         from lightning.fabric import Fabric
 
     accelerator = choose_device(device).type
-    for part in ("fabric", "pytorch"):  # either announces the precision on stderr
+    for part in ("fabric", "pytorch"):  # both announce the precision on stderr
         logging.getLogger(f"lightning.{part}.utilities.rank_zero").setLevel(logging.WARNING)
     half = precision == "bf16" or (precision == "auto" and accelerator == "cuda")
     return Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if half else "32-true")
@@ -72,10 +72,10 @@ def make_fabric(precision: Precision = "auto", device: str = "auto") -> Fabric:
 
 @contextmanager
 def subnormals_flushed(device: torch.device) -> Iterator[None]:
-    """Take numbers too small for full precision as 0 in this block, on a CPU; a GPU does not mind them.
+    """Flush subnormal numbers to 0 within the block, on a CPU; a GPU is not slowed by them.
 
-    Gradients become so small once predictions are sure, and a CPU computes with them 13 to 30 times as slowly. The
-    calling thread changes, and those that it starts.
+    Gradients become subnormal once predictions are certain, and a CPU computes 13 to 30 times more slowly with them.
+    The setting applies to the calling thread and those it starts.
     """
     if device.type != "cpu":
         yield
@@ -89,7 +89,7 @@ def subnormals_flushed(device: torch.device) -> Iterator[None]:
 
 
 def count_operations(network: nn.Module, inputs: Tensor) -> int:
-    """Return the floating-point operations of a forward pass (a multiply-add is two), of products and convolutions."""
+    """Return the floating-point operations of a forward pass (a multiply-add is two), for products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -100,23 +100,23 @@ def count_operations(network: nn.Module, inputs: Tensor) -> int:
 def compile_if_worthwhile(
     network: nn.Module, operations: float, device: torch.device, wanted: Compile = "auto"
 ) -> bool:
-    """Compile a network in place, if it is asked for or expected to pay; its weights keep their names.
+    """Compile a network in place, if requested or expected to pay off; its weights keep their names.
 
     Parameters
     ----------
     network
-        Compiled when it is first called.
+        Network, compiled on its first call.
     operations
-        Of the whole run, see :func:`count_operations`.
+        Operations of the whole run; see :func:`count_operations`.
     device
-        Where it runs; ``"auto"`` compiles for CUDA only.
+        Device of the run; ``"auto"`` compiles only for CUDA.
     wanted
-        ``"auto"``: from :data:`WORTH_COMPILING` operations on.
+        Whether to compile; ``"auto"``: with at least :data:`WORTH_COMPILING` operations.
 
     Returns
     -------
     bool
-        Whether it will be compiled.
+        Whether the network will be compiled.
     """
     if wanted == "off" or (wanted == "auto" and (device.type != "cuda" or operations < WORTH_COMPILING)):
         return False
@@ -127,13 +127,13 @@ def compile_if_worthwhile(
 
 @dataclass(frozen=True)
 class Transfer:
-    """Tensors on their way to a device; :meth:`wait` gives them to whoever computes."""
+    """Tensors on their way to a device; :meth:`wait` returns them for computation."""
 
     tensors: tuple[Tensor | None, ...]
     event: torch.cuda.Event | None = None
 
     def wait(self) -> tuple[Tensor | None, ...]:
-        """Return the tensors; what is computed with them on the device waits for them there, the caller does not."""
+        """Return the tensors; computations on the device wait for them, the caller does not."""
         if self.event is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.event)
@@ -144,14 +144,15 @@ class Transfer:
 
 
 class Uploader:
-    """Sends arrays to a device.
+    """Send arrays to a device.
 
-    On CUDA they go from pinned memory on a stream of its own, so that a window travels while another is computed.
+    On CUDA they go from pinned memory on a separate stream, so that one window is transferred while another is
+    computed.
 
     Parameters
     ----------
     device
-        Where they go.
+        The target device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -159,7 +160,7 @@ class Uploader:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def send(self, *arrays: NDArray[np.generic] | None) -> Transfer:
-        """Send arrays; may be called in another thread than the one that computes."""
+        """Send arrays; may be called in a thread other than the computing one."""
         tensors = tuple(None if values is None else torch.from_numpy(values) for values in arrays)
         if self._stream is None:
             return Transfer(tensors)
@@ -168,6 +169,6 @@ class Uploader:
             return Transfer(moving, self._stream.record_event())
 
     def to_device(self, values: NDArray[np.generic]) -> Tensor:
-        """Send one array and return it as a tensor there, for whoever computes."""
+        """Send one array and return it as a tensor on the device."""
         (tensor,) = self.send(values).wait()
         return cast("Tensor", tensor)

@@ -1,12 +1,12 @@
 """Epitomes: a mixture of Gaussian patches whose means and variances are windows of one small torus.
 
-An epitome is an N x N image on a torus; every position s of it is a component, the w x w window that starts there.
-Neighbouring components share parameters, so a few hundred pixels a side hold tens of thousands of patches (Malkin,
-Ortiz, Robinson, Jojic, "Mining self-similarity", 2020, after Jojic, Frey, Kannan 2003).
+An epitome is an N x N image on a torus; every position s is a component, the w x w window that starts there.
+Neighbouring components share parameters, so a few hundred pixels per side represent tens of thousands of patches
+(Malkin, Ortiz, Robinson, Jojic, "Mining self-similarity", 2020, after Jojic, Frey, Kannan 2003).
 
-A posterior over all positions is one matrix product with the unfolded torus. By FFT it would take about as many
-operations for 7 x 7 patches (two transforms of a torus, and all bands, for each patch), of a kind that CPUs
-do several times more slowly than products, and with larger errors of rounding.
+A posterior over all positions is one matrix product with the unfolded torus. For 7 x 7 patches an FFT would need about
+as many operations (two transforms of a torus, and all bands, for each patch), of a kind that is several times slower
+than products on CPUs, and with larger rounding errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 CHUNK_VALUES = 12_000_000
-"""Floats of log p(x, s) held at a time (48 MB, and as much again for the softmax)."""
+"""Floats of log p(x, s) in memory at a time (48 MB, and as much again for the softmax)."""
 
 
 class Epitome(nn.Module):
@@ -48,9 +48,9 @@ class Epitome(nn.Module):
     patch
         Side w of a patch, odd, at most ``size``.
     epitomes
-        How many (K).
+        Number of epitomes (K).
     variance
-        That it starts with, in units of the data squared.
+        Initial variance, in units of the data squared.
     variance_floor
         The variance is exp(:attr:`log_variance`) + this.
 
@@ -61,13 +61,13 @@ class Epitome(nn.Module):
     log_prior
         Parameter, (K, N, N): log p(s) before it is normalised over all K N N positions.
     floor
-        Buffer: ``variance_floor``, so that a file of weights is all there is to know.
+        Buffer: ``variance_floor``, so that a file of weights is complete.
     used
-        Buffer, (K, N, N): how often a position was used since the counters were last reset (location promotion).
+        Buffer, (K, N, N): number of times a position was used since the counters were last reset (location promotion).
     visits
-        Buffer, (K, N, N): how often it was the best position of a patch in the whole training.
+        Buffer, (K, N, N): number of times it was the best position of a patch in the whole training.
     resets
-        Buffer: how often the counters were reset.
+        Buffer: number of resets of the counters.
 
     Raises
     ------
@@ -93,15 +93,15 @@ class Epitome(nn.Module):
         super().__init__()
         if min(bands, size, epitomes) < 1 or patch < 1 or patch % 2 == 0 or patch > size:
             msg = (
-                f"an epitome of {bands} bands, {epitomes} x {size} x {size}, with {patch} px patches cannot be made: "
-                "patches have an odd side, at most the epitome's"
+                f"an epitome of {bands} bands, {epitomes} x {size} x {size}, with {patch} px patches is not possible: "
+                "patches must have an odd side, at most the epitome's"
             )
             raise InputError(msg)
         if not 0 <= variance_floor < variance:
             msg = f"a variance of {variance} must be above its floor, {variance_floor}, which must not be negative"
             raise InputError(msg)
         self.bands, self.size, self.patch, self.epitomes = bands, size, patch, epitomes
-        # random, not constant: equal positions would stay equal
+        # random, not constant: identical positions would remain identical
         self.mean = nn.Parameter(0.3 * torch.randn(epitomes, bands, size, size))
         self.log_variance = nn.Parameter(torch.full((epitomes, bands, size, size), math.log(variance - variance_floor)))
         self.log_prior = nn.Parameter(torch.zeros(epitomes, size, size))
@@ -123,8 +123,8 @@ class Epitome(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Return log p(x, s) of patches, (n, B, w, w), shape (n, S).
 
-        Differentiable in patches and parameters. In the parameters' own precision, whatever autocast says: exponents
-        are differences of large numbers.
+        Differentiable in patches and parameters. Computed in the parameters' own precision, even under autocast:
+        exponents are differences of large numbers.
 
         Raises
         ------
@@ -134,10 +134,10 @@ class Epitome(nn.Module):
         return self.evaluate(patches, *self.unfold())
 
     def unfold(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what :meth:`evaluate` needs: components, (2 B w w, S), their constants, (S,), and the centre, (B,)."""
+        """Return the arguments of :meth:`evaluate`: components (2 B w w, S), constants (S,) and centre (B,)."""
         with _plain(self.mean.device.type):
-            # sum (x - mu)^2 / var is multiplied out for the product; with the data centred its terms stay small, where
-            # an offset common to data and means would cancel digits. The result does not depend on it.
+            # sum (x - mu)^2 / var is expanded for the product; with centred data its terms stay small, whereas
+            # an offset common to data and means would lose digits. The result does not depend on it.
             centre = self.mean.detach().mean(dim=(0, 2, 3))
             precision = 1 / self.variance
             mean = self.mean - centre[:, None, None]
@@ -150,14 +150,14 @@ class Epitome(nn.Module):
             return components.transpose(0, 1).flatten(1), constants.flatten() + log_prior, centre
 
     def evaluate(self, patches: Tensor, components: Tensor, constants: Tensor, centre: Tensor) -> Tensor:
-        """Compute the log-likelihood of patches at every position, from what :meth:`unfold` has prepared.
+        """Compute the log-likelihood of patches at every position, from the result of :meth:`unfold`.
 
         Parameters
         ----------
         patches
             (n, B, w, w), B bands and w pixels a side.
         components, constants, centre
-            Of :meth:`unfold`: made once for many calls.
+            From :meth:`unfold`, which is called once for many calls.
 
         Returns
         -------
@@ -167,7 +167,7 @@ class Epitome(nn.Module):
         Raises
         ------
         InputError
-            If the patches have other bands or another size than the epitome.
+            If the patches have a different number of bands or size than the epitome.
         """
         if patches.shape[1:] != (self.bands, self.patch, self.patch):
             msg = (
@@ -180,21 +180,21 @@ class Epitome(nn.Module):
             return torch.addmm(constants, torch.cat([x, x.square()], dim=1), components)
 
     def _wrap(self, values: Tensor) -> Tensor:
-        """Return values, (K, C, N, N), with the first rows and columns again at the end."""
+        """Return values, (K, C, N, N), with the first rows and columns repeated at the end."""
         return F.pad(values, (0, self.patch - 1, 0, self.patch - 1), mode="circular") if self.patch > 1 else values
 
     # -- location promotion ----------------------------------------------------------------------
 
     @torch.no_grad()
     def mark(self, chosen: Tensor, window: int, share: float) -> None:
-        """Count the use of positions, and of those around them; forget all counts once nearly all were used.
+        """Count the use of positions and their neighbours; reset all counts once nearly all have been used.
 
         Parameters
         ----------
         chosen
             Indices of positions, (n,).
         window
-            Side of the square of positions, around each, that count as used with it; odd.
+            Side of the square of positions, around each, that are counted with it; odd.
         share
             The counts are reset when at least this share of the positions has one.
         """
@@ -221,29 +221,29 @@ def build_epitome(
     variance: float = 1.0,
     variance_floor: float = VARIANCE_FLOOR,
 ) -> Epitome:
-    """Build an epitome with random means from a seed; the global random state is left alone.
+    """Build an epitome with random means from a seed, without changing the global random state.
 
     Parameters
     ----------
     bands
         Bands of the images.
     seed
-        Of the random means.
+        Seed of the random means.
     size
         Side of an epitome, pixels.
     patch
         Side of the patches that it models, pixels.
     epitomes
-        How many there are.
+        Number of epitomes.
     variance
-        Where every variance begins; bands are standardised, so 1 is that of the whole image.
+        Initial variance; bands are standardised, so 1 is that of the whole image.
     variance_floor
-        The least that a variance can become.
+        Lower bound of the variance.
 
     Returns
     -------
     Epitome
-        On the CPU, to be trained.
+        An untrained epitome on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -262,18 +262,18 @@ class EpitomeClassifier(PixelNetwork):
     Parameters
     ----------
     epitome
-        Fitted.
+        A trained epitome.
     classes
         Number of classes C.
     smoothing
-        Added to every class probability, then renormalised.
+        Constant added to every class probability before normalising.
 
     Attributes
     ----------
     labels
         Buffer, (C, K, N, N): p(l | pixel of the torus), sum 1 over the classes; uniform until :meth:`embed`.
     halo
-        How many pixels around a pixel its output depends on.
+        Pixels around a pixel that its output depends on.
     """
 
     labels: Tensor
@@ -291,7 +291,7 @@ class EpitomeClassifier(PixelNetwork):
         Raises
         ------
         InputError
-            If the shape is another.
+            If the shape is different.
         """
         if labels.shape != (self.epitome.positions, self.classes):
             msg = (
@@ -356,7 +356,7 @@ def build_epitome_classifier(
     Returns
     -------
     EpitomeClassifier
-        Its means and its embedding are of no use yet.
+        The classifier; its means and embedding are not set yet.
     """
     epitome = Epitome(bands, size=size, patch=patch, epitomes=epitomes)
     return EpitomeClassifier(epitome, classes, smoothing=smoothing)
@@ -364,7 +364,7 @@ def build_epitome_classifier(
 
 @contextlib.contextmanager
 def _plain(device: str) -> Iterator[None]:
-    """Compute in the tensors' own precision: neither autocast nor, on CUDA, TF32, which keeps three digits."""
+    """Compute in the tensors' own precision: neither autocast nor, on CUDA, TF32, which keeps only three digits."""
     before = torch.get_float32_matmul_precision()
     if device == "cuda" and before != "highest":
         torch.set_float32_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""What happened in a training, epoch by epoch."""
+"""History of a training: metrics of each epoch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """What happened in a run."""
+    """The history of a run."""
 
     epochs: list[Epoch] = field(default_factory=list)
     stopped: str = "all steps done"

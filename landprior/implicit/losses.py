@@ -1,13 +1,13 @@
 """The losses: implicit-posterior (QR, RQ) and their baselines.
 
 Every loss has the signature ``loss(log_q, log_prior, mask=None, *, check=True)``: log-probabilities of the network
-and of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items that count, (N,) or
-(N, H, W). Each returns a scalar, the mean over the items that count; what masked items hold, NaN included, changes
-neither it nor the gradient. Logits, probabilities and whatever else is not a log of probabilities are refused with a
+and of the prior, class axis 1, shape (N, C) or (N, C, H, W), and a mask of the items to use, (N,) or
+(N, H, W). Each returns a scalar, the mean over these items; the values of masked items, even NaN, affect
+neither it nor the gradient. Logits, probabilities and anything else but log-probabilities are rejected with a
 :class:`landprior.errors.ProbabilityError`, unless ``check`` is False. Gradients flow through the
-posterior; the losses that rest on it also take ``log_marginal``, the log of the mean prediction to use instead
-of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are floored at ``log(EPS)`` where
-an infinite value would meet a positive weight; nothing is smoothed here. Hard zeros of the prior stay zeros of
+posterior; the losses based on it also accept ``log_marginal``, the log of the mean prediction to use instead
+of this batch's (:class:`landprior.implicit.posterior.RunningMarginal`). Logs are clamped at ``log(EPS)`` where
+an infinite value would meet a positive weight; no smoothing is applied. Hard zeros of the prior stay zeros of
 the posterior.
 """
 
@@ -34,14 +34,14 @@ _LEAST = -1e30
 
 
 class Loss(Protocol):
-    """What every loss is."""
+    """Interface of all losses."""
 
     def __call__(self, log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
         """Return the mean loss of a batch."""
 
 
 class ImplicitLoss(Protocol):
-    """What the losses are that rest on the posterior, and so on the class marginal."""
+    """Interface of the losses based on the posterior, and so on the class marginal."""
 
     def __call__(
         self,
@@ -66,7 +66,7 @@ def qr(
     """QR, the free energy [R eq. 1, 5]: sum_l qbar log qbar - mean_i sum_l q_i log p_i.
 
     The land-cover objective, the same as ``torchgeo.losses.QRLoss``. It is the variational bound on
-    minus the mean log evidence, less log N.
+    minus the mean log evidence, minus log N.
 
     Parameters
     ----------
@@ -75,11 +75,11 @@ def qr(
     log_prior
         Log-probabilities of the prior, of the same shape; minus infinity rules a class out.
     mask
-        True for items that count, (N,) or (N, H, W); None for all.
+        True for items to use, (N,) or (N, H, W); None for all.
     log_marginal
         Log of the mean prediction over more than this batch, shape (C,); by default this batch's own.
     check
-        Look whether both are logs of probabilities; a loop may look at its first batch only.
+        Check that both are log-probabilities; a training loop may check only its first batch.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def qr(
     Raises
     ------
     ProbabilityError
-        If ``check`` is set and something is no log of probabilities, or shapes do not fit.
+        If ``check`` is set and an argument is not a log-probability, or shapes do not match.
     """
     log_q, log_prior = _take(log_q, log_prior, mask, log_marginal, check=check, mean=True)
     log_marginal = log_class_marginal(log_q, mask, check=False) if log_marginal is None else log_marginal
@@ -257,16 +257,16 @@ def _take(
     check: bool,
     mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Check what a loss is given, and keep what masked items hold out of its value and its gradient."""
+    """Check the arguments of a loss, and exclude masked items from its value and gradient."""
     if check:
         require_pair(log_q, log_prior, mask)
         require_marginal(log_marginal, log_q.shape[1], mean=mean)
-    # finite, so that an item whose prior allows only what q has ruled out still has a posterior
+    # finite, so that an item whose prior allows only classes excluded by q still has a posterior
     return zero_masked(log_q, mask).clamp_min(_LEAST), zero_masked(log_prior, mask)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) per item; a class with a = 0 adds nothing, to the value or the gradient."""
+    """Return KL(a || b) per item; a class with a = 0 contributes nothing to value or gradient."""
     some = log_a > -torch.inf
     safe = torch.where(some, log_a, 0.0)
     return torch.where(some, safe.exp() * (safe - log_b), 0.0).sum(dim=1)
@@ -284,4 +284,4 @@ LOSSES: Mapping[LossName, Loss] = {
 """All losses by name."""
 
 IMPLICIT_LOSSES: Mapping[str, ImplicitLoss] = {"qr": qr, "qr-kl": qr_kl, "rq": rq}
-"""The losses that rest on the implicit posterior."""
+"""The losses based on the implicit posterior."""

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class PixelNetwork(nn.Module):
-    """A network that gives log q, class axis 1, for every pixel: what maps are computed with."""
+    """A network that predicts log q, class axis 1, for every pixel; used for mapping."""
 
     halo: int
-    """How many pixels around a pixel its output depends on."""
+    """Pixels around a pixel that its output depends on."""
     smoothing: float
-    """Added to every class probability."""
+    """Constant added to every class probability."""
     stride: int = 1
-    """Windows must begin at multiples of it to give what the whole image gives; 1 without pooling."""
+    """Windows must start at multiples of this to match the result of the whole image; 1 without pooling."""
 
 
 class SmoothedNetwork(PixelNetwork):
@@ -34,7 +34,7 @@ class SmoothedNetwork(PixelNetwork):
     Parameters
     ----------
     body
-        Gives logits, class axis 1.
+        Network that predicts logits, class axis 1.
     smoothing
         The constant s.
     halo, stride
@@ -59,12 +59,12 @@ class SmoothedNetwork(PixelNetwork):
 
 
 class Ensemble(PixelNetwork):
-    """The mean of the predictions of several networks, each also on the mirrored input if asked.
+    """The mean of the predictions of several networks, optionally also on the mirrored input.
 
     Parameters
     ----------
     members
-        Networks of one shape that give log q.
+        Networks of the same shape that predict log q.
     flips
         Also predict the input mirrored left to right, top to bottom, and both, and mirror back.
     """
@@ -80,7 +80,7 @@ class Ensemble(PixelNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Return log of the mean q, (N, C, H, W)."""
         rows, columns = x.shape[-2:]
-        if self.flips and self.stride > 1:  # before it is mirrored: the strides begin at the image's first pixel
+        if self.flips and self.stride > 1:  # pad before mirroring: strides start at the image's first pixel
             x = _pad_to_strides(x, self.stride)
         total: Tensor | None = None
         axes = ((), (2,), (3,), (2, 3)) if self.flips else ((),)
@@ -88,9 +88,9 @@ class Ensemble(PixelNetwork):
             for axis in axes:
                 log_q = member(torch.flip(x, axis) if axis else x)
                 log_q = torch.flip(log_q, axis) if axis else log_q
-                total = log_q if total is None else torch.logaddexp(total, log_q)  # one at a time: memory
+                total = log_q if total is None else torch.logaddexp(total, log_q)  # one at a time, to save memory
         if total is None:  # pragma: no cover - there is always a member
-            msg = "an ensemble needs a member"
+            msg = "an ensemble needs at least one member"
             raise ValueError(msg)
         if self.flips and self.stride > 1:
             total = total[..., :rows, :columns]
@@ -109,7 +109,7 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
     bands, classes
         Channels in and out.
     filters
-        Channels in between; the paper's 128.
+        Channels of the inner layers; 128 in the paper.
     smoothing
         See :class:`SmoothedNetwork`.
 
@@ -124,24 +124,24 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
 
 
 POSITION = 2
-"""Channels that say where a pixel is: its row and column."""
+"""Channels for the position of a pixel: its row and column."""
 
 WAVES = 16
-"""Waves in which a network with positions sees them."""
+"""Number of waves that encode positions."""
 
 
 WAVE_HEIGHT = 0.1
-"""Of the waves, where bands have a standard deviation of 1: what is seen counts first, and where it is second. With 1 a
-network explains a drawing by places alone."""
+"""Amplitude of the waves, for bands with a standard deviation of 1, so that appearance matters more than position. With
+1 a network explains a drawing by position alone."""
 
 
 class _Waves(nn.Module):
-    """Turns the last two channels, positions, into sines and cosines of learned frequencies; others go through."""
+    """Encode the last two channels, positions, as sines and cosines of learned frequencies; keep the others."""
 
     def __init__(self, waves: int, scale: float = WAVE_HEIGHT) -> None:
         super().__init__()
         self.frequencies = nn.Conv2d(POSITION, waves, 1)
-        nn.init.normal_(self.frequencies.weight)  # less than a wave across the image, at first
+        nn.init.normal_(self.frequencies.weight)  # initially less than one wave across the image
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,12 +153,12 @@ class _Waves(nn.Module):
 def build_positional_fcn(
     bands: int, classes: int, *, filters: int = 128, waves: int = WAVES, smoothing: float = OUTPUT_SMOOTHING
 ) -> SmoothedNetwork:
-    """Build the land-cover network for an image and two channels of positions, seen as learned Fourier features.
+    """Build the land-cover network for an image and two channels of positions, encoded as learned Fourier features.
 
     Parameters
     ----------
     bands, classes
-        Channels in, without the two of positions, which come last and run from -1 to 1 over the image; channels out.
+        Input channels, without the two last ones for positions, from -1 to 1 over the image; output channels.
     filters, smoothing
         See :func:`build_fcn`.
     waves
@@ -167,7 +167,7 @@ def build_positional_fcn(
     Returns
     -------
     SmoothedNetwork
-        Gives log q, (N, classes, H, W).
+        The network; predicts log q, (N, classes, H, W).
     """
     from torchgeo.models import FCN
 
@@ -176,18 +176,18 @@ def build_positional_fcn(
 
 
 UNET_FILTERS = (1, 1, 2, 2, 2, 1)
-"""Channels of the U-Net's levels and of its last, in multiples of the first: 32 to 64 at the usual width."""
+"""Channels of the U-Net's levels and last layer, in multiples of the first: 32 to 64 at the usual width."""
 
 UNET_STRIDE = 16
 """Four levels, each of half the resolution."""
 
 UNET_HALO = 112
-"""Its receptive field: two 3 x 3 convolutions a level, down and up, reach 92 px, and pooling 15 more; a multiple of
-the stride, so that windows with their halo begin at one too."""
+"""Its receptive field: two 3 x 3 convolutions per level, down and up, reach 92 px, and pooling 15 more; a multiple of
+the stride, so that windows with their halo start at one too."""
 
 
 class _WholeStrides(nn.Module):
-    """Pads an image on the right and at the bottom to whole strides, and cuts the result back."""
+    """Pads an image on the right and at the bottom to a multiple of the stride, and crop the result."""
 
     def __init__(self, body: nn.Module, stride: int) -> None:
         super().__init__()
@@ -229,15 +229,15 @@ def build_unet(bands: int, classes: int, *, filters: int = 32, smoothing: float 
     try:
         from monai.networks.nets.basic_unet import BasicUNet
     except ImportError as error:
-        msg = "the U-Net comes with MONAI, which is not installed; get it with: pip install 'landprior[unet]'"
+        msg = "the U-Net comes with MONAI, which is not installed; install it with: pip install 'landprior[unet]'"
         raise InputError(msg) from error
     body = BasicUNet(
         spatial_dims=2,
         in_channels=bands,
         out_channels=classes,
         features=[filters * times for times in UNET_FILTERS],
-        norm=("batch", {}),  # statistics of a window would make the map depend on the windows
-        upsample="deconv",  # so would interpolation between a window's corners
+        norm=("batch", {}),  # statistics per window would make the map depend on the windows
+        upsample="deconv",  # and so would interpolation between a window's corners
     )
     return SmoothedNetwork(_WholeStrides(body, UNET_STRIDE), smoothing=smoothing, halo=UNET_HALO, stride=UNET_STRIDE)
 
@@ -256,14 +256,14 @@ def build_prior_network(
     channels, classes
         Channels in (coarse classes and layers) and out.
     filters
-        Channels in between; the paper's 128.
+        Channels of the inner layers; 128 in the paper.
     smoothing
         See :class:`SmoothedNetwork`.
 
     Returns
     -------
     SmoothedNetwork
-        Its halo is 10 pixels.
+        The network, with a halo of 10 pixels.
     """
     layers: list[nn.Module] = []
     for kernel in PRIOR_KERNELS:
@@ -281,15 +281,15 @@ def log_prior(prior: Tensor, *, smoothing: float = OUTPUT_SMOOTHING) -> Tensor:
     prior
         Probabilities, class axis 1.
     smoothing
-        Added to every class, then renormalised; 0 keeps hard zeros.
+        Constant added to every class before normalising; 0 keeps hard zeros.
 
     Returns
     -------
     Tensor
-        Logs, of the prior's shape; minus infinity where a class is ruled out.
+        Logs, with the prior's shape; minus infinity for excluded classes.
     """
     total = prior.sum(dim=1, keepdim=True) + prior.shape[1] * smoothing
     smooth = prior + smoothing
     return smooth.div_(
         total.clamp_min_(torch.finfo(smooth.dtype).tiny)
-    ).log_()  # in place: this is most of what cutting a patch costs
+    ).log_()  # in place: this is most of the cost of cutting a patch

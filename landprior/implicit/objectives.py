@@ -1,4 +1,4 @@
-"""What a step trains on and for: a batch, an objective, expectation-maximisation."""
+"""Batches and objectives of training steps, including expectation-maximisation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a feed gives for a step.
+    """The batch of a step.
 
     Parameters
     ----------
     inputs
         Network input, (N, ...).
     log_prior
-        Log prior, class axis 1, the layout of the network's output; None where the objective needs none.
+        Log prior, class axis 1, the layout of the network's output; None if the objective does not need it.
     mask
-        True for items that count, without axis 1; None for all.
+        True for items to use, without axis 1; None for all.
     border
-        Pixels to leave out along the edges of height and width, where the network sees padding.
+        Pixels to leave out along the edges of height and width, where the network is affected by padding.
     extra
-        What an objective of its own needs besides.
+        Additional data for custom objectives.
     """
 
     inputs: Tensor
@@ -41,7 +41,7 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, send: Callable[[Tensor], Tensor]) -> Self:
-        """Return the batch with all its tensors sent somewhere."""
+        """Return the batch with all its tensors sent to a device."""
         return replace(
             self,
             inputs=send(self.inputs),
@@ -67,10 +67,10 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What is minimised where it is more than a function of log q and log prior."""
+    """A custom objective, which is more than a function of log q and log prior."""
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of a batch, whose border is cropped from output, prior and mask; not from ``extra``."""
+        """Return the loss of a batch, with the border cropped from output, prior and mask, but not from ``extra``."""
 
 
 def em(
@@ -81,7 +81,7 @@ def em(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation.
+    """Cross-entropy with the current posterior, held constant: a step of expectation-maximisation.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def em(
     if check:
         require_pair(log_q, log_prior, mask)
         require_marginal(log_marginal, log_q.shape[1])
-    with torch.no_grad():  # finite, so that an item whose prior allows only what q has ruled out has a posterior
+    with torch.no_grad():  # finite, so that an item whose prior allows only classes excluded by q has a posterior
         least = log_q.clamp_min(torch.finfo(log_q.dtype).min / 16)
         log_r = log_posterior(least, log_prior, mask, log_marginal=log_marginal, check=False)
     return ce(log_q, log_r, mask, check=False)

@@ -1,4 +1,4 @@
-"""The implicit posterior r and the class sums it rests on [R eq. 2, 3].
+"""The implicit posterior r and the class sums it is based on [R eq. 2, 3].
 
 Without a generative model of x, the network's own predictions define one over the items at hand:
 p(x_i | l) = q_i(l) / sum_j q_j(l). With the prior p_i(l) this gives the posterior
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from landprior.implicit.checks import LOG_Q_EXAMPLE, require_items, require_logs, require_marginal, require_pair
 
 EPS = 1e-8
-"""Where logarithms of probabilities are floored (their arguments; ``torchgeo.losses`` adds the same)."""
+"""Lower bound of probabilities before taking logs (``torchgeo.losses`` adds the same value)."""
 
 
 def zero_masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return logs with those of masked items set to 0, so that neither their values nor their gradients count.
+    """Return logs with those of masked items set to 0, so that they contribute neither value nor gradient.
 
-    Half floats become float32: their sums over many items overflow.
+    Half precision becomes float32, because sums over many items overflow.
     """
     values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     where = require_items(values, mask)
@@ -29,33 +29,33 @@ def zero_masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over items of ``values``, (N,) or (N, H, W); masked items count in neither part."""
+    """Return the mean over items of ``values``, (N,) or (N, H, W), without masked items."""
     if mask is None:
         return values.mean()
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
 
 
 def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Log of the mean prediction, qbar(l) = mean_i q_i(l).
+    """Return the log of the mean prediction, qbar(l) = mean_i q_i(l).
 
     Parameters
     ----------
     log_q
         Log-probabilities, (N, C) or (N, C, H, W).
     mask
-        True for items that count, (N,) or (N, H, W); None for all.
+        True for items to use, (N,) or (N, H, W); None for all.
     check
-        Look whether ``log_q`` is a log of probabilities (:mod:`landprior.implicit.checks`).
+        Check that ``log_q`` is a log-probability (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
     Tensor, shape (C,)
-        Minus infinity for a class no item has; in float32 or wider.
+        Minus infinity for a class that no item has; in float32 or wider.
 
     Raises
     ------
     ProbabilityError
-        If ``log_q`` is not a log of probabilities, or the mask does not fit it.
+        If ``log_q`` is not a log of probabilities, or the mask does not match it.
     """
     if check:
         require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=mask)
@@ -69,7 +69,7 @@ def log_class_marginal(log_q: Tensor, mask: Tensor | None = None, *, check: bool
 
 
 def log_sum(values: Tensor, axes: list[int]) -> Tensor:
-    """Log of the sum over axes; where all is 0 the gradient is 0 (logsumexp's own is NaN)."""
+    """Return the log of the sum over axes; if all terms are 0, the gradient is 0 (NaN with logsumexp)."""
     if not values.requires_grad:
         return torch.logsumexp(values, dim=axes)
     some = values.detach().amax(dim=axes, keepdim=True) != -torch.inf
@@ -78,19 +78,20 @@ def log_sum(values: Tensor, axes: list[int]) -> Tensor:
 
 
 class RunningMarginal(nn.Module):
-    """Log of the mean prediction, estimated across batches, so that small batches do.
+    """Log of the mean prediction, estimated across batches, so that small batches suffice.
 
-    The value is a running mean of q over the items seen, older ones fading; the gradient is that of the batch at hand
-    at full weight (scaled down, as a plain running mean has it, the losses are seen to collapse). Items count, not
-    batches: a batch of n fades what was before by 1 - n / ``memory``. So from ``memory`` items on the batch's own mean
-    is left, and one full batch is exact. Sums and counts fade alike, so that the first estimates are not biased.
+    The value is a running mean of q over past items with decaying weights; the gradient is that of the current batch
+    at full weight (scaled down, as in a plain running mean, the losses were observed to collapse). The decay counts
+    items, not batches: a batch of n multiplies earlier weights by 1 - n / ``memory``. So with ``memory`` or more items
+    only the batch's own mean is left, and a full batch is exact. Sums and counts decay alike, so that early estimates
+    are unbiased.
 
     Parameters
     ----------
     memory
-        Items (pixels, images, documents) that are remembered, roughly.
+        Approximate number of items (pixels, images, documents) remembered.
     classes
-        Number of classes; where it is not given the first batch says it, and no state can be loaded before.
+        Number of classes; if not given, the first batch sets it, and no state can be loaded before that.
 
     Raises
     ------
@@ -111,16 +112,16 @@ class RunningMarginal(nn.Module):
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
     def forward(self, log_q: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-        """Take a batch in and return the log of the estimate, shape (C,), as :func:`log_class_marginal` does.
+        """Add a batch and return the log of the estimate, shape (C,), as :func:`log_class_marginal` does.
 
         Parameters
         ----------
         log_q
             Log-probabilities, (N, C) or (N, C, H, W).
         mask
-            True for items that count; None for all.
+            True for items to use; None for all.
         check
-            Look whether ``log_q`` is a log of probabilities.
+            Check that ``log_q`` is a log-probability.
 
         Returns
         -------
@@ -130,7 +131,7 @@ class RunningMarginal(nn.Module):
         Raises
         ------
         ProbabilityError
-            If it is not, or the mask does not fit it; nothing was taken in.
+            If it is not, or the mask does not match it; the state is then unchanged.
         """
         if check:
             require_logs(log_q, "log_q", LOG_Q_EXAMPLE, mask=mask)
@@ -156,21 +157,21 @@ def log_posterior(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Log of the implicit posterior r [R eq. 3].
+    """Return the log of the implicit posterior r [R eq. 3].
 
     Parameters
     ----------
     log_q
         Log of the network's q, (N, C) or (N, C, H, W).
     log_prior
-        Log of the prior, same shape; minus infinity where a class is excluded, which r keeps.
+        Log of the prior, same shape; minus infinity for excluded classes, also in r.
     mask
-        True for items that count in the sum over items, (N,) or (N, H, W).
+        True for items to use in the sum over items, (N,) or (N, H, W).
     log_marginal
         Log of the class sums or means over the items to use instead of this batch's, shape (C,): for a
-        tile that is mapped in windows, the sums over the whole tile. A constant factor changes nothing.
+        tile that is mapped in windows, the sums over the whole tile. A constant factor has no effect.
     check
-        Look whether what is given are logs of probabilities (:mod:`landprior.implicit.checks`).
+        Check that the arguments are log-probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
@@ -180,7 +181,7 @@ def log_posterior(
     Raises
     ------
     ProbabilityError
-        If ``log_q`` or ``log_prior`` is not a log of probabilities, or shapes do not fit.
+        If ``log_q`` or ``log_prior`` is not a log of probabilities, or shapes do not match.
     """
     return torch.log_softmax(log_joint(log_q, log_prior, mask, log_marginal=log_marginal, check=check), dim=1)
 
@@ -193,7 +194,7 @@ def log_joint(
     log_marginal: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Log of the implicit posterior but for its normalisation: enough to find the most probable class.
+    """Return the log of the unnormalised implicit posterior: enough to find the most probable class.
 
     Parameters
     ----------
@@ -203,7 +204,7 @@ def log_joint(
     Returns
     -------
     Tensor
-        log q + log p - log of the mean of q, of the shape of ``log_q``.
+        log q + log p - log of the mean of q, with the shape of ``log_q``.
 
     Raises
     ------
@@ -220,7 +221,7 @@ def log_joint(
 
 
 def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, check: bool = True) -> Tensor:
-    """Log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item [R eq. 1, 2].
+    """Return log p(x_i) = log sum_l p_i(l) q_i(l) / sum_j q_j(l), per item [R eq. 1, 2].
 
     Parameters
     ----------
@@ -230,7 +231,7 @@ def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *
     Returns
     -------
     Tensor
-        In nats, (N,) or (N, H, W); what it holds for masked items means nothing.
+        Values in nats, (N,) or (N, H, W); meaningless for masked items.
 
     Raises
     ------
@@ -241,7 +242,7 @@ def log_evidence(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *
         require_pair(log_q, log_prior, mask)
     count = log_q.numel() / log_q.shape[1] if mask is None else mask.sum().clamp_min(1)
     log_marginal = log_class_marginal(log_q, mask, check=False) + math.log(count)
-    # a class that no item has adds nothing: its sum is finite below, and its q is 0
+    # a class that no item has contributes nothing: its sum is made finite below, and its q is 0
     log_marginal = log_marginal.clamp_min(torch.finfo(log_marginal.dtype).min)
     shape = (1, -1, *([1] * (log_q.ndim - 2)))
     return torch.logsumexp(log_q + log_prior - log_marginal.reshape(shape), dim=1)

@@ -1,4 +1,4 @@
-"""How a network is trained: the settings of the loop and the names they take. Imports no torch, so help is quick."""
+"""Settings of the training loop, and the names they use. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ LossName = Literal["qr", "qr-kl", "rq", "ce", "ce-argmax", "squared-error", "nll
 """Names of the losses, as on the command line."""
 
 OwnName = Literal["sr", "em", "epitome"]
-"""Names of objectives that are no function of log q and log prior alone; they are given to :func:`fit`."""
+"""Names of objectives that need more than log q and log prior; they are passed to :func:`fit`."""
 
 IMPLICIT = frozenset[str]({"qr", "qr-kl", "rq"})
-"""Names of the losses that rest on the implicit posterior; of these r is the natural map."""
+"""Names of the losses based on the implicit posterior; for these, r is the natural map."""
 
 Warmup = Literal["ce-em", "ce", "em", "none"]
-"""What is fitted first: the prior (plain cross-entropy), the current posterior (EM), or the one half of the
-warm-up each."""
+"""Kind of warm-up: fit the prior (plain cross-entropy), the current posterior (EM), or each for half of the
+warm-up."""
 
 Schedule = Literal["cosine", "plateau", "constant"]
 
 Marginal = Literal["batch", "running"]
 
 MEMORY = 4096.0
-"""Items that a running marginal remembers: batches of more are their own marginal."""
+"""Default memory of a running marginal, in items: larger batches are their own marginal."""
 
 WARMED = frozenset[str]({*IMPLICIT, "sr"})
-"""Objectives that a warm-up goes before."""
+"""Objectives that use a warm-up."""
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 Compile = Literal["auto", "on", "off"]
 
 OUTPUT_SMOOTHING = 1e-4
-"""Added to every class probability of the land-cover network, then renormalised [R E.1.3]."""
+"""Constant added to every class probability of the land-cover network before normalising [R E.1.3]."""
 
 SUPERVISED_SMOOTHING = 1e-8
 """The same for supervised runs."""
@@ -46,21 +46,21 @@ SIZE = 199
 """Side of the torus, as in the paper."""
 
 VARIANCE_FLOOR = 1e-2
-"""Added to every variance, in units of the data: without it a component that has one patch shrinks to a spike."""
+"""Constant added to every variance, in units of the data: otherwise a component with one patch shrinks to a spike."""
 
 
 class TrainingSettings(BaseModel):
-    """How a network is trained. The defaults are the recipe of ``docs/results/accuracy.md``."""
+    """Settings of the training loop. The defaults are the recipe of ``docs/results/accuracy.md``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: LossName | OwnName = Field("qr", description="Objective that the training minimises.")
     steps: int = Field(600, ge=1, description="Number of optimiser steps.")
-    warmup: Warmup = Field("ce-em", description="Kind of warm-up before qr, qr-kl, rq or sr takes over.")
+    warmup: Warmup = Field("ce-em", description="Kind of warm-up before qr, qr-kl, rq or sr.")
     warmup_steps: int | None = Field(
         None,
         ge=0,
-        description="Steps of the warm-up before qr, qr-kl, rq or sr takes over; they are part of the steps.  "
+        description="Steps of the warm-up before qr, qr-kl, rq or sr; included in the steps.  "
         "[default: a third; paper: none]",
     )
     learning_rate: float = Field(2e-3, gt=0, description="Learning rate of the optimiser.")
@@ -69,20 +69,20 @@ class TrainingSettings(BaseModel):
         "batch",
         description="Mean prediction that qr and rq divide by: that of the batch, or a running one, for small batches.",
     )
-    memory: float = Field(MEMORY, gt=0, description="Number of items that a running mean remembers, roughly.")
+    memory: float = Field(MEMORY, gt=0, description="Approximate number of items remembered by a running mean.")
     schedule: Schedule = "cosine"
     ramp_steps: int = Field(50, ge=0, description="steps over which the learning rate rises (cosine)")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     epoch_steps: int = Field(25, ge=1, description="steps between two looks at the metrics")
     plateau_epochs: int = Field(4, ge=1, description="epochs without progress before the rate is cut (plateau)")
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress of the loss")
+    patience: int | None = Field(None, ge=1, description="stop after this many epochs without progress of the loss")
     seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same result.")
     precision: Precision = Field(
         "auto",
-        description="Arithmetic of the training; auto is bf16 on CUDA, fp32 on a CPU; some CPUs have a fast bf16 too.",
+        description="Arithmetic of the training; auto is bf16 on CUDA, fp32 on a CPU; some CPUs also have fast bf16.",
     )
     compile: Compile = Field(
-        "auto", description="the network, before it is trained: on CUDA, if the run is long enough"
+        "auto", description="compile the network before training: auto does on CUDA, if the run is long enough"
     )
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def warm_end(self) -> int:
-        """The step at which the warm-up ends; 0 without one."""
+        """The step at which the warm-up ends; 0 without a warm-up."""
         if self.loss not in WARMED or self.warmup == "none":
             return 0
         return self.steps // 3 if self.warmup_steps is None else self.warmup_steps

@@ -1,11 +1,11 @@
-"""The one training loop, on Lightning Fabric; every command that trains uses it.
+"""The training loop, on Lightning Fabric, used by every command that trains.
 
-A *feed* gives the batch of a step as a pure function of the step number, so a run that is interrupted
+A *feed* returns the batch of a step as a pure function of the step number, so a run that is interrupted
 and resumed sees the same batches as one that is not, and ends with the same weights.
 
-The recipe: cross-entropy with the soft prior breaks the symmetry between classes; then a while of
-cross-entropy with the current posterior r, held fixed (expectation-maximisation), sharpens; then the loss
-asked for takes over. The learning rate rises over a few steps and falls along a cosine.
+The recipe: cross-entropy with the soft prior breaks the symmetry between classes; then some steps of
+cross-entropy with the current posterior r, held constant (expectation-maximisation), sharpen it; then the chosen loss
+takes over. The learning rate rises over a few steps and falls along a cosine.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 COLLAPSE_SHARE = 0.995
-"""A class predicted more often than this share of the time, where the prior's mean is far lower, is a collapse."""
+"""Share of predictions of one class above which, with a far lower mean in the prior, the run has collapsed."""
 
 COLLAPSE_STEPS = 500
-"""Steps after which a collapse is one; half of a shorter run."""
+"""Steps after which a collapse is reported; half of a shorter run."""
 
 
 def fit(
@@ -73,28 +73,27 @@ def fit(
     Parameters
     ----------
     network
-        Gives log q, class axis 1 (:class:`landprior.implicit.networks.SmoothedNetwork`).
+        Network that predicts log q, class axis 1 (:class:`landprior.implicit.networks.SmoothedNetwork`).
     feed
-        Gives the batch of a step, on the device or not; a pure function of the step.
+        Function that returns the batch of a step, on any device; a pure function of the step.
     settings
         See :class:`TrainingSettings`.
     objective
-        Minimised after the warm-up, instead of the loss that the settings name. Its state, if it has any, belongs into
-        buffers of the network: a checkpoint holds those.
+        Objective after the warm-up, instead of the settings' loss. Its state, if any, must be in
+        buffers of the network, which are stored in checkpoints.
     fabric
-        Device, one, and precision; by default :func:`make_fabric`.
+        A single device, and precision; by default :func:`make_fabric`.
     monitor
-        Called with the network after every epoch; what it returns, numbers or lists of them, is kept in the history.
+        Called with the network after every epoch; its values, numbers or lists, are stored in the history.
     until
-        Called after every epoch once the warm-up is over; a text, the reason, ends the run.
+        Called after every epoch after the warm-up; if it returns a text, the run ends for that reason.
     checkpoint
-        A file that holds the state after every epoch; if it is there and belongs to the same settings and
-        identity the run goes on from it, or ends at once if it was complete. Whoever calls removes it, once what
-        came of the run is safe.
+        A file for the state after every epoch. If it exists and belongs to the same settings and identity, the run
+        resumes from it, or ends at once if it was complete. The caller removes it once the result of the run is saved.
     identity
-        What the run is of (a hash of its data, say), so that a checkpoint of another is not taken for it.
+        Identifier of the run (for example a hash of its data), so that checkpoints of other runs are ignored.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -103,20 +102,20 @@ def fit(
     Raises
     ------
     ValueError
-        If the settings' loss needs an objective and there is none, or the fabric has several devices.
+        If the settings' loss needs an objective but none is given, or the fabric has several devices.
     ProbabilityError
         If the network or the first batch gives something other than logs of probabilities.
     TrainingError
         If the loss becomes NaN or infinite.
     TrainingInterruptedError
-        On ctrl-C, after the checkpoint was written.
+        After ctrl-C, once the checkpoint is written.
     """
     if objective is None and settings.loss not in LOSSES:
-        msg = f"{settings.loss} is no loss of log q and log prior alone; give its objective"
+        msg = f"{settings.loss} needs more than log q and log prior; give its objective"
         raise ValueError(msg)
     fabric = fabric or make_fabric(settings.precision)
     if fabric.world_size > 1:
-        msg = f"a training runs on one device, not on {fabric.world_size}: each would have class sums of its own"
+        msg = f"a training runs on one device, not on {fabric.world_size}: each device would have its own class sums"
         raise ValueError(msg)
     optimiser = torch.optim.AdamW(
         network.parameters(),
@@ -128,7 +127,7 @@ def fit(
     network, optimiser = fabric.setup(network, optimiser)
     run = _Run(network, optimiser, settings, checkpoint, identity, objective)
     run.resume()
-    if run.step:  # a monitor that compares with the look before sees the state it saw then
+    if run.step:  # a monitor that compares with the previous look needs that look's state
         _watch(network, monitor)
     bar = Progress(settings.steps, settings.loss, "step", show=progress, done=run.step)
     with bar, subnormals_flushed(fabric.device):
@@ -142,9 +141,9 @@ def fit(
                     shown = run.history.epochs[-1]
                     bar.note(f"loss={shown.loss:.3f}, entropy={shown.entropy:.2f}, agree={shown.agreement:.2f}")
         except KeyboardInterrupt:
-            where = "nothing was kept"
+            where = "nothing was saved"
             if checkpoint is not None and checkpoint.exists():
-                where = f"its state is in {checkpoint}; the same command goes on from there"
+                where = f"its state is in {checkpoint}; the same command resumes from there"
             msg = f"training was interrupted after {run.step} of {settings.steps} steps; {where}"
             raise TrainingInterruptedError(msg) from None
     return run.history
@@ -155,7 +154,7 @@ def _compile(network: nn.Module, feed: Callable[[int], Batch], settings: Trainin
     operations = 0.0
     if settings.compile == "auto" and fabric.device.type == "cuda":
         network.to(fabric.device)
-        # forward, and twice as much backward
+        # forward, and twice that for backward
         operations = 3.0 * settings.steps * count_operations(network, fabric.to_device(feed(0).inputs))
     compile_if_worthwhile(network, operations, fabric.device, settings.compile)
 
@@ -172,7 +171,7 @@ def _watch(network: nn.Module, monitor: Callable[[nn.Module], Mapping[str, Any]]
 
 
 class _Run:
-    """The state of a run: what a checkpoint holds."""
+    """The state of a run, as stored in a checkpoint."""
 
     def __init__(
         self,
@@ -217,7 +216,7 @@ class _Run:
         self._losses.append(loss.detach())
         if batch.mask is None or batch.log_prior is None:
             self._counted = True
-        elif not self._counted:  # read once an epoch, so that a GPU is not waited for
+        elif not self._counted:  # read once per epoch, to avoid waiting for a GPU
             self._masks.append(batch.mask.any())
         self._last = None if batch.log_prior is None else (output.detach(), batch.log_prior, batch.mask)
         self.step += 1
@@ -231,8 +230,8 @@ class _Run:
             msg = f"{settings.loss} and a warm-up need a prior in every batch"
             raise ValueError(msg)
         prior, mask = batch.log_prior, batch.mask
-        if not self._checked:  # the first batch only: the others are made alike, and looking costs time
-            if not bool(torch.isnan(output).any()):  # a network that diverged: see close_epoch
+        if not self._checked:  # only the first batch: the others are made the same way, and checks take time
+            if not bool(torch.isnan(output).any()):  # a diverged network: see close_epoch
                 require_pair(output, prior, mask)
             self._checked = True
         if warm and (settings.warmup == "ce" or (settings.warmup == "ce-em" and 2 * self.step < settings.warm_end)):
@@ -247,11 +246,11 @@ class _Run:
 
     @property
     def _warmed_up(self) -> bool:
-        """Whether the epoch that ends here had the objective asked for."""
+        """Whether the current epoch uses the warm-up objective."""
         return self.step > self.settings.warm_end
 
     def _rate_factor(self) -> float:
-        """Return the learning rate of this step, as a share of the full one."""
+        """Return the learning rate of this step, relative to the maximum."""
         settings = self.settings
         if settings.schedule == "plateau":
             return float(0.1**self._cuts)
@@ -270,7 +269,7 @@ class _Run:
         self._masks.clear()
         if not self._counted and self.step >= settings.steps:
             msg = (
-                f"in {self.step} steps no batch had a pixel or item that counts, so nothing was learned; "
+                f"in {self.step} steps no batch had a valid pixel or item, so nothing was learned; "
                 "give more data, or more steps"
             )
             raise TrainingError(msg)
@@ -287,8 +286,8 @@ class _Run:
         if share > COLLAPSE_SHARE and prior_share < 0.9 and late and not self._warned:
             self._warned = True
             warnings.warn(
-                f"q predicts one class {share:.1%} of the time, where the prior's mean is {prior_share:.0%}: the "
-                "degenerate solution. Try another --seed, a lower --learning-rate, more --warmup-steps, larger batches",
+                f"q predicts one class {share:.1%} of the time, but the prior's mean is {prior_share:.0%}: a "
+                "collapsed solution. Try another --seed, a lower --learning-rate, more --warmup-steps, larger batches",
                 CollapseWarning,
                 stacklevel=3,
             )
@@ -299,7 +298,7 @@ class _Run:
         self.save()
 
     def _describe(self) -> tuple[float, float, float, float]:
-        """Return entropy of q, agreement with the prior, largest share of a class in q, and the prior's mean of it."""
+        """Return entropy of q, agreement with the prior, largest class share in q, and the prior's mean of it."""
         if self._last is None:
             return math.nan, math.nan, 0.0, 1.0
         log_q, log_prior, mask = self._last
@@ -315,7 +314,7 @@ class _Run:
     def _watch_plateau(self, loss: float) -> None:
         settings = self.settings
         if not self._warmed_up:
-            return  # another objective
+            return  # the objective has changed
         if loss < self._lowest - 1e-4 * abs(self._lowest if math.isfinite(self._lowest) else 0.0):
             self._lowest, self._since = loss, 0
             return
@@ -332,10 +331,10 @@ class _Run:
     # -- checkpoints -----------------------------------------------------------------------------
 
     def save(self) -> bool:
-        """Write the state, whole or not at all; say whether there is a file to go on from."""
+        """Write the state atomically; return whether there is a file to resume from."""
         if self.path is None:
             return False
-        if self._losses:  # in the middle of an epoch: the file of the last one is the one to go on from
+        if self._losses:  # in the middle of an epoch: keep the file of the last one to resume from
             return self.path.exists()
         state = {
             "identity": self._identity,
@@ -358,17 +357,17 @@ class _Run:
         return True
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if it is there and of the same settings; else from where the network is."""
+        """Resume from the checkpoint, if it exists and has the same settings; otherwise start afresh."""
         if self.path is None:
             return
-        partial_path(self.path).unlink(missing_ok=True)  # of a run that was killed while it wrote
+        partial_path(self.path).unlink(missing_ok=True)  # left by a run that was killed while writing
         if not self.path.exists():
             return
         network, optimiser = (deepcopy(part.state_dict()) for part in (self.network, self.optimiser))
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             if state["identity"] != self._identity:
-                logger.warning("%s is of other data or settings; starting anew", self.path)
+                logger.warning("%s belongs to other data or settings; starting over", self.path)
                 return
             progress = read_progress(state, self.settings.steps)
             marginal = None if self._marginal is None else read_marginal(state["marginal"])
@@ -377,12 +376,12 @@ class _Run:
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict({"state": moments, "param_groups": optimiser["param_groups"]})
         except DAMAGE as error:
-            # what was read before the fault must not stay: the run starts from the weights it was given
+            # undo what was read before the error: the run starts from the original weights
             self.network.load_state_dict(network)
             self.optimiser.load_state_dict(optimiser)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                f"{self.path} is no usable checkpoint ({reason}); starting anew", CheckpointWarning, stacklevel=3
+                f"{self.path} is not a usable checkpoint ({reason}); starting over", CheckpointWarning, stacklevel=3
             )
             return
         if self._marginal is not None and marginal is not None:
@@ -390,4 +389,4 @@ class _Run:
         self.step, self.history, self.stopped = progress.step, progress.history, progress.stopped
         self._lowest, self._since, self._cuts = progress.plateau
         self._counted = progress.counted
-        logger.info("going on from step %d of %s", self.step, self.path)
+        logger.info("resuming from step %d of %s", self.step, self.path)

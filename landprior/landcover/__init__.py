@@ -1,1 +1,1 @@
-"""The main job: priors, tile training, prediction, evaluation, the whole chain, the synthetic scene."""
+"""The main job: build priors, train on tiles, predict, evaluate, run the whole chain, and make a synthetic scene."""

@@ -1,1 +1,1 @@
-"""Grids, windows, COG writing and class schemes. Knows rasters, knows no networks (no torch)."""
+"""Grids, windows, COG writing and class schemes. Does not import torch."""

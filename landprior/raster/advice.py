@@ -1,4 +1,4 @@
-"""Commands that messages advise, such that they work when they are pasted."""
+"""Commands suggested in messages, ready to be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rasterio.errors import RasterioError
 from landprior.raster.names import quote, split_band
 
 _SHOWN = 8
-"""Rasters of an archive that a message lists at most."""
+"""Maximum number of an archive's rasters listed in a message."""
 
 
 def advise_nodata(path: str | Path, value: float | str | None) -> str:
-    """Return the command that marks a value of a raster as no data, or takes the mark away.
+    """Return the command that sets or unsets the nodata value of a raster.
 
     Parameters
     ----------
     path
         The raster.
     value
-        A number, or a word that stands for one; None to take the mark away.
+        The nodata value, as a number or placeholder; None to unset it.
 
     Returns
     -------
     str
-        A command of GDAL's or rasterio's, to be shown.
+        A command of GDAL or rasterio.
     """
     text = value if isinstance(value, str) else "none" if value is None else _write_number(value)
     option = "--unset-nodata" if value is None else f"--nodata {text}"
@@ -37,7 +37,7 @@ def advise_nodata(path: str | Path, value: float | str | None) -> str:
 
 
 def advise_crs(path: str | Path, crs: str = "EPSG:CODE") -> str:
-    """Return the command that writes a CRS into a raster, whose pixels stay as they are."""
+    """Return the command that assigns a CRS to a raster without changing its pixels."""
     return _advise(path, f"--crs {crs}", f"-a_srs {crs}")
 
 
@@ -63,7 +63,7 @@ def advise_archive(text: str) -> str:
 
 
 def _advise(path: str | Path, edit: str, translate: str) -> str:
-    """Choose the command: a plain GeoTIFF is edited, anything else copied, as GDAL does not edit it (or not all)."""
+    """Choose the command: a plain GeoTIFF is edited; anything else is copied, as GDAL cannot edit all formats."""
     name = quote(split_band(path)[0])
     if _is_plain(path):
         return f"rio edit-info {edit} {name}"
@@ -77,9 +77,9 @@ def _write_number(value: float) -> str:
 
 
 def _is_plain(path: str | Path) -> bool:
-    """Say whether a raster is a GeoTIFF that may be edited: no COG, which GDAL refuses to edit."""
+    """Say whether a raster is a GeoTIFF that can be edited; GDAL refuses to edit COGs."""
     text, _ = split_band(path)
-    if not Path(text).exists():  # a name only
+    if not Path(text).exists():  # only a name
         return True
     try:
         with rasterio.open(text) as src:

@@ -1,7 +1,7 @@
-"""Which bands of a raster are data, and which of its pixels are valid: one rule for every reader.
+"""Data bands and valid pixels of a raster: one rule for every reader.
 
-A pixel is valid where no alpha band is 0, the mask (inside the file, or a ``.msk`` beside it) is not 0, its values are
-not the file's own nodata value, and none is NaN or infinite, whatever the file says.
+A pixel is valid if no alpha band is 0, the mask (inside the file, or a ``.msk`` beside it) is not 0, its values are
+not the file's nodata value, and none is NaN or infinite, whatever the file declares.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _FULL = (1, 255, 1023, 2047, 4095, 8191, 16383, 32767, 65535, 2**31 - 1, 2**32 - 1)
-"""What a full alpha may be: by data type and by the sensor's bits."""
+"""Values of full opacity, by data type and by the sensor's bit depth."""
 
 _OPAQUE = 0.5
-"""Of the pixels that an alpha band does not hide, the least share that is fully visible; infrared is seldom full."""
+"""Minimum share of fully opaque pixels among those an alpha band does not hide; infrared is rarely at its maximum."""
 
 _SIDE = 64
 _HUGE = 1e30
-"""No measured value is as far from 0; nodata values are."""
+"""Bound of measured values; nodata values may be larger."""
 
 _SENTINELS = (-9999.0, -99999.0, -32768.0, -32767.0, 1e20, 9.969209968386869e36)
-"""Values that usually stand for no data, even where a file does not say so; huge ones do too."""
+"""Values that usually mean no data even if undeclared; so do huge values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +43,15 @@ class Bands:
     Parameters
     ----------
     data
-        Those that hold data, in the file's order.
+        Bands that contain data, in the file's order.
     alpha
-        Those that say where there is data: 0 where there is none.
+        Bands that mark valid pixels: 0 where there is no data.
     nodata
-        Nodata value of each data band, None where it has none (or one that its type cannot hold).
+        Nodata value of each data band, None if it has none (or one its type cannot represent).
     masked
         Whether the file has a mask, inside or beside it.
     called_alpha
-        Data bands that the file calls alpha.
+        Data bands that the file declares as alpha.
     """
 
     data: tuple[int, ...]
@@ -72,7 +72,7 @@ class Bands:
         values
             Its data bands in the window, shape (B, H, W).
         window
-            The window; None for all.
+            The window; None for the whole raster.
 
         Returns
         -------
@@ -91,23 +91,23 @@ class Bands:
 def find_bands(src: DatasetReader, *, due: int | None = None, band: int | None = None) -> Bands:
     """Find which bands of an open raster are data and what marks its valid pixels.
 
-    Many 4-band NAIP files say that their near infrared is an alpha band (GDAL's default for four bands of bytes). A
-    band called alpha counts as one only if it looks like one: mostly full where it is not 0, so soft edges do not
-    matter.
+    Many 4-band NAIP files declare near infrared as alpha (GDAL's default for four bands of bytes). A
+    band declared as alpha is treated as one only if it looks like one: mostly opaque where it is not 0; soft edges do
+    not matter.
 
     Parameters
     ----------
     src
         The raster.
     due
-        How many data bands there have to be, where that is known (of a prior): if the file has just so many, all are.
+        Expected number of data bands, if known (for a prior): if the file has exactly that many, all are data.
     band
-        The one data band wanted, if any.
+        The only data band to read, if any.
 
     Returns
     -------
     Bands
-        The numbers of the data bands, from 1, and what says which pixels are valid.
+        The numbers of the data bands, from 1, and what marks valid pixels.
     """
     called = [i for i, kind in enumerate(src.colorinterp, start=1) if kind == ColorInterp.alpha]
     if due is not None and src.count == due:
@@ -128,7 +128,7 @@ def find_bands(src: DatasetReader, *, due: int | None = None, band: int | None =
 
 
 def _is_mask(src: DatasetReader, index: int) -> bool:
-    """Say whether a band called alpha looks like one: in sixteen places, and all over where those are all 0."""
+    """Return whether a band declared as alpha looks like one: in sixteen windows, or everywhere if those are all 0."""
     height, width = src.shape
     seen: set[float] = set()
     full = visible = 0
@@ -155,7 +155,7 @@ def _is_mask(src: DatasetReader, index: int) -> bool:
 
 
 def usable_nodata(value: float | None, dtype: str | np.dtype[Any]) -> float | None:
-    """Return a nodata value as a data type holds it, or None if it cannot: -99 and NaN never mark a byte."""
+    """Return a nodata value as represented in a data type; None if it cannot be: -99 and NaN never occur in bytes."""
     kind = np.dtype(dtype)
     if value is None or kind.kind == "c":
         return None
@@ -171,17 +171,17 @@ def usable_nodata(value: float | None, dtype: str | np.dtype[Any]) -> float | No
 
 
 def match_nodata(values: NDArray[np.generic], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
-    """Say which pixels are no data by their values.
+    """Return which pixels have no data, by their values.
 
-    A value such as 0 or 255 may be measured, so it counts where all bands that have a nodata value have it. A negative
-    or huge one is never measured (but by int8), nor is NaN: one band is enough.
+    A value such as 0 or 255 may be measured, so all bands with a nodata value must have it. A negative
+    or huge value is never measured (except in int8), nor is NaN: one band is enough.
 
     Parameters
     ----------
     values
         Shape (B, H, W).
     nodata
-        Of each band, None where it has none.
+        Nodata value of each band; None if it has none.
 
     Returns
     -------
@@ -202,13 +202,13 @@ def match_nodata(values: NDArray[np.generic], nodata: Sequence[float | None]) ->
 def _equals(band: NDArray[Any], value: float) -> NDArray[np.bool_]:
     if math.isnan(value):
         return np.asarray(np.isnan(band))
-    if abs(value) >= _HUGE and math.isfinite(value):  # tags round them
+    if abs(value) >= _HUGE and math.isfinite(value):  # tags store them rounded
         return np.asarray(band <= value * 0.9999 if value < 0 else band >= value * 0.9999)
     return np.asarray(band == value)
 
 
 def find_sentinel(values: NDArray[np.generic], valid: NDArray[np.bool_]) -> tuple[float, NDArray[np.integer]] | None:
-    """Find a pixel that is valid and yet has, in all bands, a value that usually stands for no data.
+    """Find a valid pixel that has, in all bands, a value that usually means no data.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ def find_sentinel(values: NDArray[np.generic], valid: NDArray[np.bool_]) -> tupl
     -------
     value : float
     index : ndarray of int, shape (2,)
-        Row and column. None in place of both if there is no such pixel.
+        Row and column. None instead of both if there is no such pixel.
     """
     if values.dtype.kind not in "if" or values.dtype == np.int8:
         return None

@@ -1,4 +1,4 @@
-"""Codes of rasters as classes of a scheme."""
+"""Reading rasters of codes as classes of a scheme."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def read_classes(
     Parameters
     ----------
     raster, window
-        An open raster of codes, or any open raster with one band of them, and the pixels wanted; None for all.
+        An open raster of codes, or any open raster with one band of them, and the window to read; None for all.
     scheme
         The classes.
     codes
-        Codes of the raster -> codes of the scheme, see :meth:`ClassScheme.encode`. What is no data is known before,
+        Codes of the raster -> codes of the scheme, see :meth:`ClassScheme.encode`. No data is recognised before,
         by the file's own values.
     where
-        What the raster is called in an error.
+        Name of the raster in error messages.
 
     Returns
     -------
@@ -50,9 +50,9 @@ def read_classes(
     Raises
     ------
     InputError
-        If it does not hold whole numbers.
+        If the raster does not contain whole numbers.
     SchemeError
-        If it has codes the scheme does not know, or marks no data by the code of a class.
+        If the raster has codes that are not in the scheme, or its nodata value is the code of a class.
     """
     if not isinstance(raster, CodeRaster):
         raster = CodeRaster.of(raster, where)
@@ -69,7 +69,7 @@ def read_classes_at(
     codes: Mapping[int, int] | None,
     where: str | Path,
 ) -> NDArray[np.int16]:
-    """Read class positions at places, -1 where there is no data and outside the raster; as :func:`read_classes`.
+    """Read class positions at points, -1 where there is no data and outside the raster; see :func:`read_classes`.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def read_classes_at(
     Returns
     -------
     ndarray of int16
-        Positions 0..C-1, shape (n,), and -1.
+        Positions 0..C-1, shape (n,), or -1.
 
     Raises
     ------

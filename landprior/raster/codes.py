@@ -1,4 +1,4 @@
-"""Rasters of codes: one band of whole numbers, on its own grid or put on another's by nearest neighbour."""
+"""Rasters of codes: one band of whole numbers, on its own grid or resampled to another by nearest neighbour."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _GDAL_TYPES = {
     "uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64",
 }  # fmt: skip
 _PROBES = 33
-"""Points a side by which it is found how much of a grid a raster covers."""
+"""Points per side used to measure how much of a grid a raster covers."""
 
 _LARGEST = 2.0**53
-"""Floats beyond are no longer exact whole numbers."""
+"""Largest float that is still an exact whole number."""
 
 
 class CodeRaster:
@@ -56,17 +56,17 @@ class CodeRaster:
     src
         The dataset to read.
     path
-        What the raster is called in messages.
+        Name of the raster in messages.
     band
-        The band of ``src`` that holds the codes.
+        The band of ``src`` with the codes.
     bands
         What marks its valid pixels.
     masks
-        Further bands of ``src`` that are 0 where there is no data, when ``src`` is a warped one.
+        Additional bands of ``src`` that are 0 where there is no data, if ``src`` is warped.
     origin
-        Which grid rows and columns of messages are those of, if not the file's own.
+        The grid that rows and columns in messages refer to, if not the file's own.
     ours
-        Whether landprior made the file.
+        Whether landprior wrote the file.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class CodeRaster:
         Returns
         -------
         CodeRaster
-            The band, read by windows.
+            The band, ready to be read by windows.
 
         Raises
         ------
         InputError
-            As :func:`choose_band`.
+            See :func:`choose_band`.
         """
         bands = choose_band(src, path, band)
         return cls(src, path, bands=bands, band=bands.data[0], ours=bool(src.tags(ns=TAG_DOMAIN)))
@@ -117,7 +117,7 @@ class CodeRaster:
 
     @property
     def nodata(self) -> float | None:
-        """The file's own nodata value; None if it has none that its data type can hold."""
+        """The file's own nodata value; None if there is none, or its data type cannot represent it."""
         return self._bands.nodata[0]
 
     @property
@@ -126,12 +126,12 @@ class CodeRaster:
         return self._bands
 
     def read(self, band: int = 1, window: Window | None = None) -> NDArray[np.generic]:
-        """Read the band as it is, shape (H, W); there is but the one."""
+        """Read the unchanged band, shape (H, W); there is only one."""
         del band
         return read_window(self.src, window, self._band)
 
     def read_values(self, window: Window | None = None) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-        """Read the band as it is and which pixels are valid, both of shape (H, W)."""
+        """Read the unchanged band and the mask of valid pixels, both of shape (H, W)."""
         values = self.read(window=window)
         if not self._masks:
             return values, self._bands.find_valid(self.src, values[None], window)
@@ -143,14 +143,14 @@ class CodeRaster:
         return values, valid
 
     def covers(self, window: Window | None = None) -> NDArray[np.bool_]:
-        """Say which pixels lie within the raster, with data or without, shape (H, W)."""
-        if self._masks:  # the last says how far a warped one reaches
+        """Return which pixels lie within the raster, with or without data, shape (H, W)."""
+        if self._masks:  # the last mask is the extent of a warped raster
             return np.asarray(read_window(self.src, window, self._masks[-1]) != 0)
         shape = self.grid.shape if window is None else (int(window.height), int(window.width))
         return np.ones(shape, dtype=bool)
 
     def read_codes(self, window: Window | None = None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Read codes, 0 where there is no data, and which pixels are valid, both of shape (H, W).
+        """Read codes, 0 where there is no data, and the mask of valid pixels, both of shape (H, W).
 
         Raises
         ------
@@ -165,32 +165,32 @@ class CodeRaster:
                 value = float(values[tuple(index)])
                 if abs(value) > _LARGEST:
                     msg = (
-                        f"{self.path} holds {value:.6g} at {self.place(index, window)}, which is no class code; if it "
-                        f"stands for no data, write that into the file: {advise_nodata(self.path, value)}"
+                        f"{self.path} has {value:.6g} at {self.place(index, window)}, which is not a class code; if it "
+                        f"means no data, set it in the file: {advise_nodata(self.path, value)}"
                     )
                     raise InputError(msg)
                 msg = (
-                    f"{self.path} holds {value:.6g} at {self.place(index, window)}, and class codes are "
+                    f"{self.path} has {value:.6g} at {self.place(index, window)}, but class codes are "
                     "whole numbers. Is it a prior or probabilities? If it was resampled by averaging or "
-                    "interpolation, do that by nearest neighbour (-r near)"
+                    "interpolation, use nearest neighbour instead (-r near)"
                 )
                 raise InputError(msg)
         elif values.dtype.kind not in "iu":
-            msg = f"{self.path} holds {values.dtype} numbers, not class codes; give a raster of whole numbers"
+            msg = f"{self.path} has {values.dtype} numbers, not class codes; give a raster of whole numbers"
             raise InputError(msg)
         return np.where(valid, values, 0).astype(np.int64), valid
 
     def place(self, index: NDArray[np.integer], window: Window | None) -> str:
-        """Say where a pixel of a window lies, for messages."""
+        """Return the place of a pixel of a window, for messages."""
         return place_of(index, window) + self._origin
 
     def require_free_nodata(self, scheme: ClassScheme, codes: Mapping[int, int] | None = None) -> None:
-        """Refuse a nodata value that also stands for a class: either meaning would lose the other.
+        """Raise an error if the nodata value is also the code of a class.
 
         Raises
         ------
         SchemeError
-            Says how to choose.
+            If it is; the message explains how to resolve this.
         """
         value = self.nodata
         if self._ours or value is None or not math.isfinite(value) or value != int(value):
@@ -204,8 +204,8 @@ class CodeRaster:
             return
         msg = (
             f"{self.path} uses {code} for no data, which is also the code of class {scheme.names[index]!r}. If {code} "
-            f"is the class there, remove the nodata value: {advise_nodata(self.path, None)}. If it "
-            f'is no data, say so with --label-map "{code}:255" (--map-map for a map), or take it out of the scheme'
+            f"is the class there, unset the nodata value: {advise_nodata(self.path, None)}. If it "
+            f'means no data, give --label-map "{code}:255" (--map-map for a map), or remove it from the scheme'
         )
         raise SchemeError(msg)
 
@@ -218,19 +218,19 @@ def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -
     src
         The open raster.
     path
-        What it is called in an error.
+        Name of the raster in error messages.
     band
-        The band wanted, from 1; None where the file has only one of data.
+        The band to read, from 1; None if the file has only one data band.
 
     Returns
     -------
     Bands
-        The one band, and what marks its valid pixels.
+        The band, and what marks its valid pixels.
 
     Raises
     ------
     InputError
-        If there are several and none was chosen, or not the one that was; lists them.
+        If there are several and none was chosen, or the chosen one does not exist; the message lists them.
     """
     if band is not None:
         if not 1 <= band <= src.count:
@@ -243,9 +243,9 @@ def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -
     kinds = {src.colorinterp[i - 1] for i in bands.data}
     hints = ["choose one with --band N, or by its name: FILE|band=N"]
     if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= kinds:
-        hints.append("if it is a picture, give the raster of codes that it was drawn from")
+        hints.append("if it is a picture, give the raster of codes it was made from")
     if src.tags(ns=TAG_DOMAIN).get("scheme") or src.dtypes[bands.data[0] - 1].startswith("float"):
-        hints.append("if it holds a prior or probabilities, give the map of class codes")
+        hints.append("if it is a prior or probabilities, give the map of class codes")
     msg = (
         f"{path} has {len(bands.data)} bands, but one band of codes is needed: {_list_bands(src, bands.data)}; "
         f"{'; '.join(hints)}"
@@ -271,12 +271,12 @@ def open_codes(path: str | Path) -> Iterator[CodeRaster]:
     Parameters
     ----------
     path
-        The raster; ``stack.tif|band=2`` names a band of several.
+        The raster; ``stack.tif|band=2`` selects one of several bands.
 
     Yields
     ------
     CodeRaster
-        Open while the block lasts.
+        The raster, open within the block.
 
     Raises
     ------
@@ -290,29 +290,28 @@ def open_codes(path: str | Path) -> Iterator[CodeRaster]:
 
 @contextmanager
 def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, partly: bool = False) -> Iterator[CodeRaster]:
-    """Open one band of codes on a grid, warping it by nearest neighbour as it is read if need be.
+    """Open one band of codes on a grid, resampled by nearest neighbour on the fly if necessary.
 
     Parameters
     ----------
     path
         See :func:`open_codes`.
     grid
-        The grid wanted.
+        The requested grid.
     like
         The file that has this grid, for messages.
     partly
-        It may cover a part of the grid only, or none: it is one of several that are joined.
+        Whether the raster may cover only part of the grid, or none, because it is one of several to be joined.
 
     Yields
     ------
     CodeRaster
-        On ``grid``, open while the block lasts.
+        The raster on ``grid``, open within the block.
 
     Raises
     ------
     GridMismatchError
-        If the grids differ and a CRS is missing or of no known place, so that nothing can be warped, or nothing
-        overlaps.
+        If the grids differ and a CRS is missing or local, so that the raster cannot be warped, or they do not overlap.
     InputError
         See :func:`choose_band`.
     """
@@ -330,7 +329,7 @@ def open_on_grid(path: str | Path, grid: Grid, *, like: str | Path, partly: bool
 
 
 def _require_overlap(own: Grid, grid: Grid, *, names: tuple[str, str]) -> None:
-    """Refuse a raster that lies elsewhere; log how much of the grid it covers where that is not all."""
+    """Raise an error for a raster elsewhere, and log how much of the grid it covers if not all."""
     columns, rows = (
         points.ravel()
         for points in np.meshgrid(np.linspace(0, grid.width, _PROBES), np.linspace(0, grid.height, _PROBES))
@@ -352,12 +351,12 @@ def _require_overlap(own: Grid, grid: Grid, *, names: tuple[str, str]) -> None:
         there = "nowhere" if not known.any() else _box(*_extent(np.asarray(xs)[known], np.asarray(ys)[known]))
         msg = (
             f"{names[0]} and {names[1]} do not overlap: {_box(*own.bounds)} and {there} in {names[0]}'s CRS; "
-            "give files of one place"
+            "give files of the same place"
         )
         raise NoOverlapError(msg)
     share = float(inside.mean())
     if share < 1:
-        logger.info("%s covers about %.0f %% of %s; the rest counts as no data", names[0], 100 * share, names[1])
+        logger.info("%s covers about %.0f %% of %s; the rest is no data", names[0], 100 * share, names[1])
 
 
 def _extent(xs: NDArray[np.floating], ys: NDArray[np.floating]) -> tuple[float, float, float, float]:
@@ -365,13 +364,13 @@ def _extent(xs: NDArray[np.floating], ys: NDArray[np.floating]) -> tuple[float, 
 
 
 def _unrelated(own: Grid, grid: Grid, names: tuple[str, str]) -> str:
-    """Say that two CRS cannot be brought together, and which of them is the cause."""
+    """Return a message that two CRSs cannot be related, and which one is the cause."""
     local = [name for name, one in zip(names, (own, grid), strict=True) if one.local]
     which = " and ".join(local) or f"one of {names[0]} and {names[1]}"
     which += " have" if len(local) > 1 else " has"
     return (
-        f"{names[0]} cannot be put on the grid of {names[1]}: {which} a local CRS, of no known place on Earth; "
-        f"give it the CRS it is really in: {advise_crs(local[0] if local else 'FILE')}"
+        f"{names[0]} cannot be warped to the grid of {names[1]}: {which} a local CRS without a known place on Earth; "
+        f"assign its true CRS: {advise_crs(local[0] if local else 'FILE')}"
     )
 
 
@@ -380,9 +379,9 @@ def _box(left: float, bottom: float, right: float, top: float) -> str:
 
 
 def _warp(stack: ExitStack, raster: CodeRaster, grid: Grid, like: str | Path) -> CodeRaster:
-    """Put a raster on another grid: its codes and, beside them, what marks its valid pixels, both as they are.
+    """Warp a raster to another grid: its codes, and the bands that mark its valid pixels.
 
-    GDAL's warper has rules of its own on nodata, alpha and masks; it sees none of them here.
+    GDAL's warper has its own rules for nodata, alpha and masks, so these are hidden from it here.
     """
     own, bands = raster.grid, raster.bands
     plain = stack.enter_context(rasterio.open(_describe(raster)))
@@ -401,7 +400,7 @@ def _warp(stack: ExitStack, raster: CodeRaster, grid: Grid, like: str | Path) ->
             width=grid.width,
             height=grid.height,
             resampling=Resampling.nearest,
-            tolerance=0.125 / max(cell_pixels, 1.0),  # GDAL counts in the raster's pixels; meant are the grid's
+            tolerance=0.125 / max(cell_pixels, 1.0),  # GDAL counts in pixels of the raster, not of the grid
             src_nodata=None,
             nodata=None,
             add_alpha=True,
@@ -412,13 +411,13 @@ def _warp(stack: ExitStack, raster: CodeRaster, grid: Grid, like: str | Path) ->
         raster.path,
         bands=Bands(data=(1,), nodata=bands.nodata),
         masks=tuple(range(2, warped.count + 1)),
-        origin=f" of the grid of {like}",
+        origin=f" on the grid of {like}",
         ours=raster._ours,  # noqa: SLF001 - of the same class
     )
 
 
 def _describe(raster: CodeRaster) -> str:
-    """Return a VRT: the codes, then each alpha band and the mask, all as plain numbers."""
+    """Return a VRT: the codes, then each alpha band and the mask, all as plain bands."""
     src, bands, grid = raster.src, raster.bands, raster.grid
     root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
     ET.SubElement(root, "SRS").text = "" if grid.crs is None else grid.crs.to_wkt()
@@ -428,7 +427,7 @@ def _describe(raster: CodeRaster) -> str:
         parts.append((f"mask,{bands.data[0]}", "uint8"))
     for number, (band, kind) in enumerate(parts, start=1):
         if kind not in _GDAL_TYPES:
-            msg = f"{raster.path} holds {kind} numbers, not class codes; give a raster of whole numbers"
+            msg = f"{raster.path} has {kind} numbers, not class codes; give a raster of whole numbers"
             raise InputError(msg)
         element = ET.SubElement(root, "VRTRasterBand", dataType=_GDAL_TYPES[kind], band=str(number))
         source = ET.SubElement(element, "SimpleSource")

@@ -1,4 +1,4 @@
-"""The one writer of rasters: streamed, Cloud-Optimized, whole or not at all."""
+"""The writer of all rasters: Cloud-Optimized GeoTIFFs, written window by window and atomically."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 Encoding = Literal["float16", "uint8", "float32"]
-"""How probabilities lie on disk: rounded to half floats (default), uint8 of 255 p rounded, or single floats."""
+"""How probabilities are stored: rounded to half precision (default), as uint8 of 255 p, or in single precision."""
 
 
 class CogWriter(AbstractContextManager["CogWriter"]):
     """Write a Cloud-Optimized GeoTIFF window by window.
 
-    Windows go to a temporary tiled GeoTIFF beside the target; when the block ends well
-    overviews are added, GDAL's COG driver lays it out, and the result is moved into place. On an error or an
-    interruption nothing is left and an older file stays as it was. Needs, for a while, about twice
-    the space of the result on disk; memory does not depend on the size.
+    Windows are written to a temporary tiled GeoTIFF beside the target. When the block ends without an error, overviews
+    are added, GDAL's COG driver writes the final layout, and the file is moved into place. After an error or
+    interruption nothing is left behind and an existing file is unchanged. Temporarily needs about twice the disk space
+    of the result; memory does not depend on its size.
 
     Parameters
     ----------
     path
-        Where the result goes.
+        The file to write.
     grid
-        Its grid.
+        Grid of the raster.
     count
         Number of bands.
     dtype
@@ -60,22 +60,22 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     overviews
         ``"mode"`` for classes, ``"average"`` for quantities.
     scale
-        What a stored integer is to be multiplied by, written as the bands' scale.
+        Factor for stored integers, written as the bands' scale.
     descriptions
         Band names.
     tags
-        Written to the metadata domain ``landprior``.
+        Tags for the metadata domain ``landprior``.
     scheme
-        For a class map: writes it to the tags, its colour table, and its names to ``<path>.aux.xml``.
+        Scheme of a class map: it is written to the tags, with a colour table, and class names in ``<path>.aux.xml``.
     overwrite
-        Replace what is there, with what lies beside it (:func:`landprior.raster.sidecars.sidecars_of`).
+        Replace an existing file and the files beside it (:func:`landprior.raster.sidecars.sidecars_of`).
     keep
-        Files beside it that are new and stay.
+        New files beside it that are kept.
 
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        If the result cannot be put there, or the disk is full.
+        If the result cannot be written there, or the disk is full.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             "blockysize": BLOCK,
             "compress": "zstd",
             "zstd_level": 1,
-            "num_threads": 1,  # GDAL's other threads keep a full disk to themselves
+            "num_threads": 1,  # GDAL's other threads do not report a full disk
             "bigtiff": "IF_SAFER",
             "sparse_ok": True,
             "interleave": "band",
-            # GDAL would call the fourth of four bands alpha, and near infrared is none
+            # GDAL would declare the fourth of four bands as alpha, but near infrared is not
             **({} if count in (1, 3) else {"photometric": "MINISBLACK"}),
         }
         self._scale = scale
@@ -159,7 +159,9 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             msg = "the writer is not open; use it in a with block"
             raise RuntimeError(msg)
         array = values[None] if values.ndim == 2 else values
-        if self._half:  # not GDAL's NBITS=16: its COG driver leaves old memory in the edge blocks of such files
+        if (
+            self._half
+        ):  # not GDAL's NBITS=16: its COG driver leaves uninitialised memory in the edge blocks of such files
             array = array.astype(np.float16).astype(np.float32)
         try:
             self._dst.write(array, window=window)
@@ -169,7 +171,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lay the COG out and move it into place; on an error leave everything as it was."""
+        """Write the COG and move it into place; after an error leave everything unchanged."""
         dst, self._dst = self._dst, None
         try:
             if dst is not None and kind is None:
@@ -186,7 +188,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     def _finish(self, dst: DatasetWriter) -> None:
         try:
             dst.close()
-            # The COG driver would make them too, in memory that grows with the width: it joins the bands first.
+            # The COG driver could make them too, but its memory would grow with the width, as it joins the bands first.
             with rasterio.Env(GDAL_NUM_THREADS="1"), rasterio.open(self._draft, "r+") as draft:  # as above
                 draft.build_overviews(overview_factors(self.grid), Resampling[self._overviews])
             gdal_copy(
@@ -194,7 +196,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                 str(self._final),
                 driver="COG",
                 compress="DEFLATE",
-                # differences of neighbours compress quantities; of class codes they only make more symbols
+                # differences of neighbours compress quantities; for class codes they only add symbols
                 predictor="YES" if self._overviews == "average" else "NO",
                 blocksize=BLOCK,
                 bigtiff="IF_SAFER",
@@ -203,7 +205,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
                 sparse_ok="YES",
                 num_threads=gdal_cores(),
             )
-            # GDAL reports a write that fails at the very end (full disk) as success: look.
+            # GDAL reports a write that fails at the very end (full disk) as a success, so check.
             with rasterio.open(self._final) as check:
                 check.read(1, window=((check.height - 1, check.height), (check.width - 1, check.width)))
         except (RasterioError, CPLE_BaseError) as error:
@@ -219,7 +221,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
 
 
 def overview_factors(grid: Grid) -> list[int]:
-    """Return the powers of two by which to shrink a raster until it fits into one block."""
+    """Return the powers of two by which a raster is reduced until it fits into one block."""
     longest, factors = max(grid.height, grid.width), list[int]()
     while longest > BLOCK:
         factors.append(2 ** (len(factors) + 1))
@@ -228,7 +230,7 @@ def overview_factors(grid: Grid) -> list[int]:
 
 
 def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **options: object) -> Path:
-    """Write an array that is in memory.
+    """Write an array to a raster.
 
     Parameters
     ----------
@@ -237,9 +239,9 @@ def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **op
     values
         Shape (H, W) or (bands, H, W).
     grid
-        Where the pixels lie; of H rows and W columns.
+        Grid of H rows and W columns.
     **options
-        Of :class:`CogWriter`; ``dtype`` is that of ``values`` unless it is given.
+        Options of :class:`CogWriter`; ``dtype`` is by default that of ``values``.
 
     Returns
     -------
@@ -259,7 +261,7 @@ def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **op
 
 
 def write_category_names(path: Path, scheme: ClassScheme) -> None:
-    """Write class names where GDAL and QGIS look for them: ``<path>.aux.xml``.
+    """Write class names to the side file read by GDAL and QGIS: ``<path>.aux.xml``.
 
     TIFF has no place for category names; GDAL keeps them in this side file.
     """
@@ -270,9 +272,9 @@ def write_category_names(path: Path, scheme: ClassScheme) -> None:
 
 
 def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]:
-    """Turn probabilities in 0..1 (NaN: no data) into what lies on disk.
+    """Turn probabilities in 0..1 (NaN: no data) into their stored form.
 
-    ``uint8`` rounds 255 p; no data becomes zero in every band, which a probability never is.
+    ``uint8`` rounds 255 p; no data becomes zero in every band, which cannot occur otherwise.
     """
     if encoding == "uint8":
         return np.asarray(np.rint(np.nan_to_num(values, nan=0.0) * 255), dtype=np.uint8)

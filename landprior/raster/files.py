@@ -1,6 +1,6 @@
-"""The former place of what :mod:`reading`, :mod:`codes` and :mod:`outputs` define; scripts of version 0.1 import it.
+"""Former module of names now in :mod:`reading`, :mod:`codes` and :mod:`outputs`, for scripts of version 0.1.
 
-Nothing in the package does; it goes with version 0.3.
+The package does not use it; it will be removed in version 0.3.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Separable filters as matrices: one product per axis, exact at any window.
 
 A separable filter of a window is ``rows @ values @ columns.T`` where each matrix holds the filter's
-weights for the output pixels asked for, with the reflection at the true edges of the raster folded
-in. So a window gives what the whole raster gives (up to rounding), a fractional width is only
-another weight, and the work is a dense matrix product, the fastest thing a processor does. On
-2,000 x 2,000 px the 101-tap blur of five classes is tens of times faster than a 2-D convolution.
+weights for the output pixels, with reflection at the edges of the raster included. So a window gives the same
+result as the whole raster (up to rounding), fractional widths are just other weights, and the work is a dense
+matrix product, which processors do fastest. On 2,000 x 2,000 px the 101-tap blur of five classes is tens of times
+faster than a 2-D convolution.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def gaussian_taps(sigma: float, radius: float, pixel: float = 1.0) -> NDArray[np
 
 
 def box_taps(width: float, pixel: float = 1.0) -> NDArray[np.float64]:
-    """Return the normalised weights of a box mean, the two edge pixels weighted by their share.
+    """Return the normalised weights of a box mean, with the edge pixels weighted by their share.
 
     Parameters
     ----------
     width
         Full width in metres (the paper's 9 x 9 px at 1 m is 9).
     pixel
-        Pixel size in metres; a box narrower than a pixel is that pixel.
+        Pixel size in metres; a box narrower than a pixel becomes one pixel.
 
     Returns
     -------
@@ -87,16 +87,16 @@ def axis_matrix(
         Length of the whole axis; beyond its ends the signal is reflected without repeating the edge
         (``numpy.pad(mode="reflect")``, as often as needed).
     out
-        First and one-past-last position wanted.
+        First and one-past-last position of the output.
     source
-        First and one-past-last position at hand; must hold every position the output needs.
+        First and one-past-last position of the input; must include every position the output needs.
 
     Returns
     -------
     ndarray of float32, shape (out length, source length)
     """
     n = taps.size // 2
-    if out[0] - n >= source[0] and out[1] + n <= source[1]:  # no reflection: all such windows share one matrix
+    if out[0] - n >= source[0] and out[1] + n <= source[1]:  # no reflection: all such windows have the same matrix
         length = source[1] - source[0]
         return _axis_matrix(taps.tobytes(), length, (out[0] - source[0], out[1] - source[0]), (0, length))
     return _axis_matrix(taps.tobytes(), size, out, source)
@@ -104,7 +104,7 @@ def axis_matrix(
 
 @lru_cache(maxsize=32)
 def _axis_matrix(weights: bytes, size: int, out: tuple[int, int], source: tuple[int, int]) -> NDArray[np.float32]:
-    """Compute :func:`axis_matrix`; the windows of a raster share few of them."""
+    """Compute :func:`axis_matrix`; the windows of a raster need only a few."""
     taps = np.frombuffer(weights)
     n = taps.size // 2
     positions = np.arange(out[0], out[1])[:, None] + np.arange(-n, n + 1)[None, :]
@@ -112,7 +112,7 @@ def _axis_matrix(weights: bytes, size: int, out: tuple[int, int], source: tuple[
     folded = np.abs(positions) % period
     folded = np.where(folded > size - 1, period - folded, folded) - source[0]
     if folded.min() < 0 or folded.max() >= source[1] - source[0]:
-        msg = f"the filter of positions {out} needs more than positions {source}"
+        msg = f"filtering positions {out} needs more than positions {source}"
         raise ValueError(msg)
     matrix = np.zeros((out[1] - out[0], source[1] - source[0]))
     rows = np.broadcast_to(np.arange(matrix.shape[0])[:, None], folded.shape)
@@ -121,7 +121,7 @@ def _axis_matrix(weights: bytes, size: int, out: tuple[int, int], source: tuple[
 
 
 BAND = 64
-"""Outputs that are computed at once: few enough that the rest of the matrix, which is zero, is not multiplied."""
+"""Outputs computed at once: few enough to skip most of the zeros of the matrix."""
 
 
 def filter_window(

@@ -1,4 +1,4 @@
-"""The grid of a raster: CRS, transform and size as one value, and the checks between grids."""
+"""The grid of a raster: CRS, transform and size in one value, and comparisons between grids."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONTRADICTION = 1.1
-"""Ratio of a stated pixel size to the file's own above which there is a warning."""
+"""Ratio between a given pixel size and the file's own above which there is a warning."""
 
 _TOLERANCE = 0.01
-"""How far, in pixels, the corners of two grids may lie apart and still count as the same."""
+"""Maximum distance, in pixels, between corners of grids that count as equal."""
 
 
 class Bounds(NamedTuple):
@@ -42,7 +42,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """Where the pixels of a raster lie.
+    """The position and size of a raster's pixels.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Grid:
         Raises
         ------
         InputError
-            If the pixels cover no area, so that places on the map are in no pixel: a size of 0, or one that is no
+            If the pixels have no area, so that no place on the map is in a pixel: a size of 0, or one that is not a
             number.
         """
         area = src.transform.determinant
@@ -81,12 +81,12 @@ class Grid:
 
     @property
     def ungeoreferenced(self) -> bool:
-        """Whether there is no georeference at all: no CRS, and pixels as coordinates."""
+        """Whether there is no georeferencing at all: no CRS, and pixels as coordinates."""
         return self.crs is None and self.transform in (Affine.identity(), Affine.scale(1, -1))
 
     @property
     def local(self) -> bool:
-        """Whether the CRS is of no known place on Earth (LOCAL_CS, an engineering CRS): it cannot be warped."""
+        """Whether the CRS has no known place on Earth (LOCAL_CS, an engineering CRS), so that it cannot be warped."""
         return self.crs is not None and not (self.crs.is_geographic or self.crs.is_projected or self.crs.is_epsg_code)
 
     @property
@@ -110,11 +110,11 @@ class Grid:
         return Grid(width=int(window.width), height=int(window.height), transform=self.transform @ offset, crs=self.crs)
 
     def matches(self, other: Grid) -> bool:
-        """Say whether both grids have the same CRS, size and corners (to a hundredth of a pixel)."""
+        """Return whether both grids have the same CRS, size and corners (to a hundredth of a pixel)."""
         return not self.differences(other)
 
     def differences(self, other: Grid) -> list[str]:
-        """Say, in words, in what two grids differ; empty if they are the same."""
+        """Return the differences between two grids as texts; empty if they are equal."""
         found = []
         if self.crs != other.crs:
             found.append(f"CRS {_name(self.crs)} and {_name(other.crs)}")
@@ -128,18 +128,18 @@ class Grid:
         return found
 
     def pixel_size(self, override: float | None = None, *, where: str | Path = "the raster") -> tuple[float, float]:
-        """Return the size of a pixel on the ground in metres, (x, y), in the middle of the raster.
+        """Return the size of a pixel on the ground in metres, (x, y), at the centre of the raster.
 
-        A projection that keeps lengths within 0.2 % (:data:`landprior.raster.ground.NEAR`; UTM in its zone) is taken as
+        A projection that keeps lengths within 0.2 % (:data:`landprior.raster.ground.NEAR`; UTM in its zone) is used as
         it is; in any other CRS, degrees included, the size is measured along the ellipsoid.
 
         Parameters
         ----------
         override
             The size to use whatever the file says (``--pixel-size``), in metres on the ground. A size that differs by
-            more than a tenth from the file's own is used, and a warning says so.
+            more than a tenth from the file's own is used with a warning.
         where
-            What the raster is called in an error.
+            Name of the raster in error messages.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class Grid:
         Raises
         ------
         InputError
-            If it cannot be known: no georeferencing, or coordinates that are not where the CRS is defined.
+            If it is unknown: no georeferencing, or coordinates outside the domain of the CRS.
         """
         if override is not None:
             if not (override > 0 and math.isfinite(override)):
@@ -158,12 +158,12 @@ class Grid:
             own = None if self.ungeoreferenced else self._ground_size(where, strict=False)
             if own is not None and max(max(own) / override, override / min(own)) > _CONTRADICTION:
                 logger.warning(
-                    "%s has pixels of %.4g x %.4g m by its own georeferencing; the %g m of --pixel-size are used",
+                    "%s has pixels of %.4g x %.4g m by its own georeferencing; using %g m from --pixel-size",
                     where, *own, override,
                 )  # fmt: skip
             return (override, override)
         if self.ungeoreferenced:
-            msg = f"{where} has no georeferencing, so its pixel size is not known; give --pixel-size METRES"
+            msg = f"{where} has no georeferencing, so its pixel size is unknown; give --pixel-size METRES"
             raise InputError(msg)
         found = self._ground_size(where, strict=True)
         if found is None:
@@ -194,9 +194,9 @@ class Grid:
         return found
 
     def unevenness(self) -> float:
-        """Return by which share lengths on the ground differ over the raster: 0 where they do not, or are not known.
+        """Return the relative variation of lengths on the ground over the raster: 0 if there is none, or if unknown.
 
-        The widths of filters, which are measured in the middle, are wrong by up to as much at the edges.
+        The widths of filters, measured at the centre, are wrong by up to this share at the edges.
         """
         if self.crs is None:
             return 0.0
@@ -208,19 +208,19 @@ class Grid:
 
 
 def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> None:
-    """Refuse two grids that differ.
+    """Raise an error if two grids differ.
 
     Parameters
     ----------
     first, second
         The grids.
     names
-        What the two files are called in an error.
+        Names of the two files in error messages.
 
     Raises
     ------
     GridMismatchError
-        Names both files, what differs, and the command that fixes it.
+        If they differ; the message names both files, the differences and the command that fixes it.
     """
     found = first.differences(second)
     if found:
@@ -230,35 +230,32 @@ def require_same_grid(first: Grid, second: Grid, *, names: tuple[str, str]) -> N
 
 
 def _suggest_remedy(first: Grid, second: Grid, names: tuple[str, str]) -> str:
-    """Say how to bring two grids together. Warping a file without a CRS would give zeros, so that comes first."""
+    """Return how to align two grids. A missing CRS comes first, as warping a file without one gives zeros."""
     if first.crs is None and second.crs is None:
-        return "neither has a CRS, so they cannot be warped: give files of one size and place"
+        return "neither has a CRS, so they cannot be warped: give files of the same size and place"
     if first.crs is not None and second.crs is not None and not (first.local or second.local):
         name, like = quote(names[1]), quote(names[0])
-        return f"put the second on the first's grid, for example: rio warp {name} aligned.tif --like {like}"
+        return f"warp the second to the grid of the first, for example: rio warp {name} aligned.tif --like {like}"
     poor, rich = (second, first) if second.crs is None or second.local else (first, second)
     name = names[1] if poor is second else names[0]
-    kind = "no CRS" if poor.crs is None else "a local CRS, of no known place on Earth"
+    kind = "no CRS" if poor.crs is None else "a local CRS without a known place on Earth"
     own, other = poor.bounds, rich.bounds
     fits = own.left < other.right and other.left < own.right and own.bottom < other.top and other.bottom < own.top
     if rich.crs is None or rich.local:
-        return (
-            f"{name} has {kind}: first give both the CRS they are really in: gdal_translate -a_srs EPSG:CODE FILE "
-            "placed.tif"
-        )
+        return f"{name} has {kind}: first assign both their true CRS: gdal_translate -a_srs EPSG:CODE FILE placed.tif"
     if fits and not poor.ungeoreferenced:
         return (
-            f"{name} has {kind}. Its coordinates would fit {_name(rich.crs)}; if it is in that, say so in the file: "
+            f"{name} has {kind}. Its coordinates would fit {_name(rich.crs)}; if that is its CRS, assign it: "
             f"{advise_crs(name, _name(rich.crs))}"
         )
     if poor.ungeoreferenced:
         return (
-            f"{name} has {kind} and no coordinates, so its place is not known; give it both: gdal_translate -a_srs "
+            f"{name} has {kind} and no coordinates, so its place is unknown; assign both: gdal_translate -a_srs "
             f"EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM {quote(name)} placed.tif"
         )
     return (
         f"{name} has {kind}, and its coordinates ({own.left:.6g}, {own.bottom:.6g}, {own.right:.6g}, {own.top:.6g}) "
-        f"are not those of {_name(rich.crs)} here; first give it the CRS it is really in (NLCD's own is EPSG:5070): "
+        f"are not those of {_name(rich.crs)} here; first assign its true CRS (EPSG:5070 for NLCD): "
         f"{advise_crs(name)}"
     )
 

@@ -1,9 +1,9 @@
-"""Ground distances: how long a step of one pixel is on the earth, and how large a pixel, wherever it lies.
+"""Ground distances: the length of a step of one pixel, and the area of a pixel, anywhere on the earth.
 
 Map units are not metres on the ground everywhere: EPSG:3857 stretches them by 1 / cos(latitude), degrees shrink towards
 the poles, polar and equal-area projections stretch the two directions differently. Widths, buffers and areas are
-therefore measured along the ellipsoid, at the place. A projection that keeps lengths within :data:`NEAR` (UTM in its
-zone, a State Plane) is taken as it is, so that a UTM pixel of 1 m is 1 m.
+therefore measured locally along the ellipsoid. A projection that keeps lengths within :data:`NEAR` (UTM in its
+zone, a State Plane) is used as it is, so that a UTM pixel of 1 m is 1 m.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from rasterio.crs import CRS
 
 NEAR = 0.002
-"""Share by which lengths on a map may differ from those on the ground and still be taken for them."""
+"""Relative difference up to which lengths on a map are used as lengths on the ground."""
 
 UNEVEN = 0.05
-"""Share by which the pixels of one raster may differ in length before there is a warning."""
+"""Relative variation of pixel lengths within a raster above which there is a warning."""
 
 _SPAN = 200.0
-"""Metres over which a step is measured: over single pixels the rounding of coordinates would tell."""
+"""Metres over which a step is measured: over single pixels the rounding of coordinates would matter."""
 
 _DEGREE = 111_320.0
 
 
 class Steps(NamedTuple):
-    """Steps of one pixel on the ground, each of shape (n,); NaN where the projection has no place."""
+    """Steps of one pixel on the ground, each of shape (n,); NaN outside the domain of the projection."""
 
     across: NDArray[np.float64]
-    """Metres, along a row."""
+    """Step along a row, metres."""
     down: NDArray[np.float64]
-    """Metres, along a column."""
+    """Step along a column, metres."""
     area: NDArray[np.float64]
-    """Square metres of a pixel."""
+    """Area of a pixel, square metres."""
 
 
 def metres_per_unit(crs: CRS | None) -> float:
-    """Return the length of a unit of a projected CRS in metres; 1 where the CRS does not say."""
+    """Return the length of a unit of a projected CRS in metres; 1 if the CRS does not define it."""
     from rasterio.errors import CRSError
 
     if crs is None or crs.is_geographic:
@@ -66,14 +66,14 @@ def measure_steps(
     Parameters
     ----------
     crs, transform
-        Of the raster.
+        CRS and transform of the raster.
     columns, rows
-        Places, in pixels, each of shape (n,).
+        Pixel coordinates, each of shape (n,).
 
     Returns
     -------
     Steps or None
-        None if the CRS has no place on the earth (a local one).
+        None for a local CRS.
     """
     found = _to_degrees(crs.to_wkt())
     if found is None:
@@ -98,7 +98,7 @@ def measure_steps(
 
 @lru_cache(maxsize=32)
 def _to_degrees(wkt: str) -> tuple[Any, Any] | None:
-    """Return what projects to longitude and latitude in degrees on the CRS's own ellipsoid, and the ellipsoid."""
+    """Return the transformation to longitude and latitude in degrees on the CRS's own ellipsoid, and the ellipsoid."""
     from pyproj import CRS as PROJ_CRS
     from pyproj import Transformer
     from pyproj.exceptions import ProjError
@@ -124,17 +124,17 @@ def _to_degrees(wkt: str) -> tuple[Any, Any] | None:
 
 
 def require_degrees(bounds: tuple[float, float, float, float], where: str | Path) -> None:
-    """Refuse coordinates called degrees that cannot be.
+    """Raise an error for coordinates declared as degrees that cannot be.
 
     Raises
     ------
     InputError
-        Says what the coordinates are, and the way out.
+        If they cannot be; the message gives the coordinates and the remedy.
     """
     left, bottom, right, top = bounds
     if max(abs(bottom), abs(top)) > 91 or max(abs(left), abs(right)) > 540:
         msg = (
-            f"{where} says that it is in degrees, but its coordinates are not ({left:.10g}, {bottom:.10g}, "
-            f"{right:.10g}, {top:.10g}); give it its true CRS ({advise_crs(where)}), or give --pixel-size METRES"
+            f"{where} is declared in degrees, but its coordinates are not ({left:.10g}, {bottom:.10g}, "
+            f"{right:.10g}, {top:.10g}); assign its true CRS ({advise_crs(where)}), or give --pixel-size METRES"
         )
         raise InputError(msg)

@@ -1,6 +1,6 @@
-"""Locks between processes that write in one folder: on a result, and on the temporary folder that it is made in.
+"""Locks between processes that write to the same folder: on results and on their temporary folders.
 
-A lock ends with its process, so what a killed one has left is told from what a living one is writing.
+A lock ends with its process, so leftovers of a killed process can be told from files being written.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TEMPORARY = ".landprior-"
-"""How the names of temporary folders and locks begin."""
+"""Prefix of the names of temporary folders and locks."""
 
 LOCK = "lock"
 """Name of the lock in a temporary folder."""
 
 LEFT_BEHIND = 86_400.0
-"""Seconds after which a temporary file counts as left behind, where the file system has no locks."""
+"""Seconds after which a temporary file counts as left behind, if the file system has no locks."""
 
 
 @contextmanager
 def claiming(path: str | Path) -> Iterator[None]:
-    """Keep other processes from making the result at ``path`` while the block runs.
+    """Lock the result at ``path`` against other processes within the block.
 
     Raises
     ------
     OutputBusyError
-        If another process is making it.
+        If another process holds the lock.
     """
     path = Path(path)
     name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
@@ -52,7 +52,7 @@ def claiming(path: str | Path) -> Iterator[None]:
     held: int | None = None
     try:
         held = try_lock(lock)
-    except OSError:  # a file system without locks: then the user must see to it
+    except OSError:  # a file system without locks: the user must avoid conflicts
         pass
     else:
         if held is None:
@@ -67,7 +67,7 @@ def claiming(path: str | Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes have left in a folder; those in use stay."""
+    """Remove the temporary files left in a folder by killed processes; those in use are kept."""
     for leftover in Path(folder).glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
             inside = leftover / LOCK if leftover.is_dir() else leftover
@@ -90,12 +90,12 @@ def _remove(path: Path) -> None:
 
 
 def make_temporary(parent: Path) -> tuple[Path, int | None]:
-    """Make a temporary folder and lock it; without a lock where the file system has none.
+    """Create a temporary folder and lock it, if the file system has locks.
 
     Raises
     ------
     RasterWriteError
-        If nothing can be written there.
+        If the parent folder is not writable.
     """
     while True:
         try:
@@ -106,7 +106,7 @@ def make_temporary(parent: Path) -> tuple[Path, int | None]:
         try:
             lock = try_lock(folder / LOCK)
         except FileNotFoundError:
-            continue  # another process took it for a leftover before it was locked
+            continue  # another process removed it as a leftover before it was locked
         except OSError:
             return folder, None
         if lock is not None:
@@ -114,7 +114,7 @@ def make_temporary(parent: Path) -> tuple[Path, int | None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock a file, made if need be, and return its descriptor; None if it is locked. The lock ends with the process.
+    """Lock a file, creating it if necessary, and return its descriptor; None if another process has the lock.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def try_lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor)
-        except (BlockingIOError, PermissionError):  # the second is what Windows says
+        except (BlockingIOError, PermissionError):  # the second is raised on Windows
             os.close(descriptor)
             return None
         except OSError:
@@ -136,7 +136,7 @@ def try_lock(path: Path) -> int | None:
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # its former owner has removed it meanwhile
+        os.close(descriptor)  # its previous owner has removed it meanwhile
         if not path.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
@@ -149,12 +149,12 @@ def _lock(descriptor: int) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if sys.platform == "win32" and path.is_dir():
-        return  # a folder cannot be opened there
+        return  # folders cannot be opened on this system
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems have none for folders
+        with contextlib.suppress(OSError):  # some network file systems do not support it for folders
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Names of rasters: bands named in them, and quoted as one word of a command line."""
+"""Names of rasters: parsing a band in a name, and quoting for a command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLAIN = re.compile(r"[\w@%+=:,./\\-]+")
 
 
 def split_band(path: str | Path) -> tuple[str, int | None]:
-    """Split ``stack.tif|band=2`` into the file and the band; None where no band is named.
+    """Split ``stack.tif|band=2`` into the file and the band; the band is None if not given.
 
     Returns
     -------
@@ -26,19 +26,19 @@ def split_band(path: str | Path) -> tuple[str, int | None]:
     match = _BAND.fullmatch(text)
     if match is None:
         return text, None
-    with contextlib.suppress(OSError, ValueError):  # a name too long, say; whoever opens it says so
+    with contextlib.suppress(OSError, ValueError):  # for example a name that is too long; reported where it is opened
         if Path(text).exists():
             return text, None
     return match["path"], int(match["band"])
 
 
 def with_band(path: str | Path, band: int | None) -> Path:
-    """Name a band of a raster, as :func:`split_band` reads it.
+    """Add a band to the name of a raster, as :func:`split_band` reads it.
 
     Raises
     ------
     InputError
-        If the path names another band already.
+        If the path already names another band.
     """
     text, own = split_band(path)
     if band is None or band == own:
@@ -50,7 +50,7 @@ def with_band(path: str | Path, band: int | None) -> Path:
 
 
 def quote(path: str | Path) -> str:
-    """Return a path as one word of a command line, in double quotes, which all shells know, where that is enough."""
+    """Return a path as one word of a command line, in double quotes if possible, which work in all shells."""
     text = str(path)
     if _PLAIN.fullmatch(text):
         return text

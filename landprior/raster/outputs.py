@@ -1,4 +1,4 @@
-"""Where results go: never over an input, whole or not at all, and without the files that described an older result."""
+"""Writing results safely: never over an input, atomically, and without files that described an older result."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
 Kind = Literal["file", "raster", "vector"]
-"""What a result is, which says what may lie beside it."""
+"""Kind of a result, which determines the files that may lie beside it."""
 
 _LONGEST = 200
-"""Bytes of a name up to which a checkpoint has the whole of it in its own: file systems take 255."""
+"""Length in bytes up to which a checkpoint's name includes the result's whole name: file systems allow 255."""
 
 
 _OTHER_FORMATS = {
@@ -43,23 +43,23 @@ _OTHER_FORMATS = {
     ".jp2", ".jpeg", ".jpg", ".json", ".kml", ".mbtiles", ".nc", ".parquet", ".pdf", ".png", ".qml", ".safetensors",
     ".shp", ".tsv", ".txt", ".vrt", ".webp", ".xlsx", ".xml", ".yaml", ".yml", ".zarr", ".zip",
 }  # fmt: skip
-"""Endings that promise another format than the GeoTIFF that is written."""
+"""Extensions that suggest another format than GeoTIFF."""
 
 
 def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = (), kind: Kind = "file") -> Path:
-    """Check, before any work, that a result can be put at ``path``.
+    """Check, before any work, that a result can be written to ``path``.
 
     Parameters
     ----------
     path
-        The file to write. Its folder must be there.
+        The file to write. Its folder must exist.
     overwrite
-        Replace what is there.
+        Replace an existing file.
     inputs
-        What the result is made from: paths of files or folders; None and anything else is skipped. No part of them
+        The paths of files or folders that the result is made from; None and other values are skipped. No part of them
         (the sources of a VRT, masks, the files of a shapefile) is ever replaced or removed.
     kind
-        A raster or vector is replaced with what lies beside it (:func:`landprior.raster.sidecars.sidecars_of`).
+        A raster or vector is replaced with the files beside it (:func:`landprior.raster.sidecars.sidecars_of`).
 
     Returns
     -------
@@ -69,10 +69,10 @@ def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] 
     Raises
     ------
     OutputExistsError
-        If something is there, or something that would be read as a part of the result, and ``overwrite`` is False;
-        if a file beside it was not made by landprior and would describe the new result.
+        If the file exists, or a file that would be read as part of the result, and ``overwrite`` is False; if a file
+        beside it was not written by landprior and would describe the new result.
     InputError
-        If the path is an input, a folder, a link, no local path, or promises another format.
+        If the path is an input, a folder, a link, not local, or has the extension of another format.
     RasterWriteError
         If the folder is missing or cannot be written to, or the name is too long.
     """
@@ -87,18 +87,18 @@ def check_outputs(
     kind: Kind = "file",
     files: Iterable[str | Path] = (),
 ) -> list[Path]:
-    """Check several results of one call, as :func:`check_output`; two may not be one file.
+    """Check several results of one call like :func:`check_output`; no two may be the same file.
 
     Parameters
     ----------
     paths
-        Files to write, of one kind.
+        Files to write, of the same kind.
     overwrite, inputs
         See :func:`check_output`.
     kind
-        Of ``paths``.
+        Kind of ``paths``.
     files
-        Plain files that are written besides, such as a style or a picture.
+        Other files to write, such as a style or a picture.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def check_outputs(
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        As :func:`check_output`; also if two are one file.
+        See :func:`check_output`; also if two are the same file.
     """
     paths, files, inputs = list(paths), list(files), list(inputs)
     for path in (*paths, *files):
@@ -123,18 +123,18 @@ def check_outputs(
 
 
 def check_apart(outputs: Iterable[str | Path], inputs: Iterable[object]) -> None:
-    """Refuse an output that is an input, a part of one, or another output, by whatever name.
+    """Raise an error if an output is an input, part of one, or another output, under any name.
 
     Raises
     ------
     InputError
-        Names both.
+        If so; the message names both.
     """
     outputs, sources = list(outputs), [path for path in inputs if isinstance(path, (str, Path))]
     for number, path in enumerate(outputs):
         twin = next((other for other in outputs[:number] if same_file(path, other)), None)
         if twin is not None:
-            msg = f"two results would be one file: {twin} and {path}; give each a name of its own"
+            msg = f"two results would be the same file: {twin} and {path}; give them different names"
             raise InputError(msg)
     there = [path for path in outputs if os.path.lexists(path)]
     for source in sources if there else ():
@@ -148,50 +148,50 @@ def check_apart(outputs: Iterable[str | Path], inputs: Iterable[object]) -> None
         for part in files_of(source):
             taken = next((path for path in there if same_file(path, part)), None)
             if taken is not None:
-                msg = f"the output {taken} is a part of the input {source}, {part}; give another output path"
+                msg = f"the output {taken} is part of the input {source}, {part}; give another output path"
                 raise InputError(msg)
 
 
 def check_folder(folder: str | Path, inputs: Iterable[object]) -> None:
-    """Refuse a folder of results that is a folder of inputs: the next call would read the results too.
+    """Raise an error if the folder of results is a folder of inputs, since the next call would read the results too.
 
     Raises
     ------
     InputError
-        Names it.
+        If so; the message names it.
     """
     for source in inputs:
         if isinstance(source, (str, Path)) and Path(source).is_dir() and same_file(folder, source):
             own = Path(folder) / "out"
-            msg = f"{folder} is a folder of inputs; give the results a folder of their own, such as {own}"
+            msg = f"{folder} is a folder of inputs; give another folder for the results, such as {own}"
             raise InputError(msg)
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder for results, with those above it.
+    """Create a folder for results, with its parents.
 
     Raises
     ------
     InputError
-        If it is no local path.
+        If the path is not local.
     RasterWriteError
-        If it cannot be made.
+        If it cannot be created.
     """
     refuse_remote(path)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        msg = f"{path} is a file, and a folder is needed there; give another path"
+        msg = f"{path} is a file, but a folder is needed; give another path"
         raise RasterWriteError(msg) from error
     except OSError as error:
-        msg = f"cannot make the folder {path} ({error.strerror})"
+        msg = f"cannot create the folder {path} ({error.strerror})"
         raise RasterWriteError(msg) from error
     return path
 
 
 def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
-    """Check the path itself, not what lies beside it.
+    """Check the path itself, not the files beside it.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        As :func:`check_output`.
+        See :func:`check_output`.
     """
     refuse_remote(path)
     check_target(path)
@@ -210,17 +210,17 @@ def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
             msg = f"{path} is a folder; give the path of a file to write"
             raise InputError(msg)
         if path.is_symlink():
-            msg = f"{path} is a link to {os.readlink(path)}; give that path itself, or remove the link"  # noqa: PTH115 - as it is written
+            msg = f"{path} is a link to {os.readlink(path)}; give that path, or remove the link"  # noqa: PTH115 - as it is written
             raise InputError(msg)
         path.exists()
         path.with_name(f"{path.name}.aux.xml" if kind == "raster" else path.name).exists()
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        msg = f"the name {path.name[:20]}... of {len(path.name)} letters is too long for this file system; shorten it"
+        msg = f"the name {path.name[:20]}... of {len(path.name)} letters is too long for this file system"
         raise RasterWriteError(msg) from error
     if kind == "raster" and path.suffix.lower() in _OTHER_FORMATS:
-        msg = f"{path} would be a GeoTIFF, whatever its name says; give a path that ends in .tif"
+        msg = f"{path} would be a GeoTIFF despite its name; give a path that ends in .tif"
         raise InputError(msg)
     if path.exists() and not overwrite:
         msg = f"{path} exists; give --overwrite to replace it, or another path"
@@ -228,18 +228,18 @@ def check_place(path: Path, *, overwrite: bool, kind: Kind = "file") -> None:
     if not path.parent.is_dir():
         in_the_way = next((one for one in path.parents if one.is_file()), None)
         msg = (
-            f"the folder {path.parent} of {path.name} does not exist; make it, or give another path"
+            f"the folder {path.parent} of {path.name} does not exist; create it, or give another path"
             if in_the_way is None
-            else f"cannot make the folder {path.parent}: {in_the_way} is a file; give another path"
+            else f"cannot create the folder {path.parent}: {in_the_way} is a file; give another path"
         )
         raise RasterWriteError(msg)
     if not os.access(path.parent, os.W_OK):
-        msg = f"the folder {path.parent} cannot be written to; choose another output path"
+        msg = f"the folder {path.parent} is not writable; choose another output path"
         raise RasterWriteError(msg)
 
 
 def prepare_place(path: str | Path, *, overwrite: bool, kind: Kind = "file") -> Path:
-    """Check a path as :func:`check_place` and make its folder: for files of a folder that landprior itself fills.
+    """Check a path like :func:`check_place` and create its folder, for folders managed by landprior.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def prepare_place(path: str | Path, *, overwrite: bool, kind: Kind = "file") -> 
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        As :func:`check_output`; also if the folder cannot be made.
+        See :func:`check_output`; also if the folder cannot be created.
     """
     refuse_remote(path)
     path = Path(path)
@@ -265,7 +265,7 @@ def prepare_place(path: str | Path, *, overwrite: bool, kind: Kind = "file") -> 
 
 
 def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, overwrite: bool, kind: Kind) -> None:
-    """Refuse what lies beside an output and would be read with it, unless it may go with the older result."""
+    """Raise an error for a file that would be read with an output, unless it may be removed with the old result."""
     if kind == "file":
         return
     was_there = path.exists()
@@ -276,14 +276,14 @@ def _check_beside(path: Path, outputs: list[Path], inputs: list[object], *, over
         if other.product and not is_ours(other.path):
             if was_there and not any(same_file(other.path, source) for source in named):
                 msg = (
-                    f"{other.path} lies beside {path} and would seem to describe the new result, but landprior did not "
+                    f"{other.path} beside {path} would seem to describe the new result, but landprior did not "
                     "write it; move it away, or give another output path"
                 )
                 raise OutputExistsError(msg)
             continue
         if not overwrite and not is_names(other.path):
             msg = (
-                f"{other.path} is left over from an older {path.name} and would be read as a part of the new one; "
+                f"{other.path} is left over from an older {path.name} and would be read as part of the new one; "
                 "give --overwrite to remove it, or another output path"
             )
             raise OutputExistsError(msg)
@@ -295,13 +295,13 @@ _PROTECTED: list[Path] = []
 
 @contextmanager
 def protecting(inputs: Iterable[str | Path]) -> Iterator[None]:
-    """Let :func:`replacing` refuse to write over these files while the block runs.
+    """Make :func:`replacing` protect these files within the block.
 
-    It is for names that are not known beforehand, such as those of the many files in a folder of results.
+    For names that are not known in advance, such as those of many files in a folder of results.
     """
     before = list(_PROTECTED)
     for path in map(Path, inputs):
-        with contextlib.suppress(OSError):  # a name that cannot be
+        with contextlib.suppress(OSError):  # an invalid name
             _PROTECTED.extend([path] if path.is_file() else [] if path.exists() else files_of(path))
     try:
         yield
@@ -339,31 +339,31 @@ def replacing(
     companions: Collection[str] = (),
     keep: Collection[Path] = (),
 ) -> Iterator[Path]:
-    """Give a temporary path; move what is written there to ``path`` when the block ends well.
+    """Yield a temporary path; move the file written there to ``path`` if the block succeeds.
 
-    If the block fails or is interrupted, the temporary file goes and what was at ``path`` stays. The file is on the
-    disk, not only in memory, before it takes the name. A raster or vector that is replaced takes along what lay
-    beside it. A missing folder is made here; a command whose user names the file calls :func:`check_output` first,
-    which refuses.
+    If the block fails or is interrupted, the temporary file is removed and ``path`` is unchanged. The file is flushed
+    to disk before it gets its final name. When a raster or vector is replaced, the files beside it are removed. A
+    missing folder is created; a command whose user names the file first calls :func:`check_output`, which does not
+    accept that.
 
     Parameters
     ----------
     path, overwrite, kind
         See :func:`check_output`.
     companions
-        Endings of further files that the block writes, such as ``".aux.xml"`` for ``<temporary>.aux.xml``.
+        Extensions of other files that the block writes, such as ``".aux.xml"`` for ``<temporary>.aux.xml``.
     keep
-        Files beside ``path`` that are not to go with the older result, since they are new.
+        Files beside ``path`` that must not be removed with the old result, because they are new.
 
     Yields
     ------
     Path
-        A temporary file beside ``path``, yet to be written.
+        A temporary file beside ``path``, to be written.
 
     Raises
     ------
     OutputExistsError, InputError, RasterWriteError
-        As :func:`check_output`; also if the disk is full.
+        See :func:`check_output`; also if the disk is full.
     """
     path = prepare_place(path, overwrite=overwrite, kind=kind)
     _refuse_protected(path)
@@ -403,7 +403,7 @@ def replacing(
 
 
 def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
-    """List what goes with the older result at a path."""
+    """Return the files to remove with the old result at a path."""
     kept = (*keep, *_PROTECTED)
     return [
         other.path
@@ -413,9 +413,9 @@ def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """Return where the state of unfinished work on a result is kept: hidden, beside it, by its name.
+    """Return the path for the state of unfinished work on a result: a hidden file beside it, with its name.
 
-    A long name is cut and told apart by a digest, so that there is room for what is added to it.
+    A long name is cut and made unique with a digest, to leave room for additions.
     """
     path = Path(path)
     name = path.name
@@ -425,7 +425,7 @@ def checkpoint_of(path: str | Path) -> Path:
 
 
 def _clear_old(path: Path) -> None:
-    """Remove the temporary files of one result that earlier versions, which had no locks, have left."""
+    """Remove the temporary files of one result left by earlier versions, which had no locks."""
     ours = re.compile(rf"\.{re.escape(path.stem)}-[a-z0-9_]{{8}}{re.escape(path.suffix)}(\..*)?")
     for leftover in path.parent.glob(f".{glob.escape(path.stem)}-*"):
         if ours.fullmatch(leftover.name):
@@ -435,6 +435,6 @@ def _clear_old(path: Path) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return on one line what GDAL or the system says."""
+    """Return the message of GDAL or the system on one line."""
     cause = error.__cause__ or error
     return " ".join(str(cause).split()) or type(cause).__name__

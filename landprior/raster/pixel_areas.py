@@ -1,4 +1,4 @@
-"""Areas of a raster's pixels on the ground, wherever they lie."""
+"""Areas of a raster's pixels on the ground, anywhere on the earth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _NODES = 33
-"""Places along a side at which areas are measured; between them they are interpolated, to a millionth."""
+"""Points per side at which areas are measured; between them they are interpolated, to within a millionth."""
 
 
 class PixelAreas:
@@ -27,14 +27,14 @@ class PixelAreas:
     Parameters
     ----------
     grid
-        The raster's.
+        Grid of the raster.
     where
-        What it is called in an error.
+        Name of the raster in error messages.
 
     Raises
     ------
     InputError
-        If the size of its pixels is not known (:meth:`landprior.raster.grid.Grid.pixel_size`).
+        If the size of its pixels is unknown (:meth:`landprior.raster.grid.Grid.pixel_size`).
     """
 
     def __init__(self, grid: Grid, *, where: str | Path = "the raster") -> None:
@@ -73,14 +73,14 @@ class PixelAreas:
         groups
             The group of each pixel, shape (h, w); below 0 for none.
         window
-            Where they lie on the raster.
+            Window of the raster.
         count
             Number of groups.
 
         Returns
         -------
         ndarray of float64, shape (count,)
-            Square metres.
+            Areas in square metres.
         """
         known = groups >= 0
         if self._spline is None:
@@ -92,7 +92,7 @@ class PixelAreas:
 
 
 def _without_gaps(areas: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return areas with the nearest one in each place that has none (corners outside the world); None without any."""
+    """Return areas with gaps (corners outside the domain) filled by the nearest one; None if there are none."""
     gaps = ~np.isfinite(areas)
     if gaps.all():
         return None

@@ -1,4 +1,4 @@
-"""Pixels of open rasters, read by windows, with errors that name the file and the place."""
+"""Reading pixels of open rasters by windows, with errors that name the file and the place."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def read_window(
     src
         The open raster.
     window
-        The pixels wanted; None for all.
+        The window to read; None for all.
     bands
         Numbers of bands, from 1; one number drops the axis of bands; None for all.
     shape
-        Shrink to so many rows and columns, by overviews where the file has some.
+        Number of rows and columns to reduce to, using overviews if the file has them.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def read_window(
     Raises
     ------
     RasterReadError
-        If the file is truncated or damaged there; names the file and the place.
+        If the file is truncated or damaged there; the message names the file and the place.
     """
     try:
         if shape is None:
@@ -59,14 +59,14 @@ def read_window(
 
 
 def read_shrunk(src: DatasetReader, side: int, bands: Sequence[int] | None = None) -> NDArray[np.generic]:
-    """Read a raster for a picture, shrunk to fit a square.
+    """Read a raster reduced to fit into a square, for a picture.
 
     Parameters
     ----------
     src
         The open raster.
     side
-        Rows and columns at most.
+        Maximum number of rows and columns.
     bands
         Numbers of bands, from 1; None for all.
 
@@ -78,7 +78,7 @@ def read_shrunk(src: DatasetReader, side: int, bands: Sequence[int] | None = Non
     Raises
     ------
     RasterReadError
-        As :func:`read_window`.
+        See :func:`read_window`.
     """
     step = max(1.0, max(src.shape) / side)
     shape = (max(1, round(src.height / step)), max(1, round(src.width / step)))
@@ -93,9 +93,9 @@ def read_mask(src: DatasetReader, window: Window | None = None, band: int | None
     src
         The open raster.
     window
-        The pixels wanted; None for all.
+        The window to read; None for all.
     band
-        The band whose mask it is; None: a pixel counts where any band has data.
+        Band of the mask; None: a pixel is valid if any band has data.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def read_mask(src: DatasetReader, window: Window | None = None, band: int | None
     Raises
     ------
     RasterReadError
-        As :func:`read_window`.
+        See :func:`read_window`.
     """
     try:
         found = src.dataset_mask(window=window) if band is None else src.read_masks(band, window=window)
@@ -120,6 +120,6 @@ def _damaged(src: DatasetReader, window: Window | None, error: BaseException) ->
 
 
 def place_of(index: NDArray[np.integer], window: Window | None) -> str:
-    """Say where a pixel of a window lies: ``row 5, column 7`` of the whole raster, from 0."""
+    """Return the place of a pixel of a window, such as ``row 5, column 7``, in the whole raster, from 0."""
     top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
     return f"row {int(index[-2]) + top}, column {int(index[-1]) + left}"

@@ -1,4 +1,4 @@
-"""Paths that GDAL reads from elsewhere: another machine, an archive."""
+"""Paths that GDAL reads from elsewhere: other machines and archives."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _READ_ONLY = re.compile(r"/vsi(?:zip|gzip|tar|7z|rar)/", re.IGNORECASE)
 
 
 def is_remote(path: str | Path) -> bool:
-    """Say whether a path names something that is not a local file: a URL, a bucket, one of GDAL's virtual systems."""
+    """Return whether a path is not a local file: a URL, a bucket, one of GDAL's virtual systems."""
     text = os.fspath(path)
     return bool(_REMOTE.match(text)) or text.startswith("/vsi")
 
 
 def explain_remote_input(path: str | Path) -> str | None:
-    """Return why an input cannot be read from where it is, with advice and no secret; None if it can be tried."""
+    """Return why a remote input cannot be read, with a remedy and without secrets; None if it may be readable."""
     text = os.fspath(path)
     if _READ_ONLY.match(text) or not is_remote(text):
         return None
@@ -38,7 +38,7 @@ def explain_remote_input(path: str | Path) -> str | None:
 
 
 def archive_path(text: str | Path) -> str:
-    """Return the path of a file in an archive such that it survives being a Path, which takes // for /."""
+    """Return the path of a file in an archive in a form that survives conversion to Path, which collapses //."""
     text = os.fspath(text)
     head, system, rest = text[:1], *text[1:].partition("/")[::2]
     if not _READ_ONLY.match(text) or not rest.startswith("/"):
@@ -49,16 +49,16 @@ def archive_path(text: str | Path) -> str:
 
 
 def refuse_remote(path: str | Path) -> None:
-    """Refuse a path to write that is no local one.
+    """Raise an error for an output path that is not local.
 
     Raises
     ------
     InputError
-        Says so.
+        If it is not.
     """
     if is_remote(path):
         msg = (
             f"{redact(os.fspath(path))} is not a local path, and results are written to local files only; "
-            "write one and copy it there"
+            "write a local file and copy it there"
         )
         raise InputError(msg)

@@ -1,4 +1,4 @@
-"""Class schemes: the codes, names and colours of a land-cover legend, as data.
+"""Class schemes: the codes, names and colours of a land-cover legend.
 
 One :class:`ClassScheme` serves priors, colour tables, metrics and legends. Schemes are YAML files
 (``configs/schemes``, or the user's own)::
@@ -11,8 +11,8 @@ One :class:`ClassScheme` serves priors, colour tables, metrics and legends. Sche
       - {code: 3, name: built, colour: "#9c9c9c", role: impervious}
     ignored: [0, 15]
 
-``merge`` lists other codes that stand for the class in label rasters; ``ignored`` lists codes that
-are no data for training and scoring. ``role`` tells the hand-coded prior which class roads and
+``merge`` lists other codes that mean the class in label rasters; ``ignored`` lists codes that
+mean no data in training and scoring. ``role`` tells the hand-coded prior which class roads and
 buildings (``impervious``) and water layers (``water``) add to.
 """
 
@@ -41,19 +41,19 @@ MAP_NODATA = 255
 """The nodata value of every class map landprior writes; no class may have this code."""
 
 IGNORED_INDEX = -1
-"""What :meth:`ClassScheme.encode` gives for ignored codes and nodata."""
+"""Result of :meth:`ClassScheme.encode` for ignored codes and nodata."""
 
 Role = Literal["water", "impervious"]
 Code = Annotated[int, Field(ge=0, lt=MAP_NODATA)]
 
 
 def plain_name(text: str) -> str:
-    """Return a name as it is compared: case, width, blanks and the form of accents do not count."""
+    """Return a name normalised for comparison, without case, width, spaces and forms of accents."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def read_code(text: str) -> int | None:
-    """Return the code in a text (``"11"``, ``"11.0"``, ``" 11 "``), None if there is none."""
+    """Return the code in a text (``"11"``, ``"11.0"``, ``" 11 "``), None if it is not a number."""
     match = re.fullmatch(r"\s*([-+]?\d{1,9})([.,]0*)?\s*", text)
     return None if match is None else int(match[1])
 
@@ -75,17 +75,17 @@ class LandClass(BaseModel):
     def _name_can_be_a_label(cls, name: str) -> str:
         plain = " ".join(name.split())
         if not plain:
-            msg = "the name is blank"
+            msg = "the name is empty"
             raise ValueError(msg)
         if "|" in plain or plain.startswith("!"):
-            msg = f"the name {name!r} may not hold | or begin with !, which in labels mean 'or' and 'not'"
+            msg = f"the name {name!r} may not contain | or start with !, which mean 'or' and 'not' in labels"
             raise ValueError(msg)
         return plain
 
     @model_validator(mode="after")
     def _name_is_no_other_code(self) -> LandClass:
         if read_code(self.name) not in {None, self.code, *self.merge}:
-            msg = f"class {self.code} is called {self.name!r}, which in labels is another code; give it a name in words"
+            msg = f"class {self.code} is named {self.name!r}, which is another code in labels; give it a name in words"
             raise ValueError(msg)
         return self
 
@@ -112,17 +112,17 @@ class ClassScheme(BaseModel):
         seen: dict[str, str] = {}
         for name in (c.name for c in classes):
             if name in seen.values():
-                msg = f"class names must be unique; {name} stands twice"
+                msg = f"class names must be unique; {name} occurs twice"
                 raise ValueError(msg)
             first = seen.setdefault(plain_name(name), name)
             if first != name:
-                msg = f"class names must be unique; {first!r} and {name!r} differ in case, blanks or accents only"
+                msg = f"class names must be unique; {first!r} and {name!r} differ only in case, spaces or accents"
                 raise ValueError(msg)
         owners: dict[int, str] = {}
         for c in classes:
             for code in (c.code, *c.merge):
                 if code in owners:
-                    msg = f"a code may stand for one class only; {code} stands for {owners[code]!r} and {c.name!r}"
+                    msg = f"a code may stand for only one class; {code} stands for {owners[code]!r} and {c.name!r}"
                     raise ValueError(msg)
                 owners[code] = c.name
         return classes
@@ -132,11 +132,11 @@ class ClassScheme(BaseModel):
         of_classes = {code for c in self.classes for code in (c.code, *c.merge)}
         both = sorted(of_classes & set(self.ignored))
         if both:
-            msg = f"a code cannot be ignored and stand for a class; {both} do both: take them out of ignored or classes"
+            msg = f"a code cannot be ignored and stand for a class; {both} do both: remove them from ignored or classes"
             raise ValueError(msg)
         twice = sorted(code for code, n in Counter(self.ignored).items() if n > 1)
         if twice:
-            msg = f"ignored names {twice} twice; keep one"
+            msg = f"ignored lists {twice} twice; keep one"
             raise ValueError(msg)
         return self
 
@@ -160,9 +160,9 @@ class ClassScheme(BaseModel):
         return np.array([c.rgb for c in self.classes], dtype=np.uint8)
 
     def index(self, key: str | int) -> int:
-        """Return the position of a class given by name or by code (merged codes count).
+        """Return the position of a class given by name or by code (including merged codes).
 
-        Case, blanks around and between words, and the Unicode form of letters do not matter.
+        Case, spaces, and the Unicode form of letters do not matter.
 
         Raises
         ------
@@ -187,19 +187,19 @@ class ClassScheme(BaseModel):
         Parameters
         ----------
         code
-            As the raster has it.
+            Code in the raster.
         label_map
             See :meth:`encode`.
 
         Returns
         -------
         int or None
-            0..C-1.
+            Position 0..C-1.
 
         Raises
         ------
         KeyError
-            If it is neither a class, merged, mapped nor ignored.
+            If the code is not a class, merged, mapped or ignored.
         """
         target = (label_map or {}).get(code, code)
         position = next((i for i, c in enumerate(self.classes) if target in (c.code, *c.merge)), None)
@@ -223,12 +223,12 @@ class ClassScheme(BaseModel):
             Integer codes, any shape.
         label_map
             Codes of the labels -> codes of this scheme, applied first (``{10: 1, 20: 4}``). A code
-            that it does not name keeps its meaning; map it to a code in ``ignored``, or to 255, to leave it out.
+            that is not listed keeps its meaning; map it to a code in ``ignored``, or to 255, to leave it out.
         valid
-            Which pixels have data, of the same shape; the others are -1 whatever their codes and the map. Without it
-            all have. 255 is no data too, unless the map or the scheme names it.
+            Which pixels have data, of the same shape; the others are -1 whatever their codes. Without it
+            all have. 255 also means no data, unless the map or the scheme lists it.
         where
-            What the labels are called in an error.
+            Name of the labels in error messages.
 
         Returns
         -------
@@ -238,7 +238,7 @@ class ClassScheme(BaseModel):
         Raises
         ------
         SchemeError
-            If a code is neither a class, merged, mapped nor ignored.
+            If a code is not a class, merged, mapped or ignored.
         """
         codes, inverse = np.unique(labels if valid is None else labels[valid], return_inverse=True)
         table = np.empty(codes.size, dtype=np.int16)
@@ -252,7 +252,7 @@ class ClassScheme(BaseModel):
             table[i] = IGNORED_INDEX if found is None else found
         if unknown:
             msg = (
-                f"{where} has code(s) {', '.join(map(str, unknown))} that scheme {self.name!r} does not know "
+                f"{where} has code(s) {', '.join(map(str, unknown))} that are not in scheme {self.name!r} "
                 f"(it has {', '.join(map(str, self.codes.tolist()))}); "
                 'map them with --label-map "CODE:CODE,..." or list them under merge or ignored in the scheme'
             )
@@ -269,7 +269,7 @@ class ClassScheme(BaseModel):
         return codes if valid is None else np.where(valid, codes, np.uint8(MAP_NODATA)).astype(np.uint8)
 
     def render(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Colour an array of codes, shape (H, W), as RGBA, shape (H, W, 4); other codes are clear."""
+        """Colour an array of codes, shape (H, W), as RGBA, shape (H, W, 4); other codes are transparent."""
         table = np.zeros((256, 4), dtype=np.uint8)
         table[self.codes] = np.column_stack([self.colours, np.full(len(self), 255, np.uint8)])
         return table[np.asarray(codes, dtype=np.uint8)]
@@ -297,14 +297,14 @@ def load_scheme(name: str | Path) -> ClassScheme:
     Returns
     -------
     ClassScheme
-        Checked.
+        The checked scheme.
 
     Raises
     ------
     MissingInputError, ConfigError
         If there is no such file or name.
     SchemeError
-        If the file does not hold a valid scheme.
+        If the file is not a valid scheme.
     """
     path = find_config(name, "schemes", (".yaml", ".yml"))
     try:
@@ -316,7 +316,7 @@ def load_scheme(name: str | Path) -> ClassScheme:
 
 
 def parse_scheme(text: str, where: str | Path) -> ClassScheme:
-    """Read the scheme that a file of ours carries in its tags.
+    """Parse the class scheme in the tags of a file written by landprior.
 
     Raises
     ------
@@ -331,9 +331,9 @@ def parse_scheme(text: str, where: str | Path) -> ClassScheme:
 
 
 def explain(error: ValidationError, where: str | Path) -> str:
-    """Say in one line what pydantic found wrong first, and where: of a YAML file, on which line."""
+    """Return pydantic's first error in one line, with its place and, for a YAML file, its line number."""
     found = error.errors()
-    # a misspelt key says more than that the right one is missing
+    # a misspelt key is more helpful than the correct one missing
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -347,7 +347,7 @@ def explain(error: ValidationError, where: str | Path) -> str:
 _SIMPLE = {"string_type", "int_type", "int_parsing", "int_from_float", "float_parsing", "bool_parsing",
            "string_pattern_mismatch", "literal_error", "greater_than", "greater_than_equal", "less_than",
            "less_than_equal"}  # fmt: skip
-"""Kinds of errors whose text does not say the value."""
+"""Types of errors whose message does not include the value."""
 
 
 def _line_of(where: str | Path, place: tuple[int | str, ...]) -> int | None:
@@ -365,7 +365,7 @@ def parse_label_map(text: str) -> dict[int, int]:
     Raises
     ------
     InputError
-        If the text has another form.
+        If the text is not in this form.
     """
     pairs: dict[int, int] = {}
     for part in text.split(","):
@@ -375,7 +375,7 @@ def parse_label_map(text: str) -> dict[int, int]:
             raise InputError(msg)
         source, target = int(match[1]), int(match[2])
         if source in pairs and pairs[source] != target:
-            msg = f"the label map sends code {source} to both {pairs[source]} and {target}"
+            msg = f"the label map maps code {source} to both {pairs[source]} and {target}"
             raise InputError(msg)
         pairs[source] = target
     return pairs

@@ -1,4 +1,4 @@
-"""Which files belong together: the parts of an input, and what is read beside a result."""
+"""Files that belong together: the parts of an input, and the files read with a result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _AFTER_NAME = (".aux.xml", ".ovr", ".ovr.aux.xml", ".msk", ".msk.aux.xml", ".msk.ovr", ".aux", ".vat.dbf", ".vat.cpg")
-"""What GDAL and QGIS look for beside a raster, after its whole name."""
+"""Suffixes of the files GDAL and QGIS read with a raster, after its whole name."""
 
 _AFTER_STEM = (".aux", ".rrd", ".tfw", ".tifw", ".tiffw", ".tfwx", ".wld", ".imd", ".rpb", "_rpc.txt", ".pvl")
-"""The same, after its name without ending."""
+"""The same, after its name without extension."""
 
 _PRODUCTS = (".qml", ".png", ".png.aux.xml")
 _PRODUCT_RASTERS = ("probabilities", "confidence")
@@ -43,11 +43,11 @@ _MAPINFO = (".tab", ".dat", ".map", ".id", ".ind", ".mif", ".mid")
 _NOT_RASTERS = (".safetensors", ".csv", ".json", ".jsonl", ".npy", ".npz", ".yaml", ".yml", ".txt", ".gpkg", ".shp")
 
 _STYLE_HEAD = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n<qgis styleCategories=\"Symbology"
-"""How the styles begin that landprior writes; those of QGIS give its version first."""
+"""Head of styles written by landprior; those written by QGIS start with its version."""
 
 NAMES = ".aux.xml"
 NAMES_HEAD = '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-"""How the side file begins in which landprior writes the names of classes."""
+"""Head of the side file with class names written by landprior."""
 
 SIGNATURE = "landprior"
 """The ``Software`` of the pictures that landprior writes beside a map."""
@@ -60,9 +60,9 @@ class Sidecar:
     Parameters
     ----------
     path
-        Where it is.
+        Path of the file.
     product
-        It is something of its own, such as a picture or probabilities, not read with the raster by every program.
+        Whether it is a product such as a picture or probabilities, not read with the raster by every program.
     """
 
     path: Path
@@ -70,10 +70,10 @@ class Sidecar:
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
-    """Say whether two paths are one file, by whatever names: links, ``..``, hard links, upper and lower case."""
+    """Return whether two paths are the same file, allowing for links, ``..``, hard links and case."""
     try:
         return Path(one).samefile(other)
-    except OSError:  # at least one is not there
+    except OSError:  # at least one does not exist
         return _same_name(Path(one), Path(other))
 
 
@@ -93,7 +93,7 @@ def _same_name(one: Path, other: Path) -> bool:
 
 
 def _ignores_case(folder: Path) -> bool:
-    """Say whether a folder's file system takes upper and lower case for one."""
+    """Return whether a folder's file system ignores case."""
     swapped = folder.with_name(folder.name.swapcase())
     try:
         return swapped.name != folder.name and folder.samefile(swapped)
@@ -102,14 +102,14 @@ def _ignores_case(folder: Path) -> bool:
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
-    """Say whether a path lies in a folder, at any depth."""
+    """Return whether a path is inside a folder, at any depth."""
     return Path(folder).is_dir() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def files_of(path: str | Path) -> list[Path]:
-    """List the files that an input consists of besides itself: the sources of a VRT, its mask, a shapefile's parts."""
+    """Return the other files that an input consists of: the sources of a VRT, its mask, a shapefile's parts."""
     text, found = os.fspath(path), list[Path]()
-    if text.startswith("/vsi"):  # an archive: the file itself is what lies on the disk
+    if text.startswith("/vsi"):  # an archive: only the file itself is on the disk
         rest = Path(text.split("/", 2)[2].replace("{", "").replace("}", ""))
         found += [one for one in (rest, *rest.parents) if one.is_file()]
         return found
@@ -130,7 +130,7 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
-    """List what GDAL reads with a raster; the sources of a VRT again, as they may be VRTs."""
+    """Return the files GDAL reads with a raster, recursively, as the sources of a VRT may be VRTs."""
     log = logging.getLogger("rasterio")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -146,7 +146,7 @@ def _files_of_raster(path: Path, *, depth: int = 8) -> list[Path]:
 
 
 def sidecars_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Sidecar]:
-    """List what is there beside a result and would be read with it, or taken for a product of it."""
+    """Return the existing files beside a result that would be read with it or taken for its products."""
     if kind == "vector":
         yield from (
             Sidecar(one, product=False) for one in _find_listed(path.parent, [f"{path.name}{e}" for e in _DATABASE])
@@ -154,7 +154,7 @@ def sidecars_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Sidec
         return
     read = [f"{path.name}{end}" for end in _AFTER_NAME] + [f"{path.stem}{end}" for end in _AFTER_STEM]
     if not all(is_ours(one) for one in _find_listed(path.parent, [f"{path.stem}{end}" for end in _PICTURES])):
-        read.remove(f"{path.stem}.wld")  # may be the picture's
+        read.remove(f"{path.stem}.wld")  # may belong to the picture
     yield from (Sidecar(one, product=False) for one in _find_listed(path.parent, read))
     products = [f"{path.stem}{end}" for end in _PRODUCTS]
     for what in _PRODUCT_RASTERS:
@@ -166,7 +166,7 @@ def sidecars_of(path: Path, kind: Literal["raster", "vector"]) -> Iterator[Sidec
 
 
 def _find_listed(folder: Path, names: list[str]) -> list[Path]:
-    """Return those files of some names that are in a folder, in upper or lower case."""
+    """Return the files with given names that exist in a folder, in upper or lower case."""
     wanted = {name.casefold() for name in names}
     try:
         with os.scandir(folder) as entries:
@@ -177,7 +177,7 @@ def _find_listed(folder: Path, names: list[str]) -> list[Path]:
 
 
 def is_names(path: Path) -> bool:
-    """Say whether a side file holds class names and nothing that another program has added, such as statistics."""
+    """Return whether a side file has only class names, and no additions by another program, such as statistics."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -186,7 +186,7 @@ def is_names(path: Path) -> bool:
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether landprior has written what lies beside a map: class names, a style, a picture, probabilities."""
+    """Return whether landprior wrote a file beside a map: class names, a style, a picture, probabilities."""
     if path.name.endswith(NAMES) and is_names(path):
         return True
     for end in _AFTER_NAME:

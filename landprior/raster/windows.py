@@ -1,4 +1,4 @@
-"""The one windowed engine: read with a halo, compute, write the core; memory does not grow."""
+"""Windowed processing: read with a halo, compute, write the core, in constant memory."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BLOCK = 512
-"""Side of the blocks that COGs are written in, and of the windows unless one asks otherwise."""
+"""Side of the blocks of COGs, and the default side of windows."""
 
 
 class Sink(Protocol):
-    """What takes windows: :class:`landprior.raster.cog.CogWriter`."""
+    """A receiver of windows, such as :class:`landprior.raster.cog.CogWriter`."""
 
     def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
-        """Take a window."""
+        """Write a window."""
 
 
 Found: TypeAlias = "NDArray[np.generic] | Callable[[], NDArray[np.generic]]"
-"""What is found for a window: an array, or what is left to do for it."""
+"""Result for a window: an array, or a function that returns it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A window to write (``core``), the window to read for it (``outer``), and the way back.
+    """A window to write (``core``), the window to read for it (``outer``), and the crop from one to the other.
 
-    ``outer`` is the core grown by the halo and cut at the edges of the raster, so a function that
-    treats the edge of what it gets as the edge of the raster is right at every block.
+    ``outer`` is the core grown by the halo and clipped to the raster, so a function that
+    treats the edge of its input as the edge of the raster is correct for every block.
     """
 
     core: Window
@@ -60,7 +60,7 @@ class Block:
 
 
 def grow_window(window: Window, halo: int, within: Grid | Window) -> Window:
-    """Grow a window on all sides, as far as a raster or another window goes.
+    """Grow a window on all sides, within a raster or another window.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def grow_window(window: Window, halo: int, within: Grid | Window) -> Window:
     Returns
     -------
     Window
-        The larger one; on a side where ``within`` ends it is grown less.
+        The larger window, clipped to ``within``.
     """
     outer = within if isinstance(within, Window) else Window(0, 0, within.width, within.height)
     left, top = max(window.col_off - halo, outer.col_off), max(window.row_off - halo, outer.row_off)
@@ -93,12 +93,12 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
     size
         Side of the core windows in pixels.
     halo
-        How many pixels around a core the result depends on.
+        Pixels around a core that the result depends on.
 
     Yields
     ------
     Block
-        Rows from the top, and in each from the left.
+        Blocks from the top down, and from left to right.
     """
     for row in range(0, grid.height, size):
         for col in range(0, grid.width, size):
@@ -108,12 +108,12 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
 
 
 def count_blocks(grid: Grid, *, size: int = BLOCK) -> int:
-    """Return how many blocks :func:`iter_blocks` gives."""
+    """Return the number of blocks of :func:`iter_blocks`."""
     return -(-grid.height // size) * -(-grid.width // size)
 
 
 AHEAD = 3
-"""How many windows are read ahead, and may wait to be written."""
+"""Number of windows read ahead, and of windows that may wait to be written."""
 
 
 def stream(
@@ -127,31 +127,31 @@ def stream(
     label: str = "",
     progress: bool = False,
 ) -> None:
-    """Run ``compute`` over every block and write what it gives.
+    """Run ``compute`` on every block and write its results.
 
     Parameters
     ----------
     compute
-        Gets a block, reads what it needs, returns one array per sink, of the block's core, shape
-        (H, W) or (bands, H, W). Names without a sink are dropped; a pass that only gathers sums, or a
-        block without data, returns an empty mapping: what is not written is nodata. In place of an array it may give
-        a function that returns it, which is called in the writing thread: the next block need not wait, for a GPU say.
+        Function that gets a block, reads what it needs and returns one array per sink for the block's core, shape
+        (H, W) or (bands, H, W). Names without a sink are dropped. A pass that only gathers sums, or a block without
+        data, returns an empty mapping; unwritten pixels are nodata. Instead of an array it may return a function that
+        returns it, which is called in the writing thread, so that the next block need not wait, for example for a GPU.
     grid
         The raster's grid.
     sinks
-        Open writers by name. They are written to from another thread, one window after the other.
+        Open writers by name. They are called from another thread, one window at a time.
     read
-        Gets a block and returns what ``compute`` takes as its second argument; called in another thread, a few
+        Function that returns the second argument of ``compute`` for a block; called in another thread, a few
         blocks ahead, so that reading and computing overlap.
     halo, size
         See :func:`iter_blocks`.
     label, progress
-        A progress bar on stderr, if ``progress``.
+        Label of the progress bar on stderr, and whether to show it.
     """
     every, total = iter_blocks(grid, size=size, halo=halo), count_blocks(grid, size=size)
     bar = track(every, label, "block", total=total, show=progress)
     with (
-        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),  # for a pass without a writer too
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),  # also for a pass without a writer
         closing(_read_ahead(bar, read)) as blocks,
         _WriteBehind(sinks) as behind,
     ):
@@ -160,7 +160,7 @@ def stream(
 
 
 def _read_ahead(blocks: Iterable[Block], read: Callable[[Block], Any] | None) -> Generator[tuple[Any, ...]]:
-    """Give each block, with what was read for it in another thread."""
+    """Yield each block with the data read for it in another thread."""
     if read is None:
         yield from ((block,) for block in blocks)
         return
@@ -180,13 +180,13 @@ def _read_ahead(blocks: Iterable[Block], read: Callable[[Block], Any] | None) ->
 
 
 def _with_gdal_env(call: Callable[..., T], *arguments: object) -> T:
-    """Call something in a thread that GDAL's settings and error handler do not reach by themselves."""
+    """Call a function in a thread, which does not inherit GDAL's settings and error handler."""
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES):
         return call(*arguments)
 
 
 class _WriteBehind:
-    """Writes windows in another thread, in order; an error there comes up at the next window or at the end."""
+    """Write windows in another thread, in order; an error is raised at the next window or at the end."""
 
     def __init__(self, sinks: Mapping[str, Sink]) -> None:
         self._sinks = sinks
@@ -210,7 +210,7 @@ class _WriteBehind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=kind is not None)  # waits for what is under way
+        self._pool.shutdown(cancel_futures=kind is not None)  # waits for running tasks
         if kind is None:
             for future in self._waiting:
                 future.result()

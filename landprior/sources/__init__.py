@@ -1,1 +1,1 @@
-"""Where layers come from: areas of interest now; NAIP, NLCD, OpenStreetMap, buildings and published sets next."""
+"""Sources of the layers: areas of interest, NAIP, NLCD, OpenStreetMap, buildings and published data sets."""

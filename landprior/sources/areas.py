@@ -1,4 +1,4 @@
-"""Areas of interest, and those of city presets and of boxes."""
+"""Areas of interest, from city presets and from boxes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Area:
     Parameters
     ----------
     name
-        Its folder in the workspace.
+        Name of its folder in the workspace.
     outline
         Polygon or multipolygon in degrees (EPSG:4326, longitude first).
     preset
-        The preset it comes from, if it does.
+        The preset it comes from, if any.
     """
 
     name: str
@@ -58,7 +58,7 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     bounds
         Left, bottom, right, top (west, south, east, north) in degrees.
     name
-        Its folder; by default made from the corner.
+        Name of its folder; by default made from the corner.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
     Raises
     ------
     InputError
-        If the numbers are no such box, or in another order; says the right one.
+        If the numbers are not such a box, or in another order; the message gives the right one.
     """
     check_bounds(bounds)
     left, bottom, _, _ = bounds
@@ -78,22 +78,22 @@ def area_from_bounds(bounds: tuple[float, float, float, float], *, name: str | N
 
 _EXAMPLE = "-80.02,40.43,-79.98,40.46"
 _MINUS = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"), "-")
-"""What stands for a minus in text from word processors and web pages."""
+"""Characters used as a minus in text from word processors and web pages."""
 _NUMBER = re.compile(
     r"(?P<before>[NSEW])?\s*(?P<value>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*°?\s*(?P<after>[NSEW])?", re.IGNORECASE
 )
 
 
 def parse_bounds(text: str) -> tuple[float, float, float, float]:
-    """Read a box from text: four numbers between commas, semicolons or blanks.
+    """Read a box from text: four numbers separated by commas, semicolons or spaces.
 
-    Brackets around them, Unicode's minus signs, decimal commas (between semicolons or blanks), ``80.2W`` for ``-80.2``
-    and QGIS's ``[EPSG:4326]`` behind them are understood. The numbers are not checked: see :func:`area_from_bounds`.
+    Brackets, Unicode minus signs, decimal commas (with semicolons or spaces), ``80.2W`` for ``-80.2``
+    and QGIS's ``[EPSG:4326]`` after them are accepted. The numbers are not checked; see :func:`area_from_bounds`.
 
     Raises
     ------
     InputError
-        If it is anything else; says what is wrong.
+        If it is anything else; the message says what is wrong.
     """
     usage = f"give four numbers west,south,east,north in degrees, such as {_EXAMPLE}"
     plain = unicodedata.normalize("NFKC", text.translate(_MINUS)).translate(_MINUS)
@@ -104,10 +104,10 @@ def parse_bounds(text: str) -> tuple[float, float, float, float]:
             raise InputError(msg)
         plain = plain[: crs.start()]
     plain = re.sub(r"[\[\](){}'\"]", " ", plain).strip().rstrip(",;")
-    separator = r"\s*;\s*|\s*,\s+|\s+,\s*|\s+(?![NSEW°](?:[NSEW\s,;]|$))"  # not before a letter of its own
+    separator = r"\s*;\s*|\s*,\s+|\s+,\s*|\s+(?![NSEW°](?:[NSEW\s,;]|$))"  # not before a separate letter
     parts = [part for part in re.split(separator, plain.strip(), flags=re.IGNORECASE) if part]
     if len(parts) == 4 and any("," in part for part in parts):
-        if all(re.fullmatch(r"[-+]?\d+,\d+\D*", part) for part in parts):  # 37,22; between semicolons or blanks
+        if all(re.fullmatch(r"[-+]?\d+,\d+\D*", part) for part in parts):  # 37,22; with semicolons or spaces
             parts = [part.replace(",", ".") for part in parts]
     else:
         parts = [part.strip() for part in re.split(r"[,;]", ",".join(parts))]
@@ -132,23 +132,23 @@ def _coordinate(part: str, text: str, usage: str) -> float:
 
 
 def check_bounds(bounds: tuple[float, float, float, float]) -> None:
-    """Refuse what is no box in degrees, and say the order that is probably meant.
+    """Raise an error if four numbers are not a box in degrees, and suggest the order probably meant.
 
     Raises
     ------
     InputError
-        If the numbers are no such box, or in another order.
+        If the numbers are not such a box, or in another order.
     """
     if not all(abs(value) <= 360 for value in bounds):
-        msg = f"{_text(bounds)} are no degrees; give west,south,east,north in degrees (EPSG:4326)"
+        msg = f"{_text(bounds)} are not degrees; give west,south,east,north in degrees (EPSG:4326)"
         raise InputError(msg)
     _check_longitudes(bounds)
-    # the numbers of a place in the United States can be told apart, in whatever order they come
+    # the numbers of a place in the United States can be recognised in any order
     meant = next((order for order in permutations(bounds) if _is_box(order) and _in_america(order)), None)
     if _is_box(bounds) and meant in {None, bounds}:
         return
     left, bottom, right, top = bounds
-    if meant is None:  # elsewhere only corners can be put right
+    if meant is None:  # elsewhere only swapped corners can be recognised
         meant = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
     if not _is_box(meant):
         msg = f"{_text(bounds)} is not a box; give west,south,east,north in degrees, for example {_EXAMPLE}"
@@ -160,7 +160,7 @@ def check_bounds(bounds: tuple[float, float, float, float]) -> None:
 
 
 def _check_longitudes(bounds: tuple[float, float, float, float]) -> None:
-    """Refuse a box over the antimeridian, or counted beyond it, and say the way out."""
+    """Raise an error for a box across the antimeridian or with longitudes beyond 180 degrees, and suggest a remedy."""
     left, bottom, right, top = bounds
     if not -90 <= bottom < top <= 90:
         return  # not in this order, then
@@ -175,7 +175,7 @@ def _check_longitudes(bounds: tuple[float, float, float, float]) -> None:
         raise InputError(msg)
     west, east = (left, bottom, 180.0, top), (-180.0, bottom, right - 360, top)
     msg = (
-        f"{_text(bounds)} crosses the antimeridian (180 degrees), on which a place cannot lie; "
+        f"{_text(bounds)} crosses the antimeridian (180 degrees), which a place may not cross; "
         f"give its halves as two places: {_text(west)} and {_text(east)}"
     )
     raise InputError(msg)
@@ -187,7 +187,7 @@ def _is_box(bounds: tuple[float, ...]) -> bool:
 
 
 def _in_america(bounds: tuple[float, ...]) -> bool:
-    """Say whether a box may lie in the United States and their islands, the farthest ones aside."""
+    """Say whether a box may lie in the United States or its islands, except the most remote ones."""
     left, bottom, right, top = bounds
     return left >= -180 and right <= -60 and bottom >= 13 and top <= 72
 

@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 BUILDINGS = Origin(
     name="Buildings (Microsoft)",
     folder="buildings",
-    remedy="give a file of footprints (--buildings FILE), or go without (--buildings none)",
+    remedy="give a file of footprints (--buildings FILE), or do without (--buildings none)",
 )
 ZOOM = 9
 KEEP_INDEX = 30 * DAY
 _INDEX_LIMIT = 64 * MEGABYTE
 _PART_LIMIT = 4096 * MEGABYTE
 _UNPACKED, _SMALL_PART = 100, 64 * MEGABYTE
-"""Footprints shrink about tenfold; beyond the first of these, and the second in bytes, a file is a trap."""
+"""Limits of unpacking, as a ratio and in bytes: footprints shrink about tenfold; beyond both, it is a zip bomb."""
 
 
 def quadkeys_of(bounds: tuple[float, float, float, float]) -> list[str]:
@@ -51,34 +51,34 @@ def quadkeys_of(bounds: tuple[float, float, float, float]) -> list[str]:
 def list_files(
     bounds: tuple[float, float, float, float], network: Network, *, index_url: str = INDEX_URL
 ) -> dict[str, list[str]]:
-    """List the files of footprints for a box, by the published index.
+    """Return the files of footprints for a box, from the published index.
 
     Parameters
     ----------
     bounds
         Left, bottom, right, top (west, south, east, north) in degrees.
     network
-        The index is cached.
+        Client; the index is cached.
     index_url
         A CSV with the columns ``QuadKey`` and ``Url``.
 
     Returns
     -------
     dict
-        Quadkey -> URLs; every quadkey that touches the box is there, if need be with none.
+        Quadkey -> URLs; every quadkey that touches the box is included, even if it has none.
 
     Raises
     ------
     SourceError
-        If the index cannot be had, or is none.
+        If the index cannot be downloaded, or is invalid.
     """
     answer = network.get(index_url, BUILDINGS, keep=KEEP_INDEX, suffix=".csv", check=_check_index, limit=_INDEX_LIMIT)
     wanted = quadkeys_of(bounds)
     found: dict[str, list[str]] = {key: [] for key in wanted}
     for row in csv.DictReader(io.StringIO(answer.decode("utf-8-sig", errors="replace"))):
-        key = str(row["QuadKey"]).zfill(ZOOM)  # a table program may have dropped the zeros
+        key = str(row["QuadKey"]).zfill(ZOOM)  # a spreadsheet may have dropped leading zeros
         if key in found:
-            found[key].append(urljoin(index_url, str(row["Url"])))  # a copy may give addresses beside itself
+            found[key].append(urljoin(index_url, str(row["Url"])))  # a copy may have relative addresses
     return found
 
 
@@ -87,7 +87,7 @@ def download_buildings(
 ) -> Path:
     """Download the footprints within a box.
 
-    A quadkey that the index does not list has no footprints, which is said by a :class:`SourceWarning`.
+    Warns (:class:`SourceWarning`) about quadkeys missing in the index, which have no footprints.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def download_buildings(
     Raises
     ------
     SourceError
-        If the index or a file cannot be had, or is damaged.
+        If the index or a file cannot be downloaded, or is damaged.
     """
     import geopandas
     import pandas as pd
@@ -111,7 +111,7 @@ def download_buildings(
     files = list_files(bounds, network, index_url=index_url)
     missing = [key for key, urls in files.items() if not urls]
     if missing:
-        msg = f"Microsoft's index has no buildings for quadkey {', '.join(missing)}: none are burnt there"
+        msg = f"Microsoft's index has no buildings for quadkey {', '.join(missing)}; the layer stays empty there"
         warnings.warn(msg, SourceWarning, stacklevel=2)
     urls = sorted({url for several in files.values() for url in several})
     path = network.cache.path(BUILDINGS.folder, json.dumps([urls, bounds]), ".fgb")
@@ -134,7 +134,7 @@ def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> g
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    pyogrio.set_gdal_config_options({"CPL_VSIL_GZIP_WRITE_PROPERTIES": False})  # no side file in the cache
+    pyogrio.set_gdal_config_options({"CPL_VSIL_GZIP_WRITE_PROPERTIES": False})  # write no side file in the cache
     try:
         frame = pyogrio.read_dataframe(f"GeoJSONSeq:/vsigzip/{path}", bbox=bounds, columns=[])
     except (DataSourceError, DataLayerError, ValueError) as error:
@@ -145,7 +145,7 @@ def _read_footprints(path: Path, bounds: tuple[float, float, float, float]) -> g
 
 
 def _check_gzip(path: Path) -> None:
-    """Raise unless a file is whole (gzip ends with a checksum) and unpacks to what footprints may."""
+    """Raise an error unless a gzip file is complete (its checksum matches) and unpacks to a plausible size."""
     most, size = max(_UNPACKED * path.stat().st_size, _SMALL_PART), 0
     try:
         with gzip.open(path) as stream:
@@ -157,12 +157,12 @@ def _check_gzip(path: Path) -> None:
         msg = f"a file of footprints is damaged ({error})"
         raise SourceError(msg) from error
     if size > most:
-        msg = f"a file of footprints unpacks to more than {_UNPACKED} times its size, which footprints never do"
+        msg = f"a file of footprints unpacks to more than {_UNPACKED} times its size, too much for footprints"
         raise SourceError(msg)
 
 
 def _check_index(content: bytes) -> None:
     head = content[:200].decode("utf-8-sig", errors="replace").splitlines()
     if not head or not {"QuadKey", "Url"} <= set(head[0].split(",")) or not content.endswith(b"\n"):
-        msg = f"the index is no table with QuadKey and Url, or is cut off ({len(content)} bytes)"
+        msg = f"the index is not a table with QuadKey and Url, or is truncated ({len(content)} bytes)"
         raise SourceBusyError(msg)

@@ -1,4 +1,4 @@
-"""Features burnt into a raster, grown by metres or pixels."""
+"""Burning features into a raster, with buffers in metres or pixels."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def burn(shapes: Iterable[BaseGeometry], grid: Grid, *, widen: int = 1, touched:
     Parameters
     ----------
     shapes
-        In the CRS of the grid.
+        Geometries in the CRS of the grid.
     grid
-        The raster's.
+        Grid of the raster.
     widen
-        Side in pixels, odd, of the square that each burnt pixel becomes: 3 makes lines 3 pixels wide.
+        Side in pixels, odd, of the square drawn for each burnt pixel: 3 makes lines 3 pixels wide.
     touched
         Burn every pixel touched, not only those whose centre is inside (polygons).
 
     Returns
     -------
     ndarray of uint8, shape (H, W)
-        1 where there is one.
+        1 where there is a feature.
     """
     shapes = list(shapes)
     if not shapes:
@@ -48,22 +48,22 @@ def burn(shapes: Iterable[BaseGeometry], grid: Grid, *, widen: int = 1, touched:
 
 
 def grow_shapes(shapes: geopandas.GeoSeries, metres: float, grid: Grid) -> geopandas.GeoSeries:
-    """Grow shapes by metres on the ground, in any CRS.
+    """Buffer shapes by metres on the ground, in any CRS.
 
     Parameters
     ----------
     shapes
-        In the CRS of the grid.
+        Shapes in the CRS of the grid.
     metres
-        On the ground; in map units for a grid without a CRS.
+        Size of the buffer on the ground; in map units for a grid without a CRS.
     grid
-        Where they are needed: a shape grows by what metres are in its own middle, or, if that lies outside, at the
-        nearest place on the grid.
+        Grid of the raster. The size of a metre is taken at the middle of each shape or, if that is outside the grid,
+        at the nearest place on the grid.
 
     Returns
     -------
     GeoSeries
-        In the same order and CRS.
+        The buffered shapes, in the same order and CRS.
     """
     if grid.crs is None or shapes.empty:
         return shapes.buffer(metres)
@@ -86,12 +86,12 @@ def grow_shapes(shapes: geopandas.GeoSeries, metres: float, grid: Grid) -> geopa
 
 
 def _grow(shape: BaseGeometry, metres: float, scale: NDArray[np.float64]) -> BaseGeometry:
-    """Grow a shape, given the metres of a unit along x and y."""
+    """Buffer a shape, given the length of a map unit in metres along x and y."""
     return shapely.transform(shapely.transform(shape, lambda at: at * scale).buffer(metres), lambda at: at / scale)
 
 
 def widen_pixels(mask: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """Grow every set pixel to a square of ``width`` pixels (odd), by shifting whole rows and columns."""
+    """Expand every set pixel to a square of ``width`` pixels (odd), by shifting whole rows and columns."""
     reach = width // 2
     for axis in (0, 1):
         grown = mask.copy()

@@ -1,4 +1,4 @@
-"""City presets (``configs/cities``, or a file of one's own): a place, the years of its layers, its grid and classes."""
+"""City presets (``configs/cities``, or the user's own file): a place, the years of its layers, its grid and classes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class CityPreset(BaseModel):
 
 
 def load_city(name: str | Path) -> CityPreset:
-    """Load a preset by name, whose case does not matter, or the user's own YAML by path.
+    """Load a preset by name (in any case) or from the user's own YAML file.
 
     Raises
     ------
     ConfigError
-        If the name is unknown (the message lists what ships) or the file is not a preset.
+        If the name is unknown (the message lists the shipped ones) or the file is not a preset.
     """
     shipped = {known.casefold(): known for known in list_cities()}
     path = find_config(shipped.get(str(name).casefold(), name), "cities", (".yaml", ".yml"))
@@ -75,5 +75,5 @@ def load_city(name: str | Path) -> CityPreset:
 
 
 def list_cities() -> list[str]:
-    """Return the names of the presets that ship."""
+    """Return the names of the shipped presets."""
     return shipped_names("cities")

@@ -1,4 +1,4 @@
-"""Published benchmark sets, as torchgeo's own dataset classes have them: downloaded, checked, used in place."""
+"""Published benchmark data sets in torchgeo's layout: downloaded, checked and used in place."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _PRIOR_LAYER = "prior_from_cooccurrences_101_31_no_osm_no_buildings"
 
 
 def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
-    """Download a published set unless it is there, and let torchgeo unpack it and look it through.
+    """Download a published data set unless it exists; torchgeo unpacks and checks it.
 
     Parameters
     ----------
     name
         See :data:`PublishedSet`.
     root
-        Its folder, in torchgeo's layout.
+        Folder of the data set, in torchgeo's layout.
     network
-        Downloads go on where they were interrupted, and are checked by their MD5 sum.
+        Client; interrupted downloads are resumed, and all are checked by their MD5 sum.
 
     Returns
     -------
     Path
-        ``root``: what torchgeo's dataset class takes as ``root``.
+        ``root``, for the ``root`` argument of torchgeo's dataset class.
 
     Raises
     ------
     SourceError
-        If an archive cannot be had, or is not what was published.
+        If an archive cannot be downloaded, or has the wrong checksum.
     """
     root = Path(root)
     if _is_downloaded(name, root):
@@ -57,13 +57,13 @@ def fetch_dataset(name: str, root: str | Path, network: Network) -> Path:
         logger.info("%s -> %s", url.partition("?")[0], root / filename)
         download(network, Remote(url), origin, path=root / filename, md5=md5)
     if not _is_downloaded(name, root):
-        msg = f"the archives of {name} in {root} do not hold the set; delete them and run the same command again"
+        msg = f"the archives of {name} in {root} are not complete; delete them and run the same command again"
         raise SourceError(msg)
     return root
 
 
 def archives_of(name: str) -> list[tuple[str, str, str]]:
-    """Return the archives of a published set by torchgeo's tables: URL, file name, MD5 sum."""
+    """Return the archives of a published data set from torchgeo's tables: URL, file name, MD5 sum."""
     cls = _class_of(name)
     if name == "enviroatlas":
         return [(cls.url, cls.filename, cls.md5)]
@@ -75,13 +75,13 @@ def _class_of(name: str) -> Any:  # noqa: ANN401 - torchgeo's
 
     classes: dict[str, type] = {"enviroatlas": EnviroAtlas, "chesapeake": ChesapeakeCVPR}
     if name not in classes:
-        msg = f"{name!r} is no published set; there are: {', '.join(get_args(PublishedSet))}"
+        msg = f"{name!r} is not a published data set; choose from: {', '.join(get_args(PublishedSet))}"
         raise InputError(msg)
     return classes[name]
 
 
 def _is_downloaded(name: str, root: Path) -> bool:
-    """Say whether torchgeo's class finds a set; it unpacks archives that lie there."""
+    """Return whether torchgeo's class finds a data set; it unpacks archives it finds."""
     from torchgeo.datasets import DatasetNotFoundError
 
     cls = _class_of(name)

@@ -1,4 +1,4 @@
-"""Where local vector sources lie, and whether that is where they are needed."""
+"""Checking that local vector sources cover the tiles they are needed for."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NEAR = 2000.0
-"""Metres around a tile within which a source of vectors should have something, if not in the tile itself."""
+"""Distance from a tile, in metres, within which a vector source should have features."""
 _ENOUGH = 0.95
-"""Share of a tile, its margin included, that an extract should cover."""
+"""Share of a tile, its margin included, that an extract must cover."""
 _METRES_PER_DEGREE = 111_320.0
 _HEADER = 64 * 1024
 _SOME = 1000
 _PACKED = {".bz2", ".gz", ".xz", ".zst", ".7z", ".rar", ".tar", ".tgz"}
-"""Endings of archives that GDAL does not look into unasked."""
+"""Extensions of archives that GDAL does not open by itself."""
 
 
 class Box(NamedTuple):
@@ -53,7 +53,7 @@ class Box(NamedTuple):
         return ",".join(f"{value:.4f}" for value in self)
 
     def meets(self, other: Box, metres: float = 0.0) -> bool:
-        """Say whether another box lies within some metres."""
+        """Return whether another box is within a distance in metres."""
         tall = metres / _METRES_PER_DEGREE
         wide = tall / max(math.cos(math.radians(min(abs(other.south), abs(other.north), 89.0))), 0.01)
         return (
@@ -73,18 +73,18 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """Where the features of a file lie.
+    """The extent of a file's features.
 
     Parameters
     ----------
     box
-        In degrees.
+        Bounds in degrees.
     covers
-        Whether the file says that it covers this box, as an OpenStreetMap extract does; else its features only do.
+        Whether the file declares that it covers this box, like an OpenStreetMap extract, or only its features do.
     hint
-        What may be wrong with it, for a message; begins with "; ", or is "".
+        A likely cause, for a message; begins with "; ", or is "".
     swapped
-        The box if the coordinates of the file are latitude first; None if they cannot be.
+        The box if the coordinates of the file are latitude first; None if that is impossible.
     """
 
     box: Box
@@ -101,32 +101,32 @@ def find_box(grid: Grid) -> Box:
 def check_extent(
     source: str | Path, tiles: Mapping[str, Box], option: str, *, strict: bool, thorough: bool = False
 ) -> bool:
-    """Compare where a vector file lies with the tiles it is for.
+    """Check that a vector file covers the tiles it is for.
 
     Parameters
     ----------
     source
-        The file; it may name a layer (``file.gpkg|layername=x``).
+        The file; may include a layer (``file.gpkg|layername=x``).
     tiles
         Name -> bounds of each tile.
     option
-        Such as ``--osm``, for messages.
+        Name of the option, such as ``--osm``, for messages.
     strict
-        Whether a file that lies far from all tiles is an error, not a warning.
+        Whether a file far from all tiles is an error rather than a warning.
     thorough
-        Look at all features if the file does not say its bounds.
+        Read all features if the file does not store its bounds.
 
     Returns
     -------
     bool
-        Whether it lies where it should, as far as it says so.
+        Whether it covers the tiles, as far as known.
 
     Raises
     ------
     MissingInputError
         If there is no such file.
     InputError
-        If it has no CRS, or one that its coordinates do not fit.
+        If it has no CRS, or one that does not match its coordinates.
     GridMismatchError
         If it is an extract that does not cover a tile, or far from all of them and ``strict``.
     """
@@ -135,7 +135,7 @@ def check_extent(
         msg = f"no such file: {path} ({option})"
         raise MissingInputError(msg)
     if path.suffix.lower() in _PACKED:
-        msg = f"{path} is packed; unpack it and give what is in it ({option})"
+        msg = f"{path} is an archive; unpack it and give the file inside ({option})"
         raise InputError(msg)
     refuse_zip_bomb(path)
     extent = find_extent(source, thorough=thorough)
@@ -151,8 +151,8 @@ def check_extent(
         hint = "; its coordinates seem to be latitude first: swap them (QGIS: Swap X and Y coordinates)"
     if extent.covers:
         msg = (
-            f"{path} covers {extent.box} and not {which} ({box}){hint}; "
-            f"give an extract of this place ({option}), or go without ({option} none)"
+            f"{path} covers {extent.box}, not {which} ({box}){hint}; "
+            f"give an extract of this place ({option}), or do without ({option} none)"
         )
         raise GridMismatchError(msg)
     msg = (
@@ -160,34 +160,32 @@ def check_extent(
         f"its features lie in {extent.box}, the tile in {box} (west,south,east,north){hint}"
     )
     if strict and len(far) == len(tiles):
-        msg = f"{msg}; give a file of this place ({option}), or go without ({option} none)"
+        msg = f"{msg}; give a file of this place ({option}), or do without ({option} none)"
         raise GridMismatchError(msg)
     warnings.warn(msg, SourceWarning, stacklevel=2)
     return False
 
 
 def _check_shares(path: Path, whole: Box, tiles: Mapping[str, Box]) -> bool:
-    """Warn of tiles that an extract covers in part; beyond its edge nothing would be burnt."""
+    """Warn about tiles that an extract covers only in part, since nothing is burnt beyond its edge."""
     shares = {name: whole.share_of(box) for name, box in tiles.items()}
     name = min(shares, key=lambda one: shares[one])
     if shares[name] >= _ENOUGH:
         return True
     count = sum(share < _ENOUGH for share in shares.values())
-    more = "" if count == 1 else f", and only a part of {count - 1} more"
-    msg = (
-        f"{path} covers {whole} and only {shares[name]:.0%} of tile {name} ({tiles[name]}){more}; the rest stays empty"
-    )
+    more = "" if count == 1 else f", and only part of {count - 1} more"
+    msg = f"{path} covers {whole}, only {shares[name]:.0%} of tile {name} ({tiles[name]}){more}; the rest stays empty"
     warnings.warn(msg, SourceWarning, stacklevel=3)
     return True
 
 
 def find_extent(source: str | Path, *, thorough: bool = False) -> Extent | None:
-    """Return where a vector file lies; None if it does not say, or has no features.
+    """Return the extent of a vector file; None if unknown, or if it has no features.
 
     Raises
     ------
     InputError
-        If it has no CRS, or one that its coordinates do not fit.
+        If it has no CRS, or one that does not match its coordinates.
     """
     path = plain_path(source)
     name = path.name.lower()
@@ -195,7 +193,7 @@ def find_extent(source: str | Path, *, thorough: bool = False) -> Extent | None:
     if declared is not None:
         return Extent(box=declared, covers=True)
     if name.endswith((".pbf", ".osm")) and not thorough:
-        return None  # a pass through the whole file
+        return None  # would read the whole file
     found = _parquet_bounds(path) if path.suffix.lower() in PARQUET else _gdal_bounds(source, path, thorough=thorough)
     boxes = [extent for bounds, crs in found if (extent := _in_degrees(bounds, crs, path)) is not None]
     if not boxes:
@@ -208,7 +206,7 @@ def find_extent(source: str | Path, *, thorough: bool = False) -> Extent | None:
 
 
 def list_spatial_layers(path: Path) -> list[str | None]:
-    """Return the names of the layers that have geometries; only None for a format without layers, or if unreadable."""
+    """Return the names of the layers that have geometries; [None] for a format without layers, or if unreadable."""
     if path.suffix.lower() in PARQUET:
         return [None]
     try:
@@ -223,7 +221,7 @@ def _around(boxes: Sequence[Box]) -> Box:
 
 
 def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tuple[Sequence[float], str | None]]:
-    """Return bounds and CRS of the layers of a file that have features and say where."""
+    """Return bounds and CRS of the layers of a file that have features and known bounds."""
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -232,24 +230,24 @@ def _gdal_bounds(source: str | Path, path: Path, *, thorough: bool) -> list[tupl
     try:
         names = list_layers(path)
     except InputError as error:
-        logger.debug("%s", error)  # reported by whoever reads it
+        logger.debug("%s", error)  # reported where it is read
         return found
     try:
         for name in names if wanted.layer is None else [choose_layer(wanted)]:
             about = pyogrio.read_info(path, layer=name, force_total_bounds=thorough)
             bounds = about["total_bounds"]
-            if bounds is None and thorough:  # GDAL does not go through extracts twice; some features tell enough
+            if bounds is None and thorough:  # GDAL does not read extracts twice; some features are enough
                 some = pyogrio.read_dataframe(path, layer=name, columns=[], max_features=_SOME).geometry
                 bounds = some.total_bounds if len(some) else None
             if bounds is not None and np.isfinite(bounds).all() and about["features"] != 0:
                 found.append((tuple(bounds), about["crs"]))
     except (DataSourceError, DataLayerError, UnicodeDecodeError, ValueError) as error:
-        logger.debug("%s: %s", path, error)  # reported by whoever reads it
+        logger.debug("%s: %s", path, error)  # reported where it is read
     return found
 
 
 def _parquet_bounds(path: Path) -> list[tuple[Sequence[float], str | None]]:
-    """Return the bounds that a GeoParquet file says, if it does."""
+    """Return the bounds stored in a GeoParquet file, if any."""
     try:
         from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
 
@@ -258,7 +256,7 @@ def _parquet_bounds(path: Path) -> list[tuple[Sequence[float], str | None]]:
         half = len(bounds) // 2
         return [((*bounds[:2], *bounds[half : half + 2]), read_parquet_crs(path))]
     except (ImportError, OSError, ValueError, KeyError, TypeError):
-        return []  # reported by whoever reads it
+        return []  # reported where it is read
 
 
 def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Extent | None:
@@ -272,22 +270,22 @@ def _in_degrees(bounds: Sequence[float], crs: str | None, path: Path) -> Extent 
     try:
         own = CRS.from_user_input(crs)
         if not own.is_geographic:
-            hint = "; its coordinates look like degrees: is its CRS right?" if looks else ""
+            hint = "; its coordinates look like degrees: is its CRS correct?" if looks else ""
             return Extent(box=Box(*transform_bounds(own, "EPSG:4326", *bounds, densify_pts=21)), hint=hint)
     except RasterioError:
-        return None  # whoever reads the features reports a CRS that cannot be used
+        return None  # an unusable CRS is reported where the features are read
     swapped = Box(south, west, north, east) if abs(west) <= 90 and abs(east) <= 90 else None
     beyond = south > 90 or north < -90 or west > 360 or east < -360
     if beyond and (swapped is None or not looks):
         msg = (
-            f"{path} says that its coordinates are degrees, but they lie in {numbers}; "
-            "set the CRS they are in (ogr2ogr -a_srs EPSG:CODE)"
+            f"{path} declares its coordinates as degrees, but they lie in {numbers}; "
+            "set their CRS (ogr2ogr -a_srs EPSG:CODE)"
         )
         raise InputError(msg)
     return Extent(box=Box(west, south, east, north), swapped=swapped)
 
 
-# -- what extracts of OpenStreetMap say of themselves ----------------------------------------------
+# -- metadata of OpenStreetMap extracts ----------------------------------------------
 
 
 def _xml_box(path: Path) -> Box | None:

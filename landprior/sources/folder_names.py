@@ -1,4 +1,4 @@
-"""Names of folders in a workspace: made from texts, and checked wherever they come from."""
+"""Names of folders in a workspace: made from text, and checked whatever their origin."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from landprior.errors import InputError
 
 
 def slug(text: str) -> str:
-    """Return a text as the name of a folder."""
+    """Return a folder name made from a text."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-") or "area"
 
 
 MOST_BYTES = 200
-"""Of a name: file systems take 255, and temporary files add some."""
+"""Maximum length of a name in bytes: file systems allow 255, and temporary files add some."""
 
 
 def check_name(name: str) -> str:
-    """Return the name of an area if it can be a new folder of the workspace.
+    """Return the name of an area if it is valid for a new folder of the workspace.
 
     Raises
     ------
     InputError
-        If not.
+        If it is not valid.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name.lower().endswith((".yaml", ".yml")):
         msg = f"{_shown(name)} cannot be the name of a folder; use letters, digits, '-', '_' and '.'"
@@ -33,14 +33,14 @@ def check_name(name: str) -> str:
 
 
 def check_component(name: str, what: str = "a tile") -> str:
-    """Return the name of a folder, wherever it comes from, if it stays in the folder it is put into.
+    """Return a folder name if it stays inside its parent folder, whatever its origin.
 
     Parameters
     ----------
     name
-        Such as of a tile that a plan or a catalogue lists.
+        Name, for example of a tile listed in a plan or a catalogue.
     what
-        What has the name, for the message.
+        What the name is for, used in the message.
 
     Returns
     -------
@@ -64,11 +64,11 @@ def check_component(name: str, what: str = "a tile") -> str:
     elif len(name.encode()) > MOST_BYTES:
         reason = f"it is longer than {MOST_BYTES} bytes"
     if reason:
-        msg = f"{_shown(name)} cannot be the name of {what}: {reason}; a name is that of one folder"
+        msg = f"{_shown(name)} cannot be the name of {what}: {reason}; it must be the name of a single folder"
         raise InputError(msg)
     return name
 
 
 def _shown(name: str) -> str:
-    """Return a name as it is shown in a message, shortened."""
+    """Return a name shortened, for a message."""
     return repr(name if len(name) <= 60 else f"{name[:60]}...")

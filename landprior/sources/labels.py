@@ -1,4 +1,4 @@
-"""The user's own labels, raster or vector, on the grid of a tile, by the codes of a class scheme."""
+"""The user's own labels, raster or vector, on the grid of a tile, in the codes of a class scheme."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _RASTERS = {
     *(".tif", ".tiff", ".img", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"),
     *(".asc", ".bil", ".bip", ".bsq", ".dat", ".hdr", ".grd", ".rst", ".hdf", ".nc"),
 }
-"""Endings of files that are rasters, where they cannot be read."""
+"""File endings taken as rasters if the file cannot be read."""
 _BOTH = {"GPKG", "MBTiles", "PDF", "SQLite", "netCDF", "OpenFileGDB"}
-"""GDAL's drivers whose files may hold rasters, vectors or both."""
+"""GDAL's drivers whose files may contain rasters, vectors or both."""
 
 
 def is_raster(path: str | Path) -> bool:
-    """Say whether a file is a raster, by what it holds and not by its name; others are vector data.
+    """Return whether a file is a raster rather than vector data, by its content and not its name.
 
-    A file that cannot be read as either is taken for what its name says, so that the error is of that kind.
+    A file that cannot be read as either is judged by its name, so that the error fits.
     """
     if split_band(path)[1] is not None:
         return True  # file.tif|band=2
@@ -78,29 +78,29 @@ def write_labels(
     field: str = "class",
     overwrite: bool = False,
 ) -> bool:
-    """Put labels on the grid of a tile and write them, merged into the scheme's classes.
+    """Write labels on the grid of a tile, converted to the scheme's classes.
 
     Parameters
     ----------
     sources
-        Rasters (by nearest neighbour) or vector files; where several say something, the first counts.
+        Rasters (resampled by nearest neighbour) or vector files; where several have labels, the first wins.
     grid
-        The tile's.
+        Grid of the tile.
     path
-        Where they go.
+        The file to write.
     scheme
         The classes.
     label_map
         Codes of the labels -> codes of the scheme.
     field
-        The attribute of vector files that holds the class, by name or code.
+        Column of vector files with the class, by name or code.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Returns
     -------
     bool
-        Whether any source lies on the grid; if none does, nothing is written.
+        Whether any source overlaps the grid; if none does, nothing is written.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def write_labels(
 def _read(
     source: Path, grid: Grid, scheme: ClassScheme, label_map: Mapping[int, int] | None, field: str
 ) -> NDArray[np.int16] | None:
-    """Return class positions on the grid, -1 where there are none; None if the source lies elsewhere."""
+    """Return class positions on the grid, -1 where there are none; None if the source is elsewhere."""
     if is_raster(source):
         try:
             with open_on_grid(source, grid, like="the tile") as src:
@@ -173,7 +173,7 @@ def class_position(value: object, scheme: ClassScheme, label_map: Mapping[int, i
     label_map
         Codes of the labels -> codes of the scheme.
     source
-        What the labels are called in an error.
+        Name of the labels in error messages.
 
     Returns
     -------

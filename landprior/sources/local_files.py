@@ -1,4 +1,4 @@
-"""Local files as sources: what tells one content from another, and what is not a local file at all."""
+"""Local files as sources: identifying their content, and rejecting remote paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from landprior.raster.remote import explain_remote_input, is_remote
 from landprior.raster.sidecars import files_of
 
 _WHOLE = 256 * 2**20
-"""Bytes up to which a file is hashed whole; of a larger one samples are, and what the file system says of it."""
+"""Maximum size of a file that is hashed whole; for larger ones, samples and file system data are hashed."""
 _ARCHIVES = {".zip", ".kmz", ".shz"}
 _UNPACKED = 100
 _SAMPLES, _SAMPLE = 64, 64 * 1024
@@ -24,40 +24,40 @@ _WEB = re.compile(r"https?://[^/]")
 
 
 def refuse_remote(value: object, option: str, *, web: bool = False) -> None:
-    """Refuse what is not a local path, such as ``s3://bucket/x``, also as :class:`~pathlib.Path` writes it (``s3:/``).
+    """Raise an error for a remote path, such as ``s3://bucket/x``, or ``s3:/bucket/x`` as in a :class:`~pathlib.Path`.
 
     Parameters
     ----------
     value
-        A path or a text; anything else is let through.
+        A path or a text; anything else is accepted.
     option
-        How a user names it, for the message.
+        Name of the option, for the message.
     web
         Whether ``http://`` and ``https://`` are supported.
 
     Raises
     ------
     ValueError
-        Says what to do instead.
+        If the path is not local; the message gives the remedy.
     """
     text = str(value) if isinstance(value, (str, os.PathLike)) else ""
     if explain_remote_input(text) is None or (web and _WEB.match(text)):
         return
     also = " (or an http address)" if web else ""
     msg = (
-        f"{redact(text)} is neither a local file{also} nor can it be read from there; "
+        f"{redact(text)} is not a local file{also}, and landprior cannot read it remotely; "
         f"download it and give its path ({option})"
     )
     raise ValueError(msg)
 
 
 def refuse_zip_bomb(path: Path) -> None:
-    """Refuse an archive that unpacks to far more than data do; GDAL would go through all of it.
+    """Raise an error for an archive that unpacks to an implausible size, which GDAL would read in full.
 
     Raises
     ------
     InputError
-        Says so.
+        If it does.
     """
     if path.suffix.lower() not in _ARCHIVES or not path.is_file():
         return
@@ -65,9 +65,11 @@ def refuse_zip_bomb(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             whole = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError):  # damaged, encrypted, or of an unknown version
-        return  # reported by whoever reads it
+        return  # reported where it is read
     if whole > max(_UNPACKED * path.stat().st_size, _WHOLE):
-        msg = f"{path} unpacks to {whole / 2**20:,.0f} MB, over {_UNPACKED} times its size; unpack it if that is right"
+        msg = (
+            f"{path} unpacks to {whole / 2**20:,.0f} MB, over {_UNPACKED} times its size; unpack it if that is correct"
+        )
         raise InputError(msg)
 
 
@@ -78,22 +80,22 @@ def plain_path(source: str | Path) -> Path:
 
 
 def absolute_source(source: str | Path) -> str:
-    """Return a local source by its whole path, whatever folder it is read from; ``none`` and addresses as they are."""
+    """Return a local source with its absolute path; ``none`` and addresses are unchanged."""
     text = str(source)
     local = plain_path(text).exists() or ("{year}" in text and not is_remote(text))
     return str(Path(text).absolute()) if local else text
 
 
 def identify(source: str | Path) -> list[list[str | int]] | None:
-    """Return what tells a local file, with all that is read along with it, from any other content.
+    """Return an identifier of the content of a local file and the files read with it.
 
-    Time and size alone do not: a file may be replaced by one of the same size with an older date.
+    Time and size are not enough: a file may be replaced by one of the same size with an older date.
 
     Returns
     -------
     list or None
-        Kind, size and hash of each part: the file, a shapefile's others, masks and side files, the rasters of a VRT,
-        the files of a folder. None if there is no such file.
+        Kind, size and hash of each part: the file, the other parts of a shapefile, masks and side files, the rasters of
+        a VRT, the files of a folder. None if there is no such file.
     """
     text = str(source)
     path = plain_path(source)
@@ -103,7 +105,7 @@ def identify(source: str | Path) -> list[list[str | int]] | None:
         parts = sorted(part for part in path.rglob("*") if part.is_file() and part.suffix != ".lock")
     elif path.exists():
         parts = [path, *sorted(files_of(path))]
-    else:  # a subdataset or a band, which names its file within
+    else:  # a subdataset or a band, which contains the file name
         parts = files_of(text)
     return [_describe(part, path) for part in parts if part.is_file()] or None
 
@@ -115,7 +117,7 @@ def _describe(part: Path, whole: Path) -> list[str | int]:
 
 
 def _sample(path: Path) -> str:
-    """Return a hash of parts of a large file and of what the file system says of it."""
+    """Return a hash of parts of a large file and its file system data."""
     status = path.stat()
     times = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     found = hashlib.sha256(repr((status.st_size, times)).encode())

@@ -1,4 +1,4 @@
-"""NLCD: from a web coverage service, or from a national file, by its original codes."""
+"""NLCD in its original codes, from a web coverage service or a national file."""
 
 from __future__ import annotations
 
@@ -47,30 +47,30 @@ FIRST_YEAR, LAST_YEAR = 1985, 2025
 KEEP_DESCRIPTION = 30 * DAY
 _CELLS_AROUND = 2
 _ROUNDING = 1e-6
-"""Cells that a tile touches by less than this are not needed."""
+"""Cells that overlap a tile by less than this are not needed."""
 _MOST_CELLS = 2**28
-"""Of one tile, some hundred times what cells of 1 m would be."""
+"""Maximum cells of one tile, about a hundred times the number of 1 m cells."""
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What a coverage service says of its raster.
+    """Description of a coverage service's raster.
 
     Parameters
     ----------
     crs
-        Its own.
+        CRS of the raster.
     srs
-        As the service writes it.
+        The CRS as the service writes it.
     transform
-        From (column, row) to its CRS; corners of cells, not centres.
+        Transform from (column, row) to the CRS; corners of cells, not centres.
     width, height
-        In cells.
+        Size in cells.
     years
-        Those it has; empty if it does not say.
+        Available years; empty if the service does not list them.
     format
-        How the service calls GeoTIFF.
+        Name of the GeoTIFF format at the service.
     """
 
     crs: CRS
@@ -83,21 +83,21 @@ class Coverage:
 
 
 def match_year(year: int, years: tuple[int, ...] = ()) -> int:
-    """Return the year of NLCD nearest to a year; of equal ones the earlier."""
+    """Return the NLCD year nearest to a year; of two equally near, the earlier."""
     return min(years or range(FIRST_YEAR, LAST_YEAR + 1), key=lambda y: (abs(y - year), y))
 
 
 def describe_coverage(network: Network, *, url: str = WCS_URL, coverage: str = COVERAGE) -> Coverage:
-    """Ask a coverage service (WCS 1.0.0) for the grid and the years of its raster.
+    """Request the grid and the years of a coverage service's raster (WCS 1.0.0).
 
     Parameters
     ----------
     network
-        The description is cached.
+        Client; the description is cached.
     url
-        The service.
+        Address of the service.
     coverage
-        Its name for NLCD.
+        Name of NLCD's coverage.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def describe_coverage(network: Network, *, url: str = WCS_URL, coverage: str = C
     Raises
     ------
     SourceError
-        If it does not answer, or not so that it can be used.
+        If it does not answer, or its answer cannot be used.
     """
 
     def check(content: bytes) -> None:
@@ -127,16 +127,16 @@ def describe_coverage(network: Network, *, url: str = WCS_URL, coverage: str = C
 def download_nlcd(
     grid: Grid, year: int | None, network: Network, *, url: str = WCS_URL, coverage: str = COVERAGE
 ) -> Path:
-    """Download the cells that cover a grid, by their own grid and codes.
+    """Download the cells that cover a grid, on their own grid and with their own codes.
 
     Parameters
     ----------
     grid
-        What is to be covered, in any CRS.
+        Grid to be covered, in any CRS.
     year
-        Which; None for a service without years.
+        NLCD year; None for a service without years.
     network
-        Answers are cached.
+        Client; responses are cached.
     url, coverage
         See :func:`describe_coverage`.
 
@@ -148,9 +148,9 @@ def download_nlcd(
     Raises
     ------
     GridMismatchError
-        If the service has nothing there.
+        If the service has no data there.
     SourceError
-        If there is no good answer.
+        If there is no valid response.
     """
     described = describe_coverage(network, url=url, coverage=coverage)
     whole = Grid(width=described.width, height=described.height, transform=described.transform, crs=described.crs)
@@ -174,14 +174,14 @@ def download_nlcd(
     def check(content: bytes) -> None:
         _read_answer(content, cells, url)
 
-    # a byte or a float per cell, in one band or a few, and whatever surrounds it
+    # a byte or a float per cell, in one or a few bands, plus overhead
     answer = network.get(url, NLCD, params=params, check=check, limit=32 * MEGABYTE + 32 * cells.width * cells.height)
     values, nodata = _read_answer(answer, cells, url)
-    return _write_part(path, values, cells, nodata)  # not the answer's own transform, which may be rounded
+    return _write_part(path, values, cells, nodata)  # not the response's own transform, which may be rounded
 
 
 def is_remote(source: str | Path) -> bool:
-    """Say whether a raster of NLCD is to be read from the web."""
+    """Say whether a raster of NLCD is read from the web."""
     return re.match(r"https?://", str(source)) is not None
 
 
@@ -193,11 +193,11 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
     source
         Path or URL; ``{year}`` in it is replaced.
     year
-        Which.
+        NLCD year.
     grid
-        What is to be covered.
+        Grid to be covered.
     network
-        Reads a remote file by ranges.
+        Client to read a remote file by ranges.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
     Raises
     ------
     GridMismatchError, InputError
-        If a remote file does not reach there, or the address is of another kind.
+        If a remote file does not reach the grid, or the address is not supported.
     SourceError
         If it cannot be read.
     """
@@ -217,7 +217,7 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
             msg = f"{redact(text)} is neither a file nor an http address; download it and give its path (--nlcd)"
             raise InputError(msg)
         return Path(archive_path(text))
-    # the whole address: its query may choose the year; the cache keeps but a hash of this
+    # the whole address: its query may select the year; the cache stores only a hash of it
     path = network.cache.path(NLCD.folder, json.dumps([text, year, repr(grid)]), ".tif")
     if path.is_file() and not network.refresh:
         return path
@@ -229,9 +229,9 @@ def clip_file(source: str | Path, year: int | None, grid: Grid, network: Network
 
 
 def _window_around(whole: Grid, grid: Grid, name: str) -> Window:
-    """Return the cells of a raster that cover a grid, with some around; at least 3 x 3 unless it has fewer."""
+    """Return the cells of a raster that cover a grid, with a margin; at least 3 x 3 unless it has fewer."""
     if whole.crs is None or grid.crs is None:
-        msg = f"{redact(name)} has no CRS, so it cannot be put on a tile's grid"
+        msg = f"{redact(name)} has no CRS, so it cannot be warped to a tile's grid"
         raise GridMismatchError(msg)
     bounds = transform_bounds(grid.crs, whole.crs, *grid.bounds, densify_pts=21)
     exact = from_bounds(*bounds, transform=whole.transform)
@@ -239,7 +239,7 @@ def _window_around(whole: Grid, grid: Grid, name: str) -> Window:
     right = int(np.ceil(exact.col_off + exact.width - _ROUNDING))
     bottom = int(np.ceil(exact.row_off + exact.height - _ROUNDING))
     if right <= 0 or bottom <= 0 or left >= whole.width or top >= whole.height:
-        msg = f"NLCD: {redact(name)} has nothing at this place; {NLCD.remedy}"
+        msg = f"NLCD: {redact(name)} has no data at this place; {NLCD.remedy}"
         raise GridMismatchError(msg)
     left, top = max(left - _CELLS_AROUND, 0), max(top - _CELLS_AROUND, 0)
     right, bottom = min(right + _CELLS_AROUND, whole.width), min(bottom + _CELLS_AROUND, whole.height)
@@ -260,33 +260,31 @@ def _write_part(path: Path, values: NDArray[np.generic], grid: Grid, nodata: flo
 
 
 def _read_answer(content: bytes, cells: Grid, url: str) -> tuple[NDArray[np.uint8], float | None]:
-    """Return the codes of an answer, if it is one, and its nodata value."""
+    """Return the codes of a valid response and its nodata value."""
     if not content.startswith(_TIFF):
         _raise_exception(content, url)
     try:
         with MemoryFile(content) as memory, memory.open() as src:
             if (src.height, src.width) != cells.shape:
-                msg = (
-                    f"{redact(url)} sent {src.width} x {src.height} cells where {cells.width} x {cells.height} are due"
-                )
+                msg = f"{redact(url)} sent {src.width} x {src.height} cells instead of {cells.width} x {cells.height}"
                 raise SourceError(msg)
             corners = np.array([(0, 0), (cells.width, cells.height)]).T
             shift = float(np.abs(~cells.transform @ (src.transform @ corners) - corners).max())
             if shift > 0.1:
-                msg = f"{redact(url)} sent another place than was asked for ({shift:.1f} cells away)"
+                msg = f"{redact(url)} sent another place than requested ({shift:.1f} cells away)"
                 raise SourceError(msg)
             values, nodata = src.read(1), src.nodata
     except RasterioError as error:
         msg = f"{redact(url)} sent a damaged raster ({' '.join(str(error).split())})"
         raise SourceBusyError(msg) from error
     if values.min() < 0 or values.max() > 255 or values.dtype.kind not in "iu":
-        msg = f"{redact(url)} sent {values.dtype} numbers up to {values.max()}, which are no NLCD codes"
+        msg = f"{redact(url)} sent {values.dtype} numbers up to {values.max()}, which are not NLCD codes"
         raise SourceError(msg)
     return np.asarray(values, dtype=np.uint8), nodata if nodata is not None and 0 <= nodata <= 255 else None
 
 
 def _require_coverage(content: bytes, url: str) -> Coverage:
-    """Parse a description, or raise."""
+    """Parse a description, or raise an error."""
     root = _parse(content, url)
     rectified = _find(root, "RectifiedGrid")
     if rectified is None:
@@ -303,7 +301,7 @@ def _require_coverage(content: bytes, url: str) -> Coverage:
         srs, left, top = _corner(root, rectified, origin, [dx, dy])
         crs = CRS.from_user_input(srs)
     except (TypeError, ValueError, IndexError, RasterioError) as error:
-        msg = f"{redact(url)} does not describe its raster so that it can be used"
+        msg = f"{redact(url)} gives an unusable description of its raster"
         raise SourceError(msg) from error
     formats = [e.text or "" for e in root.iter() if _tag(e) == "formats"]
     return Coverage(
@@ -320,8 +318,8 @@ def _require_coverage(content: bytes, url: str) -> Coverage:
 def _corner(root: Element, rectified: Element, origin: list[float], cell: list[float]) -> tuple[str, float, float]:
     """Return the CRS and the upper left corner of a coverage.
 
-    By the standard, and at GeoServer, the origin is the centre of the first cell. MapServer gives its
-    corner: then an envelope, of those in several CRS, begins at the origin.
+    In the standard, and in GeoServer, the origin is the centre of the first cell. MapServer gives its
+    corner, in which case one of the envelopes (in several CRSs) starts at the origin.
     """
     srs = rectified.get("srsName") or ""
     for envelope in root.iter():
@@ -336,7 +334,7 @@ def _corner(root: Element, rectified: Element, origin: list[float], cell: list[f
 
 
 def _years(root: Element) -> tuple[int, ...]:
-    """Return the years of a description, which lists times or gives periods."""
+    """Return the years of a description, which gives times or periods."""
     domain = _find(root, "temporalDomain")
     found: set[int] = set()
     for element in () if domain is None else domain.iter():
@@ -347,12 +345,12 @@ def _years(root: Element) -> tuple[int, ...]:
 
 
 def _raise_exception(content: bytes, url: str) -> NoReturn:
-    """Raise what a service says instead of an answer."""
+    """Raise an error with a service's error message."""
     text = ""
     if content.lstrip().startswith(b"<"):
         root = _parse(content, url)
         text = " ".join(e.text or "" for e in root.iter() if _tag(e) in {"ServiceException", "ExceptionText"})
-    message = hide_addresses(" ".join(text.split()))[:200] or f"{len(content)} bytes that are no raster"
+    message = hide_addresses(" ".join(text.split()))[:200] or f"{len(content)} bytes that are not a raster"
     msg = f"{redact(url)} says: {message}"
     raise SourceError(msg) if text else SourceBusyError(msg)
 
@@ -361,7 +359,7 @@ def _parse(content: bytes, url: str) -> Element:
     try:
         root: Element = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError) as error:
-        msg = f"{redact(url)} sent no XML ({len(content)} bytes)"
+        msg = f"{redact(url)} did not send XML ({len(content)} bytes)"
         raise SourceBusyError(msg) from error
     return root
 

@@ -32,11 +32,11 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
     Parameters
     ----------
     place
-        As one would write it: "Ithaca, NY".
+        Name of the place, such as "Ithaca, NY".
     network
-        The answer is cached.
+        Client; the response is cached.
     url
-        Another Nominatim server.
+        Nominatim server, if not the public one.
 
     Returns
     -------
@@ -66,13 +66,13 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
             try:
                 return osmnx.geocode_to_gdf(place).geometry.iloc[0]
             except InsufficientResponseError as error:
-                msg = f"{place!r} is not known to {redact(server)}; check the spelling, or give --bbox or --aoi"
+                msg = f"{place!r} was not found at {redact(server)}; check the spelling, or give --bbox or --aoi"
                 raise InputError(msg) from error
             except TypeError as error:
                 msg = f"{place!r} has no outline at {redact(server)}, only a point; give --bbox or --aoi"
                 raise InputError(msg) from error
             except (KeyError, ValueError) as error:
-                msg = f"{redact(server)} sent places that cannot be read ({type(error).__name__}: {error})"
+                msg = f"{redact(server)} sent unreadable places ({type(error).__name__}: {error})"
                 raise SourceError(msg) from error
 
     outline = network.call(NOMINATIM, ask)
@@ -81,8 +81,8 @@ def geocode(place: str, network: Network, *, url: str | None = None) -> BaseGeom
 
 
 def _check_places(body: bytes, url: str) -> None:
-    """Raise unless Nominatim's answer is one."""
+    """Raise an error for an invalid response of Nominatim."""
     answer = parse_json(body, redact(url))
     if not isinstance(answer, list):
-        msg = f"{redact(url)} sent JSON that is not an answer of Nominatim ({hide_addresses(str(answer))[:120]})"
+        msg = f"{redact(url)} sent JSON that is not a Nominatim response ({hide_addresses(str(answer))[:120]})"
         raise SourceError(msg)

@@ -1,7 +1,7 @@
 """OpenStreetMap: roads, waterways and water bodies, from Overpass or from an extract.
 
-Whatever the source, features first become one small GeoPackage in the cache (layers ``lines`` and
-``multipolygons``, columns as in ``configs/osm.ini``), and the layers of a tile are chosen from that by
+From either source, features are first written to a small GeoPackage in the cache (layers ``lines`` and
+``multipolygons``, columns as in ``configs/osm.ini``), and the layers of a tile are selected from it by
 the same rules.
 """
 
@@ -42,7 +42,7 @@ OVERPASS = Origin(
     remedy="give a local extract (--osm FILE.osm.pbf) or another server (--overpass-url)",
 )
 _OUTWARD = (-1e-6, -1e-6, 1e-6, 1e-6)
-"""Degrees by which a request reaches beyond the tile, so that rounding takes nothing off."""
+"""Margin of a request around the tile, in degrees, so that rounding loses nothing."""
 
 LAYERS = ("roads", "waterways", "waterbodies")
 ROAD_PIXELS = 3
@@ -59,7 +59,7 @@ _COLUMNS = {
         "natural", "landuse", "waterway", "water", "tunnel", "covered", "location", "highway", "building",
     ),
 }  # fmt: skip
-# not in use, or no ways: what osmnx leaves out of network_type="all"
+# not in use, or not ways: excluded by osmnx in network_type="all"
 _NO_ROADS = (
     "abandoned", "construction", "no", "planned", "platform", "proposed", "raceway", "razed", "rest_area", "services",
     "bus_stop", "corridor", "elevator",
@@ -67,9 +67,9 @@ _NO_ROADS = (
 _STREAMS = ("river", "stream", "brook", "tidal_channel", "canal", "drain", "ditch")
 _PONDS = ("riverbank", "dock", "boatyard")
 _OPEN = ("no", "F", "false", "0")
-"""Values of ``tunnel`` and ``covered`` that mean there is none; F is Geofabrik's."""
+"""Values of ``tunnel`` and ``covered`` that mean no; F is Geofabrik's."""
 
-# metres, where the tags do not say
+# metres, if the tags give no width
 _WIDTHS = {
     "motorway": 14.0, "trunk": 12.0, "primary": 11.0, "secondary": 10.0, "tertiary": 8.0, "residential": 7.0,
     "unclassified": 6.0, "living_street": 6.0, "motorway_link": 6.0, "trunk_link": 6.0, "primary_link": 6.0,
@@ -79,30 +79,30 @@ _WIDTHS = {
 _LANE = 3.3
 _OTHER_WIDTH = 5.0
 
-# Ready-made layers that say by their name what they hold: our own, and Geofabrik's.
+# Ready-made layers recognised by their names: our own and Geofabrik's.
 _NAMED = {
     "roads": "roads", "waterways": "waterways", "waterbodies": "waterbodies",
     "gis_osm_roads_free": "roads", "gis_osm_waterways_free": "waterways", "gis_osm_water_a_free": "waterbodies",
 }  # fmt: skip
 
 _OVERPASS_LIMIT = 256 * MEGABYTE
-"""Of an answer, unpacked; a quarter quad of the densest city takes a fifth of it."""
+"""Maximum size of a response, decompressed; a quarter quad of the densest city needs a fifth of it."""
 
 
-# -- where features come from ----------------------------------------------------------------------
+# -- fetching features ----------------------------------------------------------------------
 
 
 def download_features(grid: Grid, network: Network, *, url: str | None = None) -> Path:
-    """Ask Overpass for what lies on a grid.
+    """Download the OpenStreetMap features on a grid from Overpass.
 
     Parameters
     ----------
     grid
-        Of a tile, in any CRS.
+        Grid of a tile, in any CRS.
     network
-        Answers are cached.
+        Client; responses are cached.
     url
-        Another Overpass server.
+        Overpass server, if not the public one.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
     Raises
     ------
     SourceError
-        If there is no good answer. No features at all is a good answer.
+        If there is no valid response. A response without features is valid.
     """
     from rasterio.warp import transform_bounds
     from shapely.geometry import box
@@ -130,29 +130,29 @@ def download_features(grid: Grid, network: Network, *, url: str | None = None) -
         import osmnx
         from osmnx._errors import InsufficientResponseError
 
-        limited = server == OVERPASS_URL  # only there may its status page be taken for granted
+        limited = server == OVERPASS_URL  # only that server is sure to have a status page
         with configured_osmnx(
             network, _check_features, _OVERPASS_LIMIT, overpass_url=server, overpass_rate_limit=limited
         ):
             try:
                 return osmnx.features_from_polygon(box(left, bottom, right, top), TAGS)
             except InsufficientResponseError:
-                return None  # every answer was good, and empty
+                return None  # every response was valid and empty
 
     return _write_features(network.call(OVERPASS, ask), path)
 
 
 def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float, float]) -> Path:
-    """Turn the part of a ``.osm.pbf`` or ``.osm`` file within a box into a GeoPackage.
+    """Convert the part of a ``.osm.pbf`` or ``.osm`` file within a box to a GeoPackage.
 
-    GDAL reads such a file from its beginning to its end, so this is done once for a whole area.
+    GDAL reads such a file from beginning to end, so this is done once for a whole area.
 
     Parameters
     ----------
     path
         The extract.
     cache
-        Where the result goes.
+        Cache for the result.
     bounds
         Left, bottom, right, top (west, south, east, north) in degrees.
 
@@ -192,23 +192,23 @@ def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float,
 
 
 def is_extract(path: Path) -> bool:
-    """Say whether a file is an extract as OpenStreetMap's own formats have it."""
+    """Return whether a file is an extract in one of OpenStreetMap's own formats."""
     return path.name.lower().endswith((".pbf", ".osm"))
 
 
 def _check_features(body: bytes, url: str) -> None:
-    """Raise unless Overpass' answer is whole; it reports a failure half-way as a remark, with status 200."""
+    """Raise an error if Overpass's response is incomplete; it reports failures midway as a remark, with status 200."""
     answer = parse_json(body, redact(url))
     if isinstance(answer, dict) and "remark" in answer:
         msg = f"{redact(url)} could not answer in full ({hide_addresses(str(answer['remark']))[:120]})"
         raise SourceBusyError(msg)
     if not isinstance(answer, dict) or "elements" not in answer:
-        msg = f"{redact(url)} sent JSON that is no answer of Overpass"
+        msg = f"{redact(url)} sent JSON that is not an Overpass response"
         raise SourceError(msg)
 
 
 def _write_features(frame: geopandas.GeoDataFrame | None, path: Path) -> Path:
-    """Write what osmnx gives."""
+    """Write the features returned by osmnx."""
     if frame is None:
         return _write_layers({}, path)
     return _write_layers({"lines": frame[_is_line(frame)], "multipolygons": frame[_is_area(frame)]}, path)
@@ -242,7 +242,7 @@ def _write_layers(frames: dict[str, geopandas.GeoDataFrame], path: Path) -> Path
     return path
 
 
-# -- what of it is what ----------------------------------------------------------------------------
+# -- selecting layers ----------------------------------------------------------------------------
 
 
 def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
@@ -251,10 +251,10 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
     Parameters
     ----------
     path
-        A GeoPackage (or other file) of OSM features: ours, ogr2ogr's (tags as columns), Geofabrik's, or
+        A GeoPackage (or other file) of OSM features: written by landprior, ogr2ogr (tags as columns) or Geofabrik, or
         with layers named ``roads``, ``waterways``, ``waterbodies``.
     grid
-        Where.
+        Grid of the tile.
 
     Returns
     -------
@@ -264,7 +264,7 @@ def read_layers(path: Path, grid: Grid) -> dict[str, geopandas.GeoDataFrame]:
     Raises
     ------
     InputError
-        If no layer holds anything of the kind.
+        If no layer has such features.
     """
     import geopandas
     import pandas as pd
@@ -312,14 +312,14 @@ def burn_layer(
     frame
         Its features, in the CRS of the grid.
     grid
-        Of the tile.
+        Grid of the tile.
     road_width
         ``"fixed"``: roads are 3 pixels wide. ``"tags"``: by width, lanes or kind of road.
 
     Returns
     -------
     ndarray of uint8
-        Shape (H, W), 1 where there is one.
+        Shape (H, W), 1 where there is a feature.
     """
     if layer != "roads":
         return burn(frame.geometry, grid, touched=layer == "waterways")
@@ -330,7 +330,7 @@ def burn_layer(
 
 
 def road_widths(frame: geopandas.GeoDataFrame) -> pd.Series:
-    """Return the width of roads in metres: by the tag, else by lanes, else by the kind of road."""
+    """Return the width of roads in metres: from the tag, else the lanes, else the kind of road."""
     import pandas as pd
 
     text = _column(frame, "width").astype("string").str.extract(r"^\s*([0-9.]+)\s*(m|ft|')?\s*$")
@@ -367,14 +367,14 @@ def _is_area(frame: geopandas.GeoDataFrame) -> pd.Series:
 
 
 def _visible(frame: geopandas.GeoDataFrame) -> pd.Series:
-    """Say what can be seen from the air."""
+    """Return which features are visible from the air."""
     tunnel, covered = _column(frame, "tunnel"), _column(frame, "covered")
     hidden = (tunnel.notna() & ~tunnel.isin(_OPEN)) | covered.eq("yes")
     return ~hidden & ~_column(frame, "location").isin(["underground", "underwater"])
 
 
 def _column(frame: geopandas.GeoDataFrame, name: str) -> pd.Series:
-    """Return a tag; from GDAL's ``other_tags`` if it is no column of its own."""
+    """Return a tag, from GDAL's ``other_tags`` if it is not a column."""
     import pandas as pd
 
     if name in frame.columns:

@@ -1,4 +1,4 @@
-"""osmnx, asked through our own network: every answer passes our checks first, and is no longer than a limit."""
+"""Running osmnx through our own client, which checks every response and limits its size."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 _STATUS_LIMIT = MEGABYTE
 
 _OSMNX = threading.Lock()
-"""osmnx is configured for the whole process, and Overpass wants one question at a time."""
+"""osmnx is configured for the whole process, and Overpass wants one request at a time."""
 
 
 @contextmanager
 def configured_osmnx(
     network: Network, check: Callable[[bytes, str], None], limit: int, **settings: object
 ) -> Iterator[None]:
-    """Configure osmnx for one question.
+    """Configure osmnx for one request.
 
     Parameters
     ----------
     network
-        Reads the answers, with its time limits.
+        Client that reads the responses, with its timeouts.
     check
-        Raises unless an answer, from an address, is good.
+        Function that raises if the response of an address is invalid.
     limit
-        Bytes of an answer, unpacked, after which it is given up.
+        Maximum size of a response in bytes, decompressed.
     **settings
-        Of osmnx.
+        Settings of osmnx.
 
     Yields
     ------
     None
-        While osmnx is configured; others wait.
+        osmnx is configured within the block; other threads wait.
 
     Raises
     ------
     SourceError
-        In place of what osmnx would make of a bad answer.
+        For an invalid response, instead of osmnx's own error.
     """
     import osmnx
 
@@ -57,13 +57,13 @@ def configured_osmnx(
         if response.is_redirect:  # requests follows it
             check_redirect(response, response.headers["location"])
             return
-        busy = url.rstrip("/").endswith("/status")  # says how busy Overpass is, and any answer will do
+        busy = url.rstrip("/").endswith("/status")  # the load of Overpass; any response is accepted
         try:
             if not busy:
                 check_status(response)
             body = network.read_body(response, limit=_STATUS_LIMIT if busy else limit)
         except BaseException:
-            response.close()  # requests would leave that to the garbage collector
+            response.close()  # requests would leave it to the garbage collector
             raise
         response._content = body  # noqa: SLF001 - it was read here, with time limits; requests would read again
         response._content_consumed = True  # type: ignore[attr-defined]  # noqa: SLF001
@@ -71,10 +71,10 @@ def configured_osmnx(
             check(body, url)
 
     changes: dict[str, Any] = {
-        "use_cache": False,  # ours is written whole or not at all
+        "use_cache": False,  # our cache is atomic
         "log_console": False,
         "http_user_agent": USER_AGENT,
-        "requests_timeout": round(network.policy.read_timeout * 3),  # goes into the question too, as whole seconds
+        "requests_timeout": round(network.policy.read_timeout * 3),  # also part of the query, in whole seconds
         "requests_kwargs": {"hooks": {"response": receive}, "stream": True, "auth": UrlAuth()},
         "doh_url_template": None,
         **settings,
@@ -83,7 +83,7 @@ def configured_osmnx(
         before = {name: getattr(osmnx.settings, name) for name in changes}
         resolver = socket.getaddrinfo  # osmnx pins the server's address for the whole process
         netrc = os.environ.get("NETRC")
-        os.environ["NETRC"] = os.devnull  # where requests would look for passwords when a server redirects
+        os.environ["NETRC"] = os.devnull  # requests would look for passwords there on a redirect
         try:
             for name, value in changes.items():
                 setattr(osmnx.settings, name, value)

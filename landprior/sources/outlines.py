@@ -1,4 +1,4 @@
-"""Areas by outline: from vector files, and from places by name."""
+"""Areas from outlines: of vector files, and of places by name."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def area_from_place(place: str, network: Network, *, url: str | None = None, nam
     Parameters
     ----------
     place
-        As one would write it: "Ithaca, NY".
+        Name of the place, such as "Ithaca, NY".
     network
-        Used once per place; the answer is cached.
+        Client; each place is requested once and cached.
     url
-        Another Nominatim server.
+        Nominatim server, if not the public one.
     name
-        Its folder; by default made from the place.
+        Name of its folder; by default made from the place.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Places in a CSV: map coordinates, degrees, pixels or WKT, as features."""
+"""Reading places from a CSV: map coordinates, degrees, pixels or WKT."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ _WKT = ("wkt", "wkt_geom", "geometry", "geom", "the_geom", "geometry_wkt", ".geo
 
 
 def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
-    """Read a CSV whose rows are places.
+    """Read a CSV with one place per row.
 
     Parameters
     ----------
     path
-        Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, else the grid's, or degrees where they can be
-        nothing else), ``lon`` and ``lat`` (degrees),
+        Columns ``x`` and ``y`` (in the CRS of a ``.prj`` beside it, otherwise the grid's, or degrees if they cannot be
+        map coordinates), ``lon`` and ``lat`` (degrees),
         ``row`` and ``col`` (pixels of the grid from 0), or a geometry as WKT (or GeoJSON, as Earth
         Engine exports it). Case does not matter.
     grid
-        The raster's; None: only degrees and a ``.prj`` say where places are.
+        Grid of the raster; without it, places need degrees or a ``.prj``.
 
     Returns
     -------
     GeoDataFrame
-        With the other columns: numbers where all values are numbers, else texts.
+        The places with the other columns, as numbers if all values are numbers, otherwise as text.
 
     Raises
     ------
     MissingInputError, InputError
-        If it cannot be read, has no such columns, or a value is no number; names the line.
+        If it cannot be read, has no such columns, or a value is not a number; the message names the line.
     """
     import geopandas
     import pandas as pd
@@ -77,7 +77,7 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
     if found is None:
         there = ", ".join(table.header) or "none"
         msg = (
-            f"{path} has no geometries; it has the columns {there} and it needs x,y (map coordinates), lon,lat "
+            f"{path} has no coordinates; it has the columns {there}, but needs x,y (map coordinates), lon,lat "
             "(degrees), row,col (pixels from 0) or a geometry as WKT"
         )
         raise InputError(msg)
@@ -96,14 +96,14 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
         xy = np.array([_place(table, row, columns) for row in table.rows]).reshape(-1, 2)
         if kind == "pixels":
             if grid is None:
-                msg = f"{path} has rows and columns of pixels, and here is no raster they are of; give x,y or lon,lat"
+                msg = f"{path} has rows and columns of pixels, but there is no raster; give x,y or lon,lat"
                 raise InputError(msg)
             x, y = grid.transform @ tuple(np.floor(xy.T) + 0.5)
             xy = np.column_stack([x, y])
         shapes = shapely.points(xy)
     if crs is own and kind in ("map", "wkt") and grid is not None and _are_degrees(shapely.total_bounds(shapes), grid):
         logger.warning(
-            "%s: coordinates are no places on this map and look like degrees; taken as longitude and latitude", path
+            "%s: coordinates are off this map and look like degrees; reading them as longitude and latitude", path
         )
         crs = "EPSG:4326"
     values = {name: _values(table, at) for at, name in enumerate(table.header) if name and at not in columns}
@@ -112,7 +112,7 @@ def read_places(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
 
 
 _NEAR = 1.0
-"""Degrees around a raster within which coordinates without a CRS may be taken for longitude and latitude."""
+"""Degrees around a raster within which coordinates without a CRS may be read as longitude and latitude."""
 
 
 def _are_degrees(bounds: NDArray[np.float64], grid: Grid) -> bool:
@@ -144,7 +144,7 @@ def _find(table: Table) -> tuple[str, tuple[int, ...]] | None:
 
 
 def _place(table: Table, row: Row, columns: tuple[int, ...]) -> list[float]:
-    """Return the two coordinates of a row; NaN, which is no place, where one is empty."""
+    """Return the two coordinates of a row; NaN if one is empty."""
     found = []
     for at in columns:
         text = row.cells[at]
@@ -152,14 +152,14 @@ def _place(table: Table, row: Row, columns: tuple[int, ...]) -> list[float]:
         if number is None:
             names = " and ".join(table.header[i] for i in columns)
             kind = "finite numbers" if text.lower().lstrip("+-") in ("nan", "inf", "infinity") else "numbers"
-            msg = f"{table.where(row)}: {names} must be {kind} with one reading; {table.header[at]} is {text!r}"
+            msg = f"{table.where(row)}: {names} must be unambiguous {kind}; {table.header[at]} is {text!r}"
             raise InputError(msg)
         found.append(number)
     return found
 
 
 def _shapes(table: Table, at: int) -> tuple[NDArray[np.object_], str | None]:
-    """Read WKT, perhaps with ``SRID=4326;`` before it, or GeoJSON; return geometries and the CRS."""
+    """Read WKT, optionally with a prefix ``SRID=4326;``, or GeoJSON; return geometries and the CRS."""
     found, codes = [], set()
     for row in table.rows:
         text = row.cells[at]
@@ -176,7 +176,7 @@ def _shapes(table: Table, at: int) -> tuple[NDArray[np.object_], str | None]:
             msg = f"{table.where(row)}: {table.header[at]} is {text[:60]!r}, not a geometry as WKT"
             raise InputError(msg) from error
     if len(codes) > 1:
-        msg = f"{table.path} has geometries in several CRSs ({', '.join(sorted(codes))}); bring them into one"
+        msg = f"{table.path} has geometries in several CRSs ({', '.join(sorted(codes))}); convert them to one"
         raise InputError(msg)
     shapes: NDArray[np.object_] = np.array(found, dtype=object)
     return shapes, f"EPSG:{codes.pop()}" if codes else None

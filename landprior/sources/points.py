@@ -1,4 +1,4 @@
-"""Points of any vector file or CSV: single, located and counted, and columns whose names formats have changed."""
+"""Points from vector files and CSVs: splitting, locating and checking them, and finding their columns."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CUT = 10
-"""Letters of a column's name that a Shapefile keeps."""
+"""Length to which a Shapefile cuts a column's name."""
 
 _ADDED = re.compile(r"_(left|right|x|y|\d{1,2})$")
-"""What joins of geopandas, pandas and QGIS put behind a name that is there twice."""
+"""Suffixes that joins of geopandas, pandas and QGIS add to duplicate names."""
 
 
 def _plain(name: object) -> str:
@@ -36,28 +36,29 @@ def _plain(name: object) -> str:
 
 
 def find_column(columns: Iterable[object], name: str, where: str | Path, *, joined: bool = False) -> str | None:
-    """Find a column whose name a format may have changed.
+    """Find a column by name, even if a file format has changed the name.
 
     Parameters
     ----------
     columns
         Names of the columns.
     name
-        The column's own name.
+        The original name of the column.
     where
         The file, for errors.
     joined
-        Also recognise what a join makes of it: a prefix (``points_stratum``), or ``_left``, ``_1`` behind it.
+        Also recognise names changed by a join: with a prefix (``points_stratum``) or a suffix (``_left``, ``_1``).
 
     Returns
     -------
     str or None
-        The name itself; else in another case, with other characters between words, or cut to ten letters; else joined.
+        The exact name; otherwise one in another case, with other separators, or cut to ten letters; otherwise a joined
+        one.
 
     Raises
     ------
     InputError
-        If several columns may be it.
+        If several columns match.
     """
     names = [str(column) for column in columns if str(column) != "geometry"]
     if name in names:
@@ -73,7 +74,7 @@ def find_column(columns: Iterable[object], name: str, where: str | Path, *, join
     for matches in levels:
         found = [one for one in names if matches(_plain(one))]
         if len(found) > 1:
-            msg = f"{where} has several columns that may be {name!r} ({', '.join(found)}); keep one"
+            msg = f"{where} has several columns that match {name!r} ({', '.join(found)}); keep one"
             raise InputError(msg)
         if found:
             return found[0]
@@ -81,23 +82,23 @@ def find_column(columns: Iterable[object], name: str, where: str | Path, *, join
 
 
 def is_blank(value: object) -> bool:
-    """Say whether an attribute says nothing: null, NaN, or a text of blanks."""
+    """Return whether a value is empty: null, NaN, or only spaces."""
     return value is None or value != value or not str(value).strip() or type(value).__name__ in ("NAType", "NaTType")  # noqa: PLR0124 - NaN
 
 
 def blanks(frame: geopandas.GeoDataFrame, column: str) -> NDArray[np.bool_]:
-    """Say of each feature whether a column says nothing, shape (n,)."""
+    """Return for each feature whether a column is empty, shape (n,)."""
     return np.array([is_blank(value) for value in frame[column].tolist()], dtype=bool)
 
 
 def name_feature(frame: geopandas.GeoDataFrame, position: int) -> str:
-    """Return what a feature is called in an error: its line in a CSV, else its number from 1."""
+    """Return the name of a feature for error messages: its line in a CSV, otherwise its number from 1."""
     label = frame.index[position]
     return f"line {label}" if frame.index.name == "line" else f"feature {int(label) + 1}"
 
 
 def single_points(frame: geopandas.GeoDataFrame, where: str | Path) -> geopandas.GeoDataFrame:
-    """Split MultiPoints into points, with a line that counts them; other geometries stay as they are."""
+    """Split MultiPoints into points, and log their number; other geometries are unchanged."""
     import pandas as pd
 
     multi = frame.geom_type == "MultiPoint"
@@ -112,19 +113,19 @@ def single_points(frame: geopandas.GeoDataFrame, where: str | Path) -> geopandas
 
 
 def require_points(frame: geopandas.GeoDataFrame, where: str | Path) -> geopandas.GeoDataFrame:
-    """Return single points; refuse lines and polygons.
+    """Return single points; raise an error for lines and polygons.
 
     Raises
     ------
     InputError
-        If there is another geometry; says what, how many and the first.
+        If there are other geometries; the message gives their kinds, number and the first.
     """
     frame = single_points(frame, where)
     kinds = frame.geom_type.to_numpy()
     other = np.flatnonzero(kinds != "Point")
     if len(other):
         msg = (
-            f"{where} holds {', '.join(sorted(set(kinds[other])))} ({len(other)} of {len(frame)} features, the first "
+            f"{where} has {', '.join(sorted(set(kinds[other])))} ({len(other)} of {len(frame)} features, the first "
             f"is {name_feature(frame, int(other[0]))}); points are needed"
         )
         raise InputError(msg)
@@ -132,7 +133,7 @@ def require_points(frame: geopandas.GeoDataFrame, where: str | Path) -> geopanda
 
 
 def locate(frame: geopandas.GeoDataFrame, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
-    """Return the rows and columns of the pixels that points lie in, and which lie on the grid, each shape (n,)."""
+    """Return the rows and columns of points' pixels, and which points lie on the grid, each shape (n,)."""
     x, y = frame.geometry.x.to_numpy(), frame.geometry.y.to_numpy()
     columns, rows = (np.floor(values) for values in ~grid.transform @ (x, y))
     inside = (rows >= 0) & (rows < grid.height) & (columns >= 0) & (columns < grid.width)
@@ -141,7 +142,7 @@ def locate(frame: geopandas.GeoDataFrame, grid: Grid) -> tuple[NDArray[np.intp],
 
 
 def _swapped_degrees(frame: geopandas.GeoDataFrame, grid: Grid) -> bool:
-    """Say whether features would lie on a projected raster if their longitude and latitude changed places."""
+    """Say whether features would lie on a projected raster if longitude and latitude were swapped."""
     if grid.crs is None or frame.crs is None or grid.crs.is_geographic:
         return False
     try:
@@ -157,7 +158,7 @@ def _swapped_degrees(frame: geopandas.GeoDataFrame, grid: Grid) -> bool:
 
 
 def explain_outside(frame: geopandas.GeoDataFrame, grid: Grid) -> str:
-    """Say where a raster and features beside it lie, and what may be wrong."""
+    """Return a message with the extents of a raster and the features outside it, and the likely cause."""
     left, bottom, right, top = grid.bounds
     west, south, east, north = (float(edge) for edge in frame.total_bounds)
     digits = 5 if max(abs(edge) for edge in (left, bottom, right, top)) <= 360 else 1
@@ -174,5 +175,5 @@ def explain_outside(frame: geopandas.GeoDataFrame, grid: Grid) -> str:
     if swapped or _swapped_degrees(frame, grid):
         return f"{text}: are x and y (longitude and latitude) swapped?"
     if degrees and max(abs(west), abs(east)) <= 180 and max(abs(south), abs(north)) <= 90:
-        return f"{text}: these look like degrees; in a CSV call such columns lon and lat, else set the file's CRS"
-    return f"{text}; check the CRS, and that it is the right file"
+        return f"{text}: these look like degrees; in a CSV name the columns lon and lat, otherwise set the file's CRS"
+    return f"{text}; check the CRS, and whether this is the right file"

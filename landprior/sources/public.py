@@ -1,4 +1,4 @@
-"""The public sources that are asked where no other is named. Imports nothing, so that help is quick."""
+"""The default public sources. Imports nothing, so that help is fast."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The design of a sample: what each point of ``landprior sample`` stands for, recognised after any common format.
+"""The design of a sample: the strata of points drawn by ``landprior sample``, read back from any common format.
 
-Formats cut the names of columns to ten letters, change their case, or put a prefix before them. The design is never
-guessed and never lost in silence: it is whole, or there is none, or reading stops.
+Formats cut column names to ten letters, change their case, or add a prefix. The design is never
+guessed and never silently lost: it is complete, or absent, or an error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"
-"""The attribute in which the interpreter writes what a point is."""
+"""Column in which the interpreter enters the class."""
 STRATUM = "stratum"
 PIXELS = "stratum_pixels"
 HECTARES = "stratum_hectares"
 COLUMNS = (STRATUM, PIXELS, HECTARES)
-"""What an interpreter need not see."""
+"""Columns hidden from the interpreter."""
 
 _LARGEST = 2**53
 _ALIKE = 7
-"""Letters with which columns begin alike, at least, if a format cut their names and put numbers behind them."""
+"""Minimum common prefix of columns whose names a format has cut and numbered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class Design:
     Parameters
     ----------
     strata
-        Code of each point's stratum.
+        Code of the stratum of each point.
     pixels
-        How many pixels its stratum has.
+        Number of pixels in its stratum.
     hectares
-        Its stratum's area; NaN where it is not known.
+        Area of its stratum; NaN if unknown.
     """
 
     strata: NDArray[np.int64]
@@ -60,12 +60,12 @@ class Design:
 
     @property
     def sizes(self) -> dict[int, int]:
-        """Return the pixels of each stratum, in the order in which points have them."""
+        """Return the pixels of each stratum, in the order of the points."""
         return dict(zip(self.strata.tolist(), self.pixels.tolist(), strict=True))
 
     @property
     def areas(self) -> dict[int, float] | None:
-        """Return the hectares of each stratum; None where those of one are not known."""
+        """Return the hectares of each stratum; None if any is unknown."""
         found = dict(zip(self.strata.tolist(), self.hectares.tolist(), strict=True))
         return found if all(area > 0 for area in found.values()) else None
 
@@ -74,13 +74,13 @@ class Design:
         return Design(strata=self.strata[chosen], pixels=self.pixels[chosen], hectares=self.hectares[chosen])
 
     def shares(self) -> NDArray[np.float64]:
-        """Return how many pixels each point stands for: its stratum's, shared by the stratum's points."""
+        """Return the number of pixels each point represents: its stratum's pixels divided by its points."""
         _, inverse, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
         return np.asarray(self.pixels / counts[inverse], dtype=np.float64)
 
 
 def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:
-    """Read the design that points carry.
+    """Read the sample design from the columns of points.
 
     Parameters
     ----------
@@ -92,12 +92,12 @@ def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | No
     Returns
     -------
     Design or None
-        None if nothing of a design is there.
+        None if there is no design.
 
     Raises
     ------
     InputError
-        If a part of it is missing, empty or damaged, the columns contradict each other, or it is that of several
+        If a part of it is missing, empty or damaged, the columns contradict each other, or it belongs to several
         samples.
     """
     found = _read_columns(frame, where)
@@ -105,8 +105,8 @@ def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | No
         return None
     if frame.index.has_duplicates:
         msg = (
-            f"{where} holds points of a sample that were joined to MultiPoints, which have one stratum each; give them "
-            "as they were drawn, a feature each"
+            f"{where} has points of a sample that were merged into MultiPoints, each with one stratum; give the "
+            "points as drawn, one feature each"
         )
         raise InputError(msg)
     for name, values in (("sizes", found.pixels), ("areas", found.hectares)):
@@ -115,18 +115,18 @@ def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | No
             if not np.allclose(here, here[0], rtol=1e-3 if name == "areas" else 0, atol=0, equal_nan=True):
                 low, high = np.nanmin(here), np.nanmax(here)
                 msg = (
-                    f"{where} gives stratum {stratum} several {name}, {low:.10g} and {high:.10g}; is it "
+                    f"{where} has several {name} for stratum {stratum}, {low:.10g} and {high:.10g}; are there "
                     "several samples in one file?"
                 )
                 raise InputError(msg)
     if (found.pixels < 1).any():
-        msg = f"{where} gives stratum {found.strata[np.argmin(found.pixels)]} no pixel; give the file as it was drawn"
+        msg = f"{where} has no pixels for stratum {found.strata[np.argmin(found.pixels)]}; give the file as drawn"
         raise InputError(msg)
     return found
 
 
 def _read_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:
-    """Read the three columns; None if none is there."""
+    """Read the three columns; None if there are none."""
     columns = _find_columns(frame, where)
     if columns is None:
         return None
@@ -142,7 +142,7 @@ def _read_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | 
 
 
 def _find_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> dict[str, str] | None:
-    """Return the columns of the design by their own names; None if it is not there."""
+    """Return the columns of the design by their original names; None if there is no design."""
     try:
         columns = _find_names(frame, where)
     except InputError:
@@ -156,7 +156,7 @@ def _find_columns(frame: geopandas.GeoDataFrame, where: str | Path) -> dict[str,
             _refuse_cut(frame, where)
     changed = {name: column for name, column in (columns or {}).items() if name != column}
     if changed:
-        logger.info("%s: the design of its sample is read from the columns %s", where, ", ".join(changed.values()))
+        logger.info("%s: reading the sample design from columns %s", where, ", ".join(changed.values()))
     return columns
 
 
@@ -164,25 +164,25 @@ def _find_names(frame: geopandas.GeoDataFrame, where: str | Path) -> dict[str, s
     columns = {name: find_column(frame.columns, name, where, joined=True) for name in (STRATUM, PIXELS, HECTARES)}
     alone = columns[STRATUM] is not None and columns[PIXELS] is None and columns[HECTARES] is None
     if alone and find_column(frame.columns, STRATUM, where) is None:
-        return None  # forest_stratum: somebody else's column
+        return None  # forest_stratum: an unrelated column
     if not any(columns.values()):
         return None
     lacking = [name for name in (STRATUM, PIXELS) if columns[name] is None]
     if lacking:
         there = ", ".join(repr(column) for column in columns.values() if column is not None)
         msg = (
-            f"{where} has {there} of a sample's design, but no column {lacking[0]!r}; its points cannot be weighed. "
-            "Give the file that landprior sample wrote, or rename the column if it is not of a sample"
+            f"{where} has {there} of a sample's design, but no column {lacking[0]!r}; its points cannot be weighted. "
+            "Give the file that landprior sample wrote, or rename the column if it does not belong to a sample"
         )
         raise InputError(msg)
     return {name: column for name, column in columns.items() if column is not None}
 
 
 def _find_values(frame: geopandas.GeoDataFrame) -> dict[str, str] | None:
-    """Recognise a design by its values, where a long prefix and ten letters leave little of its names.
+    """Recognise a design by its values, if a long prefix and the limit of ten letters have destroyed its names.
 
-    QGIS's join makes ``points_stratum_pixels`` of ``stratum_pixels``, and a Shapefile ``points_s_1`` of that. The
-    columns then begin alike, in the order of a sample: few whole numbers, as many pixels for each of them at least as
+    A join in QGIS renames ``stratum_pixels`` to ``points_stratum_pixels``, and a Shapefile cuts it to ``points_s_1``.
+    The columns then share a prefix, in the order of a sample: few whole numbers, at least as many pixels for each as
     there are points, and hectares in proportion to the pixels (or none).
     """
     every = [str(column) for column in frame.columns if str(column) != "geometry" and len(str(column)) <= CUT]
@@ -211,7 +211,7 @@ def _find_values(frame: geopandas.GeoDataFrame) -> dict[str, str] | None:
 
 
 def _refuse_cut(frame: geopandas.GeoDataFrame, where: str | Path) -> None:
-    """Refuse columns that look like a design under cut names, and whose values are none.
+    """Raise an error for columns that look like a design with cut names but have other values.
 
     Raises
     ------
@@ -225,14 +225,14 @@ def _refuse_cut(frame: geopandas.GeoDataFrame, where: str | Path) -> None:
         numbers = np.array([_number(value) for value in frame[name].tolist()]) if cut and twins else np.empty(0)
         if (numbers == np.floor(numbers)).sum() > len(numbers) / 2:
             msg = (
-                f"{where}: {', '.join([name, *twins])} look like the design of a sample under names that a format cut, "
-                f"and their values are not one; name them {', '.join(COLUMNS)} again, or take them out"
+                f"{where}: {', '.join([name, *twins])} look like a sample design with cut names, "
+                f"but their values do not fit; rename them {', '.join(COLUMNS)}, or remove them"
             )
             raise InputError(msg)
 
 
-_WRITTEN = "write it without separators of thousands, as landprior sample did"
-_ADDED = "points that were added by hand do not belong to a random sample: take them out, or draw a new sample"
+_WRITTEN = "write it without thousands separators, as landprior sample does"
+_ADDED = "points added by hand do not belong to a random sample: remove them, or draw a new sample"
 
 
 def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDArray[np.int64]:
@@ -244,8 +244,8 @@ def _whole(frame: geopandas.GeoDataFrame, column: str, where: str | Path) -> NDA
         blank = is_blank(values[at])
         shown = "empty" if blank else repr(values[at])
         msg = (
-            f"{where}, {name_feature(frame, at)}: {column} is {shown}, not a whole number from 0, so that the point "
-            f"cannot be weighed ({int(wrong.sum())} such points); {_ADDED if blank else _WRITTEN}"
+            f"{where}, {name_feature(frame, at)}: {column} is {shown}, not a whole number from 0, so the point "
+            f"cannot be weighted ({int(wrong.sum())} such points); {_ADDED if blank else _WRITTEN}"
         )
         raise InputError(msg)
     return numbers.astype(np.int64)

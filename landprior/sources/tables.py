@@ -1,8 +1,8 @@
-"""The one reader of CSV tables, as Excel, R, pandas and QGIS write them.
+"""Reader of CSV tables as written by Excel, R, pandas and QGIS.
 
-UTF-8 with or without a mark or UTF-16; commas, semicolons or tabs between columns; decimal points or commas, and
-separators of thousands, where only one reading is possible. What may be read in two ways is an error that names the
-line and the value.
+UTF-8 with or without a byte order mark, or UTF-16; commas, semicolons or tabs between columns; decimal points or
+commas, and thousands separators, if only one reading is possible. An ambiguous value is an error that names the line
+and the value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SUFFIXES = {".csv", ".tsv", ".txt"}
-"""Endings of tables, in lower case."""
+"""Extensions of tables, in lower case."""
 
 _DELIMITERS = (",", ";", "\t")
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -33,7 +33,7 @@ _BLANK_GROUPS = re.compile(r"(?<=\d)[ \u00a0\u2009\u202f'\u2019](?=\d{3}(?!\d))"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its line in the file, from 1, its cells without blanks around them, and how many there were."""
+    """A row of a table: its line in the file, from 1, its stripped cells, and their number."""
 
     line: int
     cells: tuple[str, ...]
@@ -42,18 +42,18 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table as it was read.
+    """A table as read from a file.
 
     Parameters
     ----------
     path
         The file.
     header
-        Names of the columns, without blanks around them.
+        Names of the columns, stripped.
     rows
-        Rows with any value; cells that are not there are empty.
+        Rows with any value; missing cells are empty.
     points, commas
-        Whether numbers of the file show that decimals are written with a point, with a comma.
+        Whether numbers in the file show that the decimal separator is a point, or a comma.
     """
 
     path: Path
@@ -63,11 +63,11 @@ class Table:
     commas: bool = False
 
     def where(self, row: Row) -> str:
-        """Return how a row is called in an error."""
+        """Return the location of a row for error messages."""
         return f"{self.path}, line {row.line}"
 
     def find(self, *names: str) -> int | None:
-        """Return the position of a column that has one of some names, the first there is; case and blanks do not count.
+        """Return the position of the first column with one of some names, ignoring case and spaces.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class Table:
         Raises
         ------
         InputError
-            If it is not there, or several are.
+            If there is no such column, or several.
         """
         found = self.find(*names)
         if found is None:
@@ -107,12 +107,12 @@ class Table:
         Raises
         ------
         InputError
-            If it is none, or may be read in two ways; names the line, the column and the value.
+            If it is not a number, or is ambiguous; the message names the line, the column and the value.
         """
         text = row.cells[column]
         found = self.parse(text)
         if found is None:
-            why = ", which may be read in two ways; write it without separators of thousands" if _grouped(text) else ""
+            why = ", which is ambiguous; write it without thousands separators" if _grouped(text) else ""
             msg = f"{self.where(row)}: {self.header[column] or 'a value'} is {text!r}, not a finite number{why}"
             raise InputError(msg)
         return found
@@ -123,7 +123,7 @@ class Table:
         Raises
         ------
         InputError
-            If it is none; names the line, the column and the value.
+            If it is not a whole number; the message names the line, the column and the value.
         """
         found = self.number(row, column)
         if not found.is_integer():
@@ -132,16 +132,16 @@ class Table:
         return int(found)
 
     def parse(self, text: str) -> float | None:
-        """Return the number in a text of this file; None if there is none, or it is infinite or ambiguous."""
+        """Return the number in a text of this file; None if it is not a number, infinite or ambiguous."""
         return parse_number(text, points=self.points, commas=self.commas)
 
     def require_whole_rows(self) -> None:
-        """Refuse rows with fewer values than the header.
+        """Raise an error for a row with fewer values than the header.
 
         Raises
         ------
         InputError
-            If there is one; names the line.
+            If there is one; the message names the line.
         """
         short = next((row for row in self.rows if row.width < len(self.header)), None)
         if short is not None:
@@ -159,19 +159,19 @@ class Table:
 
 
 def parse_number(text: str, *, points: bool = False, commas: bool = False) -> float | None:
-    """Return the number in a text; None if there is none, it is not finite, or can be read in two ways.
+    """Return the number in a text; None if it is not a number, not finite, or ambiguous.
 
     Parameters
     ----------
     text
-        As Excel or another program wrote it.
+        Text of the number, as written by Excel or another program.
     points, commas
-        Whether other numbers of the file show decimal points, decimal commas.
+        Whether other numbers in the file show decimal points, or decimal commas.
 
     Returns
     -------
     float or None
-        Finite.
+        A finite number.
     """
     text = _BLANK_GROUPS.sub("", text).replace("\u2212", "-")
     several = len(re.findall(r"[.,]", text)) > 1
@@ -202,14 +202,15 @@ def read_table(path: str | Path, *, comments: bool = False) -> Table:
     Returns
     -------
     Table
-        Its cells are texts; blanks around them are gone.
+        The table; its cells are stripped texts.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     InputError
-        If it is no text, has two columns of one name, or a row longer than the header; names the line.
+        If it is not text, has two columns with the same name, or a row longer than the header; the message names the
+        line.
     """
     path = Path(path)
     return parse_table(read_text(path), path, comments=comments)
@@ -223,7 +224,7 @@ def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     text
         The whole file.
     path
-        What it is called in an error.
+        The file, named in error messages.
     comments
         Leave out lines that begin with ``#``.
 
@@ -235,7 +236,7 @@ def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     Raises
     ------
     InputError
-        If it has two columns of one name, or a row longer than the header; names the line.
+        If it has two columns with the same name, or a row longer than the header; the message names the line.
     """
     lines = re.split(r"(?<=\n)", text.replace("\r\n", "\n").replace("\r", "\n"))
     skipped = 0
@@ -253,14 +254,14 @@ def parse_table(text: str, path: Path, *, comments: bool = False) -> Table:
     names = (*header.cells, *[""] * width)[:width]
     twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
     if twice is not None:
-        msg = f"{path}, line {header.line}: two columns are called {twice!r}; keep one"
+        msg = f"{path}, line {header.line}: two columns are named {twice!r}; keep one"
         raise InputError(msg)
     found = []
     for row in rest:
         if any(row.cells[width:]):
             msg = (
                 f"{path}, line {row.line}: more values than the header has columns ({len(row.cells)}, not {width}); "
-                "put texts with a comma in quotes, and semicolons between columns if decimals are written with commas"
+                "quote texts that contain a comma, and use semicolons between columns if decimals have commas"
             )
             raise InputError(msg)
         found.append(replace(row, cells=(*row.cells, *[""] * width)[:width]))
@@ -272,7 +273,7 @@ def _split(lines: Sequence[str], delimiter: str, path: Path, before: int) -> lis
     """Split lines into rows of stripped cells; empty rows are left out."""
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     found = []
-    before_limit = csv.field_size_limit(2**31 - 1)  # a document may be longer than the usual 131,072
+    before_limit = csv.field_size_limit(2**31 - 1)  # a text may be longer than the default 131,072
     try:
         for cells in reader:
             row = tuple(cell.strip() for cell in cells)
@@ -287,7 +288,7 @@ def _split(lines: Sequence[str], delimiter: str, path: Path, before: int) -> lis
 
 
 def _find_delimiter(lines: Sequence[str]) -> str:
-    """Return what separates columns: what the header has most of, and the rows as often."""
+    """Return the column separator: the one that is most frequent in the header and equally frequent in the rows."""
     plain = [line for line in lines if line.strip()][:50]
     if not plain:
         return _DELIMITERS[0]
@@ -304,7 +305,7 @@ def _grouped(text: str) -> bool:
 
 
 def _decimals(cells: Iterable[str]) -> tuple[bool, bool]:
-    """Say whether cells show decimal points, and decimal commas."""
+    """Return whether cells show decimal points, and whether decimal commas."""
     points = commas = False
     for cell in cells:
         if "," not in cell and "." not in cell:

@@ -1,4 +1,4 @@
-"""Vector data: read what lies on a grid, from any format, and burn it into a raster."""
+"""Reading vector data of any format on a grid, and burning it into a raster."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PARQUET = {".parquet", ".geoparquet", ".pq"}
-"""Endings of GeoParquet, in lower case."""
+"""Extensions of GeoParquet, in lower case."""
 
 
 @dataclass(frozen=True)
 class VectorSource:
-    """A vector file, and which of its layers is meant.
+    """A vector file and the layer to read.
 
     Parameters
     ----------
     path
         The file, or a folder of files.
     layer
-        Name of the layer, or its position from 0; None where the file has one.
+        Name of the layer, or its position from 0; None if the file has only one.
     geometry
         Only features of this kind, as QGIS writes it (``Point``, ``LineString``, ``Polygon``); None for all.
     """
@@ -53,34 +53,34 @@ class VectorSource:
     geometry: str | None = None
 
     def __str__(self) -> str:
-        """Return the source as QGIS writes it."""
+        """Return the source in QGIS notation."""
         return str(self.path) if self.layer is None else f"{self.path}|layername={self.layer}"
 
 
 def parse_source(path: str | Path, layer: str | None = None) -> VectorSource:
-    """Take a vector file apart from the layer it may name: ``file.gpkg|layername=x``, as QGIS writes it.
+    """Parse a vector source such as ``file.gpkg|layername=x``, in QGIS notation.
 
     Parameters
     ----------
     path
-        The file, perhaps with ``|layername=``, ``|layerid=`` or ``|geometrytype=``.
+        The file, optionally with ``|layername=``, ``|layerid=`` or ``|geometrytype=``.
     layer
-        The layer, by an option; it may not contradict the path.
+        The layer given by an option; must not contradict the path.
 
     Returns
     -------
     VectorSource
-        Path, layer and kind of geometry, each None if it is not named.
+        Path, layer and kind of geometry, each None if not given.
 
     Raises
     ------
     InputError
-        If the path says something else (``|subset=``), or another layer than the option.
+        If the path has another part (``|subset=``), or a different layer than the option.
     """
     text = str(path)
     if "|" not in text:
         return VectorSource(Path(text), layer)
-    with contextlib.suppress(OSError, ValueError):  # a name too long, say; whoever opens it says so
+    with contextlib.suppress(OSError, ValueError):  # for example a name that is too long; reported where it is opened
         if Path(text).exists():
             return VectorSource(Path(text), layer)
     file, *parts = text.split("|")
@@ -96,12 +96,12 @@ def parse_source(path: str | Path, layer: str | None = None) -> VectorSource:
         elif kind == "geometrytype" and value:
             geometry = value.strip()
         elif kind == "uniquegeometrytype" and equals:
-            pass  # a note of QGIS's to itself
+            pass  # internal to QGIS
         elif kind == "subset":
             msg = f"{text}: a filter (subset) cannot be used here; export the layer with the filter on in QGIS first"
             raise InputError(msg)
         else:
-            msg = f"{text}: {part!r} is not understood; write FILE|layername=NAME"
+            msg = f"{text}: {part!r} is not supported; write FILE|layername=NAME"
             raise InputError(msg)
     if layer is not None and name not in {None, layer}:
         msg = f"{text} names the layer {name!r} and --layer {layer!r}; give one of them"
@@ -110,26 +110,26 @@ def parse_source(path: str | Path, layer: str | None = None) -> VectorSource:
 
 
 def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | None = None) -> geopandas.GeoDataFrame:
-    """Read features, in any format GDAL knows (zipped shapefiles too), GeoParquet, or a CSV with coordinates.
+    """Read features, from any format GDAL reads (including zipped shapefiles), GeoParquet, or a CSV with coordinates.
 
     Parameters
     ----------
     path
         The file; ``file.gpkg|layername=x`` names one of its layers.
     layer
-        Which of its layers; None for the only one that has features.
+        Layer to read; None for the only one with features.
     grid
-        Only what may lie on this grid, in its CRS (a grid without one: all, as it is). None: all, in the file's.
+        Read only features near this grid, in its CRS (without a CRS: all, unchanged). None: all, in the file's CRS.
 
     Returns
     -------
     GeoDataFrame
-        Features with a geometry; how many have none is logged.
+        Features with a geometry; the number without one is logged.
 
     Raises
     ------
     MissingInputError, InputError
-        If it is missing, cannot be read, has no CRS, or has several layers and none is named.
+        If it is missing, cannot be read, has no CRS, or has several layers and none is given.
     """
     frame = read_everything(path, layer=layer, grid=grid, near=True)
     if grid is None or grid.crs is None:
@@ -141,16 +141,16 @@ def read_vectors(path: str | Path, *, layer: str | None = None, grid: Grid | Non
 def read_everything(
     path: str | Path, *, layer: str | None = None, grid: Grid | None = None, near: bool = False
 ) -> geopandas.GeoDataFrame:
-    """Read features as :func:`read_vectors` does, those beside the grid too.
+    """Read features as :func:`read_vectors` does, including those outside the grid.
 
     Parameters
     ----------
     path, layer
         See :func:`parse_source`.
     grid
-        Into whose CRS the features are brought; None: they keep their own.
+        Grid whose CRS the features are converted to; None: they keep their own.
     near
-        Leave out what lies far from the grid.
+        Leave out features far from the grid.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def read_everything(
         See :func:`read_vectors`.
     """
     source = parse_source(path, layer)
-    check_file(source.path, folder=True)  # a .gdb is one
+    check_file(source.path, folder=True)  # a .gdb is a folder
     refuse_zip_bomb(source.path)
     suffix = source.path.suffix.lower()
     if suffix in tables.SUFFIXES:
@@ -179,7 +179,7 @@ def read_everything(
         frame = frame[[_plain_kind(name or "") == kind for name in frame.geom_type]]
     frame = _with_geometry(frame, source)
     if grid is not None and grid.crs is None:
-        return frame  # local coordinates, the grid's own
+        return frame  # local coordinates, those of the grid
     if frame.crs is None:
         msg = f"{path} has no CRS; set it (ogr2ogr -a_srs EPSG:4326), or give GeoJSON in degrees"
         raise InputError(msg)
@@ -192,7 +192,7 @@ def _plain_kind(name: str) -> str:
 
 
 def _with_geometry(frame: geopandas.GeoDataFrame, source: VectorSource) -> geopandas.GeoDataFrame:
-    """Return the features that lie somewhere, and say how many do not."""
+    """Return the features with a usable geometry, and log the number without."""
     shapes = frame.geometry.to_numpy()
     bounds = shapely.bounds(shapes)  # NaN where there is no geometry, or an empty one
     good = np.isfinite(bounds).all(axis=1)
@@ -217,14 +217,14 @@ def _read_gdal(source: VectorSource, grid: Grid | None) -> geopandas.GeoDataFram
     except UnicodeDecodeError as error:
         msg = f"{path} has text that is not UTF-8 ({error.reason}); save it as UTF-8, a GeoPackage for example"
         raise InputError(msg) from error
-    except (RuntimeError, ValueError, CRSError, ProjError, ShapelyError) as error:  # pyogrio's own are RuntimeErrors
+    except (RuntimeError, ValueError, CRSError, ProjError, ShapelyError) as error:  # pyogrio's are RuntimeErrors
         reason = " ".join(str(error).split())
         msg = f"{path} cannot be read as vector data ({reason}); GeoPackage, FlatGeobuf and GeoJSON work"
         raise InputError(msg) from error
 
 
 def _check_coordinates(frame: geopandas.GeoDataFrame, path: Path) -> None:
-    """Refuse features with coordinates that are not numbers."""
+    """Raise an error for features with coordinates that are not numbers."""
     coordinates, owner = shapely.get_coordinates(frame.geometry.to_numpy(), return_index=True)
     wrong = owner[~np.isfinite(coordinates).all(axis=1)]
     if wrong.size:
@@ -233,39 +233,39 @@ def _check_coordinates(frame: geopandas.GeoDataFrame, path: Path) -> None:
 
 
 def _project(frame: geopandas.GeoDataFrame, crs: CRS, path: Path) -> geopandas.GeoDataFrame:
-    """Put features in another CRS, without those for which it has no place."""
+    """Convert features to another CRS, without those outside its domain."""
     from pyproj.exceptions import ProjError
 
     try:
         found = frame.to_crs(crs.to_wkt())
     except (ProjError, ShapelyError, ValueError) as error:
-        msg = f"{path} cannot be put in another CRS ({' '.join(str(error).split())}); check its own CRS"
+        msg = f"{path} cannot be converted to another CRS ({' '.join(str(error).split())}); check its own CRS"
         raise InputError(msg) from error
     coordinates, owner = shapely.get_coordinates(found.geometry.to_numpy(), return_index=True)
     lost = np.unique(owner[~np.isfinite(coordinates).all(axis=1)])
     south, north = frame.total_bounds[[1, 3]]
     if lost.size and lost.size == len(frame) and frame.crs.is_geographic and max(abs(south), abs(north)) > 90:
-        msg = f"{path} has latitudes from {south:.6g} to {north:.6g} degrees, and none are beyond 90"
-        if max(abs(south), abs(north)) > 360:  # GeoJSON without a CRS is taken for degrees
-            msg = f"{msg}: these are map coordinates; set the CRS that they are in (ogr2ogr -a_srs EPSG:CODE)"
+        msg = f"{path} has latitudes from {south:.6g} to {north:.6g} degrees, which must be within 90"
+        if max(abs(south), abs(north)) > 360:  # GeoJSON without a CRS is read as degrees
+            msg = f"{msg}: these are map coordinates; set their CRS (ogr2ogr -a_srs EPSG:CODE)"
         else:
             msg = f"{msg}; are longitude and latitude swapped?"
         raise InputError(msg)
     if lost.size:
         logger.warning(
-            "%d feature(s) of %s lie where the raster's CRS has no place; they are left out", lost.size, path
+            "%d feature(s) of %s are outside the domain of the raster's CRS and are left out", lost.size, path
         )
         found = found.drop(index=found.index[lost])
     return found
 
 
 def list_layers(path: Path, *, points: bool = True) -> list[str]:
-    """Return the names of the layers of a file that have geometries, in its order; layers of points only if wanted.
+    """Return the names of the layers of a file that have geometries, in its order; point layers only if ``points``.
 
     Raises
     ------
     InputError
-        If it cannot be read, or has none.
+        If it cannot be read, or has no such layers.
     """
     import pyogrio
     from pyogrio.errors import DataSourceError
@@ -297,12 +297,12 @@ def with_layer(path: Path, layer: str | None) -> Path:
 
 
 def choose_layer(source: VectorSource) -> str:
-    """Return the name of the layer to read: the one that is named, else the only one that holds features.
+    """Return the name of the layer to read: the given one, otherwise the only one with features.
 
     Raises
     ------
     InputError
-        If the file has no such layer, or none is named and several hold features; lists them.
+        If the file has no such layer, or none is given and several have features; the message lists them.
     """
     import pyogrio
 
@@ -325,7 +325,7 @@ def choose_layer(source: VectorSource) -> str:
             return (filled or names)[0]
         each = ", ".join(f"{name!r} ({count} features)" for name, count in zip(names, counts, strict=True))
         msg = (
-            f"{source.path} has {len(names)} layers: {each}; choose one with --layer NAME, where the command has that, "
+            f"{source.path} has {len(names)} layers: {each}; choose one with --layer NAME, if the command has it, "
             f'or as "{source.path}|layername={filled[0]}"'
         )
         raise InputError(msg)
@@ -343,7 +343,7 @@ def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
         except ValueError:
             if bounds is None:
                 raise
-            return geopandas.read_parquet(path)  # it has no boxes of its features
+            return geopandas.read_parquet(path)  # it has no bounding boxes of its features
     except ImportError as error:
         msg = f"{path} is GeoParquet, which needs pyarrow: pip install 'landprior[parquet]'"
         raise InputError(msg) from error
@@ -353,7 +353,7 @@ def _read_parquet(path: Path, grid: Grid | None) -> geopandas.GeoDataFrame:
 
 
 def read_parquet_crs(path: Path) -> str | None:
-    """Return the CRS of a GeoParquet file, in which its features' boxes are; None if it says none."""
+    """Return the CRS of a GeoParquet file, which also applies to its features' boxes; None if not stored."""
     import geopandas
     from pyarrow.parquet import read_schema  # type: ignore[import-untyped]
 

@@ -1,1 +1,1 @@
-"""Label super-resolution: statistics matching, epitomes, and the baselines they are measured against."""
+"""Label super-resolution: statistics matching, epitomes, and baselines for comparison."""

@@ -1,4 +1,4 @@
-"""Comparing methods on the user's own tiles: from a short YAML to an experiment (``landprior compare``)."""
+"""Comparing methods on the user's own tiles: converting a short YAML file to an experiment (``landprior compare``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CompareName = Literal["prior", "qr", "rq", "sr", "soft-naive", "hard-naive", "em", "epitome", "self-epitome"]
-"""What can be compared: the prior itself, and what ``landprior train --method`` and ``self-epitome`` know."""
+"""Methods that can be compared: the prior itself, those of ``landprior train --method``, and ``self-epitome``."""
 
 COMPARE_NAMES: tuple[str, ...] = get_args(CompareName)
 
@@ -31,7 +31,7 @@ _ROWS: Mapping[str, dict[str, Any]] = {
 
 
 class ComparedMethod(BaseModel):
-    """A method with other settings than its own, under a name."""
+    """A method with non-default settings, under a name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,7 @@ class ComparedMethod(BaseModel):
 
 
 class ComparedPlace(BaseModel):
-    """Tiles that are scored together."""
+    """Tiles scored together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,27 +52,25 @@ class ComparedPlace(BaseModel):
 
 
 class Comparison(BaseModel):
-    """What is compared, on what."""
+    """The methods to compare, and the tiles to compare them on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str = "Methods compared"
+    title: str = "Comparison of methods"
     about: str = ""
     scheme: str
-    files: dict[str, str] = Field(
-        description="layer -> path with {tile}; image, nlcd and labels, and what else there is"
-    )
+    files: dict[str, str] = Field(description="layer -> path with {tile}; image, nlcd, labels and any others")
     places: dict[str, ComparedPlace] = Field(min_length=1)
     methods: tuple[ComparedMethod, ...] = tuple(ComparedMethod(method=name) for name in COMPARE_NAMES)
-    prior: PriorKind | None = Field(None, description="published: the files' own; by default that if there is one")
+    prior: PriorKind | None = Field(None, description="published: the files' own, which is the default if given")
     seeds: int = Field(3, ge=1, le=1000)
-    joint: bool = Field(default=True, description="one model for the tiles of a place, not one for each")
+    joint: bool = Field(default=True, description="one model for all tiles of a place instead of one per tile")
     settings: Settings = Settings()
 
     @model_validator(mode="before")
     @classmethod
-    def _take_short_forms(cls, content: Any) -> Any:  # noqa: ANN401 - whatever the file holds
-        """Let a method be its name, and a place the list of its tiles."""
+    def _take_short_forms(cls, content: Any) -> Any:  # noqa: ANN401 - any content of the file
+        """Accept a name for a method, and a list of tiles for a place."""
         if not isinstance(content, dict):
             return content
         content = dict(content)
@@ -89,17 +87,17 @@ class Comparison(BaseModel):
     def _names_its_files(self) -> Self:
         lacking = [name for name in ("image", "nlcd", "labels") if name not in self.files]
         if lacking:
-            msg = f"files need {', '.join(lacking)}: a path each, with {{tile}} where the tile's name stands"
+            msg = f"files need {', '.join(lacking)}: a path each, with {{tile}} in place of the tile's name"
             raise ValueError(msg)
         return self
 
     def to_experiment(self, *, seeds: int | None = None, **settings: Any) -> Experiment:  # noqa: ANN401
-        """Return the experiment that it is, with other seeds or settings if any are given.
+        """Return the comparison as an experiment, with other seeds or settings if given.
 
         Raises
         ------
         ConfigError
-            If it is none, for instance because two methods have one name.
+            If that is impossible, for example because two methods have the same name.
         """
         prior = self.prior or ("published" if "prior" in self.files else "hand")
         rows = []
@@ -140,12 +138,12 @@ class Comparison(BaseModel):
 
 
 def load_comparison(name: str | Path) -> Comparison:
-    """Load the user's own YAML by path, or a shipped comparison by name.
+    """Load a comparison from the user's own YAML file or by its shipped name.
 
     Raises
     ------
     MissingInputError, ConfigError
-        If there is no such file or name, or it is no valid comparison.
+        If there is no such file or name, or it is not a valid comparison.
     """
     path = find_config(name, "comparisons")
     try:

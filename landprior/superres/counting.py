@@ -1,6 +1,6 @@
-"""Training by statistics matching: a network's classes, counted in the 30 m cells of NLCD, are as a code has them.
+"""Training by statistics matching: class counts within the 30 m cells of NLCD should match those of each code.
 
-Tiles, network, loop and warm-up on the prior are those of every other training; what is minimised is
+Tiles, network, loop and warm-up on the prior are those of every other training; the loss is
 :mod:`landprior.superres.statistics`.
 """
 
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CELLS_ACROSS = 3
-"""Sides of a cell that a patch holds at least within its border: then it holds some whole cells."""
+"""Minimum inner side of a patch, in cell sides, so that it contains some whole cells."""
 
 
 class CellFeed(PatchFeed):
-    """Cuts patches with the cells that lie in them; rare coarse classes come as often as frequent ones.
+    """Cut patches with their cells; rare coarse classes are drawn as often as frequent ones.
 
-    A coarse class is drawn first, all alike, then one of its cells by its size, then a patch that holds the cell's
-    middle: pixels are drawn in inverse proportion to how frequent their code is.
+    First a coarse class is drawn with equal chances, then one of its cells by size, then a patch that contains the
+    cell's middle: so pixels are drawn in inverse proportion to the frequency of their code.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class CellFeed(PatchFeed):
         rows, columns, sizes = (np.concatenate(parts) for parts in zip(*places, strict=True))
         codes = np.concatenate([one.cells.codes for one in coarse])
         if not sizes.any():
-            msg = "no cell of NLCD lies where image and prior have data, so there is nothing to count"
+            msg = "no NLCD cell overlaps valid image and prior, so there is nothing to count"
             raise InputError(msg)
         kinds, kind = np.unique(codes[sizes > 0], return_inverse=True)
         chosen = np.flatnonzero(sizes > 0)
@@ -99,7 +99,7 @@ class CellFeed(PatchFeed):
         self._owner, self._middle = torch.from_numpy(owner), torch.from_numpy(np.stack([rows, columns]))
 
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step; its ``extra`` are the cells of pixels within the border, and their statistics."""
+        """Return the batch of a step; its ``extra`` has the cells of inner pixels and their statistics."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, str(step)))
         drawn = self._cells[_draw(self._chances, self._count, generator)]
         shifts = torch.rand((self._count, 2), generator=generator)
@@ -122,7 +122,7 @@ class CellFeed(PatchFeed):
             parts.append(tile.patches(self._statistics, [(corner[0], corner[1])], side))
             index = torch.where(tile.valid[at], self._index[number][at], -1)
             own, position = torch.unique(index, return_inverse=True)
-            first = int(own[0] < 0)  # of what is in no cell
+            first = int(own[0] < 0)  # pixels outside all cells
             before = sum(len(some) for some in codes)
             blocks.append(torch.where(index < 0, -1, position - first + before))
             codes.append(self._cell_codes[number][own[first:].long()])
@@ -147,13 +147,13 @@ class CellFeed(PatchFeed):
 
 
 def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw by chance, with replacement, of any number (``torch.multinomial`` takes 2^24 at most)."""
+    """Draw randomly with replacement from any number of items (``torch.multinomial`` is limited to 2^24)."""
     places = torch.rand(count, generator=generator, dtype=torch.float64)
     return torch.searchsorted(chances.cumsum(0), places).clamp_max(len(chances) - 1)
 
 
 class CountObjective:
-    """What :func:`train_by_counts` minimises: statistics matching, and cross-entropy where there are labels.
+    """Objective of :func:`train_by_counts`: statistics matching, and cross-entropy where there are labels.
 
     Parameters
     ----------
@@ -194,16 +194,16 @@ def train_by_counts(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train a network so that its classes, counted in the cells of a coarse class, are as that class has them.
+    """Train a network so that its class counts within cells match the statistics of the cells' coarse class.
 
     Parameters
     ----------
     coarse
         Tiles with their cells; several share one model.
     matrix
-        Means (eta) and, best measured, spread (rho) of class shares by code.
+        Means (eta) and, preferably measured, spread (rho) of class shares by code.
     settings
-        Loop, network and patches. Patches that would hold no whole cell are enlarged, and as many fewer are cut.
+        Loop, network and patches. Patches too small for a whole cell are enlarged, and correspondingly fewer are cut.
     counts
         See :class:`CountSettings`.
     checkpoint, run
@@ -212,14 +212,14 @@ def train_by_counts(
     Returns
     -------
     LandcoverModel
-        On the CPU, with its record.
+        The model on the CPU, with its record.
 
     Raises
     ------
     InputError
-        If no cell lies where the tiles have data.
+        If no cell overlaps the tiles' data.
     PriorError
-        If a code is not NLCD's and not in the matrix.
+        If a code is neither an NLCD code nor in the matrix.
     TrainingError, TrainingInterruptedError
         See :func:`landprior.implicit.training.fit`.
     """
@@ -247,11 +247,11 @@ def train_by_counts(
 
 
 def _hold_cells(settings: TileSettings, area: float) -> TileSettings:
-    """Return settings for statistics matching, with patches that hold some whole cells of so many pixels."""
+    """Return settings for statistics matching, with patches large enough for whole cells of this area."""
     side = math.ceil(CELLS_ACROSS * math.sqrt(area)) + 2 * (MOST_BORDER if settings.network == "unet" else FCN_HALO)
     changes: dict[str, object] = {"training": settings.training.model_copy(update={"loss": "sr"})}
     if side > settings.patch_size:
         fewer = max(1, round(settings.batch_size * (settings.patch_size / side) ** 2))
         changes |= {"patch_size": side, "batch_size": fewer}
-        logger.info("%d patches of %d px a step, which hold whole cells", fewer, side)
+        logger.info("%d patches of %d px per step, to contain whole cells", fewer, side)
     return settings.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""Labels on an epitome: from high-resolution labels, or from coarse codes by expectation-maximisation.
+"""Labelling an epitome: from high-resolution labels, or from coarse codes by expectation-maximisation.
 
 Equation numbers are those of "Mining self-similarity" (Malkin, Ortiz, Robinson, Jojic 2020). A patch adds its posterior
 p(s|x) over positions to the label, or code, of each of its pixels, at that pixel's place on the torus [6, 11].
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from landprior.implicit.epitomes import Epitome
 
 LEFT_OUT = 1e-6
-"""Largest part of a patch's posterior that is left out, so that few positions of each are touched."""
+"""Maximum mass of a patch's posterior that is dropped, so that each patch affects few positions."""
 
 POSTERIOR_VALUES = 6_000_000
-"""Floats of posteriors held at a time."""
+"""Maximum floats of posteriors in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """What :func:`resolve_labels` found.
+    """Result of :func:`resolve_labels`.
 
     Parameters
     ----------
     labels
         p(l|s), shape (S, C), float64, sum 1.
     objective
-        Sum over s and c of n(s, c) log sum_l p(c|l) p(l|s), in nats, before the first iteration and after each.
+        Sum over s and c of n(s, c) log sum_l p(c|l) p(l|s), in nats, before the first iteration and after each one.
     """
 
     labels: NDArray[np.float64]
@@ -60,22 +60,22 @@ def embed_classes(
     Parameters
     ----------
     epitome
-        Fitted; images lie on its device.
+        A trained epitome, on the device of the images.
     images
-        Standardised, each (B, H, W).
+        Standardised images, each (B, H, W).
     labels
-        Class positions, each (H, W); negative where there is none.
+        Class positions, each (H, W); negative where there are none.
     classes
         Number of classes C.
     valid
-        Where images have data, each (H, W); by default everywhere. Patches over a gap are left out.
+        Masks of valid pixels, each (H, W); by default everywhere. Patches over a gap are left out.
     stride
         Distance between patches, pixels, in both directions.
 
     Returns
     -------
     Tensor
-        Shape (S, C), sum 1; positions that no label fell on have the mean of all labels.
+        Shape (S, C), sum 1; positions without labels have the mean of all labels.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def embed_codes(
 ) -> Tensor:
     """Measure how much of each coarse code falls on each position, n(s, c) [11].
 
-    Of each posterior the smallest entries are left out, at most :data:`LEFT_OUT` in all, and the others keep their
+    The smallest entries of each posterior are dropped, at most :data:`LEFT_OUT` in total; the others keep their
     value.
 
     Parameters
@@ -108,9 +108,9 @@ def embed_codes(
     epitome, images
         See :func:`embed_classes`.
     codes
-        Of each image, (H, W): indices 0 to count - 1, negative where there is none.
+        Codes of each image, (H, W): indices 0 to count - 1, negative where there are none.
     count
-        Of codes.
+        Number of codes.
     valid, stride, spread
         See :func:`embed_classes`.
 
@@ -138,7 +138,7 @@ def embed_codes(
         for some in torch.split(corners, max(1, POSTERIOR_VALUES // epitome.positions)):
             patches = cut_patches(image, some, epitome.patch)
             posterior = torch.softmax(epitome.evaluate(patches, *known), dim=1)
-            # entries below this sum to less than what may be left out
+            # entries below this sum to less than the permitted loss
             patch, position = torch.nonzero(posterior > LEFT_OUT / epitome.positions, as_tuple=True)
             weight = posterior[patch, position].double()
             for row, column in offsets:
@@ -148,7 +148,7 @@ def embed_codes(
                 touched |= bool(good.any())
                 counts.view(-1).scatter_add_(0, at[good] * count + code[good].long(), weight[good])
     if not touched:
-        msg = "no patch of the images has a label or code, so there is nothing to put on the epitome"
+        msg = "no patch of the images has a label or code, so the epitome cannot be labelled"
         raise InputError(msg)
     return counts
 
@@ -165,7 +165,7 @@ def invert_matrix(matrix: NDArray[np.floating], shares: NDArray[np.floating]) ->
     Raises
     ------
     PriorError
-        If a row that occurs is no distribution.
+        If a row that occurs is not a distribution.
     """
     belief = np.asarray(matrix, dtype=np.float64)
     shares = np.asarray(shares, dtype=np.float64)
@@ -191,11 +191,11 @@ def resolve_labels(
     tolerance: float = 1e-6,
     chunk: int = 65_536,
 ) -> Resolved:
-    """Return the p(l|s) that explains coarse codes best, by expectation-maximisation [8, 9].
+    """Return the p(l|s) that best explains coarse codes, by expectation-maximisation [8, 9].
 
-    q(l|c, s) is proportional to p(l|s) p(c|l), p(l|s) to sum_c n(s, c) q(l|c, s); it starts at the mean of the classes.
-    Each position is a fit of its own, so this climbs to its optimum, where many positions are of one class. The first
-    iterations move most of the way and keep more of the prior; few of them are a regularisation.
+    q(l|c, s) is proportional to p(l|s) p(c|l), p(l|s) to sum_c n(s, c) q(l|c, s); it starts from the mean of the
+    classes. Each position is fitted separately, so this converges to its optimum, where many positions have one class.
+    The first iterations do most of the work and keep more of the prior; stopping early acts as a regularisation.
 
     Parameters
     ----------
@@ -204,21 +204,21 @@ def resolve_labels(
     matrix
         P(l|c), shape (codes, C), rows sum to 1.
     shares
-        How frequent the codes are, (codes,), for Bayes' rule; by default as in ``counts``.
+        Frequencies of the codes, (codes,), for Bayes' rule; by default those of ``counts``.
     iterations, tolerance
-        It ends after so many, or when no probability has moved by more than this.
+        Maximum number of iterations, and the change of probabilities below which it stops.
     chunk
-        Positions computed at a time, which bounds memory.
+        Positions computed at a time, which limits memory.
 
     Returns
     -------
     Resolved
-        Positions without counts have the mean of the others, weighted by their counts.
+        Probabilities; positions without counts have the mean of the others, weighted by their counts.
 
     Raises
     ------
     InputError
-        If shapes do not fit or all counts are 0.
+        If shapes do not match or all counts are 0.
     PriorError
         See :func:`invert_matrix`.
     """
@@ -253,7 +253,7 @@ def resolve_labels(
 def _iterate(
     counts: NDArray[np.floating], labels: NDArray[np.float64], likelihood: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return p(l|s) after one iteration, rows without counts as they were."""
+    """Return p(l|s) after one iteration, leaving rows without counts unchanged."""
     mixture = labels @ likelihood.T  # sum_l p(c|l) p(l|s)
     ratio = np.divide(counts, mixture, out=np.zeros_like(mixture), where=mixture > 0)
     after = labels * (ratio @ likelihood)

@@ -1,4 +1,4 @@
-"""A picture of an epitome beside its labels."""
+"""Figure of an epitome and its labels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Draw the means of an epitome (first three bands), its labels and how often positions were used, as a picture.
+    """Draw the means of an epitome (first three bands), its labels and the use of its positions.
 
-    Several epitomes are rows. Labels are means of the class colours, weighted by p(l|s).
+    Several epitomes are drawn as rows. Labels are means of the class colours, weighted by p(l|s).
 
     Parameters
     ----------
     model
-        Whose architecture is an epitome.
+        Model whose architecture is an epitome.
     path
-        The picture (.png, .pdf, ...).
+        The figure to write (.png, .pdf, ...).
     overwrite
-        Replace an older one.
+        Replace an existing figure.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = F
     Raises
     ------
     ModelError
-        If the model is no epitome.
+        If the model is not an epitome.
     OutputExistsError
         See :func:`landprior.raster.outputs.replacing`.
     """
@@ -48,7 +48,7 @@ def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = F
 
     network = model.network
     if not isinstance(network, EpitomeClassifier):
-        msg = f"this model is no epitome but {model.architecture}; train one with: landprior train --method epitome"
+        msg = f"this model is not an epitome but {model.architecture}; train one with: landprior train --method epitome"
         raise ModelError(msg)
     scale = (model.statistics.std[:, None, None], model.statistics.mean[:, None, None])
     means = network.epitome.mean.detach().cpu().numpy() * scale[0] + scale[1]

@@ -1,4 +1,4 @@
-"""A land-cover model that is an epitome: trained without labels, labelled by coarse codes or by labels."""
+"""Epitomes as land-cover models: trained without labels, then labelled by coarse codes or labels."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def train_epitome_model(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train an epitome on tiles and put classes on it.
+    """Train an epitome on tiles and label it with classes.
 
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.training.tiles.read_tile`. Without ``codes`` they must hold labels
-        (:func:`landprior.landcover.training.tiles.read_labelled_tile`), which are then used [6]; else their targets are
-        not.
+        See :func:`landprior.landcover.training.tiles.read_tile`. Without ``codes`` they must have labels
+        (:func:`landprior.landcover.training.tiles.read_labelled_tile`), which are then used [6]; otherwise the tiles'
+        targets are ignored.
     codes
         Coarse codes of each tile, (H, W) [11].
     table
@@ -59,12 +59,12 @@ def train_epitome_model(
     Returns
     -------
     LandcoverModel
-        Its network is the epitome with its classes.
+        The model, whose network is the labelled epitome.
 
     Raises
     ------
     InputError
-        If the settings shrink the image (the map would be of another scale), codes do not fit the tiles, or there are
+        If the settings shrink the image (the map would have another scale), codes do not match the tiles, or there are
         neither codes nor labels.
     PriorError
         If no pixel has a code with a row in the table.
@@ -110,19 +110,19 @@ def _check(
     settings: EpitomeSettings,
 ) -> None:
     if settings.shrink > 1:
-        msg = "a model maps images at their own scale, so its epitome cannot be of shrunk ones; set shrink to 1"
+        msg = "a model maps images at their own scale, so its epitome cannot use shrunk ones; set shrink to 1"
         raise InputError(msg)
     if codes is None:
         if not tiles or not tiles[0].labelled:
-            msg = "an epitome needs coarse codes, or tiles with labels, to say classes"
+            msg = "an epitome needs coarse codes, or tiles with labels, to predict classes"
             raise InputError(msg)
         return
     if table is None or len(codes) != len(tiles):
-        msg = f"{len(tiles)} tiles and codes of {len(codes)} do not fit, or there is no table of P(class | code)"
+        msg = f"{len(tiles)} tiles and codes of {len(codes)} do not match, or there is no table of P(class | code)"
         raise InputError(msg)
     for tile, some in zip(tiles, codes, strict=True):
         if some.shape != tile.shape:
-            msg = f"{tile.name} is {tile.shape} px and its codes are {some.shape}; they share one grid"
+            msg = f"{tile.name} is {tile.shape} px but its codes are {some.shape}; they must be on the same grid"
             raise InputError(msg)
 
 
@@ -152,7 +152,7 @@ def _embed(
     )
     present = np.flatnonzero(seen)
     if not len(present):
-        msg = f"no pixel of {tiles[0].name} has a coarse code with a row in the matrix; is NLCD of this place?"
+        msg = f"no pixel of {tiles[0].name} has a coarse code with a row in the matrix; is the NLCD for this place?"
         raise PriorError(msg)
     counts = embed_codes(
         epitome, images, [torch.from_numpy(some).to(device) for some in index], len(known), valid=valid, stride=stride

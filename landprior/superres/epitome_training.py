@@ -1,9 +1,9 @@
-"""Training an epitome on tiles: patches, location promotion, diversification; the loop is the core's.
+"""Training an epitome on tiles: patches, location promotion and diversification, in the shared training loop.
 
-Plain gradient descent on the mixture's likelihood leaves most positions of a large epitome unused: the ones that
-explain a patch first take all that are like it. "Mining self-similarity" (Malkin et al. 2020) has two remedies:
-*location promotion* takes positions out of the mixture once they were used, until nearly all were; *diversification*
-learns from the patches that are explained worst.
+With plain gradient descent on the mixture's likelihood most positions of a large epitome stay unused, because those
+that first explain a patch win all similar ones. "Mining self-similarity" (Malkin et al. 2020) has two remedies:
+*location promotion* removes used positions from the mixture until nearly all have been used; *diversification*
+learns from the worst explained patches.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import BandStatistics
 
 DIVERSITY = 4
-"""Diversification draws so many times the patches and learns from the worst explained part of 1 / this."""
+"""Diversification draws this many times more patches and learns from the worst explained 1 / this of them."""
 
 
 class EpitomeFeed:
-    """Cuts random patches from tiles: the batch of a step is a function of (seed, step) alone.
+    """Cut random patches from tiles; the batch of a step depends only on (seed, step).
 
-    Only patches whose pixels are all valid are cut, all of them equally often.
+    Only patches with all pixels valid are cut, with equal chances.
 
     Parameters
     ----------
     tiles
-        On the device of the training.
+        Tiles on the training device.
     statistics
-        How bands are standardised.
+        Statistics for standardising the bands.
     patch, count
         Side in pixels and number of patches.
     seed
@@ -75,7 +75,7 @@ class EpitomeFeed:
         total = sum(len(corners) for corners in self._corners)
         if not total:
             names = ", ".join(tile.name for tile in tiles[:3])
-            msg = f"{names} has no {patch} x {patch} px without a gap; give larger tiles or a smaller patch"
+            msg = f"{names} have no {patch} x {patch} px without a gap; give larger tiles or a smaller patch"
             raise InputError(msg)
         self.patches = total
 
@@ -102,7 +102,7 @@ def shrink_image(image: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Ten
     image
         Shape (B, H, W).
     valid
-        Where it has data, shape (H, W).
+        Mask of valid pixels, shape (H, W).
     shrink
         Side of a square, pixels.
 
@@ -155,7 +155,7 @@ def cut_patches(image: Tensor, corners: Tensor, patch: int) -> Tensor:
 
 
 class _Learner(nn.Module):
-    """What the loop trains: the epitome, on the patches that it explains worst if they are to diversify it."""
+    """The module trained by the loop: the epitome, on the worst explained patches if diversifying."""
 
     def __init__(self, epitome: Epitome, settings: EpitomeSettings) -> None:
         super().__init__()
@@ -179,8 +179,8 @@ class _Learner(nn.Module):
 class EpitomeObjective:
     """Negative mean log-likelihood, per value of a patch, with location promotion.
 
-    Positions that were used since the last reset are left out of the mixture, in value and gradient; the best of the
-    others is then counted as used, with those around it. The counters are buffers of the epitome.
+    Positions used since the last reset are excluded from the mixture, in value and gradient; the best of the
+    others is then counted as used, with its neighbours. The counters are buffers of the epitome.
     """
 
     def __init__(self, epitome: Epitome, settings: EpitomeSettings) -> None:
@@ -211,23 +211,23 @@ def fit_epitome(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.training.tiles.read_tile`; of their targets nothing is used.
+        See :func:`landprior.landcover.training.tiles.read_tile`; their targets are ignored.
     settings
         See :class:`EpitomeSettings`.
     checkpoint
-        Where the state is kept after every epoch, so that an interrupted run goes on.
+        Path for the state, saved after every epoch, so that an interrupted run can resume.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     epitome : Epitome
-        Of the image standardised by :func:`landprior.landcover.training.tiles.measure_bands`, in evaluation mode,
-        on the device.
+        The epitome of the image standardised by :func:`landprior.landcover.training.tiles.measure_bands`, in evaluation
+        mode, on the device.
     statistics : BandStatistics
-        How bands were standardised.
+        Statistics used for standardising.
     history : History
-        What happened in the training.
+        History of the training.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def fit_epitome(
     """
     settings = settings or EpitomeSettings()
     if not tiles:
-        msg = "there is no tile to train an epitome on"
+        msg = "there are no tiles to train an epitome on"
         raise InputError(msg)
     require_compatible(tiles)
     seed = derive_seed(settings.seed, "|".join(sorted(tile.name for tile in tiles)))
@@ -268,7 +268,7 @@ def fit_epitome(
 
 
 def _identify(tiles: Sequence[Tile], settings: EpitomeSettings) -> str:
-    """Return a hash of all that a run depends on."""
+    """Return a hash of everything a run depends on."""
     sha = hashlib.sha256(settings.model_dump_json().encode())
     for tile in tiles:
         sha.update(tile.name.encode())
@@ -279,19 +279,19 @@ def _identify(tiles: Sequence[Tile], settings: EpitomeSettings) -> str:
 
 @torch.no_grad()
 def measure_use(epitome: Epitome, feed: EpitomeFeed, *, batches: int, first: int = 0) -> tuple[float, float]:
-    """Measure how an epitome is used, without promotion.
+    """Measure the use of an epitome, without promotion.
 
     Parameters
     ----------
     epitome, feed
-        Trained, and patches on its device.
+        A trained epitome, and patches on its device.
     batches, first
-        Steps of the feed that are looked at.
+        Number of batches, and the first step of the feed.
 
     Returns
     -------
     unused : float
-        Share of the torus's pixels that no patch was put on (the best position of each, all its pixels).
+        Share of the torus's pixels not covered by the best position of any patch.
     likelihood : float
         Mean log p(x) per value of a patch, nats.
     """

@@ -1,4 +1,4 @@
-"""Training by expectation-maximisation: the posterior of what was fitted becomes what is fitted."""
+"""Training by expectation-maximisation: the posterior of one round is the target of the next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from landprior.landcover.training.tiles import Tile
 
 STRIP_ROWS = 512
-"""Rows of a tile that posteriors are computed for at a time."""
+"""Rows of a tile for which posteriors are computed at a time."""
 
 
 def train_by_em(
@@ -37,9 +37,9 @@ def train_by_em(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Fit the prior, then, in turns, the smoothed posterior of what was fitted.
+    """Fit the prior, then repeatedly the smoothed posterior of the last fit.
 
-    M: cross-entropy with the targets, which are the prior at first. E: targets are the posterior of the network and the
+    M: cross-entropy with the targets, initially the prior. E: targets are the posterior of the network and the
     prior [R eq. 3], averaged over small blocks. It is the baseline of "Label super-resolution networks".
 
     Parameters
@@ -47,7 +47,7 @@ def train_by_em(
     tiles
         See :func:`landprior.landcover.training.trainer.train_model`.
     settings
-        Of all rounds together.
+        Settings of all rounds together.
     rounds
         See :class:`EmSettings`.
     checkpoint
@@ -58,7 +58,7 @@ def train_by_em(
     Returns
     -------
     LandcoverModel
-        Of the last round.
+        Model of the last round.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def train_by_em(
         if number + 1 < rounds.rounds:
             targets = [_expect(tile, model, rounds.block) for tile in tiles]
     if model is None:  # pragma: no cover - there are two rounds or more
-        msg = "no round"
+        msg = "no rounds"
         raise ValueError(msg)
     model.record["settings"]["training"]["loss"] = "em"
     model.record["method"] = {"name": "em", **rounds.model_dump()}
@@ -90,7 +90,7 @@ def train_by_em(
 
 @torch.no_grad()
 def _expect(tile: Tile, model: LandcoverModel, block: int) -> Tile:
-    """Return a tile whose prior is the posterior of the network and its prior, averaged over blocks; by strips."""
+    """Return a tile whose prior is the posterior of the network and its prior, averaged over blocks."""
     network, device = model.network, tile.image.device
     place = next(network.parameters()).device
     engine = TorchEngine(network, place, "fp32")
@@ -117,7 +117,7 @@ def _expect(tile: Tile, model: LandcoverModel, block: int) -> Tile:
 
 
 def _average(values: Tensor, block: int) -> Tensor:
-    """Return the mean over blocks around each pixel, (1, C, H, W); nothing lies beyond the edges."""
+    """Return the mean over blocks around each pixel, (1, C, H, W); clipped at the edges."""
     rows, columns = values.shape[2:]
     found = torch.nn.functional.avg_pool2d(values, block, stride=1, padding=block // 2)
-    return found[..., :rows, :columns]  # an even block reaches one further
+    return found[..., :rows, :columns]  # an even block extends one pixel further

@@ -1,10 +1,10 @@
 """Posteriors of patches over all positions of the image they come from, fast and exact.
 
-The direct formulation convolves the image with every patch and takes a softmax over the whole of each result. Here
-inner products come from matrix products in pieces that stay in the processor's cache. A piece holds positions whose
-patches are alike, so that many are too far from a patch to count, by the leading principal components alone. What is
-kept of a posterior is sparse, unless the patch is of an even surface and matches a large part of the image, when
-dense products are faster. What is left out of a posterior sums to less than 1e-6 of it.
+Directly, one would convolve the image with every patch and take a softmax over each result. Here inner products are
+matrix products of pieces that fit into the processor's cache. A piece contains positions with similar patches, so many
+positions can be excluded as too distant from a patch by the leading principal components alone. Posteriors are stored
+sparse, unless a patch is of a uniform surface and matches a large part of the image, when dense products are faster.
+The dropped part of a posterior is less than 1e-6 of it.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LEFT_OUT = 1e-6
-"""Largest part of a posterior that is left out."""
+"""Maximum mass of a posterior that is dropped."""
 
 BLOCK_VALUES = 32_000_000
-"""Floats of dense posteriors held at a time (128 MB)."""
+"""Maximum floats of dense posteriors in memory (128 MB)."""
 
 CACHED_PATCHES = 64_000_000
-"""Floats of the unfolded image that are kept; a larger one is unfolded again for each block of patches."""
+"""Maximum floats of the unfolded image kept in memory; a larger one is unfolded again for each block of patches."""
 
 CACHED_ENTRIES = 12_000_000
-"""Entries of sparse posteriors that are kept for a further pass (some 200 MB); beyond, they are computed again."""
+"""Maximum entries of sparse posteriors kept for another pass (about 200 MB); the rest are computed again."""
 
 MERGED_ENTRIES = 4_000_000
-"""Entries at which sparse rows are handed on."""
+"""Number of entries after which sparse rows are passed on."""
 
 ROWS = 256
-"""Patches whose posteriors are computed together, at most."""
+"""Maximum number of patches whose posteriors are computed together."""
 
 LEAF = 1024
-"""Positions of a piece, at most: its products with all rows are a megabyte."""
+"""Maximum positions of a piece, so that its products with all rows take a megabyte."""
 
 COMPONENTS = 8
-"""Principal components that say which pieces are too far from a patch."""
+"""Principal components used to exclude pieces too distant from a patch."""
 
 REFINED = 1e-2
-"""Share of a posterior from which an entry is computed anew, by differences: the product's exponents are rounded to
-some 1e-4, which is a share of the entry."""
+"""Share of a posterior above which an entry is recomputed by differences: the product's exponents are rounded to
+about 1e-4, a relative error of the entry."""
 
 DENSE = 0.05
-"""Share of a block's entries from which it is kept dense."""
+"""Share of a block's entries above which it is stored dense."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Dense:
-    """The same, as full matrices of some rows and positions each; good until the next block is asked for."""
+    """Posteriors as dense matrices of some rows and positions each; valid until the next block is requested."""
 
     rows: NDArray[np.int64]
     positions: int
     """Number of positions S."""
     order: Tensor
-    """Usable positions in the order that the pieces are in."""
+    """Usable positions in the order of the pieces."""
     pieces: list[tuple[Tensor, slice, Tensor]]
     """Rows, (m,), places, (n,), and their posteriors, (m, n)."""
 
@@ -100,7 +100,7 @@ class Dense:
         found = values.new_zeros(self.positions, values.shape[1])
         turned = values.T.contiguous()
         for rows, places, matrix in self.pieces:
-            # the wide matrix on the right: products of this shape are several times faster; turned back in cache
+            # with the wide matrix on the right, products are several times faster; transposed back in cache
             here = turned if len(rows) == len(values) else turned[:, rows]
             found.index_copy_(0, self.order[places], torch.mm(here, matrix).T.contiguous())
         return found
@@ -122,8 +122,8 @@ def _multiply(matrix: csr_matrix, values: Tensor) -> Tensor:
 class Posteriors:
     """p(s | patch) of patches of an image over all positions s of that image.
 
-    p(s | x) is proportional to exp(-||x - x_s||^2 / (2 variance)) over the positions whose patch has no gap, all of
-    them equally probable beforehand.
+    p(s | x) is proportional to exp(-||x - x_s||^2 / (2 variance)) over the positions whose patch has no gap, all
+    equally probable a priori.
 
     Parameters
     ----------
@@ -136,9 +136,9 @@ class Posteriors:
     patch, variance
         Side w, and variance of every value.
     groups
-        A number for each patch, (P,): no block mixes patches of different numbers.
+        A number for each patch, (P,): a block has only patches with the same number.
     own
-        What a patch's match with itself weighs, 0 to 1, against 1 - own for all the others; None: what p(s|x) says.
+        Weight of a patch's match with itself, 0 to 1, against 1 - own for all others; None: as given by p(s|x).
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Posteriors:
         own: float | None,
         groups: Tensor | None = None,
     ) -> None:
-        # inner products of centred data are small, so that exponents lose no digits
+        # inner products of centred data are small, so that exponents keep their precision
         good = F.pad(usable[None, None].float(), (patch - 1,) * 4)
         seen = F.max_pool2d(good, patch, stride=1)[0, 0] > 0
         mean = image[:, seen].mean(dim=1) if bool(seen.any()) else image.flatten(1).mean(dim=1)
@@ -173,11 +173,11 @@ class Posteriors:
         self._high = torch.stack([box.amax(dim=0) for box in boxes])
         place = torch.full((self.positions,), len(there))
         place[torch.cat(self._leaves)] = torch.arange(len(there))
-        self._place = place  # of a position in the order of the leaves; at the end for those that are not usable
+        self._place = place  # rank of a position in the order of the leaves; unusable ones come last
         lengths = torch.tensor([0, *(len(leaf) for leaf in self._leaves)])
         self._first = torch.cumsum(lengths, dim=0).tolist()
         self._features = features[torch.searchsorted(there, corners)]
-        # patches that are alike together, so that they leave out the same positions
+        # similar patches together, so that they exclude the same positions
         self._order = np.lexsort((place[corners].numpy(), self._groups))
         self._unfolded: list[Tensor | None] = [None] * len(self._leaves)
         self._kept: list[Sparse] = []
@@ -191,13 +191,13 @@ class Posteriors:
 
     @property
     def _count(self) -> int:
-        """Number of patches of a block, at most."""
+        """Maximum number of patches in a block."""
         return max(1, min(ROWS, BLOCK_VALUES // max(self.positions, 1)))
 
     def _describe(self, positions: Tensor) -> Tensor:
-        """Return coordinates of patches, (n, m): distances between them are never more than between the patches.
+        """Return coordinates of patches, (n, m): their distances never exceed those of the patches.
 
-        They are the leading principal components, and the length of the rest.
+        They are the leading principal components, and the norm of the remainder.
         """
         some = positions[:: max(1, len(positions) // 4000)]
         sample = cut_patches(self._image, self._pixels(some), self._patch).flatten(1)
@@ -213,7 +213,7 @@ class Posteriors:
         return positions // self._shape[1] * self._image.shape[-1] + positions % self._shape[1]
 
     def blocks(self) -> Iterator[Sparse | Dense]:
-        """Give the posteriors of all patches, in some order; what fits is kept for the next call."""
+        """Yield the posteriors of all patches, in any order; as many as fit are kept for the next call."""
         first = self._left is None
         yield from self._kept
         left: list[NDArray[np.int64]] = []
@@ -294,19 +294,19 @@ class Posteriors:
     def _reach(
         self, corners: Tensor, scaled: Tensor, squares: Tensor, features: Tensor
     ) -> tuple[list[tuple[Tensor, int, Tensor]], Tensor]:
-        """Return exponents of rows and leaves that may count, and the largest of each row.
+        """Return the exponents of relevant rows and leaves, and the largest of each row.
 
-        Exponents lack the row's own constant, ``squares``. A leaf's box is no farther than its positions: the leaf is
-        left out where even the box is too far.
+        Exponents lack the row's own constant, ``squares``. A leaf's bounding box is at least as close as its positions,
+        so the leaf is excluded if the box is too distant.
         """
         gaps = (self._low - features[:, None]).clamp_min_(0) + (features[:, None] - self._high).clamp_min_(0)
-        # a little less than the distance, for rounding
+        # slightly less than the distance, to allow for rounding
         bounds = squares[:, None] - gaps.square_().sum(dim=2) * (0.9999 / (2 * self._variance)) + 0.01
         if self._buffer is None:
-            self._buffer = torch.empty(self._count * self.positions)  # one for all: fresh pages are slow
+            self._buffer = torch.empty(self._count * self.positions)  # one for all: new pages are slow
         largest = torch.full((len(corners),), -torch.inf)
         if self._own is None:
-            largest = squares - 0.01  # its match with itself
+            largest = squares - 0.01  # the match with itself
         pieces: list[tuple[Tensor, int, Tensor]] = []
         used = 0
         everyone = torch.arange(len(corners))
@@ -326,7 +326,7 @@ class Posteriors:
             top = exponent.amax(dim=1)
             largest[rows] = torch.maximum(largest[rows], top)
             pieces.append((rows, number, exponent))
-        # the only usable position, without itself, has none
+        # a patch at the only usable position has no other match
         return pieces, torch.where(torch.isfinite(largest), largest, 0.0)
 
     def _densify(
@@ -334,7 +334,7 @@ class Posteriors:
     ) -> Dense:
         sums = torch.zeros(len(rows), 1)
         for here, _, exponent in pieces:
-            # what lies far below is nothing; exact zeros keep subnormal numbers, which are slow, out of products
+            # negligible values become exact zeros, which keeps slow subnormal numbers out of products
             exponent.sub_(largest[here][:, None]).clamp_min_(-self._range - 10).exp_()
             F.threshold(exponent, LEFT_OUT / self.positions, 0.0, inplace=True)
             sums.index_add_(0, here, exponent.sum(dim=1, keepdim=True))
@@ -347,7 +347,7 @@ class Posteriors:
         return Dense(rows, self.positions, torch.cat(self._leaves), found)
 
     def _find(self, corners: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Return which of some positions are in a leaf, and where there."""
+        """Return which positions are in a leaf, and their indices in it."""
         at = self._place[corners] - self._first[number]
         rows = torch.nonzero((at >= 0) & (at < len(self._leaves[number])))[:, 0]
         return rows, at[rows]
@@ -366,7 +366,7 @@ class Posteriors:
     def _pick(
         self, pieces: list[tuple[Tensor, int, Tensor]], largest: Tensor, *, budget: float
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]] | None:
-        """Return rows, positions and weights of what counts, or None if it is more than the budget."""
+        """Return rows, positions and weights of relevant entries, or None if they exceed the budget."""
         parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
         total = 0
         tops = largest.numpy()
@@ -393,7 +393,7 @@ class Posteriors:
         weights: NDArray[np.float32],
         corners: NDArray[np.int64],
     ) -> csr_matrix:
-        """Return a matrix with rows that sum to one, without the entries that sum to next to nothing."""
+        """Return a matrix with rows that sum to one, without negligible entries."""
         count = len(corners)
         total = np.bincount(rows, weights=weights, minlength=count)
         number = np.bincount(rows, minlength=count)

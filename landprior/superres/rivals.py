@@ -1,4 +1,4 @@
-"""What experiments and comparisons call by name: methods that map tiles, whatever they do for it."""
+"""Methods that map tiles, called by name in experiments and comparisons."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _by_itself(
     chosen = _validate(SelfEpitomeSettings, {"seed": settings.training.seed, **options}, "self-epitome")
     for tile, output in zip(tiles, outputs, strict=True):
         if tile.nlcd is None:
-            msg = f"{tile.image} has no NLCD, which self-epitome resolves; name it among the files"
+            msg = f"{tile.image} has no NLCD, which self-epitome needs; add it to the files"
             raise ConfigError(msg)
         map_by_self_epitome(
             tile.image,
@@ -94,4 +94,4 @@ RIVALS: Mapping[str, Rival] = {
     **{name: partial(_by_model, name) for name in ("sr", "em", "epitome")},
     "self-epitome": _by_itself,
 }
-"""By name, as in experiments (``method: rival``) and in ``landprior compare``."""
+"""Methods by name, as in experiments (``method: rival``) and in ``landprior compare``."""

@@ -1,13 +1,13 @@
-"""Self-epitomic super-resolution of one tile: the image itself is the epitome, and nothing is trained.
+"""Self-epitomic super-resolution of one tile: the image itself is the epitome, without training.
 
 "Mining self-similarity" (Malkin, Ortiz, Robinson, Jojic 2020), section on self-epitomic super-resolution: patches at
-random places of the tile are matched with all its positions, p(s|x) [1]; each adds the coarse codes of its pixels to
-the places it matches, n(s, c) [11]; expectation-maximisation makes class probabilities of them [8, 9]. Every position
-is a pixel, so they are the map.
+random positions of the tile are matched with all its positions, p(s|x) [1]; each adds the coarse codes of its pixels to
+the positions it matches, n(s, c) [11]; expectation-maximisation turns these into class probabilities [8, 9]. Every
+position is a pixel, so the probabilities are the map.
 
-Three things differ from the paper, chosen on other data than what it is scored on: a patch does not match itself,
-which says nothing new; codes travel further, from match to match (``passes``); and the EM ends early, which keeps more
-of P(class | code). ``docs/research/epitomes.md`` has the figures.
+There are three differences from the paper, chosen on data other than that scored: a patch does not match itself, which
+adds no information; codes are propagated further, from match to match (``passes``); and the EM stops early, which
+keeps more of P(class | code). See ``docs/research/epitomes.md`` for results.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ def resolve_tile(
     Parameters
     ----------
     image
-        Shape (B, H, W). Bytes are taken as 0 to 255; of any other type each band's own range, over the valid pixels, is
-        0 to 1.
+        Shape (B, H, W). Bytes are scaled from 0 to 255; for other types, the range of each band over valid pixels is
+        scaled to 0 to 1.
     valid
-        Shape (H, W): where the image has data. No patch lies over a gap; a valid pixel between gaps still gets a label.
+        Shape (H, W): mask of valid pixels. Patches do not include gaps; valid pixels between gaps still get a label.
     codes
         Coarse codes, (H, W); those without a row in ``table`` are no data.
     table
-        P(class | code), (codes, C), rows of zeros for codes that say nothing; see
+        P(class | code), (codes, C), rows of zeros for codes without information; see
         :meth:`landprior.landcover.prior.cooccurrence.Cooccurrence.table`.
     settings
         See :class:`SelfEpitomeSettings`.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -83,21 +83,21 @@ def resolve_tile(
     Raises
     ------
     InputError
-        If shapes do not fit, no patch is without a gap, or no pixel is valid.
+        If shapes do not match, no patch is without a gap, or no pixel is valid.
     PriorError
         If no valid pixel has a code.
 
     Notes
     -----
-    Time grows with the square of the number of pixels: some seconds for 250 x 250, minutes for 1,000 x 1,000. Memory
-    is some 400 MB besides the image.
+    Time grows with the square of the number of pixels: seconds for 250 x 250, minutes for 1,000 x 1,000. Memory
+    is about 400 MB plus the image.
     """
     settings = settings or SelfEpitomeSettings()
     if image.ndim != 3 or image.shape[1:] != valid.shape or codes.shape != valid.shape:
-        msg = f"an image of shape {image.shape}, validity {valid.shape} and codes {codes.shape} do not fit"
+        msg = f"an image of shape {image.shape}, validity {valid.shape} and codes {codes.shape} do not match"
         raise InputError(msg)
     if not valid.any():
-        msg = "the image has no valid pixel; is its nodata value right?"
+        msg = "the image has no valid pixel; is its nodata value correct?"
         raise InputError(msg)
     values = torch.from_numpy(scale_image(image, valid))
     small, known, whole = _shrink(values, torch.from_numpy(np.asarray(valid)), settings.shrink)
@@ -128,7 +128,7 @@ def resolve_tile(
 
 
 def scale_image(image: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return an image, (B, H, W), on a scale of 0 to 1: bytes by 255, else each band by its range; 0 where invalid."""
+    """Return an image, (B, H, W), scaled to 0 to 1: bytes by 255, others by each band's range; 0 where invalid."""
     if image.dtype == np.uint8:
         return np.where(valid, image.astype(np.float32) / 255, np.float32(0))
     values = image.astype(np.float64)
@@ -140,7 +140,7 @@ def scale_image(image: NDArray[np.generic], valid: NDArray[np.bool_]) -> NDArray
 
 
 def find_usable(valid: Tensor, patch: int) -> Tensor | None:
-    """Return at which positions, (H - w + 1, W - w + 1), a patch has no gap; None if the tile is smaller than one."""
+    """Return the positions, (H - w + 1, W - w + 1), where a patch has no gap; None if the tile is too small."""
     if min(valid.shape) < patch:
         return None
     gaps = (~valid).float()[None, None]
@@ -148,16 +148,16 @@ def find_usable(valid: Tensor, patch: int) -> Tensor | None:
 
 
 def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
-    """Draw positions from a seed.
+    """Draw positions at random.
 
     Parameters
     ----------
     usable
         True where a position may be drawn.
     count
-        How many are wanted.
+        Number of positions.
     seed
-        Same seed, same draw.
+        Random seed; the same seed gives the same draw.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
 
 
 class Spreader:
-    """Carries codes and labels between patches and the positions they match.
+    """Propagate codes and labels between patches and the positions they match.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class Spreader:
     settings
         See :class:`SelfEpitomeSettings`.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class Spreader:
         own = self._one_hot(codes)
         total = _Sum(self._height, self._width, self._patch, codes)
         middle = self._patch // 2
-        # a patch of one code sends the same to all pixels of a match: once to the position, which is spread at the end
+        # a patch with one code adds the same to all pixels of a match: add once per position, and spread at the end
         centre = torch.zeros(self._posteriors.positions, codes)
         for block in self._posteriors.blocks():
             if bool(self.pure[torch.from_numpy(block.rows)].all()):
@@ -234,7 +234,7 @@ class Spreader:
         return total.values() + own * self._own
 
     def travel(self, counts: Tensor) -> Tensor:
-        """Return counts after each patch has fetched the mean of its matches and sent that to them."""
+        """Return counts after each patch has averaged its matches' counts and sent the mean to them."""
         shares = counts / counts.sum(dim=2, keepdim=True).clamp_min(1e-12)
         total = _Sum(self._height, self._width, self._patch, counts.shape[2])
         for block in self._posteriors.blocks():
@@ -244,7 +244,7 @@ class Spreader:
         return total.values() + self._one_hot(counts.shape[2]) * self._own
 
     def smooth(self, labels: Tensor) -> Tensor:
-        """Return labels, (H, W, C), averaged over the matches of the patches on each pixel; others as they were."""
+        """Return labels, (H, W, C), averaged over the matches of the patches at each pixel; others are unchanged."""
         total, number = torch.zeros_like(labels), torch.zeros_like(labels[..., :1])
         classes = labels.shape[2]
         for block in self._posteriors.blocks():
@@ -252,7 +252,7 @@ class Spreader:
             rows, columns = self._rows[here], self._columns[here]
             for row in range(self._patch):
                 fetched = block.gather(self._table(labels, row)).reshape(len(here), self._patch, classes)
-                for column in range(self._patch):  # no two patches are at one place, so no place is met twice
+                for column in range(self._patch):  # patches have different positions, so no index occurs twice
                     total[rows + row, columns + column] += fetched[:, column]
                     number[rows + row, columns + column] += 1
             self._bar.update(len(block.rows))
@@ -270,14 +270,14 @@ class Spreader:
         return values[self._rows[here][:, None] + row, columns].flatten(1)
 
     def _table(self, values: Tensor, row: int) -> Tensor:
-        """Return the same of all positions, (S, w m)."""
+        """Return one row of the windows of all positions, (S, w m)."""
         strip = values[row : row + self._height]
         pieces = [strip[:, column : column + self._width] for column in range(self._patch)]
         return torch.stack(pieces, dim=2).reshape(self._height * self._width, -1)
 
 
 class _Sum:
-    """Adds up what comes to positions, at the pixels of their windows."""
+    """Accumulate values of positions at the pixels of their windows."""
 
     def __init__(self, height: int, width: int, patch: int, values: int) -> None:
         self._height, self._width, self._patch = height, width, patch
@@ -285,13 +285,13 @@ class _Sum:
         self._sums = torch.zeros(*shape, values)
 
     def put(self, found: Tensor, row: int) -> None:
-        """Add what came to positions, (S, w m), for one row of their windows."""
+        """Add values of positions, (S, w m), for one row of their windows."""
         parts = found.view(self._height, self._width, self._patch, -1)
         for column in range(self._patch):
             self._sums[row : row + self._height, column : column + self._width] += parts[:, :, column]
 
     def spread(self, centre: Tensor) -> None:
-        """Add what came to positions, (S, m), at all pixels of their windows."""
+        """Add values of positions, (S, m), at all pixels of their windows."""
         pad = self._patch - 1
         values = F.pad(centre.T.reshape(1, -1, self._height, self._width), (pad, pad, pad, pad))
         box = F.avg_pool2d(values, self._patch, stride=1)[0] * self._patch**2
@@ -303,21 +303,21 @@ class _Sum:
 
 
 def find_pure(index: NDArray[np.int64], usable: Tensor, patch: int) -> Tensor:
-    """Find the positions at which a patch has one code only, and that everywhere.
+    """Find the positions where all pixels of a patch have the same code.
 
     Parameters
     ----------
     index
-        Of the codes, shape (H, W); negative where there is none.
+        Indices of codes, shape (H, W); negative where there are none.
     usable
-        Positions that may be taken, shape (H - w + 1, W - w + 1).
+        Usable positions, shape (H - w + 1, W - w + 1).
     patch
         Side w, pixels.
 
     Returns
     -------
     Tensor
-        bool, of the shape of ``usable``.
+        Mask with the shape of ``usable``.
     """
     codes = torch.from_numpy(index).float()[None, None]
     high = F.max_pool2d(codes, patch, stride=1)[0, 0]
@@ -326,7 +326,7 @@ def find_pure(index: NDArray[np.int64], usable: Tensor, patch: int) -> Tensor:
 
 
 def _shrink(values: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the image averaged over squares of valid pixels, where it has any, and where at least half are."""
+    """Return the image averaged over squares of pixels, and masks of squares with any and with half valid pixels."""
     if shrink == 1:
         return values, valid, valid
     height, width = valid.shape
@@ -337,7 +337,7 @@ def _shrink(values: Tensor, valid: Tensor, shrink: int) -> tuple[Tensor, Tensor,
 
 
 def _sample(codes: NDArray[np.integer], shrink: int, shape: tuple[int, ...]) -> NDArray[np.integer]:
-    """Return the codes in the middle of squares: a mean of codes is no code."""
+    """Return the codes at the centre of squares, since codes cannot be averaged."""
     rows, columns = (
         np.minimum(np.arange(n) * shrink + shrink // 2, side - 1) for n, side in zip(shape, codes.shape, strict=True)
     )
@@ -347,13 +347,13 @@ def _sample(codes: NDArray[np.integer], shrink: int, shape: tuple[int, ...]) -> 
 def _index_codes(
     coarse: NDArray[np.integer], known: Tensor, table: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the codes that say something, and each pixel's place among them, -1 for none."""
+    """Return the informative codes, and each pixel's index among them, -1 for none."""
     codes = coarse.astype(np.int64)
     inside = (codes >= 0) & (codes < len(table)) & known.numpy()
     inside &= table.sum(axis=1)[np.where(inside, codes, 0)] > 0
     present = np.unique(codes[inside])
     if not len(present):
-        msg = "no valid pixel of the image has a coarse code with a row in the matrix; is NLCD of this place?"
+        msg = "no valid pixel of the image has a coarse code with a row in the matrix; is the NLCD for this place?"
         raise PriorError(msg)
     index = np.where(inside, np.searchsorted(present, codes), -1)
     return present, index
@@ -362,7 +362,7 @@ def _index_codes(
 def _finish(
     labels: NDArray[np.float32], reached: NDArray[np.bool_], valid: NDArray[np.bool_], shrink: int
 ) -> NDArray[np.float32]:
-    """Return probabilities on the full grid, (C, H, W); pixels that nothing reached take their nearest neighbour's."""
+    """Return probabilities on the full grid, (C, H, W); pixels without a match get those of their nearest neighbour."""
     if not reached.all():
         nearest = distance_transform_edt(~reached, return_distances=False, return_indices=True)
         labels = labels[nearest[0], nearest[1]]
@@ -388,9 +388,9 @@ def map_by_self_epitome(
     Parameters
     ----------
     image
-        Raster with any bands; the whole of it is held in memory.
+        Raster with any bands; it is held in memory as a whole.
     nlcd
-        Original NLCD codes; on another grid they are put on the image's by nearest neighbour.
+        Original NLCD codes; resampled to the image's grid (nearest neighbour) if necessary.
     output
         The map: a COG of class codes, 255 where the image has no data.
     scheme, cooccurrence
@@ -398,7 +398,7 @@ def map_by_self_epitome(
     settings
         See :class:`SelfEpitomeSettings`.
     options, run
-        What else to write (confidence is not), and how this is carried out.
+        Other files to write (confidence is not supported), and how this is carried out.
 
     Returns
     -------
@@ -408,7 +408,7 @@ def map_by_self_epitome(
     Raises
     ------
     InputError, PriorError, GridMismatchError
-        If a file cannot be used, see :func:`resolve_tile`; it is named.
+        If a file cannot be used (see :func:`resolve_tile`); the message names it.
     OutputExistsError
         See :func:`landprior.raster.outputs.check_output`.
     """

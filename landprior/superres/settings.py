@@ -1,4 +1,4 @@
-"""How the methods of label super-resolution are run. Imports no torch, so that help is quick."""
+"""Settings of the methods of label super-resolution. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -12,51 +12,49 @@ CriterionName = Literal["match", "kl", "interval", "l1", "l2"]
 
 
 class CountSettings(BaseModel):
-    """How classes are counted in cells."""
+    """Settings of counting classes in cells."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    criterion: CriterionName = Field(
-        "match", description="Criterion of --method sr, by which counts of classes are compared."
-    )
-    least: float = Field(0.25, ge=0, le=1, description="share of a cell that must lie in a patch for it to count")
+    criterion: CriterionName = Field("match", description="Criterion of --method sr for comparing class counts.")
+    least: float = Field(0.25, ge=0, le=1, description="minimum share of a cell inside a patch for it to be used")
     weight: float = Field(
-        0.025, gt=0, le=1, description="of the cells where there are labels too; the labels have the rest"
+        0.025, gt=0, le=1, description="weight of the cells if there are also labels; the labels have the rest"
     )
 
 
 class EmSettings(BaseModel):
-    """How expectation-maximisation goes."""
+    """Settings of expectation-maximisation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rounds: int = Field(4, ge=2, description="fits, the first to the prior; the steps are shared among them")
+    rounds: int = Field(4, ge=2, description="number of fits, the first to the prior; the steps are divided among them")
     block: int = Field(5, ge=1, description="side in pixels of the blocks over which posteriors are averaged")
 
 
 class EpitomeSettings(BaseModel):
-    """How an epitome is trained."""
+    """Settings of training an epitome."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(SIZE, ge=1, description="Side of the epitome, pixels, for --method epitome.")
     patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
-    epitomes: int = Field(1, ge=1, le=64, description="epitomes that are mixed")
+    epitomes: int = Field(1, ge=1, le=64, description="number of epitomes in the mixture")
     steps: int = Field(2000, ge=1, description="optimiser steps")
-    patches: int = Field(256, ge=1, description="patches that a step learns from")
-    learning_rate: float = Field(3e-2, gt=0, description="of Adam, in standard deviations of the image")
-    promotion: bool = Field(default=True, description="take used positions out of the mixture until most were used")
+    patches: int = Field(256, ge=1, description="patches per step")
+    learning_rate: float = Field(3e-2, gt=0, description="learning rate of Adam, in standard deviations of the image")
+    promotion: bool = Field(default=True, description="exclude used positions until most have been used")
     promotion_share: float = Field(0.95, gt=0, le=1, description="share of used positions at which counters reset")
     promotion_window: int | None = Field(
-        None, ge=1, description="side of the square of positions used with a position, odd; by default the patch's"
+        None, ge=1, description="side of the square counted as used around a position, odd; by default the patch's"
     )
     diversify: bool = Field(default=False, description="learn from the quarter of the patches explained worst")
-    variance: float = Field(1.0, gt=0, description="that all start with; the image is standardised")
-    variance_floor: float = Field(VARIANCE_FLOOR, ge=0, description="added to every variance")
-    shrink: int = Field(1, ge=1, description="average the image over squares of so many pixels a side first")
-    embedded: int = Field(20_000, ge=1, description="patches whose codes or labels are put on the epitome, about")
-    iterations: int = Field(2, ge=1, description="of the expectation-maximisation that makes labels of codes")
-    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to every class probability of the map")
+    variance: float = Field(1.0, gt=0, description="initial variance; the image is standardised")
+    variance_floor: float = Field(VARIANCE_FLOOR, ge=0, description="constant added to every variance")
+    shrink: int = Field(1, ge=1, description="side of the squares over which the image is averaged first, pixels")
+    embedded: int = Field(20_000, ge=1, description="approximate number of patches used to label the epitome")
+    iterations: int = Field(2, ge=1, description="iterations of expectation-maximisation from codes to labels")
+    smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="constant added to every class probability of the map")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -79,13 +77,13 @@ class EpitomeSettings(BaseModel):
 
     @property
     def training(self) -> TrainingSettings:
-        """What the loop is given."""
+        """Settings for the training loop."""
         return TrainingSettings(
             loss="epitome",
             steps=self.steps,
             warmup="none",
             learning_rate=self.learning_rate,
-            weight_decay=0.0,  # it would pull all means to the mean
+            weight_decay=0.0,  # it would pull all means towards the mean
             seed=self.seed,
             precision="fp32",
             compile="off",
@@ -93,7 +91,7 @@ class EpitomeSettings(BaseModel):
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What the epitome is built from."""
+        """Shape of the epitome."""
         return {
             "size": self.size,
             "patch": self.patch,
@@ -103,11 +101,11 @@ class EpitomeSettings(BaseModel):
 
 
 MethodName = Literal["sr", "em", "epitome"]
-"""Methods that are more than a loss."""
+"""Names of the methods that need more than a loss."""
 
 
 class MethodSettings(BaseModel):
-    """A method with its own settings, those of the training aside."""
+    """A method with its own settings, apart from those of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,18 +116,18 @@ class MethodSettings(BaseModel):
 
     @property
     def counts_cells(self) -> bool:
-        """Whether it needs NLCD and what its codes mean, besides the prior."""
+        """Whether the method needs NLCD and a matrix besides the prior."""
         return self.name != "em"
 
 
 class SelfEpitomeSettings(BaseModel):
-    """How one tile is super-resolved by its own patches."""
+    """Settings of super-resolving a tile with its own patches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     patch: int = Field(PATCH, ge=1, description="side of the patches, pixels; odd")
-    variance: float = Field(0.01, gt=0, description="of every value of a patch, where the image's range is 0 to 1")
-    samples: float = Field(0.05, gt=0, le=1, description="patches that are matched, per pixel of the tile")
+    variance: float = Field(0.01, gt=0, description="variance of every value of a patch, for images scaled to 0 to 1")
+    samples: float = Field(0.05, gt=0, le=1, description="number of patches to match, per pixel of the tile")
     shrink: int = Field(
         1, ge=1, description="Average the image over N x N pixels first, which takes 1/N^4 of the time."
     )
@@ -137,12 +135,12 @@ class SelfEpitomeSettings(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="weight of a patch's match with itself, the others have the rest; none: what its posterior says",
+        description="weight of a patch's match with itself; the others have the rest; none: as in its posterior",
     )
     own_code: float = Field(0.01, ge=0, description="weight of a pixel's own code; a matching patch's is its posterior")
-    passes: int = Field(2, ge=0, description="times that codes travel on from match to match")
-    iterations: int = Field(3, ge=1, description="of the expectation-maximisation")
-    smoothing: int = Field(2, ge=0, description="times that class probabilities are averaged over matches at the end")
+    passes: int = Field(2, ge=0, description="number of times codes are passed on from match to match")
+    iterations: int = Field(3, ge=1, description="iterations of the expectation-maximisation")
+    smoothing: int = Field(2, ge=0, description="number of times class probabilities are finally averaged over matches")
     seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same map.")
 
     @model_validator(mode="after")
@@ -154,6 +152,6 @@ class SelfEpitomeSettings(BaseModel):
 
     @classmethod
     def published(cls, **changes: Any) -> SelfEpitomeSettings:  # noqa: ANN401 - the fields
-        """Return the paper's own procedure: patches match themselves, EM to its optimum, codes do not travel."""
+        """Return the paper's own procedure: patches match themselves, EM to convergence, no passing on."""
         fields = {"own_match": None, "passes": 0, "iterations": 200, "smoothing": 0, "shrink": 2}
         return cls(**fields | changes)

@@ -1,8 +1,8 @@
-"""Statistics matching: what a network predicts within a block against what is known of blocks of that coarse class.
+"""Statistics matching: comparing predictions within a block with the statistics of the block's coarse class.
 
-"Label super-resolution networks" (Malkin et al., ICLR 2019) [S]: a block of pixels has a coarse class z. What share of
-the block is of the fine class l is Gaussian twice over: by the network, which draws each pixel's class from its q, and
-by what is known of blocks of class z, with mean eta(z, l) and standard deviation rho(z, l). The two are made to agree.
+"Label super-resolution networks" (Malkin et al., ICLR 2019) [S]: a block of pixels has a coarse class z. The share of
+the fine class l in the block has two Gaussian distributions: one from the network, which draws each pixel's class from
+its q, and one from the statistics of class z, with mean eta(z, l) and standard deviation rho(z, l). They should match.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from landprior.superres.settings import CriterionName
 
 LEAST_SPREAD = 0.01
-"""Standard deviations are at least this: printed tables have two decimals, and with a spread of 0 the loss is -inf."""
+"""Minimum standard deviation: printed tables have two decimals, and with a spread of 0 the loss is -inf."""
 
 LEAST_VARIANCE = 1e-10
-"""Of a network that is sure of every pixel, for the logarithm of the Kullback-Leibler form."""
+"""Minimum variance, for the logarithm in the Kullback-Leibler form when a network is certain of every pixel."""
 
 
 class BlockStatistics(NamedTuple):
-    """Mean and variance of the shares of each class within blocks, (M, C), and the blocks' pixels, (M,)."""
+    """Mean and variance of the shares of each class within blocks, (M, C), and the number of pixels, (M,)."""
 
     mean: Tensor
     variance: Tensor
@@ -49,7 +49,7 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = Tru
     count
         Number of blocks, M.
     check
-        Look whether ``log_q`` is a log of probabilities (:mod:`landprior.implicit.checks`).
+        Check that ``log_q`` is a log-probability (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
@@ -59,7 +59,7 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = Tru
     Raises
     ------
     ProbabilityError
-        If ``log_q`` is not a log of probabilities where there are blocks, or they have other shapes.
+        If ``log_q`` is not a log of probabilities where there are blocks, or their shapes do not match.
     """
     inside = blocks >= 0
     if check:
@@ -75,10 +75,10 @@ def count_blocks(log_q: Tensor, blocks: Tensor, count: int, *, check: bool = Tru
 
 
 class Criterion(Protocol):
-    """How far the statistics of blocks are from what is known of them."""
+    """A measure of the difference between predicted and expected statistics of blocks."""
 
     def __call__(self, statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
-        """Return a value per block, (M,), from mean and standard deviation of its coarse class, (M, C)."""
+        """Return a value per block, (M,), from the mean and standard deviation of its coarse class, (M, C)."""
 
 
 def match(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def match(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        One value for each block, (M,), in nats.
+        One value per block, (M,), in nats.
     """
     total = statistics.variance + rho.clamp_min(LEAST_SPREAD).square()
     distance = (statistics.mean - eta).square() / total
@@ -106,7 +106,7 @@ def match(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
 def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     """Return the Kullback-Leibler form [S footnote 3]: KL(N(mu, sigma^2) || N(eta, rho^2)), summed over classes.
 
-    It asks for sigma = rho, so a network is never to be as sure of its pixels as it could be.
+    It favours sigma = rho, which prevents a network from becoming certain of its pixels.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        One value for each block, (M,), in nats, at least 0.
+        One value per block, (M,), in nats, at least 0.
     """
     variance = statistics.variance.clamp_min(LEAST_VARIANCE)
     wanted = rho.clamp_min(LEAST_SPREAD).square()
@@ -125,7 +125,7 @@ def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
 
 
 def interval(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
-    """Squared distance of the means from the intervals eta - rho to eta + rho; nothing within. To compare with.
+    """Squared distance of the means from the intervals eta - rho to eta + rho; 0 inside. For comparison.
 
     Parameters
     ----------
@@ -135,46 +135,46 @@ def interval(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        One value for each block, (M,), at least 0.
+        One value per block, (M,), at least 0.
     """
     outside = (statistics.mean - eta).abs() - rho.clamp_min(LEAST_SPREAD)
     return outside.clamp_min(0).square().sum(dim=1)
 
 
 def l1(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa: ARG001 - a criterion's signature
-    """Absolute differences of the means, as if every block of a class had the same shares. To compare with.
+    """Return absolute differences of the means, as if all blocks of a class had the same shares. For comparison.
 
     Parameters
     ----------
     statistics, eta, rho
-        See :func:`match`; the last does not matter.
+        See :func:`match`; the last is ignored.
 
     Returns
     -------
     Tensor
-        One value for each block, (M,), at least 0.
+        One value per block, (M,), at least 0.
     """
     return (statistics.mean - eta).abs().sum(dim=1)
 
 
 def l2(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa: ARG001
-    """Squared differences of the means. To compare with.
+    """Return squared differences of the means. For comparison.
 
     Parameters
     ----------
     statistics, eta, rho
-        See :func:`match`; the last does not matter.
+        See :func:`match`; the last is ignored.
 
     Returns
     -------
     Tensor
-        One value for each block, (M,), at least 0.
+        One value per block, (M,), at least 0.
     """
     return (statistics.mean - eta).square().sum(dim=1)
 
 
 CRITERIA: Mapping[CriterionName, Criterion] = {"match": match, "kl": kl, "interval": interval, "l1": l1, "l2": l2}
-"""All criteria by name. The last three are documented failures: they do not see that cells of one class differ."""
+"""All criteria by name. The last three are documented failures: they ignore that cells of one class differ."""
 
 
 def compare_statistics(
@@ -187,7 +187,7 @@ def compare_statistics(
     least: Tensor | float = 1,
     check: bool = True,
 ) -> Tensor:
-    """Return the mean of a criterion over blocks, each weighed by its pixels.
+    """Return the mean of a criterion over blocks, weighted by its pixels.
 
     Parameters
     ----------
@@ -198,9 +198,9 @@ def compare_statistics(
     criterion
         See :data:`CRITERIA`.
     least
-        Pixels below which a block, cut off by the edge of a patch, does not count; one number, or one for each.
+        Minimum number of pixels of a block, as patch edges cut blocks off; one number, or one per block.
     check
-        Look whether log-probabilities and shares are what they should be.
+        Check that log-probabilities and shares are valid.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def compare_statistics(
     Raises
     ------
     ProbabilityError
-        See :func:`count_blocks`; also if ``eta`` is no share, from 0 to 1, or ``rho`` is negative or NaN.
+        See :func:`count_blocks`; also if ``eta`` is not a share from 0 to 1, or ``rho`` is negative or NaN.
     """
     if check:
         _require_shares(eta, rho, log_q.shape[1] if log_q.ndim > 1 else 0)
@@ -225,8 +225,8 @@ def _require_shares(eta: Tensor, rho: Tensor, classes: int) -> None:
         msg = f"eta has shape {tuple(eta.shape)} and rho {tuple(rho.shape)}; give (blocks, {classes}) for both"
         raise ProbabilityError(msg)
     if not bool(((eta >= 0) & (eta <= 1)).all()):
-        msg = "eta holds values that are not shares from 0 to 1 (or NaN); give mean shares of the classes, not logs"
+        msg = "eta has values that are not shares from 0 to 1 (or NaN); give mean shares of the classes, not logs"
         raise ProbabilityError(msg)
     if not bool(((rho >= 0) & torch.isfinite(rho)).all()):
-        msg = "rho holds negative, infinite or NaN values; give standard deviations of the shares"
+        msg = "rho has negative, infinite or NaN values; give standard deviations of the shares"
         raise ProbabilityError(msg)

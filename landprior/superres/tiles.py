@@ -31,9 +31,9 @@ class CoarseTile:
     tile
         Image and prior.
     cells
-        On the tile's grid.
+        Cells on the tile's grid.
     labels
-        Positions of known classes, shape (H, W), -1 where there is none; None without labels.
+        Positions of known classes, shape (H, W), -1 where there are none; None without labels.
     """
 
     tile: Tile
@@ -59,14 +59,14 @@ def read_coarse_tile(
     image, prior, name, scheme, nodata
         See :func:`landprior.landcover.training.tiles.read_tile`.
     nlcd
-        Codes, on their own grid or on the image's.
+        NLCD codes, on their own grid or the image's.
     labels, label_map
-        Fine labels of some of it, to be fitted as well, and what their codes mean.
+        Fine labels of some pixels, to be fitted as well, and the meaning of their codes.
 
     Returns
     -------
     CoarseTile
-        With the cells of NLCD.
+        The tile with the cells of NLCD.
 
     Raises
     ------

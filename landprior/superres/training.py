@@ -1,4 +1,4 @@
-"""Training by label super-resolution on files: what ``landprior train --method sr|em|epitome`` calls."""
+"""Training by label super-resolution on files, for ``landprior train --method sr|em|epitome``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperresMethod:
-    """A method with what its codes mean, as the pipeline of a workspace takes it."""
+    """A method with its matrix, for the pipeline of a workspace."""
 
     method: MethodSettings
     matrix: Cooccurrence | None = None
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything its models depend on besides the files and the training settings."""
+        """Everything its models depend on, apart from the files and training settings."""
         known = self.matrix
         shares = {} if known is None else {int(code): row.tolist() for code, row in known.probabilities.items()}
         spread = {} if known is None else {int(code): row.tolist() for code, row in known.spread.items()}
@@ -50,7 +50,7 @@ class SuperresMethod:
 
     @property
     def counts_cells(self) -> bool:
-        """Whether it needs NLCD."""
+        """Whether the method needs NLCD."""
         return self.method.counts_cells
 
     def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
@@ -64,7 +64,7 @@ class SuperresMethod:
         Returns
         -------
         LandcoverModel
-            As it is in the file.
+            The model as written to the file.
         """
         return train_superres(self.method, tiles, output, settings, matrix=self.matrix, run=run)
 
@@ -80,35 +80,35 @@ def train_superres(
     scheme: ClassScheme | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train on files by a method of label super-resolution, and write the model.
+    """Train on files with a method of label super-resolution, and write the model.
 
     Parameters
     ----------
     method
-        Which, and its settings.
+        The method and its settings.
     tiles
-        Image and prior of each tile; NLCD for those that count in its cells; for ``"sr"`` also labels, to be fitted
-        together with the cells, of some.
+        Image and prior of each tile; NLCD for methods that count classes in its cells; for ``"sr"`` optionally labels
+        of some tiles, to be fitted together with the cells.
     output
-        The model file. While it runs, its state is kept beside it, and the same call goes on from there.
+        The model file. The state is kept beside it during training, and the same call resumes from there.
     settings
-        Of the training; for ``"epitome"`` only its seed counts.
+        Training settings; for ``"epitome"`` only the seed is used.
     matrix
-        Shares, and for ``"sr"`` their spread, by code; by default what ships with the scheme.
+        Shares, and for ``"sr"`` their spread, by code; by default the matrix that ships with the scheme.
     label_map
-        What the codes of labels mean.
+        Codes of the labels -> codes of the scheme.
     scheme, run
         As for :func:`landprior.landcover.training.files.train_files`.
 
     Returns
     -------
     LandcoverModel
-        The same that the file holds, its record included.
+        The model as written to the file, including its record.
 
     Raises
     ------
     InputError
-        If a tile lacks what the method needs.
+        If a tile lacks a file that the method needs.
     LandpriorError
         See :func:`train_by_counts`, :func:`train_by_em` and :mod:`landprior.superres.epitome_model`.
     """

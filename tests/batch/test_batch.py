@@ -194,7 +194,7 @@ def test_done_tiles_are_left_alone_and_others_run_again(plan):
     run_plan(plan, work=work)
     assert seen == [tile.name for tile in plan.tiles]
     find_tile(plan, "tile-2").file("prediction").unlink()
-    assert read_state(plan, "tile-2").detail == "its map is gone"
+    assert read_state(plan, "tile-2").detail == "its map was removed"
     other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"posterior": False})})
     assert {state.detail for state in read_states(other)} == {"was run by another plan"}
     run_plan(plan, work=work)
@@ -244,7 +244,7 @@ def test_a_tile_is_run_by_one_process_at_a_time(plan):
         return mark(tile)
 
     assert TileRunner(plan).run("tile-0", work=work).state == "done"
-    assert (inner[0].state, inner[0].detail) == ("running", "another process is at it")
+    assert (inner[0].state, inner[0].detail) == ("running", "another process is running it")
 
 
 def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
@@ -349,7 +349,7 @@ def test_a_tile_of_more_cores_than_there_are_is_refused():
     from landprior.batch.cluster import _require_cores
 
     _require_cores(2, 2)
-    with pytest.raises(ConfigError, match="takes 4 cores and Ray has 2; make the plan with --threads 2"):
+    with pytest.raises(ConfigError, match="needs 4 cores and Ray has 2; make the plan with --threads 2"):
         _require_cores(4, 2)
 
 

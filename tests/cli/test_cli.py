@@ -588,7 +588,7 @@ def untagged(here, make_raster, grid):
 
 @pytest.mark.usefixtures("untagged")
 def test_no_class_scheme():
-    words = ["does not say its classes", "--scheme"]
+    words = ["has no classes in its tags", "--scheme"]
     assert_refused("train --image naip.tif --prior untagged.tif -o other.safetensors", "untagged.tif", *words)
     assert_refused("evaluate bare.tif labels.tif", "bare.tif", *words)
 
@@ -641,14 +641,14 @@ def test_labels_that_are_all_nodata(here, make_raster, grid, code):
 
 
 def test_labels_with_unknown_codes(here):
-    words = ["nlcd.tif has code(s)", "'enviroatlas-5' does not know", "--label-map"]
+    words = ["nlcd.tif has code(s)", "are not in scheme 'enviroatlas-5'", "--label-map"]
     assert_refused("evaluate map.tif nlcd.tif", *words)
     assert_refused("cooccurrence nlcd.tif nlcd.tif --scheme enviroatlas-5 -o other.csv", *words)
 
 
 def test_prior_without_mass(here, make_raster, grid):
     make_raster("zero.tif", np.zeros((5, *grid.shape), np.float32), grid=grid, tags=tags_of("prior.tif"))
-    words = ["naip.tif and zero.tif share no pixel with data", "no mass"]
+    words = ["naip.tif and zero.tif have no pixel with data in common", "the prior is empty where the image is valid"]
     assert_refused("train --image naip.tif --prior zero.tif -o other.safetensors", *words)
 
 
@@ -819,12 +819,12 @@ def test_a_file_that_is_something_else(here, name, line, words):
         "{}",
         '{"format": 99, "version": "7.0"}',
         '{"format": 1, "scheme": {"name": 3}, "network": {}, "statistics": {}}',
-        "of another network",
+        "belongs to another network",
     ],
 )
 def test_a_damaged_model(here, metadata):
     weights = load_file("model.safetensors")
-    if metadata == "of another network":
+    if metadata == "belongs to another network":
         with safe_open("model.safetensors", framework="pt") as handle:
             told = json.loads(handle.metadata()["landprior"])
         metadata = json.dumps(told | {"network": told["network"] | {"filters": 3}})
@@ -874,7 +874,7 @@ USAGE = {
     "evaluate without labels": ("evaluate a.tif", ["Missing argument 'REFERENCE'"]),
     "cooccurrence without anything": ("cooccurrence --scheme enviroatlas-5 -o a.csv", ["nothing to measure"]),
     "cooccurrence without labels": ("cooccurrence a.tif --scheme enviroatlas-5 -o a.csv", ["LABELS is missing"]),
-    "run without city": ("run", ["say where, by one of --city, --bbox, --place, --aoi"]),
+    "run without city": ("run", ["give the place by one of --city, --bbox, --place, --aoi"]),
     "unknown scheme": (
         "build-prior --nlcd a.tif --scheme enviroatlas -o b.tif",
         ["'enviroatlas' is not one of the shipped schemes", "enviroatlas-5", "chesapeake-4"],
@@ -884,7 +884,7 @@ USAGE = {
     "label map with a dash": ('evaluate a.tif b.tif --label-map "10-20"', ["'10-20' is not FROM:TO", '"10:1,20:2"']),
     "label map with names": ('evaluate a.tif b.tif --label-map "a:b"', ["'a:b' is not FROM:TO"]),
     "empty label map": ('evaluate a.tif b.tif --label-map ""', ["is not FROM:TO"]),
-    "label map with two targets": ("evaluate a.tif b.tif --label-map 1:10,1:20", ["sends code 1 to both 10 and 20"]),
+    "label map with two targets": ("evaluate a.tif b.tif --label-map 1:10,1:20", ["maps code 1 to both 10 and 20"]),
     "blur of nothing": (
         "build-prior --nlcd a --scheme enviroatlas-5 --blur-sigma 0 -o b",
         ["--blur-sigma", "0<x<=5000"],
@@ -959,12 +959,12 @@ def test_an_interrupted_training_goes_on_when_the_command_is_repeated(here, whol
     last = on_screen(result.stderr)[-1]
     assert last.startswith(f"Interrupted: training was interrupted after {step} of 60 steps")
     assert CHECKPOINT in last
-    assert "the same command goes on from there" in last
+    assert "the same command resumes from there" in last
     assert (here / CHECKPOINT).is_file()
     assert not (here / "again.safetensors").exists()
     resumed = succeed(line)
     assert resumed.stdout == "again.safetensors\n"
-    assert ("going on from" in resumed.stderr) == (not quiet)
+    assert ("resuming from" in resumed.stderr) == (not quiet)
     model = load_model("again.safetensors")
     assert model.digest() == whole.digest()
     assert model.record == whole.record
@@ -975,7 +975,7 @@ def test_an_interruption_before_the_first_checkpoint(here, whole, interrupt):
     interrupt(3)
     result = landprior(f"{LONGER} -o again.safetensors")
     assert result.exit_code == 130
-    assert "interrupted after 3 of 60 steps; nothing was kept" in result.stderr
+    assert "interrupted after 3 of 60 steps; nothing was saved" in result.stderr
     succeed(f"{LONGER} -o again.safetensors")
     assert load_model("again.safetensors").digest() == whole.digest()
 
@@ -1014,7 +1014,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(here, grid, interrupt, 
 def test_a_damaged_checkpoint_is_warned_of(here, whole):
     (here / CHECKPOINT).write_bytes(b"no checkpoint")
     result = succeed(f"{LONGER} -o again.safetensors")
-    assert f"Warning: {CHECKPOINT} is no usable checkpoint" in result.stderr
+    assert f"Warning: {CHECKPOINT} is not a usable checkpoint" in result.stderr
     assert load_model("again.safetensors").digest() == whole.digest()
 
 
@@ -1094,7 +1094,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
         ("run --city pitsburgh", ["'pitsburgh' is not a preset", "did you mean pittsburgh?"]),
         ("run --city village --scheme enviroatlas-5", ["has no city 'village' (it has: town)"]),
         ("build-prior --city twon --scheme enviroatlas-5", ["has no city 'twon' (it has: town); did you mean town?"]),
-        ("run --city town --tile north --scheme enviroatlas-5", ["no tile north there; the tiles are: centre"]),
+        ("run --city town --tile north --scheme enviroatlas-5", ["there is no tile north; there are: centre"]),
         ("run --city town --scheme enviroatlas-5 --data none", ["no workspace at none", "--data", "landprior demo"]),
         ("train --city town", ["prior.tif is missing", "build-prior --city town"]),
         ("run --city pittsburgh --offline", ["NAIP: ", "is not in the cache", "--offline was given"]),

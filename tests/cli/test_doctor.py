@@ -63,7 +63,7 @@ def test_text_says_the_same():
     packages = next(line for line in lines if line.startswith("packages: "))
     for name, version in report["packages"].items():
         assert f"{name} {version}" in packages
-    assert lines[-1] == "all is well"
+    assert lines[-1] == "no problems found"
 
 
 @pytest.mark.parametrize("package", ["osmnx", "tqdm"])
@@ -74,7 +74,7 @@ def test_a_missing_package_is_a_problem_and_says_how_to_get_it(without, package)
     lines = result.stdout.splitlines()
     assert f"problem: {package} is missing: pip install {package}" in lines
     assert f"{package} MISSING" in result.stdout
-    assert "all is well" not in lines
+    assert "no problems found" not in lines
 
 
 def test_a_missing_package_in_json(without):

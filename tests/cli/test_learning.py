@@ -118,7 +118,7 @@ def test_a_model_of_image_and_prior_maps_a_workspace(files):
 def test_options_that_would_say_nothing_are_refused(files):
     good(f"{BUILD} -o prior.tif")
     lines = {
-        "run --city town --scheme enviroatlas-5 --recipe best --starts 2": "give one of the two",
+        "run --city town --scheme enviroatlas-5 --recipe best --starts 2": "give only one of the two",
         "train --image naip.tif --labels labels.tif --scheme enviroatlas-5 --starts 2 -o m.safetensors": "no evidence",
         "train --image naip.tif --prior prior.tif --label-map 1:10 -o m.safetensors": "only with --labels",
         "evaluate labels.tif labels.tif --exclude-buffer 3": "name what is left out with --exclude",
@@ -161,7 +161,7 @@ def test_recipes_of_the_command_line(files):
     two = load_model("two.safetensors")
     assert (len(two.members), two.network.flips) == (2, False)
     wrong = run(f"-q train --image naip.tif --prior prior.tif --members 2 --starts 2 {TINY} -o b.safetensors")
-    assert (wrong.exit_code, "give one of the two" in wrong.stderr) == (2, True)
+    assert (wrong.exit_code, "give only one of the two" in wrong.stderr) == (2, True)
 
 
 def test_tune_prints_the_grid_and_the_best(files):
@@ -179,7 +179,7 @@ def test_tune_prints_the_grid_and_the_best(files):
     wrong = run("-q tune --image naip.tif --reference labels.tif -o t")
     assert (wrong.exit_code, "give --prior or --labels" in wrong.stderr) == (2, True)
     rates = run("-q tune --image naip.tif --prior prior.tif --reference labels.tif --rates no -o t")
-    assert (rates.exit_code, "no list of positive numbers" in rates.stderr) == (2, True)
+    assert (rates.exit_code, "not a list of positive numbers" in rates.stderr) == (2, True)
     own = run("-q tune --image naip.tif --labels labels.tif --reference labels.tif --scheme enviroatlas-5 -o t")
     assert (own.exit_code, "validate on another tile" in own.stderr) == (1, True)
     (files / "other.tif").write_bytes((files / "naip.tif").read_bytes())
@@ -300,7 +300,7 @@ def test_experiments_say_what_they_need(files):
     for line, code, text in (
         ("experiment table-2", 2, "--root is missing"),
         ("experiment table-3 --root .", 1, "did you mean table-"),
-        ("experiment table-2 --root . --joint --per-tile", 2, "exclude each other"),
+        ("experiment table-2 --root . --joint --per-tile", 2, "are mutually exclusive"),
         ("experiment table-2 --root .", 1, "spatial_index.geojson is missing"),
         ("experiment table-2 --root nowhere", 1, "fetch --dataset"),
     ):

@@ -161,7 +161,7 @@ def test_encoding_needs_probabilities(folder, command):
     (folder / "out").mkdir()
     result = run(f"-q {LINES[command][0].format('out')} --encoding uint8")
     assert result.exit_code == 2
-    assert "--encoding cannot be used with a map alone" in result.stderr
+    assert "--encoding cannot be used with a map only" in result.stderr
     assert not list((folder / "out").iterdir())
 
 

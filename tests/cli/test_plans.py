@@ -68,7 +68,7 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
     result = run("-q run plan.json")
     assert result.exit_code == 1
     assert "1 of 2 tiles are done" in result.stdout
-    assert "1 are not; why: landprior status plan.json" in result.stderr
+    assert "1 are not done; why: landprior status plan.json" in result.stderr
     text = good("status plan.json")
     assert "failed       east" in text
     assert "nlcd.tif" in text
@@ -82,7 +82,7 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
         ("status none.json", 1, "make one with: landprior plan"),
         ("run --city town --scheme enviroatlas-5 --shard 0/2", 2, "--shard cannot be used with a place"),
         ("run mine.json --filters 3", 2, "--filters cannot be used with a plan"),
-        ("run mine.json --shard 4", 2, "does not say of how many"),
+        ("run mine.json --shard 4", 2, "lacks the count"),
         ("run mine.json --shard a/b", 2, "neither INDEX/COUNT"),
         ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
         ("run mine.json --shard auto", 1, "SLURM_ARRAY_TASK_ID"),
@@ -90,7 +90,7 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
             (f"run mine.json --ray {one}", 2, "is not the address of a Ray cluster")
             for one in ("mine.json", "head", ":6379", "head:0", "head:65536", "http://head:1", "ray://", "'a b:1'")
         ),
-        ("run --ray mine.json", 2, "give --ray last"),
+        ("run --ray mine.json", 2, "give --ray at the end"),
         ("run mine.json --ray [::1]:6379 --workers 2", 2, "--workers cannot be used with a cluster"),
         ("run mine.json --ray ray://head-0.local:10001 --workers 2", 2, "--workers cannot be used with a cluster"),
         ("run mine.json --workers 2", 2, "--workers cannot be used with a run without --ray"),

@@ -166,7 +166,7 @@ def test_a_stream_without_reconfigure_is_left(monkeypatch):
         ("--learning-rate", "nan", "'nan' is not a finite number"),
         ("--learning-rate", "inf", "'inf' is not a finite number"),
         ("--learning-rate", "0", "0.0 is not in the range x>0"),
-        ("--steps", "99999999999999999999", "is too large; the largest number here is 2147483647"),
+        ("--steps", "99999999999999999999", "is too large; the maximum is 2147483647"),
         ("--seed", "4294967296", "is too large"),
         ("--output", "z.pt", "z.pt cannot be the name of a model: models are written as .safetensors"),
     ],

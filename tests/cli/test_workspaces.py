@@ -149,7 +149,7 @@ def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again
         ("train --city town --method sr --nlcd a.tif", ["--nlcd is for plain files"]),
         ("train --city town --method em -o m.safetensors", ["-o is for plain files"]),
         ("predict a.tif --model m.safetensors --tile centre", ["--tile is for a workspace"]),
-        ("predict --city town --encoding uint8", ["--encoding cannot be used with a map alone"]),
+        ("predict --city town --encoding uint8", ["--encoding cannot be used with a map only"]),
         ("learn-prior --nlcd a --labels b --scheme enviroatlas-5 -o l --tile x", ["--tile is for a workspace"]),
         ("run --city ../town --scheme enviroatlas-5", ["is a folder; give its name", "--city town"]),
         ("run --city ../../x --scheme enviroatlas-5", ["cannot be the name of a city: it is a path"]),
@@ -169,7 +169,7 @@ def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
     succeed(line)
     tile.record("labels", "key")  # as fetch does
     assert_refused(
-        line, "--label-map would have no effect: fetch has converted", "labels.tif to the scheme's codes already"
+        line, "--label-map would have no effect: fetch has already converted", "labels.tif to the scheme's codes"
     )
     tile.file("labels").unlink()
     assert_refused(line, "--label-map would have no effect: no tile has labels (there is no ", "labels.tif")
@@ -244,7 +244,7 @@ def test_several_steps_at_once_and_what_they_print(town):
         ("--only model --quicklook", ["--quicklook cannot be used with --only model", "it is for: map"]),
         ("--only map,scores --year 2010", ["--year cannot be used with --only map,scores", "it is for: fetch"]),
         ("--only model --label-map 1:2", ["--label-map cannot be used with --only model", "fetch, scores"]),
-        ("--only map --encoding uint8", ["--encoding cannot be used with a map alone"]),
+        ("--only map --encoding uint8", ["--encoding cannot be used with a map only"]),
     ],
 )
 def test_options_of_steps_that_are_left_out_are_refused(town, options, words, monkeypatch):
@@ -254,5 +254,5 @@ def test_options_of_steps_that_are_left_out_are_refused(town, options, words, mo
 
 
 def test_steps_of_no_place_are_refused(town):
-    assert_refused("run --bbox 1,2,3,4 --only map", "say which place of the workspace, by --city")
+    assert_refused("run --bbox 1,2,3,4 --only map", "give a place of the workspace with --city")
     assert not (town / "prediction.tif").exists()

@@ -311,8 +311,7 @@ def test_degenerate_clusters_are_tried_again_from_derived_seeds(image, monkeypat
         model = train_clusters([tile], quick(restarts=1, training={"steps": 1}))
     said = [str(warning.message) for warning in caught]
     assert said[0] == (
-        "the clusters degenerate: 1.0 of 4 are used, the largest for 99% of the pixels; "
-        "starting again from another seed"
+        "the clusters degenerate: 1.0 of 4 are used, the largest for 99% of the pixels; restarting with another seed"
     )
     assert len(said) == (1 if good else 2)
     if not good:
@@ -328,7 +327,7 @@ def test_two_views_where_they_differ(jitter, tint, views):
 
 
 def test_wrong_input_is_refused(tmp_path, make_grid):
-    with pytest.raises(InputError, match="no image to cluster"):
+    with pytest.raises(InputError, match="no images to cluster"):
         train_clusters([])
     with pytest.raises(InputError, match="one of qr, qr-kl, rq"):
         train_clusters([], quick(training={"loss": "ce"}))

@@ -170,7 +170,7 @@ def test_blocks_are_read_with_and_without_ending(tmp_path: Path):
         ),
         ("image,row,col,class\na,0,0,1\na.png,0,0,1\n", "row 0, column 0 of a.png twice"),
         ("image,row,col,class\nz,0,0,1\n", "names none of the images: it has z, the first image is a.png"),
-        ("image,row,col,class\na,0,0,11\n", "has class 11, and there are 10"),
+        ("image,row,col,class\na,0,0,11\n", "has class 11, but there are 10"),
         ("image,row,col,count\na,0,0,0\n", "all counts are 0"),
     ],
 )
@@ -203,7 +203,11 @@ def test_priors_are_the_papers_unless_given(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [("0,0.5\n1,1.5\n", "class 1 is 1.5"), ("0,0.5\n", "each class from 0 to 1"), ("0,0.5\n1,0.5\n", "tell nothing")],
+    [
+        ("0,0.5\n1,1.5\n", "class 1 is 1.5"),
+        ("0,0.5\n", "each class from 0 to 1"),
+        ("0,0.5\n1,0.5\n", "carry no information"),
+    ],
 )
 def test_bad_priors_are_refused(tmp_path: Path, rows: str, message: str):
     (tmp_path / "p.csv").write_text("class,probability\n" + rows)
@@ -408,7 +412,7 @@ def test_crops_of_one_block_are_not_related_to_themselves(tmp_path: Path, caplog
         paths, {path.name: grid(BLOCK, BLOCK) for path in paths}, labels, priors, scheme=training.make_scheme()
     )
     assert [tile.prior[1].float().mean().item() for tile in tiles] == pytest.approx(priors, abs=1e-3)
-    assert "taken as they are" in caplog.text
+    assert "used unchanged" in caplog.text
 
 
 def test_large_images_are_cut_into_whole_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -475,7 +479,7 @@ def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, 
     monkeypatch.setattr(training, "train_model", watched)
     monkeypatch.setattr(training, "check_direction", lambda *_: training.Direction(next(answers), (0.5, 0.5)))
     quick = training.DensitySettings(loss="rq", steps=8, warmup_steps=4, filters=4, patch_size=16, batch_size=2)
-    with pytest.warns(DirectionWarning, match="came out inverted .*-0.40"):
+    with pytest.warns(DirectionWarning, match="the model is inverted .*-0.40"):
         found = training.train_density(tiles, BLOCK, quick)
     assert [(s.warm_end, s.warmup) for s in seen] == [(4, "ce"), (6, "ce")]
     assert seen[0].seed != seen[1].seed
@@ -493,8 +497,8 @@ def test_a_model_inverted_to_the_end_is_the_least_so_and_says_so(scenes: Path, m
     monkeypatch.setattr(training, "check_direction", lambda *_: training.Direction(next(answers), (0.5, 0.5)))
     quick = training.DensitySettings(loss="rq", steps=3, filters=4, patch_size=16, batch_size=2)
     with (
-        pytest.warns(DirectionWarning, match=r"does not go with its prior \(correlation -0.10"),
-        pytest.warns(DirectionWarning, match="training anew"),
+        pytest.warns(DirectionWarning, match=r"does not agree with its prior \(correlation -0.10"),
+        pytest.warns(DirectionWarning, match="training again"),
     ):
         found = training.train_density(tiles, BLOCK, quick)
     assert found.record["density"]["attempts"] == 3
@@ -651,7 +655,7 @@ def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path
         (("--coarse", "{}/counts.csv", "--blur", 4), 1, "odd number"),
         (("--coarse", "{}/counts.csv", "--block", 60), 1, "has row 0, column 2 of scene0.tif"),
         (("--coarse", "{}/counts.csv", "--names", "one"), 2, "two names"),
-        (("--coarse", "{}/counts.csv", "--names", "a,a"), 1, "names of their own"),
+        (("--coarse", "{}/counts.csv", "--names", "a,a"), 1, "need different names"),
         (("--coarse", "{}/none.csv"), 1, "no such file"),
         (("--coarse", "{}/counts.csv", "--block", BLOCK, "--steps", 10, "--warmup-steps", 10), 2, "warmup_steps"),
         (("--coarse", "{}/counts.csv", "--prior", "p.csv", "--measure", "q.csv", "--positive", "x"), 2, "exclude"),
@@ -684,7 +688,7 @@ def test_same_names_are_refused(scenes: Path, tmp_path: Path):
     with pytest.raises(InputError, match="one name"):
         find_images([scenes, tmp_path])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingInputError, match="holds no image"):
+    with pytest.raises(MissingInputError, match="has no image"):
         find_images([tmp_path / "empty"])
     with pytest.raises(OutputExistsError):
         project.train_images(

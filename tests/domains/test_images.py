@@ -94,7 +94,7 @@ GREY = np.zeros((3, 4, 4), np.uint8)
         ({"x": GREY[:, :, 0], "y": [0, 1, 0]}, InputError, r"shape \(3, 4\)"),
         ({"x": GREY, "y": [0.5, 1, 0]}, InputError, "labels are float64"),
         ({"x": GREY, "y": [0, 1, -2]}, InputError, "the label -2 is none of the 2 classes"),
-        ({"x": GREY, "y": [0, 0, 0]}, InputError, "classes must be two or more"),
+        ({"x": GREY, "y": [0, 0, 0]}, InputError, "give at least two classes"),
         ({"x": GREY, "y": np.array([0, "b", None], object)}, RasterReadError, "plain arrays"),
         ({"x_test": GREY, "y_test": [0, 1, 0]}, InputError, "must have x_train and y_train"),
         (
@@ -119,7 +119,7 @@ def test_a_damaged_npz(tmp_path):
 
 def test_a_label_that_is_none_of_the_classes_given(tmp_path):
     np.savez(tmp_path / "a.npz", x=GREY, y=np.array(["a", "b", "c"]))
-    with pytest.raises(InputError, match=r"the label 'c' is none of the classes \(a, b\)"):
+    with pytest.raises(InputError, match=r"the label 'c' is not among the classes \(a, b\)"):
         read_images(tmp_path / "a.npz", classes=("a", "b"))
 
 
@@ -146,18 +146,18 @@ def test_idx_that_is_truncated_or_longer(tmp_path, rng):
     with pytest.raises(RasterReadError, match="truncated in its header"):
         read_images(tmp_path)
     path.write_bytes(b"\x89PNG")
-    with pytest.raises(RasterReadError, match="no IDX file of unsigned bytes"):
+    with pytest.raises(RasterReadError, match="not an IDX file of unsigned bytes"):
         read_images(tmp_path)
 
 
 def test_idx_gzip_that_is_none_or_cut(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(b"no gzip")
-    with pytest.raises(RasterReadError, match="no whole gzip file"):
+    with pytest.raises(RasterReadError, match="not a complete gzip file"):
         read_idx_file(path)
     write_idx(path, np.arange(200))
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(RasterReadError, match="no whole gzip file"):
+    with pytest.raises(RasterReadError, match="not a complete gzip file"):
         read_idx_file(path)
 
 
@@ -202,7 +202,7 @@ def test_cifar_that_is_truncated(tmp_path, rng):
     write_cifar(tmp_path, rng)
     path = tmp_path / "data_batch_2.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RasterReadError, match=r"6145 bytes, no multiple of 3073"):
+    with pytest.raises(RasterReadError, match=r"6145 bytes, not a multiple of 3073"):
         read_images(tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_labels_that_are_numbers_are_sorted_as_such(photos):
         ("name,label\n0.png,a\n", InputError, "no column 'file'; it has name, label"),
         ("file,label,split\n0.png,a,valid\n", InputError, "line 2: the split 'valid' is neither train nor test"),
         ("file,label\n0.png,a,b\n", InputError, "line 2: more values than the header"),
-        ("file,label,split\n0.png,a,test\n", InputError, "lists no image to train with"),
+        ("file,label,split\n0.png,a,test\n", InputError, "lists no training images"),
         ("file\n0.png\n1.png\n", InputError, "--classes"),
         ("file,label\n0.png,a\nsmall.png,b\n", InputError, "small.png is 5 x 4 px in 3 bands, but 0.png 5 x 6 px"),
         ("file,label\n0.png,a\ngrey.png,b\n", InputError, "grey.png is 5 x 6 px in 1 band, but"),
@@ -305,7 +305,7 @@ def test_a_palette_is_its_colours(tmp_path):
     assert found[0, :, 0].tolist() == [[10, 40], [20, 50], [30, 60]]
 
 
-@pytest.mark.parametrize(("name", "said"), [("nowhere", "no such file or folder"), ("", "holds no train-images")])
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "no such file or folder"), ("", "has no train-images")])
 def test_where_nothing_is(tmp_path, name, said):
     with pytest.raises(MissingInputError, match=said):
         read_images(tmp_path / name)
@@ -313,7 +313,7 @@ def test_where_nothing_is(tmp_path, name, said):
 
 def test_a_file_of_another_format(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"")
-    with pytest.raises(InputError, match=r"a.mat is no .npz"):
+    with pytest.raises(InputError, match=r"a.mat is not a .npz"):
         read_images(tmp_path / "a.mat")
 
 

@@ -115,10 +115,10 @@ def test_colours_by_code_and_name(text, colour):
 @pytest.mark.parametrize(
     ("classes", "sets", "error", "text"),
     [
-        (["a"], [], ConfigError, "two classes or more"),
+        (["a"], [], ConfigError, "at least two classes"),
         (["a", "a"], [], ConfigError, "a, a"),
-        (["a", "=red"], [], ConfigError, "name of its own"),
-        (["a=reddish", "b"], [], ConfigError, "'reddish' is no colour"),
+        (["a", "=red"], [], ConfigError, "with different names"),
+        (["a=reddish", "b"], [], ConfigError, "'reddish' is not a colour"),
         (["a", "b"], ["red=c"], SchemeError, "'c' is not a class"),
         (["a", "b"], ["red="], ConfigError, "allows no class"),
     ],
@@ -390,7 +390,7 @@ def test_polygons_are_told_from_pictures_by_content_and_chosen_by_layer(scene, t
         (["{one}"], 2, "give the drawn prior of each image"),
         (["{one}", "{two}", "--prior", "{one_prior}"], 2, "2 images and 1 priors"),
         (["{one}", "--prior", "{one_prior}"], 2, "name the classes and their colours.* has #ff0000, #ff00ff, #0000ff"),
-        (["{one}", "--prior", "{one_prior}", "--class", "a=red", "--class", "b=lime"], 1, "stand for no class"),
+        (["{one}", "--prior", "{one_prior}", "--class", "a=red", "--class", "b=lime"], 1, "colours without a class"),
         (["{one}", "--model", "{one}", "--class", "a"], 2, "--class cannot be used with --model"),
         (["{one}", "--model", "{missing}"], 1, "no model at"),
         (
@@ -411,7 +411,7 @@ def test_bad_calls(scene, tmp_path, arguments, code, text):
 
 
 def test_a_palette_is_needed_to_train(scene, tmp_path):
-    with pytest.raises(InputError, match="give a palette, or a model"):
+    with pytest.raises(InputError, match="give a palette or a model"):
         paint([Picture(scene / "one.png", scene / "one_prior.png")], tmp_path)
     with pytest.raises(InputError, match="has no prior"):
         paint([Picture(scene / "one.png")], tmp_path, palette=Palette(RGB.scheme, {}))

@@ -44,12 +44,14 @@ def test_draws_are_the_same_for_a_seed_and_nested():
 
 @pytest.mark.parametrize("count", [0, 6])
 def test_a_count_that_does_not_fit(count):
-    with pytest.raises(InputError, match=f"{count} negative labels an item cannot be drawn of 6 classes; give 1 to 5"):
+    with pytest.raises(
+        InputError, match=f"{count} negative labels per item cannot be drawn from 6 classes; give 1 to 5"
+    ):
         draw_negatives(LABELS, 6, count, seed=0)
 
 
 def test_labels_must_be_known_to_draw():
-    with pytest.raises(InputError, match="some are not known; give candidate sets"):
+    with pytest.raises(InputError, match="some are unknown; give candidate sets"):
         draw_negatives(torch.tensor([0, -1]), 3, 1, seed=0)
 
 
@@ -91,9 +93,9 @@ def test_weights_of_npz_keep_hard_zeros(tmp_path, images):
         ("", InputError, "no rows, or no column 'file' or 'item'"),
         ("file,candidates\na.png,cat\n", InputError, r"has no row for b.png \(and 1 more\)"),
         ("file,candidates\na.png,cat\na.png,dog\n", InputError, "line 3: a.png has a row already"),
-        ("file,candidates\nz.png,cat\n", InputError, "line 2: 'z.png' is none of the images to train with"),
-        ("item,candidates\n3,cat\n", InputError, "line 2: the item '3' is no position from 0 to 2"),
-        ("file,candidates\na.png,cow\n", InputError, r"line 2: 'cow' is none of the classes \(cat, dog, fox\)"),
+        ("file,candidates\nz.png,cat\n", InputError, "line 2: 'z.png' is not among the training images"),
+        ("item,candidates\n3,cat\n", InputError, "line 2: the item '3' is not a position from 0 to 2"),
+        ("file,candidates\na.png,cow\n", InputError, r"line 2: 'cow' is not among the classes \(cat, dog, fox\)"),
         ("file,candidates\na.png,cat\nb.png,\nc.png,fox\n", PriorError, "b.png has no candidate"),
         ("file,cat,dog\na.png,1,1\n", InputError, "nor one for the class 'fox'"),
         ("file,cat,dog,fox\na.png,1,1,x\n", InputError, "line 2: could not convert string to float: 'x'"),

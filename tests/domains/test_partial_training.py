@@ -236,7 +236,7 @@ def test_an_interrupted_sweep_ends_as_one_that_was_not(data, tmp_path, monkeypat
     sweep = Sweep(marginals=(marginal,), batch_sizes=(8,), seeds=2, training=QUICK)
     whole = SweepRunner(data, sweep, tmp_path / "whole").run()
     feed = sweep_module.train_partial.__globals__["CandidateFeed"]
-    interruption = pytest.raises(TrainingInterruptedError, match="the same command goes on from there")
+    interruption = pytest.raises(TrainingInterruptedError, match="the same command resumes from there")
     with interrupted_at(monkeypatch, feed, 3 * 20 + 45), interruption:
         SweepRunner(data, sweep, tmp_path / "cut").run()
     assert len(read_runs(tmp_path / "cut")) == 1
@@ -272,7 +272,7 @@ def test_thinning_in_a_sweep(data, tmp_path):
     (run,) = SweepRunner(data, sweep, tmp_path).run()
     assert run.items == 96 - 10  # 30 + 60 + 6, less a tenth
     assert run.row["thin"] == "0x0.5+2x0.1"
-    with pytest.raises(InputError, match="'7' is none of the classes to thin"):
+    with pytest.raises(InputError, match="'7' to thin is not among the classes"):
         SweepRunner(data, Sweep(thin={"7": 0.5}), tmp_path)
     with pytest.raises(ValidationError, match="the share of 0 to keep"):
         Sweep(thin={"0": 0.0})
@@ -286,7 +286,7 @@ def test_the_report_has_chosen_peak_and_last(data, tmp_path):
     assert line.final == pytest.approx(np.mean([curve[-1] for curve in curves]))
     assert line.by_seed == tuple(curve[run.chosen - 1] for curve, run in zip(curves, runs, strict=True))
     text = to_markdown([line], missing=3)
-    assert "**3 trainings are still to be done.**" in text
+    assert "**3 trainings are still to be run.**" in text
     assert f"| rq | batch | 1 | 8 | 2 | {line.chosen:.2f} ±{line.spread:.2f} |" in text
 
 
@@ -359,13 +359,13 @@ def test_the_users_own_sets_without_any_label(tmp_path, data):
     [
         ([], 2, "DATA is missing"),
         (["nowhere.npz"], 1, "no such file or folder: nowhere.npz"),
-        (["{}", "--candidates", "x.csv", "--negatives", "1"], 2, "exclude each other"),
+        (["{}", "--candidates", "x.csv", "--negatives", "1"], 2, "are mutually exclusive"),
         (["{}", "--candidates", "x.csv"], 1, "no such file: x.csv"),
-        (["{}", "--negatives", "3"], 1, "3 negative labels an item cannot be drawn of 3 classes; give 1 to 2"),
-        (["{}", "--thin", "0"], 2, "'0' is no CLASS:SHARE"),
+        (["{}", "--negatives", "3"], 1, "3 negative labels per item cannot be drawn from 3 classes; give 1 to 2"),
+        (["{}", "--thin", "0"], 2, "'0' is not CLASS:SHARE"),
         (["{}", "--thin", "0:2"], 2, "the share of 0 to keep"),
-        (["{}", "--thin", "9:0.5"], 1, "'9' is none of the classes to thin"),
-        (["{}", "--classes", "a,a"], 1, "classes must be two or more, each once"),
+        (["{}", "--thin", "9:0.5"], 1, "'9' to thin is not among the classes"),
+        (["{}", "--classes", "a,a"], 1, "give at least two classes, each once"),
         (["{}", "--download", "mnist", "--classes", "a,b"], 2, "--download cannot be used with"),
     ],
 )

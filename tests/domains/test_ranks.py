@@ -162,9 +162,9 @@ def test_pairs_that_cannot_be_drawn():
     labels = torch.tensor([1, 1, 1, -1])
     with pytest.raises(InputError, match="only ties"):
         draw_pairs(labels, torch.arange(3), 5, ties="excluded", seed=0)
-    with pytest.raises(InputError, match="some are not known; give the pairs"):
+    with pytest.raises(InputError, match="some are unknown; give the pairs"):
         draw_pairs(labels, torch.arange(4), 5, ties="included", seed=0)
-    with pytest.raises(InputError, match="5 pairs of 1 images cannot be drawn"):
+    with pytest.raises(InputError, match="5 pairs cannot be drawn from 1 images"):
         draw_pairs(labels, torch.arange(1), 5, ties="included", seed=0)
 
 
@@ -182,7 +182,7 @@ def test_pairs_of_a_table(tmp_path, data):
     [
         ("first,second\n", "has no pairs"),
         ("first,other\n1,2\n", "no column 'second'"),
-        ("first,second\n1,180\n", "line 2: '180' is none of the images to train with, nor a position from 0 to 179"),
+        ("first,second\n1,180\n", "line 2: '180' is neither a training image nor a position from 0 to 179"),
         ("first,second\n1,1\n", "line 2: 1 is paired with itself"),
         ("first,second,relation\n1,2,=>\n", "line 2: the relation '=>' is none of"),
     ],
@@ -262,7 +262,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, monkey
     """With running marginals their state goes on too."""
     options = {"marginals": (marginal,), "batch_sizes": (4,)}
     whole = RankRunner(data, QUICK, tmp_path / "whole", **options).run()
-    interruption = pytest.raises(TrainingInterruptedError, match="goes on from there")
+    interruption = pytest.raises(TrainingInterruptedError, match="resumes from there")
     with interrupted_at(monkeypatch, PairFeed, 90), interruption:
         RankRunner(data, QUICK, tmp_path / "cut", **options).run()
     (checkpoint,) = (tmp_path / "cut" / "models").glob("*.checkpoint")
@@ -339,7 +339,7 @@ def test_the_users_own_pairs_without_any_label(tmp_path, data):
     ("arguments", "code", "said"),
     [
         ([], 2, "DATA is missing"),
-        (["{}", "--pairs", "x.csv", "--draw", "9"], 2, "exclude each other"),
+        (["{}", "--pairs", "x.csv", "--draw", "9"], 2, "are mutually exclusive"),
         (["{}", "--pairs", "x.csv"], 1, "no such file: x.csv"),
         (["{}", "--ties", "never"], 2, "Invalid value for '--ties'"),
     ],

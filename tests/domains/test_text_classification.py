@@ -166,7 +166,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         return take(self, rows)
 
     monkeypatch.setattr(SparseRows, "take", interrupted)
-    with pytest.raises(TrainingInterruptedError, match="the same command goes on"):
+    with pytest.raises(TrainingInterruptedError, match="the same command resumes"):
         run(settings, checkpoint=checkpoint)
     monkeypatch.setattr(SparseRows, "take", take)
     resumed = run(settings, checkpoint=checkpoint)
@@ -175,7 +175,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
 
 
 def test_settings_that_leave_nothing_for_the_loss():
-    with pytest.raises(InputError, match="4 epochs of warm-up leave none of 4 for rq"):
+    with pytest.raises(InputError, match="4 epochs of warm-up leave no epochs of 4 for rq"):
         run(TextSettings(epochs=4, warmup_epochs=4))
     assert run(TextSettings(loss="ce", epochs=1, warmup_epochs=4)).history.epochs  # ce has no warm-up
     with pytest.raises(InputError, match=r"do not fit \(900, 6\)"):
@@ -189,7 +189,7 @@ def test_a_weak_prior_is_warned_of_and_warmed_up():
     documents, prior = CORPUS
     allowed = documents.allowed(TREE)
     flat = 0.15 * prior + 0.85 * allowed / allowed.sum(axis=1, keepdims=True)
-    with pytest.warns(HarmWarning, match="the prior is weak: it takes away 0% of the fine classes' entropy"):
+    with pytest.warns(HarmWarning, match="the prior is weak: it removes 0% of the fine classes' entropy"):
         weak = classify(FEATURES, flat, documents, TREE, TextSettings(epochs=10), run=Run(device="cpu"))
     assert weak.judgement.weak
     with pytest.warns(HarmWarning, match="weak"):
@@ -339,7 +339,7 @@ def test_the_command_asks_a_language_model(files):
     [
         ([], 2, "give one of --prior FILE, --embeddings FILE and --model PATH"),
         (["--prior", "x", "--model", "y"], 2, "give one of --prior"),
-        (["--prior", "x", "--warmup-epochs", "10"], 2, "leaves none of --epochs 10"),
+        (["--prior", "x", "--warmup-epochs", "10"], 2, "leaves no epochs of --epochs 10"),
         (["--prior", "x", "--save-prior", "x.csv"], 2, "a prior is written as .npz"),
         (["--prior", "nothing.npz"], 1, "Error: no such file: nothing.npz"),
         (["--prior", "nothing.npz", "--text-column", "body"], 1, "line 1: there is no column 'body'"),
@@ -403,6 +403,6 @@ def test_the_weak_prior_is_warned_of(texts):
         collapsed = classify(features, prior, documents, tree, TextSettings(warmup_epochs=0), run=Run(device="cpu"))
     said = [str(warning.message) for warning in caught if warning.category is HarmWarning]
     assert len(said) == 2
-    assert "come loose from the prior" in said[0]
+    assert "drifted from the prior" in said[0]
     assert "the prior is weak" in said[1]
     assert score(warmed.labels(), documents).micro_f1 > score(collapsed.labels(), documents).micro_f1 + 0.2

@@ -39,15 +39,15 @@ def test_a_tree_is_read_in_each_form(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1, 2]", "is no tree"),
+        ("[1, 2]", "is not a tree"),
         ("{", "cannot be parsed"),
-        ('{"a": ["x", "y"], "a": ["z"]}', "'a' is there twice"),
+        ('{"a": ["x", "y"], "a": ["z"]}', "'a' occurs twice"),
         ('{"a": "x"}', "below 'a' there must be a list"),
         ('{"a": []}', "below 'a' there must be a list"),
-        ('{"a": ["x", 3]}', "3, no text or twice"),
-        ('{"a": ["x", "x"]}', "no text or twice"),
+        ('{"a": ["x", 3]}', "3 is not text or is twice there"),
+        ('{"a": ["x", "x"]}', "is not text or is twice there"),
         ('{"a": ["x"], "b": ["x", "y"]}', "'x' lies below both 'a' and 'b'"),
-        ('{"a": ["x"]}', "two fine classes or more"),
+        ('{"a": ["x"]}', "at least two fine classes"),
         ('{"a": {"x": "", "y": "y"}}', "'' in a is no text"),
         ('{"coarse_of": {"x": "a", "y": "a"}, "name_of": {"z": "zed"}}', "name_of has 'z'"),
         ('{"coarse_of": ["x"]}', "coarse_of must map texts to texts"),
@@ -137,7 +137,7 @@ def test_a_document_may_be_longer_than_the_csv_module_likes(tmp_path):
         ({"fine": "dance"}, "fine label 'dance' lies below 'arts', not 'sports'"),
         ({"fine": "ballet"}, "fine label 'ballet' is not in the tree"),
         ({"text": ["a"]}, "text is no text but list"),
-        ({"id": "b"}, "id 'b' is there already, on line 2"),
+        ({"id": "b"}, "id 'b' already occurs on line 2"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, change, said):
@@ -157,9 +157,9 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(MissingInputError, match="no such file"):
         read_documents(tmp_path / "d.csv", TREE)
     for name, content, said in (
-        ("d.txt", b"x", "documents are read from"),
-        ("d.jsonl", b'{"text": "x", "coarse"\n', "line 1 is no JSON"),
-        ("e.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("d.txt", b"x", "documents must be"),
+        ("d.jsonl", b'{"text": "x", "coarse"\n', "line 1 is not JSON"),
+        ("e.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("f.jsonl", b"\n", "has no documents"),
         ("g.jsonl", b'{"text": "\xff"}\n', "cannot be read: line 1 is not UTF-8"),
         ("h.jsonl.gz", b"no gzip", "cannot be read"),

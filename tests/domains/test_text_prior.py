@@ -141,13 +141,13 @@ def test_files_that_do_not_fit_are_explained(tmp_path, rng):
         ({"prior": values[:, :5], "fine": np.array(TREE.fine[:5])}, "has no class 'sale'"),
         ({"prior": values[:5], "ids": np.array(["a", "b", "c", "d", "z"])}, "lacks 2 of the 6 documents, .* 'e'"),
         ({"documents": values, "classes": values[:, :2]}, r"must be \(N, D\) and \(C, D\)"),
-        ({"prior": np.array([{}])}, "is no .npz file of numbers"),
+        ({"prior": np.array([{}])}, "is not a .npz file of numbers"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(PriorError, match=said):
             read_prior(path, DOCUMENTS, TREE)
     path.write_bytes(b"nothing")
-    with pytest.raises(PriorError, match=r"is no \.npz file"):
+    with pytest.raises(PriorError, match=r"is not a \.npz file"):
         read_prior(path, DOCUMENTS, TREE)
     table = tmp_path / "x.csv"
     header = ",".join(TREE.fine)

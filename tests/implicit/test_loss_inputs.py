@@ -149,15 +149,15 @@ SLIPS = {
     "one-hot prior": (LOG_Q, torch.softmax(1e9 * LOG_P, 1), "log_prior .* looks like probabilities"),
     "255 p": (LOG_Q, 255 * LOG_P.exp(), "log_prior .* counts or scaled probabilities"),
     "log of counts": (LOG_Q, LOG_P - 3, "log_prior does not sum to one"),
-    "NaN prior": (LOG_Q, ONE_NAN, r"log_prior holds NaN \(1 of 360 values\)"),
-    "NaN q": (LOG_Q * float("nan"), LOG_P, "log_q holds NaN"),
-    "infinity": (LOG_Q, -LOG_P * float("inf"), "log_prior holds infinity"),
+    "NaN prior": (LOG_Q, ONE_NAN, r"log_prior contains NaN \(1 of 360 values\)"),
+    "NaN q": (LOG_Q * float("nan"), LOG_P, "log_q contains NaN"),
+    "infinity": (LOG_Q, -LOG_P * float("inf"), "log_prior contains infinity"),
     "an item without a class": (LOG_Q, EMPTY_ITEM, "log_prior excludes every class"),
     "one item": (LOG_Q, UNNORMALISED_ITEM, "log_prior does not sum to one"),
     "class axis last": (*LAST, r"sums to one over axis 3 .*log_q.movedim\(3, 1\)"),
     "class axis of the prior last": (LOG_Q, LAST[1], r"log_prior has shape \(6, 5, 3, 4\) and log_q \(6, 4, 5, 3\)"),
     "one prior for all": (LOG_Q, LOG_P[:1], "expand_as"),
-    "labels": (LOG_Q, torch.zeros((6, 5, 3), dtype=torch.int64), "log_prior is of int64, as labels are"),
+    "labels": (LOG_Q, torch.zeros((6, 5, 3), dtype=torch.int64), "log_prior is of int64, like labels"),
     "no class axis": (LOG_Q[:, 0, 0, 0], LOG_P, r"log_q has shape \(6,\)"),
     "numpy": (LOG_Q.numpy(), LOG_P, "log_q is of type ndarray; give a tensor"),
 }
@@ -188,8 +188,8 @@ def test_the_marginal_is_checked_too(slip):
     ("marginal", "message"),
     [
         (torch.zeros(3), r"log_marginal has shape \(3,\); give one value per class, shape \(4,\)"),
-        (torch.tensor([0, 0, float("nan"), 0]), "log_marginal holds NaN"),
-        (torch.full((4,), float("inf")), "log_marginal holds NaN or infinity"),
+        (torch.tensor([0, 0, float("nan"), 0]), "log_marginal contains NaN"),
+        (torch.full((4,), float("inf")), "log_marginal contains NaN or infinity"),
         (LOG_Q.exp().mean(dim=(0, 2, 3)), r"log_marginal looks like probabilities; .* log_marginal\.log\(\)"),
     ],
 )
@@ -277,7 +277,7 @@ def test_pairs_are_checked(function):
     ):
         with pytest.raises(ProbabilityError, match=message):
             function(*args)
-    with pytest.raises(ProbabilityError, match="log_marginal2 holds NaN"):
+    with pytest.raises(ProbabilityError, match="log_marginal2 contains NaN"):
         function(one, two, PAIR.log(), log_marginal2=torch.full((4,), float("nan")))
 
 
@@ -301,9 +301,9 @@ def test_counts_in_blocks_are_checked():
         compare_statistics(LOG_Q.exp(), blocks, eta, rho)
     with pytest.raises(ProbabilityError, match="log_q does not sum to one"):
         count_blocks(LOG_Q - 2, blocks, 1)
-    with pytest.raises(ProbabilityError, match="eta holds values that are not shares"):
+    with pytest.raises(ProbabilityError, match="eta has values that are not shares"):
         compare_statistics(LOG_Q, blocks, eta.log(), rho)
-    with pytest.raises(ProbabilityError, match="rho holds negative"):
+    with pytest.raises(ProbabilityError, match="rho has negative"):
         compare_statistics(LOG_Q, blocks, eta, -rho)
     with pytest.raises(ProbabilityError, match=r"give \(blocks, 4\)"):
         compare_statistics(LOG_Q, blocks, eta[:, :3], rho[:, :3])

@@ -91,7 +91,7 @@ def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
             raise KeyboardInterrupt
         return feed(step)
 
-    with pytest.raises(TrainingInterruptedError, match=r"after 37 of 60 steps; .*goes on from there"):
+    with pytest.raises(TrainingInterruptedError, match=r"after 37 of 60 steps; .*resumes from there"):
         fit(torn, interrupted, chosen, checkpoint=path)
     assert path.exists()
     seen = []
@@ -131,7 +131,7 @@ def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
     def interrupted(_):
         raise KeyboardInterrupt
 
-    with pytest.raises(TrainingInterruptedError, match="nothing was kept"):
+    with pytest.raises(TrainingInterruptedError, match="nothing was saved"):
         fit(make_network(), interrupted, settings())
 
 
@@ -151,7 +151,7 @@ def test_damaged_checkpoint_is_said_and_left(tmp_path):
     path = tmp_path / "state"
     path.write_bytes(b"no checkpoint")
     network = make_network()
-    with pytest.warns(UserWarning, match="no usable checkpoint"):
+    with pytest.warns(UserWarning, match="not a usable checkpoint"):
         fit(network, feed, settings(steps=10, warmup_steps=0), checkpoint=path)
     assert torch.load(path, weights_only=True)["step"] == 10  # a good one is in its place
 
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_cannot_be_used_changes_no_weight(tmp_path, stopped, h
     path = tmp_path / "state"
     torch.save(state, path)
     network = make_network()
-    with pytest.warns(CheckpointWarning, match="no usable checkpoint .*starting anew"):
+    with pytest.warns(CheckpointWarning, match="not a usable checkpoint .*starting over"):
         fit(network, feed, chosen, checkpoint=path)
     for name, value in expected.items():
         torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
@@ -249,7 +249,7 @@ def test_a_run_in_which_nothing_counts_is_an_error():
         batch = feed(step)
         return Batch(batch.inputs, batch.log_prior, torch.zeros(len(batch.inputs), dtype=torch.bool))
 
-    with pytest.raises(TrainingError, match="in 20 steps no batch had a pixel or item that counts"):
+    with pytest.raises(TrainingError, match="in 20 steps no batch had a valid pixel or item"):
         fit(make_network(), masked, settings(steps=20, warmup_steps=5))
 
 
@@ -506,7 +506,7 @@ def test_several_devices_are_refused():
 
 
 def test_what_needs_an_objective_says_so():
-    with pytest.raises(ValueError, match="sr is no loss of log q and log prior alone"):
+    with pytest.raises(ValueError, match="sr needs more than log q and log prior"):
         fit(make_network(), feed, settings(loss="sr"))
     with pytest.raises(ValueError, match="need a prior in every batch"):
         fit(make_network(), lambda step: Batch(inputs=feed(step).inputs), settings(loss="ce"))

@@ -170,7 +170,7 @@ def test_a_value_that_stands_for_no_data_by_habit_is_not_taken_for_light(tmp_pat
     path = write(tmp_path / "i.tif", values)
     with ImageLayer(path) as layer, pytest.raises(InputError) as error:
         layer.read()
-    assert f"holds {said} in every band at row 3, column 5" in str(error.value)
+    assert f"has {said} in every band at row 3, column 5" in str(error.value)
     assert f"--nodata={said}" in str(error.value)
     with ImageLayer(path, nodata=float(said)) as layer:
         assert layer.read()[1].sum() == SIDE * SIDE - 6 * (SIDE - 5)
@@ -236,7 +236,7 @@ def test_images_without_a_grid_are_refused(tmp_path, rng, by):
                 SAMP_SCALE="48", LAT_SCALE="0.01", LONG_SCALE="0.01", HEIGHT_SCALE="100", LINE_NUM_COEFF=line,
                 LINE_DEN_COEFF=line, SAMP_NUM_COEFF=line, SAMP_DEN_COEFF=line,
             )  # fmt: skip
-    advice = {"points": "4 ground control points only.*gdalwarp -tps", "rpcs": "RPCs.*gdalwarp -rpc"}[by]
+    advice = {"points": "only by 4 ground control points.*gdalwarp -tps", "rpcs": "RPCs.*gdalwarp -rpc"}[by]
     for read in (ImageLayer, open_raster):
         with pytest.raises(InputError, match=advice):
             read(path)

@@ -111,7 +111,7 @@ def test_a_fraction_is_an_error_with_its_place(make_raster):
     values = np.full((50, 60), 41, np.float32)
     values[31, 7] = 41.6
     path = make_raster("f.tif", values)
-    said = r"f\.tif holds 41\.6 at row 31, column 7.*whole numbers.*nearest"
+    said = r"f\.tif has 41\.6 at row 31, column 7.*whole numbers.*nearest"
     with pytest.raises(InputError, match=said):
         classes_of(path, scheme_of(41, 42))
     with CoarseLayers(path) as layers, pytest.raises(InputError, match=said):
@@ -191,7 +191,7 @@ def test_a_picture_of_codes_is_said_to_be_one(tmp_path):
     [
         (0, "uint8", None, None), (0, "uint8", 0, None), (255, "uint8", 255, None), (np.nan, "float32", None, None),
         (np.inf, "float32", None, None), (np.nan, "float32", np.nan, None), (-9999, "int16", -9999, None),
-        (255, "uint8", None, "255, which stands beside small values"), (65535, "uint16", None, "65535, which"),
+        (255, "uint8", None, "255, which occurs with small values"), (65535, "uint16", None, "65535, which"),
         (-9999, "int16", None, "-9999, which is negative"), (-128, "int16", None, "-128, which is negative"),
         (2, "uint8", None, "buildings in 100 % of its pixels"), (1, "uint8", None, "buildings in 100 %"),
     ],
@@ -229,7 +229,7 @@ def test_presence_that_its_own_nodata_value_may_hide_is_a_warning(
     (record,) = caplog.records
     assert record.levelname == level
     if level == "WARNING":
-        assert f"holds 0 and, in 200 pixels, {hidden}, which it marks as no data" in record.getMessage()
+        assert f"has 0 and, in 200 pixels, {hidden}, which is its nodata value" in record.getMessage()
         assert "gdal_translate -a_nodata none" in record.getMessage()
 
 
@@ -276,9 +276,7 @@ def test_how_much_of_a_grid_is_covered_is_said(make_raster, make_grid, caplog):
     path = make_raster("n.tif", np.ones((64, 40), np.uint8))
     with caplog.at_level("INFO", logger="landprior"), open_on_grid(path, make_grid(64, 80), like="i.tif"):
         pass
-    assert [r.getMessage() for r in caplog.records] == [
-        f"{path} covers about 52 % of i.tif; the rest counts as no data"
-    ]
+    assert [r.getMessage() for r in caplog.records] == [f"{path} covers about 52 % of i.tif; the rest is no data"]
     beyond = make_grid(64, 80, left=700_000.0)
     with pytest.raises(GridMismatchError, match="do not overlap"), open_on_grid(path, beyond, like="i.tif"):
         pass
@@ -300,7 +298,7 @@ def test_local_crs_are_errors_or_work_not_tracebacks(make_raster, make_grid, loc
         assert valid.all()
         return
     way = r"rio edit-info --crs EPSG:CODE i" if local == "grid" else r"gdal_translate -a_srs EPSG:CODE .*n\.tif fixed"
-    said = rf"local CRS, of no known place.*{way}\.tif"
+    said = rf"local CRS without a known place.*{way}\.tif"
     with pytest.raises(GridMismatchError, match=said), open_on_grid(path, wanted, like="i.tif"):
         pass
 

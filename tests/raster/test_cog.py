@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit, threads):
 
 def test_a_folder_that_cannot_be_made(tmp_path, make_grid):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RasterWriteError, match="is a file, and a folder is needed there"):
+    with pytest.raises(RasterWriteError, match="is a file, but a folder is needed"):
         CogWriter(tmp_path / "file" / "a.tif", make_grid())
 
 

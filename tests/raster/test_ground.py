@@ -95,14 +95,16 @@ def test_the_pixels_of_the_whole_world_in_degrees_are_the_world():
 @pytest.mark.parametrize("epsg", [4326, 4269])
 def test_coordinates_that_are_no_degrees_are_refused(make_grid, epsg):
     grid = replace(make_grid(), crs=CRS.from_epsg(epsg))
-    with pytest.raises(InputError, match=r"but its coordinates are not \(600000, .*give it its true CRS"):
+    with pytest.raises(InputError, match=r"but its coordinates are not \(600000, .*assign its true CRS"):
         grid.pixel_size()
     assert grid.pixel_size(1.0) == (1.0, 1.0)
 
 
 def test_a_stated_size_that_the_file_denies_is_said(make_grid, caplog):
     grid_over("EPSG:3857", 1.0).pixel_size(1.0, where="web.tif")
-    assert "web.tif has pixels of 0.7972 x 0.7939 m by its own georeferencing; the 1 m of --pixel-size" in caplog.text
+    assert (
+        "web.tif has pixels of 0.7972 x 0.7939 m by its own georeferencing; using 1 m from --pixel-size" in caplog.text
+    )
     caplog.clear()
     make_grid().pixel_size(1.05)
     make_grid(epsg=None).pixel_size(1.0)
@@ -267,7 +269,7 @@ def test_a_mosaic_in_albers_keeps_whole_metres(tmp_path, tiles, enviroatlas):
         ({"crs": "EPSG:4326", "pixel": 500.0}, "one pixel of 500 m is as large as the whole mosaic"),
         ({"pixel": 1e6}, "one pixel of 1e.06 m is as large as the whole mosaic"),
         ({"crs": "nonsense"}, "--crs nonsense: unknown CRS"),
-        ({"crs": "EPSG:4978"}, "--crs EPSG:4978: neither projected nor in degrees"),
+        ({"crs": "EPSG:4978"}, "--crs EPSG:4978: neither projected nor geographic"),
         ({"crs": "EPSG:32760"}, None),
     ],
 )

@@ -75,21 +75,21 @@ def test_own_scheme_from_yaml(tmp_path):
         ),
         (
             "name: a\nclasses:\n  - {code: 1, name: x, colour: '#000000'}\n  - {code: 2, name: x, colour: '#000001'}",
-            "stands twice",
+            "occurs twice",
         ),
         (
             (
                 "name: a\nclasses:\n  - {code: 1, name: x, colour: '#000000'}\n"
                 "  - {code: 2, name: y, colour: '#000001', merge: [1]}"
             ),
-            "line 3: classes: a code may stand for one class only; 1 stands for 'x' and 'y'",
+            "line 3: classes: a code may stand for only one class; 1 stands for 'x' and 'y'",
         ),
         (
             (
                 "name: a\nclasses:\n  - {code: 1, name: x, colour: '#000000'}\n"
                 "  - {code: 2, name: y, colour: '#000001'}\nignored: [0, 0]"
             ),
-            r"ignored names \[0\] twice",
+            r"ignored lists \[0\] twice",
         ),
         ("- 1", "mapping"),
         ("a: [", "not valid YAML"),

@@ -131,7 +131,7 @@ def test_a_box_is_read_from_text_as_people_paste_it(text):
     ("text", "message"),
     [
         ("-80,21,37,22,-80,20,37,23", r"with points in place of decimal commas it is -80\.21,37\.22,-80\.20,37\.23$"),
-        ("570000,4120000,570256,4120256", "are no degrees; give west,south,east,north"),
+        ("570000,4120000,570256,4120256", "are not degrees; give west,south,east,north"),
         ("37.22,-80.21,37.23,-80.20", r"looks like latitude before longitude.*: -80\.21,37\.22,-80\.2,37\.23$"),
         ("-80.21,-80.20,37.22,37.23", r"in another order.*: -80\.21,37\.22,-80\.2,37\.23$"),
         ("-80.21,37.22,-80.20,37.22", "is not a box"),
@@ -143,7 +143,7 @@ def test_a_box_is_read_from_text_as_people_paste_it(text):
         ("nan,1,2,3", "'nan' in .* is not a number"),
         ("-80W,37N,-79W,38N", "'-80W' in .* is not a number"),
         ("1_0,2,3,4", "'1_0' in .* is not a number"),
-        ("1e400,1,2,3", "are no degrees"),
+        ("1e400,1,2,3", "are not degrees"),
         ("179.9,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
         ("-180.1,51.8,-179.9,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
         ("179.9,51.8,180.1,52", "antimeridian .*: 179.9,51.8,180,52 and -180,51.8,-179.9,52$"),
@@ -217,8 +217,8 @@ def test_corners_elsewhere_are_put_right_too():
     [
         ((-76.5, 42.4, -76.5, 42.5), "is not a box; give west,south,east,north in degrees, for example"),
         ((-200, 42.4, -190, 42.5), "is not a box"),
-        ((600_000, 4_500_000, 601_000, 4_501_000), "are no degrees; give west,south,east,north in degrees"),
-        ((float("nan"), 42.4, -76.4, 42.5), "are no degrees"),
+        ((600_000, 4_500_000, 601_000, 4_501_000), "are not degrees; give west,south,east,north in degrees"),
+        ((float("nan"), 42.4, -76.4, 42.5), "are not degrees"),
     ],
 )
 def test_what_is_no_box_is_said_in_a_line(bounds, message):
@@ -277,7 +277,7 @@ def test_outlines_that_cannot_be_used_are_said_with_the_file(tmp_path):
     with pytest.raises(InputError, match=message):
         area_from_file(swapped)
     metres = write_json(tmp_path / "metres.geojson", box(600_000, 4_500_000, 601_000, 4_501_000))
-    with pytest.raises(InputError, match=r"metres\.geojson: .* are no degrees"):
+    with pytest.raises(InputError, match=r"metres\.geojson: .* are not degrees"):
         area_from_file(metres)
     geopandas.GeoSeries([box(0, 0, 9, 9)], crs=26918).to_file(tmp_path / "none.shp")
     (tmp_path / "none.prj").unlink()
@@ -361,7 +361,7 @@ def test_a_broken_outline_is_mended(nominatim, network):
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([], "'Ithaca' is not known to .*; check the spelling, or give --bbox or --aoi"),
+        ([], "'Ithaca' was not found at .*; check the spelling, or give --bbox or --aoi"),
         ([found(Point(-76.45, 42.45), kind="node")], "'Ithaca' has no outline at .*, only a point; give --bbox"),
     ],
 )
@@ -376,8 +376,8 @@ def test_a_place_unknown_or_a_point_is_an_input_error(nominatim, network, result
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({"error": {"code": 400, "message": "Bad query"}}, "an answer of Nominatim .*Bad query.*; give the place by"),
-        ([{"lat": "42"}], "places that cannot be read .*; give the place by --bbox or --aoi"),
+        ({"error": {"code": 400, "message": "Bad query"}}, "not a Nominatim response .*Bad query.*; give the place by"),
+        ([{"lat": "42"}], "unreadable places .*; give the place by --bbox or --aoi"),
     ],
 )
 def test_an_answer_of_another_kind_is_a_source_error(nominatim, network, results, message):

@@ -105,7 +105,7 @@ def test_the_index_may_have_lost_zeros_and_have_several_files_for_a_key(faulty_s
 def test_what_is_no_index_is_refused(faulty_server, tmp_path, network, content):
     (tmp_path / "dataset-links.csv").write_text(content)
     with pytest.raises(
-        SourceError, match=r"Buildings .Microsoft.: the index is no table with QuadKey and Url.*--buildings"
+        SourceError, match=r"Buildings .Microsoft.: the index is not a table with QuadKey and Url.*--buildings"
     ):
         list_files(NORTH_WEST, network, index_url=f"{faulty_server(tmp_path).url}/dataset-links.csv")
 
@@ -192,7 +192,7 @@ def test_the_scene_has_its_buildings(file_server, scene_files, network):
 def test_a_quadkey_that_is_not_listed_is_said_and_empty(served, network, grid, make_grid):
     elsewhere = make_grid(20, 30, left=300_000.0)
     (key,) = quadkeys_of(bounds_of(elsewhere))
-    with pytest.warns(SourceWarning, match=rf"no buildings for quadkey {key}: none are burnt there"):
+    with pytest.warns(SourceWarning, match=rf"no buildings for quadkey {key}; the layer stays empty there"):
         path = download_buildings(bounds_of(elsewhere), network, index_url=served.index)
     assert not burn_file(path, elsewhere).any()
     (listed,) = quadkeys_of(bounds_of(grid))

@@ -116,7 +116,7 @@ def test_an_archive_of_another_checksum_is_refused(network, tmp_path, monkeypatc
     monkeypatch.setattr(EnviroAtlas, "md5", "0" * 32)
     root = tmp_path / "a"
     with pytest.raises(
-        SourceError, match=r"The published set enviroatlas: .*/atlas\.zip has another checksum .*by hand"
+        SourceError, match=r"The published set enviroatlas: .*/atlas\.zip has the wrong checksum .*by hand"
     ):
         fetch_dataset("enviroatlas", root, network)
     assert not list(root.glob("*.zip*"))
@@ -150,7 +150,9 @@ def test_a_damaged_or_other_archive_is_said(served, network, tmp_path):
 def test_offline_and_unknown_sets_are_said(served, network, tmp_path):
     with pytest.raises(OfflineError, match=r"The published set enviroatlas: .*/atlas\.zip is not in the cache"):
         fetch_dataset("enviroatlas", tmp_path / "a", Network(network.cache, offline=True))
-    with pytest.raises(InputError, match="'imagenet' is no published set; there are: enviroatlas, chesapeake"):
+    with pytest.raises(
+        InputError, match="'imagenet' is not a published data set; choose from: enviroatlas, chesapeake"
+    ):
         fetch_dataset("imagenet", tmp_path / "b", network)
     assert asked(served) == []
 

@@ -505,7 +505,7 @@ def test_a_fault_that_lasts(place, access, trouble, monkeypatch):
     assert text.startswith(f"{access.source}: ")
     assert access.remedy in text
     assert "\n" not in text
-    assert (trouble.retry_after != 3600) or (waits == [] and "it asks to wait 3600 s" in text)
+    assert (trouble.retry_after != 3600) or (waits == [] and "the server asks to wait 3600 s" in text)
     left = kept(network.cache)
     place.server.faults.clear()
     assert access.act(place, network) == access.truth(place)
@@ -774,7 +774,9 @@ def test_a_disk_that_is_really_full(place, expected, tmp_path):
     assert run.returncode == 0
     (said,) = (tmp_path / "first.txt").read_text().splitlines()
     assert said.startswith(f"Error: cannot write {disk}/cache/naip/")
-    assert "(No space left on device); make room there, or set LANDPRIOR_CACHE to a folder on another disk" in said
+    assert (
+        "(No space left on device); free some space there, or set LANDPRIOR_CACHE to a folder on another disk" in said
+    )
     assert (tmp_path / "left.txt").read_text() == (tmp_path / "second.txt").read_text() == ""
     (tile,) = (tmp_path / "w" / "village").iterdir()
     assert not [path for path in tile.iterdir() if path.name.startswith(".")]

@@ -210,7 +210,7 @@ def test_files_put_there_by_hand_are_kept(served, inside, network, tmp_path):
     steps = json.loads((tile.path / "item.json").read_text())
     del steps["properties"]["landprior:steps"]["buildings"]
     (tile.path / "item.json").write_text(json.dumps(steps))
-    with pytest.raises(GridMismatchError, match=r"buildings.tif was not made by fetch and lies on another grid"):
+    with pytest.raises(GridMismatchError, match=r"buildings.tif was not fetched and is on another grid"):
         fetch(plan, workspace, settings, network)
 
 
@@ -396,8 +396,8 @@ def test_dry_run_says_what_would_be_done(invoke, served, inside, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "say where, by one of --city, --bbox, --place, --aoi"),
-        (["--city", "durham", "--bbox", "-79,35,-78,36"], "say where, by one of"),
+        ([], "give the place by one of --city, --bbox, --place, --aoi"),
+        (["--city", "durham", "--bbox", "-79,35,-78,36"], "give the place by one of"),
         (["--city", "durham", "--name", "x"], "--name is for"),
         (["--bbox", "1,2,3"], "is not four numbers west,south,east,north"),
         (["--bbox", "40.43,-80.02,40.46,-79.98"], "-80.02,40.43,-79.98,40.46"),

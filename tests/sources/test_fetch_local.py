@@ -165,7 +165,7 @@ def test_another_layer_of_the_same_file_is_noticed_with_a_line(place, log):
     log.clear()
     second = place.fetch(buildings=f"{path}|layername=new", labels=(f"{path}|layername=corrected",), **options)
     assert (first["buildings"], second["buildings"]) == (320, 120)
-    assert log.text.count("is stale and is fetched again (changed: the source") == 2
+    assert log.text.count("is stale; fetching it again (changed: the source") == 2
     with rasterio.open(place.tile.file("labels")) as src:
         assert np.unique(src.read(1)).tolist() in ([4], [4, 255])
     with pytest.raises(InputError, match="no layer 'gone'; it has 'old', 'new'"):
@@ -221,7 +221,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     assert after.any()
     assert not np.array_equal(before, after)
     assert name in log.text
-    assert "is fetched again (changed: the content of the file)" in log.text
+    assert "fetching it again (changed: the content of the file)" in log.text
     log.clear()
     shutil.copy(path, place.folder / f"other{path.suffix}")
     place.fetch(**without, **{layer: place.folder / f"other{path.suffix}"})
@@ -231,7 +231,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
 def test_other_widths_are_noticed_with_a_line(place, log):
     before = place.fetch(buildings="none")["roads"]
     assert place.fetch(buildings="none", road_width="tags")["roads"] > 1.5 * before
-    assert "roads, waterways, waterbodies is stale and is fetched again (changed: --road-width)" in log.text
+    assert "roads, waterways, waterbodies is stale; fetching it again (changed: --road-width)" in log.text
 
 
 def test_a_file_of_the_same_size_and_an_older_or_the_same_date_is_noticed(files, bare):
@@ -333,7 +333,7 @@ def test_a_layer_whose_fetch_was_killed_before_it_was_recorded_is_fetched_anew(p
     moved = place.save(houses(20).to_crs(4326), "moved.geojson")
     log.clear()
     place.fetch(osm="none", buildings=moved)
-    assert "buildings.tif was not made by fetch" not in log.text
+    assert "buildings.tif was not fetched" not in log.text
     with rasterio.open(path) as src:
         expected = burn(houses(20).geometry, Grid.of(src))
         assert np.array_equal(src.read(1), expected)
@@ -346,7 +346,7 @@ def test_tiles_of_another_year_over_the_same_ground_are_named_in_a_dry_run_too(p
     shutil.copy(place.folder / "naip" / f"{NAME}.tif", older)
     place.fetch(osm="none", buildings="none", overwrite=True)
     shutil.copy(place.folder / "naip" / f"{NAME}.tif", older.parent)
-    words = rf"town also has {NAME} \(NAIP 2014\) of an earlier fetch, over the same"
+    words = rf"town also has {NAME} \(NAIP 2014\) from an earlier fetch, of the same"
     dry = ("--naip", "naip2", "--year", "2011", "--dry-run", None)
     assert re.search(words, run(place, monkeypatch, *dry).stdout)
     (tile,) = json.loads(run(place, monkeypatch, *dry, "--json", None).stdout)["tiles"]
@@ -377,11 +377,11 @@ def test_layers_put_there_by_hand_are_never_removed_or_replaced_in_silence(bare,
     write_raster(tile.file("buildings"), own, grid, overwrite=True)
     log.clear()
     assert place.fetch(osm="none")["roads"] == own.size
-    assert f"--osm none: {tile.file('roads')} was not made by fetch and is kept" in log.text
+    assert f"--osm none: {tile.file('roads')} was not fetched and is kept" in log.text
     assert not tile.file("waterways").exists()
     kept = place.fetch(road_width="tags")
     assert (kept["roads"], kept["waterways"], kept["buildings"]) == (own.size, 0, own.size)  # the rest is fetched
-    assert f"{tile.file('buildings')} was not made by fetch and is kept" in log.text
+    assert f"{tile.file('buildings')} was not fetched and is kept" in log.text
     assert place.fetch(overwrite=True) == ALL
 
 
@@ -390,13 +390,11 @@ def test_a_damaged_layer_is_fetched_again_and_a_damaged_foreign_one_refused(plac
     path = place.tile.file("roads")
     path.write_bytes(path.read_bytes()[:100])
     assert place.fetch() == ALL
-    assert f"{path} is damaged and is fetched again" in log.text
+    assert f"{path} is damaged; fetching it again" in log.text
     other = place.tile.file("labels")
     other.write_text("no raster")
     frame([CORE], {"class": ["trees"]}).to_file(place.folder / "own.gpkg")
-    with pytest.raises(
-        InputError, match=r"labels.tif was not made by fetch, and .*; move it away, or give --overwrite"
-    ):
+    with pytest.raises(InputError, match=r"labels.tif was not fetched, and .*; move it away, or give --overwrite"):
         place.fetch(labels=(place.folder / "own.gpkg",), scheme=chesapeake_scheme())
 
 
@@ -462,7 +460,7 @@ PLACE = (-80.22, 37.22, -80.2, 37.23)
 
 def test_an_extract_of_another_place_is_refused(place):
     path = extract(place.folder / "oakland.osm", -122.31, 37.8, -122.29, 37.81)
-    words = r"oakland.osm covers -122.3100,37.8000,-122.2900,37.8100 and not tile m_37\S+ \(-80.21.*\); give an extract"
+    words = r"oakland.osm covers -122.3100,37.8000,-122.2900,37.8100, not tile m_37\S+ \(-80.21.*\); give an extract"
     with pytest.raises(GridMismatchError, match=words):
         place.fetch(buildings="none", osm=path)
     assert place.fetch(buildings="none", osm=extract(place.folder / "here.osm", *PLACE))["roads"] > 100
@@ -476,7 +474,7 @@ def test_an_extract_without_bounds_and_without_roads_here_is_said(place):
 
 def test_an_extract_that_covers_a_part_of_a_tile_is_said(place):
     path = extract(place.folder / "part.osm", -80.22, 37.22, -80.2096, 37.23)
-    with pytest.warns(SourceWarning, match=r"part.osm covers .* and only [3-7]\d% of tile .*; the rest stays empty"):
+    with pytest.warns(SourceWarning, match=r"part.osm covers .*, only [3-7]\d% of tile .*; the rest stays empty"):
         place.fetch(buildings="none", osm=path)
 
 
@@ -497,7 +495,9 @@ def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
 def test_a_packed_source_is_refused_before_anything_is_fetched(bare):
     for name, option in (("town.osm.bz2", "osm"), ("houses.geojson.gz", "buildings")):
         (bare.folder / name).write_bytes(b"BZh9")
-        with pytest.raises(InputError, match=rf"{name} is packed; unpack it and give what is in it \(--{option}\)"):
+        with pytest.raises(
+            InputError, match=rf"{name} is an archive; unpack it and give the file inside \(--{option}\)"
+        ):
             bare.fetch(**{option: bare.folder / name})
     assert bare.pixels() == {}
 
@@ -510,7 +510,7 @@ def test_an_extract_with_an_ending_in_capitals_is_one(place):
 def test_a_csv_of_outlines_in_degrees_is_read_as_such(place, log):
     houses().to_crs(4326).to_csv(place.folder / "houses.csv")
     assert place.fetch(osm="none", buildings=place.folder / "houses.csv")["buildings"] == ALL["buildings"]
-    assert "houses.csv: coordinates are no places on this map and look like degrees" in log.text
+    assert "houses.csv: coordinates are off this map and look like degrees" in log.text
 
 
 def test_nlcd_in_an_archive_is_read_by_its_path_there(files, bare):
@@ -567,12 +567,10 @@ def test_coordinates_that_do_not_fit_their_crs_are_said(place):
     metres = houses().set_crs(4326, allow_override=True)
     path = place.folder / "metres.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": json.loads(metres.to_json())["features"]}))
-    with pytest.raises(
-        InputError, match=r"metres.geojson says that its coordinates are degrees, but they lie in 570100"
-    ):
+    with pytest.raises(InputError, match=r"metres.geojson declares its coordinates as degrees, but they lie in 570100"):
         place.fetch(osm="none", buildings=path)
     degrees = houses().to_crs(4326).set_crs(CRS, allow_override=True)
-    with pytest.warns(SourceWarning, match="its coordinates look like degrees: is its CRS right"):
+    with pytest.warns(SourceWarning, match="its coordinates look like degrees: is its CRS correct"):
         place.fetch(osm="none", buildings=place.save(degrees, "degrees.gpkg"))
 
 

@@ -121,7 +121,7 @@ def test_at_the_edge_of_the_coverage_at_least_three_cells_are_asked_for(wcs_serv
         place_at(left + 300, bottom),
         place_at(0, 0),
     ):
-        with pytest.raises(GridMismatchError, match=r"NLCD: .* has nothing at this place; give the national file"):
+        with pytest.raises(GridMismatchError, match=r"NLCD: .* has no data at this place; give the national file"):
             download_nlcd(grid, None, network, url=url, coverage="nlcd")
     assert len(wcs_server.requests(url)) == count
 
@@ -409,10 +409,10 @@ OWS = b"""<?xml version="1.0"?><ows:ExceptionReport xmlns:ows="http://www.opengi
             0,
         ),
         (OWS, "says: Could not find the specified coverage;", 0),
-        (b"<html><body>Busy</body></html>", r"says: 30 bytes that are no raster \(tried 2 times\)", 1),
-        (b"<html><body>Busy<br></body>", r"sent no XML \(27 bytes\) \(tried 2 times\)", 1),
-        (b"busy", r"says: 4 bytes that are no raster \(tried 2 times\)", 1),
-        (b"", r"says: 0 bytes that are no raster|empty", 1),
+        (b"<html><body>Busy</body></html>", r"says: 30 bytes that are not a raster \(tried 2 times\)", 1),
+        (b"<html><body>Busy<br></body>", r"did not send XML \(27 bytes\) \(tried 2 times\)", 1),
+        (b"busy", r"says: 4 bytes that are not a raster \(tried 2 times\)", 1),
+        (b"", r"says: 0 bytes that are not a raster|empty", 1),
         (b"II*\x00 and nothing more", r"sent a damaged raster", 1),
     ],
 )
@@ -438,10 +438,10 @@ def moved(columns, rows, scale=1.0):
     [
         (
             lambda values, transform: encode_tiff(values[:-1], transform),
-            r"sent \d+ x \d+ cells where \d+ x \d+ are due",
+            r"sent \d+ x \d+ cells instead of \d+ x \d+",
         ),
-        (moved(0.5, 0.5), r"sent another place than was asked for \(0\.5 cells away\)"),
-        (moved(0, 0, 1.05), r"sent another place than was asked for"),
+        (moved(0.5, 0.5), r"sent another place than requested \(0\.5 cells away\)"),
+        (moved(0, 0, 1.05), r"sent another place than requested"),
         (lambda values, transform: encode_tiff(values.astype("int16") + 300, transform), "sent int16 numbers up to"),
         (lambda values, transform: encode_tiff(values.astype("float32"), transform), "sent float32 numbers up to"),
     ],
@@ -475,14 +475,14 @@ def test_rounding_in_the_answers_place_does_no_harm(geoserver, scene_files, netw
 def test_a_description_that_does_not_serve_is_said(geoserver, network, monkeypatch, old, new):
     assert old in DESCRIPTION
     monkeypatch.setattr(f"{__name__}.DESCRIPTION", DESCRIPTION.replace(old, new))
-    with pytest.raises(SourceError, match=r"NLCD: .*/wcs does not describe its raster so that it can be used; give"):
+    with pytest.raises(SourceError, match=r"NLCD: .*/wcs gives an unusable description of its raster; give"):
         describe_coverage(network, url=geoserver.wcs, coverage=COVERAGE)
 
 
 def test_entities_in_an_answer_are_not_expanded(geoserver, scene_files, network):
     bomb = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa">]><ServiceException>&a;</ServiceException>'
     geoserver.says = bomb
-    with pytest.raises(SourceError, match="sent no XML"):
+    with pytest.raises(SourceError, match="did not send XML"):
         download_nlcd(within(scene_files), 2011, network, url=geoserver.wcs, coverage=COVERAGE)
 
 
@@ -511,7 +511,7 @@ def offered(network, url):
 
 
 def test_a_year_is_asked_for_only_where_there_are_several(geoserver, network, monkeypatch):
-    with pytest.warns(SourceWarning, match="NLCD 2012 is not there; taking 2011"):
+    with pytest.warns(SourceWarning, match="NLCD 2012 is not available; using 2011"):
         assert offered(network, geoserver.wcs)(2012) == 2011
     assert offered(network, geoserver.wcs)(2016) == 2016
     assert offered(network, geoserver.wcs)(None) is None
@@ -587,7 +587,7 @@ def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(fa
 
 def test_a_remote_file_elsewhere_missing_or_damaged_is_said(file_server, national, network):
     url = file_server(national.parent)
-    with pytest.raises(GridMismatchError, match=r"NLCD: .*/nlcd_2011\.tif has nothing at this place"):
+    with pytest.raises(GridMismatchError, match=r"NLCD: .*/nlcd_2011\.tif has no data at this place"):
         clip_file(f"{url}/nlcd_2011.tif", 2011, place_at(0, 0), network)
     with pytest.raises(SourceError, match=r"NLCD: .*/nlcd_2012\.tif answered 404"):
         clip_file(f"{url}/nlcd_{{year}}.tif", 2012, place_at(1_430_000, 1_930_000), network)

@@ -462,7 +462,7 @@ def test_failures_on_the_way_are_tried_again(overpass, grid, cache):
             SourceBusyError,
             "in full .runtime",
         ),
-        ({"version": 0.6}, SourceError, "no answer of Overpass"),
+        ({"version": 0.6}, SourceError, "not an Overpass response"),
     ],
 )
 def test_half_answers_are_refused_and_settings_put_back(overpass, network, grid, cache, answer, kind, words):
@@ -477,7 +477,7 @@ def test_half_answers_are_refused_and_settings_put_back(overpass, network, grid,
 
 def test_a_list_is_no_answer_either(overpass, network, grid):
     overpass.routes["/api/interpreter"] = lambda _: (200, {"Content-Type": "application/json"}, b"[]")
-    with pytest.raises(SourceError, match="no answer of Overpass"):
+    with pytest.raises(SourceError, match="not an Overpass response"):
         download_features(grid, network, url=overpass.api)
 
 

@@ -106,7 +106,9 @@ def test_a_redirect_from_https_to_http_is_refused(network):
     response.raw = io.BytesIO()
     response.status_code, response.url = 302, "https://safe.test/a?sig=TOKEN"
     response.headers["Location"] = "http://safe.test/a?sig=TOKEN"
-    with pytest.raises(SourceError, match=r"https://safe.test/a leads from https to http://safe.test/a, which is not"):
+    with pytest.raises(
+        SourceError, match=r"https://safe.test/a redirects from https to http://safe.test/a, which is not"
+    ):
         network.session.get_redirect_target(response)
     response.headers["Location"] = "https://other.test/a"
     assert network.session.get_redirect_target(response) == "https://other.test/a"
@@ -138,7 +140,7 @@ def test_a_catalogue_cannot_make_us_read_files(faulty_server, network, tmp_path)
         with pytest.raises(SourceError, match="cannot be"):
             search_images(PLACE, network, stac_url=address)
     server = faulty_server(routes={"/": lambda _: (200, {}, json.dumps({"type": "Catalog", "links": []}).encode())})
-    with pytest.raises(SourceError, match="is no STAC API"):
+    with pytest.raises(SourceError, match="is not a STAC API"):
         search_images(PLACE, network, stac_url=f"{server.url}/")
 
 

@@ -60,9 +60,9 @@ def test_matrices_of_excel_are_read_alike(tmp_path, chesapeake, text, encoding):
         (lines(rows=[*ROWS, ("81.0", *ROWS[0][1:])]), r"line 5: code 81 already has a row, on line 4"),
         (
             lines(header=(*HEADER, "water"), rows=[(*row, "1") for row in ROWS]),
-            "line 1: two columns are called 'water'",
+            "line 1: two columns are named 'water'",
         ),
-        (lines(header=(*HEADER, "WATER"), rows=[(*row, "1") for row in ROWS]), "two columns are called 'water'"),
+        (lines(header=(*HEADER, "WATER"), rows=[(*row, "1") for row in ROWS]), "two columns are named 'water'"),
         (lines(header=(*HEADER, "1"), rows=[(*row, "1") for row in ROWS]), "two columns for class 'water'"),
         (lines(rows=[("300", *ROWS[0][1:])]), "line 2: the code 300 is not within"),
         (lines(rows=[("11.5", *ROWS[0][1:])]), "line 2: nlcd is '11.5', not a whole number"),
@@ -73,7 +73,7 @@ def test_matrices_of_excel_are_read_alike(tmp_path, chesapeake, text, encoding):
         (lines(rows=[("11", '"1,000', "0", "0", "5")]), "is a quote not closed"),
         (
             lines(rows=[("11", '"1,000"', "0", "0", "5")]),
-            "line 2: water is '1,000', .* may be read",
+            "line 2: water is '1,000', .* ambiguous",
         ),
     ],
 )

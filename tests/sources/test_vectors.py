@@ -127,8 +127,8 @@ def test_of_several_layers_one_must_be_named(tmp_path, houses):
         ("|layerid=2", "no layer 2"),  # a table comes after them
         ("|layerid=9", "no layer 9"),
         ("|layername=all|subset=class = 'a'", "a filter"),
-        ("|layername=", "is not understood"),
-        ("|nonsense", "is not understood"),
+        ("|layername=", "is not supported"),
+        ("|nonsense", "is not supported"),
     ):
         with pytest.raises(InputError, match=reason):
             read_vectors(f"{path}{text}")
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_is_said(tmp_path, houses, grid):
     with pytest.raises(MissingInputError, match="no such file"):
         read_vectors(tmp_path / "none.gpkg", grid=grid)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"table\.csv has no geometries"):
+    with pytest.raises(InputError, match=r"table\.csv has no coordinates"):
         read_vectors(tmp_path / "table.csv", grid=grid)
     for name in ("text.gpkg", "text.geojson"):
         (tmp_path / name).write_text("houses")
@@ -290,5 +290,5 @@ def test_latitudes_beyond_the_poles_are_said(tmp_path, make_grid):
         read_everything(tmp_path / "a.gpkg", grid=make_grid(5, 5, epsg=26910))
     utm = geopandas.GeoDataFrame({"a": [1]}, geometry=[Point(570010, 4120200)], crs=4326)
     utm.to_file(tmp_path / "utm.gpkg")
-    with pytest.raises(InputError, match=r"latitudes from .*these are map coordinates; set the CRS"):
+    with pytest.raises(InputError, match=r"latitudes from .*these are map coordinates; set their CRS"):
         read_everything(tmp_path / "utm.gpkg", grid=make_grid(5, 5, epsg=26910))

@@ -89,7 +89,7 @@ def test_patches_hold_whole_cells(stripes, quick, caplog):
         model = train_by_counts([coarse], matrix, quick(patch_size=41, batch_size=9))
     assert model.record["settings"]["patch_size"] == 3 * 24 + 10
     assert model.record["settings"]["batch_size"] == round(9 * (41 / 82) ** 2)
-    assert "2 patches of 82 px a step, which hold whole cells" in caplog.text
+    assert "2 patches of 82 px per step, to contain whole cells" in caplog.text
 
 
 def feed_of(coarse, matrix, **options):
@@ -155,7 +155,7 @@ def test_no_cell_with_data_is_said(stripes):
             index=np.full((192, 192), -1, np.int32), codes=np.zeros(0, np.uint8), sizes=np.zeros(0, int), area=24**2
         ),
     )
-    with pytest.raises(InputError, match="no cell of NLCD lies where"):
+    with pytest.raises(InputError, match="no NLCD cell overlaps valid"):
         feed_of([empty], matrix)
 
 

@@ -52,7 +52,7 @@ def test_classes_are_shares_and_the_mean_where_there_is_none():
     found = embed_classes(epitome, [image], [labels], 2).reshape(5, 5, 2)
     torch.testing.assert_close(found[0, :, 0], torch.tensor([1.0, 1, 0, 0, 0], dtype=torch.float64))
     torch.testing.assert_close(found[3, 3], torch.tensor([0.2, 0.8], dtype=torch.float64))
-    with pytest.raises(InputError, match="nothing to put"):
+    with pytest.raises(InputError, match="cannot be labelled"):
         embed_classes(epitome, [image], [labels - 5], 2)
 
 

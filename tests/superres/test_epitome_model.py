@@ -93,7 +93,7 @@ def test_the_picture_and_the_command(model, make_model, tmp_path):
     result = CliRunner().invoke(main, ["epitome", str(path), "-o", str(picture)])
     assert result.exit_code == 0, result.output
     assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ModelError, match="no epitome"):
+    with pytest.raises(ModelError, match="not an epitome"):
         draw_epitome(make_model(), tmp_path / "other.png")
     result = CliRunner().invoke(main, ["epitome", str(path), "-o", str(picture)])
     assert result.exit_code == 1
@@ -105,7 +105,7 @@ def test_errors(scene):
         train_epitome_model([tile], [codes], table, SETTINGS.model_copy(update={"shrink": 2}))
     with pytest.raises(InputError, match="coarse codes, or tiles with labels"):
         train_epitome_model([tile], settings=SETTINGS)
-    with pytest.raises(InputError, match="share one grid"):
+    with pytest.raises(InputError, match="must be on the same grid"):
         train_epitome_model([tile], [codes[:, 1:]], table, SETTINGS)
     with pytest.raises(PriorError, match="no pixel"):
         train_epitome_model([tile], [np.zeros_like(codes)], table, SETTINGS, run=Run(device="cpu"))

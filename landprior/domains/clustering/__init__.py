@@ -1,1 +1,1 @@
-"""Unsupervised clustering of an image by its own neighbourhoods, and classes for the clusters from few points."""
+"""Clustering an image by its own neighbourhoods, and assigning classes to clusters with a few points."""

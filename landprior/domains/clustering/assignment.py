@@ -1,11 +1,11 @@
-"""From clusters to classes with few labelled points.
+"""Assigning classes to clusters with a few labelled points.
 
 With q_i(l) the probability of cluster l at point i and c_i its class,
 
     p(c | l)  proportional to  sum_i q_i(l) 1[c_i = c] + w s(c),
 
-s(c) the share of class c among the points and w a small weight, so that a cluster that no point lies in has the classes
-of all points. A pixel's class probabilities are then sum_l q(l) p(c | l).
+with s(c) the share of class c among the points and w a small weight, so that a cluster without points gets the mix of
+all points. A pixel's class probabilities are then sum_l q(l) p(c | l).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 
 
 WEIGHT = 0.5
-"""The weight w of the points' own shares, in points."""
+"""Default weight w of the overall shares, in points."""
 
 TRAIN_POINTS = 400
-"""Points of a draw from a labelled raster."""
+"""Default number of points of a draw from a labelled raster."""
 
 TRAIN_SHARE = 0.8
-"""Share of the points given that a draw takes, where there is no labelled raster."""
+"""Share of the given points used in a draw, if there is no labelled raster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What clusters are.
+    """The classes of clusters.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Assignment:
     scheme
         The classes.
     points
-        How many points it rests on.
+        Number of points used.
     """
 
     table: NDArray[np.float64]
@@ -65,7 +65,7 @@ class Assignment:
     points: int
 
     def apply(self, shares: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Return class probabilities, shape (C, ...), of cluster probabilities, shape (k, ...)."""
+        """Return class probabilities, shape (C, ...), from cluster probabilities, shape (k, ...)."""
         return np.asarray(np.tensordot(self.table.T, shares, axes=1), dtype=np.float32)
 
     def to_text(self) -> str:
@@ -106,7 +106,7 @@ def fit_assignment(
         If there are no points.
     """
     if not len(classes):
-        msg = "there is no labelled point to say what clusters are"
+        msg = "there are no labelled points to assign classes to clusters"
         raise InputError(msg)
     one_hot = np.eye(len(scheme))[classes]
     table = shares.astype(np.float64) @ one_hot + weight * one_hot.mean(axis=0)
@@ -120,9 +120,9 @@ class Accuracy:
     Parameters
     ----------
     scores
-        One for each draw, of all other labelled pixels or points.
+        Scores of each draw on all other labelled pixels or points.
     points
-        Points of a draw.
+        Number of points of a draw.
     of
         What was scored: ``"pixels"`` or ``"points"``.
     """
@@ -147,7 +147,7 @@ class Accuracy:
         return float(self.values.std(ddof=1)) if len(self.scores) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
+        """Return the accuracy as a dictionary for JSON."""
         return {
             "draws": len(self.scores),
             "points": self.points,
@@ -169,7 +169,7 @@ class Accuracy:
 
 
 class ClusterLayer(PriorLayer):
-    """Probabilities of clusters, open, one band each; a raster that does not name its clusters has 1, 2, ..."""
+    """Probabilities of clusters, one band each, in an open raster; clusters without names are numbered 1, 2, ..."""
 
     def __init__(self, path: str | Path) -> None:
         path = find_probabilities(path)
@@ -181,7 +181,7 @@ class ClusterLayer(PriorLayer):
             super().__init__(path, scheme=make_scheme(count))
 
     def take(self, points: LabelledPoints) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return q at points, shape (k, n), and where there is data, (n,); reads the blocks that hold points."""
+        """Return q at points, shape (k, n), and the mask of valid points, (n,); reads only blocks with points."""
         shares = np.zeros((len(self.scheme), len(points)), dtype=np.float32)
         valid = np.zeros(len(points), dtype=bool)
         for block in iter_blocks(self.grid):
@@ -208,18 +208,18 @@ def score_splits(
     train_points: int | None = None,
     seed: int = 0,
 ) -> Accuracy:
-    """Score repeated splits of labelled points: some say what clusters are, the others are scored.
+    """Score repeated splits of labelled points: some assign classes, the others are scored.
 
     Parameters
     ----------
     shares, classes, scheme
         See :func:`fit_assignment`.
     draws
-        How many splits.
+        Number of splits.
     train_points
         Points of the first part; by default four fifths.
     seed
-        Same seed, same splits.
+        Random seed; the same seed gives the same splits.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def score_splits(
     Raises
     ------
     InputError
-        If no point is left to score, or none to learn from.
+        If there are no points left to score or to learn from.
     """
     number = round(TRAIN_SHARE * len(classes)) if train_points is None else train_points
     if not 0 < number < len(classes):
@@ -249,20 +249,20 @@ def score_splits(
 
 
 class LabelDraws:
-    """Repeated draws of points from a labelled raster, scored on all its other pixels; streamed.
+    """Repeated draws of points from a labelled raster, scored on all its other pixels, window by window.
 
     Parameters
     ----------
     clusters
-        Open probabilities.
+        Open probabilities of clusters.
     labels
         The labelled raster, open on their grid.
     scheme, label_map
-        The classes, and what the raster's codes mean.
+        The classes, and the meaning of the raster's codes.
     where
-        What the raster is called in an error.
+        Name of the raster in error messages.
     progress
-        Progress bars on stderr.
+        Show progress bars on stderr.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class LabelDraws:
         stream(compute, grid=self._clusters.grid, sinks={}, label=label, progress=self._progress)
 
     def count(self) -> int:
-        """Count the pixels that have both."""
+        """Count the pixels with both clusters and labels."""
         total = 0
 
         def take(_: NDArray[np.float32], classes: NDArray[np.int16]) -> None:
@@ -311,11 +311,11 @@ class LabelDraws:
         Parameters
         ----------
         draws
-            How many times.
+            Number of draws.
         number
-            Points of a draw.
+            Number of points of a draw.
         seed
-            Same seed, same draws.
+            Random seed; the same seed gives the same draws.
 
         Returns
         -------
@@ -374,7 +374,7 @@ class LabelDraws:
         drawn = self.draw(draws, number, seed)
         found = [fit_assignment(shares, classes, self._scheme) for shares, classes in drawn]
         count = len(self._scheme)
-        # what a draw was made of does not count
+        # a draw's own points are not scored
         confusions = [
             -count_pairs(one.apply(shares).argmax(0), classes, count)
             for one, (shares, classes) in zip(found, drawn, strict=True)

@@ -1,4 +1,4 @@
-"""Classes for the clusters of a map, on files: points in, a map of classes out."""
+"""Turning a map of clusters into a map of classes, on files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Assigned:
-    """What :func:`assign_classes` found; ``accuracy`` is None if no draws were asked for."""
+    """Result of :func:`assign_classes`; ``accuracy`` is None without draws."""
 
     path: Path
     assignment: Assignment
@@ -50,7 +50,7 @@ class Assigned:
     without: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
+        """Return the result as a dictionary for JSON."""
         return {
             "map": str(self.path),
             "points": self.assignment.points,
@@ -80,7 +80,7 @@ def assign_classes(
     Parameters
     ----------
     clusters
-        The probabilities of ``landprior cluster``, or the map beside them.
+        The probabilities of ``landprior cluster``, or the map written with them.
     output
         The map: a COG of class codes, 255 where there is no data.
     scheme
@@ -88,30 +88,30 @@ def assign_classes(
     points
         See :func:`landprior.domains.clustering.points.read_points`; None to draw ``train_points`` from ``labels``.
     labels, label_map
-        A labelled raster: accuracies are then of draws from it, and on all its other pixels.
+        A labelled raster: draws are then taken from it and scored on all its other pixels.
     draws
-        Draws for the accuracy; 0 for none.
+        Number of draws for the accuracy; 0 for none.
     train_points
-        Points of a draw; by default 400 from labels, four fifths of the points else.
+        Number of points of a draw; by default 400 from labels, otherwise four fifths of the points.
     seed
-        Same seed, same draws.
+        Random seed; the same seed gives the same draws.
     options
-        What else to write; confidence is not.
+        Other files to write; confidence is not supported.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     Assigned
-        The map, and what clusters became.
+        The map and the assignment.
 
     Raises
     ------
     InputError
-        If there are neither points nor labels, points outside of the raster or all where it has no data, or fewer
+        If there are neither points nor labels, points outside the raster, or all on pixels without data, or fewer
         points than classes.
     OutputExistsError, SchemeError, MissingInputError, GridMismatchError
-        If a result is there, a class is unknown, a file missing or elsewhere.
+        If a result exists, a class is unknown, or a file is missing or of another place.
     """
     shares_of = find_probabilities(clusters)
     sources = (clusters, shares_of, points, labels)
@@ -141,11 +141,11 @@ def assign_classes(
 def _take_points(
     layer: ClusterLayer, points: str | Path, scheme: ClassScheme, label_map: Mapping[int, int] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return q, (k, n), and classes, (n,), of the points of a file that lie where there is data."""
+    """Return q, (k, n), and classes, (n,), of the points of a file that lie on valid pixels."""
     given = read_points(points, layer.grid, scheme, label_map=label_map)
     shares, valid = layer.take(given)
     if not valid.all():
-        logger.warning("%d points lie where the clusters have no data and are left out", int((~valid).sum()))
+        logger.warning("%d points lie on pixels without data and are left out", int((~valid).sum()))
     given = given.take(valid)
     require_enough(given, scheme, points)
     return shares[:, valid], given.classes
@@ -159,7 +159,7 @@ def _write(
     *,
     run: Run,
 ) -> None:
-    """Write the map of classes, and what else is wanted, window by window."""
+    """Write the map of classes, and other files, window by window."""
     tags = {"method": "clusters", "clusters": Path(layer.path).name, "points": str(found.points)}
     with writing_map(target, found.scheme, layer.grid, options, tags, overwrite=run.overwrite) as sinks:
 

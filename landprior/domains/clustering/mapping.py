@@ -1,4 +1,4 @@
-"""Mapping clusters: the network's q, window by window, log-likelihoods averaged over what is around each pixel."""
+"""Mapping clusters: the network's q, window by window, with blurred log-likelihoods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def map_clusters(
     options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> Path:
-    """Map the clusters of an image, and their probabilities, windowed.
+    """Map the clusters of an image, and their probabilities, window by window.
 
     Parameters
     ----------
@@ -44,10 +44,10 @@ def map_clusters(
     model
         See :func:`landprior.domains.clustering.training.train_clusters`.
     side
-        Of the square over which log-likelihoods are averaged, odd
-        (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q as it is.
+        Side of the averaging window for log-likelihoods, odd
+        (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q unchanged.
     options, run
-        What else to write (probabilities always are), and how: as for
+        Other files to write (probabilities always are), and execution options; see
         :func:`landprior.landcover.mapping.predict.predict`.
 
     Returns
@@ -83,7 +83,7 @@ def cluster_image(
 ) -> LandcoverModel:
     """Cluster an image: train, write the model, map.
 
-    While it runs its state is kept beside the map; the same call after an interruption goes on from there.
+    The state is kept beside the map during training; after an interruption, the same call resumes.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def cluster_image(
     settings
         See :class:`landprior.domains.clustering.training.ClusterSettings`.
     model
-        Where the model goes; by default ``<stem>.safetensors`` beside the map.
+        The model to write; by default ``<stem>.safetensors`` beside the map.
     side, options, run
         See :func:`map_clusters`.
 
@@ -106,7 +106,7 @@ def cluster_image(
         See :func:`map_clusters` and :func:`landprior.domains.clustering.training.train_clusters`.
     """
     settings = settings or ClusterSettings()
-    check_side(side)  # now, not after minutes of training
+    check_side(side)  # check now, not after minutes of training
     place = Path(model or Path(output).with_suffix(".safetensors"))
     wanted = replace(options, probabilities=True)
     target = check_products(output, wanted, overwrite=run.overwrite, inputs=[image], besides=[place])
@@ -129,12 +129,12 @@ def cluster_image(
 
 
 def find_probabilities(path: str | Path) -> Path:
-    """Return the probabilities of a clustering, given them or the map beside them.
+    """Return the path of a clustering's probabilities, given that path or the map's.
 
     Raises
     ------
     InputError
-        If the file is a map of one band without probabilities beside it.
+        If the file is a one-band map without probabilities beside it.
     """
     with open_raster(path) as src:
         bands = src.count

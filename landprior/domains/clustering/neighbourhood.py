@@ -1,17 +1,17 @@
-"""The prior that a network's predictions around a pixel are for that pixel.
+"""A prior for each pixel from the network's own predictions around it.
 
-With q5 and q50 the mean prediction over two squares around pixel i, a small and a large one, and qbar that over all,
+With q5 and q50 the mean predictions in a small and a large square around pixel i, and qbar that over all pixels,
 
     log p_i(l) = alpha log q5_i(l) + beta log q50_i(l) - gamma log qbar(l), normalised over l.
 
-Alpha > 0 says that near pixels are alike (self-similarity), beta < 0 that what is common far around says nothing of
-this pixel (contrast), and gamma > 0 that no cluster is more common than others. With QR, whose first part is the
-entropy of qbar, the gradient is then that of alpha times the cross-entropy of q with the predictions around, held
-fixed, less 1 + gamma times that entropy. For alpha = 1, beta = gamma = 0 minus the loss is a bound on the information
-that a pixel's cluster and its neighbours' share.
+Alpha > 0 means that near pixels are alike (self-similarity), beta < 0 that what is common further away is uninformative
+about this pixel (contrast), and gamma > 0 that no cluster is more common than others. With QR, whose first term is the
+entropy of qbar, the gradient is then alpha times that of the cross-entropy of q with the predictions around it, held
+constant, minus 1 + gamma times that of the entropy. For alpha = 1, beta = gamma = 0, minus the loss is a bound on the
+mutual information of the clusters of a pixel and its neighbours.
 
-Alpha and beta can be estimated anew as training goes on, by a multinomial logistic regression of the network's own q_i
-on the two logs. Gamma is given: by that regression it would be what lets clusters die.
+Alpha and beta can be re-estimated during training by a multinomial logistic regression of the network's own q_i on the
+two logs. Gamma is fixed: estimated in that way, it would let clusters die out.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 
 FLOOR = 1e-6
-"""Where logs of mean predictions are floored."""
+"""Lower bound of mean predictions before taking logs."""
 
 RIDGE = 1e-3
-"""Penalty on the squares of the weights, so that predictions that are all certain do not send them to infinity."""
+"""Penalty on the squares of the weights, so that certain predictions do not make them infinite."""
 
 SAMPLE = 4096
-"""Pixels of a batch that the regression takes."""
+"""Pixels of a batch used in the regression."""
 
 
 def sum_boxes(values: Tensor, side: int) -> Tensor:
-    """Sum values over the box of ``side`` x ``side`` pixels around each pixel; what lies outside counts nothing.
+    """Sum values over the box of ``side`` x ``side`` pixels around each pixel; pixels outside count as 0.
 
     Parameters
     ----------
     values
         Shape (..., H, W), floats.
     side
-        In pixels; an even box has one pixel more above and to the left than below and to the right.
+        Side in pixels; an even box has one more pixel above and to the left than below and to the right.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def sum_boxes(values: Tensor, side: int) -> Tensor:
 
 
 def mean_boxes(q: Tensor, mask: Tensor, side: int) -> Tensor:
-    """Average predictions over boxes, by the count of pixels that have data.
+    """Average predictions over boxes, over pixels with data.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def mean_boxes(q: Tensor, mask: Tensor, side: int) -> Tensor:
     Returns
     -------
     Tensor, shape (N, C, H, W)
-        0 where a box has no data.
+        Means; 0 where a box has no data.
     """
     known = mask.unsqueeze(1).to(q.dtype)
     return (sum_boxes(q * known, side) / sum_boxes(known, side).clamp_min(0.5)).clamp_min(0)
@@ -95,9 +95,9 @@ def fit_logistic(
     near, far
         Logs of the mean predictions, shape (n, C).
     q
-        What is to be predicted, shape (n, C), rows sum to 1.
+        Predictions to be explained, shape (n, C), rows sum to 1.
     start
-        Where to begin, shape (2,).
+        Initial values, shape (2,).
 
     Returns
     -------
@@ -118,21 +118,21 @@ def fit_logistic(
 
 
 class NeighbourhoodPrior(nn.Module):
-    """The prior, with its weights and the count of batches as buffers, so that a checkpoint holds them.
+    """The prior, with its weights and batch count as buffers, so that checkpoints include them.
 
     Parameters
     ----------
     near, far
         Sides of the neighbourhoods in pixels.
     every
-        Batches between two estimates of the weights; 0 keeps them.
+        Batches between two estimates of the weights; 0 keeps them fixed.
     start
-        Alpha and beta, to begin with.
+        Initial alpha and beta.
     balance
         Gamma.
     views
-        Of how many views a batch is made, one after the other: the prior of one is made of the predictions of the one
-        before, so that what was varied between them is no likeness.
+        Number of views in a batch, one after the other: the prior of one view uses the predictions of the previous
+        one, so that the random variation between them does not count as similarity.
     """
 
     weights: Tensor
@@ -155,7 +155,7 @@ class NeighbourhoodPrior(nn.Module):
 
     @torch.no_grad()
     def forward(self, log_q: Tensor, mask: Tensor) -> Tensor:
-        """Return the log prior of a batch, (N, C, H, W); counts it, and estimates the weights when it is time.
+        """Return the log prior of a batch, (N, C, H, W); counts the batch, and re-estimates the weights when due.
 
         Parameters
         ----------

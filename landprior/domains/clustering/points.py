@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("class", "label", REFERENCE)
-"""Columns that may hold the class; the first there is taken."""
+"""Possible columns of the class; the first that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def read_points(
         ``col``, pixels from 0; and ``class``, ``label`` or ``reference``, a code or a name of the scheme. Or points in
         any vector format.
     grid
-        The raster's.
+        Grid of the raster.
     scheme
-        The classes; points of an ignored code, or without a class, are left out.
+        The classes; points with an ignored code or without a class are left out.
     label_map
         Codes of the points -> codes of the scheme.
     layer
-        Which layer of a vector file, if there are several.
+        Layer of a vector file, if it has several.
 
     Returns
     -------
@@ -79,11 +79,11 @@ def read_points(
     Raises
     ------
     MissingInputError, InputError
-        If the file is missing, has no such columns, or a place is no number; names the line.
+        If the file is missing, has no such columns, or a coordinate is not a number; the message names the line.
     InputError
-        If a point lies outside of the raster.
+        If a point lies outside the raster.
     SchemeError
-        If a class is not of the scheme.
+        If a class is not in the scheme.
     """
     frame = vectors.read_everything(path, layer=layer, grid=grid)
     label = next((found for name in CLASS_NAMES if (found := find_column(frame.columns, name, path)) is not None), None)
@@ -102,7 +102,7 @@ def read_points(
     if not inside.all():
         first = int(np.flatnonzero(~inside)[0])
         msg = (
-            f"{path}: {int((~inside).sum())} of {len(frame)} points lie outside of the raster of {grid.width} x "
+            f"{path}: {int((~inside).sum())} of {len(frame)} points lie outside the raster of {grid.width} x "
             f"{grid.height} px, the first at column {columns[first]}, row {rows[first]} "
             f"({name_feature(frame, first)}): {explain_outside(frame[~inside], grid)}"
         )
@@ -115,7 +115,7 @@ def read_points(
     ignored = int((classes < 0).sum() - blank.sum())
     if blank.any() or ignored:
         logger.info(
-            "%s: %d points; %d without a class and %d of an ignored code are left out",
+            "%s: %d points; leaving out %d without a class and %d with an ignored code",
             path, len(frame), int(blank.sum()), ignored,
         )  # fmt: skip
     points = LabelledPoints(rows.astype(np.int64), columns.astype(np.int64), classes)
@@ -123,16 +123,16 @@ def read_points(
 
 
 def require_enough(points: LabelledPoints, scheme: ClassScheme, where: str | Path) -> None:
-    """Refuse fewer points than classes; say which classes have none.
+    """Raise an error for fewer points than classes; warn about classes without points.
 
     Parameters
     ----------
     points
-        With their classes.
+        Points with their classes.
     scheme
         The classes.
     where
-        What the points are called in an error.
+        Name of the points in error messages.
 
     Raises
     ------
@@ -144,10 +144,10 @@ def require_enough(points: LabelledPoints, scheme: ClassScheme, where: str | Pat
         raise InputError(msg)
     without = missing_classes(points.classes, scheme)
     if without:
-        logger.warning("%s has no point of %s; no cluster can become it", where, ", ".join(without))
+        logger.warning("%s has no point of %s; no cluster will be assigned to it", where, ", ".join(without))
 
 
 def missing_classes(classes: NDArray[np.integer], scheme: ClassScheme) -> Sequence[str]:
-    """Return the names of classes that no point has."""
+    """Return the names of classes without points."""
     counts = np.bincount(classes, minlength=len(scheme))
     return [name for name, count in zip(scheme.names, counts, strict=True) if not count]

@@ -1,4 +1,4 @@
-"""How an image is clustered. Imports no torch, so that help is quick."""
+"""Settings of clustering. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NEAR, FAR = 5, 50
-"""Sides of the neighbourhoods in pixels, the paper's. What is alike at both counts: with the small one alone
-clusters follow what is smooth."""
+"""Sides of the neighbourhoods in pixels, the paper's. Similarity on both scales counts: with the small one alone,
+clusters follow smoothness."""
 
 START = (0.5, 0.5)
-"""Alpha and beta, before they are estimated."""
+"""Initial alpha and beta."""
 
 BALANCE = 1.0
 """Gamma."""
@@ -24,8 +24,8 @@ BALANCE = 1.0
 MOST_CLUSTERS = 64
 
 GAIN = 2.2
-"""By how much the random weights are larger than usual: predictions then differ between pixels from the start, all
-clusters are used, and what is to be found is not decided by the brightest of the bands' contrasts alone."""
+"""Factor by which the random weights are larger than usual: predictions then differ between pixels from the start, all
+clusters are used, and the result is not determined by brightness alone."""
 
 
 def _training() -> TrainingSettings:
@@ -33,7 +33,7 @@ def _training() -> TrainingSettings:
 
 
 class ClusterSettings(BaseModel):
-    """How an image is clustered."""
+    """Settings of clustering an image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,12 +41,12 @@ class ClusterSettings(BaseModel):
     training: TrainingSettings = Field(default_factory=_training)
     near: int = Field(NEAR, ge=1, description="Side of the small neighbourhood, pixels.")
     far: int = Field(FAR, ge=1, description="Side of the large neighbourhood, pixels.")
-    alpha: float = Field(START[0], description="Weight of likeness to the small neighbourhood.")
+    alpha: float = Field(START[0], description="Weight of similarity to the small neighbourhood.")
     beta: float = Field(
-        START[1], description="Weight of likeness to the large neighbourhood; below 0 pixels are unlike it."
+        START[1], description="Weight of similarity to the large neighbourhood; negative values favour contrast."
     )
     gamma: float = Field(BALANCE, ge=0, description="Strength with which rare clusters are favoured.")
-    every: int = Field(0, ge=0, description="Steps between two estimates of alpha and beta; 0 never estimates them.")
+    every: int = Field(0, ge=0, description="Steps between two estimates of alpha and beta; 0 keeps them fixed.")
     jitter: float = Field(0.0, ge=0, description="Variation of brightness between two views of a patch.")
     tint: float = Field(
         0.25,
@@ -55,17 +55,17 @@ class ClusterSettings(BaseModel):
     )
     filters: int = Field(16, ge=1, description="Channels of the network's inner layers; fewer are faster.")
     patch_size: int = Field(24, ge=11, description="side of the patches, pixels")
-    batch_size: int = Field(128, ge=1, description="patches a step, each twice if views differ")
-    restarts: int = Field(2, ge=0, description="Number of trainings from another seed, if the clusters degenerate.")
-    gain: float = Field(GAIN, gt=0, description="of the random weights")
+    batch_size: int = Field(128, ge=1, description="patches per step, each twice if views differ")
+    restarts: int = Field(2, ge=0, description="Restarts with another seed if the clusters degenerate, at most.")
+    gain: float = Field(GAIN, gt=0, description="scale of the random weights")
 
     @classmethod
     def of(cls, training: Mapping[str, Any], **changes: Any) -> ClusterSettings:  # noqa: ANN401 - the fields
-        """Return the defaults with some fields of the loop, None for none, and of their own changed."""
+        """Return the defaults with changes to fields of the loop (None for no change) and of these settings."""
         given = {name: value for name, value in training.items() if value is not None}
         return cls(training=TrainingSettings(**(_training().model_dump() | given)), **changes)
 
     @property
     def views(self) -> int:
-        """How many views of a patch there are."""
+        """Number of views of each patch."""
         return 2 if self.jitter or self.tint else 1

@@ -1,7 +1,7 @@
-"""Training a network to cluster an image, without any label.
+"""Training a network to cluster an image without labels.
 
-The network is that of every other map, the loop too; the prior is made of its own predictions
-(:mod:`landprior.domains.clustering.neighbourhood`), and the loss is the implicit-posterior one that the settings name.
+Network and training loop are the same as for other maps; the prior is made from the network's own predictions
+(:mod:`landprior.domains.clustering.neighbourhood`), and the loss is the implicit-posterior loss in the settings.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ logger = logging.getLogger(__name__)
 
 
 LEAST_EFFECTIVE = 0.5
-"""Fewer effective clusters than this share of k are degenerate."""
+"""Share of k below which the effective number of clusters is degenerate."""
 
 MOST_SHARE = 0.8
-"""A cluster with more than this share of the pixels is degenerate."""
+"""Share of the pixels above which the largest cluster is degenerate."""
 
 LOOKS = 8
-"""Batches on which the use of clusters is measured."""
+"""Number of batches on which the use of clusters is measured."""
 
 
 def make_scheme(clusters: int) -> ClassScheme:
-    """Return the scheme of clusters 1, 2, ... with colours that differ."""
+    """Return the scheme of clusters 1, 2, ... with distinct colours."""
     classes = []
     for index in range(clusters):
         hue, light = (index * 0.618034) % 1.0, (0.5, 0.35, 0.68)[index % 3]
@@ -68,7 +68,7 @@ def make_scheme(clusters: int) -> ClassScheme:
 
 
 def read_image_tile(image: str | Path, scheme: ClassScheme, *, nodata: float | None = None) -> Tile:
-    """Read an image into memory, to cluster it; its prior is uniform and takes no memory.
+    """Read an image into memory for clustering; its uniform prior uses no memory.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def read_image_tile(image: str | Path, scheme: ClassScheme, *, nodata: float | N
     Returns
     -------
     Tile
-        Pixels with data count.
+        The tile; pixels with data are used.
 
     Raises
     ------
@@ -105,18 +105,18 @@ def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_],
     Parameters
     ----------
     name
-        For messages and the seed.
+        Name used in messages and for the seed.
     values
         The image, shape (B, H, W).
     valid
-        Where it has data, shape (H, W).
+        Mask of valid pixels, shape (H, W).
     scheme
         The clusters.
 
     Returns
     -------
     Tile
-        Pixels with data count.
+        The tile; pixels with data are used.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_],
         If no pixel has data.
     """
     if not valid.any():
-        msg = f"{name} has no valid pixel; is its nodata value right?"
+        msg = f"{name} has no valid pixel; is its nodata value correct?"
         raise InputError(msg)
     uniform = torch.full((len(scheme), 1, 1), 1 / len(scheme), dtype=torch.float16)
     return Tile(
@@ -138,18 +138,18 @@ def image_tile(name: str, values: NDArray[np.generic], valid: NDArray[np.bool_],
 
 @torch.no_grad()
 def spread_weights(network: nn.Module, colours: Tensor, gain: float) -> None:
-    """Make random weights larger, and those of the first layer such that they see uncorrelated bands.
+    """Scale up random weights, and make the first layer act on decorrelated bands.
 
-    The bands of an image are mostly brightness; random weights, and the clusters that grow from them, would be too.
+    The bands of an image mostly vary in brightness; otherwise random weights and the resulting clusters would too.
 
     Parameters
     ----------
     network
-        Changed in place; its first convolution takes the bands.
+        Changed in place; its first convolution receives the bands.
     colours
         See :func:`landprior.landcover.training.tiles.measure_colours`.
     gain
-        Of all convolutions' weights.
+        Scale of all convolutions' weights.
     """
     white = torch.linalg.inv(colours)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
@@ -160,7 +160,7 @@ def spread_weights(network: nn.Module, colours: Tensor, gain: float) -> None:
 
 
 class ClusterLearner(nn.Module):
-    """The network with its own prior, whose weights a checkpoint then holds."""
+    """The network with its own prior, so that checkpoints include the prior's weights."""
 
     def __init__(self, network: nn.Module, prior: NeighbourhoodPrior) -> None:
         super().__init__()
@@ -186,14 +186,14 @@ class ClusterObjective:
 
 @dataclass(frozen=True)
 class ClusterUse:
-    """How clusters are used: the effective number exp(H(qbar)), and the share of the largest."""
+    """The use of clusters: the effective number exp(H(qbar)), and the share of the largest."""
 
     effective: float
     largest: float
 
     @classmethod
     def of(cls, shares: Tensor) -> ClusterUse:
-        """Judge mean predictions, shape (C,), sum 1."""
+        """Return the use for mean predictions, shape (C,), sum 1."""
         p = shares.double()
         entropy = -(p * p.clamp_min(1e-30).log()).sum()
         return cls(float(entropy.exp()), float(p.max()))
@@ -210,16 +210,16 @@ def measure_use(network: nn.Module, feed: PatchFeed, *, first: int) -> ClusterUs
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     feed
-        Makes the batches.
+        Source of the batches.
     first
-        The first step whose batch is looked at.
+        First step whose batch is used.
 
     Returns
     -------
     ClusterUse
-        Over :data:`LOOKS` batches.
+        Use of the clusters over :data:`LOOKS` batches.
     """
     total: Tensor | None = None
     for step in range(first, first + LOOKS):
@@ -228,7 +228,7 @@ def measure_use(network: nn.Module, feed: PatchFeed, *, first: int) -> ClusterUs
         shares = log_class_marginal(log_q, batch.without_border().mask, check=False).exp()
         total = shares if total is None else total + shares
     if total is None:  # pragma: no cover - there are always looks
-        msg = "no batch to look at"
+        msg = "no batches"
         raise ValueError(msg)
     return ClusterUse.of((total / total.sum()).cpu())
 
@@ -245,11 +245,11 @@ def train_clusters(
     Parameters
     ----------
     tiles
-        See :func:`read_image_tile`; several share one model.
+        See :func:`read_image_tile`; several tiles share one model.
     settings
         See :class:`ClusterSettings`.
     checkpoint
-        Where the state is kept, so that an interrupted run goes on; each restart has its own file
+        Path of the training state, so that an interrupted run can resume; each restart has its own file
         (:func:`clear_attempts`).
     run
         See :class:`landprior.run.Run`.
@@ -257,28 +257,28 @@ def train_clusters(
     Returns
     -------
     LandcoverModel
-        Its classes are clusters. ``record["clustering"]`` holds the weights of the prior, the use of clusters and the
-        seeds that were tried.
+        The model, whose classes are clusters. ``record["clustering"]`` has the weights of the prior, the use of
+        clusters and the seeds tried.
 
     Warns
     -----
     CollapseWarning
-        If the clusters degenerate: a restart from a derived seed follows, and after the last one the model that uses
-        most clusters is returned all the same.
+        If the clusters degenerate: training restarts with a derived seed, and after the last restart the model that
+        uses most clusters is returned.
 
     Raises
     ------
     InputError
-        If there are no tiles, or the loss does not rest on the posterior.
+        If there are no tiles, or the loss is not based on the posterior.
     TrainingError, TrainingInterruptedError
         See :func:`landprior.implicit.training.fit`.
     """
     settings = settings or ClusterSettings()
     if settings.training.loss not in IMPLICIT_LOSSES:
-        msg = f"clusters rest on the implicit posterior; the loss is one of {', '.join(IMPLICIT_LOSSES)}"
+        msg = f"clustering needs the implicit posterior; choose a loss from {', '.join(IMPLICIT_LOSSES)}"
         raise InputError(msg)
     if not tiles:
-        msg = "there is no image to cluster"
+        msg = "there are no images to cluster"
         raise InputError(msg)
     best: tuple[LandcoverModel, ClusterUse] | None = None
     tried: list[dict[str, Any]] = []
@@ -295,7 +295,7 @@ def train_clusters(
         warnings.warn(
             f"the clusters degenerate: {use.effective:.1f} of {settings.clusters} are used, the largest for "
             f"{use.largest:.0%} of the pixels; "
-            + ("starting again from another seed" if more else "try another --seed or fewer clusters"),
+            + ("restarting with another seed" if more else "try another --seed or fewer clusters"),
             CollapseWarning,
             stacklevel=2,
         )
@@ -307,7 +307,7 @@ def train_clusters(
 
 
 def clear_attempts(checkpoint: Path) -> None:
-    """Remove the checkpoints of all attempts, once what came of them is safe."""
+    """Remove the checkpoints of all attempts, once the result is saved."""
     for attempt in range(ClusterSettings.model_fields["restarts"].default + 100):
         checkpoint.with_name(f"{checkpoint.name}-{attempt}").unlink(missing_ok=True)
 
@@ -352,7 +352,7 @@ def _train(
         tint=settings.tint * colours if settings.tint else None,
         views=settings.views,
     )
-    with warnings.catch_warnings():  # the loop's own judgement rests on the feed's prior, and that is none here
+    with warnings.catch_warnings():  # the loop's own check uses the feed's prior, which is uniform here
         warnings.simplefilter("ignore", CollapseWarning)
         history = fit(
             ClusterLearner(network, prior),
@@ -404,7 +404,7 @@ def _finish(
 
 
 def _identify(tiles: Sequence[Tile], settings: ClusterSettings, seed: int) -> str:
-    """Return a hash of all that a run depends on."""
+    """Return a hash of everything a run depends on."""
     sha = hashlib.sha256(f"{settings.model_dump_json()}{seed}".encode())
     for tile in tiles:
         sha.update(tile.name.encode())

@@ -1,1 +1,1 @@
-"""Pixels from labels that are known only as a density class of each block (R, appendix F.2)."""
+"""Mapping pixels from labels that give only a density class for each block (R, appendix F.2)."""

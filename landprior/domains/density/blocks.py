@@ -1,7 +1,7 @@
-"""Coarse labels: a density class for each block of an image, and the prior that a class stands for.
+"""Coarse labels: a density class for each block of an image, and the prior of each class.
 
-A block is a square of an image's pixels; blocks are counted from 0 from the top left corner. Those at the right and
-at the bottom are smaller where the image is no whole number of blocks.
+A block is a square of pixels; blocks are counted from 0 at the top left corner. Blocks at the right and bottom edges
+are smaller if the image is not a whole number of blocks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from landprior.raster.grid import Grid
 
 UNKNOWN = -1
-"""The class of a block that none is known of."""
+"""Class of a block whose class is unknown."""
 
 CLASSES = 10
-"""How many density classes counts become."""
+"""Default number of density classes made from counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class BlockLabels:
     Parameters
     ----------
     classes
-        By image, int16, shape (rows, columns) of blocks; :data:`UNKNOWN` where none is known.
+        By image, int16, shape (rows, columns) of blocks; :data:`UNKNOWN` where unknown.
     count
-        How many classes there are: 0 .. count - 1.
+        Number of classes: 0 .. count - 1.
     block
         Side of a block, pixels.
     """
@@ -51,14 +51,14 @@ class BlockLabels:
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV that has these columns, and perhaps more; rows are called by their lines in the file.
+    """Read a CSV with at least these columns; rows are indexed by their lines in the file.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     InputError
-        If it is no CSV, lacks a column, has no row, or there is an empty cell in one of the columns.
+        If it is not a CSV, lacks a column, has no rows, or one of the columns has an empty cell.
     """
     found = tables.read_table(path)
     names = list(found.header)
@@ -76,7 +76,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     }
     table = pd.DataFrame(values, index=[row.line for row in found.rows])
     if table.empty:
-        msg = f"{path} has no row"
+        msg = f"{path} has no rows"
         raise InputError(msg)
     for name in columns:
         if table[name].isna().any():
@@ -86,23 +86,23 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path, *, whole: bool = True) -> None:
-    """Refuse what is no number, not finite, or, where asked, no whole number from 0.
+    """Raise an error for values that are not finite numbers, or not whole numbers from 0.
 
     Parameters
     ----------
     table
-        Its index is the line of each row.
+        Table whose index is the line of each row.
     names
         The columns.
     path
-        What the table is called in an error.
+        Name of the table in error messages.
     whole
-        Whole numbers from 0 are wanted.
+        Whether whole numbers from 0 are required.
 
     Raises
     ------
     InputError
-        Names the line and the value.
+        If there is one; the message names the line and the value.
     """
     for name in names:
         numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float)
@@ -119,33 +119,33 @@ def require_numbers(table: pd.DataFrame, names: Sequence[str], path: str | Path,
 
 
 def match_images(table: pd.DataFrame, images: Sequence[str | Path], path: str | Path) -> dict[str, pd.DataFrame]:
-    """Part a table by image; an image may be named with or without its ending.
+    """Split a table by image; images may be named with or without extension.
 
     Parameters
     ----------
     table
-        With a column ``image``.
+        Table with a column ``image``.
     images
         Paths of the images.
     path
-        What the table is called in an error.
+        Name of the table in error messages.
 
     Returns
     -------
     dict
-        By the images' file names; images without a row are left out.
+        Tables by the images' file names; images without rows are left out.
 
     Raises
     ------
     InputError
-        If two images have one name, or no row is of any image. A :class:`TableWarning` says which rows are of none.
+        If two images have the same name, or no row matches an image. A :class:`TableWarning` names unmatched rows.
     """
     by_name: dict[str, str] = {}
     for image in images:
         file = Path(image).name
         for name in {file, Path(image).stem}:
             if by_name.get(name, file) != file or (name == file and name in by_name):
-                msg = f"two images are called {name}, so tables cannot tell them apart; rename one"
+                msg = f"two images are named {name}, so tables cannot tell them apart; rename one"
                 raise InputError(msg)
             by_name[name] = file
     files = table["image"].map(by_name)
@@ -155,7 +155,7 @@ def match_images(table: pd.DataFrame, images: Sequence[str | Path], path: str | 
         raise InputError(msg)
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        warnings.warn(f"{path} has rows of {lost[0]}{more}, no image that was given", TableWarning, stacklevel=2)
+        warnings.warn(f"{path} has rows of {lost[0]}{more}, which are not among the images", TableWarning, stacklevel=2)
     return {str(file): rows for file, rows in table.groupby(files, sort=True)}
 
 
@@ -169,11 +169,11 @@ def read_blocks(
     path
         A CSV ``image,row,col,class`` or ``image,row,col,count``; blocks from 0, one row for each.
     grids
-        Of the images, by file name.
+        Grids of the images, by file name.
     block
         Side of a block, pixels.
     count
-        Number of classes; by default one more than the largest, of counts :data:`CLASSES`.
+        Number of classes; by default one more than the largest class, or :data:`CLASSES` for counts.
 
     Returns
     -------
@@ -183,11 +183,11 @@ def read_blocks(
     Raises
     ------
     MissingInputError, InputError
-        If the table cannot be used, does not match the images, or names a block that an image does not have, or one
+        If the table cannot be used, does not match the images, or has a block that an image does not have, or a block
         twice.
     """
     if block < 1:
-        msg = f"a block must be 1 px or more a side, not {block}"
+        msg = f"a block must have a side of at least 1 px, not {block}"
         raise InputError(msg)
     table = read_table(path, ("image", "row", "col"))
     there = {str(name).lower() for name in table}
@@ -207,14 +207,14 @@ def read_blocks(
     largest = max(int(rows["class"].max()) for rows in rows_of.values())
     count = count or max(largest + 1, 2)
     if largest >= count:
-        msg = f"{path} has class {largest}, and there are {count}: 0 to {count - 1}"
+        msg = f"{path} has class {largest}, but there are {count}: 0 to {count - 1}"
         raise InputError(msg)
     classes = {file: _place(rows, file, grids[file], block, path) for file, rows in rows_of.items()}
     return BlockLabels(classes=classes, count=count, block=block)
 
 
 def _place(rows: pd.DataFrame, file: str, grid: Grid, block: int, path: str | Path) -> NDArray[np.int16]:
-    """Put the classes of one image on its grid of blocks."""
+    """Return the classes of an image as an array of blocks."""
     shape = block_shape(grid, block)
     row, col = rows["row"].to_numpy(dtype=int), rows["col"].to_numpy(dtype=int)
     outside = (row >= shape[0]) | (col >= shape[1])
@@ -223,7 +223,7 @@ def _place(rows: pd.DataFrame, file: str, grid: Grid, block: int, path: str | Pa
         msg = (
             f"{path}, line {rows.index[at]}, has row {row[at]}, column {col[at]} of {file}, which has {shape[0]} x "
             f"{shape[1]} blocks of {block} px ({grid.width} x {grid.height} px); "
-            "is --block right, and do rows and columns count from 0?"
+            "is --block correct, and are rows and columns counted from 0?"
         )
         raise InputError(msg)
     twice = rows.duplicated(["row", "col"]).to_numpy()
@@ -242,21 +242,21 @@ def without_images(labels: BlockLabels, names: Collection[str]) -> BlockLabels:
 
 
 def block_shape(grid: Grid, block: int) -> tuple[int, int]:
-    """Return how many rows and columns of blocks an image has; the last may be cut."""
+    """Return the number of rows and columns of blocks in an image; the last may be incomplete."""
     return (-(-grid.height // block), -(-grid.width // block))
 
 
 def rank_counts(counts: NDArray[np.floating], classes: int = CLASSES) -> NDArray[np.int16]:
-    """Turn counts into density classes: 0 where there is none, the others by quantiles of the rest.
+    """Turn counts into density classes: 0 for no count, the others by quantiles of the rest.
 
-    Equal counts are of one class, so with many equal ones some classes stay empty.
+    Equal counts get the same class, so with many equal counts some classes stay empty.
 
     Parameters
     ----------
     counts
-        Of the blocks (or shares, or scores), shape (N,), 0 or more.
+        Counts (or shares, or scores) of the blocks, shape (N,), 0 or more.
     classes
-        How many, two or more.
+        Number of classes, at least two.
 
     Returns
     -------
@@ -271,17 +271,17 @@ def rank_counts(counts: NDArray[np.floating], classes: int = CLASSES) -> NDArray
 
     counts = np.asarray(counts, dtype=float)
     if classes < 2:
-        msg = f"there must be two density classes or more, not {classes}"
+        msg = f"there must be at least two density classes, not {classes}"
         raise InputError(msg)
     if not (counts >= 0).all():
         msg = f"counts must be 0 or more, not {counts.min():g}"
         raise InputError(msg)
     some = counts > 0
     if not some.any():
-        msg = "all counts are 0, so there is nothing to tell blocks apart by"
+        msg = "all counts are 0, so blocks cannot be distinguished"
         raise InputError(msg)
     found = np.zeros(counts.shape, dtype=np.int16)
-    middle = (rankdata(counts[some]) - 0.5) / some.sum()  # of equal ones their mean rank
+    middle = (rankdata(counts[some]) - 0.5) / some.sum()  # equal counts get their mean rank
     found[some] = 1 + np.minimum((middle * (classes - 1)).astype(np.int16), classes - 2)
     return found
 

@@ -1,4 +1,4 @@
-"""The images of a project: found in folders, held out by name."""
+"""The images of a project: finding them in folders, and holding some out by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".bmp", ".jp2"})
-"""Files of a folder that are taken as images."""
+"""Extensions of files in a folder that are used as images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Images:
 
 
 def find_images(given: Iterable[str | Path]) -> Images:
-    """Open images, and those in folders.
+    """Find images, including those in folders.
 
     Raises
     ------
     MissingInputError
-        If a file or folder is not there, or a folder holds none.
+        If a file or folder does not exist, or a folder has no images.
     InputError
-        If two have one name but for the ending.
+        If two have the same name except for the extension.
     RasterReadError
         If one cannot be read.
     """
@@ -48,16 +48,16 @@ def find_images(given: Iterable[str | Path]) -> Images:
     for item in map(Path, given):
         found = sorted(p for p in item.iterdir() if p.suffix.lower() in SUFFIXES) if item.is_dir() else [item]
         if not found:
-            msg = f"{item} holds no image ({', '.join(sorted(SUFFIXES))})"
+            msg = f"{item} has no image ({', '.join(sorted(SUFFIXES))})"
             raise MissingInputError(msg)
         for path in found:
             twin = next((other for other in paths.values() if other.stem == path.stem and other != path), None)
             if twin is not None:
-                msg = f"{twin} and {path} have one name, so tables and maps cannot tell them apart; rename one"
+                msg = f"{twin} and {path} have the same name, so tables and maps cannot tell them apart; rename one"
                 raise InputError(msg)
             paths[path.name] = path
     if not paths:
-        msg = "no image was given"
+        msg = "no images were given"
         raise InputError(msg)
     grids = {}
     for name, path in paths.items():
@@ -67,6 +67,6 @@ def find_images(given: Iterable[str | Path]) -> Images:
 
 
 def draw_held_out(names: Iterable[str], share: float) -> set[str]:
-    """Choose a share of images by a hash of their names: the same ones whatever other images there are."""
+    """Choose a share of images by a hash of their names: the choice does not depend on the other images."""
     limit = share * 2**32
     return {name for name in names if int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < limit}

@@ -1,4 +1,4 @@
-"""Maps of a target, and its probability at points, by the windowed engine."""
+"""Maps of a target, and its probability at points, computed window by window."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from landprior.raster.windows import Block, Found
 
 _DARK_SIDE = 5
-"""Pixels a side of the square over which :func:`read_darkness` averages."""
+"""Side in pixels of the square over which :func:`read_darkness` averages."""
 
 
 def ready_model(
     model: LandcoverModel, image: str | Path, *, blur: int = BLUR, nodata: float | None = None
 ) -> LandcoverModel:
-    """Return a model for one image: with its band statistics, if the model wants images made alike, and the blur.
+    """Return a model for one image: with its band statistics, if the model standardises each, and the blur.
 
     Parameters
     ----------
     model
-        Of ``landprior density``.
+        Model trained by ``landprior density``.
     image
         The raster to be mapped.
     blur
         Side of the square over which log-likelihoods are averaged, pixels, odd; 1 for none.
     nodata
-        Value that marks no data in every band.
+        Nodata value of every band.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def ready_model(
     Raises
     ------
     ModelError
-        If it is no model of ``landprior density``.
+        If it is not a model of ``landprior density``.
     InputError
         If the image has other bands or no valid pixel, or the blur is not odd.
     """
@@ -94,12 +94,12 @@ def map_density(
     model
         See :func:`landprior.domains.density.training.train_density`.
     posterior
-        A prior on the image's grid (:func:`landprior.domains.density.priors.write_prior`): then the map is of r. The
-        mean prediction that r rests on is that over the training images, which share one prior.
+        A prior on the image's grid (:func:`landprior.domains.density.priors.write_prior`): the map is then of r. The
+        mean prediction used for r is that over the training images, which share one prior.
     blur
         Side of the square over which log-likelihoods are averaged, pixels; 1 for none.
     options, window_size, run
-        As for :func:`landprior.landcover.mapping.predict.predict`; probabilities are always written.
+        See :func:`landprior.landcover.mapping.predict.predict`; probabilities are always written.
 
     Returns
     -------
@@ -135,19 +135,19 @@ def predict_points(
 ) -> NDArray[np.float64]:
     """Return the target's log odds by q at points, shape (blurs, N); NaN where the image has no data.
 
-    Nothing is written: the image goes by in windows. As r's log odds are those of q and a constant of each block, they
-    come from these (:func:`posterior_odds`).
+    Nothing is written; the image is read window by window. The log odds of r differ by a constant per block, so they
+    are derived from these (:func:`posterior_odds`).
 
     Parameters
     ----------
     image, model, window_size
         See :func:`map_density`.
     points
-        Where.
+        Points to predict.
     blurs
-        Sides of the blur; the network answers once for all.
+        Sides of the blur; the network runs only once.
     precision
-        ``"fp32"`` or ``"bf16"``; by default the second on CUDA.
+        ``"fp32"`` or ``"bf16"``; by default bf16 on CUDA.
     run
         See :class:`landprior.run.Run`.
 
@@ -187,16 +187,16 @@ def predict_points(
 
 
 def read_darkness(image: str | Path, points: Points, *, nodata: float | None = None) -> NDArray[np.float64]:
-    """Measure how dark an image is at points.
+    """Measure the darkness of an image at points.
 
     Parameters
     ----------
     image
         The raster.
     points
-        Where.
+        Points to measure.
     nodata
-        Value that marks no data in every band.
+        Nodata value of every band.
 
     Returns
     -------
@@ -224,11 +224,11 @@ def posterior_odds(
     Parameters
     ----------
     odds
-        By q, shape (N,).
+        Log odds by q, shape (N,).
     priors
-        Probability of the target there, shape (N,).
+        Prior probability of the target at the same pixels, shape (N,).
     model
-        Whose mean prediction r rests on.
+        Model whose mean prediction is used for r.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""Labelled points, and how well a map's probabilities order them.
+"""Labelled points, and scoring how well a map's probabilities order them.
 
-A map that only repeats the density of blocks already orders points of different blocks well. What it knows besides is
-seen *within* blocks: of the pairs of a positive and a negative point of one block, the share that is ordered right
-(ties count half). By chance that is 0.5.
+A map that only repeats the density of blocks already orders points of different blocks well. Its additional information
+shows *within* blocks: the share of pairs of a positive and a negative point in the same block that are ordered
+correctly (ties count half). The chance level is 0.5.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Points:
     Parameters
     ----------
     rows, columns
-        The pixel that each lies in, int64, shape (N,).
+        Pixel of each point, int64, shape (N,).
     places
         x to the right and y down, in pixels, shape (N, 2).
     positive
-        Whether each is of the target, shape (N,).
+        Whether each point is of the target, shape (N,).
     """
 
     rows: NDArray[np.int64]
@@ -55,11 +55,11 @@ def read_points(
     path
         The table.
     grids
-        Of the images, by file name.
+        Grids of the images, by file name.
     positive
         Types that are the target; all others are not.
     ignored
-        Types that are left out.
+        Types to leave out.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def read_points(
     for file, rows in match_images(table, list(grids), path).items():
         places = rows[["x", "y"]].to_numpy(dtype=float)
         height, width = grids[file].shape
-        # a point on the right or lower edge, where a picture ends, is of the last pixel
+        # a point on the right or bottom edge belongs to the last pixel
         outside = (places < 0).any(axis=1) | (places > (width, height)).any(axis=1)
         if outside.any():
             at = int(np.flatnonzero(outside)[0])
@@ -101,24 +101,24 @@ def read_points(
 
 
 def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve: P(a positive scores higher than a negative), ties half; NaN without both.
+    """Return the area under the ROC curve: P(a positive scores above a negative), ties half; NaN without both.
 
     Parameters
     ----------
     scores, positive
-        Of the points, shape (N,).
+        Scores and labels of the points, shape (N,).
 
     Returns
     -------
     float
-        From 0 to 1, 0.5 by chance.
+        The area, from 0 to 1; 0.5 by chance.
     """
     right, pairs = _count_right(scores, positive)
     return right / pairs if pairs else float("nan")
 
 
 def _count_right(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> tuple[float, int]:
-    """Count pairs of a positive and a negative, and how many of them are ordered right (the U of Mann and Whitney)."""
+    """Count pairs of a positive and a negative, and the correctly ordered ones (the U of Mann and Whitney)."""
     from scipy.stats import rankdata
 
     some = int(positive.sum())
@@ -130,18 +130,18 @@ def _count_right(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> t
 
 @dataclass(frozen=True, kw_only=True)
 class PointScores:
-    """How points are ordered.
+    """Scores of the order of points.
 
     Parameters
     ----------
     overall
         Area under the ROC curve over all points; NaN unless there are both kinds.
     within
-        Share of pairs of one block that are ordered right; NaN if no block holds both kinds.
+        Share of correctly ordered pairs within blocks; NaN if no block has both kinds.
     points, positives
-        How many points, and how many of them of the target.
+        Number of points, and of points of the target.
     blocks, pairs
-        How many blocks hold both kinds, and how many pairs these have.
+        Number of blocks with both kinds, and of pairs in them.
     """
 
     overall: float
@@ -152,12 +152,12 @@ class PointScores:
     pairs: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON; NaN becomes None."""
+        """Return the scores as a dictionary for JSON; NaN becomes None."""
         return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in vars(self).items()}
 
 
 def score_points(scores: NDArray[np.floating], positive: NDArray[np.bool_], blocks: NDArray[np.integer]) -> PointScores:
-    """Score how the target's points are told from others, overall and within blocks.
+    """Score how well the target's points are separated from others, overall and within blocks.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def score_points(scores: NDArray[np.floating], positive: NDArray[np.bool_], bloc
     positive
         Which points are of the target, shape (N,).
     blocks
-        The block of each point, a number that no other block has, shape (N,).
+        The block of each point, as a unique number, shape (N,).
 
     Returns
     -------
@@ -190,23 +190,23 @@ def score_points(scores: NDArray[np.floating], positive: NDArray[np.bool_], bloc
 
 
 class PointSink:
-    """Keeps the values of a raster at points, window by window: a sink of :func:`landprior.raster.windows.stream`.
+    """Collect the values of a raster at points, window by window; a sink for :func:`landprior.raster.windows.stream`.
 
     Parameters
     ----------
     points
-        Where.
+        Points to collect values at.
     bands
-        Which bands of the windows, from 0.
+        Bands of the windows, from 0.
     """
 
     def __init__(self, points: Points, bands: Sequence[int]) -> None:
         self._points, self._bands = points, list(bands)
         self.values = np.full((len(self._bands), len(points.rows)), np.nan)
-        """At the points, shape (bands, N); NaN where no window was written."""
+        """Values at the points, shape (bands, N); NaN where no window was written."""
 
     def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:
-        """Take a window, shape (bands, H, W)."""
+        """Collect values from a window, shape (bands, H, W)."""
         top, left = (0, 0) if window is None else (int(window.row_off), int(window.col_off))
         rows, columns = self._points.rows - top, self._points.columns - left
         here = (rows >= 0) & (rows < values.shape[1]) & (columns >= 0) & (columns < values.shape[2])

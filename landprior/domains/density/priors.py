@@ -1,4 +1,4 @@
-"""The prior that a density class stands for: read, measured, spread over the pixels of a block, written."""
+"""The prior of a density class: reading, measuring, spreading over the pixels of a block, and writing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def spread_priors(count: int) -> NDArray[np.float64]:
-    """Return the paper's prior per density class: the middles of equal steps, 0.05, 0.15 .. 0.95 for ten [R F.2]."""
+    """Return the paper's prior per density class: the midpoints of equal steps, 0.05, 0.15 .. 0.95 for ten [R F.2]."""
     return (np.arange(count) + 0.5) / count
 
 
 def read_priors(path: str | Path, count: int) -> NDArray[np.float64]:
-    """Read a CSV ``class,probability``: how probable the target is in a pixel of a block of each class.
+    """Read a CSV ``class,probability``: the probability of the target in a pixel of a block of each class.
 
     Raises
     ------
@@ -50,12 +50,12 @@ def read_priors(path: str | Path, count: int) -> NDArray[np.float64]:
 
 
 def check_priors(priors: NDArray[np.float64], where: str) -> NDArray[np.float64]:
-    """Return priors that can be trained with.
+    """Return priors after checking that they are usable.
 
     Raises
     ------
     PriorError
-        If one is no probability, or they are all equal.
+        If one is not a probability, or all are equal.
     """
     wrong = ~((priors >= 0) & (priors <= 1))
     if wrong.any():
@@ -63,7 +63,7 @@ def check_priors(priors: NDArray[np.float64], where: str) -> NDArray[np.float64]
         msg = f"{where}: the probability of class {at} is {priors[at]:g}, not between 0 and 1"
         raise PriorError(msg)
     if np.ptp(priors) == 0:
-        msg = f"{where}: all classes have the probability {priors[0]:g}, so they tell nothing"
+        msg = f"{where}: all classes have the probability {priors[0]:g}, so they carry no information"
         raise PriorError(msg)
     return priors
 
@@ -78,16 +78,16 @@ def measure_priors(
     labels
         Classes of blocks.
     grids
-        Of the images, by file name.
+        Grids of the images, by file name.
     points
-        Middles of what is meant, x and y in pixels, shape (N, 2), by image: in each of these images, all of them.
+        Centres of targets, x and y in pixels, shape (N, 2), by image; must be complete in each of these images.
     radius
-        Of one of it, pixels.
+        Radius of a target, pixels.
 
     Returns
     -------
     ndarray, shape (classes,)
-        A class without a block has the mean of its neighbours.
+        Priors; a class without blocks has the mean of its neighbours.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def spread_over_blocks(values: NDArray[np.generic], block: int, rows: slice, col
     Parameters
     ----------
     values
-        One for each block, (rows, columns) of blocks.
+        One value per block, (rows, columns) of blocks.
     block
         Side of a block, pixels.
     rows, columns
@@ -150,25 +150,25 @@ def mean_prior(priors: NDArray[np.float64], classes: Iterable[NDArray[np.int16]]
 
 
 def relate_priors(priors: NDArray[np.float64], classes: NDArray[np.int16], rate: float) -> NDArray[np.float64]:
-    """Return the priors of an image's density classes as if the image were as dense as images are on average.
+    """Return the priors of an image's density classes as if the image had average density.
 
     With m the mean over the image's blocks, p becomes proportional to ``rate * p / m``, and 1 - p to
-    ``(1 - rate) * (1 - p) / (1 - m)``. Images differ in much besides density (stain, kind of tissue, the scanner), and
-    a network tells them apart by that; blocks of one image differ in little else.
+    ``(1 - rate) * (1 - p) / (1 - m)``. Images differ in many ways besides density (stain, tissue, scanner), and
+    a network distinguishes them by these; blocks of one image differ in little else.
 
     Parameters
     ----------
     priors
         Probability of the target by class.
     classes
-        Of the blocks of an image.
+        Classes of the blocks of an image.
     rate
         The share of the target in an average image.
 
     Returns
     -------
     NDArray
-        Probability by class; 0 and 1 stay, and all do where a mean is 0 or 1.
+        Probability by class; 0 and 1 are unchanged, and so are all if a mean is 0 or 1.
     """
     mean = mean_prior(priors, [classes])
     if not (0 < mean < 1 and 0 < rate < 1):
@@ -185,7 +185,7 @@ def pixel_prior(
     Parameters
     ----------
     classes
-        Of the blocks, shape :func:`block_shape`.
+        Classes of the blocks, shape :func:`block_shape`.
     priors
         Probability of the target by class.
     block
@@ -212,24 +212,24 @@ def write_prior(
     scheme: ClassScheme,
     overwrite: bool = False,
 ) -> Path:
-    """Write the prior of an image as a raster, constant over each block, that ``predict --posterior`` takes.
+    """Write the prior of an image as a raster, constant over each block, for ``predict --posterior``.
 
     Parameters
     ----------
     path
-        Where it goes.
+        The file to write.
     classes
-        Of its blocks, shape :func:`block_shape`.
+        Classes of its blocks, shape :func:`block_shape`.
     priors
         Probability of the target by class.
     block
         Side of a block, pixels.
     grid
-        The image's.
+        Grid of the image.
     scheme
-        Background and target.
+        Scheme of background and target.
     overwrite
-        Replace what is there.
+        Replace an existing file.
 
     Returns
     -------

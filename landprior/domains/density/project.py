@@ -1,4 +1,4 @@
-"""All of it on files: a model, maps and scores in a folder. What ``landprior density`` calls."""
+"""Density on files: a model, maps and scores in a folder, for ``landprior density``."""
 
 from __future__ import annotations
 
@@ -55,25 +55,25 @@ def train_images(
     scheme: ClassScheme | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train on the images that have density classes and write the model; an interrupted training goes on.
+    """Train on the images that have density classes and write the model, resuming an interrupted training.
 
     Parameters
     ----------
     images, labels, priors
         Images, classes of their blocks, and the probability of the target by class.
     output
-        The model's file; while it trains its state lies beside it.
+        The model file; the state is kept beside it during training.
     settings
         See :class:`DensitySettings`.
     scheme
-        Background and target, by :func:`landprior.domains.density.training.make_scheme`.
+        Scheme of background and target, from :func:`landprior.domains.density.training.make_scheme`.
     run
         On what, whether over an older model, and what is no data in the images.
 
     Returns
     -------
     LandcoverModel
-        As it is in the file.
+        The model as written to the file.
 
     Raises
     ------
@@ -114,24 +114,24 @@ def train_or_load(
     run: Run = Run(),
     **options: Any,  # noqa: ANN401 - those of train_images
 ) -> LandcoverModel:
-    """Return the model that an interrupted run of the same has finished, or train it (:func:`train_images`).
+    """Return the model if an earlier identical run finished it, otherwise train it (:func:`train_images`).
 
     Parameters
     ----------
     images, labels, priors, output, settings, run
         See :func:`train_images`.
     **options
-        The others of :func:`train_images`.
+        Other arguments of :func:`train_images`.
 
     Returns
     -------
     LandcoverModel
-        As it is in the file.
+        The model as written to the file.
 
     Raises
     ------
     OutputExistsError
-        If there is a model of other settings, labels or images, and it may not be replaced.
+        If there is a model of other settings, labels or images, that may not be replaced.
     LandpriorError
         See :func:`train_images`.
     """
@@ -140,13 +140,13 @@ def train_or_load(
         with contextlib.suppress(ModelError):
             model = load_density_model(output)
             if model.record["density"].get("identity") == _identify(images, labels, priors, settings):
-                logger.info("%s is there", output)
+                logger.info("%s already exists", output)
                 return model
     return train_images(images, labels, priors, output, settings, run=run, **options)
 
 
 def _identify(images: Images, labels: BlockLabels, priors: NDArray[np.float64], settings: DensitySettings) -> str:
-    """Return a hash of what a model is trained on: images by name, size and time (they may be large)."""
+    """Return a hash of a model's training data, with images by name, size and time, as they may be large."""
     sha = hashlib.sha256(settings.model_dump_json().encode() + priors.tobytes() + str(labels.block).encode())
     for name, classes in sorted(labels.classes.items()):
         stat = images.paths[name].stat()
@@ -165,18 +165,18 @@ def map_images(
     options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> list[Path]:
-    """Map images, one after the other; those that are there already are kept, so that an interrupted run goes on.
+    """Map images one by one; existing maps are kept, so that an interrupted run can resume.
 
     Parameters
     ----------
     images, names
-        Images, and which of them.
+        The images, and the names of those to map.
     model
         See :func:`train_density`.
     folder
-        Gets ``<image>.tif`` and ``<image>_probabilities.tif``; with ``labels`` ``<image>_prior.tif`` too.
+        Folder for ``<image>.tif`` and ``<image>_probabilities.tif``, and with ``labels`` also ``<image>_prior.tif``.
     labels
-        With them the maps are of r where density classes are known.
+        If given, maps are of r where density classes are known.
     blur, options
         See :func:`landprior.domains.density.mapping.map_density`.
     run
@@ -198,7 +198,7 @@ def map_images(
         wanted = {"model": model.digest(), "blur": str(blur), "maps": "q" if classes is None else "r"}
         same = _is_made_alike(target, wanted)
         if same and not run.overwrite and _has_products(target, options):
-            logger.info("%s is there", target)
+            logger.info("%s already exists", target)
             continue
         prior = None
         if labels is not None and classes is not None:
@@ -227,7 +227,7 @@ def map_images(
 
 
 def _list_results(images: Images, folder: Path, options: MapOptions) -> list[Path]:
-    """Return where the maps of images go in a folder, with what is written beside them."""
+    """Return the paths of the maps of images in a folder, with the files beside them."""
     maps = [folder / f"{Path(name).stem}.tif" for name in images.names]
     return [path for one in maps for path in (one, beside(one, "prior"), *list_products(one, options))]
 
@@ -240,14 +240,14 @@ def prepare_folder(
     trains: bool = True,
     maps: MapOptions | None = MapOptions(probabilities=True),
 ) -> None:
-    """Make the folder of results, after checking that none of them is an input.
+    """Create the folder of results, after checking that none of them is an input.
 
     Parameters
     ----------
     images, folder
-        The images, and where their maps, the model and the report go.
+        The images, and the folder for their maps, the model and the report.
     inputs
-        Further files that are read.
+        Other files that are read.
     trains
         Whether a model is written.
     maps
@@ -265,7 +265,7 @@ def prepare_folder(
 
 
 def _is_made_alike(path: Path, wanted: Mapping[str, str]) -> bool:
-    """Say whether a map is there and was made by this model in this way."""
+    """Return whether a map exists and was made by this model in this way."""
     if not path.exists():
         return False
     with open_raster(path) as src:
@@ -283,7 +283,7 @@ def _has_products(path: Path, options: MapOptions) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table of scores: which images, what of them, and the scores."""
+    """A row of the table of scores: the group of images, the kind of values, and the scores."""
 
     images: str
     what: str
@@ -302,7 +302,7 @@ def score_images(
     precision: str = "auto",
     run: Run = Run(),
 ) -> list[Row]:
-    """Score predictions, and what one has without a model, at labelled points.
+    """Score predictions and baselines at labelled points.
 
     Parameters
     ----------
@@ -311,13 +311,13 @@ def score_images(
     model
         None to score the baselines only.
     labels
-        Density classes, for the prior's own score and for r; by image, those that are known.
+        Density classes, for the prior's own score and for r; by image, as far as known.
     block
         Side of the blocks within which points are compared, pixels.
     groups
-        Images to be scored together, by what they are called; those without points do not count.
+        Images to be scored together, by name of the group; images without points are ignored.
     blurs
-        Sides of the blur, each a line.
+        Sides of the blur, one row each.
     precision
         See :func:`predict_points`.
     run
@@ -326,7 +326,7 @@ def score_images(
     Returns
     -------
     list of Row
-        Baselines (the block's class, and how dark the pixel is, over 5 x 5 px) and predictions of each group.
+        Baselines (the block's class, and the darkness of the pixel, over 5 x 5 px) and predictions of each group.
     """
     rows: list[Row] = []
     mine = {group: [name for name in names if name in points] for group, names in groups.items()}
@@ -353,7 +353,7 @@ def _score_group(
     positive: NDArray[np.bool_],
     cells: NDArray[np.int64],
 ) -> list[Row]:
-    """Score each kind of values that all images of a group have."""
+    """Score each kind of values available for all images of a group."""
     rows = []
     for what in parts[0]:
         if all(what in part for part in parts):
@@ -373,7 +373,7 @@ def _score_values(
     precision: str,
     run: Run,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return what points of one image are scored by, by name: larger for the target, NaN where not known."""
+    """Return the values by which points of an image are scored, by name: larger for the target, NaN if unknown."""
     found: dict[str, NDArray[np.float64]] = {}
     classes = None
     if labels is not None and path.name in labels.classes:
@@ -407,7 +407,7 @@ def to_text(rows: Sequence[Row]) -> str:
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report as JSON, in place of an older one."""
+    """Write a report as JSON, replacing an existing one."""
     with replacing(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -418,7 +418,7 @@ def load_density_model(path: Path) -> LandcoverModel:
     Raises
     ------
     MissingInputError, ModelError
-        See :func:`landprior.landcover.training.model.load_model`; or it is of another kind.
+        See :func:`landprior.landcover.training.model.load_model`; or if it is of another kind.
     """
     model = load_model(path)
     if "density" not in model.record:

@@ -1,9 +1,9 @@
-"""A model of one target from density classes of blocks: tiles, the training, and the check that it is not inverted.
+"""Training a model of a target from density classes of blocks, and checking that it is not inverted.
 
-Losses that rest on the implicit posterior know which class is which from the prior alone. Density classes say little of
-a pixel, and a fit may end with target and background swapped, which these losses like as well. So after each training
-the predicted share of the target in each block is compared with the block's prior. If the two do not go together the
-model is inverted, and is trained again from other random weights with a longer warm-up by cross-entropy.
+Losses based on the implicit posterior distinguish the classes only by the prior. Density classes carry little
+information about a pixel, and a fit may end with target and background swapped, which has an equally low loss. So after
+each training the predicted share of the target in each block is compared with the block's prior. If they do not
+correlate, the model is inverted and is trained again from other random weights with a longer warm-up by cross-entropy.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ TARGET = 1
 """Position of the target among the classes; background is 0."""
 
 PIECE = 1000
-"""Side of the pieces that images are trained on, pixels, about: whole blocks, and the image where it is smaller."""
+"""Approximate side of the pieces of images used in training, pixels: whole blocks, or the whole image if smaller."""
 
 CHECKED_PIXELS = 4 * 2**20
-"""How many pixels the direction is checked on, at most (or one piece)."""
+"""Maximum number of pixels on which the direction is checked (at least one piece)."""
 
 NORMALISED = "normalised"
-"""Where a model's record says how images are made alike."""
+"""Key of a model's record for how images are standardised."""
 
 
 def make_scheme(background: str = "background", target: str = "target") -> ClassScheme:
@@ -65,10 +65,10 @@ def make_scheme(background: str = "background", target: str = "target") -> Class
     Raises
     ------
     InputError
-        If they have one name, or an empty one.
+        If they have the same name, or an empty one.
     """
     if not (background and target) or background == target:
-        msg = f"background and target need names of their own, not {background!r} and {target!r}"
+        msg = f"background and target need different names, not {background!r} and {target!r}"
         raise InputError(msg)
     return ClassScheme(
         name="density",
@@ -83,7 +83,7 @@ def make_scheme(background: str = "background", target: str = "target") -> Class
 
 
 class _BandSums:
-    """Adds up bands and their squares over windows: a sink of :func:`landprior.raster.windows.stream`."""
+    """Sum bands and their squares over windows; a sink for :func:`landprior.raster.windows.stream`."""
 
     def __init__(self, bands: int) -> None:
         self.total = np.zeros((3, bands))
@@ -112,7 +112,7 @@ def measure_image(path: str | Path, *, nodata: float | None = None) -> BandStati
         stream(compute, grid=pixels.grid, sinks={"sums": sums})
     count, total, squares = sums.total
     if not count.all():
-        msg = f"{path} has no valid pixel; is its nodata value right?"
+        msg = f"{path} has no valid pixel; is its nodata value correct?"
         raise InputError(msg)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
@@ -120,12 +120,12 @@ def measure_image(path: str | Path, *, nodata: float | None = None) -> BandStati
 
 
 def adapt_model(model: LandcoverModel, own: BandStatistics) -> LandcoverModel:
-    """Return a model for images made alike as one that takes an image of these statistics as it is.
+    """Convert a model for standardised images into one for an image with these statistics.
 
     Raises
     ------
     InputError
-        If the image has other bands than the model.
+        If the image has a different number of bands.
     """
     common = model.statistics
     if len(common.mean) != len(own.mean):
@@ -133,7 +133,7 @@ def adapt_model(model: LandcoverModel, own: BandStatistics) -> LandcoverModel:
             f"the image has {len(own.mean)} bands and the model was trained on {len(common.mean)}; give the same bands"
         )
         raise InputError(msg)
-    # standardised by itself, an image may have any unit
+    # an image standardised by itself may have any unit
     units = ("dtype", "low", "high")
     image = {name: value for name, value in model.record.get("image", {}).items() if name not in units}
     return replace(
@@ -161,40 +161,40 @@ def read_tiles(
     settings: DensitySettings | None = None,
     nodata: float | None = None,
 ) -> list[Tile]:
-    """Read images with density classes into memory, by pieces; of more than fits, pieces drawn at random.
+    """Read images with density classes into memory, in pieces; if they do not fit, pieces are drawn at random.
 
     Parameters
     ----------
     paths
         Images; those without a known block are left out.
     grids
-        Theirs, by file name.
+        Grids of the images, by file name.
     labels, priors
         Classes of blocks, and the probability of the target by class.
     scheme
-        Background and target.
+        Scheme of background and target.
     settings
-        How images and densities are made alike, how many pixels are read, and the seed of the draw.
+        Settings of standardisation, of relative densities, the number of pixels, and the seed of the draw.
     nodata
         See :class:`landprior.landcover.training.layers.ImageLayer`.
 
     Returns
     -------
     list of Tile
-        One for each piece; an image's pixels outside known blocks are seen and do not count.
+        One tile per piece; pixels outside known blocks are shown to the network but not used in the loss.
 
     Raises
     ------
     InputError
         If no block is known, images have different bands, or there is no valid pixel.
     PriorError
-        If the priors are none.
+        If the priors are invalid.
     """
     settings = settings or DensitySettings()
     check_priors(priors, "the prior")
     pieces = [piece for path in paths for piece in _cut(path, grids[path.name], labels)]
     if not pieces:
-        msg = "no image has a block whose density class is known, so there is nothing to learn from"
+        msg = "no image has a block with a known density class, so there is nothing to learn from"
         raise InputError(msg)
     order = np.random.default_rng(derive_seed(settings.seed, "pieces")).permutation(len(pieces))
     sizes = np.cumsum([pieces[i].window.width * pieces[i].window.height for i in order])
@@ -212,27 +212,27 @@ def read_tiles(
         if tile is not None:
             tiles.append(tile)
     if not tiles:
-        msg = "no known block has a valid pixel; is the nodata value right?"
+        msg = "no known block has a valid pixel; is the nodata value correct?"
         raise InputError(msg)
     require_compatible(tiles)
     return tiles
 
 
 def _find_rate(labels: BlockLabels, priors: NDArray[np.float64], settings: DensitySettings) -> float | None:
-    """Return the share of the target that images are related to; None if priors are taken as they are."""
+    """Return the share of the target to which images are adjusted; None if priors are used unchanged."""
     if not settings.relative:
         return None
     if not any(
         np.ptp(priors[some[some != UNKNOWN]]) > 0 for some in labels.classes.values() if (some != UNKNOWN).any()
     ):
-        # as of crops that are a block each: related to themselves they all were alike, and there were nothing to learn
-        logger.warning("no image has blocks of different density, so densities are taken as they are (--absolute)")
+        # for example crops of one block each: adjusted to themselves, all would be equal, with nothing to learn
+        logger.warning("no image has blocks of different density, so densities are used unchanged (--absolute)")
         return None
     return settings.share or mean_prior(priors, labels.classes.values())
 
 
 def _cut(path: Path, grid: Grid, labels: BlockLabels) -> Iterator[_Piece]:
-    """Cut an image into pieces, and give those with a known block."""
+    """Cut an image into pieces, and yield those with a known block."""
     classes, block = labels.classes.get(path.name), labels.block
     if classes is None:
         return
@@ -249,7 +249,7 @@ def _cut(path: Path, grid: Grid, labels: BlockLabels) -> Iterator[_Piece]:
 
 
 @lru_cache(maxsize=64)
-def _describe(path: Path, nodata: float | None, changed: int) -> ImageKind:  # noqa: ARG001 - so that it is looked at again
+def _describe(path: Path, nodata: float | None, changed: int) -> ImageKind:  # noqa: ARG001 - part of the cache key
     """Return the kind of an image, once for all its pieces."""
     with ImageLayer(path, nodata=nodata) as pixels:
         return ImageKind.of(pixels)
@@ -295,14 +295,14 @@ def _read_piece(
 
 @dataclass(frozen=True)
 class Direction:
-    """Whether a model goes with its prior.
+    """Whether a model agrees with its prior.
 
     Parameters
     ----------
     correlation
-        Of the predicted share of the target in a block and the prior's, over blocks; NaN if either is constant.
+        Correlation, over blocks, of the predicted share of the target with the prior's; NaN if either is constant.
     marginal
-        Mean prediction over the pixels looked at, shape (C,).
+        Mean prediction over the examined pixels, shape (C,).
     """
 
     correlation: float
@@ -310,7 +310,7 @@ class Direction:
 
     @property
     def inverted(self) -> bool:
-        """Whether the prediction goes against the prior, or does not follow it."""
+        """Whether the prediction contradicts the prior, or does not follow it."""
         return not self.correlation > 0
 
 
@@ -321,16 +321,16 @@ def check_direction(model: LandcoverModel, tiles: Sequence[Tile], block: int) ->
     Parameters
     ----------
     model
-        As :func:`train_density` has it: for tiles that are made alike already.
+        Model for tiles that are already standardised, as in :func:`train_density`.
     tiles
-        See :func:`read_tiles`; some, if they are many.
+        See :func:`read_tiles`; a selection, if they are many.
     block
         Side of a block, pixels.
 
     Returns
     -------
     Direction
-        How far predictions and prior rise and fall together.
+        Correlation of predictions and prior.
     """
     device = next(model.network.parameters()).device
     size = max(tile.shape[0] * tile.shape[1] for tile in tiles)
@@ -351,7 +351,7 @@ def check_direction(model: LandcoverModel, tiles: Sequence[Tile], block: int) ->
 
 
 def _sum_blocks(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
-    """Add up the blocks of the last two axes; the last of each may be cut."""
+    """Sum over the blocks of the last two axes; the last blocks may be incomplete."""
     starts = [np.arange(0, size, block) for size in values.shape[-2:]]
     return np.asarray(np.add.reduceat(np.add.reduceat(values, starts[0], axis=-2), starts[1], axis=-1))
 
@@ -364,7 +364,7 @@ def train_density(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train one model on the tiles of all images, anew if it comes out inverted.
+    """Train one model on the tiles of all images, again if it is inverted.
 
     Parameters
     ----------
@@ -380,8 +380,9 @@ def train_density(
     Returns
     -------
     LandcoverModel
-        Its record says how it goes with the prior (``direction``), and the mean prediction (``marginal``) that the
-        posterior rests on. If every attempt is inverted, that which is least so, with a :class:`DirectionWarning`.
+        The model. Its record has the agreement with the prior (``direction``) and the mean prediction (``marginal``)
+        used for the posterior. If every attempt is inverted, the least inverted one is returned, with a
+        :class:`DirectionWarning`.
 
     Raises
     ------
@@ -393,8 +394,8 @@ def train_density(
     for attempt in range(1 + settings.restarts):
         path = checkpoint if checkpoint is None or not attempt else checkpoint.with_name(f"{checkpoint.name}-{attempt}")
         with warnings.catch_warnings():
-            # Both look at most probable classes: a rare target, rightly, is the most probable class nowhere. What is
-            # judged below is the direction, which a constant prediction does not have either.
+            # Both use most probable classes, but a rare target is rightly the most probable class nowhere. The check
+            # below is the direction, which also detects a constant prediction.
             warnings.simplefilter("ignore", HarmWarning)
             warnings.simplefilter("ignore", CollapseWarning)
             model = train_model(
@@ -412,8 +413,8 @@ def train_density(
             break
         if attempt < settings.restarts:
             warnings.warn(
-                f"the model came out inverted (correlation {direction.correlation:.2f} with the prior over blocks); "
-                "training anew, with a longer warm-up by cross-entropy",
+                f"the model is inverted (correlation {direction.correlation:.2f} with the prior over blocks); "
+                "training again, with a longer warm-up by cross-entropy",
                 DirectionWarning,
                 stacklevel=2,
             )
@@ -421,7 +422,7 @@ def train_density(
     direction, model = attempts[chosen]
     if direction.inverted:
         warnings.warn(
-            f"the model does not go with its prior (correlation {direction.correlation:.2f} over blocks) in any of "
+            f"the model does not agree with its prior (correlation {direction.correlation:.2f} over blocks) in any of "
             f"{len(attempts)} trainings; try --loss ce, more --steps, or another prior",
             DirectionWarning,
             stacklevel=2,

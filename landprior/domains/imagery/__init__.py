@@ -1,1 +1,1 @@
-"""Small labelled images, and what the trainings on them share: partial labels and ranks stand on it."""
+"""Small labelled images and their training, the common base of partial labels and ranks."""

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 by download, from where torchvision has them."""
+"""Downloading MNIST and CIFAR-10 from torchvision's sources."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ Downloadable = Literal["mnist", "cifar10"]
 
 
 def download_images(name: Downloadable, root: str | Path, network: Network) -> ImageSplits:
-    """Download MNIST or CIFAR-10, unless it is there, from where torchvision has it, and read it.
+    """Download MNIST or CIFAR-10 from torchvision's sources, unless it exists, and read it.
 
     Parameters
     ----------
     name
-        Which.
+        Name of the data set.
     root
-        A folder in torchvision's layout (what its dataset classes take as ``root``).
+        A folder in torchvision's layout (the ``root`` of its dataset classes).
     network
-        Downloads go on where they were interrupted, and are checked by their MD5 sum.
+        Client; interrupted downloads are resumed, and all are checked by their MD5 sum.
 
     Returns
     -------
     ImageSplits
-        To train and to test with.
+        Training and test images.
 
     Raises
     ------
     SourceError
-        If it cannot be had.
+        If it cannot be downloaded.
     InputError
         If there is no such data set.
     """
     if name not in get_args(Downloadable):
-        msg = f"{name!r} cannot be downloaded; there are: {', '.join(get_args(Downloadable))}"
+        msg = f"{name!r} cannot be downloaded; choose from: {', '.join(get_args(Downloadable))}"
         raise InputError(msg)
     return (_download_mnist if name == "mnist" else _download_cifar)(Path(root), network)
 
@@ -88,7 +88,7 @@ def _download_cifar(root: Path, network: Network) -> ImageSplits:
         download(network, Remote(CIFAR10.url), origin, path=root / CIFAR10.filename, md5=CIFAR10.tgz_md5)
     found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
     for part in ("train", "test"):
-        try:  # torchvision unpacks what lies there, and checks every file before it is unpickled
+        try:  # torchvision unpacks existing archives, and checks every file before unpickling it
             data = CIFAR10(root, train=part == "train", download=(root / CIFAR10.filename).is_file())
         except (RuntimeError, OSError) as error:
             msg = f"CIFAR-10 in {root} cannot be used ({str(error).splitlines()[0]}); delete it and try again"

@@ -1,4 +1,4 @@
-"""What a training sees of images: standardised batch by batch, in a shuffled order."""
+"""Feeding images to training: standardised batch by batch, in shuffled order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BATCH = 2048
-"""Images that are measured at a time."""
+"""Number of images measured at a time."""
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Turns bytes into network input: each band less its mean, over its standard deviation.
+    """Standardise bytes for the network: subtract the mean of each band and divide by its standard deviation.
 
     Parameters
     ----------
     mean, std
-        Of the bands, float32, (bands,), in the units of the bytes.
+        Statistics of the bands, float32, (bands,), in byte units.
     """
 
     mean: Tensor
@@ -50,18 +50,18 @@ class Standardiser:
 
 
 class ShuffledOrder:
-    """The items of every step: all of them once an epoch, shuffled anew; a pure function of the step.
+    """The items of every step: each once per epoch, reshuffled every epoch; a pure function of the step.
 
-    What is left of an epoch after its last full batch is left out, other items every time.
+    The incomplete last batch of an epoch is dropped, with different items every time.
 
     Parameters
     ----------
     count
-        Items in all.
+        Total number of items.
     batch_size
-        Items a step, at most ``count``.
+        Items per step, at most ``count``.
     seed
-        Of the order.
+        Seed of the order.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:

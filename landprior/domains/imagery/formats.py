@@ -1,4 +1,4 @@
-"""Labelled images from the formats they come in: npz, IDX, CIFAR's files, sheets, folders with a table."""
+"""Reading labelled images: npz, IDX, CIFAR files, sheets, and folders with a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-"""Of CIFAR-10, in its order."""
+"""Classes of CIFAR-10, in its order."""
 
 
 CIFAR_SIDE = 32
@@ -43,31 +43,31 @@ _TABLE = "labels.csv"
 def read_images(
     path: str | Path, *, table: str | Path | None = None, classes: Sequence[str] | None = None
 ) -> ImageSplits:
-    """Read labelled images, whatever their format.
+    """Read labelled images in any supported format.
 
     Parameters
     ----------
     path
-        A ``.npz`` with x_train, y_train and perhaps x_test, y_test, or x and y; or a folder of IDX files
-        (``train-images-idx3-ubyte`` and so on, perhaps ``.gz``), of CIFAR-10's ``data_batch_1.bin`` and so on, of
+        A ``.npz`` with x_train, y_train and optionally x_test, y_test, or x and y; or a folder of IDX files
+        (``train-images-idx3-ubyte`` and so on, optionally ``.gz``), of CIFAR-10's ``data_batch_1.bin`` and so on, of
         sheets (``train.png``, ``labels.npz``), or of images with a table.
     table
-        For a folder of images, a CSV with the columns file, label and perhaps split (train or test); by default
-        ``labels.csv`` in it. An empty label is one that is not known.
+        For a folder of images, a CSV with the columns file, label and optionally split (train or test); by default
+        ``labels.csv`` in the folder. An empty label means unknown.
     classes
-        Names of the classes, in order; by default those the file gives, or the labels found, sorted.
+        Names of the classes, in order; by default those in the file, or the sorted labels.
 
     Returns
     -------
     ImageSplits
-        To train and, if there are some, to test with.
+        Training images and, if any, test images.
 
     Raises
     ------
     MissingInputError
-        If a file is not there.
+        If a file does not exist.
     RasterReadError
-        If one is damaged.
+        If a file is damaged.
     InputError
         If sizes differ, labels are not among the classes, or the format is none of these.
     """
@@ -78,7 +78,7 @@ def read_images(
     given = None if classes is None else check_classes(tuple(classes))
     if path.is_file():
         if path.suffix != ".npz":
-            msg = f"{path} is no .npz; give one, or the folder that holds IDX or CIFAR files or images with a CSV"
+            msg = f"{path} is not a .npz; give one, or a folder with IDX or CIFAR files, or images with a CSV"
             raise InputError(msg)
         return read_npz(path, classes=given)
     if table is not None:
@@ -92,7 +92,7 @@ def read_images(
     if (path / _TABLE).exists():
         return read_folder(path, path / _TABLE, classes=given)
     msg = (
-        f"{path} holds no train-images-idx3-ubyte, data_batch_1.bin or {_TABLE}; "
+        f"{path} has no train-images-idx3-ubyte, data_batch_1.bin or {_TABLE}; "
         "for a folder of images give a CSV with the columns file,label[,split]"
     )
     raise MissingInputError(msg)
@@ -102,12 +102,12 @@ def read_npz(path: str | Path, *, classes: tuple[str, ...] | None = None) -> Ima
     """Read a ``.npz``: x_train, y_train[, x_test, y_test] or x, y[, classes].
 
     Images are uint8, (N, H, W), (N, H, W, bands) or (N, bands, H, W) with at most four bands. Labels are integers
-    from 0 (-1: not known) or texts.
+    from 0 (-1: unknown) or texts.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        As :func:`read_images`.
+        See :func:`read_images`.
     """
     path = Path(path)
     arrays = read_arrays(path)
@@ -124,27 +124,27 @@ def read_npz(path: str | Path, *, classes: tuple[str, ...] | None = None) -> Ima
             raise InputError(msg)
         found.append((part, images, labels))
     if not found or found[0][0] != "train":
-        msg = f"{path} holds {', '.join(arrays) or 'nothing'}; it must have x_train and y_train, or x and y"
+        msg = f"{path} contains {', '.join(arrays) or 'nothing'}; it must have x_train and y_train, or x and y"
         raise InputError(msg)
     return assemble_splits(found, classes, path)
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray[np.generic]]:
-    """Read all arrays of a ``.npz``; nothing is unpickled.
+    """Read all arrays of a ``.npz``; pickled objects are rejected.
 
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     RasterReadError
-        If it is damaged, or holds objects.
+        If it is damaged or contains objects.
     """
     return inputs.read_arrays(path, trouble="cannot be read as .npz of plain arrays", error=RasterReadError)
 
 
 def _bands_first(images: NDArray[np.generic], where: str) -> NDArray[np.generic]:
     if images.dtype != np.uint8:
-        msg = f"{where} holds {images.dtype} numbers; images are uint8 (0 to 255)"
+        msg = f"{where} has {images.dtype} numbers; images are uint8 (0 to 255)"
         raise InputError(msg)
     if images.ndim == 3:
         return images[:, None]
@@ -157,12 +157,12 @@ def _bands_first(images: NDArray[np.generic], where: str) -> NDArray[np.generic]
 
 
 def read_idx(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read MNIST's four IDX files, or the two of them to train with, plain or gzipped.
+    """Read MNIST's four IDX files, or only the two for training, plain or gzipped.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        As :func:`read_images`.
+        See :func:`read_images`.
     """
     folder = Path(folder)
     found: list[tuple[str, NDArray[np.generic], NDArray[np.generic]]] = []
@@ -183,7 +183,7 @@ def read_idx(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> I
 
 
 def find_idx(folder: Path, start: str) -> Path | None:
-    """Return the IDX file that starts so (``train-images-idx3``): plain, gzipped, with a dot; None if there is none."""
+    """Return the IDX file with a prefix (``train-images-idx3``): plain, gzipped or with a dot; None if missing."""
     names = (f"{start}-ubyte", f"{start}-ubyte.gz", f"{start.replace('-idx', '.idx')}-ubyte")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -194,14 +194,14 @@ def read_idx_file(path: str | Path) -> NDArray[np.uint8]:
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     RasterReadError
-        If it is truncated or no such file.
+        If it is truncated or not an IDX file.
     """
     path = Path(path)
     content = _read_bytes(path)
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_BYTES or not 1 <= content[3] <= 4:
-        msg = f"{path} is no IDX file of unsigned bytes (it begins with {content[:4].hex() or 'nothing'})"
+        msg = f"{path} is not an IDX file of unsigned bytes (it starts with {content[:4].hex() or 'nothing'})"
         raise RasterReadError(msg)
     axes = content[3]
     start = 4 + 4 * axes
@@ -225,17 +225,17 @@ def _read_bytes(path: Path) -> bytes:
         with gzip.open(path) as stream:
             return stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        msg = f"{path} is no whole gzip file ({error}); copy or download it again"
+        msg = f"{path} is not a complete gzip file ({error}); copy or download it again"
         raise RasterReadError(msg) from error
 
 
 def read_cifar(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read CIFAR-10's binary files: ``data_batch_*.bin`` and, if there, ``test_batch.bin`` and ``batches.meta.txt``.
+    """Read CIFAR-10's binary files: ``data_batch_*.bin`` and optionally ``test_batch.bin``, ``batches.meta.txt``.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        As :func:`read_images`.
+        See :func:`read_images`.
     """
     folder = Path(folder)
     meta = folder / "batches.meta.txt"
@@ -258,18 +258,18 @@ def read_cifar(folder: str | Path, *, classes: tuple[str, ...] | None = None) ->
 def _read_cifar_file(path: Path) -> NDArray[np.uint8]:
     content = _read_bytes(path)
     if not content or len(content) % _CIFAR_RECORD:
-        msg = f"{path} has {len(content)} bytes, no multiple of {_CIFAR_RECORD}: it is truncated, or no CIFAR-10 file"
+        msg = f"{path} has {len(content)} bytes, not a multiple of {_CIFAR_RECORD}: it is truncated, or not CIFAR-10"
         raise RasterReadError(msg)
     return np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
 
 
 def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read sheets of 32 x 32 tiles, row by row: ``train.png``, perhaps ``test.png``, ``labels.npz`` (y_train, y_test).
+    """Read sheets of 32 x 32 tiles, row by row: ``train.png``, ``labels.npz`` and optionally ``test.png``.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        As :func:`read_images`.
+        See :func:`read_images`.
     """
     folder = Path(folder)
     arrays = read_arrays(folder / "labels.npz")
@@ -279,7 +279,7 @@ def read_sheets(folder: str | Path, *, classes: tuple[str, ...] | None = None) -
         if part == "test" and not path.exists():
             continue
         if name not in arrays:
-            msg = f"{folder / 'labels.npz'} holds no {name}"
+            msg = f"{folder / 'labels.npz'} has no {name}"
             raise InputError(msg)
         sheet = _read_picture(path)
         bands, height, width = sheet.shape
@@ -305,32 +305,32 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
                 colours[code] = colour[:3]
             values = colours[values[0]].transpose(2, 0, 1)
     if values.dtype != np.uint8:
-        msg = f"{path} holds {values.dtype} numbers; images have 8 bits a band"
+        msg = f"{path} has {values.dtype} numbers; images must have 8 bits per band"
         raise InputError(msg)
     return values.astype(np.uint8, copy=False)
 
 
 def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ...] | None = None) -> ImageSplits:
-    """Read a folder of images of one size, listed in a CSV.
+    """Read a folder of images of the same size, listed in a CSV.
 
     Parameters
     ----------
     folder
-        Where the images lie.
+        Folder of the images.
     table
-        The columns file, label and perhaps split (train or test).
+        CSV with the columns file, label and optionally split (train or test).
     classes
-        Names of the classes, in order; by default the labels found, sorted.
+        Names of the classes, in order; by default the sorted labels.
 
     Returns
     -------
     ImageSplits
-        As :func:`read_images`.
+        See :func:`read_images`.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        As :func:`read_images`.
+        See :func:`read_images`.
     """
     folder, table = Path(folder), Path(table)
     rows = read_table(table, ("file",), optional=("label", "split"))
@@ -347,13 +347,13 @@ def read_folder(folder: str | Path, table: str | Path, *, classes: tuple[str, ..
         first = picture if first is None else first
         if picture.shape != first.shape:
             sizes = f"{_describe(picture)}, but {rows[0]['file']} {_describe(first)}"
-            msg = f"{folder / row['file']} is {sizes}; all images must be alike: resize or convert them"
+            msg = f"{folder / row['file']} is {sizes}; all images must match in size and bands: resize or convert them"
             raise InputError(msg)
         pictures[split].append(picture)
         labels[split].append(row.get("label", "").strip())
         names[split].append(row["file"])
     if not pictures["train"]:
-        msg = f"{table} lists no image to train with"
+        msg = f"{table} lists no training images"
         raise InputError(msg)
     found = [
         (split, np.stack(pictures[split]), np.array(labels[split], dtype=np.str_)) for split in pictures if names[split]

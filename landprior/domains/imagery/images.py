@@ -1,6 +1,6 @@
-"""Labelled images in memory, from the formats they come in.
+"""Labelled images in memory.
 
-What is read: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files,
+Supported formats: a folder of images with a CSV, ``.npz``, IDX (MNIST's format, also gzipped), CIFAR-10's binary files,
 and sheets of 32 x 32 tiles. All become one uint8 tensor, (N, bands, H, W).
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNKNOWN = -1
-"""The label of an item whose label is not known."""
+"""Label of an item whose label is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """Images of one size with a label each.
+    """Images of the same size, each with a label.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class LabelledImages:
     labels
         int64, (N,): positions in ``classes``, or :data:`UNKNOWN`.
     classes
-        Their names, in order (for ranks: ascending).
+        Names of the classes, in order (for ranks: ascending).
     names
-        What each item is called in results.
+        Name of each item in results.
     """
 
     images: Tensor
@@ -61,7 +61,7 @@ class LabelledImages:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """Return them with the images on a device; labels stay where they are."""
+        """Return a copy with the images on a device; labels are not moved."""
         return replace(self, images=self.images.to(device))
 
     @property
@@ -72,39 +72,39 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplits:
-    """Images to train with and, where there are some, to test with."""
+    """Training images and, if any, test images."""
 
     train: LabelledImages
     test: LabelledImages | None = None
 
 
 class TableRow(dict[str, str]):
-    """A row of a table by column, and the line of the file it is on."""
+    """A row of a table by column, with its line in the file."""
 
     line: int = 0
 
 
 def read_table(path: str | Path, columns: Iterable[str], *, optional: Iterable[str] = ()) -> list[TableRow]:
-    """Read a CSV with a header, however Excel wrote it (:mod:`landprior.sources.tables`).
+    """Read a CSV with a header, in any form written by Excel (:mod:`landprior.sources.tables`).
 
     Parameters
     ----------
     path
         The file, UTF-8 or UTF-16.
     columns
-        Those it must have; case does not matter.
+        Required columns; case does not matter.
     optional
-        Others whose case does not matter.
+        Optional columns; case does not matter.
 
     Returns
     -------
     list of TableRow
-        In the order of the file.
+        Rows in the order of the file.
 
     Raises
     ------
     MissingInputError, RasterReadError, InputError
-        If it is not there, no text, or lacks a column or a value in a row.
+        If it does not exist, is not text, or lacks a column or a value in a row.
     """
     path = Path(path)
     if path.is_file() and not path.stat().st_size:
@@ -142,11 +142,11 @@ def assemble_splits(
     found
         ``"train"`` or ``"test"``, images and labels of each.
     classes
-        Their names, in order; None: the labels found.
+        Names of the classes, in order; None: the labels found.
     where
-        What the data are called in an error.
+        Name of the data in error messages.
     names
-        Of the images, by split.
+        Names of the images, by split.
 
     Returns
     -------
@@ -156,17 +156,17 @@ def assemble_splits(
     Raises
     ------
     InputError
-        If sizes or bands differ, a split has no image, or a label is not among the classes.
+        If sizes or bands differ, a split has no images, or a label is not among the classes.
     """
     shapes = {images.shape[1:] for _, images, _ in found}
     if len(shapes) > 1:
-        msg = f"{where}: images to train and to test with differ in size or bands"
+        msg = f"{where}: training and test images differ in size or bands"
         raise InputError(msg)
     classes = classes or _find_classes([labels for _, _, labels in found], where)
     parts: dict[str, LabelledImages] = {}
     for part, images, labels in found:
         if len(images) == 0:
-            msg = f"{where} has no image to {part} with"
+            msg = f"{where} has no images for {part}ing"
             raise InputError(msg)
         parts[part] = LabelledImages(
             images=torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8)),
@@ -184,7 +184,7 @@ def _find_classes(labels: Sequence[NDArray[np.generic]], where: Path) -> tuple[s
         return check_classes(tuple(str(code) for code in range(top + 1)))
     texts = {str(text) for text in every if str(text)}
     if not texts:
-        msg = f"{where} has no labels, so the names of the classes must be given (--classes)"
+        msg = f"{where} has no labels, so give the names of the classes (--classes)"
         raise InputError(msg)
     if all(text.isdecimal() for text in texts):
         return check_classes(tuple(sorted(texts, key=int)))
@@ -196,7 +196,7 @@ def _encode(labels: NDArray[np.generic], classes: tuple[str, ...], where: Path) 
         codes = labels.astype(np.int64)
         wrong = codes[(codes < UNKNOWN) | (codes >= len(classes))]
         if wrong.size:
-            msg = f"{where}: the label {wrong[0]} is none of the {len(classes)} classes (0 to {len(classes) - 1})"
+            msg = f"{where}: the label {wrong[0]} is not among the {len(classes)} classes (0 to {len(classes) - 1})"
             raise InputError(msg)
         return codes
     if labels.dtype.kind not in "US":
@@ -206,20 +206,20 @@ def _encode(labels: NDArray[np.generic], classes: tuple[str, ...], where: Path) 
     texts = labels.astype(np.str_).tolist()
     unknown = next((text for text in texts if text not in positions), None)
     if unknown is not None:
-        msg = f"{where}: the label {unknown!r} is none of the classes ({', '.join(classes)})"
+        msg = f"{where}: the label {unknown!r} is not among the classes ({', '.join(classes)})"
         raise InputError(msg)
     return np.array([positions[text] for text in texts], dtype=np.int64)
 
 
 def check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return names of classes as they are.
+    """Return names of classes after checking them.
 
     Raises
     ------
     InputError
-        If there are fewer than two, or one is there twice.
+        If there are fewer than two, or one occurs twice.
     """
     if len(set(classes)) != len(classes) or len(classes) < 2:
-        msg = f"classes must be two or more, each once, not {', '.join(classes) or 'none'}"
+        msg = f"give at least two classes, each once, not {', '.join(classes) or 'none'}"
         raise InputError(msg)
     return classes

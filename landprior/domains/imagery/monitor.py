@@ -1,4 +1,4 @@
-"""What is measured after every epoch: scores without labels, accuracies with them, the best network so far."""
+"""Monitoring every epoch: scores without labels, accuracies with labels, and the best network so far."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHOICE = "choice"
-"""The score, made of held-out items without true labels, that is largest at the epoch chosen."""
+"""The score on held-out items, without true labels, by which the epoch is chosen."""
 
 SHOWN = 5_000
-"""Training items that the training accuracy is measured on, drawn at random."""
+"""Number of randomly drawn items on which the training accuracy is measured."""
 
 _CONFUSION = "confusion"
 """The matrix among what a monitor returns, as lists, which checkpoints can hold."""
@@ -75,26 +75,26 @@ class Confusion:
 
 
 class EpochMonitor:
-    """The monitor of a training, for :func:`landprior.implicit.training.fit`; keeps the network of the best epoch.
+    """The monitor of a training, for :func:`landprior.implicit.training.fit`; it keeps the weights of the best epoch.
 
     Parameters
     ----------
     network
-        What is trained; its weights are kept.
+        The network being trained, whose weights are kept.
     standardise
         See :class:`Standardiser`.
     train, test
-        Images with labels, on the device; a split whose labels are not all known has no accuracy.
+        Images with labels, on the device; a split with unknown labels has no accuracy.
     judge
-        Scores a network on held-out items, without their true labels; :data:`CHOICE` among them, larger is better.
+        Function that scores a network on held-out items without true labels; includes :data:`CHOICE`, larger is better.
     confusion
         Also count the test items by true and predicted class.
     seed
-        Of which training items are looked at.
+        Seed of the choice of training items measured.
     path
-        Where the best weights are kept, a ``.safetensors`` file; None to keep them in memory only.
+        A ``.safetensors`` file for the best weights; None to keep them only in memory.
     identity
-        What the training is of; weights in the file of another are not taken for its own.
+        Identifier of the training, so that a file of another training is ignored.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class EpochMonitor:
         self._weights: dict[str, Tensor] = {}
 
     def __call__(self, network: nn.Module) -> dict[str, Any]:
-        """Measure a network, in the middle of its training."""
+        """Measure a network during training."""
         found: dict[str, Any] = dict(self._judge(network))
         for name, images in self._splits.items():
             predicted = predict_images(network, images.images, self._standardise).argmax(1)
@@ -136,7 +136,7 @@ class EpochMonitor:
         return found
 
     def _keep(self) -> None:
-        plain = torch.contiguous_format  # safetensors writes no other
+        plain = torch.contiguous_format  # safetensors supports no other layout
         state = self._network.state_dict()
         self._weights = {name: values.detach().cpu().clone(memory_format=plain) for name, values in state.items()}
         if self._path is None:
@@ -147,7 +147,7 @@ class EpochMonitor:
             save_file(self._weights, temporary, {"identity": self._identity, CHOICE: repr(self._best)})
 
     def resume(self) -> None:
-        """Go on from the best weights that an interrupted training of the same has kept.
+        """Load the best weights kept by an interrupted run of the same training.
 
         Raises
         ------
@@ -170,13 +170,13 @@ class EpochMonitor:
             raise ModelError(msg) from error
 
     def restore(self) -> None:
-        """Put the weights of the best epoch into the network."""
+        """Restore the weights of the best epoch in the network."""
         if self._weights:
             self._network.load_state_dict(self._weights)
 
 
 def read_epochs(history: History) -> tuple[list[EpochScores], int]:
-    """Return the scores of each epoch, and the epoch chosen, from 1: the first whose choice score is largest."""
+    """Return the scores of each epoch, and the chosen epoch, from 1: the first with the largest choice score."""
     epochs = [
         EpochScores(
             epoch=number,

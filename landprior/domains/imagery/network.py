@@ -1,4 +1,4 @@
-"""The small network of images: four 3 x 3 convolutions of stride 2."""
+"""A small network for images: four 3 x 3 convolutions with stride 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LAYERS = 4
 STRIDE = 2
 _BATCH = 512
-"""Images that are predicted at a time: what stays in a CPU's cache."""
+"""Number of images predicted at a time, to fit into a CPU's cache."""
 
 
 def build_image_network(
@@ -30,18 +30,18 @@ def build_image_network(
     Parameters
     ----------
     bands, classes
-        Channels in, classes out.
+        Input channels and output classes.
     size
         Rows and columns of the images.
     filters
-        Channels in between.
+        Channels of the inner layers.
     seed
-        Of the weights; the global random state is left alone.
+        Seed of the weights; the global random state is not changed.
 
     Returns
     -------
     SmoothedNetwork
-        Gives log q, (N, classes), not smoothed.
+        Network that predicts log q, (N, classes), without smoothing.
     """
     rows, columns = size
     layers: list[nn.Module] = []
@@ -51,7 +51,7 @@ def build_image_network(
             layers += [nn.Conv2d(bands, filters, 3, stride=STRIDE, padding=1), nn.LeakyReLU(inplace=True)]
             bands, rows, columns = filters, -(-rows // STRIDE), -(-columns // STRIDE)
         body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * rows * columns, classes))
-    # a CPU takes three quarters of the time with the bands last
+    # on a CPU, channels last takes three quarters of the time
     return SmoothedNetwork(body, smoothing=0.0).to(memory_format=torch.channels_last)
 
 
@@ -61,11 +61,11 @@ def predict_images(network: nn.Module, images: Tensor, standardise: Standardiser
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     images
         uint8, shape (N, bands, H, W).
     standardise
-        What they go through.
+        Standardisation of the images.
 
     Returns
     -------

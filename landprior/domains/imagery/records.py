@@ -1,4 +1,4 @@
-"""What trainings have found: a line of ``results.jsonl`` each, so that a sweep goes on where it was interrupted."""
+"""Results of trainings: one line of ``results.jsonl`` each, so that an interrupted sweep can resume."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochScores:
-    """How a network does after an epoch.
+    """Metrics of a network after an epoch.
 
     Parameters
     ----------
     epoch
-        From 1.
+        Number of the epoch, from 1.
     loss
-        Mean over the epoch's steps.
+        Mean loss over the epoch's steps.
     scores
-        Without true labels, on the items held out: see the judge that made them.
+        Scores on held-out items without true labels; see the judge that computes them.
     train, test
-        Percent of the items to train and to test with whose most probable class is right; None without true labels.
+        Percent of training and test items whose most probable class is correct; None without true labels.
     confusion
-        Test items by true class (rows) and predicted class, where it was asked for.
+        Test items by true class (rows) and predicted class, if requested.
     """
 
     epoch: int
@@ -41,24 +41,24 @@ class EpochScores:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training.
+    """Record of a training.
 
     Parameters
     ----------
     row
-        What was trained, as name -> value, the seed left out; all runs of a sweep have the same names.
+        Configuration, as name -> value, without the seed; all runs of a sweep have the same names.
     seed
-        Of the run.
+        Seed of the run.
     identity
         Hash of data and settings.
     looks
-        The scores of every epoch; files call them so.
+        The scores of every epoch, under the name used in files.
     chosen
-        The epoch that the held-out items choose.
+        The epoch chosen with the held-out items.
     items
-        How many items were fitted.
+        Number of items fitted.
     seconds
-        That it took, interruptions left out; not part of what a rerun must give again.
+        Duration without interruptions; not reproducible.
     """
 
     row: dict[str, str]
@@ -71,7 +71,7 @@ class RunRecord:
 
     @property
     def key(self) -> str:
-        """Unique in a sweep."""
+        """Key of the run, unique in a sweep."""
         return key_of(self.row, self.seed)
 
     def at_chosen(self, split: str = "test") -> float | None:
@@ -117,26 +117,26 @@ def find_run(runs: Sequence[RunRecord], key: str, identity: str, folder: Path) -
     Parameters
     ----------
     runs
-        Those that are done.
+        Finished runs.
     key
-        What tells runs of a sweep apart.
+        Unique key of the run in its sweep.
     identity
-        Of its data and settings.
+        Hash of its data and settings.
     folder
-        Where the runs are, for the message.
+        Folder of the runs, for the message.
 
     Returns
     -------
     RunRecord or None
-        None if it is yet to be made.
+        The run; None if it is not finished.
 
     Raises
     ------
     InputError
-        If it is of other data or settings.
+        If it used other data or settings.
     """
     found = next((run for run in runs if run.key == key), None)
     if found is not None and found.identity != identity:
-        msg = f"{folder} holds results of other data or settings ({key}); give another folder with -o"
+        msg = f"{folder} has results of other data or settings ({key}); give another folder with -o"
         raise InputError(msg)
     return found

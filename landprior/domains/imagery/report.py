@@ -1,4 +1,4 @@
-"""The report of a sweep: accuracies at the epoch chosen, the best and the last, as Markdown, JSON and pictures."""
+"""The report of a sweep: accuracies at the chosen, best and last epochs, as Markdown, JSON and figures."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: percent, means over seeds.
+    """One row of the table: percentages, means over seeds.
 
     Parameters
     ----------
     row
-        What was trained.
+        Configuration of the training.
     chosen, peak, final
-        Test accuracy at the epoch chosen without labels, at the best of all, and at the last; None without true labels.
+        Test accuracy at the epoch chosen without labels, at the best and at the last; None without true labels.
     spread
         Half the range of ``chosen`` over seeds.
     train
-        Training accuracy at the epoch chosen.
+        Training accuracy at the chosen epoch.
     ruled_out
-        Of the items held out at the epoch chosen, those whose most probable class is no candidate.
+        Held-out items, at the chosen epoch, whose most probable class is not a candidate.
     by_seed
-        ``chosen`` of each seed.
+        ``chosen`` for each seed.
     epochs
-        The epochs chosen.
+        The chosen epochs.
     items
-        Items that were fitted.
+        Number of items fitted.
     seconds
-        Of a training, on average.
+        Mean duration of a training.
     """
 
     row: dict[str, str]
@@ -67,7 +67,7 @@ class Line:
 
 
 def summarise(runs: Sequence[RunRecord]) -> list[Line]:
-    """Return a line for each row, in the order in which they come."""
+    """Return a line per row, in order of appearance."""
     groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = defaultdict(list)
     for run in runs:
         groups[tuple(run.row.items())].append(run)
@@ -100,7 +100,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def to_markdown(lines: Sequence[Line], *, missing: int = 0) -> str:
     """Return the table as Markdown."""
     columns = [name for name in (lines[0].row if lines else ()) if any(line.row[name] for line in lines)]
-    text = [f"**{missing} trainings are still to be done.**", ""] if missing else []
+    text = [f"**{missing} trainings are still to be run.**", ""] if missing else []
     text += [
         "Percent; means over seeds, ± half their range. The epoch is chosen on held-out items without true labels.",
         "",
@@ -128,16 +128,16 @@ def _figure(value: float | None) -> str:
 
 
 def write_report(folder: Path, runs: Sequence[RunRecord], *, missing: int = 0) -> None:
-    """Write ``report.md``, ``report.json`` and, where there are true labels, ``curves.png`` and pictures of sweeps.
+    """Write ``report.md``, ``report.json`` and, if there are true labels, ``curves.png`` and figures of sweeps.
 
     Parameters
     ----------
     folder
-        Of the results.
+        Folder of the results.
     runs
-        Those that are done.
+        Finished runs.
     missing
-        How many are still to be made, for the head of the report.
+        Number of runs still to be done, shown at the top of the report.
     """
     lines = summarise(runs)
     contents = {
@@ -158,7 +158,7 @@ def write_report(folder: Path, runs: Sequence[RunRecord], *, missing: int = 0) -
 
 
 def method_of(row: dict[str, str]) -> str:
-    """Return what a line of a picture is called: loss and marginal."""
+    """Return the label of a line in a figure: loss and marginal."""
     name = _NAMES.get(row.get("loss", ""), row.get("loss", ""))
     marginal = row.get("marginal", "")
     return f"{name}, {marginal}" if marginal and marginal != "batch" else name
@@ -211,16 +211,16 @@ def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def draw_sweep(path: Path, runs: Sequence[RunRecord], axis_name: str) -> None:
-    """Draw accuracy against one setting: at the epoch chosen (filled) and at the best (ring), bars over seeds.
+    """Draw accuracy against one setting: at the chosen epoch (filled) and the best (ring), bars over seeds.
 
     Parameters
     ----------
     path
-        The picture to write.
+        The figure to write.
     runs
-        With true labels to test on.
+        Runs with test labels.
     axis_name
-        The setting, with whole numbers for values.
+        The setting, with integer values.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Trainings of a sweep in a folder: what is finished is not done again."""
+"""Running the trainings of a sweep in a folder; finished ones are not repeated."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class AnyCell(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
 
     def row(self) -> dict[str, str]:
-        """Return what the training is, but for its seed."""
+        """Return the configuration of the training, without its seed."""
 
 
 C = TypeVar("C", bound=AnyCell)
 
 
 class Runner(ABC, Generic[C]):
-    """Runs trainings in a folder, each once.
+    """Run trainings in a folder, each once.
 
     Parameters
     ----------
     folder
-        Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
+        Folder for ``results.jsonl``, and ``models/`` with the weights at each training's chosen epoch.
     identity
-        Hash of the data and of the settings that all trainings have in common.
+        Hash of the data and of the settings common to all trainings.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -53,37 +53,37 @@ class Runner(ABC, Generic[C]):
 
     @abstractmethod
     def cells(self) -> list[C]:
-        """Return the trainings, in the order in which they are done."""
+        """Return the trainings, in the order in which they are run."""
 
     @abstractmethod
     def train(self, cell: C, key: str) -> RunRecord:
-        """Do one training; what it goes on from when interrupted lies at :meth:`work`."""
+        """Run one training; its state for resuming is kept at :meth:`work`."""
 
     def work(self, key: str) -> Path:
-        """Return where a training keeps its state and its weights, without suffix."""
+        """Return the path of a training's state and weights, without suffix."""
         return self.folder / "models" / key
 
     def done(self) -> list[RunRecord]:
-        """Return the runs that are there, in the order of the trainings.
+        """Return the finished runs, in the order of the trainings.
 
         Raises
         ------
         InputError
-            If the folder holds runs of other data or settings under the same names.
+            If the folder has runs of other data or settings under the same names.
         """
         runs = read_runs(self.folder)
         found = (find_run(runs, key_of(c.row(), c.seed), self.identity, self.folder) for c in self.cells())
         return [run for run in found if run is not None]
 
     def run(self) -> list[RunRecord]:
-        """Train what is missing and return all runs.
+        """Run the missing trainings and return all runs.
 
         Raises
         ------
         InputError
-            As :meth:`done`.
+            See :meth:`done`.
         TrainingError, TrainingInterruptedError
-            As :func:`landprior.implicit.training.fit`; what was finished stays.
+            See :func:`landprior.implicit.training.fit`; finished runs are kept.
         """
         done = {run.key for run in self.done()}
         cells = self.cells()
@@ -101,16 +101,16 @@ class Runner(ABC, Generic[C]):
 
 
 def write_predictions(path: Path, trained: Trained, data: ImageSplits, prior: Tensor | None = None) -> None:
-    """Write the probabilities of every image as CSV, whole or not at all.
+    """Write the probabilities of every image as CSV, atomically.
 
     Parameters
     ----------
     path
-        The file.
+        The file to write.
     trained, data
-        The network, and the images.
+        The network and the images.
     prior
-        Of the training images, (N, C): then theirs are r; else, as those of test images, q.
+        Prior of the training images, (N, C): if given, their probabilities are r; otherwise, and for test images, q.
     """
     classes = data.train.classes
     make_folder(path.parent)

@@ -1,4 +1,4 @@
-"""How networks are trained on small images. Imports no torch, so that help is quick."""
+"""Settings of training on small images. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ FILTERS = 34
 """Channels of each convolution: 33,024 parameters for digits of 28 x 28 px, 33,636 for photographs of 32 x 32."""
 
 REMEMBERED = 256.0
-"""Images that a running marginal remembers: as many as a batch has that needs none. A longer memory lags behind a
-network that changes fast, and RQ then runs away from it (``docs/weak-labels/partial-labels.md``)."""
+"""Memory of a running marginal in images: as many as in a batch that does not need one. A longer memory lags behind a
+fast-changing network, and RQ then diverges (``docs/weak-labels/partial-labels.md``)."""
 
 RATE = 2e-3
-"""Learning rate of a batch of :data:`RATED` images; smaller ones have less, by the square root of their size, as
+"""Learning rate for batches of :data:`RATED` images; for smaller ones it scales with the square root of their size, as
 their gradients are noisier."""
 
 RATED = 256
 
 
 class ImageSettings(BaseModel):
-    """What trainings on images have in common."""
+    """Settings common to all trainings on images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    batch_size: int = Field(256, ge=1, description="Number of images in a step.")
-    epochs: int = Field(16, ge=1, description="Number of times that every image is seen.")
+    batch_size: int = Field(256, ge=1, description="Number of images per step.")
+    epochs: int = Field(16, ge=1, description="Number of passes over the images.")
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of the optimiser.  [default: 0.002 for 256 images in a step, for fewer less by the "
+        description="Learning rate of the optimiser.  [default: 0.002 for 256 images per step, less for fewer by the "
         "square root]",
     )
     weight_decay: float = Field(1e-2, ge=0)
     schedule: Schedule = Field("cosine", description="Schedule of the learning rate.")
-    memory: float = Field(REMEMBERED, gt=0, description="Number of items that a running mean remembers, roughly.")
+    memory: float = Field(REMEMBERED, gt=0, description="Approximate number of items remembered by a running mean.")
     filters: int = Field(FILTERS, ge=1, description="Channels of the network's layers; fewer are faster.")
     held_out: float = Field(
         0.1, gt=0, lt=1, description="Share of the training items that is held out to choose the epoch."
@@ -47,7 +47,7 @@ class ImageSettings(BaseModel):
 
     @property
     def images(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return self.batch_size
 
     @property
@@ -61,16 +61,16 @@ class ImageSettings(BaseModel):
         Parameters
         ----------
         epoch_steps
-            Steps of an epoch.
+            Steps per epoch.
         loss
-            What is minimised.
+            Loss to minimise.
         marginal
-            Of the batch, or running.
+            Marginal: of the batch, or running.
 
         Returns
         -------
         TrainingSettings
-            Without warm-up.
+            Settings without a warm-up.
         """
         return TrainingSettings(
             loss=loss,

@@ -1,4 +1,4 @@
-"""A training on images, watched: by :func:`landprior.implicit.training.fit`, the epoch chosen without true labels."""
+"""Training on images with :func:`landprior.implicit.training.fit`, choosing the epoch without true labels."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 COLLAPSED = 99.5
-"""Percent of the held-out items in one class from which a network has collapsed."""
+"""Percent of the held-out items in one class above which a network has collapsed."""
 
 TEMPERATURES = tuple(10 ** (step / 16 - 2.5) for step in range(57))
-"""From 0.003 to 10 (cross-entropy's predictions are nearly flat), by which predictions are softened or sharpened before
+"""Temperatures from 0.003 to 10 (predictions of cross-entropy are nearly flat) that are applied to predictions before
 epochs are compared."""
 
 
@@ -48,17 +48,17 @@ class Trained:
     Parameters
     ----------
     network
-        Of the epoch chosen.
+        Network at the chosen epoch.
     standardise
-        What its input goes through.
+        Standardisation of its input.
     looks
-        After every epoch.
+        Metrics after every epoch.
     chosen
-        The epoch, from 1.
+        The chosen epoch, from 1.
     items
-        How many items were fitted.
+        Number of items fitted.
     seconds
-        Since the (last) start.
+        Duration since the (last) start.
     """
 
     network: nn.Module
@@ -70,7 +70,7 @@ class Trained:
 
     @property
     def top_share(self) -> float:
-        """Percent of the held-out items in the most frequent class, at the epoch chosen."""
+        """Percent of the held-out items in the most frequent class, at the chosen epoch."""
         return self.looks[self.chosen - 1].scores["top_share"]
 
 
@@ -100,33 +100,33 @@ def train_monitored(
     identity: str = "",
     progress: bool = False,
 ) -> Trained:
-    """Train a network in place, and give it the weights of the epoch that the judge likes best.
+    """Train a network in place, and restore the weights of the epoch with the judge's best score.
 
     Parameters
     ----------
     network, feed, loop, objective, fabric, progress
         See :func:`landprior.implicit.training.fit`.
     standardise
-        What the network's input goes through.
+        Standardisation of the network's input.
     judge, train, test, confusion
         See :class:`EpochMonitor`.
     items
-        How many items are fitted.
+        Number of items fitted.
     work
-        A path without suffix for what an interrupted training goes on from: ``.checkpoint`` and, which stays,
-        ``.safetensors`` with the weights of the epoch chosen. None: nothing is kept.
+        A path without suffix for the state of an interrupted training: ``.checkpoint``, and ``.safetensors``, which
+        is kept, with the weights at the chosen epoch. None: nothing is kept.
     identity
-        What the training is of.
+        Identifier of the training.
 
     Returns
     -------
     Trained
-        What happened, and which epoch was chosen.
+        The trained network, its metrics and the chosen epoch.
 
     Raises
     ------
     TrainingError, TrainingInterruptedError
-        As :func:`landprior.implicit.training.fit`.
+        See :func:`landprior.implicit.training.fit`.
     """
     start = time.perf_counter()
     monitor = EpochMonitor(
@@ -144,7 +144,7 @@ def train_monitored(
     if checkpoint is not None and checkpoint.is_file():
         monitor.resume()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # the loop judges by one batch, which may be of few items
+        warnings.simplefilter("ignore", CollapseWarning)  # the loop checks one batch, which may have few items
         history = fit(
             network,
             feed,
@@ -162,21 +162,21 @@ def train_monitored(
 
 
 def split_off(count: int, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split items at random into those to fit and those to choose the epoch with.
+    """Split items at random into those to fit and those for choosing the epoch.
 
     Parameters
     ----------
     count
-        Items in all.
+        Total number of items.
     share
-        To choose with, 0 to below 1; at least one item if it is over 0.
+        Share for choosing the epoch, from 0 to below 1; at least one item if above 0.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Returns
     -------
     tuple of Tensor
-        Positions, int64, each ascending.
+        Positions of both parts, int64, ascending.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
     order = torch.randperm(count, generator=generator)
@@ -194,12 +194,12 @@ def build_for(data: ImageSplits, *, filters: int, seed: int) -> SmoothedNetwork:
     filters
         Width of the network.
     seed
-        Of its weights.
+        Seed of its weights.
 
     Returns
     -------
     SmoothedNetwork
-        Gives log q, (N, C).
+        Network that predicts log q, (N, C).
     """
     _, bands, rows, columns = data.train.images.shape
     return build_image_network(

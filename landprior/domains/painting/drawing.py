@@ -1,4 +1,4 @@
-"""Priors drawn by hand: colours that stand for sets of allowed classes, or polygons with class weights."""
+"""Priors drawn by hand: colours that mark sets of allowed classes, or polygons with class weights."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SOFTNESS = 0.2
-"""Added to the weight of every class, those that are not allowed too, as the authors' example has it."""
+"""Constant added to the weight of every class, even excluded ones, as in the authors' example."""
 
 CLASS_FIELD, WEIGHT_FIELD = "class", "weight"
 _SHOWN = 8
-"""Colours that a message lists at most."""
+"""Maximum number of colours listed in a message."""
 
 
 @dataclass(frozen=True)
 class Palette:
-    """What the colours of a drawing stand for.
+    """The meaning of the colours of a drawing.
 
     Parameters
     ----------
     scheme
         The classes with their colours.
     sets
-        Further colours, (red, green, blue) -> positions of the classes allowed.
+        Additional colours, (red, green, blue) -> positions of the allowed classes.
     """
 
     scheme: ClassScheme
@@ -55,9 +55,9 @@ class Palette:
     def colours(self) -> dict[tuple[int, int, int], tuple[int, ...]]:
         """Return every colour with the classes it allows.
 
-        A class's own colour allows it alone. Colours add up as light does: where red is sky and green is ship,
-        yellow allows both, unless the sum is some set's or class's already or two sets have the same sum. White and
-        what is named by hand (:attr:`sets`) come first.
+        A class's own colour allows only that class. Colours add up like light: if red is sky and green is ship,
+        yellow allows both, unless the sum is already a class or set, or two sets have the same sum. White and
+        explicit sets (:attr:`sets`) take precedence.
         """
         found: dict[tuple[int, int, int], tuple[int, ...]] = {c.rgb: (i,) for i, c in enumerate(self.scheme.classes)}
         sums: dict[tuple[int, int, int], set[tuple[int, ...]]] = {}
@@ -72,17 +72,17 @@ class Palette:
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
-    """Turn ``#rrggbb``, or a name matplotlib knows, into red, green, blue.
+    """Turn ``#rrggbb``, or a name known to matplotlib, into red, green, blue.
 
     Raises
     ------
     ConfigError
-        If it is no colour.
+        If it is not a colour.
     """
     try:
         code = to_hex(text.strip())
     except ValueError as error:
-        msg = f"{text!r} is no colour; give #rrggbb or a name such as red"
+        msg = f"{text!r} is not a colour; give #rrggbb or a name such as red"
         raise ConfigError(msg) from error
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
@@ -93,19 +93,19 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = ()) -> Palette:
     Parameters
     ----------
     classes
-        ``"sky=#0000ff"`` or ``"sky"``, which takes the next of ten colours; in the order of the classes' codes, from 1.
+        ``"sky=#0000ff"`` or ``"sky"``, which gets the next of ten colours; the order defines the codes, from 1.
     sets
-        ``"#ffff00=sky|ship"``: what a further colour allows.
+        ``"#ffff00=sky|ship"``: the classes allowed by an additional colour.
 
     Returns
     -------
     Palette
-        Classes, and the colours that stand for sets of them.
+        The classes, and the colours of sets of classes.
 
     Raises
     ------
     ConfigError
-        If a colour is none, a name is twice there, or there are fewer than two classes.
+        If a colour is invalid, a name occurs twice, or there are fewer than two classes.
     SchemeError
         If a set names an unknown class.
     """
@@ -113,7 +113,7 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = ()) -> Palette:
     parts = [text.partition("=") for text in classes]
     names = [part[0].strip() for part in parts]
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-        msg = f"a drawing needs two classes or more, each with a name of its own, not {', '.join(names) or 'none'}"
+        msg = f"a drawing needs at least two classes with different names, not {', '.join(names) or 'none'}"
         raise ConfigError(msg)
     scheme = ClassScheme(
         name="drawn",
@@ -131,7 +131,7 @@ def make_palette(classes: Sequence[str], sets: Sequence[str] = ()) -> Palette:
         colour, _, allowed = text.partition("=")
         positions = tuple(scheme.index(part) for part in allowed.split("|") if part.strip())
         if not positions:
-            msg = f"{text!r} allows no class; give a colour and classes, as in '#ffff00=sky|ship'"
+            msg = f"{text!r} allows no classes; give a colour and classes, as in '#ffff00=sky|ship'"
             raise ConfigError(msg)
         found[parse_colour(colour)] = positions
     return Palette(scheme, found)
@@ -154,24 +154,24 @@ def read_drawing(
     palette
         The classes.
     grid
-        The image's.
+        Grid of the image.
     softness
-        Added to the weights, 0 or 1, of all classes; 0 rules out for good what is not allowed.
+        Constant added to the weights, 0 or 1, of all classes; 0 makes excluded classes impossible.
     pixels
-        Polygons are in pixels of the image even if it is georeferenced.
+        Read polygons in pixels even if the image is georeferenced.
 
     Returns
     -------
     ndarray of float32, shape (C, H, W)
-        Sums to 1.
+        The prior, which sums to 1.
 
     Raises
     ------
     MissingInputError, InputError, GridMismatchError, PriorError, SchemeError
-        If it is missing or does not fit.
+        If it is missing or does not match the image.
     """
     if not softness >= 0:
-        msg = f"the softness is added to weights, so it must be 0 or more, not {softness}"
+        msg = f"the softness must be 0 or more, as it is added to weights, not {softness}"
         raise PriorError(msg)
     if is_vector(path):
         weights = read_polygons(path, palette.scheme, grid, pixels=pixels)
@@ -182,30 +182,30 @@ def read_drawing(
 
 
 def read_colours(path: str | Path, palette: Palette, grid: Grid) -> NDArray[np.float32]:
-    """Read a picture whose colours stand for sets of classes (:meth:`Palette.colours`).
+    """Read a picture whose colours mark sets of classes (:meth:`Palette.colours`).
 
-    Clear pixels (alpha 0) and those of no data allow all classes.
+    Transparent pixels (alpha 0) and those without data allow all classes.
 
     Parameters
     ----------
     path
         The picture.
     palette
-        What colours stand for.
+        The meaning of the colours.
     grid
-        The image's.
+        Grid of the image.
 
     Returns
     -------
     ndarray of float32, shape (C, H, W)
-        1 where a class is allowed.
+        1 where a class is allowed, otherwise 0.
 
     Raises
     ------
     GridMismatchError
-        If its size is not the image's, or its place on the ground.
+        If its size or its place on the ground differs from the image's.
     SchemeError
-        If a colour stands for nothing.
+        If a colour has no meaning.
     """
     values, clear = _read_picture(path, grid)
     weights: NDArray[np.float32] = np.zeros((len(palette.scheme), *grid.shape), np.float32)
@@ -231,17 +231,17 @@ def read_colours(path: str | Path, palette: Palette, grid: Grid) -> NDArray[np.f
 
 
 def _read_picture(path: str | Path, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return red, green, blue, (3 or more, H, W), of a picture on the image's grid, and where it is clear, (H, W)."""
+    """Return the colours, (3 or more, H, W), of a picture on the image's grid, and its transparency, (H, W)."""
     with open_raster(path) as src:
         own = Grid.of(src)
         if own.shape != grid.shape:
             sizes = f"{own.width} x {own.height} px and the image {grid.width} x {grid.height}"
-            msg = f"{path} has {sizes}; a drawn prior is as large as its image: draw it on a copy of the image"
+            msg = f"{path} has {sizes}; a drawn prior must be as large as its image: draw it on a copy of the image"
             raise GridMismatchError(msg)
         if own.crs is not None and grid.crs is not None:
             require_same_grid(grid, own, names=("the image", str(path)))
         if src.dtypes[0] != "uint8":
-            msg = f"{path} holds {src.dtypes[0]} numbers; a drawn prior is a picture of 8 bits a band"
+            msg = f"{path} has {src.dtypes[0]} numbers; a drawn prior must be a picture with 8 bits per band"
             raise InputError(msg)
         values = np.asarray(read_window(src), dtype=np.uint8)
         table = src.colormap(1) if src.count == 1 and src.colorinterp[0].name == "palette" else None
@@ -271,8 +271,8 @@ def _describe_unknown(
     more = f" and {len(frequent) - _SHOWN} more" if len(frequent) > _SHOWN else ""
     named = ", ".join(f"{c.name} {c.colour}" for c in palette.scheme.classes)
     return (
-        f"{path} has colours that stand for no class, the first at row {row}, column {column}: {shown}{more}. "
-        f"The classes are {named}; draw without soft edges, save as PNG, or say what a colour allows: "
+        f"{path} has colours without a class, the first at row {row}, column {column}: {shown}{more}. "
+        f"The classes are {named}; draw without soft edges, save as PNG, or define the colour: "
         f"--set '#{int(there[frequent[0]]):06x}={'|'.join(palette.scheme.names[:2])}'"
     )
 
@@ -290,9 +290,9 @@ def list_colours(path: str | Path) -> list[str]:
 def read_polygons(path: str | Path, scheme: ClassScheme, grid: Grid, *, pixels: bool = False) -> NDArray[np.float32]:
     """Read polygons with class weights.
 
-    Each has either the attribute ``class`` (a name or code) and perhaps ``weight`` (1 by default), or an attribute for
-    some of the classes, by name, with its weight. Where polygons overlap the later one counts. Elsewhere all classes
-    have weight 1.
+    Each has either the attribute ``class`` (a name or code) and optionally ``weight`` (1 by default), or an attribute
+    for some of the classes, by name, with its weight. Where polygons overlap, the later one is used. Elsewhere all
+    classes have weight 1.
 
     Parameters
     ----------
@@ -301,10 +301,10 @@ def read_polygons(path: str | Path, scheme: ClassScheme, grid: Grid, *, pixels: 
     scheme
         The classes.
     grid
-        The image's. If it has no CRS, or ``pixels``, coordinates are pixels: x to the right, y down, from the upper
-        left corner; otherwise they are in the file's CRS (GeoJSON: degrees).
+        Grid of the image. If it has no CRS, or ``pixels``, coordinates are pixels: x to the right, y down, from the
+        upper left corner; otherwise they are in the file's CRS (GeoJSON: degrees).
     pixels
-        Coordinates are pixels, whatever the file says.
+        Read coordinates as pixels, whatever the file's CRS.
 
     Returns
     -------
@@ -315,9 +315,9 @@ def read_polygons(path: str | Path, scheme: ClassScheme, grid: Grid, *, pixels: 
     MissingInputError, InputError
         If it cannot be read, or no polygon lies on the image.
     SchemeError
-        If it names an unknown class.
+        If it has an unknown class.
     PriorError
-        If a weight is negative or no number.
+        If a weight is negative or not a number.
     """
     plain = pixels or grid.crs is None
     place = Grid(crs=None, transform=Affine.identity(), height=grid.height, width=grid.width) if plain else grid
@@ -343,7 +343,7 @@ def list_classes(path: str | Path) -> list[str]:
 def _where(frame: GeoDataFrame, *, plain: bool) -> str:
     if plain:
         return "pixels, x to the right and y down"
-    return f"in {frame.crs.name if frame.crs is not None else 'the CRS it says'} (for pixels give --pixels)"
+    return f"in {frame.crs.name if frame.crs is not None else 'its own CRS'} (for pixels give --pixels)"
 
 
 def _weigh(row: Mapping[object, object], scheme: ClassScheme, where: str) -> NDArray[np.float32]:
@@ -363,11 +363,11 @@ def _weigh(row: Mapping[object, object], scheme: ClassScheme, where: str) -> NDA
         except (TypeError, ValueError):
             number = math.nan
         if not 0 <= number < math.inf:
-            msg = f"{where}: the weight {value!r} of {scheme.names[index]} is no number from 0"
+            msg = f"{where}: the weight {value!r} of {scheme.names[index]} is not a number from 0"
             raise PriorError(msg)
         found[index] = number
     if not found.sum():
-        msg = f"{where}: all its weights are 0; one class at least must be allowed"
+        msg = f"{where}: all its weights are 0; at least one class must be allowed"
         raise PriorError(msg)
     return found
 
@@ -380,7 +380,7 @@ def _missing(value: object) -> bool:
 def write_prior(
     path: str | Path, prior: NDArray[np.float32], palette: Palette, grid: Grid, *, overwrite: bool = False
 ) -> Path:
-    """Write a prior as a raster that ``train`` and ``predict --posterior`` take.
+    """Write a prior as a raster for ``train`` and ``predict --posterior``.
 
     Parameters
     ----------
@@ -389,11 +389,11 @@ def write_prior(
     prior
         Shape (C, H, W).
     palette
-        Its classes.
+        Palette with its classes.
     grid
-        The image's.
+        Grid of the image.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Returns
     -------

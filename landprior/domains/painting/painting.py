@@ -1,4 +1,4 @@
-"""From pictures and drawn priors to parts: one model each or one for all, maps of q and r, pictures of them."""
+"""Finding parts of pictures from drawn priors: one model each or one for all, maps of q and r, and figures."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 MODEL, CLASSES = "model.safetensors", "classes.tif"
 LOSS = "rq"
-"""What the paper's pictures are made with."""
+"""Loss of the paper's pictures."""
 
 WARMUP: Warmup = "ce"
-"""A step of expectation-maximisation makes classes of equal size out of a drawing that says little of most places."""
+"""Warm-up without expectation-maximisation, which makes classes equally large if a drawing is vague in most places."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Picture:
     Parameters
     ----------
     image
-        Whatever rasterio reads: PNG, JPEG, GeoTIFF.
+        Any format rasterio reads: PNG, JPEG, GeoTIFF.
     prior
-        Its drawn prior; None where a model made from others is applied.
+        Its drawn prior; None if an existing model is applied.
     """
 
     image: Path
@@ -59,13 +59,13 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """What its results are called."""
+        """Name of its results."""
         return self.image.stem
 
 
 @dataclass(frozen=True)
 class Painted:
-    """Where the results of a picture are; r and prior are None where there was no prior."""
+    """Paths of the results of a picture; r and prior are None without a prior."""
 
     folder: Path
     classes: Path
@@ -90,26 +90,26 @@ def paint(
     options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> list[Painted]:
-    """Find the parts of pictures from priors drawn by hand, or with a model made so.
+    """Find the parts of pictures from priors drawn by hand, or with a model trained in this way.
 
     Parameters
     ----------
     pictures
-        Each needs a prior, unless ``model`` is given.
+        The pictures; each needs a prior unless ``model`` is given.
     output
-        A folder. Of each picture it gets a folder of its name: ``classes.tif`` (a COG), ``classes.png``, ``q.png``,
-        ``overlay.png``, and with a prior ``prior.tif``, ``prior.png``, ``r.png``, the classes then being those of r.
+        A folder, with a subfolder for each picture: ``classes.tif`` (a COG), ``classes.png``, ``q.png``,
+        ``overlay.png``, and with a prior ``prior.tif``, ``prior.png``, ``r.png``, with classes from r.
         Also ``legend.png`` and the model.
     palette
-        The classes and what colours of the priors stand for; of a model its own are taken.
+        The classes and the meaning of the priors' colours; with a model, its own are used.
     model
         A model file, or None to train.
     settings
-        By default the usual ones with RQ and a warm-up of cross-entropy alone.
+        Training settings; by default the usual ones with RQ and a warm-up of cross-entropy only.
     jointly
-        Train one model on all pictures, not one on each.
+        Train one model on all pictures instead of one per picture.
     position
-        The network sees where a pixel is, besides its colours.
+        Give the network the position of each pixel besides its colours.
     softness, pixels
         See :func:`landprior.domains.painting.drawing.read_drawing`.
     options
@@ -125,7 +125,7 @@ def paint(
     Raises
     ------
     InputError
-        If a prior is missing, two pictures have one name, or there are neither palette nor model.
+        If a prior is missing, two pictures have the same name, or neither palette nor model is given.
     GridMismatchError, SchemeError, PriorError, MissingInputError, OutputExistsError
         See :func:`landprior.domains.painting.drawing.read_drawing` and
         :func:`landprior.landcover.mapping.predict.predict`.
@@ -166,7 +166,7 @@ def paint(
 
 
 def _list_results(output: Path, folders: Sequence[Path], model: str | Path | None, options: MapOptions) -> list[Path]:
-    """Return what is written; a model that is given is not."""
+    """Return the files that are written; a given model is not."""
     names = (CLASSES, "q.png", "overlay.png", "prior.tif", "prior.png", "r.png")
     trained = () if model is not None else (MODEL,)
     found = [folder / name for folder in folders for name in (*names, *trained)]
@@ -179,16 +179,20 @@ def _usual() -> TileSettings:
 
 
 def _require_whole(pictures: Sequence[Picture], palette: Palette | None, model: str | Path | None) -> None:
-    """Refuse calls that lack something, before anything is computed."""
+    """Raise an error for incomplete calls, before anything is computed."""
     names = [picture.name for picture in pictures]
     twice = next((name for name in names if names.count(name) > 1), None)
     if not pictures or twice is not None:
-        msg = "there is no picture" if twice is None else f"two pictures are called {twice}; results go by that name"
+        msg = (
+            "there are no pictures"
+            if twice is None
+            else f"two pictures are named {twice}; results are stored under that name"
+        )
         raise InputError(msg)
     if model is not None:
         return
     if palette is None:
-        msg = "it is not said which classes there are: give a palette, or a model"
+        msg = "the classes are unknown: give a palette or a model"
         raise InputError(msg)
     bare = next((picture.image for picture in pictures if picture.prior is None), None)
     if bare is not None:
@@ -204,7 +208,7 @@ def _draw(
     softness: float,
     pixels: bool,
 ) -> list[Path | None]:
-    """Turn drawings into rasters; None where there is none."""
+    """Turn drawings into rasters; None where there are none."""
     found: list[Path | None] = []
     for picture, folder in zip(pictures, folders, strict=True):
         if picture.prior is None or palette is None:
@@ -233,7 +237,7 @@ def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, run: Ru
     checkpoint = checkpoint_of(path)
     with claiming(path):
         with warnings.catch_warnings():
-            # the verdict is for maps whose prior is measured; of a drawing one judges by eye
+            # the verdict is for measured priors; maps from drawings are judged by eye
             warnings.simplefilter("ignore", HarmWarning)
             model = train_best(tiles, settings, checkpoint=checkpoint, run=run)
         save_model(model, path, overwrite=True)

@@ -1,4 +1,4 @@
-"""Pictures of what was found: probabilities as colours, classes over the image, the legend."""
+"""Pictures of the results: probabilities as colours, classes over the image, and the legend."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 SIDE = 2048
-"""Pictures have at most so many pixels a side."""
+"""Maximum side of pictures, pixels."""
 
 OPACITY = 0.45
-"""Of the classes over the image."""
+"""Opacity of the classes over the image."""
 
 
 def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
@@ -35,9 +35,9 @@ def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
     path
         The picture to write.
     source
-        A raster with a band per class.
+        A raster with one band per class.
     scheme
-        The colours.
+        Scheme with the colours.
 
     Returns
     -------
@@ -57,9 +57,9 @@ def draw_overlay(path: Path, image: Path, classes: Path, scheme: ClassScheme) ->
     path
         The picture to write.
     image, classes
-        Rasters of one size.
+        Rasters of the same size.
     scheme
-        The colours.
+        Scheme with the colours.
 
     Returns
     -------

@@ -1,1 +1,1 @@
-"""Partial labels: of each item only a set of candidate classes is known [R section 4.1]."""
+"""Partial labels: only a set of candidate classes is known for each item [R section 4.1]."""

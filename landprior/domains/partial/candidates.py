@@ -1,4 +1,4 @@
-"""Candidate sets as priors: read from a table, or drawn as negative labels; hard zeros stay zeros."""
+"""Candidate sets as priors: read from a table, or drawn as negative labels; hard zeros are kept."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from landprior.domains.imagery.images import LabelledImages
 
 _SETS = "candidates"
-"""The column, or the array of a ``.npz``, with the sets."""
+"""Name of the column, or of the array in a ``.npz``, with the sets."""
 
 _SEPARATOR = "|"
 
 
 def draw_negatives(labels: Tensor, classes: int, count: int, *, seed: int) -> Tensor:
-    """Draw negative labels: for each item some of the classes it is not, all wrong classes alike, none twice.
+    """Draw negative labels: for each item, distinct wrong classes with equal chances.
 
     Parameters
     ----------
     labels
         True classes, int64, (N,).
     classes
-        How many classes there are.
+        Number of classes.
     count
-        Negative labels an item, 1 to classes - 1 (then only the true class is left).
+        Negative labels per item, from 1 to classes - 1 (which leaves only the true class).
     seed
-        Of the draw. The labels drawn for a larger ``count`` include those for a smaller.
+        Seed of the draw. The labels drawn for a larger ``count`` include those for a smaller one.
 
     Returns
     -------
     Tensor
-        The prior, float32, (N, classes): uniform over the classes that are left.
+        The prior, float32, (N, classes): uniform over the remaining classes.
 
     Raises
     ------
     InputError
-        If the count does not fit, or a label is not known.
+        If the count is out of range, or a label is unknown.
     """
     if not 1 <= count < classes:
-        msg = f"{count} negative labels an item cannot be drawn of {classes} classes; give 1 to {classes - 1}"
+        msg = f"{count} negative labels per item cannot be drawn from {classes} classes; give 1 to {classes - 1}"
         raise InputError(msg)
     if bool((labels == UNKNOWN).any()):
-        msg = "negative labels are drawn from true labels, and some are not known; give candidate sets (--candidates)"
+        msg = "negative labels are drawn from true labels, but some are unknown; give candidate sets (--candidates)"
         raise InputError(msg)
     generator = torch.Generator().manual_seed(derive_seed(seed, "negative labels"))
     keys = torch.rand((len(labels), classes), generator=generator, dtype=torch.float64)
@@ -72,8 +72,8 @@ def read_candidates(path: str | Path, images: LabelledImages) -> Tensor:
     Parameters
     ----------
     path
-        A CSV, with a column ``file`` (the items' names) or ``item`` (their positions from 0), and either a column
-        ``candidates`` ("cat|dog") or one column a class (a weight; 0 rules it out). Or a ``.npz`` with ``candidates``,
+        A CSV with a column ``file`` (names of items) or ``item`` (positions from 0), and either a column
+        ``candidates`` ("cat|dog") or one column per class (a weight; 0 excludes it). Or a ``.npz`` with ``candidates``,
         (N, C), in the items' order.
     images
         The items; each needs a row.
@@ -81,22 +81,22 @@ def read_candidates(path: str | Path, images: LabelledImages) -> Tensor:
     Returns
     -------
     Tensor
-        The prior, float32, (N, C), normalised; classes ruled out stay exactly 0.
+        The prior, float32, (N, C), normalised; excluded classes stay exactly 0.
 
     Raises
     ------
     MissingInputError, RasterReadError
-        If the file is not there or damaged.
+        If the file does not exist or is damaged.
     InputError
-        If items or classes are unknown, twice there or missing.
+        If items or classes are unknown, duplicated or missing.
     PriorError
-        If a set is empty or a weight is no non-negative number.
+        If a set is empty or a weight is not a non-negative number.
     """
     path = Path(path)
     if path.suffix == ".npz":
         arrays = read_arrays(path)
         if _SETS not in arrays:
-            msg = f"{path} holds {', '.join(arrays) or 'nothing'}; it must have {_SETS!r}, of items by classes"
+            msg = f"{path} contains {', '.join(arrays) or 'nothing'}; it must have {_SETS!r}, of items by classes"
             raise InputError(msg)
         weights = arrays[_SETS]
         if weights.shape != (len(images), len(images.classes)) or weights.dtype.kind not in "biuf":
@@ -112,7 +112,7 @@ def _read_csv(path: Path, images: LabelledImages) -> NDArray[np.float64]:
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("file", "item") if name in columns), None)
     if key is None:
-        msg = f"{path} has no rows, or no column 'file' or 'item' that says which item a row is of"
+        msg = f"{path} has no rows, or no column 'file' or 'item' that identifies the item of a row"
         raise InputError(msg)
     as_set = _SETS in columns
     missing = [name for name in images.classes if name not in columns]
@@ -127,7 +127,7 @@ def _read_csv(path: Path, images: LabelledImages) -> NDArray[np.float64]:
         place = f"{path}, line {row.line}"
         item = _find_item(row[key], where, len(images), place)
         if seen[item]:
-            msg = f"{place}: {row[key]} has a row already"
+            msg = f"{place}: {row[key]} already has a row"
             raise InputError(msg)
         seen[item] = True
         weights[item] = _parse_set(row[_SETS], positions, place) if as_set else _parse_weights(row, positions, place)
@@ -140,11 +140,11 @@ def _read_csv(path: Path, images: LabelledImages) -> NDArray[np.float64]:
 def _find_item(text: str, where: Mapping[str, int] | None, count: int, place: str) -> int:
     if where is not None:
         if text not in where:
-            msg = f"{place}: {text!r} is none of the images to train with"
+            msg = f"{place}: {text!r} is not among the training images"
             raise InputError(msg)
         return where[text]
     if re.fullmatch(r"\d{1,9}(\.0*)?", text.strip()) is None or float(text) >= count:
-        msg = f"{place}: the item {text!r} is no position from 0 to {count - 1}"
+        msg = f"{place}: the item {text!r} is not a position from 0 to {count - 1}"
         raise InputError(msg)
     return int(float(text))
 
@@ -153,7 +153,7 @@ def _parse_set(text: str, positions: Mapping[str, int], place: str) -> NDArray[n
     weights = np.zeros(len(positions))
     for name in (part.strip() for part in text.split(_SEPARATOR) if part.strip()):
         if name not in positions:
-            msg = f"{place}: {name!r} is none of the classes ({', '.join(positions)})"
+            msg = f"{place}: {name!r} is not among the classes ({', '.join(positions)})"
             raise InputError(msg)
         weights[positions[name]] = 1.0
     return weights
@@ -175,9 +175,9 @@ def normalise(weights: NDArray[np.float64], where: str | Path, names: tuple[str,
     weights
         Shape (N, C), at least 0.
     where
-        What they are called in an error.
+        Name of the weights in error messages.
     names
-        Of the items, for the same.
+        Names of the items, for error messages.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def normalise(weights: NDArray[np.float64], where: str | Path, names: tuple[str,
         raise PriorError(msg)
     total = weights.sum(1, keepdims=True)
     if not total.all():
-        msg = f"{where}: {names[int(np.argmin(total))]} has no candidate; each item needs at least one"
+        msg = f"{where}: {names[int(np.argmin(total))]} has no candidates; each item needs at least one"
         raise PriorError(msg)
     return torch.from_numpy(weights / total).float()
 
@@ -209,14 +209,14 @@ def thin_classes(labels: Tensor, shares: Mapping[int, float], *, seed: int) -> T
     labels
         Classes, int64, (N,).
     shares
-        Class -> share of its items that stays, over 0 to 1.
+        Class -> share of its items to keep, above 0 and at most 1.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Returns
     -------
     Tensor
-        Positions of the items that stay, int64, ascending.
+        Positions of the items kept, int64, ascending.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "thinning"))
     drawn = torch.rand(len(labels), generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""How networks are trained from candidate sets. Imports no torch, so that help is quick."""
+"""Settings of training from candidate sets. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from landprior.implicit.settings import IMPLICIT, TrainingSettings
 PartialLoss = Literal["rq", "qr-kl", "nll-union", "ce"]
 
 Denominator = Literal["batch", "running", "uniform"]
-"""What q is divided by in the posterior: the mean of q over the batch, a running mean, or nothing but a constant."""
+"""Denominator of the posterior: the mean of q over the batch, a running mean, or a constant."""
 
 
 class PartialSettings(ImageSettings):
-    """How a network is trained from candidate sets."""
+    """Settings of a training from candidate sets."""
 
     loss: PartialLoss = "rq"
     marginal: Denominator = "batch"
@@ -31,7 +31,7 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Sweep(BaseModel):
-    """What is trained. Marginals are for rq and qr-kl; the other losses have none."""
+    """The trainings of a sweep. Only rq and qr-kl use marginals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,15 +44,15 @@ class Sweep(BaseModel):
     negatives: tuple[AtLeastOne, ...] = Field(
         (1,), description="Number of wrong classes drawn for each image from its true label, instead of --candidates."
     )
-    batch_sizes: tuple[AtLeastOne, ...] = Field((256,), min_length=1, description="Number of images in a step.")
-    seeds: int = Field(1, ge=1, le=1000, description="Number of trainings of each kind, from different seeds.")
-    thin: dict[str, float] = Field({}, description="class -> share of its training items that stays")
+    batch_sizes: tuple[AtLeastOne, ...] = Field((256,), min_length=1, description="Number of images per step.")
+    seeds: int = Field(1, ge=1, le=1000, description="Number of trainings of each kind, with different seeds.")
+    thin: dict[str, float] = Field({}, description="class -> share of its training items to keep")
     training: PartialSettings = PartialSettings()
 
     @model_validator(mode="after")
     def _shares(self) -> Sweep:
         for name, share in self.thin.items():
             if not 0 < share <= 1:
-                msg = f"the share of {name} to keep must be over 0 and at most 1, not {share:g}"
+                msg = f"the share of {name} to keep must be above 0 and at most 1, not {share:g}"
                 raise ValueError(msg)
         return self

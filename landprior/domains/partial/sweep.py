@@ -1,4 +1,4 @@
-"""Sweeps: losses by marginals, numbers of negative labels, batch sizes, seeds; what is finished is not done again."""
+"""Sweeps over losses, marginals, numbers of negative labels, batch sizes and seeds; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Cell:
     seed: int
 
     def row(self) -> dict[str, str]:
-        """Return what the training is, but for its seed."""
+        """Return the configuration of the training, without its seed."""
         return {
             "loss": self.loss,
             "marginal": self.marginal if self.loss in IMPLICIT else "",
@@ -48,27 +48,27 @@ class Cell:
 
 
 class SweepRunner(Runner[Cell]):
-    """Runs the trainings of a sweep in a folder.
+    """Run the trainings of a sweep in a folder.
 
     Parameters
     ----------
     data
-        Images; those to test with, if there are any, have true labels.
+        Images; test images, if any, have true labels.
     sweep
-        What is trained.
+        The trainings.
     folder
-        Gets ``results.jsonl``, and ``models/`` with the weights of each training's epoch.
+        Folder for ``results.jsonl``, and ``models/`` with the weights at each training's chosen epoch.
     candidates
         Candidate sets of the training images, (N, C), see :func:`read_candidates`; None: negative labels are drawn.
     predictions
-        Also write ``predictions/``, a CSV for each training: q of every item and, for those with candidates, r.
+        Also write ``predictions/``, one CSV per training: q of every item and, for those with candidates, r.
     run
         See :class:`landprior.run.Run`.
 
     Raises
     ------
     InputError
-        If a class to thin is unknown, or labels are missing that are needed.
+        If a class to thin is unknown, or required labels are missing.
     """
 
     def __init__(
@@ -85,20 +85,20 @@ class SweepRunner(Runner[Cell]):
         self._candidates, self._run = candidates, run
         self._predictions = predictions
         if candidates is None and not sweep.negatives:
-            msg = "there are neither candidate sets nor a number of negative labels to draw"
+            msg = "give candidate sets or a number of negative labels to draw"
             raise InputError(msg)
         unknown = [name for name in sweep.thin if name not in data.train.classes]
         if unknown:
-            msg = f"{unknown[0]!r} is none of the classes to thin ({', '.join(data.train.classes)})"
+            msg = f"{unknown[0]!r} to thin is not among the classes ({', '.join(data.train.classes)})"
             raise InputError(msg)
         if sweep.thin and not data.train.known:
-            msg = "classes can be thinned only where the labels of all training images are known"
+            msg = "classes can be thinned only if the labels of all training images are known"
             raise InputError(msg)
         common = sweep.training.model_dump_json(exclude={"loss", "marginal", "batch_size", "seed"})
         super().__init__(folder, hashlib.sha256(f"{identify(data, candidates)}|{common}".encode()).hexdigest()[:16])
 
     def cells(self) -> list[Cell]:
-        """Return the trainings, in the order in which they are done: all with the first seed first."""
+        """Return the trainings, in the order in which they are run: all with the first seed first."""
         sweep = self.sweep
         thin = "+".join(f"{name}x{share:g}" for name, share in sweep.thin.items())
         negatives: tuple[int | None, ...] = (None,) if self._candidates is not None else sweep.negatives

@@ -1,4 +1,4 @@
-"""One network from candidate sets."""
+"""Training a network from candidate sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class CandidateFeed:
-    """Gives images and priors of a step; a pure function of it.
+    """Return the images and priors of a step; a pure function of the step.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class CandidateFeed:
     log_prior
         (N, C), on the device.
     items
-        Which of them are fitted.
+        Positions of the items to fit.
     standardise, batch_size, seed
         See :class:`ShuffledOrder`.
     """
@@ -68,7 +68,7 @@ class CandidateFeed:
 
 
 class FixedDenominator:
-    """An implicit loss whose denominator is the same for all classes, whatever the network says: for comparison.
+    """An implicit loss with the same constant denominator for all classes, for comparison.
 
     With candidates of equal weight RQ is then the likelihood of the union: r is q on the set, KL(r || q) = -log q(set).
     """
@@ -86,7 +86,7 @@ class FixedDenominator:
 
 
 class CandidateJudge:
-    """Scores a network on items held out, by their candidate sets alone.
+    """Score a network on held-out items by their candidate sets only.
 
     Parameters
     ----------
@@ -118,10 +118,10 @@ def judge_candidates(log_q: Tensor, log_prior: Tensor) -> dict[str, float]:
     -------
     dict of str to float
         ``evidence``: mean log sum_l p(l) q(l) / qbar(l), nats [R eq. 1, 2]. ``likelihood``: mean log sum_l p(l) q(l),
-        nats. ``ruled_out``: percent of items whose most probable class is no candidate. ``top_share``: percent of items
-        in the most frequent class. ``choice``: what the epoch is chosen by, the evidence of q^(1/T), normalised, at the
-        T of :data:`TEMPERATURES` at which it is largest. A network that goes on training becomes too sure of itself,
-        which lowers the evidence while more classes are right; T takes that out.
+        nats. ``ruled_out``: percent of items whose most probable class is not a candidate. ``top_share``: percent of
+        items in the most frequent class. ``choice``: the score for choosing the epoch, the evidence of normalised
+        q^(1/T) at the T of :data:`TEMPERATURES` that maximises it. With longer training a network becomes
+        overconfident, which lowers the evidence although more classes are correct; T compensates for this.
     """
     best = log_q.argmax(1)
     ruled_out = (log_prior.gather(1, best[:, None]) == -torch.inf).double().mean()
@@ -155,32 +155,32 @@ def train_partial(
     Parameters
     ----------
     data
-        Images. True labels are only counted, never fitted.
+        Images. True labels are used only for scores, never fitted.
     prior
-        Of each training image, float32, (N, C); zeros rule a class out.
+        Prior of each training image, float32, (N, C); zeros exclude a class.
     settings
         See :class:`PartialSettings`.
     items
-        Which of the training images there are, int64; None for all.
+        Positions of the training images to use, int64; None for all.
     work
-        A path without suffix for what an interrupted training goes on from: ``.checkpoint`` and, which stays,
-        ``.safetensors`` with the weights of the epoch chosen. None: nothing is kept.
+        A path without suffix for the state of an interrupted training: ``.checkpoint``, and ``.safetensors``, which
+        is kept, with the weights at the chosen epoch. None: nothing is kept.
     identity
-        What the training is of.
+        Identifier of the training.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     Trained
-        The network, and what happened.
+        The network and its metrics.
 
     Raises
     ------
     InputError
         If there are too few items.
     TrainingError, TrainingInterruptedError
-        As :func:`landprior.implicit.training.fit`.
+        See :func:`landprior.implicit.training.fit`.
     """
     if prior.shape != (len(data.train), len(data.train.classes)):
         wanted = (len(data.train), len(data.train.classes))
@@ -188,7 +188,7 @@ def train_partial(
         raise InputError(msg)
     items = torch.arange(len(data.train)) if items is None else items
     if len(items) < 2:
-        msg = f"{len(items)} images are too few to train with and to choose an epoch by"
+        msg = f"{len(items)} images are too few to train on and to choose an epoch with"
         raise InputError(msg)
     fabric = make_fabric(settings.precision, run.device)
     fitted, held = split_off(len(items), settings.held_out, seed=settings.seed)
@@ -224,7 +224,7 @@ def train_partial(
     )
     if trained.top_share > COLLAPSED and float(prior[items].mean(0).max()) < COLLAPSED / 100:
         msg = (
-            f"one class has {trained.top_share:.1f} % of the held-out items: the degenerate solution; "
+            f"one class has {trained.top_share:.1f} % of the held-out items: a collapsed solution; "
             "try --loss rq, another --seed"
         )
         warnings.warn(msg, CollapseWarning, stacklevel=2)

@@ -1,1 +1,1 @@
-"""Rankings: of pairs of items only is known which is the greater [R section 4.2]."""
+"""Rankings: only the order of the items in each pair is known [R section 4.2]."""

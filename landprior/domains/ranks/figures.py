@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from landprior.domains.imagery.records import EpochScores, RunRecord
 
 _PANELS = 6
-"""Matrices side by side, at most."""
+"""Maximum number of matrices side by side."""
 
 
 def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[str]) -> list[Path]:
@@ -24,16 +24,16 @@ def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[
     Parameters
     ----------
     folder
-        Where the pictures go.
+        Folder for the figures.
     runs
-        Those that are done.
+        Finished runs.
     classes
         Names of the ranks, ascending.
 
     Returns
     -------
     list of Path
-        The pictures.
+        Paths of the figures.
     """
     paths = []
     for run in runs:
@@ -48,7 +48,7 @@ def write_confusions(folder: Path, runs: Sequence[RunRecord], classes: Sequence[
 
 
 def choose_epochs(epochs: Sequence[EpochScores], chosen: int) -> list[EpochScores]:
-    """Return those after epochs 1, 2, 4, 8 and so on and the chosen one, the first few of them if there are more."""
+    """Return the looks after epochs 1, 2, 4, 8 and so on and after the chosen one, up to the maximum number."""
     there = [one for one in epochs if one.confusion is not None]
     early = [one for one in there if one.epoch & (one.epoch - 1) == 0 and one.epoch != chosen]
     last = [one for one in there if one.epoch == chosen]
@@ -61,9 +61,9 @@ def draw_confusions(path: Path, epochs: Sequence[EpochScores], classes: Sequence
     Parameters
     ----------
     path
-        The picture to write.
+        The figure to write.
     epochs
-        Each with its confusion matrix.
+        Looks with confusion matrices.
     classes
         Names of the ranks, ascending.
     """

@@ -1,4 +1,4 @@
-"""Pairs of items and what is said of them: drawn from true ranks, or read from a table."""
+"""Pairs of items and their relations: drawn from true ranks, or read from a table."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _MIRRORED = {"<=": ">=", "<": ">"}
 _ROUNDS = 100
-"""How often pairs are drawn again until enough are no ties."""
+"""Maximum number of redraws to get enough pairs without ties."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of items, the first never known to be the smaller.
+    """Pairs of items, ordered so that the first is never known to be smaller.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class Pairs:
         return len(self.first)
 
     def take(self, index: Tensor) -> Self:
-        """Return some of them."""
+        """Return some of the pairs."""
         return type(self)(self.first[index], self.second[index], self.relation[index])
 
 
 def draw_pairs(labels: Tensor, items: Tensor, count: int, *, ties: Ties, seed: int) -> Pairs:
-    """Draw pairs of different items at random, and put the greater first; ties stay in the order they are drawn in.
+    """Draw pairs of different items at random, with the greater first; ties keep the order of the draw.
 
     Parameters
     ----------
@@ -62,28 +62,28 @@ def draw_pairs(labels: Tensor, items: Tensor, count: int, *, ties: Ties, seed: i
     count
         Pairs to draw.
     ties
-        ``"excluded"``: no pair of equal rank is drawn, and the first is said to be greater; else greater or equal.
+        ``"excluded"``: no pairs of equal rank are drawn, and the relation is greater; otherwise it is greater or equal.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Returns
     -------
     Pairs
-        ``count`` of them.
+        ``count`` pairs.
 
     Raises
     ------
     InputError
-        If ranks are not known, or there are no two items to draw.
+        If ranks are unknown, or there are no two items to draw.
     """
     if len(items) < 2 or count < 1:
-        msg = f"{count} pairs of {len(items)} images cannot be drawn"
+        msg = f"{count} pairs cannot be drawn from {len(items)} images"
         raise InputError(msg)
     if bool((labels[items] == UNKNOWN).any()):
-        msg = "pairs are drawn from true ranks, and some are not known; give the pairs (--pairs)"
+        msg = "pairs are drawn from true ranks, but some are unknown; give the pairs (--pairs)"
         raise InputError(msg)
     if ties == "excluded" and bool((labels[items] == labels[items[0]]).all()):
-        msg = "all images have one rank, so that there are only ties"
+        msg = "all images have the same rank, so there are only ties"
         raise InputError(msg)
     generator = torch.Generator().manual_seed(derive_seed(seed, "pairs"))
     found: list[Tensor] = []
@@ -110,7 +110,7 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
     Parameters
     ----------
     path
-        Columns ``first`` and ``second``, names of items or positions from 0, and perhaps ``relation``, of first to
+        Columns ``first`` and ``second``, names of items or positions from 0, and optionally ``relation``, of first to
         second: >=, >, =, <, <=; by default >=.
     images
         The items.
@@ -118,12 +118,12 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
     Returns
     -------
     Pairs
-        In the order of the file.
+        Pairs in the order of the file.
 
     Raises
     ------
     MissingInputError, RasterReadError
-        If the file is not there or damaged.
+        If the file does not exist or is damaged.
     InputError
         If an item or a relation is unknown.
     """
@@ -144,7 +144,7 @@ def read_pairs(path: str | Path, images: LabelledImages) -> Pairs:
         if relation in _MIRRORED:
             one, other, relation = other, one, _MIRRORED[relation]
         if relation not in RELATIONS:
-            msg = f"{place}: the relation {relation!r} is none of >=, >, =, <, <="
+            msg = f"{place}: the relation {relation!r} is not one of >=, >, =, <, <="
             raise InputError(msg)
         found.append((one, other, RELATIONS.index(relation)))
     return Pairs(*torch.tensor(found, dtype=torch.int64).unbind(1))
@@ -156,5 +156,5 @@ def _find(text: str, where: Mapping[str, int], place: str) -> int:
         return where[text]
     if text.isdecimal() and int(text) < len(where):
         return int(text)
-    msg = f"{place}: {text!r} is none of the images to train with, nor a position from 0 to {len(where) - 1}"
+    msg = f"{place}: {text!r} is neither a training image nor a position from 0 to {len(where) - 1}"
     raise InputError(msg)

@@ -1,4 +1,4 @@
-"""The joint posterior of the classes of two items of which one is known to be the greater [R eq. 6]."""
+"""The joint posterior of the classes of two items whose order is known [R eq. 6]."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RELATIONS = (">=", ">", "=")
-"""What is said of a pair, first to second."""
+"""Relations of a pair, first to second."""
 
 
 def pair_priors(classes: int, ties: Ties = "included") -> Tensor:
@@ -27,9 +27,9 @@ def pair_priors(classes: int, ties: Ties = "included") -> Tensor:
     Parameters
     ----------
     classes
-        How many ordered classes there are; for ten, and ties included, the prior of ``>=`` is 55 times 1/55.
+        Number of ordered classes; for ten, with ties included, the prior of ``>=`` is 55 times 1/55.
     ties
-        What ``>=`` means for items of one class.
+        Meaning of ``>=`` for items of the same class.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def log_pair_posterior(
     log_marginal2: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Log of the joint posterior r(l1, l2) of pairs [R eq. 6].
+    """Return the log of the joint posterior r(l1, l2) of pairs [R eq. 6].
 
     It is proportional to p(l1, l2) q(l1 | x1) q(l2 | x2) / (Q1(l1) Q2(l2)).
 
@@ -61,11 +61,11 @@ def log_pair_posterior(
     log_q1, log_q2
         Log of q for the first and the second items, (N, C).
     log_prior
-        Log of the joint prior, (C, C) or (N, C, C); minus infinity where classes are excluded, which r keeps.
+        Log of the joint prior, (C, C) or (N, C, C); minus infinity for excluded classes, also in r.
     log_marginal1, log_marginal2
         Log of Q1 and Q2, (C,), means or sums; by default the means over this batch's first and second items.
     check
-        Look whether what is given are logs of probabilities (:mod:`landprior.implicit.checks`).
+        Check that the arguments are log-probabilities (:mod:`landprior.implicit.checks`).
 
     Returns
     -------
@@ -75,7 +75,7 @@ def log_pair_posterior(
     Raises
     ------
     ProbabilityError
-        If something is not a log of probabilities, or shapes do not fit.
+        If an argument is not a log-probability, or shapes do not match.
     """
     joint = log_pair_joint(
         log_q1, log_q2, log_prior, log_marginal1=log_marginal1, log_marginal2=log_marginal2, check=check
@@ -92,7 +92,7 @@ def log_pair_joint(
     log_marginal2: Tensor | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Log of the joint posterior but for its normalisation; its sum over classes is the evidence of a pair.
+    """Return the log of the unnormalised joint posterior; its sum over classes is the evidence of a pair.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def log_pair_joint(
     Returns
     -------
     Tensor
-        Shape (N, C, C): the first item's class, the second's.
+        Shape (N, C, C): classes of the first and of the second item.
 
     Raises
     ------
@@ -137,12 +137,12 @@ def _require_pairs(log_q1: Tensor, log_q2: Tensor, log_prior: Tensor) -> None:
 
 
 def pair_marginals(log_r: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C); minus infinity where all is 0.
+    """Return the log of both marginals of a joint posterior, (N, C, C), each (N, C); minus infinity if all are 0.
 
     Raises
     ------
     ProbabilityError
-        If ``log_r`` is not a log of joint probabilities, unless ``check`` is False.
+        If ``check`` is set and ``log_r`` is not a log of joint probabilities.
     """
     if check:
         if log_r.ndim != 3 or log_r.shape[1] != log_r.shape[2]:
@@ -162,7 +162,7 @@ def rank_loss(
     fit: Fit = "marginals",
     check: bool = True,
 ) -> Tensor:
-    """RQ of pairs: the mean of KL(r_1 || q_1) + KL(r_2 || q_2), r_1 and r_2 the marginals of r.
+    """Return RQ of pairs: the mean of KL(r_1 || q_1) + KL(r_2 || q_2), with r_1 and r_2 the marginals of r.
 
     Parameters
     ----------
@@ -190,14 +190,14 @@ def rank_loss(
 
 
 def _log_sum(log_r: Tensor, axis: int) -> Tensor:
-    """Log of the sum over an axis; where all is 0 the gradient is 0 (logsumexp's own is NaN)."""
+    """Return the log of the sum over an axis; if all terms are 0, the gradient is 0 (NaN with logsumexp)."""
     some = (log_r > -torch.inf).any(dim=axis)
     found = torch.logsumexp(torch.where(some.unsqueeze(axis), log_r, 0.0), dim=axis)
     return torch.where(some, found, -torch.inf)
 
 
 def _divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) per item; a class with a = 0 adds nothing, to the value or the gradient."""
+    """Return KL(a || b) per item; a class with a = 0 contributes nothing to value or gradient."""
     some = log_a > -torch.inf
     safe = torch.where(some, log_a, 0.0)
     return torch.where(some, safe.exp() * (safe - log_b), 0.0).sum(dim=1)

@@ -1,4 +1,4 @@
-"""How a network is trained from pairs. Imports no torch, so that help is quick."""
+"""Settings of training from pairs. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from landprior.domains.imagery.settings import ImageSettings
 from landprior.implicit.settings import Marginal  # noqa: TC001 - pydantic reads it
 
 Ties = Literal["included", "half", "excluded"]
-"""Of a pair whose first is said to be the greater or equal: items of one class are as likely as any pair of classes,
-half as likely (as they are if pairs are drawn at random and ties put in either order), or none."""
+"""Ties in pairs with the relation greater or equal: items of the same class are as likely as any pair of classes,
+half as likely (as in random pairs with ties in either order), or excluded."""
 
 Fit = Literal["marginals", "joint"]
-"""What is fitted: each q to its marginal of r, or their product to r (which is seen to stick)."""
+"""Objective: fit each q to its marginal of r, or their product to r (which tends to get stuck)."""
 
 Denominators = Literal["common", "own"]
-"""Of the posterior: the mean of q over first and second items together, or over each by itself.
+"""Denominator of the posterior: the mean of q over first and second items together, or separately.
 
-Both are fair for a network that is right: what items of a class look like does not depend on where in a pair they
-stand. But with their own the two halves of a batch need not agree on how frequent a class is, and digits stuck at 20
-to 40 %.
+Both are correct for an accurate network: the appearance of a class does not depend on its place in a pair. But if
+separate, the two halves of a batch need not agree on the frequency of a class, and digits got stuck at 20 to 40 %.
 """
 
 
 class RankSettings(ImageSettings):
-    """How a network is trained from pairs."""
+    """Settings of a training from pairs."""
 
     fit: Fit = Field(
         "marginals", description="Fit each q to its marginal of r, or both together to r (for comparison)."
@@ -40,16 +39,16 @@ class RankSettings(ImageSettings):
     )
     denominators: Denominators = Field(
         "common",
-        description="Images that this mean is taken over: all of the batch, or first and second ones apart (for "
+        description="Images over which this mean is taken: all of the batch, or first and second ones separately (for "
         "comparison).",
     )
     pairs: int | None = Field(
-        None, ge=1, description="Number of pairs to draw from true ranks.  [default: one for each image]"
+        None, ge=1, description="Number of pairs to draw from true ranks.  [default: one per image]"
     )
-    batch_size: int = Field(128, ge=1, description="Number of pairs in a step.")
-    epochs: int = Field(12, ge=1, description="Number of times that every pair is seen.")
+    batch_size: int = Field(128, ge=1, description="Number of pairs per step.")
+    epochs: int = Field(12, ge=1, description="Number of passes over the pairs.")
 
     @property
     def images(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return 2 * self.batch_size

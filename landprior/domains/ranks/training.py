@@ -1,4 +1,4 @@
-"""One network from pairs: each q is fitted to its marginal of the joint posterior [R eq. 6]."""
+"""Training a network from pairs: each q is fitted to its marginal of the joint posterior [R eq. 6]."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
 
 
 LEAST_PAIRS = 1_000
-"""Pairs drawn at least of the images held out, however few these are."""
+"""Minimum number of pairs drawn from the held-out images, however few these are."""
 
 
 class PairNetwork(nn.Module):
-    """A network with the running marginals that its objective needs, which a checkpoint then holds.
+    """A network with the running marginals of its objective, so that checkpoints include them.
 
     Parameters
     ----------
     body
-        Gives log q.
+        Network that predicts log q.
     classes
-        How many there are.
+        Number of classes.
     memory
-        Of the running marginals, items; None: there are none.
+        Memory of the running marginals in items; None: no running marginals.
     denominators
-        Whether there is one for all items, or one for first and one for second items.
+        Whether there is one marginal for all items, or one each for first and second items.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PairNetwork(nn.Module):
         return found
 
     def log_marginals(self, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log of Q1 and Q2, (C,), of log q of first items and then as many second ones."""
+        """Return the log of Q1 and Q2, (C,), from log q of first items followed by as many second ones."""
         parts = [log_q] if self.denominators == "common" else list(log_q.chunk(2))
         found = [
             self.marginals[i](q, check=False) if self.marginals else log_class_marginal(q, check=False)
@@ -95,7 +95,7 @@ class RankObjective:
     Parameters
     ----------
     network
-        Whose marginals are used.
+        Network whose marginals are used.
     log_priors
         Log of the joint prior by relation, (relations, C, C), on the device.
     how
@@ -106,7 +106,7 @@ class RankObjective:
         self._network, self._log_priors, self._fit = network, log_priors, how
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the loss; the first half of the output are the first items."""
+        """Return the loss; the first half of the output is for the first items."""
         one, two = output.chunk(2)
         log_marginal1, log_marginal2 = self._network.log_marginals(output)
         log_prior = self._log_priors[batch.extra["relation"]]
@@ -122,14 +122,14 @@ class RankObjective:
 
 
 class PairFeed:
-    """Gives images of the pairs of a step, first items before second ones; a pure function of it.
+    """Return the images of the pairs of a step, first items before second ones; a pure function of the step.
 
     Parameters
     ----------
     images
         uint8, (N, bands, H, W), on the device.
     pairs
-        Those that are fitted.
+        Pairs to fit.
     standardise, batch_size, seed
         See :class:`ShuffledOrder`; the batch size is in pairs.
     """
@@ -147,14 +147,14 @@ class PairFeed:
 
 
 class PairJudge:
-    """Scores a network on pairs held out, by their relations alone.
+    """Score a network on held-out pairs by their relations only.
 
     Parameters
     ----------
     images
         uint8, (N, bands, H, W), on the device.
     pairs
-        Those held out.
+        Held-out pairs.
     log_priors
         Log of the joint prior by relation, (relations, C, C), on the CPU.
     standardise
@@ -170,9 +170,9 @@ class PairJudge:
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Return the scores.
 
-        ``evidence``: mean log p(x1, x2), nats. ``ruled_out``: percent of pairs whose most probable classes the relation
-        excludes. ``top_share``: percent of items in the most frequent class. ``choice``: the evidence at the
-        temperature at which it is largest, see :func:`judge_candidates`.
+        ``evidence``: mean log p(x1, x2), nats. ``ruled_out``: percent of pairs whose most probable classes are excluded
+        by the relation. ``top_share``: percent of items in the most frequent class. ``choice``: the evidence at the
+        temperature that maximises it, see :func:`judge_candidates`.
         """
         log_q = predict_images(network, self._images, self._standardise)
         best = log_q.argmax(1)
@@ -210,7 +210,7 @@ def train_ranks(
     settings
         See :class:`RankSettings`.
     pairs
-        Of training images; None: drawn from their true ranks, those that choose the epoch among images held out.
+        Pairs of training images; None: drawn from true ranks, with those for choosing the epoch from held-out images.
     work, identity
         See :func:`landprior.domains.imagery.training.train_monitored`.
     run
@@ -219,14 +219,14 @@ def train_ranks(
     Returns
     -------
     Trained
-        The network, and what happened.
+        The network and its metrics.
 
     Raises
     ------
     InputError
-        If there are too few pairs, or ranks are not known and there are no pairs.
+        If there are too few pairs, or no pairs are given and ranks are unknown.
     TrainingError, TrainingInterruptedError
-        As :func:`landprior.implicit.training.fit`.
+        See :func:`landprior.implicit.training.fit`.
     """
     classes = len(data.train.classes)
     fabric = make_fabric(settings.precision, run.device)
@@ -260,17 +260,19 @@ def train_ranks(
         progress=run.progress,
     )
     if trained.top_share > COLLAPSED:
-        msg = f"one class has {trained.top_share:.1f} % of the images held out, degenerate; try another --seed"
+        msg = (
+            f"one class has {trained.top_share:.1f} % of the held-out images: a collapsed solution; try another --seed"
+        )
         warnings.warn(msg, CollapseWarning, stacklevel=2)
     return trained
 
 
 def _split(data: ImageSplits, settings: RankSettings, pairs: Pairs | None) -> tuple[Pairs, Pairs, Tensor]:
-    """Return pairs to fit, pairs to choose the epoch with, and the images whose accuracy is looked at."""
+    """Return pairs to fit, pairs to choose the epoch with, and the images whose accuracy is measured."""
     count = len(data.train)
     if pairs is not None:
         if len(pairs) < 2:
-            msg = f"{len(pairs)} pairs are too few to train with and to choose an epoch by"
+            msg = f"{len(pairs)} pairs are too few to train on and to choose an epoch with"
             raise InputError(msg)
         fitted, held = split_off(len(pairs), settings.held_out, seed=settings.seed)
         used = torch.unique(torch.cat([pairs.first[fitted], pairs.second[fitted]]))
@@ -298,7 +300,7 @@ class RankCell(BaseModel):
     seed: int
 
     def row(self) -> dict[str, str]:
-        """Return what the training is, but for its seed."""
+        """Return the configuration of the training, without its seed."""
         return {
             "loss": {"marginals": "ranks", "joint": "joint"}[self.fit],
             "marginal": self.marginal,
@@ -310,24 +312,24 @@ class RankCell(BaseModel):
 
 
 class RankRunner(Runner[RankCell]):
-    """Runs trainings from pairs in a folder.
+    """Run trainings from pairs in a folder.
 
     Parameters
     ----------
     data
-        Images; those to test with, if there are any, have true ranks.
+        Images; test images, if any, have true ranks.
     settings
-        What all trainings have in common.
+        Settings common to all trainings.
     folder
         See :class:`Runner`.
     fits, marginals, batch_sizes
-        What is varied.
+        Values to vary.
     seeds
-        Trainings of each.
+        Number of seeds for each.
     pairs
         See :func:`train_ranks`.
     predictions
-        Also write ``predictions/``, q of every image, a CSV for each training.
+        Also write ``predictions/``, q of every image, one CSV per training.
     run
         See :class:`landprior.run.Run`.
     """
@@ -358,7 +360,7 @@ class RankRunner(Runner[RankCell]):
         super().__init__(folder, digest.hexdigest()[:16])
 
     def cells(self) -> list[RankCell]:
-        """Return the trainings, in the order in which they are done: all with the first seed first."""
+        """Return the trainings, in the order in which they are run: all with the first seed first."""
         return [
             RankCell(
                 fit=how,
@@ -376,7 +378,7 @@ class RankRunner(Runner[RankCell]):
         ]
 
     def train(self, cell: RankCell, key: str) -> RunRecord:
-        """Train one of them."""
+        """Run one training of the sweep."""
         settings = self._settings.model_copy(
             update={
                 "fit": cell.fit,

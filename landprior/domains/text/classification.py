@@ -35,20 +35,20 @@ Which = Literal["q", "r"]
 """The network's probabilities, or the posterior's."""
 
 HOLD = 0.75
-"""Part of what the prior should say for the classes found, above what it says for any class, below which they have come
-loose from it."""
+"""Minimum agreement of the classes found with the prior, relative to that expected and above chance, below which they
+have drifted from it."""
 
 LEAST_INFORMATION = 0.25
-"""Part of the fine classes' entropy that a prior takes away, below which it is weak."""
+"""Share of the fine classes' entropy removed by a prior below which it is weak."""
 
 
 class SparseLinear(nn.Module):
-    """A linear layer over sparse rows; from zero weights, so that q is even and r the prior at the start.
+    """A linear layer over sparse rows; starts with zero weights, so that q is uniform and r is the prior.
 
     Parameters
     ----------
     features, classes
-        Columns in and out.
+        Input and output columns.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -63,14 +63,14 @@ class SparseLinear(nn.Module):
 
 
 class SparseRows:
-    """A sparse matrix on a device, rows of which are taken as sparse tensors.
+    """A sparse matrix on a device, whose rows are returned as sparse tensors.
 
     Parameters
     ----------
     matrix
-        Rows sorted, without duplicates.
+        Matrix with sorted rows without duplicates.
     device
-        Where it lies.
+        Device of the matrix.
     """
 
     def __init__(self, matrix: sparse.csr_matrix, device: torch.device | str = "cpu") -> None:
@@ -95,18 +95,18 @@ class SparseRows:
 
 
 class DocumentFeed:
-    """Gives the documents in an order that is another in every epoch: a function of (seed, step) alone.
+    """Return the documents in a different order every epoch; depends only on (seed, step).
 
     Parameters
     ----------
     rows
         The features, N rows.
     log_prior
-        On the same device, (N, C).
+        Log prior on the same device, (N, C).
     batch_size
-        At most; the batches of an epoch are as equal as can be, so that the last is not left with a few.
+        Maximum size; the batches of an epoch are as equal as possible, so that the last is not small.
     seed
-        Of the orders.
+        Seed of the orders.
     """
 
     def __init__(self, rows: SparseRows, log_prior: Tensor, *, batch_size: int, seed: int) -> None:
@@ -128,18 +128,18 @@ class DocumentFeed:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the prior says of a training, without labels; over documents with several classes below their label.
+    """Judgement of a training by its prior, without labels, over documents with several possible classes.
 
     Parameters
     ----------
     information
         See :func:`measure_information`.
     mean_prior
-        Mean probability that the prior gives the classes the network finds.
+        Mean probability of the predicted classes in the prior.
     expected
-        The same if they were drawn from the prior.
+        The same for classes drawn from the prior.
     chance
-        The same if the prior's rows were shuffled among the documents of a coarse label.
+        The same for the prior's rows shuffled within each coarse label.
     """
 
     information: float
@@ -149,18 +149,18 @@ class Judgement:
 
     @property
     def weak(self) -> bool:
-        """Whether the prior says little."""
+        """Whether the prior carries little information."""
         return self.information < LEAST_INFORMATION
 
     @property
     def loose(self) -> bool:
-        """Whether the classes that the network finds have little to do with the prior."""
+        """Whether the predicted classes have little relation to the prior."""
         return self.mean_prior - self.chance < HOLD * (self.expected - self.chance)
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What came of documents.
+    """Result of classifying documents.
 
     Parameters
     ----------
@@ -168,13 +168,13 @@ class Classification:
         The network's log-probabilities among the classes below each document's coarse label, (N, C); minus infinity
         elsewhere.
     log_r
-        The same of the posterior of network and prior [R eq. 3], with the class marginal over all documents.
+        Log-probabilities of the posterior of network and prior [R eq. 3], with the class marginal over all documents.
     loss
-        What was trained with.
+        Loss used in training.
     network
-        Gives log q of all classes, from :meth:`SparseRows.take`.
+        Network that predicts log q of all classes, from the rows of :meth:`SparseRows.take`.
     history, judgement
-        How it went.
+        History and judgement of the training.
     """
 
     log_q: NDArray[np.float32]
@@ -204,39 +204,39 @@ def classify(
     Parameters
     ----------
     features
-        Of :func:`landprior.domains.text.features.trigram_features`, (N, F).
+        Result of :func:`landprior.domains.text.features.trigram_features`, (N, F).
     prior
-        Of :mod:`landprior.domains.text.prior`, (N, C); zeros stay zeros.
+        Prior from :mod:`landprior.domains.text.prior`, (N, C); zeros stay zeros.
     documents, tree
-        Coarse labels and what lies below them; fine labels are not looked at.
+        Coarse labels and the fine classes below them; fine labels are not used.
     settings
         See :class:`TextSettings`.
     checkpoint
-        Where an interrupted run keeps its state; whoever calls removes it.
+        Path of the training state; the caller removes it.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     Classification
-        q, r, the classes found and what was judged.
+        q, r, the classes found and the judgement.
 
     Raises
     ------
     InputError
-        If shapes or settings do not fit.
+        If shapes or settings do not match.
 
     Warns
     -----
     HarmWarning
-        If the prior is weak, or the network has come loose from it.
+        If the prior is weak, or the network has drifted from it.
     CollapseWarning
         If (nearly) all documents get one class.
     """
     settings = settings or TextSettings()
     expected = (len(documents), len(tree.fine))
     if prior.shape != expected or features.shape[0] != len(documents):
-        msg = f"features {features.shape} and prior {prior.shape} do not fit {expected} (documents, fine classes)"
+        msg = f"features {features.shape} and prior {prior.shape} do not match {expected} (documents, fine classes)"
         raise InputError(msg)
     fabric = make_fabric("fp32", run.device)
     rows = SparseRows(features, fabric.device)
@@ -272,7 +272,7 @@ def classify(
 
 
 def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Documents, tree: Tree) -> Judgement:
-    """Judge classes found by what the prior says of them.
+    """Judge predicted classes by their probability in the prior.
 
     Parameters
     ----------
@@ -281,12 +281,12 @@ def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Docum
     found
         Class positions, shape (N,).
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
 
     Returns
     -------
     Judgement
-        Of the documents whose coarse label leaves several classes.
+        Judgement over the documents whose coarse label has several classes.
     """
     own, means, rows = _select_ambiguous(prior, documents, tree)
     if not len(rows):
@@ -301,19 +301,19 @@ def judge(prior: NDArray[np.float64], found: NDArray[np.int64], documents: Docum
 
 
 def measure_information(prior: NDArray[np.float64], documents: Documents, tree: Tree) -> float:
-    """Measure the part of the fine classes' entropy, given the coarse label, that a prior takes away.
+    """Measure the share of the fine classes' entropy, given the coarse label, that a prior removes.
 
     Parameters
     ----------
     prior
         Shape (N, C); rows sum to one.
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
 
     Returns
     -------
     float
-        0 for a prior that says the same of all documents of a coarse label, 1 for one that is sure.
+        0 for a prior that is equal for all documents of a coarse label, 1 for a certain one.
     """
     own, means, rows = _select_ambiguous(prior, documents, tree)
     if not len(rows):
@@ -325,7 +325,7 @@ def measure_information(prior: NDArray[np.float64], documents: Documents, tree: 
 def _select_ambiguous(
     prior: NDArray[np.float64], documents: Documents, tree: Tree
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return the prior and its mean over a coarse label where that has several classes, and which rows these are."""
+    """Return the prior and its mean per coarse label, for labels with several classes, and the rows of these."""
     means = np.zeros_like(prior)
     for label in np.unique(documents.coarse):
         mine = documents.coarse == label
@@ -338,16 +338,16 @@ def _warn(judgement: Judgement, settings: TextSettings) -> None:
     if judgement.loose:
         more = "" if settings.loss not in IMPLICIT else "; try more --warmup-epochs, or --loss ce"
         warnings.warn(
-            f"the network has come loose from the prior, which gives its classes {judgement.mean_prior:.2f} on average "
-            f"where {judgement.expected:.2f} would be right and {judgement.chance:.2f} chance: classes may have "
+            f"the network has drifted from the prior, which gives its classes {judgement.mean_prior:.2f} on average "
+            f"(expected {judgement.expected:.2f}, by chance {judgement.chance:.2f}): classes may have "
             f"changed places{more}",
             HarmWarning,
             stacklevel=3,
         )
     if judgement.weak:
         warnings.warn(
-            f"the prior is weak: it takes away {judgement.information:.0%} of the fine classes' entropy; without a "
-            "warm-up rq was seen to go wrong with such. Compare with --loss ce, and look at some documents",
+            f"the prior is weak: it removes {judgement.information:.0%} of the fine classes' entropy; without a "
+            "warm-up rq can fail with such priors. Compare with --loss ce, and check some documents",
             HarmWarning,
             stacklevel=3,
         )

@@ -1,11 +1,11 @@
-"""Documents with coarse labels, and the tree that says which fine classes lie below each.
+"""Documents with coarse labels, and the tree of fine classes below each.
 
 A tree is a JSON or YAML file in one of two forms::
 
     {"sports": ["hockey", "tennis"], "arts": {"dance": "ballet and dance", "music": "music"}}
     {"coarse_of": {"hockey": "sports", ...}, "name_of": {"hockey": "ice hockey", ...}}
 
-The names, by default the labels themselves, are what a language model is asked for.
+The names, by default the labels themselves, are scored by a language model.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_TEXT, DEFAULT_COARSE, DEFAULT_FINE, DEFAULT_ID = "text", "coarse", "fine", "id"
-"""Names of the columns unless others are given."""
+"""Default names of the columns."""
 
 UNKNOWN = -1
-"""Position of a fine label that is not given."""
+"""Position of a missing fine label."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Which fine classes lie below which coarse label.
+    """The fine classes below each coarse label.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ class Tree:
     fine
         The fine classes; probabilities have them along axis 1, in this order.
     parent
-        For each fine class the position of its coarse label, shape (fine,).
+        Position of the coarse label of each fine class, shape (fine,).
     names
-        For each fine class what a language model is asked for.
+        Name of each fine class for a language model.
     """
 
     coarse: tuple[str, ...]
@@ -74,7 +74,7 @@ class Documents:
     coarse
         Position of the coarse label in the tree, shape (N,).
     fine
-        Position of the fine label, :data:`UNKNOWN` where it is not given, shape (N,); None if there are none.
+        Position of the fine label, :data:`UNKNOWN` if missing, shape (N,); None if there are none.
     ids
         Names of the documents; None if the file has none.
     where
@@ -107,7 +107,7 @@ class Documents:
 
 
 def make_tree(coarse_of: Mapping[str, str], name_of: Mapping[str, str] | None = None) -> Tree:
-    """Make a tree of the coarse label of every fine class, in the order given."""
+    """Make a tree from the coarse label of every fine class, in the given order."""
     coarse = tuple(dict.fromkeys(coarse_of.values()))
     names = name_of or {}
     return Tree(
@@ -124,14 +124,14 @@ def read_tree(path: str | Path) -> Tree:
     Raises
     ------
     MissingInputError
-        If the file is not there.
+        If the file does not exist.
     ConfigError
         If it has neither of the two forms, or a fine class lies below two coarse labels.
     """
     path = Path(path)
     content = _parse(path)
     if not isinstance(content, dict) or not content:
-        msg = f"{path} is no tree; write {{coarse: [fine, ...], ...}}"
+        msg = f"{path} is not a tree; write {{coarse: [fine, ...], ...}}"
         raise ConfigError(msg)
     if "coarse_of" in content:
         coarse_of = _texts(content["coarse_of"], path, "coarse_of")
@@ -140,10 +140,10 @@ def read_tree(path: str | Path) -> Tree:
         coarse_of, name_of = _invert(content, path)
     strange = [fine for fine in name_of if fine not in coarse_of]
     if strange:
-        msg = f"{path}: name_of has {strange[0]!r}, which coarse_of does not have"
+        msg = f"{path}: name_of has {strange[0]!r}, which is not in coarse_of"
         raise ConfigError(msg)
     if len(coarse_of) < 2:
-        msg = f"{path}: a tree needs two fine classes or more, this one has {len(coarse_of)}"
+        msg = f"{path}: a tree needs at least two fine classes, this one has {len(coarse_of)}"
         raise ConfigError(msg)
     return make_tree(coarse_of, name_of)
 
@@ -161,11 +161,11 @@ def _parse(path: Path) -> object:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON, in which no key may be twice."""
+    """Return a JSON object after checking that no key occurs twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            msg = f"{key!r} is there twice"
+            msg = f"{key!r} occurs twice"
             raise ValueError(msg)
         found[key] = value
     return found
@@ -178,7 +178,7 @@ def _texts(content: object, path: Path, what: str) -> dict[str, str]:
     for key, value in content.items():
         for part in (key, value):
             if not isinstance(part, str) or not part.strip():
-                msg = f"{path}: {part!r} in {what} is no text; put it in quotes"
+                msg = f"{path}: {part!r} in {what} is not text; put it in quotes"
                 raise ConfigError(msg)
     return dict(content)
 
@@ -194,7 +194,7 @@ def _invert(content: dict[Any, Any], path: Path) -> tuple[dict[str, str], dict[s
         named = below if isinstance(below, dict) else {fine: fine for fine in below if isinstance(fine, str)}
         if len(named) != len(below):
             strange = [fine for fine in below if not isinstance(fine, str)] or ["the same class"]
-            msg = f"{path}: below {coarse!r} is {strange[0]!r}, no text or twice; put numbers and yes/no in quotes"
+            msg = f"{path}: below {coarse!r}, {strange[0]!r} is not text or is twice there; quote numbers and yes/no"
             raise ConfigError(msg)
         for fine, name in _texts(named, path, str(coarse)).items():
             if fine in coarse_of:
@@ -219,30 +219,30 @@ def read_documents(
     Parameters
     ----------
     path
-        ``.csv`` (however Excel wrote it: :mod:`landprior.sources.tables`), ``.jsonl`` or ``.ndjson`` in UTF-8, each
-        also ``.gz``.
+        ``.csv`` (in any form written by Excel: :mod:`landprior.sources.tables`), ``.jsonl`` or ``.ndjson`` in UTF-8,
+        each also ``.gz``.
     tree
-        The labels there may be.
+        The tree of possible labels.
     text
-        Columns of the text; of several, those that are not empty are joined by ". ".
+        Columns of the text; several are joined by ". ", without empty ones.
     coarse
         Column of the coarse label.
     fine
-        Column of the fine label, empty where it is not known; by default ``fine``, if it is there.
+        Column of the fine label, empty if unknown; by default ``fine``, if it exists.
     identity
-        Column of the document's name; by default ``id``, if it is there.
+        Column of the document's name; by default ``id``, if it exists.
 
     Returns
     -------
     Documents
-        In the order of the file.
+        Documents in the order of the file.
 
     Raises
     ------
     MissingInputError
-        If the file is not there.
+        If the file does not exist.
     InputError
-        If it cannot be read, or a line is not as it should be; the message says which line.
+        If it cannot be read, or a line is invalid; the message names the line.
     """
     path = Path(path)
     texts: list[str] = []
@@ -267,7 +267,7 @@ def read_documents(
         if with_ids:
             name = _value(row, identity or DEFAULT_ID, where)
             if name in ids:
-                msg = f"{where}: {identity or DEFAULT_ID} {name!r} is there already, on line {ids[name]}"
+                msg = f"{where}: {identity or DEFAULT_ID} {name!r} already occurs on line {ids[name]}"
                 raise InputError(msg)
             ids[name] = number
     if not texts:
@@ -293,7 +293,7 @@ def _value(row: Mapping[str, Any], column: str, where: str) -> str:
         raise InputError(msg)
     value = row[column]
     if value is not None and not isinstance(value, str | int | float):
-        msg = f"{where}: {column} is no text but {type(value).__name__}"
+        msg = f"{where}: {column} is not text but {type(value).__name__}"
         raise InputError(msg)
     return "" if value is None else str(value).strip()
 
@@ -320,12 +320,12 @@ def _fine(label: str, coarse: str, tree: Tree, below: Mapping[str, int], where: 
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give line number and columns of every record; those of a CSV are found in any case of letters."""
+    """Yield line number and columns of every record; CSV columns are matched regardless of case."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if packed else suffixes)[-1:]
     if not kind or kind[0] not in (".csv", ".jsonl", ".ndjson"):
-        msg = f"{path}: documents are read from .csv, .jsonl or .ndjson, each also .gz"
+        msg = f"{path}: documents must be .csv, .jsonl or .ndjson, optionally with .gz"
         raise InputError(msg)
     check_file(path)
     try:
@@ -377,9 +377,9 @@ def _jsonl_rows(stream: IO[str], path: Path) -> Iterator[tuple[int, dict[str, An
         try:
             row = json.loads(line)
         except ValueError as error:
-            msg = f"{path}, line {number} is no JSON ({error})"
+            msg = f"{path}, line {number} is not JSON ({error})"
             raise InputError(msg) from error
         if not isinstance(row, dict):
-            msg = f"{path}, line {number} is no JSON object"
+            msg = f"{path}, line {number} is not a JSON object"
             raise InputError(msg)
         yield number, row

@@ -1,7 +1,7 @@
 """Counts of alphabetic trigrams, 26^3 = 17,576 of them [R, text experiment], and their weights.
 
-Letters are those of a to z, upper or lower case; accents are taken off (é is e). Trigrams lie within words: anything
-else than a letter ends one. The weights are (1 + log count) log((1 + N) / (1 + documents with it)), each document
+Letters are those of a to z, upper or lower case; accents are removed (é is e). Trigrams lie within words: anything
+other than a letter ends a word. The weights are (1 + log count) log((1 + N) / (1 + documents with it)), each document
 scaled to length 1. Both were chosen on the coarse labels of a training split (``docs/weak-labels/text.md``).
 """
 
@@ -22,7 +22,7 @@ TRIGRAMS = LETTERS**3
 """Columns; that of "abc" is (0 * 26 + 1) * 26 + 2."""
 
 _CHUNK = 1 << 24
-"""Characters that are counted at a time."""
+"""Number of characters counted at a time."""
 
 _LETTER = np.full(256, LETTERS, dtype=np.uint8)
 _LETTER[ord("a") : ord("z") + 1] = _LETTER[ord("A") : ord("Z") + 1] = np.arange(LETTERS)
@@ -41,7 +41,7 @@ def count_trigrams(texts: Sequence[str]) -> sparse.csr_matrix:
     Returns
     -------
     scipy.sparse.csr_matrix, shape (N, 17576), float32
-        Sorted, without duplicates.
+        Counts, sorted, without duplicates.
     """
     parts = [_count(chunk) for chunk in _chunks([_to_ascii(text) for text in texts])]
     if not parts:
@@ -50,7 +50,7 @@ def count_trigrams(texts: Sequence[str]) -> sparse.csr_matrix:
 
 
 def weigh_trigrams(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Weigh counts, see the module; a document without any trigram stays zero.
+    """Weight counts as described in the module docstring; a document without trigrams stays zero.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def weigh_trigrams(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     Returns
     -------
     scipy.sparse.csr_matrix, shape (N, 17576), float32
-        Rows of length 1.
+        Weights, with rows of length 1.
     """
     found = np.bincount(counts.indices, minlength=TRIGRAMS)
     rarity = np.log((1 + counts.shape[0]) / (1 + found))
@@ -72,7 +72,7 @@ def weigh_trigrams(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def trigram_features(texts: Sequence[str]) -> sparse.csr_matrix:
-    """Return the weighted trigrams of texts, (N, 17576), rows of length 1."""
+    """Return the weighted trigrams of texts, (N, 17576), with rows of length 1."""
     return weigh_trigrams(count_trigrams(texts))
 
 

@@ -1,4 +1,4 @@
-"""Scores of class names by a language model that reads the document."""
+"""Scoring class names with a language model that reads the document."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 MAX_TOKENS = 128
-"""Tokens of a document, its prompt and a name together; more cost time in proportion."""
+"""Maximum tokens of a document, its prompt and a name; time is proportional to it."""
 
 
 MODEL_BATCH = 8
-"""Documents at a time."""
+"""Number of documents at a time."""
 
 
 PROMPT = " Topic:"
@@ -39,16 +39,16 @@ PROMPT = " Topic:"
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model and its tokenizer, of transformers."""
+    """A causal language model and its tokenizer, from transformers."""
 
     model: Any
     tokenizer: Any
 
 
 def load_language_model(name: str | Path, *, device: str = "auto") -> LanguageModel:
-    """Load a causal model from a folder, a ``.gguf`` file or, by name, from the hub.
+    """Load a causal model from a folder, a ``.gguf`` file or, by name, from the Hugging Face hub.
 
-    No code of a model is run and no pickle is read: weights are safetensors or GGUF.
+    No model code is run and no pickle is read: weights must be safetensors or GGUF.
 
     Raises
     ------
@@ -59,7 +59,9 @@ def load_language_model(name: str | Path, *, device: str = "auto") -> LanguageMo
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as chatter
     except ImportError as error:
-        msg = "language models need transformers, which is not installed; get it with: pip install 'landprior[text]'"
+        msg = (
+            "language models need transformers, which is not installed; install it with: pip install 'landprior[text]'"
+        )
         raise ModelError(msg) from error
     path = Path(name)
     source = str(name)
@@ -70,19 +72,19 @@ def load_language_model(name: str | Path, *, device: str = "auto") -> LanguageMo
     chatter.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        safe = options or {"use_safetensors": True}  # a .gguf holds no code either
+        safe = options or {"use_safetensors": True}  # a .gguf contains no code either
         model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **safe)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         msg = f"cannot load the language model {name} ({reason})"
         raise ModelError(msg) from error
-    model = model if options else model.float()  # GGUF is unpacked to float32, and refuses to be told so
+    model = model if options else model.float()  # GGUF is unpacked to float32, and does not accept the option
     return LanguageModel(model.eval().to(choose_device(device)), tokenizer)
 
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Documents of one coarse label as tokens, and the names they may have."""
+    """Documents of one coarse label as tokens, and their possible names."""
 
     rows: list[int]
     prefixes: list[list[int]]
@@ -105,19 +107,19 @@ def score_names(
     Parameters
     ----------
     documents, tree
-        Only names below a document's coarse label are scored; where there is one, its score is 0 without asking.
+        Only names below a document's coarse label are scored; a single name gets score 0 without running the model.
     language
         See :func:`load_language_model`.
     max_tokens
-        Of text, prompt and name together. The end of a longer text is cut, so that prompt and name always fit; what was
-        cut is logged.
+        Maximum number of tokens of text, prompt and name together. Longer texts are truncated so that prompt and name
+        always fit; the amount is logged.
     batch_size
-        Documents at a time.
+        Number of documents at a time.
     share
-        Compute a document once and keep what the model remembers of it for all names; otherwise once for every name.
+        Process a document once and reuse the model's cache for all names; otherwise once for every name.
         The result is the same.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -148,15 +150,15 @@ def score_names(
 
 
 def _tokenise(documents: Documents, tree: Tree, language: LanguageModel, max_tokens: int) -> list[_Prompts]:
-    """Return the prompts of every coarse label with several fine classes, cut to length."""
+    """Return the prompts of every coarse label with several fine classes, truncated."""
 
     def tokens(text: str) -> list[int]:
-        # verbose: else it warns of long texts, which are cut below
+        # verbose, or it would warn about long texts, which are truncated below
         return [int(token) for token in language.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
     begin = getattr(language.tokenizer, "bos_token_id", None)
     first = list(language.tokenizer("a")["input_ids"])[:1]
-    head = [begin] if begin is not None and first == [begin] else []  # where the model was trained with one
+    head = [begin] if begin is not None and first == [begin] else []  # if the model was trained with one
     prompt = tokens(PROMPT)
     limit = getattr(language.model.config, "max_position_embeddings", None) or max_tokens
     limit = min(limit, max_tokens)
@@ -182,14 +184,14 @@ def _tokenise(documents: Documents, tree: Tree, language: LanguageModel, max_tok
     if cut:
         count = sum(len(group.rows) for group in groups)
         logger.info(
-            "%d of %d documents are longer than %d tokens allow; their ends, %.0f%% of all tokens, are not read",
+            "%d of %d documents are longer than %d tokens allow; they are truncated, leaving out %.0f%% of all tokens",
             cut, count, limit, 100 * lost / whole,
         )  # fmt: skip
     return groups
 
 
 def _pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return tokens, padded on the right, and which of them are real."""
+    """Return tokens, padded on the right, and a mask of the real ones."""
     width = max(len(row) for row in rows)
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -197,18 +199,20 @@ def _pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _sum_of_names(logits: Tensor, targets: Tensor, real: Tensor) -> Tensor:
-    """Add up the log-probabilities of the real targets, (B, L); logits (B, L, V)."""
+    """Sum the log-probabilities of the real targets, (B, L); logits (B, L, V)."""
     losses = functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
     return -torch.where(real, losses, 0.0).sum(dim=1)
 
 
 def _score_whole(model: Any, prefixes: list[list[int]], names: list[list[int]]) -> Tensor:  # noqa: ANN401
-    """Score every name with a forward pass of its own over text, prompt and name."""
+    """Score every name with a separate forward pass over text, prompt and name."""
     columns = []
     for name in names:
         tokens, real = _pad([prefix + name for prefix in prefixes], model.device)
         ends = torch.tensor([len(prefix) for prefix in prefixes], device=model.device)
-        at = ends[:, None] - 1 + torch.arange(len(name), device=model.device)  # a token is predicted by the one before
+        at = (
+            ends[:, None] - 1 + torch.arange(len(name), device=model.device)
+        )  # each token is predicted by the previous one
         positions = (real.long().cumsum(dim=1) - 1).clamp_min(0)
         logits = model(input_ids=tokens, attention_mask=real.long(), position_ids=positions, use_cache=False).logits
         targets = torch.tensor([name] * len(prefixes), device=model.device)
@@ -218,18 +222,18 @@ def _score_whole(model: Any, prefixes: list[list[int]], names: list[list[int]]) 
 
 
 def _score_shared(model: Any, prefixes: list[list[int]], names: list[list[int]]) -> Tensor:  # noqa: ANN401
-    """Score all names after one forward pass over text and prompt, whose keys and values are kept.
+    """Score all names after one forward pass over text and prompt, whose keys and values are cached.
 
-    The prompt's last token is left to the second pass, where it predicts a name's first; so the first needs no logits.
-    Padding lies between the two; nobody attends to it, and positions are counted without it.
+    The prompt's last token is part of the second pass, where it predicts a name's first token, so the first pass needs
+    no logits. Padding lies between the two; it is masked in attention and not counted in positions.
     """
     tokens, real = _pad([prefix[:-1] for prefix in prefixes], model.device)
     positions = torch.arange(tokens.shape[1], device=model.device).expand_as(tokens)
-    # what the memory is called depends on the version of transformers
+    # the name of the cache depends on the version of transformers
     called = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     first = model.base_model(input_ids=tokens, attention_mask=real.long(), position_ids=positions, use_cache=True)
     memory: Any = getattr(first, called, None)
-    if not hasattr(memory, "batch_repeat_interleave"):  # a model, or a version, that keeps it in another form
+    if not hasattr(memory, "batch_repeat_interleave"):  # a model or version with another form of cache
         return _score_whole(model, prefixes, names)
     memory.batch_repeat_interleave(len(names))
     targets, named = (each.repeat(len(prefixes), 1) for each in _pad(names, model.device))

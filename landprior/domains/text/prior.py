@@ -2,8 +2,8 @@
 
 A score per document and fine class (the log-likelihood of the class's name, or a similarity) becomes a prior as in
 the paper: normalised over the fine classes below the document's coarse label, divided by its mean over the documents
-of that coarse label, and normalised again. The division takes off that a model likes some names better than others,
-whatever the text. Classes elsewhere in the tree have exactly 0.
+of that coarse label, and normalised again. The division removes a model's preference for some names,
+independent of the text. Classes elsewhere in the tree have exactly 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 TEMPERATURE = 0.05
-"""By which cosines are divided: exp(20 cosine)."""
+"""Divisor of cosines: exp(20 cosine)."""
 
 
 # -- from scores to a prior ----------------------------------------------------------------------
@@ -39,9 +39,9 @@ def normalise_scores(scores: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArra
     Parameters
     ----------
     scores
-        Log-likelihoods, (N, C); minus infinity for a class that is out of the question.
+        Log-likelihoods, (N, C); minus infinity for an impossible class.
     allowed
-        Shape (N, C).
+        Mask of possible classes, shape (N, C).
 
     Returns
     -------
@@ -51,7 +51,7 @@ def normalise_scores(scores: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArra
     Raises
     ------
     PriorError
-        If a document has no class left, or a score that is no number.
+        If a document has no class left, or a score is not a number.
     """
     scores = np.where(allowed, np.asarray(scores, dtype=np.float64), -np.inf)
     wrong = np.isnan(scores) | (scores == np.inf)
@@ -72,7 +72,7 @@ def calibrate(prior: NDArray[np.float64], coarse: NDArray[np.int64]) -> NDArray[
     Parameters
     ----------
     prior
-        Shape (N, C), rows that sum to 1.
+        Shape (N, C), with rows that sum to 1.
     coarse
         Coarse label of each document, shape (N,).
 
@@ -95,9 +95,9 @@ def prior_from_scores(scores: NDArray[Any], documents: Documents, tree: Tree) ->
     Parameters
     ----------
     scores
-        Shape (N, C).
+        Log-likelihoods, shape (N, C).
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
 
     Returns
     -------
@@ -120,9 +120,9 @@ def prior_from_similarity(
     Parameters
     ----------
     cosine
-        Of each document with each class, shape (N, C).
+        Cosine of each document with each class, shape (N, C).
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
     temperature
         Above 0: the prior is a softmax of cosine / temperature.
 
@@ -145,14 +145,14 @@ def prior_from_similarity(
 
 
 def prior_from_table(table: NDArray[Any], documents: Documents, tree: Tree) -> NDArray[np.float64]:
-    """Normalise a table of the user's over the classes below each coarse label; it is not calibrated.
+    """Normalise the user's own table over the classes below each coarse label, without calibrating it.
 
     Parameters
     ----------
     table
         Shape (N, C), at least 0.
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def prior_from_table(table: NDArray[Any], documents: Documents, tree: Tree) -> N
     Raises
     ------
     PriorError
-        If it has negative values or NaN, or a document has nothing for any class it may have.
+        If it has negative values or NaN, or is zero for all possible classes of a document.
     """
     table = np.asarray(table, dtype=np.float64)
     wrong = ~np.isfinite(table) | (table < 0)
@@ -179,7 +179,7 @@ def prior_from_table(table: NDArray[Any], documents: Documents, tree: Tree) -> N
 
 
 def _first(rows: NDArray[np.bool_]) -> int:
-    """Return the number, from 1, of the first row that is marked."""
+    """Return the number, from 1, of the first True row."""
     return int(np.flatnonzero(rows)[0]) + 1
 
 
@@ -189,7 +189,7 @@ def _first(rows: NDArray[np.bool_]) -> int:
 def read_prior(
     path: str | Path, documents: Documents, tree: Tree, *, temperature: float = TEMPERATURE
 ) -> NDArray[np.float64]:
-    """Read a prior, or what it is made of, from a file.
+    """Read a prior, or the scores it is made from, from a file.
 
     Parameters
     ----------
@@ -201,12 +201,12 @@ def read_prior(
         - ``cosine`` (N, C): see :func:`prior_from_similarity`;
         - ``documents`` (N, D) and ``classes`` (C, D): embeddings, from which cosines are computed;
 
-        and ``fine`` (C,), the labels in their order, and ``ids`` (N,). Without ``fine`` the order is the tree's,
+        and ``fine`` (C,), the labels in order, and ``ids`` (N,). Without ``fine`` the order is the tree's,
         without ``ids`` the documents'.
     documents, tree
-        Coarse labels and what lies below them.
+        Coarse labels and the fine classes below them.
     temperature
-        Of cosines, see :func:`prior_from_similarity`.
+        Divisor of cosines; see :func:`prior_from_similarity`.
 
     Returns
     -------
@@ -216,14 +216,14 @@ def read_prior(
     Raises
     ------
     MissingInputError
-        If it is not there.
+        If the file does not exist.
     PriorError
         If it cannot be read, or lacks a document or a class.
     """
     path = check_file(path, error=PriorError)
     if path.suffix.lower() == ".csv":
         return prior_from_table(_align(path, *_read_table(path), documents, tree), documents, tree)
-    arrays = read_arrays(path, trouble="is no .npz file of numbers and texts", error=PriorError)
+    arrays = read_arrays(path, trouble="is not a .npz file of numbers and texts", error=PriorError)
     kinds = [kind for kind in ("prior", "logprob", "cosine") if kind in arrays]
     if kinds:
         kind, values = kinds[0], arrays[kinds[0]]
@@ -243,18 +243,18 @@ def read_prior(
 def save_prior(
     path: str | Path, prior: NDArray[np.float64], documents: Documents, tree: Tree, *, overwrite: bool = False
 ) -> None:
-    """Write a prior so that :func:`read_prior` gives it back.
+    """Write a prior for :func:`read_prior`.
 
     Parameters
     ----------
     path
-        An ``.npz``.
+        The ``.npz`` to write.
     prior
         Shape (N, C).
     documents, tree
         Names of rows and columns.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Raises
     ------
@@ -300,7 +300,7 @@ def _align(
     documents: Documents,
     tree: Tree,
 ) -> NDArray[Any]:
-    """Bring a table to the order of the documents and of the tree."""
+    """Return a table in the order of the documents and of the tree."""
     classes = list(tree.fine) if fine is None else fine
     expected = (len(documents) if ids is None else len(ids), len(classes))
     if values.shape != expected:
@@ -329,7 +329,7 @@ def _align(
     if absent:
         msg = (
             f"{path} lacks {len(absent)} of the {len(documents)} documents, the first is {absent[0]!r}; leave them "
-            f"out of {documents.where}, or give them a row (of equal values, if nothing is known)"
+            f"out of {documents.where}, or give them a row (of equal values, if unknown)"
         )
         raise PriorError(msg)
     return values[[rows[name] for name in documents.ids]]

@@ -1,4 +1,4 @@
-"""Scores of found classes, and predictions as files."""
+"""Scores of predicted classes, and writing predictions."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Scores:
 
 
 def score(found: NDArray[np.int64], documents: Documents) -> Scores | None:
-    """Score classes found, (N,), against the fine labels that are given; None if none are.
+    """Score predicted classes, (N,), against the known fine labels; None if there are none.
 
-    Macro-F1 is the mean over the classes that occur among the labels or among the classes found for them.
+    Macro-F1 is the mean over the classes that occur in the labels or the predictions for them.
     """
     if documents.fine is None:
         return None
@@ -58,28 +58,28 @@ def write_predictions(
     which: Which = "q",
     overwrite: bool = False,
 ) -> None:
-    """Write a line per document: its name, coarse label, class found, and q and r of every fine class.
+    """Write a line per document: its name, coarse label, predicted class, and q and r of every fine class.
 
     Parameters
     ----------
     path
         ``.csv``: columns ``id``, ``coarse``, ``label``, ``q:CLASS`` ..., ``r:CLASS`` ...; ``.jsonl``: the same with
-        ``q`` and ``r`` as objects of the classes below the coarse label. Whole or not at all.
+        ``q`` and ``r`` as objects of the classes below the coarse label. Written atomically.
     result
-        Of :func:`classify`.
+        Result of :func:`classify`.
     documents, tree
-        Names, coarse labels and what lies below them.
+        Names, coarse labels and the fine classes below them.
     which
-        What the class found is the most probable of.
+        Probabilities that determine the predicted class.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Raises
     ------
     InputError
-        If the name ends otherwise.
+        If the name has another extension.
     OutputExistsError
-        If it is there and ``overwrite`` is False.
+        If it exists and ``overwrite`` is False.
     """
     check_predictions(path)
     ids = documents.ids or [str(number) for number in range(1, len(documents) + 1)]
@@ -105,12 +105,12 @@ def write_predictions(
 
 
 def check_predictions(path: str | Path) -> None:
-    """Refuse a name for predictions that says no format.
+    """Raise an error for a name of predictions without a known extension.
 
     Raises
     ------
     InputError
-        If it ends otherwise than in .csv or .jsonl.
+        If it does not end in .csv or .jsonl.
     """
     if Path(path).suffix not in {".csv", ".jsonl"}:
         msg = f"{path}: predictions are written as .csv or .jsonl"

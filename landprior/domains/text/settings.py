@@ -1,4 +1,4 @@
-"""How documents are classified. Imports no torch, so that help is quick."""
+"""Settings of classifying documents. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from landprior.errors import InputError
 from landprior.implicit.settings import IMPLICIT, MEMORY, LossName, Marginal, TrainingSettings
 
 WEAK_WARMUP = 3
-"""Epochs of ten that a weak prior is warmed up for."""
+"""Epochs of warm-up, out of ten, for a weak prior."""
 
 
 class TextSettings(BaseModel):
-    """How documents are classified; ``docs/weak-labels/text.md`` says how the defaults were chosen."""
+    """Settings of classifying documents; ``docs/weak-labels/text.md`` explains the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: LossName = Field("rq", description="Objective that the training minimises.")
-    epochs: int = Field(10, ge=1, description="Number of times that every document is seen.")
+    epochs: int = Field(10, ge=1, description="Number of passes over the documents.")
     warmup_epochs: int | None = Field(
         None,
         ge=0,
-        description="Epochs of cross-entropy with the prior before qr, qr-kl or rq; they are part of the epochs."
+        description="Epochs of cross-entropy with the prior before qr, qr-kl or rq; included in the epochs."
         "  [default: 3 of 10 if the prior is weak, else 0]",
     )
-    batch_size: int = Field(256, ge=1, description="Number of documents in a step.")
+    batch_size: int = Field(256, ge=1, description="Number of documents per step.")
     learning_rate: float = Field(2e-2, gt=0, description="Learning rate of the optimiser (AdamW).")
     weight_decay: float = Field(1e-2, ge=0)
     marginal: Marginal = Field(
         "batch",
         description="Mean prediction that qr and rq divide by: that of the batch, or a running one, for small batches.",
     )
-    memory: float = Field(MEMORY, gt=0, description="documents that a running marginal remembers")
+    memory: float = Field(MEMORY, gt=0, description="number of documents remembered by a running marginal")
     seed: int = Field(0, ge=0, description="Random seed; the same seed gives the same result.")
 
     def warm(self, *, weak: bool) -> int:
-        """Return the epochs of warm-up for a prior that is weak or not."""
+        """Return the epochs of warm-up for a weak or other prior."""
         if self.loss not in IMPLICIT:
             return 0
         if self.warmup_epochs is None:
@@ -48,14 +48,14 @@ class TextSettings(BaseModel):
         Parameters
         ----------
         epoch_steps
-            Steps of an epoch.
+            Steps per epoch.
         weak
-            Whether the prior is (:attr:`Judgement.weak`).
+            Whether the prior is weak (:attr:`Judgement.weak`).
 
         Returns
         -------
         TrainingSettings
-            With the warm-up that the prior needs.
+            Settings with the warm-up that the prior needs.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class TextSettings(BaseModel):
         """
         warm = self.warm(weak=weak)
         if warm >= self.epochs:
-            msg = f"{warm} epochs of warm-up leave none of {self.epochs} for {self.loss}"
+            msg = f"{warm} epochs of warm-up leave no epochs of {self.epochs} for {self.loss}"
             raise InputError(msg)
         return TrainingSettings(
             loss=self.loss,
@@ -78,6 +78,6 @@ class TextSettings(BaseModel):
             ramp_steps=0,
             epoch_steps=epoch_steps,
             seed=self.seed,
-            precision="fp32",  # sparse products have no other
+            precision="fp32",  # sparse products support no other
             compile="off",
         )

@@ -1,1 +1,1 @@
-"""How good a map is: scores, samples of points, estimates of areas and accuracy, figures."""
+"""Map quality: scores, sample points, estimates of areas and accuracy, and figures."""

@@ -1,8 +1,8 @@
 """Area-weighted accuracy and areas from interpreted points, with their uncertainty.
 
 The estimators are those of Stehman (2014, "Estimating area and map accuracy for stratified random sampling when the
-strata are different from the map classes", International Journal of Remote Sensing 35); where the strata are the
-classes of the map that is evaluated they are, term by term, those of Olofsson et al. (2014, Remote Sensing of
+strata are different from the map classes", International Journal of Remote Sensing 35); when the strata are the
+classes of the evaluated map, they equal, term by term, those of Olofsson et al. (2014, Remote Sensing of
 Environment 148, eq. 1-11).
 """
 
@@ -54,7 +54,7 @@ class Estimate:
         return Z95 * self.error
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return value, standard error and the ends of the 95 % interval; NaN becomes None."""
+        """Return the value, its standard error and the ends of the 95 % interval; NaN becomes None."""
         low, high = self.value - self.margin, self.value + self.margin
         figures = {"value": self.value, "standard_error": self.error, "low": low, "high": high}
         return {name: None if np.isnan(figure) else float(figure) for name, figure in figures.items()}
@@ -62,24 +62,25 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class AreaEstimates:
-    """What a sample says of a map.
+    """Accuracy and areas of a map, estimated from a sample.
 
     Parameters
     ----------
     scheme
         The classes.
     counts
-        Points by (map class, reference class), shape (C, C).
+        Number of points by (map class, reference class), shape (C, C).
     proportions
         Estimated share of the area by (map class, reference class), shape (C, C).
     overall
-        Share of the area that is mapped right.
+        Estimated share of the area that is mapped correctly.
     users, producers
-        Of each class, in the order of the scheme; NaN where nothing is mapped, or nothing is there.
+        User's and producer's accuracy of each class, in the order of the scheme; NaN where a class is not mapped or
+        does not occur.
     shares
-        Estimated share of the area that is each class.
+        Estimated share of the area in each class.
     hectares
-        The whole area; None where the map has no CRS.
+        Total area; None if the map has no CRS.
     """
 
     scheme: ClassScheme
@@ -92,7 +93,7 @@ class AreaEstimates:
     hectares: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
+        """Return all results as a dictionary for JSON."""
         classes = []
         for i, c in enumerate(self.scheme.classes):
             share = self.shares[i].to_dict()
@@ -120,7 +121,7 @@ class AreaEstimates:
         }
 
     def to_text(self) -> str:
-        """Return a table for the terminal."""
+        """Return the results as a table for the terminal."""
         width = max(len("class"), *(len(name) for name in self.scheme.names))
         head = f"{'class':<{width}}  {'user accuracy':>15}  {'producer':>15}  {'share':>17}  {'mapped':>6}"
         head += "" if self.hectares is None else f"  {'hectares':>20}"
@@ -171,15 +172,15 @@ def estimate_areas(
     strata
         Stratum of each point, shape (n,).
     sizes
-        Stratum -> its pixels.
+        Number of pixels in each stratum.
     scheme
         The classes.
     areas
-        Stratum -> its area on the ground, in any unit, by which strata weigh. By default they weigh by their pixels,
-        which is the same where pixels are equally large (not in degrees or EPSG:3857). Within a stratum all pixels
-        count the same.
+        Area of each stratum on the ground, in any unit, used as its weight. By default strata are weighted by their
+        number of pixels, which is equivalent if all pixels have the same area (not in degrees or EPSG:3857). All pixels
+        of a stratum have the same weight.
     hectares
-        The whole area.
+        Total area.
 
     Returns
     -------
@@ -189,8 +190,7 @@ def estimate_areas(
     Raises
     ------
     InputError
-        If a stratum has one point only, whose spread is not known, or none. (One that consists of a single pixel needs
-        no more.)
+        If a stratum has no point, or only one and more than one pixel (its variance cannot be estimated).
     """
     _require_points(strata, sizes)
     count = len(scheme)
@@ -202,7 +202,7 @@ def estimate_areas(
         return float(sum(weight * values[inside].mean() for inside, weight in groups))
 
     def error(residuals: NDArray[np.float64]) -> float:
-        # Stehman 2014, eq. 25 and 28, without the correction for a finite population; a stratum seen whole has none
+        # Stehman 2014, eq. 25 and 28, without the correction for a finite population; a fully sampled stratum has none
         parts = [
             0.0 if whole else weight**2 * residuals[inside].var(ddof=1) / inside.sum()
             for (inside, weight), whole in zip(groups, complete, strict=True)
@@ -238,7 +238,7 @@ def estimate_areas(
 
 
 def _weights(sizes: Mapping[int, int], areas: Mapping[int, float] | None) -> dict[int, float]:
-    """Return the share of each stratum: of the area, or of the pixels where that is the same."""
+    """Return the share of each stratum: of the area if it is given, otherwise of the pixels."""
     total = sum(sizes.values())
     weights = {name: size / total for name, size in sizes.items()}
     if areas is None:
@@ -274,24 +274,24 @@ def evaluate_points(
     Parameters
     ----------
     path
-        The map. It need not be the one the points were drawn on, if they carry their strata.
+        The map. It may differ from the map the points were drawn on if the points carry their strata.
     points
-        A vector file with points, as ``landprior sample`` draws them and an interpreter fills in, or a CSV. Their
-        strata are recognised after formats that cut or change names (:mod:`landprior.sources.sample_design`). Points
-        without any are taken for a simple random sample, with a warning, and stratified afterwards by the map's
-        classes.
+        A vector file with points, as written by ``landprior sample`` and filled in by an interpreter, or a CSV. The
+        strata are recognised even if another format shortened or changed the column names
+        (:mod:`landprior.sources.sample_design`). Points without strata are treated as a simple random sample, with a
+        warning, and post-stratified by the map's classes.
     scheme
         The classes.
     column
-        The attribute with the class that was seen, a name or code; points without one are left out.
+        The column with the interpreted class (name or code); points without one are left out.
     layer
-        Which layer of the file, if there are several.
+        Layer of the file, if it has several.
     map_map, label_map
-        Codes of the map, of the points -> codes of the scheme.
+        Codes of the map and of the points -> codes of the scheme.
     pixel_size
-        Metres per pixel, for a map without georeferencing.
+        Metres per pixel, for a map that is not georeferenced.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -301,10 +301,10 @@ def evaluate_points(
     Raises
     ------
     InputError
-        If the file has no such column, no interpreted point, points outside the map, a damaged design, or a stratum has
-        too few points.
+        If the file has no such column or no interpreted point, if points lie outside the map, if the sample design is
+        damaged, or if a stratum has too few points.
     SchemeError
-        If a class is not known.
+        If a class is unknown.
     """
     with open_codes(path) as src:
         grid = src.grid
@@ -319,19 +319,19 @@ def evaluate_points(
         where = name_feature(frame, int(np.flatnonzero(mapped == IGNORED_INDEX)[0]))
         msg = (
             f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the "
-            f"right map? The first is {where}"
+            f"right map? The first one is at {where}"
         )
         raise InputError(msg)
     reference = _classes(frame, column, points, scheme, label_map)
     if design is not None:
         strata = design.strata[done]
-        sizes = design.sizes  # a stratum whose points were all left out must not vanish
+        sizes = design.sizes  # keep strata whose points were all left out
         _require_known(sizes, scheme, {**(map_map or {}), **(label_map or {})}, points)
-        # a sample says how large its strata are, whatever the pixels of the map that is evaluated
+        # the sample records the sizes of its strata, which do not depend on the evaluated map
         areas = design.areas
     else:
         logger.warning(
-            "%s has no strata, unlike points of landprior sample: the estimates assume a simple random sample",
+            "%s has no strata, unlike points drawn by landprior sample; the estimates assume a simple random sample",
             points,
         )
         pixels, measured = measure_classes(path, scheme, map_map=map_map, progress=progress)
@@ -352,7 +352,7 @@ def evaluate_points(
 def _join_small(
     strata: NDArray[np.int64], sizes: Mapping[int, int], areas: Mapping[int, float] | None
 ) -> tuple[NDArray[np.int64], dict[int, int], dict[int, float] | None]:
-    """Join strata of a simple random sample, smallest first, until each has two points."""
+    """Merge strata of a simple random sample, smallest first, until each has two points."""
     strata, left = strata.copy(), dict(sizes)
     ground = None if areas is None else {name: areas[name] for name in sizes}
     while len(left) > 1:
@@ -367,16 +367,14 @@ def _join_small(
             ground[into] += ground.pop(name)
     if len(left) < len(sizes):
         gone = ", ".join(str(name) for name in sizes if name not in left)
-        logger.warning(
-            "too few points in class %s of the map: its part of the area is joined with another class's", gone
-        )
+        logger.warning("too few points in class %s of the map; its area is merged with another class", gone)
     return strata, left, ground
 
 
 def _require_known(
     sizes: Mapping[int, int], scheme: ClassScheme, others: Mapping[int, int], points: str | Path
 ) -> None:
-    """Refuse strata that are not classes of the map: points of another place, or damaged."""
+    """Raise an error if a stratum is not a class of the map (points of another place, or a damaged file)."""
     known = {code for c in scheme.classes for code in (c.code, *c.merge)} | set(scheme.ignored) | set(others)
     strange = [str(stratum) for stratum in sizes if stratum not in known]
     if strange:
@@ -388,15 +386,15 @@ def _require_known(
 
 
 def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None) -> tuple[geopandas.GeoDataFrame, str]:
-    """Read points, all of them on the grid, and return the name of the column with what was seen."""
+    """Read points, check that all lie on the grid, and return them with the name of the class column."""
     everything = read_everything(points, layer=layer, grid=grid)
     found = find_column(everything.columns, column, points, joined=True)
     if found is None:
         names = ", ".join(str(name) for name in everything.columns)
-        msg = f"{points} has no column {column!r} with what was seen (it has {names}); name it with --class-column"
+        msg = f"{points} has no column {column!r} with the class seen (it has {names}); name it with --class-column"
         raise InputError(msg)
     if found != column:
-        logger.info("%s: what was seen is read from its column %r", points, found)
+        logger.info("%s: reading the interpreted class from column %r", points, found)
     frame = require_points(everything, points)
     *_, inside = locate(frame, grid)
     if not inside.all():
@@ -410,14 +408,14 @@ def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None)
 
 
 def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> NDArray[np.bool_]:
-    """Say which points have a class, shape (n,)."""
+    """Return which points have a class, shape (n,)."""
     done = ~blanks(frame, column)
     if not done.any():
-        msg = f"no point of {points} has a class in its column {column!r} yet; fill it in (in QGIS, say)"
+        msg = f"no point of {points} has a class in column {column!r} yet; fill it in (for example in QGIS)"
         raise InputError(msg)
     if not done.all():
         logger.warning(
-            "%d of %d points have no class and are left out; if they were hard to interpret, the figures are too good",
+            "%d of %d points have no class and are left out; if they were hard to interpret, accuracy is overestimated",
             int((~done).sum()),
             len(frame),
         )
@@ -431,14 +429,14 @@ def _classes(
     scheme: ClassScheme,
     label_map: Mapping[int, int] | None,
 ) -> NDArray[np.int64]:
-    """Return the class that was seen at each point, shape (n,)."""
+    """Return the interpreted class of each point, shape (n,)."""
     found = np.empty(len(frame), dtype=np.int64)
     for position, value in enumerate(frame[column].tolist()):
         where = f"{points}, {name_feature(frame, position)}"
         found[position] = class_position(value, scheme, label_map, where)
         if found[position] == IGNORED_INDEX:
             msg = (
-                f"{where}: {points} has points with a code, {value}, that scheme {scheme.name!r} ignores; leave their "
+                f"{where}: {points} has points with code {value}, which scheme {scheme.name!r} ignores; leave their "
                 "class empty instead"
             )
             raise InputError(msg)

@@ -1,4 +1,4 @@
-"""Pictures that put image, prior, maps and labels side by side."""
+"""Figures that show the image, prior, maps and labels side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
 
 SIDE = 640
-"""Panels are at most this many pixels wide."""
+"""Maximum width of a panel, pixels."""
 
 
 def draw_comparison(
@@ -40,24 +40,24 @@ def draw_comparison(
     model: str | Path | None = None,
     overwrite: bool = True,
 ) -> Path:
-    """Draw image, prior, maps and labels side by side with a legend.
+    """Draw the image, prior, maps and labels side by side with a legend.
 
     Parameters
     ----------
     path
-        The picture to write (.png, .pdf, ...).
+        The figure to write (.png, .pdf, ...).
     scheme
         The classes.
     maps
-        Title -> class map.
+        Class maps by title.
     labels, label_map
-        The labels and what their codes mean.
+        The labels and the meaning of their codes.
     image, prior
         Rasters on the map's grid.
     model
-        With an image: also draw the network's q and, with a prior, the posterior r.
+        With an image: also draw the network's prediction q and, with a prior, the posterior r.
     overwrite
-        Replace an older picture.
+        Replace an existing figure.
 
     Returns
     -------
@@ -115,14 +115,14 @@ def _map_model(folder: Path, image: str | Path, prior: str | Path | None, model:
 
 
 def draw_panels(path: Path, panels: Sequence[tuple[str, NDArray[np.uint8]]], scheme: ClassScheme) -> None:
-    """Draw titled pictures in a row, the classes' legend below.
+    """Draw titled pictures in a row, with a legend of the classes below.
 
     Parameters
     ----------
     path
-        The picture to write.
+        The figure to write.
     panels
-        Title and picture of each: (H, W, 3) or (H, W, 4), all of one shape.
+        Title and pixels of each picture, (H, W, 3) or (H, W, 4), all of the same shape.
     scheme
         The classes of the legend.
     """
@@ -145,7 +145,7 @@ def draw_panels(path: Path, panels: Sequence[tuple[str, NDArray[np.uint8]]], sch
 
 
 def stretch(image: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Turn the first three bands (or the first) into a picture, 2nd to 98th percentile."""
+    """Turn the first three bands (or the first) into a picture, stretched between the 2nd and 98th percentiles."""
     bands = image[:3] if image.shape[0] >= 3 else np.repeat(image[:1], 3, axis=0)
     low, high = np.percentile(bands, [2, 98])
     scaled = (bands.astype(np.float32) - low) / max(high - low, 1e-6)

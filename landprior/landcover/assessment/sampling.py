@@ -1,9 +1,9 @@
-"""Drawing points to interpret: a stratified random sample of a map, for an honest accuracy without wall-to-wall truth.
+"""Drawing points to interpret: a stratified random sample of a map, to assess it without wall-to-wall truth.
 
-The strata are the map's classes. Within one, every pixel has the same chance and none is drawn twice, so the
-sample is a probability sample, and :mod:`landprior.landcover.assessment.estimation` can say how wrong the map is, and
-how sure that is (Olofsson et al., "Good practices for estimating area and assessing accuracy of land change", Remote
-Sensing of Environment 148, 2014).
+The strata are the map's classes. Within a stratum every pixel has the same chance and none is drawn twice, so this is
+a probability sample. :mod:`landprior.landcover.assessment.estimation` estimates the map's accuracy from it, with
+confidence intervals (Olofsson et al., "Good practices for estimating area and assessing accuracy of land change",
+Remote Sensing of Environment 148, 2014).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Allocation = Literal["balanced", "proportional", "equal"]
-"""How points are shared among classes: by area but at least :data:`LEAST` each, by area, or the same for all."""
+"""How points are allocated to classes: by area but at least :data:`LEAST` each, by area alone, or equally."""
 
 LEAST = 50
-"""Points of a rare class in a balanced sample (Olofsson et al. 2014, section 5.1.2, suggest 50 to 100)."""
+"""Minimum points of a rare class in a balanced sample (Olofsson et al. 2014, section 5.1.2, suggest 50 to 100)."""
 
 
 def measure_classes(
     path: str | Path, scheme: ClassScheme, *, map_map: Mapping[int, int] | None = None, progress: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Count a map's pixels by class and measure their areas on the ground, streamed.
+    """Count a map's pixels by class and measure the area of each class on the ground, window by window.
 
     Parameters
     ----------
@@ -55,19 +55,19 @@ def measure_classes(
     map_map
         Codes of the map -> codes of the scheme.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
     pixels : ndarray of int64, shape (C,)
     hectares : ndarray of float64, shape (C,)
-        NaN for a map without georeferencing. Where the size of a pixel depends on its place (degrees, EPSG:3857), each
-        counts as large as it is.
+        NaN for a map that is not georeferenced. If pixel area varies over the map (degrees, EPSG:3857), each pixel
+        counts with its own area.
 
     Raises
     ------
     InputError
-        If the map has no class.
+        If the map has no classified pixel.
     """
     counts = np.zeros(len(scheme), dtype=np.int64)
     squares = np.zeros(len(scheme))
@@ -88,7 +88,7 @@ def measure_classes(
 
         stream(count, grid=grid, sinks={}, label="counting classes", progress=progress)
     if not counts.any():
-        msg = f"{path} has no pixel with a class"
+        msg = f"{path} has no classified pixel"
         raise InputError(msg)
     if areas is None:
         return counts, np.full(len(scheme), np.nan)
@@ -98,24 +98,24 @@ def measure_classes(
 def allocate(
     pixels: NDArray[np.int64], count: int, allocation: Allocation = "balanced", *, least: int = LEAST
 ) -> NDArray[np.int64]:
-    """Share points among strata.
+    """Allocate points to strata.
 
     Parameters
     ----------
     pixels
         Size of each stratum, shape (C,).
     count
-        Points in all.
+        Total number of points.
     allocation
         See :data:`Allocation`.
     least
-        Points of each class in a balanced sample; fewer where ``count`` does not reach.
+        Minimum points of each class in a balanced sample; fewer if ``count`` is too small.
 
     Returns
     -------
     ndarray of int64, shape (C,)
-        At least 2 for every stratum that has so many pixels (one point says nothing of its spread), at most its
-        pixels. The sum is ``count`` unless those bounds forbid it.
+        At least 2 per stratum (one point gives no variance), at most the stratum's number of pixels. The sum is
+        ``count`` unless these bounds forbid it.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def allocate(
     """
     present = pixels > 0
     if count < 2 * present.sum():
-        msg = f"{count} points are too few for {present.sum()} classes; at least two each are needed"
+        msg = f"{count} points are too few for {present.sum()} classes; each class needs at least two"
         raise InputError(msg)
     floor = np.where(present, 2, 0)
     if allocation == "balanced":
@@ -132,7 +132,7 @@ def allocate(
     floor = np.minimum(floor, pixels)
     weights = np.where(present, 1.0, 0.0) if allocation == "equal" else pixels.astype(np.float64)
     points = floor.astype(np.int64)
-    while points.sum() < min(count, pixels.sum()):  # whoever has the fewest for its weight gets the next point
+    while points.sum() < min(count, pixels.sum()):  # next point to the stratum with the fewest for its weight
         full = (points >= pixels) | (weights == 0)
         points[np.argmin(np.where(full, np.inf, (points + 0.5) / np.where(full, 1, weights)))] += 1
     return points
@@ -148,30 +148,30 @@ def draw_sample(
     seed: int = 0,
     progress: bool = False,
 ) -> geopandas.GeoDataFrame:
-    """Draw a stratified random sample of a map's pixels, streamed.
+    """Draw a stratified random sample of a map's pixels, window by window.
 
     Parameters
     ----------
     path, scheme
-        The map and its classes, the strata.
+        The map and its classes, which are the strata.
     count, allocation, least
         See :func:`allocate`.
     seed
-        Same seed, same points.
+        Random seed; the same seed gives the same points.
     progress
-        Progress bars on stderr.
+        Show progress bars on stderr.
 
     Returns
     -------
     GeoDataFrame
         Pixel centres in the map's CRS, in random order, with ``id``, ``reference`` and ``notes`` (to be filled in),
-        ``stratum`` (the map's class code there), ``stratum_pixels`` (how many pixels of the map have it) and
-        ``stratum_hectares`` (on the ground; NaN for a map without georeferencing).
+        ``stratum`` (the map's class code at the point), ``stratum_pixels`` (the number of pixels with that code) and
+        ``stratum_hectares`` (their area on the ground; NaN for a map that is not georeferenced).
 
     Raises
     ------
     InputError
-        If the map has no class, or there are too few points.
+        If the map has no classified pixel, or ``count`` is too small.
     """
     import geopandas
 
@@ -221,9 +221,9 @@ def draw_sample(
 def write_sample(
     sample: geopandas.GeoDataFrame, output: str | Path, scheme: ClassScheme, *, overwrite: bool = False
 ) -> Path:
-    """Write a sample as a GeoPackage, and beside it a QGIS style with a list of the classes to choose from.
+    """Write a sample as a GeoPackage, with a QGIS style file that offers the classes in a list.
 
-    The style hides the map's class, so that the interpreter is not led by it.
+    The style hides the map's class, so that it does not influence the interpreter.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def write_sample(
     scheme
         The classes to choose from.
     overwrite
-        Replace an older file and its style.
+        Replace an existing file and its style.
 
     Returns
     -------
@@ -244,19 +244,19 @@ def write_sample(
     Raises
     ------
     InputError
-        If the file is not called ``.gpkg``.
+        If the file name does not end in ``.gpkg``.
     OutputExistsError, RasterWriteError
         See :func:`landprior.raster.outputs.replacing`.
     """
     target = Path(output)
     if target.suffix.lower() != ".gpkg":
-        msg = f"-o {target}: points are written as a GeoPackage, .gpkg"
+        msg = f"-o {target}: points are written as a GeoPackage; use a name that ends in .gpkg"
         raise InputError(msg)
     style = target.with_suffix(".qml")
     check_outputs([target], overwrite=overwrite, kind="vector", files=[style])
     text_columns: dict[str, Any] = {name: sample[name].astype("string") for name in (REFERENCE, "notes")}
     with replacing(target, overwrite=overwrite, kind="vector") as temporary:
-        temporary.unlink()  # GDAL would open the empty file
+        temporary.unlink()  # or GDAL would open the empty file
         with warnings.catch_warnings():  # a map without a CRS has points without one
             warnings.filterwarnings("ignore", message="'crs' was not provided")
             sample.assign(**text_columns).to_file(temporary, layer=target.stem, driver="GPKG")
@@ -266,7 +266,7 @@ def write_sample(
 
 
 def _style(scheme: ClassScheme) -> str:
-    """Return a QGIS style: rings to look through, a drop-down list for the class, the stratum hidden."""
+    """Return a QGIS style with hollow rings as symbols, a drop-down list for the class and the stratum hidden."""
     choices = "".join(
         f'          <Option type="Map"><Option name={quoteattr(c.name)} value={quoteattr(c.name)} type="QString"/>'
         "</Option>\n"

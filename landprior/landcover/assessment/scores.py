@@ -1,4 +1,4 @@
-"""Scoring maps against labels: a pooled confusion matrix and what follows from it."""
+"""Scoring maps against labels with a pooled confusion matrix and the scores derived from it."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a confusion matrix says.
+    """Scores derived from a confusion matrix.
 
     Parameters
     ----------
     scheme
         The classes.
     confusion
-        Pixel counts, shape (C, C); row = label, column = map.
+        Pixel counts, shape (C, C); rows are labels, columns are the map.
     """
 
     scheme: ClassScheme
@@ -48,34 +48,34 @@ class Scores:
 
     @classmethod
     def of(cls, mapped: NDArray[np.integer], labels: NDArray[np.integer], scheme: ClassScheme) -> Scores:
-        """Score class positions.
+        """Return the scores of class positions.
 
         Parameters
         ----------
         mapped, labels
-            Positions 0..C-1, of one shape; a pixel with -1 in either is left out.
+            Positions 0..C-1, of the same shape; pixels with -1 in either are left out.
         scheme
             The classes.
 
         Returns
         -------
         Scores
-            Of these pixels.
+            Scores of these pixels.
         """
         return cls(scheme=scheme, confusion=count_pairs(mapped, labels, len(scheme)))
 
     def __add__(self, other: Scores) -> Scores:
-        """Pool two sets of pixels."""
+        """Return the pooled scores of two sets of pixels."""
         return Scores(scheme=self.scheme, confusion=self.confusion + other.confusion)
 
     @property
     def pixels(self) -> int:
-        """How many pixels were compared."""
+        """Number of pixels compared."""
         return int(self.confusion.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of pixels that are right."""
+        """Share of pixels that are correct."""
         return float(np.trace(self.confusion) / max(self.pixels, 1))
 
     @property
@@ -91,12 +91,12 @@ class Scores:
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """Share of a class's map pixels that are right (user's accuracy), shape (C,)."""
+        """Share of the pixels mapped as a class that are correct (user's accuracy), shape (C,)."""
         return _ratio(np.diag(self.confusion), self.confusion.sum(0))
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """Share of a class's label pixels that are found (producer's accuracy), shape (C,)."""
+        """Share of the pixels labelled as a class that are mapped as it (producer's accuracy), shape (C,)."""
         return _ratio(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
@@ -106,11 +106,11 @@ class Scores:
 
     @property
     def absent(self) -> list[str]:
-        """Names of the classes in neither labels nor map, which the mean leaves out."""
+        """Names of the classes in neither labels nor map, which are left out of the mean."""
         return [name for name, here in zip(self.scheme.names, self.present, strict=True) if not here]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON; NaN becomes None."""
+        """Return all scores as a dictionary for JSON; NaN becomes None."""
         classes = [
             {
                 "code": c.code,
@@ -134,7 +134,7 @@ class Scores:
         }
 
     def to_text(self) -> str:
-        """Return a table for the terminal."""
+        """Return the scores as a table for the terminal."""
         width = max(len("class"), *(len(name) for name in self.scheme.names))
         lines = [f"{'class':<{width}}     IoU  precision  recall   label px     map px"]
         for i, name in enumerate(self.scheme.names):
@@ -153,14 +153,14 @@ class Scores:
 
 
 def count_pairs(mapped: NDArray[np.integer], labels: NDArray[np.integer], count: int) -> NDArray[np.int64]:
-    """Count pairs of a label and a mapped class.
+    """Count pairs of labelled and mapped class.
 
     Parameters
     ----------
     mapped, labels
-        Class positions, of one shape; a pair with a -1 is left out.
+        Class positions, of the same shape; pairs with -1 are left out.
     count
-        C.
+        Number of classes, C.
 
     Returns
     -------
@@ -183,37 +183,38 @@ def evaluate(
     on_labels: bool = False,
     progress: bool = False,
 ) -> Scores:
-    """Score maps against labels, pooled over all pairs, streamed.
+    """Score maps against labels, pooled over all pairs, window by window.
 
     Parameters
     ----------
     pairs
-        (map, labels) rasters. Where their grids differ, labels are put on the map's by nearest neighbour.
+        (map, labels) rasters. If their grids differ, the labels are resampled to the map's grid (nearest neighbour).
     scheme
-        The classes to score in. Codes of either side that are neither its own, merged, mapped nor ignored
-        are an error.
+        The classes to score. A code on either side that is not in the scheme, merged, mapped or ignored is an error.
     label_map, map_map
-        Codes of the labels, of the map -> codes of the scheme; see :meth:`ClassScheme.encode`.
+        Codes of the labels and of the map -> codes of the scheme; see :meth:`ClassScheme.encode`.
     exclude, buffer
-        A vector file, and metres around its features: pixels that do not count (labels the map was made with, say).
+        A vector file, and a buffer in metres around its features: pixels to leave out (for example labels the map was
+        trained on).
     on_labels
-        Where grids differ, put the map on the labels' grid instead: for maps of others, of any resolution and extent.
+        If the grids differ, put the map on the labels' grid instead: for maps from other sources, of any resolution and
+        extent.
     progress
-        Progress bars on stderr.
+        Show progress bars on stderr.
 
     Returns
     -------
     Scores
-        Pooled: every pixel counts once, whatever its pair.
+        Pooled scores: every pixel has the same weight, whichever pair it belongs to.
 
     Raises
     ------
     GridMismatchError
-        If a pair cannot be brought on one grid.
+        If the rasters of a pair cannot be brought to the same grid.
     SchemeError
-        If a code is not known.
+        If a code is unknown.
     InputError
-        If the labels of a pair are all nodata or ignored, or nothing is mapped there.
+        If the labels of a pair are all nodata or ignored, or the map has no data where there are labels.
     """
     total = Scores(scheme=scheme, confusion=np.zeros((len(scheme), len(scheme)), dtype=np.int64))
     for map_path, label_path in pairs:
@@ -236,12 +237,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Shapes in a grid's CRS; pixels they touch do not count."""
+    """Shapes in a grid's CRS; the pixels they touch are not counted."""
 
     shapes: geopandas.GeoSeries
 
     def covers(self, grid: Grid) -> NDArray[np.bool_]:
-        """Say which pixels of a window's grid are touched, shape (H, W)."""
+        """Return which pixels of a window's grid are touched, shape (H, W)."""
         bounds = grid.bounds
         near = self.shapes.cx[bounds.left : bounds.right, bounds.bottom : bounds.top]
         if near.empty:
@@ -251,26 +252,26 @@ class Exclusion:
 
 
 def read_exclusion(path: str | Path, grid: Grid, *, buffer: float = 0.0) -> Exclusion:
-    """Read the shapes of a vector file, grown by some metres, for a map's grid.
+    """Read the shapes of a vector file, buffered by some metres, in the CRS of a map's grid.
 
     Parameters
     ----------
     path
-        The vector file, perhaps with its layer: ``file.gpkg|layername=x``.
+        The vector file, optionally with a layer: ``file.gpkg|layername=x``.
     grid
-        Of the map.
+        Grid of the map.
     buffer
-        Metres on the ground by which shapes grow.
+        Buffer around the shapes, metres on the ground.
 
     Returns
     -------
     Exclusion
-        Also of shapes that lie outside the map and reach into it.
+        Includes shapes outside the map whose buffers reach into it.
 
     Raises
     ------
     InputError
-        If the file cannot be read, or the size of the map's pixels is not known.
+        If the file cannot be read, or the size of the map's pixels is unknown.
     """
     around = grid
     if buffer:
@@ -292,7 +293,7 @@ def _score_pair(
     exclusion: Exclusion | None,
     progress: bool,
 ) -> Scores:
-    """Score a map against labels on one grid; codes and names are those of map and labels."""
+    """Score a map against labels on the same grid; ``codes`` and ``names`` are those of map and labels."""
     grid = mapped.grid
     counts = np.zeros((len(scheme), len(scheme)), dtype=np.int64)
     labelled = 0
@@ -326,33 +327,33 @@ def _plain(value: float) -> float | None:
 
 
 def scheme_of_map(path: str | Path) -> ClassScheme:
-    """Return the class scheme a map of ours carries in its tags.
+    """Return the class scheme stored in the tags of a map written by landprior.
 
     Raises
     ------
     SchemeError
-        If it carries none.
+        If the map has no such tags.
     """
     with open_raster(path) as src:
         text = src.tags(ns=TAG_DOMAIN).get("scheme")
     if text is None:
-        msg = f"{path} does not say its classes; give --scheme (a shipped name or a YAML file)"
+        msg = f"{path} has no classes in its tags; give --scheme (a shipped name or a YAML file)"
         raise SchemeError(msg)
     return parse_scheme(text, path)
 
 
 def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = False) -> None:
-    """Refuse a map and labels that are given in the other order.
+    """Raise an error if a map and labels are given in the wrong order.
 
-    They are, if the map is vector data and the labels are not, or if only the labels say their classes as maps of
-    landprior do.
+    They look swapped if the map is vector data and the labels are not, or if only the labels have classes in their
+    tags, as maps written by landprior do.
 
     Parameters
     ----------
     map_path, labels
-        The two.
+        The two paths.
     scheme
-        Whether the classes are given, so that a map need not say them.
+        Whether a class scheme is given, so that the map needs no tags.
 
     Raises
     ------
@@ -361,15 +362,15 @@ def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = F
     """
     if not is_raster(labels):
         return
-    advice = f"are the two swapped? Write: landprior evaluate {labels} {map_path}"
+    advice = f"are the two swapped? Try: landprior evaluate {labels} {map_path}"
     place = parse_source(map_path).path
     if (place.is_file() or place.suffix.lower() == ".gdb") and not is_raster(map_path):
-        msg = f"{map_path} is no raster and {labels} is, and the map comes first: {advice}"
+        msg = f"{map_path} is not a raster but {labels} is, and the map must come first: {advice}"
         raise InputError(msg)
     if not scheme and not _says_classes(map_path) and _says_classes(labels):
         msg = (
-            f"{map_path} does not say its classes and {labels} does, as maps of landprior do: {advice}; if not, give "
-            "--scheme"
+            f"{map_path} has no classes in its tags but {labels} has, as maps written by landprior do: {advice}; "
+            "else give --scheme"
         )
         raise InputError(msg)
 

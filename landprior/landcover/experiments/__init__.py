@@ -1,1 +1,1 @@
-"""Experiments: whole tables of rows by regions, from a YAML file, resumable, with a report."""
+"""Experiments: whole tables of rows by regions, defined in YAML; resumable, with a report."""

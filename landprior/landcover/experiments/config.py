@@ -1,4 +1,4 @@
-"""What an experiment is: its data, its regions, its rows, and the published figures to compare with, as YAML."""
+"""Definition of an experiment in YAML: its data, regions, rows, and the published figures to compare with."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Method = Literal["prior", "supervised", "weak", "rival", "external"]
-"""Map the prior itself; fit labels; fit the prior of the place; map it by another method, which the runner is given by
-name; score a map that somebody else made."""
+"""What a row does: map the prior itself; fit labels; fit the prior of the place; map it by another method, passed to
+the runner by name; or score a map made elsewhere."""
 
 Mode = Literal["joint", "tile"]
-"""One model over all tiles of a region, as the paper has it, or one per tile."""
+"""One model over all tiles of a region, as in the paper, or one per tile."""
 
 PriorKind = Literal["published", "nlcd", "hand", "learned"]
-"""The file that comes with the data; NLCD alone; with the layers added by hand; fused by a learned prior."""
+"""The prior: the file that comes with the data; NLCD alone; with layers added by hand; or fused by a learned prior."""
 
 View = Literal["all", "merged", "reassigned"]
-"""Score all classes; with the classes of ``merge`` as one; or with errors between those classes counted right
-(Table E.2: all five classes, four, and barren reassigned)."""
+"""How to score: all classes; with the classes of ``merge`` as one; or with confusion between those classes counted as
+correct (Table E.2: all five classes, four, and barren reassigned)."""
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -37,29 +37,29 @@ class _Part(BaseModel):
 
 
 class Region(_Part):
-    """A place with splits: name -> names of the data set's own splits; or several such places as one (``of``)."""
+    """A place with splits (name -> names of the data set's own splits), or several such places pooled (``of``)."""
 
     title: str = ""
     splits: dict[str, tuple[str, ...]] = {}
     of: tuple[str, ...] = ()
-    cooccurrence: str | None = Field(None, description="a shipped name or a path within the data; null: the scheme's")
+    cooccurrence: str | None = Field(None, description="shipped name or path within the data; default: the scheme's")
     measure: tuple[str, ...] = Field((), description="splits on which to measure the matrix instead")
     label_map: dict[int, int] = {}
-    first: int | None = Field(None, ge=1, description="only so many tiles of a split")
-    leave_out: tuple[int, ...] = Field((), description="tiles whose labels have one of these codes are left out")
+    first: int | None = Field(None, ge=1, description="use only this many tiles of a split")
+    leave_out: tuple[int, ...] = Field((), description="leave out tiles whose labels contain one of these codes")
 
 
 class Data(_Part):
-    """Where tiles come from: torchgeo's layouts, or files named by a pattern."""
+    """Where tiles come from: directories laid out as by torchgeo, or files named by a pattern."""
 
     kind: Literal["enviroatlas", "chesapeake", "files"]
     layers: dict[str, str] = Field({}, description="files: layer -> path with {split}")
-    halves: bool = Field(False, description="files: cut each into a left and a right half, two tiles")
+    halves: bool = Field(False, description="files: cut each into a left and a right half (two tiles)")
 
     @model_validator(mode="after")
     def _names_its_files(self) -> Self:
         if (self.kind == "files") != bool(self.layers):
-            msg = "layers (with image, nlcd, labels, ...) are for kind: files, and needed there"
+            msg = "layers (with image, nlcd, labels, ...) must be given for kind: files, and only there"
             raise ValueError(msg)
         lacking = [name for name in ("image", "labels") if self.layers and name not in self.layers]
         wrong = [path for path in self.layers.values() if not _is_pattern(path, "split")]
@@ -67,14 +67,14 @@ class Data(_Part):
             msg = (
                 f"layers need {lacking[0]}"
                 if lacking
-                else f"{wrong[0]!r} may hold {{split}} and nothing else in braces"
+                else f"{wrong[0]!r} may contain no placeholder other than {{split}}"
             )
             raise ValueError(msg)
         return self
 
 
 class Learned(_Part):
-    """On what a prior is learned: the other tiles of the same region, other regions, or a split of the region."""
+    """The tiles a prior is learned on: other tiles of the same region, other regions, or a split of the region."""
 
     source: str = "siblings"
     filters: int = Field(128, ge=1)
@@ -82,7 +82,7 @@ class Learned(_Part):
     learning_rate: Rate = 1e-3
 
     def limit(self, settings: Settings) -> Learned:
-        """Return it no larger than the settings say for networks, where they say anything."""
+        """Return a copy no larger than the settings allow for networks, where they set a limit."""
         bounds = {"filters": settings.filters, "steps": settings.steps}
         small = {name: min(getattr(self, name), most) for name, most in bounds.items() if most is not None}
         return self.model_copy(update=small)
@@ -97,7 +97,7 @@ class Tuning(_Part):
 
 
 class Row(_Part):
-    """One line of a table."""
+    """One row of a table."""
 
     name: str = Field(min_length=1)
     method: Method
@@ -106,37 +106,37 @@ class Row(_Part):
     inputs: tuple[Literal["image", "prior"], ...] = ("image",)
     prior: PriorKind = "hand"
     learned: Learned = Learned()
-    init: str | None = Field(None, description="name of a supervised row to start from")
+    init: str | None = Field(None, description="name of a supervised row whose model is the starting point")
     maps: tuple[Literal["prior", "q", "r"], ...] = ()
-    learning_rate: Rate | None = Field(None, description="of the experiment's own recipe, or the row's")
+    learning_rate: Rate | None = Field(None, description="for the recipe of the experiment or of the row")
     tune: Tuning | None = None
     recipe: Literal["paper", "default", "best"] | None = None
     rival: str = Field("", description="rival: name of the method")
-    options: dict[str, str | float | int | bool] = Field({}, description="rival: its settings")
+    options: dict[str, str | float | int | bool] = Field({}, description="rival: settings of the method")
     network: Literal["fcn", "unet"] | None = None
     regions: tuple[str, ...] = ()
-    path: str = Field("", description="external: map files, with {region}, {split} and {tile}")
+    path: str = Field("", description="external: paths of map files, with {region}, {split} and {tile}")
     map_map: dict[int, int] = {}
-    optional: bool = Field(default=False, description="external: leave the row out where its maps are not there")
+    optional: bool = Field(default=False, description="external: skip the row if its maps are missing")
     published: dict[str, dict[str, tuple[float | None, float | None]]] = Field(
         {}, description="region -> map -> (accuracy, mean IoU), percent"
     )
 
     @property
     def scored_maps(self) -> tuple[str, ...]:
-        """Which maps are scored."""
+        """Maps that are scored."""
         return self.maps or _MAPS[self.method]
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         problems = {
-            "say on what it is trained, train: region/split, or others": self.method == "supervised" and not self.train,
-            "say where its maps are, path: ...": self.method == "external" and not self.path,
-            "say which method it is, rival: ...": self.method == "rival" and not self.rival,
+            "give its training tiles, train: region/split, or others": self.method == "supervised" and not self.train,
+            "give the paths of its maps, path: ...": self.method == "external" and not self.path,
+            "name the method, rival: ...": self.method == "rival" and not self.rival,
             "rival and options are for rows of method rival": self.method != "rival"
             and bool(self.rival or self.options),
             "inputs need the image": "image" not in self.inputs,
-            f"a row of {self.method} has the maps {', '.join(_MAPS[self.method])}": (
+            f"a row of method {self.method} has the maps {', '.join(_MAPS[self.method])}": (
                 not set(self.maps) <= set(_MAPS[self.method])
             ),
             "train is for rows of method supervised": self.method != "supervised" and bool(self.train),
@@ -146,7 +146,9 @@ class Row(_Part):
             f"{self.loss} is for priors; a row of labels is trained with ce or ce-argmax": (
                 self.method == "supervised" and self.loss in IMPLICIT
             ),
-            "its path may hold {region}, {split} and {tile}": not _is_pattern(self.path, "region", "split", "tile"),
+            "its path may contain only {region}, {split} and {tile}": not _is_pattern(
+                self.path, "region", "split", "tile"
+            ),
         }
         for text, wrong in problems.items():
             if wrong:
@@ -156,7 +158,7 @@ class Row(_Part):
 
     @property
     def objective(self) -> LossName:
-        """The loss it is trained with."""
+        """Loss that the row is trained with."""
         return self.loss or ("ce" if self.method == "supervised" else "qr")
 
 
@@ -167,11 +169,11 @@ _MAPS: dict[str, tuple[str, ...]] = {
     "rival": ("q",),
     "external": ("q",),
 }
-"""Which maps a method gives."""
+"""Maps that each method gives."""
 
 
 def _is_pattern(pattern: str, *names: str) -> bool:
-    """Say whether a pattern can be filled in from these names."""
+    """Return whether a pattern contains no placeholders other than these names."""
     try:
         pattern.format(**dict.fromkeys(names, ""))
     except (KeyError, ValueError, IndexError):
@@ -180,7 +182,7 @@ def _is_pattern(pattern: str, *names: str) -> bool:
 
 
 class Settings(_Part):
-    """How everything is trained: a recipe, and what to change of it."""
+    """How everything is trained: a recipe, and changes to it."""
 
     recipe: Literal["paper", "default", "best"] = "default"
     steps: int | None = Field(None, ge=1)
@@ -194,18 +196,18 @@ class Experiment(_Part):
 
     title: str
     about: str = ""
-    source: str = Field("", description="where the published figures stand")
+    source: str = Field("", description="where the published figures come from")
     scheme: str
     data: Data
     regions: dict[str, Region] = Field(min_length=1)
-    scored: tuple[str, ...] = Field((), description="regions that are columns; all by default")
-    elsewhere: tuple[str, ...] = Field((), description="regions that 'others' chooses from; the columns by default")
+    scored: tuple[str, ...] = Field((), description="regions to score, one column each; by default all")
+    elsewhere: tuple[str, ...] = Field((), description="regions that 'others' chooses from; by default those scored")
     rows: tuple[Row, ...] = Field(min_length=1)
     modes: tuple[Mode, ...] = ("joint", "tile")
     seeds: int = Field(1, ge=1, le=1000)
     settings: Settings = Settings()
     views: tuple[View, ...] = ("all",)
-    merge: tuple[str, str] | None = Field(None, description="class that takes another in: (into, from)")
+    merge: tuple[str, str] | None = Field(None, description="two classes to merge: (into, from)")
     panels: bool = Field(False, description="draw the maps of the first tile side by side, instead of dots")
 
     @property
@@ -214,16 +216,16 @@ class Experiment(_Part):
         return self.scored or tuple(self.regions)
 
     def members(self, region: str) -> tuple[str, ...]:
-        """Return the regions that one consists of, itself for most."""
+        """Return the regions that a region is made of; usually just itself."""
         return self.regions[region].of or (region,)
 
     def others(self, region: str) -> tuple[str, ...]:
-        """Return the regions that share nothing with one, for training elsewhere.
+        """Return the regions that share no tiles with a region, for training elsewhere.
 
         Raises
         ------
         ConfigError
-            If there is none.
+            If there are none.
         """
         own = set(self.members(region))
         found = [m for name in self.elsewhere or self.columns for m in self.members(name) if m not in own]
@@ -235,16 +237,16 @@ class Experiment(_Part):
     def select(
         self, *, rows: Sequence[str] = (), regions: Sequence[str] = (), external: Mapping[str, str] | None = None
     ) -> Experiment:
-        """Return the experiment with some rows and regions only, and with further maps of others to score.
+        """Return the experiment with only some rows and regions, and with extra maps to score.
 
         Parameters
         ----------
         rows
-            Names of the rows wanted; none: all. A row that another one starts from stays.
+            Names of the rows to keep; if empty, all. A row that another one starts from is always kept.
         regions
             Names of the regions to score; none: all.
         external
-            Name of a row -> path of others' maps, with ``{region}``, ``{split}`` and ``{tile}``.
+            Row name -> path of maps made elsewhere, with ``{region}``, ``{split}`` and ``{tile}``.
 
         Returns
         -------
@@ -254,7 +256,7 @@ class Experiment(_Part):
         Raises
         ------
         ConfigError
-            If it has no such row or region.
+            If there is no such row or region.
         """
         content = self.model_dump(mode="json")
         for requested, known, what in (
@@ -263,7 +265,7 @@ class Experiment(_Part):
         ):
             wrong = [name for name in requested if name not in known]
             if wrong:
-                msg = f"{wrong[0]!r} is no {what} of this experiment ({', '.join(known)})"
+                msg = f"{wrong[0]!r} is not a {what} of this experiment ({', '.join(known)})"
                 raise ConfigError(msg)
         if rows:
             wanted = {*rows, *(row.init for row in self.rows if row.name in rows)}
@@ -297,11 +299,11 @@ class Experiment(_Part):
             mentioned += [row.tune.region] if row.tune else []
             above = [other.name for other in self.rows[: names.index(row.name)] if other.method == "supervised"]
             if row.init is not None and row.init not in above:
-                msg = f"row {row.name!r} starts from {row.init!r}, which is no row of labels above it"
+                msg = f"row {row.name!r} starts from {row.init!r}, which is not a supervised row above it"
                 raise ValueError(msg)
         missing = [name for name in mentioned if name not in self.regions]
         if missing:
-            msg = f"{missing[0]!r} is no region of this experiment ({', '.join(self.regions)})"
+            msg = f"{missing[0]!r} is not a region of this experiment ({', '.join(self.regions)})"
             raise ValueError(msg)
         self._check_separation()
         if set(self.views) - {"all"} and self.merge is None:
@@ -310,7 +312,7 @@ class Experiment(_Part):
         return self
 
     def _check_separation(self) -> None:
-        """Refuse to measure a matrix, or to choose a learning rate, on tiles that are scored."""
+        """Raise an error if a matrix is measured, or a learning rate chosen, on tiles that are scored."""
         scored = {member for column in self.columns for member in self.members(column)}
         tests = {split for name in scored for split in self.regions[name].splits.get("test", ())}
         for name, region in self.regions.items():
@@ -327,27 +329,27 @@ class Experiment(_Part):
 
 
 def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: ANN401 - the fields
-    """Load a shipped experiment by name, or the user's own YAML by path.
+    """Load a shipped experiment by name or a YAML file by path.
 
-    Another recipe than the file's brings its own learning rates: the rows' are of the file's schedule and go. Fewer
-    steps or filters hold for learned priors too.
+    If ``changes`` replaces the recipe, the learning rates of the file's rows are dropped, because they belong to the
+    old recipe's schedule. Fewer steps or filters also apply to learned priors.
 
     Parameters
     ----------
     name
         ``"table-1"``, or a path.
     **changes
-        Fields to replace; those of ``settings`` one by one.
+        Fields to replace; fields of ``settings`` are replaced one by one.
 
     Returns
     -------
     Experiment
-        Checked.
+        The checked experiment.
 
     Raises
     ------
     MissingInputError, ConfigError
-        If there is no such file or name, or it is not a valid experiment.
+        If there is no such file or name, or it is not valid.
     """
     path = find_config(name, "experiments")
     content = read_yaml(path)
@@ -373,5 +375,5 @@ def load_experiment(name: str | Path, **changes: Any) -> Experiment:  # noqa: AN
 
 
 def list_experiments() -> list[str]:
-    """List the shipped experiments."""
+    """Return the names of the shipped experiments."""
     return shipped_names("experiments")

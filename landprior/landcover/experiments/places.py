@@ -1,4 +1,4 @@
-"""The tiles of an experiment: torchgeo's directories as they are, or files named by a pattern."""
+"""The tiles of an experiment: directories laid out as by torchgeo, or files named by a pattern."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from landprior.landcover.experiments.config import Data, Experiment, Region
 
 ENVIROATLAS_FOLDER = "enviroatlas_lotp"
-"""Where torchgeo unpacks EnviroAtlas, below its root."""
+"""Folder below the root into which torchgeo unpacks EnviroAtlas."""
 
 INDEX = "spatial_index.geojson"
 """torchgeo's list of tiles and files."""
@@ -41,7 +41,7 @@ _ENVIROATLAS = {
     "waterbodies": "waterbodies",
     "labels": "lc",
 }
-"""Our layers and the columns of torchgeo's index that name their files."""
+"""Layers and the columns of torchgeo's index that name their files."""
 
 _CHESAPEAKE = {"image": "naip-new", "nlcd": "nlcd", "buildings": "buildings", "labels": "lc"}
 _CHESAPEAKE_PRIOR = "prior_from_cooccurrences_101_31_no_osm_no_buildings"
@@ -49,22 +49,22 @@ _CHESAPEAKE_PRIOR = "prior_from_cooccurrences_101_31_no_osm_no_buildings"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One tile with its files.
+    """A tile and its files.
 
     Parameters
     ----------
     name
         Unique within its split.
     region
-        The region whose matrix and label map it has.
+        The region whose matrix and label map apply.
     split
         The data set's own split.
     image, labels
         Rasters.
     nlcd, prior
-        Rasters; None where the data has none.
+        Rasters; None if the data has none.
     layers
-        Roads, buildings, waterways, waterbodies, those that are there.
+        Roads, buildings, waterways and waterbodies, as far as they exist.
     """
 
     name: str
@@ -90,9 +90,9 @@ class Places:
     experiment
         See :class:`Experiment`.
     root
-        The data: torchgeo's root of the set, or the folder that the patterns start from.
+        Folder of the data: torchgeo's root of the data set, or the folder that patterns are relative to.
     work
-        Where halves of files go.
+        Folder for halves of files.
     """
 
     def __init__(self, experiment: Experiment, root: Path, work: Path) -> None:
@@ -100,11 +100,11 @@ class Places:
         self._data, self._root, self._work = experiment.data, root, work
         self._known: dict[str, list[Place]] = {}
         if not root.is_dir():
-            msg = f"no data at {root}; torchgeo's sets are fetched with: landprior fetch --dataset NAME --root {root}"
+            msg = f"no data at {root}; fetch torchgeo's data sets with: landprior fetch --dataset NAME --root {root}"
             raise MissingInputError(msg)
 
     def files(self) -> dict[str, Path]:
-        """Return the files that say whether the data has changed: torchgeo's index, or every file.
+        """Return the files that show whether the data has changed: torchgeo's index, or every file.
 
         Raises
         ------
@@ -130,14 +130,14 @@ class Places:
         return self._regions[name]
 
     def find(self, region: str, split: str = "test") -> list[Place]:
-        """List the tiles of a split of a region, without those that its rules leave out.
+        """List the tiles of a split of a region, except those excluded by the region's rules.
 
         Raises
         ------
         ConfigError
             If the region has no such split.
         InputError
-            If nothing is left.
+            If no tile is left.
         """
         found: list[Place] = []
         for member in self._experiment.members(region):
@@ -190,7 +190,7 @@ def _read_enviroatlas(root: Path, region: str, split: str) -> list[Place]:
 
 
 def _read_chesapeake(root: Path, region: str, split: str) -> list[Place]:
-    """Read torchgeo's ChesapeakeCVPR directory, with the prior extension where it is."""
+    """Read torchgeo's ChesapeakeCVPR directory, with the prior extension if it exists."""
     places = []
     for row in _index(root, split):
         labels = root / row[_CHESAPEAKE["labels"]]
@@ -212,7 +212,7 @@ def _read_chesapeake(root: Path, region: str, split: str) -> list[Place]:
 
 
 def _index(folder: Path, split: str) -> list[dict[str, str]]:
-    """Return the rows of torchgeo's index of a split, by path."""
+    """Return the rows of a split in torchgeo's index, sorted by path."""
     path = _require_file(folder / INDEX, "is --root the root of torchgeo's data set?")
     frame = read_vectors(path)
     if "split" not in frame.columns:
@@ -223,7 +223,7 @@ def _index(folder: Path, split: str) -> list[dict[str, str]]:
 
 
 def _read_files(root: Path, region: str, split: str, data: Data, work: Path) -> list[Place]:
-    """Read files named by a pattern; one tile, or its two halves."""
+    """Read files named by a pattern; as one tile or as its two halves."""
     files: dict[str, Path] = {}
     for layer, pattern in data.layers.items():
         files[layer] = _require_file(root / pattern.format(split=split), f"{layer} of {region}")
@@ -269,13 +269,13 @@ def _write_half(source: Path, target: Path, side: str) -> Path:
         )
         grid = Grid.of(src).window(window)
         values = read_window(src, window)
-        # no alpha, no mask: what the source holds as bands stays bands
+        # write no alpha or mask: keep the source's bands as they are
         write_raster(target, values, grid, nodata=src.nodata, overviews="nearest", overwrite=True)
     return target
 
 
 def _has_code(labels: Path, codes: Sequence[int]) -> bool:
-    """Say whether labels have one of some codes anywhere."""
+    """Return whether labels contain any of some codes."""
     with open_raster(labels) as src:
         return any(
             bool(np.isin(read_window(src, block.core, 1), codes).any())

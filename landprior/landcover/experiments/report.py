@@ -1,4 +1,4 @@
-"""The report of an experiment: the published figure, ours, the difference; as Markdown, JSON and a picture."""
+"""Report of an experiment: published figures, ours and the difference, as Markdown, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VIEWS = {"all": "all classes", "merged": "merged", "reassigned": "reassigned"}
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: the mean over seeds, and half the spread between them, in percent."""
+    """One line of a table, in percent: the mean over seeds and half their range."""
 
     row: str
     mode: str
@@ -41,29 +41,29 @@ class Line:
     learning_rates: tuple[float, ...]
 
     def differences(self) -> tuple[float | None, float | None]:
-        """Return ours less the published figures, in points."""
+        """Return our figures minus the published ones, in percentage points."""
         ours = (self.accuracy, self.mean_iou)
         pairs = zip(ours, self.published, strict=True)
         return tuple(None if theirs is None else mine - theirs for mine, theirs in pairs)  # type: ignore[return-value]
 
 
 def view_scores(scores: Scores, view: View, merge: tuple[str, str] | None) -> Scores:
-    """Score by another view (Table E.2).
+    """Rescore a confusion matrix by another view (Table E.2).
 
     Parameters
     ----------
     scores
-        Of all classes.
+        Scores over all classes.
     view
-        ``"merged"``: ``merge``'s second class counts as its first, on both sides. ``"reassigned"``: where truth and map
-        have these two classes, the map is counted right; all classes stay.
+        ``"merged"``: the second class of ``merge`` counts as the first, in labels and map. ``"reassigned"``: confusion
+        between these two classes counts as correct; all classes stay.
     merge
         Names of the two classes: (into, from).
 
     Returns
     -------
     Scores
-        Of the same pixels.
+        Scores of the same pixels.
     """
     if view == "all" or merge is None:
         return scores
@@ -77,7 +77,7 @@ def view_scores(scores: Scores, view: View, merge: tuple[str, str] | None) -> Sc
     counts[into] += counts[other]
     counts[:, into] += counts[:, other]
     counts[other] = 0
-    counts[:, other] = 0  # absent on both sides: not in the mean
+    counts[:, other] = 0  # absent on both sides, so left out of the mean
     return Scores(scheme=scores.scheme, confusion=counts)
 
 
@@ -117,21 +117,21 @@ def summarise(experiment: Experiment, results: Sequence[Result]) -> list[Line]:
 
 
 def write_report(folder: Path, experiment: Experiment, results: Sequence[Result], *, missing: int = 0) -> list[Path]:
-    """Write ``report.md``, ``report.json`` and ``report.png``; the same results give the same files.
+    """Write ``report.md``, ``report.json`` and ``report.png``; the same results always give the same files.
 
     Parameters
     ----------
     folder
-        Of the experiment.
+        Folder of the experiment.
     experiment, results
-        What was asked, what was found.
+        The experiment and its results.
     missing
-        How many cells are still to be run, for the head of the report.
+        Number of cells still to be run, shown at the top of the report.
 
     Returns
     -------
     list of Path
-        The files.
+        The files written.
     """
     lines = summarise(experiment, results)
     contents = {
@@ -151,21 +151,21 @@ def write_report(folder: Path, experiment: Experiment, results: Sequence[Result]
 
 
 def to_dict(experiment: Experiment, lines: Sequence[Line], *, missing: int = 0) -> dict[str, Any]:
-    """Return the report for programs.
+    """Return the report as a dictionary.
 
     Parameters
     ----------
     experiment
-        What was asked.
+        The experiment.
     lines
-        Of the tables.
+        Lines of the tables.
     missing
-        How many cells are still to be run.
+        Number of cells still to be run.
 
     Returns
     -------
     dict
-        Ready for JSON.
+        The report, ready for JSON.
     """
     return {
         "title": experiment.title,
@@ -233,14 +233,14 @@ def _pair(values: tuple[float | None, float | None], sign: str) -> str:
 
 
 def draw_dots(path: Path, experiment: Experiment, lines: Sequence[Line]) -> None:
-    """Draw accuracy and mean IoU of every line, ours filled, the published figure as a ring; one panel per region.
+    """Draw accuracy and mean IoU of every line, one panel per region: ours as dots, published figures as rings.
 
     Parameters
     ----------
     path
-        The picture to write.
+        The figure to write.
     experiment, lines
-        See :func:`to_dict`; those of the first view are drawn.
+        See :func:`to_dict`; only lines of the first view are drawn.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

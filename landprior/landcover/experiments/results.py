@@ -1,4 +1,4 @@
-"""What an experiment has found: one line per map of a finished cell."""
+"""Results of an experiment: one line per map of a finished cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training (or map) of one row on one region."""
+    """One training run (or map) of one row on one region."""
 
     row: str
     mode: str
@@ -24,7 +24,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Unique in the experiment."""
+        """Key of the cell, unique in the experiment."""
         return f"{self.row}|{self.mode}|{self.region}|{self.seed}"
 
 
@@ -46,9 +46,9 @@ class Result:
 
     @property
     def key(self) -> str:
-        """The key of its cell."""
+        """Key of the result's cell."""
         return Cell(self.row, self.mode, self.region, self.seed).key
 
     def scores(self, scheme: ClassScheme) -> Scores:
-        """Return the confusion matrix with what follows from it."""
+        """Return the scores from the stored confusion matrix."""
         return Scores(scheme=scheme, confusion=np.array(self.confusion, dtype=np.int64))

@@ -1,5 +1,5 @@
-"""Running an experiment: every cell once, one line of results per finished one, whatever happens in between."""
-# Over 450 lines: the cells of an experiment share priors, models and maps, so one class makes them all
+"""Running an experiment: each cell is run once and its results are recorded when it finishes, so runs can resume."""
+# Over 450 lines: one class makes all cells, because they share priors, models and maps
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ logger = logging.getLogger(__name__)
 CONFIG = "experiment.json"
 
 _LATER = ("rival", "options", "network")
-"""Fields of rows that folders begun before do not know: unset, they make no other configuration."""
+"""Row fields that older folders do not have; left unset, they do not change the configuration."""
 
 
 class Rival(Protocol):
-    """Another method than fitting the prior by a loss (:mod:`landprior.superres.rivals`)."""
+    """A method other than fitting the prior with a loss (:mod:`landprior.superres.rivals`)."""
 
     def __call__(
         self,
@@ -61,11 +61,11 @@ class Rival(Protocol):
         matrix: Cooccurrence,
         run: Run,
     ) -> None:
-        """Write a map of each tile; one model for all may be kept as ``work`` and is used again if it is there."""
+        """Write a map of each tile; a joint model may be stored in ``work`` and is reused if it exists."""
 
 
 class Runner:
-    """Runs an experiment in a folder of its own.
+    """Run an experiment in a folder of its own.
 
     Parameters
     ----------
@@ -74,18 +74,18 @@ class Runner:
     root
         The data.
     folder
-        Where priors, models, maps and results go. A folder of another configuration is refused.
+        Where priors, models, maps and results go. A folder with another configuration is an error.
     rivals
-        Methods of rows with ``method: rival``, by name.
+        Methods for rows with ``method: rival``, by name.
     run
         See :class:`landprior.run.Run`.
 
     Raises
     ------
     ConfigError
-        If the folder holds results of another configuration, or a row asks for a method that is not known.
+        If the folder holds results of another configuration, or a row names an unknown method.
     MissingInputError, InputError
-        If the data is not there, or the folder is that of the data.
+        If the data does not exist, or the folder is the data folder.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Runner:
         self._rivals = rivals or {}
         for row in experiment.rows:
             if row.method == "rival" and row.rival not in self._rivals:
-                known = ", ".join(self._rivals) or "none here"
-                msg = f"row {row.name!r}: there is no method {row.rival!r} ({known})"
+                known = ", ".join(self._rivals) or "none"
+                msg = f"row {row.name!r}: unknown method {row.rival!r} (available: {known})"
                 raise ConfigError(msg)
         self._run = replace(run, overwrite=True)
         self._scheme = load_scheme(experiment.scheme)
@@ -116,9 +116,9 @@ class Runner:
     # -- the folder ------------------------------------------------------------------------------
 
     def _check(self) -> dict[str, Any]:
-        """Return what the folder's results depend on; refuse a folder made with something else.
+        """Return everything the folder's results depend on; raise an error if the folder was made with something else.
 
-        More rows, regions, models, seeds, other titles and views are no other configuration: what is done stays done.
+        Adding rows, regions, models or seeds, or changing titles or views, keeps the finished cells.
         """
         path = self.folder / CONFIG
         now = _describe(self.experiment, self._scheme, self._root, self._places)
@@ -140,23 +140,23 @@ class Runner:
             )
             raise ConfigError(msg)
         if version != now["landprior"]:
-            logger.warning("%s was begun by landprior %s, this is %s", self.folder, version, now["landprior"])
+            logger.warning("%s was started with landprior %s; this is %s", self.folder, version, now["landprior"])
         return now | {"rows": rows | mine}
 
     def _make_path(self, *parts: str) -> Path:
-        """Return the path of a file in the folder, and make what it lies in."""
+        """Return the path of a file in the folder, and create its parent folder."""
         path = self.folder.joinpath(*parts)
         make_folder(path.parent)
         return path
 
     def _write_configuration(self) -> None:
-        """Write the configuration into the folder."""
+        """Write the configuration to the folder."""
         make_folder(self.folder)
         with replacing(self.folder / CONFIG, overwrite=True) as temporary:
             temporary.write_text(json.dumps(self._record, indent=2), encoding="utf-8")
 
     def results(self) -> list[Result]:
-        """Return what is done of this experiment's cells, in their order."""
+        """Return the results of this experiment's finished cells, in their order."""
         place = {cell.key: number for number, cell in enumerate(self.cells())}
         done = [result for result in read_records(self.folder, Result) if result.key in place]
         return sorted(done, key=lambda result: place[result.key])
@@ -173,7 +173,7 @@ class Runner:
                         yield Cell(row.name, mode, region, seed)
 
     def _has_data(self, row: Row) -> bool:
-        """Say whether the maps of an external row are there."""
+        """Return whether the maps of an external row exist."""
         regions = row.regions or self.experiment.columns
         places = [place for region in regions for place in self._places.find(region)]
         return all(self._external_path(row, place).is_file() for place in places)
@@ -181,12 +181,12 @@ class Runner:
     # -- running ---------------------------------------------------------------------------------
 
     def run(self) -> list[Result]:
-        """Run every cell that is not done; return all results.
+        """Run every unfinished cell and return all results.
 
         Raises
         ------
         LandpriorError
-            The first failure. What is finished stays, and the same call goes on from there.
+            The first failure. Finished cells are kept, and the same call resumes from there.
         """
         with protecting(self.inputs()):
             self._write_configuration()
@@ -200,7 +200,7 @@ class Runner:
         return self.results()
 
     def inputs(self) -> list[Path]:
-        """Return the files that the experiment names, none of which a result may replace."""
+        """Return the files that the experiment names, which no result may replace."""
         named = [self.experiment.scheme, *(r.cooccurrence for r in self.experiment.regions.values() if r.cooccurrence)]
         maps = [
             self._external_path(row, place)
@@ -232,7 +232,7 @@ class Runner:
         ]
 
     def _map_by_loss(self, row: Row, cell: Cell, places: Sequence[Place]) -> tuple[dict[str, list[Path]], float | None]:
-        """Train on the region's own tiles against their priors, jointly or one by one."""
+        """Train on the region's own tiles against their priors, jointly or separately."""
         groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
         paths: dict[str, list[Path]] = {"q": [], "r": []}
         rate = self._learning_rate(row, cell)
@@ -245,7 +245,7 @@ class Runner:
         return paths, rate
 
     def _map_by_rival(self, row: Row, cell: Cell, places: Sequence[Place]) -> list[Path]:
-        """Map the region's own tiles by another method, jointly or one by one."""
+        """Map the region's own tiles by another method, jointly or separately."""
         groups = [list(places)] if cell.mode == "joint" else [[place] for place in places]
         paths: list[Path] = []
         for group in groups:
@@ -297,13 +297,13 @@ class Runner:
         )
 
     def priors(self, row: str, region: str) -> list[tuple[Place, Path]]:
-        """Return a region's tiles with their priors as a row has them, built if need be."""
+        """Return a region's tiles with their priors for a row, building them if necessary."""
         return [(place, self._build_prior(self._rows[row], region, place)) for place in self._places.find(region)]
 
     # -- priors ----------------------------------------------------------------------------------
 
     def _find_matrix(self, region: str) -> Cooccurrence:
-        """Return P(class | NLCD code) of a region: named, measured on its other splits, or the scheme's."""
+        """Return P(class | NLCD code) of a region: the named one, one measured on its other splits, or the scheme's."""
         if region not in self._matrices:
             rules = self._places.region(region)
             if rules.measure:
@@ -318,7 +318,7 @@ class Runner:
         return self._matrices[region]
 
     def _build_prior(self, row: Row, cell_region: str, place: Place) -> Path:
-        """Return a tile's prior of the row's kind, built if need be."""
+        """Return a tile's prior of the row's kind, building it if necessary."""
         if row.prior == "published":
             return _require_path(place.prior, "published prior", place)
         name = f"{row.prior}{_suffix(row, cell_region)}"
@@ -338,7 +338,7 @@ class Runner:
         return path
 
     def _learn_prior(self, learned: Learned, cell_region: str, place: Place) -> LandcoverModel:
-        """Learn a prior on tiles that are not the one it is for."""
+        """Learn a prior on tiles other than the one it is for."""
         size = f"{learned.filters} x {learned.steps} x {learned.learning_rate:g}"
         if learned.source == "siblings":
             source = [other for other in self._places.find(place.region) if other.id != place.id]
@@ -346,12 +346,12 @@ class Runner:
         elif learned.source == "others":
             others = self.experiment.others(cell_region)
             source = [other for region in others for other in self._places.find(region)]
-            name = f"others than {cell_region}"
+            name = f"tiles outside {cell_region}"
         else:
             source = self._places.find(place.region, learned.source)
             name = f"{place.region} {learned.source}"
         if any(other.id == place.id for other in source) or not source:
-            msg = f"a prior for {place.id} cannot be learned on {name!r}: it holds the tile itself, or nothing"
+            msg = f"a prior for {place.id} cannot be learned on {name!r}: it contains the tile itself, or no tile"
             raise ConfigError(msg)
         path = self._make_path("models", f"prior-{_slug(f'{name} {size}')}.safetensors")
         if path.is_file():
@@ -388,7 +388,7 @@ class Runner:
         )
 
     def _learning_rate(self, row: Row, cell: Cell) -> float | None:
-        """Return the row's learning rate, chosen on its validation region where it asks for it."""
+        """Return the row's learning rate, chosen on its validation region if the row is tuned."""
         if row.tune is None:
             return row.learning_rate
         validation = self._places.find(row.tune.region, row.tune.split)
@@ -416,18 +416,18 @@ class Runner:
         )
 
     def _training_places(self, row: Row, cell: Cell) -> list[Place]:
-        """Return the labelled tiles of a supervised row; never those that are scored."""
+        """Return the labelled tiles of a supervised row; never tiles that are scored."""
         if row.train == "others":
             return [place for region in self.experiment.others(cell.region) for place in self._places.find(region)]
         region, _, split = row.train.partition("/")
         return self._places.find(region, split or "test")
 
     def _train_supervised(self, row: Row, cell: Cell) -> Path:
-        """Return the model of a supervised row, trained once for all regions that share its tiles."""
+        """Return the model of a supervised row, trained once for all regions with the same training tiles."""
         tiles = self._training_places(row, cell)
         scored = {place.id for place in self._places.find(cell.region)}
         if scored & {place.id for place in tiles}:
-            msg = f"row {row.name!r} would be trained on tiles of {cell.region} that it is scored on"
+            msg = f"row {row.name!r} would be trained on tiles of {cell.region} that are scored"
             raise ConfigError(msg)
         where = f"not {cell.region}" if row.train == "others" else row.train
         where += _suffix(row, cell.region) if "prior" in row.inputs else ""
@@ -438,7 +438,7 @@ class Runner:
         files = [self._files(row, cell.region, place, labels=True) for place in tiles]
         maps = {tuple(sorted(self._places.region(place.region).label_map.items())) for place in tiles}
         if len(maps) > 1:
-            msg = f"row {row.name!r} is trained on regions with different label maps; give them one"
+            msg = f"row {row.name!r} is trained on regions with different label maps; give them the same one"
             raise ConfigError(msg)
         train_files(
             [(tile.image, tile.prior) for tile in files],
@@ -453,7 +453,7 @@ class Runner:
         return path
 
     def _train(self, row: Row, cell: Cell, group: Sequence[Place], rate: float | None) -> LandcoverModel:
-        """Train on the priors of some tiles."""
+        """Train a model on the priors of a group of tiles."""
         path = self._model_path(row, cell, group)
         if path.is_file():
             return load_model(path)
@@ -481,7 +481,7 @@ class Runner:
             model,
             prior=self._build_prior(row, cell.region, place) if "prior" in model.extras else None,
             posterior=self._build_prior(row, cell.region, place) if kind == "r" else None,
-            force=(row.recipe or self.experiment.settings.recipe) != "best",  # the other rows are r as in the paper
+            force=(row.recipe or self.experiment.settings.recipe) != "best",  # other recipes map r itself
             run=self._run,
         )
 
@@ -504,7 +504,7 @@ class Runner:
         return path
 
     def draw_panels(self, results: Sequence[Result]) -> Path | None:
-        """Draw image, prior, the maps of all rows and labels of the first tile side by side, if that is asked for."""
+        """Draw image, prior, the maps of all rows and labels of the first tile side by side, if ``panels`` is set."""
         if not self.experiment.panels:
             return None
         place = self._places.find(self.experiment.columns[0])[0]
@@ -539,7 +539,7 @@ def _require_path(path: Path | None, what: str, place: Place) -> Path:
 
 
 def _slug(text: str) -> str:
-    """Turn a name into a file name; different names stay different."""
+    """Turn a name into a file name; different names give different file names."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-").lower()
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
@@ -549,7 +549,7 @@ def _rate_of(model: LandcoverModel) -> float:
 
 
 def _suffix(row: Row, cell_region: str) -> str:
-    """Say, for file names, how and where a row's prior is learned, if it is."""
+    """Return a suffix for file names that tells how and where a row's prior was learned, if it was."""
     if row.prior != "learned":
         return ""
     how = row.learned
@@ -558,7 +558,7 @@ def _suffix(row: Row, cell_region: str) -> str:
 
 
 def _describe(experiment: Experiment, scheme: ClassScheme, root: Path, places: Places) -> dict[str, Any]:
-    """Return everything a cell's figures depend on; data and matrices by their checksums."""
+    """Return everything that a cell's results depend on, with checksums of the data and matrices."""
     content = experiment.model_dump(mode="json")
     for region in content["regions"].values():
         del region["title"]

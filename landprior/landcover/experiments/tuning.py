@@ -1,4 +1,4 @@
-"""Choosing a learning rate on a validation tile, by a grid."""
+"""Choosing a learning rate by grid search on validation tiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PRIOR_RATES = (1e-3, 1e-4, 1e-5)
-"""The paper's grid for QR and RQ (its published scripts)."""
+"""The paper's grid for QR and RQ (from its published scripts)."""
 
 LABEL_RATES = (1e-2, 1e-3, 1e-4, 1e-5)
 """The paper's grid for supervised runs."""
@@ -33,13 +33,13 @@ LABEL_RATES = (1e-2, 1e-3, 1e-4, 1e-5)
 
 @dataclass(frozen=True)
 class Trial:
-    """One learning rate and how its model did on the validation tiles: of r, or of q for a model of labels."""
+    """One learning rate with its scores on the validation tiles: of r, or of q for a model trained on labels."""
 
     learning_rate: float
     accuracy: float
     mean_iou: float
     model: str
-    """Name of its model's file in the folder."""
+    """File name of the model in the folder."""
 
 
 def tune(
@@ -53,22 +53,22 @@ def tune(
     label_map: Mapping[int, int] | None = None,
     run: Run = Run(),
 ) -> list[Trial]:
-    """Train once per learning rate and score on validation tiles.
+    """Train once per learning rate and score each model on validation tiles.
 
     Parameters
     ----------
     tiles
-        With labels on every one, the labels are fitted, otherwise the priors.
+        Tiles to train on. If every tile has labels, the labels are fitted, otherwise the priors.
     validation
-        Tiles with labels, for scores only; with a prior where the model needs one, or for r.
+        Tiles with labels, used only for scoring; with a prior if the model needs one or r is scored.
     folder
-        Where models, maps and ``tune.json`` go. The same call after an interruption goes on from there.
+        Folder for models, maps and ``tune.json``. After an interruption, the same call resumes.
     settings
-        Everything but the learning rate.
+        All settings except the learning rate.
     rates
-        The grid; by default the paper's.
+        Learning rates to try; by default the paper's grid.
     scheme
-        The classes; needed with labels, otherwise those of the priors.
+        The classes; required with labels, otherwise taken from the priors.
     label_map
         Codes of the labels -> codes of the scheme.
     run
@@ -77,27 +77,27 @@ def tune(
     Returns
     -------
     list of Trial
-        In the order of the grid; the best has the highest accuracy (:func:`find_best`).
+        In the order of the grid; the best is the one with the highest accuracy (:func:`find_best`).
 
     Raises
     ------
     InputError
-        If some tiles have labels and others not, a validation tile lacks labels or a prior, or labels would be both
-        fitted and scored against.
+        If only some tiles have labels, a validation tile lacks labels or a prior, or labels would be used both to fit
+        and to score.
     LandpriorError
         See :func:`landprior.landcover.training.files.train_files` and
         :func:`landprior.landcover.mapping.predict.predict`.
     """
     labelled = {tile.labels is not None for tile in tiles}
     if len(labelled) != 1:
-        msg = "give labels for every tile to train on, or for none" if tiles else "there is no tile to train on"
+        msg = "give labels for every tile to train on, or for none" if tiles else "there are no tiles to train on"
         raise InputError(msg)
     supervised = labelled.pop()
     if not validation or any(tile.labels is None for tile in validation):
         msg = "a learning rate is chosen by scores, so every validation tile needs labels"
         raise InputError(msg)
     if supervised and {tile.image for tile in tiles} & {tile.image for tile in validation}:
-        msg = "a learning rate chosen on the labels that are fitted says nothing; validate on another tile"
+        msg = "a learning rate chosen on the labels that are fitted is meaningless; validate on another tile"
         raise InputError(msg)
     settings = settings or (TileSettings.supervised() if supervised else TileSettings())
     rates = rates or (LABEL_RATES if supervised else PRIOR_RATES)
@@ -108,8 +108,8 @@ def tune(
     unequal = [tile for tile in validation if (tile.prior is None) != (tiles[0].prior is None)]
     if unequal:
         msg = (
-            f"give {unequal[0].image} a prior too" if tiles[0].prior else f"{unequal[0].image} has a prior to no use"
-        ) + ": validation tiles have what the tiles to train on have"
+            f"give {unequal[0].image} a prior too" if tiles[0].prior else f"{unequal[0].image} has an unused prior"
+        ) + ": validation tiles need the same inputs as training tiles"
         raise InputError(msg)
     done = _read_done(folder / "tune.json")
     basis = {
@@ -147,7 +147,7 @@ def tune(
 
 
 def find_best(trials: Sequence[Trial]) -> Trial:
-    """Return the trial of the highest accuracy; the first of equals."""
+    """Return the trial with the highest accuracy; of equals, the first."""
     return max(trials, key=lambda trial: trial.accuracy)
 
 
@@ -162,7 +162,7 @@ def _read_done(path: Path) -> dict[str, Trial]:
     try:
         return {key: Trial(**trial) for key, trial in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        msg = f"{path} is damaged ({error}); delete it to start anew"
+        msg = f"{path} is damaged ({error}); delete it to start over"
         raise InputError(msg) from error
 
 
@@ -201,7 +201,7 @@ def _run_trial(
             model,
             prior=tile.prior if "prior" in model.extras else None,
             posterior=None if supervised else tile.prior,
-            force=True,  # what is scored is r itself, not the prior that a harmful one would be replaced by
+            force=True,  # score r itself, not the prior that would replace a harmful r
             run=replace(run, overwrite=True),
         )
         pairs.append((target, labels))
@@ -210,5 +210,5 @@ def _run_trial(
 
 
 def best_model(folder: str | Path, trials: Sequence[Trial]) -> Path:
-    """Return the path of the best trial's model, which :func:`tune` has left in its folder."""
+    """Return the path of the best trial's model, written to the folder by :func:`tune`."""
     return Path(folder) / find_best(trials).model

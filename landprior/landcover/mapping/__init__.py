@@ -1,1 +1,1 @@
-"""Maps: from a model and an image of any size to class maps, probabilities and pictures."""
+"""Mapping: from a model and an image of any size to class maps, probabilities and pictures."""

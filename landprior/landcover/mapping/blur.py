@@ -1,4 +1,4 @@
-"""Blurring predicted log-likelihoods, as a network around the network, so that any map can have it."""
+"""Blurring predicted log-likelihoods with a wrapper around the network, so that any map can use it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel
 
 BLUR = 11
-"""Side of the square that is averaged over, pixels [R F.2]."""
+"""Side of the averaging window, pixels [R F.2]."""
 
 
 def check_side(side: int) -> None:
-    """Refuse a blur that has no middle.
+    """Raise an error if the averaging window has no central pixel.
 
     Raises
     ------
     InputError
-        If it is not odd.
+        If the side is not odd.
     """
     if side < 1 or side % 2 == 0:
         msg = f"the blur needs an odd number of pixels, such as {BLUR}, or 1 for none, not {side}"
@@ -34,7 +34,7 @@ def check_side(side: int) -> None:
 
 
 def box_mean(values: Tensor, side: int) -> Tensor:
-    """Average over a square around each pixel, (N, C, H, W); at the edges, over the pixels there are."""
+    """Average over a square window around each pixel, (N, C, H, W); at the edges, over the pixels inside the image."""
     radius = side // 2
     for kernel, padding in (((side, 1), (radius, 0)), ((1, side), (0, radius))):
         values = nn.functional.avg_pool2d(values, kernel, 1, padding, count_include_pad=False)
@@ -42,23 +42,23 @@ def box_mean(values: Tensor, side: int) -> Tensor:
 
 
 def blur_log(log_q: Tensor, side: int) -> Tensor:
-    """Average log-probabilities, (N, C, H, W), over a square around each pixel, and normalise them."""
+    """Average log-probabilities, (N, C, H, W), over a square window around each pixel, and normalise them."""
     return torch.log_softmax(box_mean(log_q, side), dim=1) if side > 1 else log_q
 
 
 class BlurredNetwork(PixelNetwork):
-    """Averages a network's log-likelihoods over a square around each pixel.
+    """A network whose log-likelihoods are averaged over a square window around each pixel.
 
-    What is averaged in the paper is log q(l) - log qbar(l) [R F.2]. The mean of the second, a constant, is itself, so
-    it is the same to average log q: a posterior made of the result divides by qbar once. At the edges of the image the
-    mean is of the pixels there are.
+    The paper averages log q(l) - log qbar(l) [R F.2]. The second term is constant, so averaging log q is equivalent:
+    a posterior made from the result divides by qbar once. At the edges of the image the mean is over the pixels
+    inside it.
 
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     *sides
-        Of the square, pixels, odd. Of several, the results stand one after the other along the class axis.
+        Sides of the windows, pixels, odd. With several, the results are stacked along the class axis.
 
     Raises
     ------
@@ -75,11 +75,11 @@ class BlurredNetwork(PixelNetwork):
         self.smoothing = network.smoothing
         radius = max(sides) // 2
         self.stride = network.stride
-        # the halo is whole strides, so that windows with it begin at one too
+        # a multiple of the stride, so that windows with their halo start at one too
         self.halo = network.halo + -(-radius // network.stride) * network.stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of log q over the square, normalised, (N, C, H, W); of several, (N, sides * C, H, W)."""
+        """Return the mean of log q over the window, normalised, (N, C, H, W), or (N, sides * C, H, W) for several."""
         log_q: Tensor = self.network(x)
         if len(self.sides) == 1:
             return blur_log(log_q, self.sides[0])
@@ -87,7 +87,7 @@ class BlurredNetwork(PixelNetwork):
 
 
 def blur_model(model: LandcoverModel, side: int = BLUR) -> LandcoverModel:
-    """Return a model whose predictions are blurred; 1 leaves it as it is.
+    """Return a model whose predictions are blurred; a side of 1 leaves it unchanged.
 
     Raises
     ------

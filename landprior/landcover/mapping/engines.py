@@ -1,7 +1,7 @@
-"""What runs a network in prediction: torch on any device, or OpenVINO on a CPU (``pip install 'landprior[cpu]'``).
+"""Engines that run a network for prediction: torch on any device, or OpenVINO on a CPU (extra ``landprior[cpu]``).
 
-OpenVINO fuses the convolutions with what follows them; in int8, whose scales are measured on windows of the very image
-that is mapped, it uses the integer instructions that recent CPUs have. ``benchmarks/engines.py`` compares the two.
+OpenVINO fuses convolutions with the layers that follow them. In int8, with scales calibrated on windows of the mapped
+image, it uses the integer instructions of recent CPUs. ``benchmarks/engines.py`` compares the engines.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ EngineName = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 LEAST_STRIP = 64
-"""Rows of a window below which it is not cut into strips: their halos would cost more than they bring."""
+"""Windows with fewer rows are not cut into strips: the halos would cost more than the strips save."""
 
 STRIP_BYTES = 10_000_000
-"""Activations of one layer that torch computes at a time on a CPU. Where they are more, the allocator gets them from
-the system anew for every layer, page by page, which takes a third of the time of a narrow network."""
+"""Activations of one layer that torch computes at a time on a CPU. Above this size the allocator requests fresh
+memory from the system for every layer, which takes a third of the time of a narrow network."""
 
 WORTHWHILE = 2_000_000
-"""Pixels below which ``auto`` stays with torch: preparing OpenVINO takes some seconds."""
+"""Below this many pixels ``auto`` uses torch, because preparing OpenVINO takes some seconds."""
 
 
 _FULL_PRECISION = (r".*backbone\.0/.*", r".*body\.last/.*")
-"""First and last layer of the FCN: in int8 they cost most of the agreement and spare little time."""
+"""First and last layer of the FCN: in int8 they would cost most of the agreement and save little time."""
 
 
 class Strip(NamedTuple):
-    """Rows ``top`` to ``bottom`` of a window, and with their halo ``first`` to ``last``."""
+    """Rows ``top`` to ``bottom`` of a window; with the halo, rows ``first`` to ``last``."""
 
     top: int
     bottom: int
@@ -61,30 +61,30 @@ class Strip(NamedTuple):
 
     @property
     def inside(self) -> slice:
-        """Where the strip lies within what is computed for it."""
+        """Rows of the strip within the result computed for it with its halo."""
         return slice(self.top - self.first, self.bottom - self.first)
 
 
 def iter_strips(rows: int, count: int, halo: int, stride: int = 1) -> Iterator[Strip]:
-    """Cut the rows of a window into strips of about equal height, each with the halo that the window has for it.
+    """Cut a window into strips of about equal height, each with as much halo as the window has.
 
-    They begin at multiples of the stride, with their halo too if that is a multiple of it.
+    Strips start at multiples of the stride, and so do their halos if the halo is a multiple of it.
 
     Parameters
     ----------
     rows
-        Of the window.
+        Rows of the window.
     count
-        Strips at most.
+        Maximum number of strips.
     halo
-        Rows that a result depends on above and below.
+        Rows above and below that a result depends on.
     stride
-        Of the network, rows.
+        Stride of the network, rows.
 
     Yields
     ------
     Strip
-        From the top.
+        Strips from the top down.
     """
     edges = [*(rows * number // count // stride * stride for number in range(count)), rows]
     for top, bottom in pairwise(sorted(set(edges))):
@@ -92,31 +92,31 @@ def iter_strips(rows: int, count: int, halo: int, stride: int = 1) -> Iterator[S
 
 
 class Engine(Protocol):
-    """A network made ready to predict."""
+    """A network prepared for prediction."""
 
     name: str
     precision: str
     device: torch.device
-    """Where the result lies."""
+    """Device of the result."""
     overlaps: bool
-    """Whether it goes on by itself after :meth:`start`, on cores that whoever waits for it may then use too."""
+    """Whether work continues in the background after :meth:`start`, on cores that the waiting caller may also use."""
 
     def start(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begin with standardised inputs, shape (1, channels, H, W); what is returned waits for log q and gives it.
+        """Start on standardised inputs, shape (1, channels, H, W); call the returned function to wait for log q.
 
-        Log q is float32 with shape (1, C, H, W). Further windows may be begun before.
+        Log q is float32 with shape (1, C, H, W). More windows may be started in the meantime.
         """
 
 
 class TorchEngine:
-    """The network itself, channels last; on a CPU strip by strip, so that its activations stay in memory at hand.
+    """The network itself, channels last; on a CPU it runs strip by strip, so that activations stay small.
 
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     device
-        Where it runs.
+        Device to run on.
     precision
         ``"fp32"`` or ``"bf16"``.
     """
@@ -132,16 +132,16 @@ class TorchEngine:
         self._width = max(widths, default=0)
 
     def start(self, x: Tensor) -> Callable[[], Tensor]:
-        """Compute log q; on a GPU it is under way when this returns."""
+        """Start computing log q; on a GPU the work may still be running when this returns."""
         log_q = self._compute(x.to(self.device).contiguous(memory_format=torch.channels_last))
         return lambda: log_q
 
     def _compute(self, x: Tensor) -> Tensor:
-        if self.device.type != "cpu" or not self._width:  # what has no layers of its own sees to its memory itself
+        if self.device.type != "cpu" or not self._width:  # a wrapper without layers is not cut into strips
             return self._forward(x)
         rows, columns = x.shape[2:]
         high = STRIP_BYTES // (4 * self._width * columns) - 2 * self._halo
-        # a halo of a third of the strip at most, or it costs more than it brings
+        # the halo is at most a third of the strip, or it would cost more than it saves
         least = max(high, LEAST_STRIP, 6 * self._halo)
         strips = iter_strips(rows, math.ceil(rows / least), self._halo, self._stride)
         parts = [self._forward(x[:, :, strip.first : strip.last])[:, :, strip.inside] for strip in strips]
@@ -154,18 +154,18 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """The network compiled by OpenVINO for this CPU, for windows of any size.
+    """The network compiled by OpenVINO for the local CPU, for windows of any size.
 
-    A window is cut into as many strips as there are threads, each with the network's halo and a thread of its own: less
-    memory is touched at a time, and no thread waits for another layer by layer. The next window may be begun before the
-    last is done, so that no thread waits for the end of one either.
+    A window is cut into as many strips as there are threads, each with the network's halo and its own thread: this uses
+    less memory at a time, and threads need not wait for each other after each layer. The next window may be started
+    before the last is done, so that threads do not idle between windows either.
 
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     samples
-        Inputs it will see, each (1, channels, H, W): an example, and what the scales of int8 are measured on.
+        Example inputs, each (1, channels, H, W); the int8 scales are calibrated on them.
     precision
         ``"fp32"``, ``"bf16"`` or ``"int8"``.
     """
@@ -180,7 +180,7 @@ class OpenVinoEngine:
         self._halo, self._threads = network.halo, torch.get_num_threads()
         example = torch.from_numpy(samples[0])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of tracing, which OpenVINO's converter still uses
+            warnings.simplefilter("ignore")  # torch's warnings about tracing, which OpenVINO's converter uses
             model = openvino.convert_model(
                 network.to("cpu").eval(), example_input=example, input=[1, example.shape[1], -1, -1]
             )
@@ -193,13 +193,13 @@ class OpenVinoEngine:
         options = {
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": self._threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",  # of int8: of the layers that stay real numbers
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",  # with int8: for the layers that stay floating point
         }
         self._compiled = core.compile_model(model, "CPU", options)
-        self._idle: deque[Any] = deque()  # requests, to be used again
+        self._idle: deque[Any] = deque()  # requests to be reused
 
     def start(self, x: Tensor) -> Callable[[], Tensor]:
-        """Hand the strips of a window to the threads."""
+        """Pass the strips of a window to the threads."""
         values = x.numpy()
         rows = values.shape[2]
         count = self._threads if rows >= self._threads * LEAST_STRIP else 1
@@ -214,7 +214,7 @@ class OpenVinoEngine:
             for request, strip in under_way:
                 request.wait()
                 parts.append(torch.from_numpy(request.get_output_tensor().data[:, :, strip.inside]))
-            log_q = torch.cat(parts, dim=2)  # copies: the requests' memory is used again
+            log_q = torch.cat(parts, dim=2)  # copies, because the requests' memory is reused
             self._idle.extend(request for request, _ in under_way)
             return log_q
 
@@ -222,12 +222,12 @@ class OpenVinoEngine:
 
 
 def _quantise(model: object, samples: Sequence[NDArray[np.float32]]) -> object:
-    """Return the model in int8 but for its ends, its scales measured on samples."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no CUDA, on import
+    """Return the model in int8, except its first and last layers, calibrated on samples."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its import warns that there is no CUDA
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change every handler of the program
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # its progress bars
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level would change every handler of the process
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # hide its progress bars
         warnings.simplefilter("ignore")
         return nncf.quantize(
             model,
@@ -247,32 +247,32 @@ def make_engine(
     device: str = "auto",
     pixels: int = 0,
 ) -> Engine:
-    """Make a network ready to predict.
+    """Prepare a network for prediction.
 
     Parameters
     ----------
     network
-        Gives log q.
+        Network that predicts log q.
     samples
-        Called for OpenVINO and for CUDA; see :class:`OpenVinoEngine`.
+        Function that returns samples, called for OpenVINO and for CUDA; see :class:`OpenVinoEngine`.
     name
-        ``"auto"``: OpenVINO on a CPU, where it is installed and the image is large enough for it to pay.
+        ``"auto"``: OpenVINO on a CPU, if it is installed and the image is large enough to benefit.
     precision
         ``"auto"``: bf16 on CUDA; on a CPU int8 with OpenVINO and fp32 with torch.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     pixels
-        Of the image.
+        Pixels in the image.
 
     Returns
     -------
     Engine
-        Ready to compute log q.
+        The prepared engine.
 
     Raises
     ------
     InputError
-        If OpenVINO is asked for and is not installed, or what is asked for does not go together.
+        If OpenVINO is requested but not installed, or the choices are incompatible.
     """
     place = choose_device(device)
     there = installed() and only_convolves(network)
@@ -281,13 +281,13 @@ def make_engine(
         name = "openvino" if wanted else "torch"
     if name == "openvino":
         if place.type != "cpu":
-            msg = "OpenVINO runs on the CPU here; give --device cpu with --engine openvino"
+            msg = "OpenVINO runs only on the CPU; give --device cpu with --engine openvino"
             raise InputError(msg)
         if not only_convolves(network):
-            msg = "OpenVINO runs the FCN only; use --engine torch, or auto, for this network"
+            msg = "OpenVINO supports only the FCN; use --engine torch, or auto, for this network"
             raise InputError(msg)
         if not there:
-            msg = "OpenVINO is not installed; get it with: pip install 'landprior[cpu]', or use --engine torch"
+            msg = "OpenVINO is not installed; install it with: pip install 'landprior[cpu]', or use --engine torch"
             raise InputError(msg)
         chosen = "int8" if precision == "auto" else precision
         logger.info("predicting with OpenVINO in %s", chosen)
@@ -304,10 +304,10 @@ def make_engine(
 
 
 def only_convolves(network: PixelNetwork) -> bool:
-    """Say whether a network is convolutions at full resolution, which is what OpenVINO is given."""
+    """Return whether a network consists of convolutions at full resolution, as OpenVINO requires here."""
     return network.stride == 1 and any(isinstance(layer, nn.Conv2d) for layer in network.modules())
 
 
 def installed() -> bool:
-    """Say whether OpenVINO and its quantisation are installed."""
+    """Return whether OpenVINO and NNCF are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("openvino", "nncf"))

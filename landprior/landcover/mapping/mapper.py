@@ -1,4 +1,4 @@
-"""Computing maps window by window: what is read for one, log q of the network, the posterior, the products."""
+"""Computing maps window by window: reading the inputs, log q of the network, the posterior and the products."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ CONFIDENCE_LEVELS = 250
 CONFIDENCE_NODATA = 255
 
 SAMPLE_SIDE, SAMPLE_GRID = 128, 4
-"""Windows of the image on which int8 is calibrated: their side in pixels, and how many each way."""
+"""Windows of the image on which int8 is calibrated: side in pixels, and number in each direction."""
 
 MOST_KEPT = 2**30
-"""Unless told otherwise: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
+"""Default limit: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
 
 GPU_WINDOW = 4 * BLOCK
-"""Side of the windows on a GPU: large enough to keep it busy, and a launch costs nothing beside it."""
+"""Side of the windows on a GPU: large enough to keep it busy and make the cost of a launch negligible."""
 
 WORKING_BYTES = 300 * 2**20
-"""What libraries take besides, once they compute: buffers of threads, windows that wait, the layout of the COG."""
+"""Memory used by the libraries while they compute: thread buffers, waiting windows, the layout of the COG."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """What is read of the image for a block.
+    """The image data read for a block.
 
     Parameters
     ----------
     valid
-        Where it has data, shape (H, W), of the outer window.
+        Mask of valid pixels, shape (H, W), of the outer window.
     transfer
-        On their way to the device: the image, (B, H, W), where it has data, (H, W), or None if it has everywhere, and
-        the prior as the model's input, (C, H, W), or None. None where nothing has data.
+        Arrays on their way to the device: the image, (B, H, W); its valid mask, (H, W), or None if all is valid; and
+        the prior as the model's input, (C, H, W), or None. None if nothing is valid.
     """
 
     valid: NDArray[np.bool_]
@@ -68,7 +68,7 @@ class Pixels:
 
 
 Belief = Transfer
-"""A prior on its way to the device, (C, h, w), and where there is one, (h, w), of a block's core."""
+"""A prior on its way to the device, (C, h, w), and the mask of where it exists, (h, w), for a block's core."""
 
 
 def _corner(block: Block) -> tuple[int, int]:
@@ -76,19 +76,19 @@ def _corner(block: Block) -> tuple[int, int]:
 
 
 def window_for(device: str) -> int:
-    """Return the side of the windows that suits a device."""
+    """Return a suitable window size for a device."""
     return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
 
 
 def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> int:
-    """Return how many bytes of log q may be kept, by what the process may take in all.
+    """Return how many bytes of log q may be kept within the memory limit.
 
     Parameters
     ----------
     memory
-        Megabytes that the process may take; None: a quarter of what is free, at most :data:`MOST_KEPT`.
+        Memory limit of the process in megabytes; None: a quarter of the free memory, at most :data:`MOST_KEPT`.
     model
-        What is computed.
+        The model to be run.
     window
         Side of the windows, pixels.
 
@@ -100,7 +100,7 @@ def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> in
     Raises
     ------
     InputError
-        If it is less than what the libraries and one window need.
+        If the limit is less than the libraries and one window need.
     """
     if memory is None:
         return min(int(psutil.virtual_memory().available / 4), MOST_KEPT)
@@ -115,33 +115,33 @@ def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> in
 
 
 class ClassSums:
-    """Class sums of q, shape (C,), added up block by block: a sink of :func:`landprior.raster.windows.stream`."""
+    """Class sums of q, shape (C,), added up block by block; a sink for :func:`landprior.raster.windows.stream`."""
 
     def __init__(self, classes: int) -> None:
         self._total = np.zeros(classes)
 
     def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:  # noqa: ARG002 - a sink's
-        """Add those of a block."""
+        """Add the class sums of a block."""
         self._total += values.astype(np.float64)
 
     def log_shares(self) -> Tensor:
-        """Return the log of the mean prediction over what was gathered, shape (C,), float64."""
+        """Return the log of the mean prediction over the gathered blocks, shape (C,), float64."""
         return torch.log(torch.from_numpy(self._total / self._total.sum()))
 
 
 class Mapper:
-    """Computes q, and r where there is a prior, of any window of an image.
+    """Compute q, and r if there is a prior, for any window of an image.
 
     Parameters
     ----------
     model, pixels, belief
         The model, the image and, for r, the prior.
     extra_input
-        The model's further input: the prior, or positions.
+        The model's additional input: the prior, or positions.
     abstain
-        Give the prior itself where there is one.
+        Return the prior itself where there is one.
     dropped
-        Positions of classes that r leaves out.
+        Positions of classes to leave out of r.
     device, engine, precision
         See :func:`landprior.landcover.mapping.engines.make_engine`.
     memory
@@ -164,7 +164,7 @@ class Mapper:
     ) -> None:
         self._model = model
         self.halo: int = model.network.halo
-        """How many pixels around a pixel its map depends on."""
+        """Pixels around a pixel that its map depends on."""
         self._pixels = pixels
         self._belief = belief
         self._extra_input = extra_input
@@ -181,11 +181,11 @@ class Mapper:
         device_ = self.engine.device
         self._uploader = Uploader(device_)
         self.sums = ClassSums(len(model.scheme))
-        # on a GPU what is kept stays there
+        # on a GPU, kept blocks stay on the device
         self._left = memory if device_.type == "cpu" else torch.cuda.mem_get_info(device_)[0] // 2
 
     def _samples(self) -> list[NDArray[np.float32]]:
-        """Return inputs from all over the image, as the network gets them; none without data, if there is a choice."""
+        """Return input windows from all over the image, leaving out windows without data if possible."""
         rows, columns = self._pixels.grid.shape
         side = min(SAMPLE_SIDE, rows, columns)
         corners = [np.linspace(0, size - side, SAMPLE_GRID).astype(int).tolist() for size in (rows, columns)]
@@ -228,9 +228,9 @@ class Mapper:
         return self._model.statistics.standardise(image, valid, extra)[None]
 
     def _log_q(self, block: Block, pixels: Pixels | None) -> tuple[Callable[[], Tensor] | None, NDArray[np.bool_]]:
-        """Begin with a block, and return what waits for log q of its core, shape (1, C, h, w), and validity, (h, w).
+        """Start computing a block; return a function that waits for its core's log q, (1, C, h, w), and validity.
 
-        None in place of the first, where nothing is valid.
+        The first is None if nothing is valid.
         """
         kept = self._kept.pop(_corner(block), None)
         if kept is not None:
@@ -241,7 +241,7 @@ class Mapper:
         inside = pixels.valid[rows, columns]
         if not inside.any():
             return None, inside
-        inside = inside.copy()  # what is kept must not hold on to the whole window's
+        inside = inside.copy()  # a kept view would keep the whole window in memory
         wait = self.engine.start(self.inputs(pixels))
         return lambda: wait()[:, :, rows, columns], inside
 
@@ -270,10 +270,10 @@ class Mapper:
         return {"sums": lambda: compute().cpu().numpy()}
 
     def _keep(self, log_q: Tensor) -> Callable[[], Tensor]:
-        """Copy log q to keep, and return what gives it back.
+        """Keep a copy of log q, and return a function that gives it back.
 
-        On a CPU it goes to one large piece of memory, whose pages exist once they are written to: blocks kept one by
-        one would leave the allocator's heap full of holes that nothing fits into.
+        On a CPU all copies go to one large block of memory, whose pages are allocated when they are written. Blocks
+        allocated one by one would fragment the allocator's heap.
         """
         if log_q.device.type != "cpu":
             kept = log_q.contiguous()
@@ -300,18 +300,18 @@ class Mapper:
         Parameters
         ----------
         block
-            The window, and what is read around it.
+            The window with its surroundings.
         data
-            Pixels and prior of the block, as :meth:`read` returns them; None where there is none.
+            Pixels and prior of the block, as :meth:`read` returns them; None if there are none.
         wanted
             Some of ``map``, ``probabilities`` and ``confidence``.
         encoding
-            How probabilities lie on disk.
+            How probabilities are stored.
 
         Returns
         -------
         dict
-            Name -> a call that gives the array; nothing for a block without data.
+            Name -> a function that returns the array; nothing for a block without data.
         """
         wait, valid = self._log_q(block, data[0])
         if wait is None:
@@ -340,7 +340,7 @@ class Mapper:
         return {name: partial(encode, name) for name in ("map", "probabilities", "confidence") if name in wanted}
 
     def _posterior(self, log_q: Tensor, belief: Belief | None, *, normalised: bool) -> Tensor:
-        """Return log r where there is a prior, log q elsewhere; not normalised, if only the largest class matters."""
+        """Return log r where there is a prior, log q elsewhere; not normalised if only the largest class matters."""
         if belief is None:
             return log_q
         prior, has_prior = belief.wait()
@@ -359,7 +359,7 @@ class Mapper:
 
     @property
     def log_marginal(self) -> Tensor:
-        """Log of the mean prediction over what was gathered, shape (C,)."""
+        """Log of the mean prediction over the gathered blocks, shape (C,)."""
         return self.sums.log_shares().to(self.engine.device)
 
 

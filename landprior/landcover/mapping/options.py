@@ -1,4 +1,4 @@
-"""What is written with a map: the options of everything that makes one."""
+"""Output options shared by all methods that make a map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MapOptions:
-    """What is written besides a map, and how.
+    """What is written with a map, and how.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class MapOptions:
         Also write the largest probability and the normalised entropy, as uint8 with scale 1/250, to
         ``<stem>_confidence.tif``. For maps by a network.
     encoding
-        Of the probabilities.
+        How probabilities are stored.
     style
         Also write a QGIS style ``<stem>.qml``.
     quicklook
@@ -40,11 +40,11 @@ class MapOptions:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def tagged(self, **tags: str) -> Self:
-        """Return the same with tags of a method; the caller's own tags win."""
+        """Return a copy with a method's tags added; the caller's own tags win."""
         return replace(self, tags={**tags, **self.tags})
 
     def describe(self) -> dict[str, Any]:
-        """Return what a map depends on, for the record of how it was made."""
+        """Return the options a map depends on, for the record of how it was made."""
         found = dict(vars(self))
         tags = found.pop("tags")
         return {**found, "tags": dict(tags)} if tags else found

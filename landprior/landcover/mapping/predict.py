@@ -1,4 +1,4 @@
-"""Prediction: from a model and an image of any size to a map, streamed.
+"""Prediction: from a model and an image of any size to a map, window by window.
 
 Windows are read with the network's halo and cut at the edges of the raster, where the network pads as
 it does for a whole image, so the result does not depend on the windows. The posterior r needs the
@@ -63,30 +63,30 @@ def predict(
     image
         Raster with the bands the model was trained on.
     output
-        The map: a COG of class codes, 255 where there is no data.
+        The map: a COG of class codes, 255 for no data.
     model
         See :func:`landprior.landcover.training.model.load_model`.
     posterior
-        A prior on the image's grid; the map and probabilities are then of the posterior r [R eq. 3] instead
-        of the network's q. Pixels without a prior keep q. If the model's own verdict was that r is worse than
-        its prior (:mod:`landprior.landcover.training.verdict`) the prior is handed back, with a warning and the tag
+        A prior on the image's grid. The map and probabilities are then those of the posterior r [R eq. 3] instead of
+        the network's q; pixels without a prior keep q. If the model's verdict was that r is worse than its prior
+        (:mod:`landprior.landcover.training.verdict`), the prior itself is mapped, with a warning and the tag
         ``decision=abstained``. A model of the recipe ``best`` leaves out of r the classes that its verdict found
-        made up on the tiles it was trained on (tag ``dropped``).
+        unsupported on its training tiles (tag ``dropped``).
     prior
-        For a model that takes a prior as input (``train --labels --prior``): the prior, on the image's grid. Pixels
-        without it have no data in the map.
+        The prior on the image's grid, for a model that takes it as input (``train --labels --prior``). Pixels without
+        it have no data in the map.
     marginal
-        The mean prediction that r rests on, shape (C,), where it is not the image's own: of all images that the model
-        was trained on, say. It spares a pass.
+        The mean prediction used for r, shape (C,), if it is not that of the image itself but, for example, that of all
+        training images. This saves a pass.
     options, run
-        What else to write, and how this is carried out.
+        Other files to write, and how this is carried out.
     force
-        Map r whatever the verdict, with all classes, and images of another kind than the model was trained on.
+        Map r with all classes whatever the verdict, and accept images of another kind than the training images.
     engine, precision
-        What computes q, and how: see :func:`landprior.landcover.mapping.engines.make_engine`.
+        Engine and number format used to compute q; see :func:`landprior.landcover.mapping.engines.make_engine`.
     memory
-        Megabytes that the process may take. What the pass that sums q's classes has computed is kept for the map as far
-        as this allows (by default up to a gigabyte of it, if that is free), and computed again beyond.
+        Memory limit in megabytes. Log q from the pass that sums the classes is kept for the map as far as this allows
+        (by default up to a gigabyte, if that is free); the rest is computed again.
     window_size
         Side of the windows, by default 512 on a CPU and 2,048 on a GPU; changes memory and time, not the result.
 
@@ -98,15 +98,15 @@ def predict(
     Raises
     ------
     ModelError
-        If the image has other bands than the model, or is of another kind than those it was trained on: another data
+        If the image has other bands than the model, or is of another kind than the training images: another data
         type, values tens of times larger or smaller, another order of bands, pixels of more than 1.5 times or less than
         two thirds the size (:mod:`landprior.landcover.training.image_kind`).
     GridMismatchError
         If the prior is on another grid.
     SchemeError
-        If the prior has other classes.
+        If the prior has different classes.
     InputError
-        If no pixel of the image is valid, there is too little memory, or the engine is not to be had.
+        If no pixel of the image is valid, there is too little memory, or the engine is not available.
     """
     _require_inputs(model, prior)
     opening = partial(ImageLayer, image, nodata=run.nodata)
@@ -164,13 +164,13 @@ def predict(
 
         stream(compute, read=mapper.read, grid=pixels.grid, sinks=sinks, label="map", **stream_options)
         if not mapper.seen:
-            msg = f"{image} has no valid pixel; is its nodata value right?"
+            msg = f"{image} has no valid pixel; is its nodata value correct?"
             raise InputError(msg)
     return target
 
 
 def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
-    """Refuse an image that the model is not for, and say what its map will lack."""
+    """Raise an error if the model does not fit the image, and log which products the map will lack."""
     if pixels.grid.crs is None:
         lack = "georeference" if pixels.grid.ungeoreferenced else "CRS"
         logger.info("%s has no %s, so its map will have none", pixels.path, lack)
@@ -179,7 +179,7 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
         hidden = [number for number in alpha if number not in pixels.indexes]
         msg = f"{pixels.path} has {pixels.bands} bands and the model was trained on {model.bands}; give the same bands"
         if hidden:
-            msg += f" (its band {hidden[0]} is called alpha and looks like a mask, so it is not taken as data)"
+            msg += f" (its band {hidden[0]} is named alpha and looks like a mask, so it is not read as data)"
         raise ModelError(msg)
     require_kind(model, pixels, force=force)
 
@@ -187,7 +187,7 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
 def _open_extra_input(
     stack: ExitStack, model: LandcoverModel, pixels: ImageLayer, prior: str | Path | None
 ) -> PriorLayer | PositionLayer | None:
-    """Open what the model takes besides the image."""
+    """Open the model's input besides the image, if it has one."""
     if "position" in model.extras:
         return PositionLayer(pixels.grid)
     if prior is None:
@@ -198,25 +198,25 @@ def _open_extra_input(
 
 
 def _require_inputs(model: LandcoverModel, prior: str | Path | None) -> None:
-    """Refuse a prior as input that the model does not take, and its lack where it does."""
+    """Raise an error if a prior is given to a model without that input, or missing for a model with it."""
     if model.bands == 0:
-        msg = "this model is a learned prior, not a map's; use it with: landprior build-prior --learned"
+        msg = "this model is a learned prior and does not map images; use it with: landprior build-prior --learned"
         raise ModelError(msg)
     wanted = "prior" in model.extras
     if wanted and prior is None:
         msg = "this model was trained on image and prior; give the prior of this image with --prior PRIOR"
         raise ModelError(msg)
     if prior is not None and not wanted:
-        msg = "this model takes the image alone; drop --prior (for the posterior r there is --posterior PRIOR)"
+        msg = "this model takes only the image; drop --prior (for the posterior r, use --posterior PRIOR)"
         raise ModelError(msg)
 
 
 def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) -> str | None:
-    """Return ``"kept"``, ``"abstained"`` or ``"forced"`` by the model's verdict; None where it has none to follow."""
+    """Return ``"kept"``, ``"abstained"`` or ``"forced"`` by the model's verdict; None if there is no verdict."""
     verdict = model.record.get("verdict")
     if verdict is None or verdict["decision"] == "kept":
         return None if verdict is None else "kept"
-    # models from before pixels were counted were judged by some
+    # older models did not count pixels, and were judged by some
     judged = verdict.get("pixels", LEAST_PIXELS) >= LEAST_PIXELS
     lead = "this model was judged worse than its prior" if judged else "this model could not be judged"
     if belief is None or force:
@@ -231,10 +231,10 @@ def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) ->
 
 
 def _drop(model: LandcoverModel) -> list[int]:
-    """Return the positions of the classes that r leaves out, and say so."""
+    """Return the positions of the classes to leave out of r, and warn about them."""
     if model.dropped:
         names = ", ".join(model.scheme.names[index] for index in model.dropped)
-        logger.warning("r leaves out %s, which the training found made up (--force maps all classes)", names)
+        logger.warning("r leaves out %s, which the image did not support in training (--force maps all classes)", names)
     return list(model.dropped)
 
 
@@ -245,7 +245,7 @@ def map_prior(
     scheme: ClassScheme | None = None,
     run: Run = Run(),
 ) -> Path:
-    """Map the prior's own most probable class: what one has without training.
+    """Map the most probable class of the prior: the baseline without training.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def map_prior(
     output
         The map to write.
     scheme
-        The prior's classes, if its file does not say.
+        The prior's classes, if its file does not store them.
     run
         Whether to replace an older map, and to show progress.
 

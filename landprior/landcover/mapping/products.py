@@ -1,4 +1,4 @@
-"""What a map consists of: its raster, probabilities, confidence, style and quick look."""
+"""The files of a map: raster, probabilities, confidence, style and quick look."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def check_products(
     inputs: Iterable[str | Path | None] = (),
     besides: Iterable[Path] = (),
 ) -> Path:
-    """Check that a map and its products can be put in place.
+    """Check that a map and its products can be written.
 
     Parameters
     ----------
     output
         The map.
     options
-        What lies beside it.
+        Which other files are written.
     overwrite, inputs
         See :func:`landprior.raster.outputs.check_output`.
     besides
@@ -97,7 +97,7 @@ def check_products(
 
 
 def list_products(target: Path, options: MapOptions) -> list[Path]:
-    """Return the paths of what is written beside a map."""
+    """Return the paths of the files written beside a map."""
     named = (
         (options.probabilities, beside(target, "probabilities")),
         (options.confidence, beside(target, "confidence")),
@@ -116,7 +116,7 @@ def map_writer(
     overwrite: bool,
     keep: Collection[Path] = (),
 ) -> CogWriter:
-    """Make the writer of a map of classes.
+    """Return the writer of a class map.
 
     Parameters
     ----------
@@ -129,14 +129,14 @@ def map_writer(
     tags
         Besides ``kind`` and ``version``.
     overwrite
-        Replace an older map.
+        Replace an existing map.
     keep
-        Files beside the map that are not to go with an older one, since they are new.
+        Files beside the map that must not be removed with an older map, because they are new.
 
     Returns
     -------
     CogWriter
-        255 is no data, overviews are by the most frequent class.
+        255 is no data; overviews use the most frequent class.
     """
     return CogWriter(
         target,
@@ -165,7 +165,7 @@ def writing_map(
     *,
     overwrite: bool,
 ) -> Iterator[dict[str, CogWriter]]:
-    """Open the writers of a map and of the rasters beside it; once they are written come style and quick look.
+    """Open the writers of a map and the rasters beside it; on success, also write the style and quick look.
 
     Parameters
     ----------
@@ -174,12 +174,12 @@ def writing_map(
     scheme, grid, tags, overwrite
         See :func:`map_writer`.
     options
-        Which others are wanted, and further tags.
+        Which other files to write, and additional tags.
 
     Yields
     ------
     dict
-        ``map``, and if wanted ``probabilities`` and ``confidence`` -> writer.
+        ``map``, and if requested ``probabilities`` and ``confidence`` -> writer.
     """
     tags = {**tags, **options.tags}
     new = list_products(target, options)
@@ -214,12 +214,12 @@ def writing_map(
 
 
 def beside(target: Path, kind: str) -> Path:
-    """Return the path of a further product of a map: ``map.tif`` -> ``map_<kind>.tif``."""
+    """Return the path of another product of a map: ``map.tif`` -> ``map_<kind>.tif``."""
     return target.with_name(f"{target.stem}_{kind}{target.suffix}")
 
 
 def write_style(path: Path, scheme: ClassScheme) -> None:
-    """Write a QGIS style: QGIS loads ``map.qml`` with ``map.tif`` by itself."""
+    """Write a QGIS style: QGIS loads ``map.qml`` automatically with ``map.tif``."""
     entries = "".join(
         f'        <paletteEntry value="{c.code}" color="{c.colour.lower()}" alpha="255" label={quoteattr(c.name)}/>\n'
         for c in scheme.classes
@@ -240,13 +240,13 @@ def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int 
     Parameters
     ----------
     source
-        The map; its overviews are read.
+        The map; it is read from its overviews.
     path
         The picture to write.
     scheme
-        The colours.
+        The classes and their colours.
     side
-        Pixels at most, in either direction; no data is clear.
+        Maximum width and height, pixels; no data is transparent.
     """
     from matplotlib.image import imsave
 

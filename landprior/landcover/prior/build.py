@@ -1,7 +1,7 @@
 """Priors: from coarse layers to a belief over classes per pixel, p_i(l) [Rolf et al. 2022, E.1.2].
 
 NLCD codes become probabilities through the cooccurrence matrix and are blurred (both steps are
-linear, so remapping first and blurring C classes instead of 16 codes is the same thing); roads and
+linear, so remapping first and blurring C classes instead of 16 codes is equivalent); roads and
 buildings add to impervious, water layers to water. All widths are metres on the ground.
 """
 
@@ -61,7 +61,7 @@ def build_prior(
     run: Run = Run(),
     hints: SparseLabels | None = None,
 ) -> Path:
-    """Build a prior and write it as a COG, streamed by windows.
+    """Build a prior and write it as a COG, window by window.
 
     Parameters
     ----------
@@ -70,29 +70,29 @@ def build_prior(
     output
         The prior to write: one band per class, in the order of the scheme.
     scheme
-        The fine classes, where ``cooccurrence`` does not say them.
+        The fine classes, if ``cooccurrence`` does not define them.
     cooccurrence
         P(class | code) and the class scheme; by default the matrix that ships with ``scheme``
         (:func:`landprior.landcover.prior.cooccurrence.load_cooccurrence`).
     layers
-        Paths of ``roads``, ``buildings``, ``waterways``, ``waterbodies`` rasters: nonzero is presence. None
-        of them: the NLCD-only prior.
+        Paths of ``roads``, ``buildings``, ``waterways``, ``waterbodies`` rasters: nonzero is presence. Without any:
+        the NLCD-only prior.
     like
-        Put everything on this raster's grid (by nearest neighbour); without it, the NLCD raster's own grid.
+        Resample everything to this raster's grid (nearest neighbour); by default the NLCD raster's own grid.
     settings
         Filter widths, metres.
     pixel_size
-        Metres per pixel, for files without georeferencing.
+        Metres per pixel, for files that are not georeferenced.
     encoding
-        How probabilities lie on disk.
+        How probabilities are stored.
     sparse_labels
         The user's own labelled points and polygons.
     recalibrate
         Also fit the whole prior's class shares and sharpness to the points
         (:mod:`landprior.landcover.prior.calibration`), which should be a random sample of the place.
     learned
-        A learned prior (:func:`landprior.landcover.prior.learned.learn_prior`) that fuses the layers, instead of
-        adding them by hand. Its scheme, layers and filter widths must be those given here.
+        A learned prior (:func:`landprior.landcover.prior.learned.learn_prior`) that fuses the layers instead of the
+        hand-coded rules. Its scheme, layers and filter widths must match those given here.
     run
         See :class:`landprior.run.Run`.
     hints
@@ -106,9 +106,9 @@ def build_prior(
     Raises
     ------
     GridMismatchError
-        If the rasters cannot be brought on one grid.
+        If the rasters cannot be brought to one grid.
     InputError
-        If neither scheme nor matrix is given, or a matrix of another scheme.
+        If neither scheme nor matrix is given, or the matrix is for another scheme.
     PriorError
         If a code is unknown, there is no NLCD at all, or a layer's class is missing in the scheme; if the learned
         prior was made for other classes, layers or widths; if no matrix ships with the scheme.
@@ -169,14 +169,14 @@ def build_prior(
 
 
 def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None) -> Cooccurrence:
-    """Return the matrix that is given, or the one that ships with a scheme."""
+    """Return the given matrix, or the one that ships with the scheme."""
     if cooccurrence is None and scheme is not None:
         return load_cooccurrence(None, scheme)
     if cooccurrence is None:
         msg = "give the class scheme, or a cooccurrence matrix, which has one"
         raise InputError(msg)
     if scheme is not None and scheme != cooccurrence.scheme:
-        msg = f"the cooccurrence matrix is of the scheme {cooccurrence.scheme.name!r}, not {scheme.name!r}"
+        msg = f"the cooccurrence matrix is for scheme {cooccurrence.scheme.name!r}, not {scheme.name!r}"
         raise InputError(msg)
     return cooccurrence
 
@@ -184,14 +184,14 @@ def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None
 def _calibrate(
     model: PriorModel | LearnedPrior, coarse: CoarseLayers, sparse_labels: SparseLabels | None
 ) -> Calibration:
-    """Fit a calibration to the prior at the labelled points, each computed from a window of its own."""
+    """Fit a calibration to the prior at the labelled points; the prior of each is computed in its own window."""
     if sparse_labels is None:
-        msg = "a prior is recalibrated with labelled points; give them (--points)"
+        msg = "recalibration needs labelled points; give them with --points"
         raise InputError(msg)
     rows, columns, classes, shares = sparse_labels.points(coarse.grid)
     if not sparse_labels.designed:
         logger.warning(
-            "%s has no strata, unlike points of landprior sample: --recalibrate assumes a simple random "
+            "%s has no strata, unlike points drawn by landprior sample; --recalibrate assumes a simple random "
             "sample of the place",
             sparse_labels.source,
         )

@@ -1,14 +1,14 @@
-"""Recalibrating a prior with a few labelled points: shares of classes and sharpness, for the whole place.
+"""Recalibrating a prior with a few labelled points: class shares and sharpness of the whole place.
 
-A hundred points say little of the pixels they lie on and much of how wrong the cooccurrence matrix is here. With p the
-prior at a point and y its label, the prior becomes
+A hundred points tell little about the rest of their pixels but much about how wrong the cooccurrence matrix is here.
+With p the prior at a point and y its label, the prior becomes
 
     p'(l)  proportional to  p(l)^a exp(b(l)),
 
-the sharpness a and the biases b chosen by maximum likelihood of the labels, kept near a = 1 and b = 0 by Gaussian
+with the sharpness a and biases b that maximise the likelihood of the labels, kept near a = 1 and b = 0 by Gaussian
 penalties (bias-corrected temperature scaling: Alexandari et al., "Maximum likelihood with bias-corrected calibration
-is hard-to-beat at label shift adaptation", ICML 2020). The points should be a random sample of the place; those of
-``landprior sample`` carry their strata, and each then counts for the area it stands for.
+is hard-to-beat at label shift adaptation", ICML 2020). The points should be a random sample of the place. Points
+drawn by ``landprior sample`` carry their strata, and are weighted by the area they represent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOOR = 1e-3
-"""Probabilities below this are taken for it, so that one point cannot forbid or enforce a class."""
+"""Lower bound of probabilities, so that one point cannot rule out or force a class."""
 
 BIAS_SPREAD = 2.0
 """Standard deviation of the penalty on each bias, in nats."""
@@ -33,12 +33,12 @@ SHARPNESS_SPREAD = 0.5
 """Standard deviation of the penalty on log a."""
 
 LEAST_POINTS = 20
-"""Fewer labelled points than this are no base for a calibration."""
+"""Fewer labelled points than this are not enough for a calibration."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A change of a prior: p^sharpness exp(bias), renormalised; ``bias`` has shape (C,)."""
+    """A correction of a prior: p^sharpness exp(bias), renormalised; ``bias`` has shape (C,)."""
 
     sharpness: float
     bias: tuple[float, ...]
@@ -52,7 +52,7 @@ class Calibration:
         return np.asarray(shares / shares.sum(axis=0), dtype=np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """Return what goes into a prior's metadata."""
+        """Return the calibration's entries for a prior's metadata."""
         return {"sharpness": self.sharpness, "bias": list(self.bias), "points": self.points}
 
 
@@ -68,12 +68,12 @@ def calibrate(
     classes
         Class positions of the labels, shape (n,).
     weights
-        What each point counts for, shape (n,); scaled to mean 1.
+        Weight of each point, shape (n,); scaled to mean 1.
 
     Returns
     -------
     Calibration
-        To be applied to the whole prior.
+        The correction for the whole prior.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def calibrate(
 
     count, number = prior.shape
     if number < LEAST_POINTS:
-        msg = f"{number} labelled points lie where there is a prior; to recalibrate it takes {LEAST_POINTS} or more"
+        msg = f"{number} labelled points lie where there is a prior; recalibration needs at least {LEAST_POINTS}"
         raise InputError(msg)
     log_p = np.log(np.maximum(prior.astype(np.float64), FLOOR))
     share = np.ones(number) if weights is None else np.asarray(weights, dtype=np.float64) * number / np.sum(weights)

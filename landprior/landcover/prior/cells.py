@@ -1,10 +1,10 @@
 """The 30 m cells behind a coarse raster, on a fine grid.
 
-A raster of NLCD on a 1 m grid holds, in every pixel, the code of the 30 m cell that the pixel fell into. Label
-super-resolution counts classes cell by cell, so the cells themselves are needed, not only their codes: where the raster
-is still on its own grid they are its pixels; where it was put on the image's grid they are NLCD's own, in Albers; and
-where the raster has no CRS, or its cells are others, they are found from where codes change. On a UTM grid they are
-turned by some degrees, and cut at the edges of a tile.
+An NLCD raster on a 1 m grid stores, in every pixel, the code of the 30 m cell that contains the pixel. Label
+super-resolution counts classes cell by cell, so it needs the cells themselves as well as their codes. If the raster is
+still on its own grid, the cells are its pixels; if it was resampled to the image's grid, they are NLCD's own, in
+Albers; if it has no CRS, or other cells, they are found from the places where codes change. On a UTM grid the cells
+are rotated by some degrees, and they are cut at the edges of a tile.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Cells:
     codes
         The cells' codes, shape (K,).
     sizes
-        Their pixels in the tile, shape (K,).
+        Number of pixels of each cell in the tile, shape (K,).
     area
-        Pixels of a whole cell.
+        Number of pixels in a whole cell.
     """
 
     index: NDArray[np.int32]
@@ -62,16 +62,16 @@ class Cells:
 
     @classmethod
     def of(cls, keys: NDArray[np.int64], codes: NDArray[np.integer], *, area: float) -> Cells:
-        """Make the cells of a tile from numbers of any kind.
+        """Make the cells of a tile from arbitrary cell numbers.
 
         Parameters
         ----------
         keys
             A number for each pixel's cell (:meth:`Lattice.locate`), shape (H, W).
         codes
-            Codes, shape (H, W); those of :data:`NLCD_NODATA` are none.
+            Codes, shape (H, W); those in :data:`NLCD_NODATA` mean no data.
         area
-            Pixels of a whole cell.
+            Number of pixels in a whole cell.
 
         Returns
         -------
@@ -89,14 +89,14 @@ class Cells:
     def middles(
         self, where: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]:
-        """Return row and column of the middle of each cell, and its pixels, each of shape (K,).
+        """Return the row and column of each cell's middle and its number of pixels, each of shape (K,).
 
-        ``where`` says which pixels count, shape (H, W); of a cell without any the middle is 0, 0.
+        ``where`` selects the pixels to use, shape (H, W); a cell without any has its middle at 0, 0.
         """
         count = len(self.codes)
         sizes = np.zeros(count, dtype=np.int64)
         total = np.zeros((2, count))
-        for top in range(0, self.index.shape[0], 512):  # by strips: positions of all pixels are many times the index
+        for top in range(0, self.index.shape[0], 512):  # in strips, to save memory
             strip = self.index[top : top + 512]
             inside = strip >= 0 if where is None else (strip >= 0) & where[top : top + 512]
             rows, columns = np.nonzero(inside)
@@ -109,7 +109,7 @@ class Cells:
 
 
 def _number(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Replace keys by numbers from 0 on, and count them; without sorting where they are those of a lattice."""
+    """Renumber keys from 0, and count them; without sorting if they come from a lattice."""
     if not keys.size:
         return keys, 0
     v = (keys + HALF) // ROW
@@ -134,7 +134,7 @@ def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.ui
     nlcd
         Coarse codes, on their own grid or on the other's.
     like
-        The raster whose grid is wanted.
+        The raster whose grid is used.
 
     Returns
     -------
@@ -145,9 +145,9 @@ def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.ui
     Raises
     ------
     InputError
-        If there is no code here.
+        If there is no code on this grid.
     GridMismatchError, RasterReadError
-        If the two cannot be brought together, or read.
+        If a raster cannot be brought to the grid, or cannot be read.
     """
     with open_raster(like) as reference:
         grid = Grid.of(reference)
@@ -161,7 +161,7 @@ def read_cells(nlcd: str | Path, like: str | Path) -> tuple[Cells, NDArray[np.ui
     codes[np.isin(codes, NLCD_NODATA)] = NLCD_NODATA[0]
     cells = Cells.of(keys, codes, area=lattice.area)
     if not len(cells.codes):
-        msg = f"{nlcd} has no NLCD code where {like} lies, so there are no cells to count in"
+        msg = f"{nlcd} has no NLCD code in the area of {like}, so there are no cells to count classes in"
         raise InputError(msg)
     return cells, codes
 
@@ -173,11 +173,12 @@ def measure_spread(
     label_map: Mapping[int, int] | None = None,
     progress: bool = False,
 ) -> Cooccurrence:
-    """Measure P(class | NLCD code) and how far the shares of single cells lie from it, where fine labels exist.
+    """Measure P(class | NLCD code) and the spread of single cells around it, where fine labels exist.
 
     The standard deviation, over the cells of a code, of the share of a class within the cell: with the mean it is what
     label super-resolution networks match ("Label super-resolution networks", eta and rho of its Table 4). Cells less
-    than nine tenths of which are labelled are left out. Streamed, as :func:`measure_cooccurrence`; the means are its.
+    than nine tenths of which are labelled are left out. Reads window by window, like :func:`measure_cooccurrence`, and
+    gives the same means.
 
     Parameters
     ----------
@@ -187,12 +188,12 @@ def measure_spread(
     Returns
     -------
     Cooccurrence
-        With :attr:`Cooccurrence.spread` for every code that has two cells or more.
+        With :attr:`Cooccurrence.spread` for every code with at least two cells.
 
     Raises
     ------
     LandpriorError
-        As :func:`measure_cooccurrence`.
+        See :func:`measure_cooccurrence`.
     """
     matrix = measure_cooccurrence(pairs, scheme, label_map=label_map, progress=progress)
     moments = np.zeros((3, 256, len(scheme)))
@@ -228,7 +229,7 @@ def measure_spread(
 
 
 def _cell_moments(cells: Cells, classes: NDArray[np.integer], count: int, block: Block) -> NDArray[np.floating]:
-    """Return number, sum and sum of squares of the cells' shares by code, (3, 256, C), of cells that lie in a block."""
+    """Return number, sum and sum of squares of the cells' shares by code, (3, 256, C), for cells centred in a block."""
     moments = np.zeros((3, 256, count))
     known = (cells.index >= 0) & (classes != IGNORED_INDEX)
     index = cells.index[known].astype(np.int64)

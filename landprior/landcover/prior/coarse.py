@@ -1,4 +1,4 @@
-"""The coarse layers a prior is made from: NLCD, roads, buildings, waterways and water bodies, open on one grid."""
+"""The coarse layers a prior is made from: NLCD, roads, buildings, waterways and water bodies, opened on one grid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NLCD_NODATA = (0, 250, 255)
-"""NLCD values that stand for no data."""
+"""NLCD values that mean no data."""
 
 LAYERS: Mapping[str, Role] = {
     "roads": "impervious",
@@ -44,21 +44,21 @@ LAYERS: Mapping[str, Role] = {
 
 
 class CoarseLayers:
-    """NLCD and the layers beside it, open on one grid.
+    """NLCD and the other layers, opened on one grid.
 
     Parameters
     ----------
     nlcd, layers, like
         See :func:`landprior.landcover.prior.build.build_prior`.
     progress
-        A progress bar on stderr while NLCD's codes are gathered.
+        Show a progress bar on stderr while NLCD codes are counted.
 
     Raises
     ------
     InputError
         If a layer is not one of :data:`LAYERS`.
     GridMismatchError, RasterReadError
-        If a raster cannot be brought on the grid, or read.
+        If a raster cannot be brought to the grid, or read.
     """
 
     def __init__(
@@ -92,21 +92,21 @@ class CoarseLayers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The layers besides NLCD."""
+        """Names of the layers besides NLCD."""
         return tuple(self._layers)
 
     def codes(self) -> dict[int, int]:
-        """Count the codes of the NLCD raster, streamed, and check the other layers as they pass.
+        """Count the codes of the NLCD raster, window by window, and check the other layers in the same pass.
 
         Returns
         -------
         dict
-            Code -> pixels; that of no data too.
+            Code -> pixels; including the code for no data.
 
         Raises
         ------
         PriorError
-            If NLCD holds other numbers, or no data only; if what a layer holds cannot be presence and absence.
+            If NLCD has invalid codes or only no data, or a layer's values cannot mean presence and absence.
         """
         found: dict[int, int] = {}
         seen = {name: _Presence(name, raster) for name, raster in self._layers.items()}
@@ -130,20 +130,20 @@ class CoarseLayers:
     def pixel_size(self, override: float | None = None) -> tuple[float, float]:
         """Return the size of a pixel in metres; see :meth:`landprior.raster.grid.Grid.pixel_size`.
 
-        There is a warning where the size differs so much over the raster that widths hold in its middle only.
+        Warns if the size varies so much over the raster that widths in metres hold only at its centre.
         """
         size = self.grid.pixel_size(override, where=self._reference)
         if override is None and self.grid.unevenness() > UNEVEN:
             logger.warning(
-                "the ground size of a pixel of %s differs by %.0f %% over the raster, and widths in metres hold in its "
-                "middle; cut it into tiles, or warp it to UTM",
+                "the ground size of a pixel of %s varies by %.0f %% over the raster, and widths in metres hold only at "
+                "its centre; cut it into tiles, or warp it to UTM",
                 self._reference,
                 100 * self.grid.unevenness(),
             )
         return size
 
     def read(self, window: Window) -> tuple[NDArray[np.integer], dict[str, NDArray[np.bool_]]]:
-        """Read NLCD codes and the layers' presence, each of shape (H, W)."""
+        """Read NLCD codes and the presence of each layer, each of shape (H, W)."""
         presence = {}
         for name, raster in self._layers.items():
             values, valid = raster.read_values(window)
@@ -159,9 +159,9 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
     InputError
         If a value is not a whole number.
     PriorError
-        If one cannot be an NLCD code.
+        If a value cannot be an NLCD code.
     SchemeError
-        If the raster marks no data by an NLCD code.
+        If the raster's nodata value is an NLCD code.
     """
     _require_free_nodata(raster)
     codes, valid = raster.read_codes(window)
@@ -171,7 +171,7 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
         value = codes[tuple(index)]
         msg = (
             f"{raster.path} has values such as {value} (at {raster.place(index, window)}), which are not NLCD codes "
-            f"(0-255); if {value} stands for no data, write that into the file: "
+            f"(0-255); if {value} means no data, set it in the file: "
             f"{advise_nodata(raster.path, int(value))}; or is it another layer?"
         )
         raise PriorError(msg)
@@ -179,14 +179,14 @@ def read_nlcd(raster: CodeRaster, window: Window | None = None) -> NDArray[np.in
 
 
 def _require_free_nodata(raster: CodeRaster) -> None:
-    """Refuse a nodata value that is also an NLCD code: the class would vanish."""
+    """Raise an error if the nodata value is also an NLCD code, since the class would be lost."""
     value = raster.nodata
     name = None if value is None else _nlcd_names().get(value)
     if name is None:
         return
     msg = (
         f"{raster.path} uses {value:g} for no data, which is also the NLCD code of {name}. If {value:g} is the class "
-        f"there, remove the nodata value: {advise_nodata(raster.path, None)}. If it is no data, write 0 in its place: "
+        f"there, unset the nodata value: {advise_nodata(raster.path, None)}. If it is no data, write 0 in its place: "
         f"gdalwarp -srcnodata {value:g} -dstnodata 0 {quote(split_band(raster.path)[0])} fixed.tif"
     )
     raise SchemeError(msg)
@@ -198,19 +198,19 @@ def _nlcd_names() -> Mapping[float, str]:
 
 
 _EVERYWHERE = 0.98
-"""A layer that is present in more of the pixels it covers has no absence: the value for it was not understood."""
+"""Above this share of present pixels a layer has no absence: its value for absence was misread."""
 
 _LARGEST = (255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 _HUGE = 1e20
-"""Nothing that is counted or measured is as large; floats that mean no data are."""
+"""Upper bound of counts and measurements; floats that mean no data are larger."""
 
 _SMALL = 100
-"""Numbers of classes; beside them the largest number of a data type means no data."""
+"""Upper bound of class codes; next to them, the largest number of a data type means no data."""
 
 
 @dataclass
 class _Presence:
-    """What a presence layer holds, over all blocks."""
+    """Statistics of a presence layer's values, over all blocks."""
 
     name: str
     raster: CodeRaster
@@ -224,7 +224,7 @@ class _Presence:
 
     @property
     def _marks_presence(self) -> bool:
-        """Whether the nodata value is one by which masks mark presence: 1, 100 or 255, say."""
+        """Whether the nodata value is one that masks use for presence: 1, 100 or 255, say."""
         return self.raster.nodata is not None and 0 < self.raster.nodata <= _LARGEST[0]
 
     def add(self, window: Window) -> None:
@@ -244,12 +244,12 @@ class _Presence:
             self.lowest = min(self.lowest, float(there.min()))
 
     def check(self) -> None:
-        """Refuse values that cannot be presence; say how many were not numbers.
+        """Raise an error for values that cannot mean presence, and log how many were not numbers.
 
         Raises
         ------
         PriorError
-            Says how to mark no data.
+            If the values cannot mean presence; the message explains how to mark no data.
         """
         path = self.raster.path
         if self.broken:
@@ -258,32 +258,32 @@ class _Presence:
         others = self.values - {largest}
         if self.absent and self.hidden and not self.present:
             logger.warning(
-                "%s says %s nowhere here: it holds 0 and, in %d pixels, %g, which it marks as no data; if %g is where "
-                "they are, remove the mark: %s",
+                "%s has no %s here: it has 0 and, in %d pixels, %g, which is its nodata value; if %g marks "
+                "their presence, unset the nodata value: %s",
                 path, self.name, self.hidden, self.raster.nodata, self.raster.nodata, advise_nodata(path, None),
             )  # fmt: skip
         elif self.covered and not self.present:
             mark = "" if self.raster.nodata is None else f" (its {self.raster.nodata:g} is no data)"
-            logger.info("%s says %s nowhere here%s", path, self.name, mark)
+            logger.info("%s has no %s here%s", path, self.name, mark)
         suspect: float | None = None
         if self.lowest < 0:
             suspect, why = self.lowest, "is negative"
         elif largest >= _HUGE:
-            suspect, why = largest, "is too large for a number of anything"
+            suspect, why = largest, "is too large for a count"
         elif self.raster.nodata is None and largest in _LARGEST and others and max(others) <= _SMALL:
-            suspect, why = largest, f"stands beside small values such as {min(others):g}"
+            suspect, why = largest, f"occurs with small values such as {min(others):g}"
         if suspect is not None:
             msg = (
-                f"{path} holds {suspect:g}, which {why}, so it cannot say where {self.name} are (nonzero is presence); "
-                f"if it stands for no data, write that into the file: {advise_nodata(path, suspect)}"
+                f"{path} has the value {suspect:g}, which {why}, so it cannot mark {self.name} (nonzero is presence); "
+                f"if it means no data, set it in the file: {advise_nodata(path, suspect)}"
             )
             raise PriorError(msg)
-        linear = self.name != "waterbodies"  # a tile may lie in the sea
+        linear = self.name != "waterbodies"  # a tile may be all sea
         if self.covered and self.present > _EVERYWHERE * self.covered and (linear or len(self.values) > 1):
             shown = ", ".join(f"{value:g}" for value in sorted(self.values)[:4])
             msg = (
                 f"{path} has {self.name} in {100 * self.present / self.covered:.0f} % of its pixels (values {shown}); "
-                "nonzero is presence. Write 0 where there is none, or mark the value of absence as no data: "
+                "nonzero is presence. Write 0 where there is none, or set the value of absence as nodata: "
                 f"{advise_nodata(path, 'VALUE')}"
             )
             raise PriorError(msg)

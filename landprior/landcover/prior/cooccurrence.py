@@ -1,6 +1,6 @@
 """P(class | NLCD code): reading, measuring and writing cooccurrence matrices.
 
-The matrix turns a coarse code into a belief over fine classes [Rolf et al. 2022, E.1.2]. It is
+The matrix turns a coarse code into a belief over fine classes [Rolf et al. 2022, E.1.2]. The matrix is
 measured once, where fine labels exist, and used where they do not.
 """
 
@@ -41,14 +41,14 @@ _PUBLISHED_ENVIROATLAS = (0, 10, 20, 30, 40, 52, 70, 80, 82, 91, 92)
 _SHRUB, _TREES = 52, 40
 
 USUAL_SPREAD = 2 / 3
-"""Standard deviation of a class's share between the cells of a code, in units of sqrt(p (1 - p)), which would be that
-of cells of one class each: the mean over Maryland's codes (Table 4 of "Label super-resolution networks") is 0.66."""
+"""Standard deviation of a class's share between the cells of a code, relative to sqrt(p (1 - p)), its value if each
+cell had one class. The mean over Maryland's codes (Table 4 of "Label super-resolution networks") is 0.66."""
 
 _SHOWN = 8
-"""Unknown codes that a message lists at most."""
+"""Maximum number of unknown codes listed in a message."""
 
 _STD, _LOW, _HIGH = "std", "low", "high"
-"""What follows a class's name in the columns of its standard deviation, and of an interval of its share."""
+"""Column suffixes, after the class name, for its standard deviation and for the ends of an interval of its share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,14 @@ class Cooccurrence:
     probabilities
         Coarse code -> probabilities, shape (C,), sum 1.
     pixels
-        Coarse code -> how many fine pixels the row rests on; empty if not known.
+        Coarse code -> number of fine pixels behind the row; empty if unknown.
     spread
         Coarse code -> standard deviation, over its 30 m cells, of each class's share of a cell, shape (C,); empty if
-        not known.
+        unknown.
     cells
-        Coarse code -> how many cells the spread rests on.
+        Coarse code -> number of cells behind the spread.
     source
-        Where it comes from, for messages and metadata.
+        Where the matrix comes from, for messages and metadata.
     """
 
     scheme: ClassScheme
@@ -85,8 +85,8 @@ class Cooccurrence:
         Parameters
         ----------
         codes
-            The codes that occur, perhaps with their numbers of pixels. One that is an NLCD code but not in the matrix
-            gets the shipped default's row (or, without one, the mean of the matrix's rows), with a warning.
+            The codes that occur, optionally with their pixel counts. An NLCD code that is not in the matrix gets the
+            row of the shipped default (or, without one, the mean of the matrix's rows), with a warning.
 
         Returns
         -------
@@ -96,7 +96,7 @@ class Cooccurrence:
         Raises
         ------
         PriorError
-            If a code is no NLCD code at all.
+            If a code is not an NLCD code.
         """
         table = np.zeros((256, len(self.scheme)), dtype=np.float32)
         wanted = sorted(set(codes) - set(NLCD_NODATA))
@@ -108,9 +108,9 @@ class Cooccurrence:
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
             msg = (
                 f"code(s) {', '.join(shown)}{more} are neither NLCD codes nor in the matrix {self.source}; is this the "
-                "original NLCD legend? A raster that was resampled by averaging or interpolation has such codes: do "
-                "that by nearest neighbour (-r near). For another legend give a matrix that has them: --cooccurrence "
-                "FILE.csv. If they stand for no data, mark that: gdal_translate -a_nodata CODE FILE marked.tif"
+                "original NLCD legend? Resampling by averaging or interpolation creates such codes: "
+                f"use nearest neighbour (-r near). For another legend, give a matrix that has these codes: "
+                "--cooccurrence FILE.csv. If they mean no data, set that: gdal_translate -a_nodata CODE FILE marked.tif"
             )
             raise PriorError(msg)
         missing = [code for code in wanted if code not in self.probabilities]
@@ -142,8 +142,8 @@ class Cooccurrence:
             table[code] = self.spread.get(code, rule)
         if unknown:
             warnings.warn(
-                f"the matrix {self.source} says nothing of how much single cells of NLCD code(s) "
-                f"{', '.join(map(str, unknown))} differ; using what is usual (measure it with: landprior cooccurrence "
+                f"the matrix {self.source} has no spread between cells of NLCD code(s) "
+                f"{', '.join(map(str, unknown))}; using a typical value (measure it with: landprior cooccurrence "
                 "--spread)",
                 CooccurrenceWarning,
                 stacklevel=2,
@@ -163,7 +163,7 @@ class Cooccurrence:
         known_codes = set() if default is None else set(default.probabilities)
         kind = "the shipped default's rows" if set(missing) <= known_codes else "the mean of its rows"
         warnings.warn(
-            f"the matrix {self.source} says nothing of NLCD code(s) {', '.join(map(str, missing))}; using {kind}",
+            f"the matrix {self.source} has no row for NLCD code(s) {', '.join(map(str, missing))}; using {kind}",
             CooccurrenceWarning,
             stacklevel=3,
         )
@@ -185,16 +185,16 @@ def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurre
     Parameters
     ----------
     path
-        A ``.csv``: column ``nlcd`` and one column per class, by name or code, with ``CLASS std`` if the spread between
-        cells is known; or ``CLASS low`` and ``CLASS high``, the ends of the interval in which a code's definition puts
-        the class's share. Or a ``.npy`` (see below), a shipped name, or None for the default of the scheme.
+        A ``.csv`` with a column ``nlcd`` and one column per class, by name or code, plus ``CLASS std`` if the spread
+        between cells is known; or ``CLASS low`` and ``CLASS high``, the interval for the class's share in the
+        definition of the code. Or a ``.npy`` (see below), a shipped name, or None for the default of the scheme.
     scheme
         The fine classes.
 
     Returns
     -------
     Cooccurrence
-        Checked: each row sums to one.
+        The checked matrix; each row sums to one.
 
     Raises
     ------
@@ -204,9 +204,9 @@ def load_cooccurrence(path: str | Path | None, scheme: ClassScheme) -> Cooccurre
     Notes
     -----
     A ``.npy`` may have the published layout, shape (11, 17) (EnviroAtlas classes x NLCD classes; shrub
-    is added to trees, the other left-out classes go, columns are normalised), or shape (C, 17) with
+    is added to trees, the other left-out classes are dropped, and columns are normalised), or shape (C, 17) with
     the scheme's classes in order and NLCD's seventeen codes (0, 11, 12, ... 95) in order, or (256, C)
-    with one row per code. Pickled arrays are refused.
+    with one row per code. Pickled arrays are rejected.
     """
     if path is None:
         default = find_default(scheme)
@@ -238,7 +238,7 @@ def _parse_csv(table: Table, scheme: ClassScheme, *, source: str) -> Cooccurrenc
         raise PriorError(msg)
     twice = [name for i, name in enumerate(header) if name and name in header[:i]]
     if twice:
-        msg = f"{path}: two columns are called {twice[0]!r} in its header; keep one"
+        msg = f"{path}: two columns are named {twice[0]!r} in its header; keep one"
         raise PriorError(msg)
     means, deviations = _find_columns(header, scheme, path)
     counts = {name: header.index(name) for name in ("pixels", "cells") if name in header}
@@ -258,16 +258,16 @@ def _parse_csv(table: Table, scheme: ClassScheme, *, source: str) -> Cooccurrenc
         if values.sum() > 0:
             found[code] = values / values.sum()
         if widths.size and not np.isnan(widths).any():
-            # of an interval, the standard deviation of a share that may lie anywhere in it
+            # for an interval, the standard deviation of a share uniformly distributed in it
             spread[code] = widths[:, 0] if widths.shape[1] == 1 else (widths[:, 1] - widths[:, 0]) / math.sqrt(12)
             if (spread[code] < 0).any():
-                msg = f"{where}: a spread of code {code} is negative, or an interval ends below its beginning"
+                msg = f"{where}: a spread of code {code} is negative, or an interval's high is below its low"
                 raise PriorError(msg)
     return Cooccurrence(scheme=scheme, probabilities=found, spread=spread, source=source, **numbers)
 
 
 def _code_of(row: Row, table: Table, lines: dict[int, int]) -> int:
-    """Return the code of a row, and note its line."""
+    """Return the code of a row, and record its line."""
     code = table.integer(row, 0)
     if not 0 <= code <= MAP_NODATA:
         msg = f"{table.where(row)}: the code {row.cells[0]} is not within 0 to {MAP_NODATA}"
@@ -280,7 +280,7 @@ def _code_of(row: Row, table: Table, lines: dict[int, int]) -> int:
 
 
 def _find_columns(header: Sequence[str], scheme: ClassScheme, path: Path) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the columns of each class's mean (of an interval two), and those of its spread, if there are any."""
+    """Return the columns of each class's mean (two for an interval), and of its spread, if any."""
     means, deviations = [], []
     for c in scheme.classes:
         names = (plain_name(c.name), str(c.code))
@@ -339,7 +339,7 @@ def _from_columns(by_class: NDArray[np.float64], codes: Iterable[int], scheme: C
 
 def _checked(matrix: Cooccurrence, path: Path) -> Cooccurrence:
     if not matrix.probabilities:
-        msg = f"{path} has no row with any probability"
+        msg = f"{path} has no row with a positive probability"
         raise PriorError(msg)
     return matrix
 
@@ -353,8 +353,8 @@ def measure_cooccurrence(
 ) -> Cooccurrence:
     """Measure P(class | NLCD code) where fine labels exist.
 
-    Streamed: memory does not depend on the size or number of rasters. An NLCD raster on another grid
-    than the labels is put on the labels' grid by nearest neighbour as it is read.
+    Reads window by window: memory does not depend on the size or number of rasters. An NLCD raster on another grid
+    is resampled to the grid of the labels (nearest neighbour) as it is read.
 
     Parameters
     ----------
@@ -365,7 +365,7 @@ def measure_cooccurrence(
     label_map
         See :meth:`ClassScheme.encode`.
     progress
-        Progress bars on stderr.
+        Show progress bars on stderr.
 
     Returns
     -------
@@ -375,11 +375,11 @@ def measure_cooccurrence(
     Raises
     ------
     GridMismatchError
-        If a pair cannot be brought on one grid (no CRS and another grid).
+        If a pair cannot be brought to one grid (no CRS and different grids).
     InputError
         If a pair does not overlap, or nothing is labelled.
     SchemeError
-        If the labels have codes the scheme does not know.
+        If the labels have codes that are not in the scheme.
     """
     counts = np.zeros((256, len(scheme)), dtype=np.int64)
     for nlcd_path, labels_path in pairs:
@@ -408,16 +408,16 @@ def measure_cooccurrence(
 
 
 def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a matrix: codes, probabilities to six digits, spread if it is known, and pixel counts.
+    """Write a matrix: codes, probabilities to six digits, spread if known, and pixel counts.
 
     Parameters
     ----------
     matrix
-        What to write.
+        The matrix to write.
     path
         A file that ends in ``.csv``.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Raises
     ------

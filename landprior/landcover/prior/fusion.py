@@ -1,7 +1,7 @@
 """The fusion of coarse layers into a prior, window by window [Rolf et al. 2022, E.1.2].
 
 NLCD codes become probabilities through the cooccurrence matrix and are blurred (both steps are
-linear, so remapping first and blurring C classes instead of 16 codes is the same thing); roads and
+linear, so remapping first and blurring C classes instead of 16 codes is equivalent); roads and
 buildings add to impervious, water layers to water. All widths are metres on the ground.
 """
 
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 
 
 _NO_MASS = 1e-6
-"""Sums below this are rounding, not data."""
+"""Sums below this are rounding errors, not data."""
 
 
 MOST_TAPS = 20_000
-"""Pixels that a filter may reach; a damaged georeference may say that a pixel is an atom."""
+"""Maximum reach of a filter in pixels, since damaged georeferencing may give absurdly small pixels."""
 
 
 @dataclass(frozen=True)
 class _Filters:
-    """The filters of one axis, as taps at this pixel size."""
+    """The filters of one axis, as taps at a given pixel size."""
 
     blur: NDArray[np.float64]
     roads: NDArray[np.float64]
@@ -58,8 +58,8 @@ class _Filters:
         )  # fmt: skip
         if widest / pixel > MOST_TAPS:
             msg = (
-                f"pixels of {pixel:.3g} m are too small for filters {widest:g} m wide; is the file's pixel size right? "
-                "Give the true one with --pixel-size METRES"
+                f"pixels of {pixel:.3g} m are too small for filters {widest:g} m wide; is the file's pixel size "
+                "correct? Give the right one with --pixel-size METRES"
             )
             raise PriorError(msg)
         return cls(
@@ -77,7 +77,7 @@ class _Filters:
 
 
 class PriorModel:
-    """Computes the prior of any window of a grid; the same numbers whatever the window.
+    """Compute the prior of any window of a grid; the values do not depend on the windows.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class PriorModel:
         settings: PriorSettings | None = None,
         pixel_size: float | None = None,
     ) -> PriorModel:
-        """Make the model for some open layers.
+        """Make the model for open layers.
 
         Parameters
         ----------
@@ -133,7 +133,7 @@ class PriorModel:
         settings
             Widths of the filters, metres.
         pixel_size
-            Metres per pixel, for files without georeferencing.
+            Metres per pixel, for files that are not georeferenced.
 
         Returns
         -------
@@ -143,9 +143,9 @@ class PriorModel:
         Raises
         ------
         PriorError
-            If a code is no NLCD code at all.
+            If a code is not an NLCD code.
         InputError
-            If the size of a pixel is not known.
+            If the size of a pixel is unknown.
         """
         table = cooccurrence.table(coarse.codes())
         size = coarse.pixel_size(pixel_size)
@@ -153,7 +153,7 @@ class PriorModel:
 
     @property
     def halo(self) -> int:
-        """How many pixels around a pixel its prior depends on."""
+        """Pixels around a pixel that its prior depends on."""
         return max(self._columns.halo, self._rows.halo)
 
     def window(
@@ -173,7 +173,7 @@ class PriorModel:
         Returns
         -------
         ndarray of float32, shape (C, h, w)
-            Probabilities of the core, sum 1; NaN where no NLCD is in reach of the blur.
+            Probabilities of the core, sum 1; NaN where there is no NLCD within reach of the blur.
         """
         layers = layers or {}
         core, outer = block.core, block.outer
@@ -200,7 +200,7 @@ class PriorModel:
         return prior
 
     def _near(self, core: Window, outer: Window) -> Window:
-        """Return the pixels the water mean of a core needs."""
+        """Return the window that the water mean of a core needs."""
         right, bottom = outer.col_off + outer.width, outer.row_off + outer.height
         across, down = self._columns.water.size // 2, self._rows.water.size // 2
         left, top = max(core.col_off - across, outer.col_off), max(core.row_off - down, outer.row_off)
@@ -245,7 +245,7 @@ def require_role(scheme: ClassScheme, layer: str) -> int:
     role = LAYERS[layer]
     index = scheme.role_index(role)
     if index is None:
-        msg = f"scheme {scheme.name!r} has no class with 'role: {role}', which {layer} add to; mark one so"
+        msg = f"scheme {scheme.name!r} has no class with 'role: {role}', which {layer} add to; add that role to a class"
         raise PriorError(msg)
     return index
 
@@ -280,7 +280,7 @@ def prior_from_arrays(
     settings
         Filter widths in metres.
     size
-        Side of the windows it is computed by; changes nothing but time.
+        Side of the windows; affects only the time.
     **layers
         ``roads``, ``buildings``, ``waterways``, ``waterbodies``, each (H, W), True where present.
 

@@ -1,4 +1,4 @@
-"""Where the 30 m cells behind a coarse raster lie on a fine grid."""
+"""Locating the 30 m cells behind a coarse raster on a fine grid."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ ALBERS = CRS.from_epsg(5070)
 
 
 NLCD_GRID = Affine(CELL, 0, 15.0, 0, -CELL, 15.0)
-"""NLCD's cells of the conterminous United States in Albers: edges at 15 m beside the multiples of 30."""
+"""NLCD's cells of the conterminous United States in Albers: edges are 15 m off the multiples of 30."""
 
 
 CONTROL = 32
-"""Pixels between the points that are projected exactly; between them coordinates are interpolated, to a mm."""
+"""Pixels between the points that are projected exactly; between them coordinates are interpolated, to 1 mm."""
 
 
 IMPURE = 0.01
-"""Share of the pixels by which NLCD's own cells may fit a raster worse than those found in it: warping moves edges."""
+"""How much worse (share of pixels) NLCD's own cells may fit than estimated ones: warping moves edges."""
 
 
 SAMPLE = 1024
-"""Side, in pixels, of the piece of a raster in which cells are looked for."""
+"""Side, in pixels, of the piece of a raster in which cells are searched."""
 
 
 MOST_EDGES = 20_000
-"""Places where codes change that are looked at."""
+"""Maximum number of code changes examined."""
 
 
 WHOLE = 0.9
@@ -66,18 +66,18 @@ MOST_TILT = math.radians(45)
 
 @dataclass(frozen=True, kw_only=True)
 class Lattice:
-    """Cells as a lattice: how a pixel's coordinates turn into the row and column of its cell.
+    """A lattice of cells: maps a pixel's coordinates to the row and column of its cell.
 
     Parameters
     ----------
     grid
-        Of the pixels.
+        Grid of the pixels.
     cells
-        From coordinates in ``crs`` to (column, row) of cells.
+        Transform from coordinates in ``crs`` to (column, row) of cells.
     crs
-        In which cells are axis-aligned; None for the grid's own coordinates.
+        CRS in which cells are axis-aligned; None for the grid's own coordinates.
     source
-        Where it comes from, in words.
+        Description of where the lattice comes from.
     """
 
     grid: Grid
@@ -86,7 +86,7 @@ class Lattice:
     source: str = ""
 
     def locate(self, window: Window) -> NDArray[np.int64]:
-        """Return a number for the cell of each pixel of a window, shape (h, w); the same cell has it in any window."""
+        """Return a number for the cell of each pixel of a window, shape (h, w); it is the same in any window."""
         rows = np.arange(int(window.height)) + int(window.row_off) + 0.5
         columns = np.arange(int(window.width)) + int(window.col_off) + 0.5
         if self.crs is None or self.crs == self.grid.crs:
@@ -100,11 +100,11 @@ class Lattice:
 
     @property
     def area(self) -> float:
-        """Pixels of a whole cell."""
+        """Number of pixels in a whole cell."""
         return float(1 / abs((self.cells @ self._local()).determinant))
 
     def _local(self) -> Affine:
-        """Return the transform from pixels to the cells' CRS, as it is in the middle of the grid."""
+        """Return the transform from pixels to the cells' CRS, as at the centre of the grid."""
         if self.crs is None or self.crs == self.grid.crs:
             return self.grid.transform
         row, column = self.grid.height / 2, self.grid.width / 2
@@ -141,19 +141,19 @@ def find_lattice(nlcd: str | Path, grid: Grid, *, like: str | Path) -> Lattice:
     nlcd
         The raster.
     grid
-        On which its cells are wanted.
+        Grid on which to locate the cells.
     like
-        The file with that grid, for messages.
+        File with that grid, named in messages.
 
     Returns
     -------
     Lattice
-        Says for each pixel of the grid in which cell it lies.
+        Gives the cell of each pixel of the grid.
 
     Raises
     ------
     GridMismatchError, InputError
-        If the raster cannot be brought on the grid, or its pixel size is not known.
+        If the raster cannot be brought to the grid, or its pixel size is unknown.
     """
     with open_raster(nlcd) as src:
         own = Grid.of(src)
@@ -189,7 +189,7 @@ def _size_in(own: Grid, grid: Grid) -> float:
 
 
 def _middle(grid: Grid) -> Window:
-    """Return the middle of a raster."""
+    """Return the window at the centre of a raster."""
     height, width = (min(SAMPLE, side) for side in grid.shape)
     return Window((grid.width - width) // 2, (grid.height - height) // 2, width, height)
 
@@ -211,30 +211,30 @@ def measure_purity(keys: NDArray[np.int64], codes: NDArray[np.integer]) -> float
 
 
 def estimate_lattice(codes: NDArray[np.integer], grid: Grid, *, where: str | Path = "the raster") -> Lattice:
-    """Find cells from where codes change: the tilt and the phases at which these places lie on lines a cell apart.
+    """Estimate cells from code changes: find the tilt and phases that put the changes on lines one cell apart.
 
     A line of changes at a whole number of cells gives the same phase everywhere, so the length of the mean of
     exp(2 pi i u) over the changes between columns, and of exp(2 pi i v) over those between rows, is largest at the
-    lattice's own tilt; its argument is the offset. Where codes hardly change, cells are not tilted.
+    lattice's own tilt; its argument is the offset. If there are few changes, no tilt is assumed.
 
     Parameters
     ----------
     codes
         Shape (H, W).
     grid
-        Of the codes; tells the pixel size.
+        Grid of the codes, for the pixel size.
     where
-        What the raster is called in an error.
+        Name of the raster in error messages.
 
     Returns
     -------
     Lattice
-        The likeliest.
+        The most likely lattice.
 
     Raises
     ------
     InputError
-        If the pixel size is not known.
+        If the pixel size is unknown.
     """
     width, height = grid.pixel_size(where=where)
     across, down = _changes(codes)  # (row, column) of edges between columns, between rows
@@ -260,7 +260,7 @@ def estimate_lattice(codes: NDArray[np.integer], grid: Grid, *, where: str | Pat
 
 
 def _make_lattice(grid: Grid, tilt: float, across: float, down: float, scale: tuple[float, float]) -> Lattice:
-    """Make a lattice from tilt and phases in pixels; ``scale`` is the pixel in cells."""
+    """Make a lattice from tilt and phases in pixels; ``scale`` is the pixel size in cells."""
     cosine, sine = math.cos(tilt), math.sin(tilt)
     from_pixels = Affine(cosine * scale[0], sine * scale[1], -across, -sine * scale[0], cosine * scale[1], -down)
     text = f"found from where codes change, turned by {math.degrees(tilt):.1f} degrees"
@@ -288,5 +288,5 @@ def _mean_phase(values: NDArray[np.floating]) -> complex:
 
 
 def _phase(values: NDArray[np.floating]) -> float:
-    """Return the offset, 0 to 1, at which values lie."""
+    """Return the offset, 0 to 1, of the values."""
     return float(np.angle(_mean_phase(values)) / (2 * np.pi) % 1.0)

@@ -2,7 +2,7 @@
 
 Its input is the blurred, remapped NLCD (one channel per class) and the presence of roads, buildings, waterways and
 water bodies; its target, 1 m labels of a few tiles. It sees no image, so what it learns (how wide a road is, what
-lies around a house, which codes to mistrust) can be used where there are no labels. Never score a map on the
+surrounds a house, which codes are unreliable) can be used where there are no labels. Never score a map on the
 tiles its prior was learned on.
 """
 
@@ -54,15 +54,15 @@ class LabelledPlace:
     Parameters
     ----------
     nlcd, labels
-        Rasters; the grid is that of the labels.
+        Rasters; the labels define the grid.
     layers
-        Rasters of ``roads``, ``buildings``, ``waterways``, ``waterbodies``; the same ones for every tile.
+        Rasters of ``roads``, ``buildings``, ``waterways``, ``waterbodies``; the same layers for every tile.
     cooccurrence
         P(class | code) of the place.
     label_map
         Codes of the labels -> codes of the scheme.
     name
-        For messages and the seed; by default the path of the labels.
+        Name used in messages and for the seed; by default the path of the labels.
     """
 
     nlcd: Path
@@ -87,27 +87,27 @@ def learn_prior(
     Parameters
     ----------
     places
-        At least one; never those that are scored.
+        At least one; never tiles that are scored.
     output
         The model to write, a .safetensors file.
     settings
         See :func:`prior_settings`.
     prior
-        Widths of the blur, kept in the model.
+        Widths of the blur, stored in the model.
     pixel_size
-        Metres per pixel, for files without georeferencing.
+        Metres per pixel, for files that are not georeferenced.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     LandcoverModel
-        Without image bands; use it with :func:`landprior.landcover.prior.build.build_prior`.
+        A model without image bands; use it with :func:`landprior.landcover.prior.build.build_prior`.
 
     Raises
     ------
     InputError
-        If there is no tile, tiles have different layers, or a tile has no label where there is NLCD.
+        If there is no tile, tiles have different layers, or a tile has no labelled pixel with NLCD.
     LandpriorError
         See :func:`landprior.landcover.prior.build.build_prior` and
         :func:`landprior.landcover.training.trainer.train_model`.
@@ -119,7 +119,7 @@ def learn_prior(
     )
     prior = prior or PriorSettings()
     if not places:
-        msg = "there is no labelled tile to learn a prior on"
+        msg = "no labelled tiles to learn a prior on"
         raise InputError(msg)
     tiles = [read_place(place, prior, pixel_size=pixel_size, progress=run.progress) for place in places]
     checkpoint = checkpoint_of(target)
@@ -146,7 +146,7 @@ def read_place(
     pixel_size
         Metres per pixel, for files without georeferencing.
     progress
-        A progress bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -191,12 +191,12 @@ def stack_layers(
     nlcd: NDArray[np.integer],
     presence: Mapping[str, NDArray[np.bool_]],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Stack what a learned prior takes, of a block's core.
+    """Stack the inputs of a learned prior for a block's core.
 
     Parameters
     ----------
     base
-        Blurs and remaps NLCD.
+        Model that blurs and remaps NLCD.
     names
         The layers, in the order of the network's channels.
     block, nlcd, presence
@@ -207,7 +207,7 @@ def stack_layers(
     values : ndarray of float32, shape (C + K, h, w)
         0 where there is no NLCD.
     seen : ndarray of bool, shape (h, w)
-        Where there is.
+        Where there is NLCD.
     """
     blurred = base.window(block, nlcd)
     rows, columns = block.crop
@@ -218,14 +218,14 @@ def stack_layers(
 
 
 class LearnedPrior:
-    """Computes the learned prior of any window of a grid, in the place of :class:`PriorModel`.
+    """Compute the learned prior of any window of a grid; replaces :class:`PriorModel`.
 
     Parameters
     ----------
     model
         See :func:`learn_prior`.
     base
-        Blurs and remaps NLCD.
+        Model that blurs and remaps NLCD.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     """
@@ -242,7 +242,7 @@ class LearnedPrior:
 
     @property
     def halo(self) -> int:
-        """How many pixels around a pixel its prior depends on: the blur's reach and the network's."""
+        """Pixels around a pixel that its prior depends on: the blur's reach and the network's."""
         return self._base.halo + self._network.halo
 
     @torch.inference_mode()
@@ -254,7 +254,7 @@ class LearnedPrior:
         Parameters
         ----------
         block
-            The window, and what is read around it.
+            The window with its surroundings.
         nlcd
             Codes of the outer window, (H, W).
         layers
@@ -263,7 +263,7 @@ class LearnedPrior:
         Returns
         -------
         ndarray of float32
-            Shape (C, h, w) of the core; NaN without NLCD.
+            Shape (C, h, w) of the core; NaN where there is no NLCD.
         """
         near = Block(core=grow_window(block.core, self._network.halo, block.outer), outer=block.outer)
         values, seen = stack_layers(self._base, self._names, near, nlcd, layers or {})
@@ -285,7 +285,7 @@ def settings_of(model: LandcoverModel) -> PriorSettings:
     Raises
     ------
     ModelError
-        If the model's file says them wrongly.
+        If the model file has invalid widths.
     """
     try:
         return PriorSettings.model_validate(model.record.get("prior", {}))
@@ -298,18 +298,18 @@ def _size(grid: Grid, given: float | None, where: str | Path) -> float:
 
 
 def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: str | Path) -> None:
-    """Refuse a learned prior on pixels of another size: it learned what lies how many pixels around a road.
+    """Raise an error if pixels differ in size from those a prior was learned on, as it learned widths in pixels.
 
     Parameters
     ----------
     model
         The learned prior.
     grid
-        On which it is to be built.
+        Grid on which the prior is built.
     given
-        Metres per pixel, if the user says so.
+        Metres per pixel, if given by the user.
     where
-        The file with that grid, for the message.
+        File with that grid, named in the message.
 
     Raises
     ------
@@ -320,8 +320,8 @@ def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: 
     found = compare_sizes(None if trained is None else trained.pixel_size, _size(grid, given, where))
     if found:
         msg = (
-            f"the prior was learned on pixels of another size than those of {where}: {found[0]}; build it on a grid of "
-            "that size (--like), or say the size that is right with --pixel-size"
+            f"the prior was learned on pixels of a different size than {where}: {found[0]}; build it on a grid of "
+            "that size (--like), or give the correct size with --pixel-size"
         )
         raise PriorError(msg)
 
@@ -329,25 +329,25 @@ def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: 
 def require_match(
     model: LandcoverModel, scheme: ClassScheme, layers: Sequence[str], settings: PriorSettings | None = None
 ) -> None:
-    """Refuse a learned prior that was made for other classes, layers or filter widths.
+    """Raise an error if a learned prior was made for other classes, layers or filter widths.
 
     Parameters
     ----------
     model
         The learned prior.
     scheme
-        The classes asked for.
+        The classes requested.
     layers
-        Names of the layers that are given besides NLCD.
+        Names of the layers given besides NLCD.
     settings
-        Widths of the filters asked for; None: those of the model.
+        Widths of the filters requested; None: those of the model.
 
     Raises
     ------
     ModelError
-        If it is no learned prior.
+        If the model is not a learned prior.
     PriorError
-        If it does not fit; says what to give.
+        If it does not fit; the message lists what to give.
     """
     if model.bands or model.extras[:1] != ("nlcd",):
         msg = "this model maps images; a learned prior is made with: landprior learn-prior"

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 WIDEST = 5000.0
-"""Metres that a filter may be wide; NLCD's cells are 30 m, and wider ones would take gigabytes."""
+"""Maximum width of a filter in metres; NLCD's cells are 30 m, and wider ones would take gigabytes."""
 
 
 class PriorSettings(BaseModel):
@@ -33,7 +33,7 @@ class PriorSettings(BaseModel):
 def prior_settings(**changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
     """Return the settings a prior is learned with: 128 filters, cross-entropy, a short run.
 
-    The layers hold little, so a few hundred steps are enough, and more learn the tiles by heart.
+    The layers hold little information, so a few hundred steps are enough; more would overfit the tiles.
     """
     training = TrainingSettings(**({"loss": "ce", "steps": 300, "learning_rate": 1e-3} | changes.pop("training", {})))
     return TileSettings(

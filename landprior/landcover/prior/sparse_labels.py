@@ -1,11 +1,11 @@
 """The user's own sparse labels: points and polygons that sharpen a prior in place.
 
-A label says one class (``trees``), several allowed ones (``trees|grass``), or what a place is not
-(``!water``); names or codes of the scheme. Where it lies, the prior becomes
+A label says one class (``trees``), several allowed ones (``trees|grass``), or an excluded class
+(``!water``); names or codes of the scheme. At its pixels the prior becomes
 
     p <- (1 - W) p + W p restricted to the allowed classes, renormalised,
 
-so W = 1 is certainty and W = 0 changes nothing. If the prior gives the allowed classes no mass they
+so W = 1 means certainty and W = 0 changes nothing. If the prior gives the allowed classes no mass they
 share W equally.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLUMN = "class"
-"""The attribute that holds the label."""
+"""Column with the label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ class SparseLabels:
     Parameters
     ----------
     frame
-        Geometries with a column ``allowed``: a tuple of allowed class positions; and ``share``: how much area a
-        point of a stratified sample stands for, 1 for others.
+        Geometries with the columns ``allowed``, a tuple of allowed class positions, and ``share``, the area that a
+        point of a stratified sample represents (1 for other points).
     weight
         W, in 0..1.
     source
         The file, for metadata.
     designed
-        Whether the points say of which strata they are.
+        Whether the points carry their strata.
     """
 
     frame: geopandas.GeoDataFrame
@@ -63,11 +63,11 @@ class SparseLabels:
     designed: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """Return what goes into a prior's metadata."""
+        """Return the labels' entries for a prior's metadata."""
         return {"source": self.source, "weight": self.weight, "count": len(self.frame)}
 
     def points(self, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Return rows, columns, class positions and shares of the points on a grid that say one class."""
+        """Return rows, columns, class positions and shares of the points on a grid that have exactly one class."""
         single = self.frame.geometry.geom_type.eq("Point") & self.frame["allowed"].map(len).eq(1)
         frame = self.frame[single]
         if len(frame) < len(self.frame):
@@ -87,19 +87,19 @@ class SparseLabels:
         prior
             Shape (C, H, W), NaN where there is none.
         grid
-            The window's grid.
+            Grid of the window.
 
         Returns
         -------
         ndarray of float32
-            A new array; pixels without a label, or without a prior, are as before.
+            A new array; pixels without a label, or without a prior, are unchanged.
         """
         near = self.frame.cx[grid.bounds.left : grid.bounds.right, grid.bounds.bottom : grid.bounds.top]
         if near.empty:
             return prior
         prior = prior.copy()
         for allowed, group in near.groupby("allowed", sort=True):
-            # a point counts for the pixel it lies in, a polygon for the pixels whose centre it holds
+            # a point labels the pixel it lies in, a polygon the pixels whose centre it contains
             points = group.geometry.geom_type.isin(["Point", "MultiPoint"])
             inside = np.zeros(prior.shape[1:], dtype=bool)
             for shapes, touched in ((group.geometry[points], True), (group.geometry[~points], False)):
@@ -121,12 +121,12 @@ def restrict(prior: NDArray[np.float32], allowed: Sequence[int], weight: float) 
     allowed
         Positions of the classes.
     weight
-        Of the restricted one, from 0 to 1.
+        Weight of the restricted prior, from 0 to 1.
 
     Returns
     -------
     ndarray of float32
-        Shape (C, N); where no allowed class has a prior, they share the weight evenly.
+        Shape (C, N); where no allowed class has a prior, the allowed classes share the weight equally.
     """
     kept = np.zeros_like(prior)
     kept[list(allowed)] = prior[list(allowed)]
@@ -143,7 +143,7 @@ def parse_allowed(text: str, scheme: ClassScheme) -> tuple[int, ...]:
     Raises
     ------
     SchemeError
-        If a name or code is not in the scheme, or nothing is left.
+        If a name or code is not in the scheme, or no class is left.
     """
     text = text.strip()
     if text.startswith("!"):
@@ -152,7 +152,7 @@ def parse_allowed(text: str, scheme: ClassScheme) -> tuple[int, ...]:
     else:
         allowed = tuple(sorted({scheme.index(part) for part in text.split("|")}))
     if not allowed:
-        msg = f"{text!r} leaves no class of scheme {scheme.name!r}"
+        msg = f"{text!r} excludes every class of scheme {scheme.name!r}"
         raise SchemeError(msg)
     return allowed
 
@@ -171,28 +171,28 @@ def read_sparse_labels(
     Parameters
     ----------
     path
-        The file, perhaps with its layer: ``file.gpkg|layername=x``.
+        The file, optionally with a layer: ``file.gpkg|layername=x``.
     scheme
         The classes.
     grid
-        The prior's.
+        Grid of the prior.
     weight
         W, above 0 and at most 1.
     column
-        The attribute with the label; also recognised in another case and cut to ten letters.
+        Column with the label; also recognised in another case or cut to ten letters.
     layer
-        Which layer, if there are several.
+        Layer of the file, if it has several.
 
     Returns
     -------
     SparseLabels
-        Those on the grid.
+        The labels on the grid.
 
     Raises
     ------
     MissingInputError, InputError
-        If the file is missing, has no such column, no usable feature, or lies elsewhere; or if a sample's design is
-        damaged.
+        If the file is missing, has no such column or no usable feature, or lies outside the grid, or if its sample
+        design is damaged.
     SchemeError
         If a label is not in the scheme.
     """
@@ -206,7 +206,7 @@ def read_sparse_labels(
         msg = f"{path} has no column {column!r} with the label (it has {names or 'none'}); name it with --class-column"
         raise InputError(msg)
     if found != column:
-        logger.info("%s: labels are read from its column %r", path, found)
+        logger.info("%s: reading labels from column %r", path, found)
     labelled = frame[~blanks(frame, found)]
     design = read_design(labelled, path)
     shares = np.ones(len(labelled)) if design is None else design.shares()
@@ -225,7 +225,7 @@ def read_sparse_labels(
         raise InputError(msg)
     allowed = [_parse(near, found, position, scheme, path) for position in range(len(near))]
     logger.info(
-        "%s: %d features; %d with a label on the grid, %d beside it, %d without a label",
+        "%s: %d features; %d with a label on the grid, %d outside it, %d without a label",
         path, len(frame), len(near), len(labelled) - len(near), len(frame) - len(labelled),
     )  # fmt: skip
     return SparseLabels(
@@ -247,5 +247,5 @@ def _parse(
 
 
 def _text(label: object) -> str:
-    """Write a label as text; a numeric column comes as floats."""
+    """Return a label as text; numeric columns are read as floats."""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)

@@ -1,4 +1,4 @@
-"""The demo: the main job on the synthetic scene, with its truth to score against."""
+"""The demo: the main job on a synthetic scene, scored against its truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILTERS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo made.
+    """Results of the demo.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class DemoResult:
     tile
         The tile's folder.
     map, figure
-        The map of QR's r (a COG) and the picture.
+        The map of r by QR (a COG) and the figure.
     """
 
     scores: dict[str, Scores]
@@ -55,7 +55,7 @@ class DemoResult:
     figure: Path
 
     def to_text(self) -> str:
-        """Return the table."""
+        """Return the scores as a table."""
         lines = [f"{'':<22} accuracy  mean IoU"]
         lines += [f"{name:<22} {s.accuracy:8.3f}  {s.mean_iou:8.3f}" for name, s in self.scores.items()]
         return "\n".join(lines)
@@ -67,13 +67,13 @@ def write_scene(folder: Path, *, size: int = 768, seed: int = 0, overwrite: bool
     Parameters
     ----------
     folder
-        Of the workspace.
+        Folder of the workspace.
     size
         Side in metres (= pixels).
     seed
         See :func:`landprior.landcover.synthetic.scene.make_scene`.
     overwrite
-        Replace older layers.
+        Replace existing layers.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def run_demo(
     folder
         A workspace for the results.
     size, seed
-        Of the scene; the seed is also the training's.
+        Size and seed of the scene; the seed is also used for training.
     filters
         Width of the network.
     run
@@ -131,7 +131,7 @@ def run_demo(
     Returns
     -------
     DemoResult
-        Scores, and where the files lie.
+        Scores and paths of the files.
     """
     scheme = load_scheme("enviroatlas-5")
     logger.info("scene: %d x %d m, seed %d", size, size, seed)
@@ -142,7 +142,7 @@ def run_demo(
     maps = {"prior (most probable)": map_prior(prior, tile.path / "prior_map.tif", run=run)}
     image = tile.file("naip")
     for loss, name in (("ce", "CE"), ("qr", "QR")):
-        logger.info("training with %s on the prior alone, no labels", name)
+        logger.info("training with %s on the prior only, without labels", name)
         base = TileSettings(filters=filters)
         settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
         weights = tile.file("model") if loss == "qr" else tile.path / "model_ce.safetensors"
@@ -171,7 +171,7 @@ def run_demo(
 def _recording(
     tile: TileFolder, step: str | None, inputs: Mapping[str, Path], settings: Mapping[str, Any] | None = None
 ) -> Iterator[None]:
-    """Record a result in ``item.json`` as the demo's, so that other commands say whose it is and keep it."""
+    """Record a result in ``item.json`` as made by the demo, so that other commands recognise and keep it."""
     if step is None:
         yield
         return

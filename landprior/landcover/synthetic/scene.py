@@ -1,14 +1,14 @@
-"""A synthetic scene: a believable place whose 1 m truth is known, for the demo and for tests.
+"""A synthetic scene: a realistic place with known 1 m truth, for the demo and for tests.
 
-From a seed: farmland parcels, woods of single crowns with a sunny and a shadow side, hedgerows, a
-village with streets, houses, drives and garden trees, a river, ponds, a gravel pit; then what a user
-would have of such a place: a 4-band image, NLCD codes by NLCD's own rules on 30 m cells that are
-turned by a few degrees (as Albers is to UTM) and generalised, and OpenStreetMap-like vectors and
+From a seed: farmland parcels, woods of single crowns with a sunny and a shaded side, hedgerows, a
+village with streets, houses, drives and garden trees, a river, ponds and a gravel pit. Then the data a user
+would have for such a place: a 4-band image, NLCD codes by NLCD's own rules on 30 m cells that are
+rotated by a few degrees (as Albers is to UTM) and generalised, and OpenStreetMap-like vectors and
 footprints with omissions and shifts. Colours overlap on purpose (lush crops and crowns, dry grass and
-soil, shadow and water, roofs and soil), so that colour alone does not tell the classes apart.
+soil, shadow and water, roofs and soil), so that colour alone does not separate the classes.
 """
 
-# Over 450 lines: one generator; its steps share the scene that they paint, and none is of use alone.
+# Over 450 lines: one generator, whose steps share the scene they paint and are not usable alone.
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WATER, IMPERVIOUS, BARREN, TREES, GRASS = 10, 20, 30, 40, 70
 SCENE_CRS = CRS.from_epsg(26917)
 _ORIGIN = (680_000.0, 4_210_000.0)
 _SUN = (0.8, 0.6)
-"""Direction shadows fall, in (columns, rows)."""
+"""Direction in which shadows fall, in (columns, rows)."""
 
 # Mean colours (red, green, blue, near infrared) of the materials.
 _COLOURS = {
@@ -60,7 +60,7 @@ _COLOURS = {
     "river": (84, 92, 78, 46),
     "pond": (48, 64, 66, 30),
 }
-# Herbs run from lush to dry, soil from dark to pale; a patch of ground is somewhere in between.
+# Herbs run from lush to dry, soil from dark to pale; every patch of ground lies in between.
 _HERBS = ((72, 94, 62, 150), (112, 128, 86, 152), (160, 146, 110, 134))
 _SOILS = ((114, 100, 84, 98), (158, 134, 108, 124), (174, 156, 124, 142))
 _ROOFS = ("dark roof", "brown roof", "red roof", "white roof", "concrete")
@@ -83,7 +83,7 @@ class Scene:
     layers
         ``roads``, ``buildings``, ``waterways``, ``waterbodies``: 0/1, uint8, shape (H, W).
     vectors
-        The same as geometries in map coordinates, as a mapper would have drawn them.
+        The layers as geometries in map coordinates, as a mapper would draw them.
     """
 
     grid: Grid
@@ -102,7 +102,7 @@ def make_scene(size: int = 768, *, seed: int = 0, climate: Climate = "temperate"
     size
         Side in metres (= pixels), at least 128.
     seed
-        Same seed, same scene.
+        Random seed; the same seed gives the same scene.
     climate
         See :data:`Climate`.
 
@@ -126,7 +126,7 @@ def make_scene(size: int = 768, *, seed: int = 0, climate: Climate = "temperate"
 
 
 class _Painter:
-    """Paints ground, then what stands on it, then light; keeps the truth in step."""
+    """Paint the ground, then the objects on it, then the light, and update the truth with each."""
 
     def __init__(self, size: int, rng: Generator, *, arid: bool) -> None:
         self.n = size
@@ -144,7 +144,7 @@ class _Painter:
         }
 
     def scene(self) -> Scene:
-        """Paint everything and derive what a user would have."""
+        """Paint everything and derive the data a user would have."""
         n = self.n
         village = self._village()
         self._fields(village)
@@ -175,7 +175,7 @@ class _Painter:
     # -- helpers ---------------------------------------------------------------------------------
 
     def _noise(self, scale: float) -> NDArray[np.float32]:
-        """Smooth noise, mean 0, deviation 1."""
+        """Return smooth noise with mean 0 and standard deviation 1."""
         noise = ndimage.gaussian_filter(self.rng.standard_normal((self.n, self.n)), scale, mode="wrap")
         return np.asarray(noise / noise.std(), dtype=np.float32)
 
@@ -188,7 +188,7 @@ class _Painter:
     def _paint(
         self, where: NDArray[np.bool_], material: str, code: int, *, texture: float = 0.05, height: float = 0.0
     ) -> None:
-        """Cover pixels with a material whose brightness and tint vary a little from object to object."""
+        """Cover pixels with a material with a slightly different brightness and tint for each object."""
         tint = 1 + 0.025 * self.rng.standard_normal((4, 1)) + 0.06 * self.rng.standard_normal()
         grain = 1 + texture * self.rng.standard_normal(int(where.sum()))
         self.colour[:, where] = np.array(_COLOURS[material])[:, None] * tint * grain
@@ -213,7 +213,7 @@ class _Painter:
         return np.asarray(reach < 1)
 
     def _fields(self, village: NDArray[np.bool_]) -> None:
-        """Parcels of crops, pasture and meadow; lawns in the village."""
+        """Lay out parcels of crops, pasture and meadow, and lawns in the village."""
         count = max(int((self.n / 110) ** 2), 4)
         seeds = self.rng.uniform(0, self.n, (count, 2))
         rows, columns = np.mgrid[: self.n, : self.n].astype(np.float32)
@@ -290,10 +290,10 @@ class _Painter:
         self._paint(where, "gravel", BARREN, texture=0.08)
         self.use[where] = 31
 
-    # -- what is built ---------------------------------------------------------------------------
+    # -- buildings and streets ---------------------------------------------------------------------------
 
     def _streets(self, village: NDArray[np.bool_]) -> list[tuple[LineString, float]]:
-        """Lay out a bent main road, a country road, and a turned grid of streets; (line, half width)."""
+        """Lay out a bent main road, a country road, and a rotated grid of streets; (line, half width)."""
         n, rng = self.n, self.rng
         t = np.linspace(-0.05, 1.05, 30)
         rows, columns = np.nonzero(village)
@@ -322,7 +322,7 @@ class _Painter:
                 self.vectors["roads"].append(affinity.translate(line, *shift))
 
     def _houses(self, streets: list[tuple[LineString, float]], river: LineString) -> None:
-        """Houses along the streets with drives; a few sheds and car parks on the main road."""
+        """Place houses with drives along the streets, and a few sheds and car parks on the main road."""
         rng = self.rng
         taken: list[Polygon] = [river.buffer(15)]
         roads = [line.buffer(half + 1) for line, half in streets]
@@ -394,7 +394,7 @@ class _Painter:
         self._crowns(np.column_stack([rows, columns]).astype(float), where, evergreen=self._noise(20) > 0.8)
 
     def _scatter(self, where: NDArray[np.bool_], *, spacing: float) -> NDArray[np.float64]:
-        """Place points at about a spacing, jittered, inside a mask; (row, column)."""
+        """Return jittered points about ``spacing`` apart inside a mask, (row, column)."""
         axis = np.arange(spacing / 2, self.n, spacing)
         grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
         points = grid + self.rng.uniform(-spacing / 2.2, spacing / 2.2, grid.shape)
@@ -402,7 +402,7 @@ class _Painter:
         return np.asarray(points[inside], dtype=np.float64)
 
     def _crowns(self, centres: NDArray[np.float64], where: NDArray[np.bool_], *, evergreen: NDArray[np.bool_]) -> None:
-        """Cover pixels with crowns: each its own tint, lit on one side, dark between and behind."""
+        """Cover pixels with crowns: each with its own tint, lit on one side, dark between and behind."""
         if not len(centres) or not where.any():
             return
         rows, columns = np.nonzero(where)
@@ -421,7 +421,7 @@ class _Painter:
         self.truth[where] = TREES
         self.height[where] = np.maximum(3.0, 9.0 - 1.2 * away)
 
-    # -- light, and what others make of the place ------------------------------------------------
+    # -- light, and the derived products ------------------------------------------------
 
     def _light(self) -> NDArray[np.uint8]:
         """Cast shadows, add haze and the sensor's blur and noise."""
@@ -439,7 +439,7 @@ class _Painter:
         return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
     def _nlcd(self) -> NDArray[np.uint8]:
-        """Code 30 m cells by NLCD's rules on impervious and canopy shares, generalise, add its errors."""
+        """Return codes of 30 m cells by NLCD's rules on impervious and canopy shares, generalised and with errors."""
         rng, n = self.rng, self.n
         angle = np.radians(rng.uniform(4, 9))
         rows, columns = np.mgrid[:n, :n]
@@ -482,7 +482,7 @@ def village_shape(village: NDArray[np.bool_]) -> Polygon:
 
 
 def _generalise(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Replace single natural cells by the most frequent code around them (NLCD's minimum mapping unit)."""
+    """Replace isolated natural cells by the most frequent code around them (NLCD's minimum mapping unit)."""
     kinds = np.unique(codes)
     votes = np.stack([ndimage.uniform_filter((codes == k).astype(float), 3, mode="nearest") for k in kinds])
     own = np.take_along_axis(votes, np.searchsorted(kinds, codes)[None], 0)[0]

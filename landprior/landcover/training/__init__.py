@@ -1,1 +1,1 @@
-"""Models of a place: images and priors by windows, tiles, settings, the trainer, its verdict, the model file."""
+"""Training: windowed reading of images and priors, tiles, settings, the trainer, its verdict and the model file."""

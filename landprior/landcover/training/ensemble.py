@@ -1,4 +1,4 @@
-"""Several trainings of the same tiles: the likeliest kept, or all of them averaged."""
+"""Training several times on the same tiles, to keep the most likely model or average all of them."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def train_best(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train from several random weights, if the settings ask for it, and keep the likeliest model, or all of them.
+    """Train from several random weights, if the settings ask for it, and keep the most likely model or all models.
 
-    With ``settings.starts`` the model with the largest evidence is kept: the mean of log p(x) under the prior is
-    the likelihood that these losses raise, and as in any fit with local optima, of several starts the likeliest is
-    taken. With ``settings.members`` all are kept, and their predictions averaged. Neither needs labels.
+    With ``settings.starts`` the model with the largest evidence is kept: the mean of log p(x) under the prior, the
+    likelihood that these losses increase. As in any fit with local optima, the best of several starts is chosen. With
+    ``settings.members`` all models are kept and their predictions averaged. Neither needs labels.
 
     Parameters
     ----------
     tiles, settings, init
         See :func:`landprior.landcover.training.trainer.train_model`.
     checkpoint
-        Where the state is kept; finished trainings lie beside it (:func:`clear_checkpoint`).
+        Path of the training state; finished models are kept beside it (:func:`clear_checkpoint`).
     run
         See :class:`landprior.run.Run`.
 
@@ -65,24 +65,24 @@ def train_best(
     """
     settings = settings or TileSettings()
     tiles = in_order(tiles)
-    # a fit to labels has no evidence to choose by
+    # a fit to labels has no evidence to choose a model by
     count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
     if count == 1 and not settings.flips:
         return train_model(tiles, settings, init=init, checkpoint=checkpoint, run=run)
     models: list[LandcoverModel] = []
     for start in range(count):
         with warnings.catch_warnings():
-            if settings.members > 1:  # it is the ensemble that is judged
+            if settings.members > 1:  # the verdict is on the ensemble
                 warnings.simplefilter("ignore", HarmWarning)
             models.append(train_kept(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run))
     if settings.members > 1 or settings.flips:
         best = join_models(models, tiles, flips=settings.flips, device=run.device)
     else:
         evidences = [model.record["verdict"]["evidence"] for model in models]
-        known = [-math.inf if evidence is None else evidence for evidence in evidences]  # None: no pixel to judge by
+        known = [-math.inf if evidence is None else evidence for evidence in evidences]  # None: no pixels
         chosen = known.index(max(known))
         best = models[chosen]
-        logger.info("start %d of %d has the largest evidence: %s", chosen + 1, count, evidences)
+        logger.info("start %d of %d has the largest evidence of %s", chosen + 1, count, evidences)
         best.record["starts"] = {"evidence": evidences, "chosen": chosen}
     return best
 
@@ -96,7 +96,7 @@ def train_kept(
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
-    """Train one of several models, or take it from beside the checkpoint if an interrupted run has finished it.
+    """Train one of several models, or load it if an interrupted run has already finished it.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def train_kept(
     Returns
     -------
     LandcoverModel
-        Its record has the identity of the run.
+        The model; its record includes the identity of the run.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def train_kept(
 
 
 def clear_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint, and the finished trainings beside it, once the model is safe."""
+    """Remove a checkpoint, and the finished trainings beside it, once the model is saved."""
     finished = checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}-*.safetensors")
     for path in (checkpoint, partial_path(checkpoint), *finished):
         with contextlib.suppress(OSError):
@@ -137,18 +137,18 @@ def clear_checkpoint(checkpoint: Path) -> None:
 def join_models(
     models: Sequence[LandcoverModel], tiles: Sequence[Tile], *, flips: bool = False, device: str = "auto"
 ) -> LandcoverModel:
-    """Join models of the same tiles into one that averages their predictions, and judge it anew.
+    """Join models of the same tiles into one that averages their predictions, and compute its verdict.
 
     Parameters
     ----------
     models
-        Of one shape.
+        Models of the same shape.
     tiles
-        What they were trained on.
+        The tiles they were trained on.
     flips
-        Average over the mirrored image too (:class:`landprior.implicit.networks.Ensemble`).
+        Also average over the mirrored image (:class:`landprior.implicit.networks.Ensemble`).
     device
-        Where it is judged.
+        Device on which the verdict is computed.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def join_models(
 
 
 def _finished(path: Path | None, identity: str) -> LandcoverModel | None:
-    """Return the model of a start that an interrupted run has finished, if it is of the same run."""
+    """Return the model of a start that an interrupted run finished, if it belongs to the same run."""
     if path is None or not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A model from files: read, train, save."""
+"""Training from files: read, train, save."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class TrainingTile:
     image
         Raster.
     prior
-        What is fitted; with labels to train on, a further input.
+        The prior to fit; with training labels, an additional input.
     nlcd
-        Coarse codes, for methods that count in their cells.
+        Coarse codes, for methods that count classes in NLCD's cells.
     labels
-        What is fitted, or what a validation tile is scored against.
+        Labels to fit, or to score a validation tile against.
     name
-        For the seed; by default the image's file name.
+        Name used for the seed; by default the image's file name.
     """
 
     image: Path
@@ -66,25 +66,25 @@ def train_files(
 ) -> LandcoverModel:
     """Train on files and write the model; several images make one joint model.
 
-    While it runs, its state is kept beside the output (``.<name>.checkpoint``); the same call after an
-    interruption goes on from there, and ends with the same weights as without.
+    While it runs, its state is kept beside the output (``.<name>.checkpoint``). After an interruption, the same call
+    resumes and ends with the same weights as an uninterrupted run.
 
     Parameters
     ----------
     pairs
-        Image and prior of each tile, on one grid. With ``labels`` the prior is a further input, or None.
+        Image and prior of each tile, on the same grid. With ``labels`` the prior is an additional input, or None.
     output
         The model to write, a .safetensors file.
     settings
         Loss, schedule, network; by default the recipe ``default``.
     labels
-        One raster of 1 m labels per image: they are fitted instead of the prior.
+        One raster of 1 m labels per image: fitted instead of the prior.
     label_map
         Codes of the labels -> codes of the scheme.
     names
-        Of the tiles, from which their seeds derive; by default the image's file names.
+        Names of the tiles, used for their seeds; by default the images' file names.
     scheme
-        The classes: needed with labels, and for a prior whose file does not say.
+        The classes; required with labels, and for a prior whose file does not store them.
     init
         A model file whose weights the training starts from.
     run
@@ -93,7 +93,7 @@ def train_files(
     Returns
     -------
     LandcoverModel
-        As it is in the file.
+        The model as written to the file.
 
     Raises
     ------
@@ -128,13 +128,13 @@ def _read(
     label_map: Mapping[int, int] | None,
     nodata: float | None,
 ) -> Tile:
-    """Read a tile to fit its labels where there are some, its prior where not."""
+    """Read a tile to fit its labels if it has any, otherwise its prior."""
     if labels is None:
         if prior is None:
             msg = f"{image} has neither prior nor labels to learn from"
             raise InputError(msg)
         return read_tile(image, prior, name=name, scheme=scheme, nodata=nodata)
     if scheme is None:
-        msg = "labels need --scheme, which says what their codes are"
+        msg = "labels need --scheme to define their codes"
         raise InputError(msg)
     return read_labelled_tile(image, labels, scheme=scheme, prior=prior, label_map=label_map, name=name, nodata=nodata)

@@ -1,9 +1,9 @@
 """The kind of image a model was trained on, and whether another image is of that kind.
 
-A network takes any numbers: reflectances from 0 to 1 where it was trained on bytes, bands in another order, pixels of
-another size, positions in a palette. The map is then wrong and nothing says so. So the kind of image is kept in the
-model (``record["image"]``) and compared before anything is mapped. Brightness differs from season to season and from
-place to place; what is refused are other units: tens of times larger or smaller values.
+A network accepts any numbers: reflectances from 0 to 1 although it was trained on bytes, bands in another order, pixels
+of another size, palette indices. The map is then wrong without any warning. So the model stores the kind of image it
+was trained on (``record["image"]``), which is compared before mapping. Brightness varies with season and place;
+an image is rejected only for other units: values tens of times larger or smaller.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SIDE, _GRID = 128, 4
-"""Windows whose values are looked at: their side in pixels, and how many each way."""
+"""Windows whose values are examined: side in pixels, and number in each direction."""
 
 MOST_PIXEL_RATIO = 1.5
-"""How many times larger or smaller pixels may be on the ground."""
+"""Maximum ratio of pixel sizes on the ground."""
 
 _MOST_LARGER, _MOST_SMALLER = 8.0, 12.0
-"""How many times larger or smaller values may be: clouds are brighter and water is darker than most of an image."""
+"""Maximum ratio of values; generous, as clouds are brighter and water is darker than most of an image."""
 
 _MOST_SMALLER_BYTES = 50.0
-"""The same for bytes, whose unit is clear: a dark image is no other kind, values of 0 to 5 are."""
+"""The same for bytes, whose unit is clear: a dark image is accepted, values of 0 to 5 are not."""
 
 _MOST_DEVIATIONS = 20.0
-"""How far the mean of every band may be off, where a model says no more than means and deviations."""
+"""Maximum difference of band means, for models that store only means and standard deviations."""
 
 _COLOURS = {
     "r": "red", "red": "red", "g": "green", "green": "green", "b": "blue", "blue": "blue",
     "n": "nir", "nir": "nir", "nearinfrared": "nir", "infrared": "nir", "nir1": "nir",
 }  # fmt: skip
-"""What bands are called, without case, blanks and marks."""
+"""Known band names, without case, spaces and punctuation."""
 
 _ORDER = ("red", "green", "blue", "nir")
-"""In which order bands are by custom."""
+"""Customary band orders."""
 
 _TAGGED = {ColorInterp.red: "red", ColorInterp.green: "green", ColorInterp.blue: "blue"}
 
 
 class ImageKind(BaseModel):
-    """What kind of image a model was trained on.
+    """The kind of image a model was trained on.
 
     Parameters
     ----------
     dtype
-        Of the file; None where there is no image, as for a learned prior.
+        Data type of the file; None if there is no image, as for a learned prior.
     low, high
-        The 1st and 99th percentile of each band over places spread over the image; None if none has data.
+        The 1st and 99th percentile of each band over windows spread over the image; None if none has data.
     names
-        What each band is, by its description or colour; None where the file does not say.
+        Meaning of each band, by its description or colour; None if the file does not tell.
     pixel_size
-        On the ground, metres; None where it is not known.
+        On the ground, metres; None if unknown.
     marks
-        Numbers (from 1) of bands of whole numbers that hold nothing but 0 and the largest one, as a mask does that the
-        file does not call alpha.
+        Numbers (from 1) of integer bands with no values but 0 and the maximum, as in a mask that is not declared as
+        alpha.
     nodata
-        How the file marks no data: ``"value"``, ``"mask"``, ``"given"`` (with ``--nodata``) or ``"none"``.
+        How no data is marked: ``"value"``, ``"mask"``, ``"given"`` (with ``--nodata``) or ``"none"``.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -103,19 +103,19 @@ class ImageKind(BaseModel):
         )
 
     def differences(self, other: ImageKind, *, values: bool = True) -> list[str]:
-        """Describe how an image of another kind differs from those of this one.
+        """Return how another kind of image differs from this one.
 
         Parameters
         ----------
         other
-            Of the image.
+            Kind of the other image.
         values
             Also compare the range of values.
 
         Returns
         -------
         list of str
-            Empty if there are none.
+            One sentence per difference; empty if there are none.
         """
         found: list[str] = []
         if self.dtype is not None and other.dtype is not None and self.dtype != other.dtype:
@@ -128,11 +128,11 @@ class ImageKind(BaseModel):
         return found
 
     def doubts(self, other: ImageKind) -> list[str]:
-        """Say, in words, what may be wrong with an image that is not known to be of another kind."""
+        """Return possible problems of an image that is not certainly of another kind, one sentence each."""
         found = []
         first = [name for name in other.names if name in _ORDER]
         if not any(self.names) and len(first) > 1 and first != sorted(first, key=_ORDER.index):
-            found.append(f"its bands are {', '.join(map(str, other.names))}, and the model does not say in which order")
+            found.append(f"its bands are {', '.join(map(str, other.names))}, and the model does not store their order")
         pairs = [] if self.low is None or self.high is None else list(zip(self.low, self.high, strict=True))
         given = [] if other.low is None or other.high is None else list(zip(other.low, other.high, strict=True))
         if len(pairs) == len(given):
@@ -147,7 +147,7 @@ class ImageKind(BaseModel):
         new = [number for number in other.marks if number not in self.marks]
         if self.low is None or len(self.low) != len(other.low or []) or not new:
             return []
-        return [f"its band {new[0]} holds nothing but 0 and the largest number, as a mask does, and held values there"]
+        return [f"its band {new[0]} holds only 0 and the largest number, like a mask, and held values in training"]
 
     def _compare_values(self, other: ImageKind) -> list[str]:
         if self.high is None or other.high is None or self.low is None or other.low is None:
@@ -177,7 +177,7 @@ def _range(kind: ImageKind) -> str:
 
 
 def compare_sizes(trained: float | None, given: float | None) -> list[str]:
-    """Say whether pixels of a size on the ground, metres, are too large or too small for a model."""
+    """Return a sentence if pixels of a size on the ground, in metres, are too large or too small for a model."""
     if not trained or not given or max(given / trained, trained / given) <= MOST_PIXEL_RATIO:
         return []
     return [f"its pixels are {given:.3g} m wide, those trained on {trained:.3g} m"]
@@ -205,7 +205,7 @@ def _name_bands(layer: ImageLayer) -> list[str | None]:
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
-    """Say whether bands are called by one word and their own numbers, as R names them after the file (``tile12_3``)."""
+    """Return whether bands are named by one word and their numbers, as R names them after the file (``tile12_3``)."""
     found = [re.fullmatch(r"(.*?)0*(\d+)", text) for text in names]
     stems = {match[1] for match in found if match}
     return len(stems) == 1 and all(match and int(match[2]) == number for number, match in enumerate(found, 1))
@@ -224,7 +224,7 @@ def _find_marks(found: NDArray[np.float64] | None, dtype: np.dtype[Any]) -> list
 
 
 def _name(number: int, description: str | None, colour: ColorInterp) -> str | None:
-    """Return what a band is, None if the file does not say: its own number, a file's name and a date say nothing."""
+    """Return the meaning of a band; None if its description is only a number, a file name or a date."""
     text = re.sub(r"[\W_]+", "", (description or "").lower())
     if text in _COLOURS:
         return _COLOURS[text]
@@ -236,7 +236,7 @@ def _name(number: int, description: str | None, colour: ColorInterp) -> str | No
 
 
 def ground_size(layer: ImageLayer) -> float | None:
-    """Return the size of an image's pixels on the ground, metres; None if it is not known."""
+    """Return the size of an image's pixels on the ground, metres; None if unknown."""
     try:
         return math.sqrt(math.prod(layer.grid.pixel_size(where=layer.path)))
     except InputError:
@@ -252,7 +252,7 @@ def _describe_nodata(layer: ImageLayer) -> str:
 
 
 def _sample(layer: ImageLayer) -> NDArray[np.float64] | None:
-    """Return valid pixels from places spread over an image, (B, N); None if there is none."""
+    """Return valid pixels from windows spread over an image, (B, N); None if there are none."""
     height, width = layer.grid.shape
     rows, columns = (
         sorted(set(np.linspace(0, max(size - _SIDE, 0), _GRID).astype(int).tolist())) for size in (height, width)
@@ -267,12 +267,12 @@ def _sample(layer: ImageLayer) -> NDArray[np.float64] | None:
 
 
 def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = False) -> None:
-    """Refuse an image of another kind than a model was trained on.
+    """Raise an error if an image is of another kind than a model's training images.
 
     Parameters
     ----------
     model
-        Models from before the kind was kept are compared by their band statistics.
+        Older models without a stored kind are compared by their band statistics.
     layer
         The open image.
     force
@@ -281,7 +281,8 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
     Raises
     ------
     ModelError
-        If it has another data type, values tens of times larger or smaller, other bands, or pixels of another size.
+        If the image has another data type, values tens of times larger or smaller, other bands, or pixels of another
+        size.
     """
     given = ImageKind.of(layer)
     trained = kind_of(model)
@@ -294,17 +295,17 @@ def require_kind(model: LandcoverModel, layer: ImageLayer, *, force: bool = Fals
     if force:
         logger.warning("%s (--force)", what)
         return
-    msg = f"{what}. Give an image like those, train a model on this kind, or map it with: landprior predict --force"
+    msg = f"{what}. Give an image of that kind, train a model on this kind, or map it with: landprior predict --force"
     raise ModelError(msg)
 
 
 def kind_of(model: LandcoverModel) -> ImageKind | None:
-    """Return the kind of image a model was trained on; None for models from before it was kept.
+    """Return the kind of image a model was trained on; None for older models that do not store it.
 
     Raises
     ------
     ModelError
-        If the model's file says it wrongly.
+        If the model file has an invalid kind.
     """
     record: dict[str, Any] | None = model.record.get("image")
     if record is None:
@@ -317,7 +318,7 @@ def kind_of(model: LandcoverModel) -> ImageKind | None:
 
 
 def _compare_statistics(model: LandcoverModel, given: ImageKind) -> list[str]:
-    """Compare an image with a model of which only means and standard deviations of bands are known."""
+    """Compare an image with a model that stores only means and standard deviations of bands."""
     mean, std = model.statistics.mean, model.statistics.std
     if given.low is None or given.high is None or len(given.low) != len(mean):
         return []
@@ -325,7 +326,7 @@ def _compare_statistics(model: LandcoverModel, given: ImageKind) -> list[str]:
     values = max(map(abs, (*given.low, *given.high)))
     middle = (np.array(given.low) + np.array(given.high)) / 2
     off = float((np.abs(middle - mean) / std).min()) > _MOST_DEVIATIONS and given.dtype != "uint8"
-    # bytes may be darker than those of another place; other units are smaller by more
+    # bytes may be darker in another place; other units differ by more
     smaller = _MOST_SMALLER_BYTES if given.dtype == "uint8" else _MOST_SMALLER
     if own > 0 and (off or values / own > 2 * _MOST_LARGER or values / own < 1 / smaller):
         return [f"its values are {_range(given)}, and the model's bands have means of about {mean.max():.3g}"]
@@ -333,7 +334,7 @@ def _compare_statistics(model: LandcoverModel, given: ImageKind) -> list[str]:
 
 
 def require_one_kind(kinds: Sequence[tuple[str, ImageKind | None]]) -> ImageKind | None:
-    """Return the kind of images that are trained on together, with the range of all.
+    """Return the common kind of images that are trained on together, with the value range of all.
 
     Parameters
     ----------
@@ -348,7 +349,7 @@ def require_one_kind(kinds: Sequence[tuple[str, ImageKind | None]]) -> ImageKind
     Raises
     ------
     InputError
-        If two differ; names them.
+        If two differ; the message names them.
     """
     known = [(name, kind) for name, kind in kinds if kind is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""Reading images and priors by windows, with their checks, for training and prediction alike."""
+"""Windowed reading of images and priors with checks, for both training and prediction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TORCH_TYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float32),
     "int8": np.dtype(np.int16),
 }
-"""Types torch does not compute with, and what holds their values."""
+"""Types torch cannot compute with, and types that hold their values."""
 
 
 class _Layer:
@@ -62,15 +62,15 @@ class ImageLayer(_Layer):
     Parameters
     ----------
     path
-        The raster; ``stack.tif|band=2`` takes that band only.
+        The raster; ``stack.tif|band=2`` reads only that band.
     nodata
-        A value that marks no data when the file has no nodata of its own: a pixel with this value in
-        every band (a negative or huge one: in any band). A file's own nodata, alpha or mask always counts.
+        Nodata value for a file that has none of its own: a pixel with this value in
+        every band (if negative or huge: in any band). A file's own nodata, alpha or mask always applies.
 
     Raises
     ------
     InputError
-        If it is a picture with a palette, whose numbers are names of colours, or holds complex numbers.
+        If the image has a palette, so its values are colour indices, or complex numbers.
     """
 
     def __init__(self, path: str | Path, *, nodata: float | None = None) -> None:
@@ -93,18 +93,18 @@ class ImageLayer(_Layer):
         first = self._found.data[0]
         if any(self.src.colorinterp[index - 1] == ColorInterp.palette for index in self._found.data):
             msg = (
-                f"{self.path} is a picture with a palette: its numbers are names of colours, not brightness; "
-                f"turn it into colours first: gdal_translate -expand rgb {quote(split_band(self.path)[0])} rgb.tif"
+                f"{self.path} has a palette: its values are colour indices, not brightness; "
+                f"convert it to colours first: gdal_translate -expand rgb {quote(split_band(self.path)[0])} rgb.tif"
             )
             raise InputError(msg)
         kind = self.src.dtypes[first - 1]
         if np.dtype(kind).kind not in "iuf":
-            msg = f"{self.path} holds {kind} numbers; give an image of real numbers (its magnitude, say)"
+            msg = f"{self.path} holds {kind} numbers; give an image of real numbers (for example its magnitude)"
             raise InputError(msg)
 
     @property
     def given_nodata(self) -> float | None:
-        """The value of no data that was given."""
+        """The nodata value given by the user."""
         return self._nodata
 
     @property
@@ -119,7 +119,7 @@ class ImageLayer(_Layer):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What :meth:`read` gives: the file's type where torch computes with it, else one that holds its values."""
+        """Type of :meth:`read`'s values: the file's if torch can compute with it, otherwise one that holds it."""
         own: np.dtype[Any] = np.dtype(self.src.dtypes[self._found.data[0] - 1])
         return _TORCH_TYPES.get(own.name, own)
 
@@ -129,15 +129,15 @@ class ImageLayer(_Layer):
         Returns
         -------
         values : ndarray, shape (B, H, W)
-            Of :attr:`dtype`; invalid pixels are 0.
+            Values of type :attr:`dtype`; invalid pixels are 0.
         valid : ndarray of bool, shape (H, W)
             False where there is no data, NaN or infinity.
 
         Raises
         ------
         InputError
-            If a pixel has, in every band, a value that usually stands for no data (-9999, say), and neither the file
-            nor ``nodata`` says so.
+            If a pixel has a common nodata value (such as -9999) in every band, and neither the file nor ``nodata``
+            declares it.
         """
         values = read_window(self.src, window, self.indexes)
         valid = self._found.find_valid(self.src, values, window)
@@ -149,8 +149,8 @@ class ImageLayer(_Layer):
         if odd is not None:
             value, index = odd
             msg = (
-                f"{self.path} holds {value:.8g} in every band at {place_of(index, window)}, which usually stands for "
-                f"no data, but names no such nodata value; give --nodata={value:.8g}, or write it into the file: "
+                f"{self.path} has {value:.8g} in every band at {place_of(index, window)}, which usually means "
+                f"no data, but the file does not declare it; give --nodata={value:.8g}, or set it in the file: "
                 f"{advise_nodata(self.path, value)}"
             )
             raise InputError(msg)
@@ -159,7 +159,7 @@ class ImageLayer(_Layer):
         return values.astype(self.dtype, copy=False), valid
 
     def _note_broken(self, values: NDArray[np.generic]) -> None:
-        """Say once how many pixels are NaN or infinite, unless the file says that NaN is no data."""
+        """Log once how many pixels are NaN or infinite, unless NaN is the file's nodata value."""
         if self._noted or not self._count_broken(values):
             return
         self._noted = True
@@ -176,13 +176,13 @@ class ImageLayer(_Layer):
 
 
 class PositionLayer:
-    """Where each pixel is: row and column, from -1 to 1 over the image; read by windows like any layer."""
+    """The position of each pixel: row and column, from -1 to 1 over the image; read by windows like any layer."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
     def read(self, window: Window | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return positions, float32, (2, H, W), and that all are valid, (H, W)."""
+        """Return positions, float32, (2, H, W), and a mask that is all True, (H, W)."""
         rows, columns = (slice(0, size) for size in self.grid.shape) if window is None else window.toslices()
         axes = [
             (np.arange(span.start, span.stop, dtype=np.float32) + 0.5) * (2 / size) - 1
@@ -200,12 +200,12 @@ class PriorLayer(_Layer):
     path
         The raster.
     scheme
-        Its classes; None to take them from the file's own tags.
+        Its classes; None to read them from the file's tags.
 
     Raises
     ------
     SchemeError
-        If no scheme is given and the file names none, or it names another.
+        If no scheme is given and the file stores none, or if they differ.
     PriorError
         If the number of bands is not the number of classes.
     """
@@ -215,9 +215,9 @@ class PriorLayer(_Layer):
         self.tags: dict[str, str] = self.src.tags(ns=TAG_DOMAIN)
         try:
             self.scheme = self._find_scheme(scheme)
-            # with a band per class, one that is called alpha (GDAL's default for the fourth of bytes) is a class
+            # with a band per class, one declared as alpha (GDAL's default for a fourth byte band) is a class
             self._found = find_bands(self.src, due=len(self.scheme))
-            # no data as NaN is seen in the values
+            # nodata as NaN shows in the values
             self._marked = bool(
                 self._found.alpha
                 or self._found.masked
@@ -240,7 +240,7 @@ class PriorLayer(_Layer):
         text = self.tags.get("scheme")
         if text is None:
             if given is None:
-                msg = f"{self.path} does not say its classes; give --scheme (a shipped name or a YAML file)"
+                msg = f"{self.path} has no classes in its tags; give --scheme (a shipped name or a YAML file)"
                 raise SchemeError(msg)
             return given
         own = parse_scheme(text, self.path)
@@ -262,7 +262,7 @@ class PriorLayer(_Layer):
         Raises
         ------
         PriorError
-            If some bands of a pixel are NaN and others not, or a value is negative.
+            If only some bands of a pixel are NaN, or a value is negative.
         """
         raw = read_window(self.src, window, list(self._found.data))
         values = raw.astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Other ways to a model than training by a loss against the prior."""
+"""Interface of training methods other than fitting the prior with a loss."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """What trains a tile's model in another way than by a loss against its prior (:mod:`landprior.superres`)."""
+    """A way to train a tile's model other than a loss against its prior (:mod:`landprior.superres`)."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything its models depend on besides the files and the training settings."""
+        """Everything its models depend on, apart from the files and training settings."""
 
     @property
     def counts_cells(self) -> bool:
-        """Whether it needs NLCD."""
+        """Whether the method needs NLCD."""
 
     def train(self, tiles: Sequence[TrainingTile], output: Path, settings: TileSettings, *, run: Run) -> LandcoverModel:
         """Train and write a model.
@@ -42,5 +42,5 @@ class Method(Protocol):
         Returns
         -------
         LandcoverModel
-            As it is in the file.
+            The model as written to the file.
         """

@@ -1,7 +1,7 @@
-"""A trained land-cover model as one file: weights, class scheme, band statistics, how it was trained.
+"""A trained land-cover model as one file: weights, class scheme, band statistics and a record of its training.
 
-The file is safetensors (no pickle); everything but the weights is JSON in its metadata under the key
-``landprior``. It can be loaded alone.
+The file is safetensors (no pickle); everything except the weights is JSON in its metadata under the key
+``landprior``. Nothing else is needed to load it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 Architecture = Literal["fcn", "unet", "epitome"]
-"""Networks for images; a learned prior, which sees no image, has its own."""
+"""Networks for images; a learned prior, which has no image input, uses its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,9 @@ class BandStatistics:
         image
             Shape (N, B, H, W) or (B, H, W).
         valid
-            Where there is data, (N, H, W) or (H, W); None: everywhere.
+            Mask of valid pixels, (N, H, W) or (H, W); None: everywhere.
         extra
-            Further channels of the same height and width, appended as they are.
+            Additional channels of the same height and width, appended as they are.
 
         Returns
         -------
@@ -80,13 +80,13 @@ class BandStatistics:
             float32; invalid pixels are 0, which is the mean.
         """
         mean, scale = self._tensors(image.device)
-        values = image.to(torch.float32, copy=True).sub_(mean).mul_(scale)  # in place: it is memory that this costs
+        values = image.to(torch.float32, copy=True).sub_(mean).mul_(scale)  # in place, to save memory
         if extra is not None:
             values = torch.cat([values, extra.float()], dim=-3)
         return values if valid is None else values.masked_fill_(~valid.unsqueeze(-3), 0.0)
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return mean and the inverse of the standard deviation, (B, 1, 1), on a device; sent there once."""
+        """Return mean and the inverse of the standard deviation, (B, 1, 1), on a device; copied there once."""
         if device not in self._on_device:
             self._on_device[device] = tuple(  # type: ignore[assignment]
                 torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
@@ -97,28 +97,28 @@ class BandStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class LandcoverModel:
-    """A network with all that is needed to map with it.
+    """A network with everything needed to map with it.
 
     Parameters
     ----------
     network
-        Gives log q of a standardised image.
+        Network that predicts log q of a standardised image.
     scheme
-        What its classes are.
+        The classes.
     statistics
-        How its bands are standardised.
+        Statistics for standardising the bands.
     filters
         Width of the network.
     architecture
-        Which network it is, unless it is a learned prior.
+        Kind of network, unless the model is a learned prior.
     options
-        Further numbers that it is built from (:class:`landprior.implicit.epitomes.EpitomeClassifier`).
+        Other numbers that define the network (:class:`landprior.implicit.epitomes.EpitomeClassifier`).
     extras
-        What it takes besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse
-        layers of a learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two are one channel per class.
-        ``"position"``, row and column, is two channels, and the network one that sees them as waves.
+        Inputs besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse layers of a
+        learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two have one channel per class.
+        ``"position"``, row and column, has two channels; the network encodes them as waves.
     record
-        How it was trained: settings, inputs, history, the verdict on harm.
+        Record of the training: settings, inputs, history, the verdict on harm.
     """
 
     network: PixelNetwork
@@ -132,7 +132,7 @@ class LandcoverModel:
 
     @property
     def bands(self) -> int:
-        """Number of image bands it expects; 0 for a learned prior."""
+        """Number of image bands of the input; 0 for a learned prior."""
         return len(self.statistics.mean)
 
     @property
@@ -142,22 +142,22 @@ class LandcoverModel:
 
     @property
     def kind(self) -> str:
-        """Its architecture, or ``"prior-fcn"`` for a learned prior."""
+        """The architecture, or ``"prior-fcn"`` for a learned prior."""
         return self.architecture if self.bands else LEARNED_PRIOR
 
     @property
     def ensemble(self) -> bool:
-        """Whether several networks answer together."""
+        """Whether the model averages several networks."""
         return isinstance(self.network, Ensemble)
 
     @property
     def members(self) -> list[PixelNetwork]:
-        """The networks, one for most models."""
+        """The networks; most models have one."""
         return list(self.network.members) if isinstance(self.network, Ensemble) else [self.network]  # type: ignore[arg-type]
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """Positions of the classes that r leaves out: named against the network's own word, if the recipe asks."""
+        """Positions of the classes left out of r as unsupported by the network, if the recipe asks for it."""
         if not self.record.get("settings", {}).get("drop_unsupported", False):
             return ()
         return tuple(self.record.get("verdict", {}).get("unsupported", ()))
@@ -173,7 +173,7 @@ class LandcoverModel:
         return str(self.record.get("settings", {}).get("training", {}).get("loss", "unknown"))
 
     def digest(self) -> str:
-        """Return a short hash of weights and scheme, for the tags of what it maps."""
+        """Return a short hash of weights and scheme, for the tags of its maps."""
         sha = hashlib.sha256(self.scheme.model_dump_json().encode())
         for name, value in sorted(self.network.state_dict().items()):
             sha.update(name.encode())
@@ -191,16 +191,16 @@ def count_channels(bands: int, scheme: ClassScheme, extras: Sequence[str]) -> in
     Parameters
     ----------
     bands
-        Of the image.
+        Number of bands of the image.
     scheme
-        The classes; some inputs have a channel for each.
+        The classes; some inputs have one channel per class.
     extras
-        Names of the further inputs.
+        Names of the additional inputs.
 
     Returns
     -------
     int
-        Of the image and all inputs.
+        Channels of the image and all inputs.
     """
     wide = {"position": POSITION, **dict.fromkeys(PER_CLASS, len(scheme))}
     return bands + sum(wide.get(name, 1) for name in extras)
@@ -223,16 +223,16 @@ def build_network(
     bands, scheme, extras, filters
         See :class:`LandcoverModel`.
     smoothing
-        Added to every class of q.
+        Constant added to every class of q.
     architecture
-        ``"fcn"``, ``"unet"`` or ``"epitome"``; without bands it is the network of a learned prior.
+        ``"fcn"``, ``"unet"`` or ``"epitome"``; without bands, the network of a learned prior.
     options
-        Of an epitome: size, patch and number.
+        Options of an epitome: size, patch and number.
 
     Returns
     -------
     PixelNetwork
-        With random weights.
+        The network, with random weights.
 
     Raises
     ------
@@ -249,13 +249,13 @@ def build_network(
     if extras[-1:] == ("position",) and kind == "fcn":
         return build_positional_fcn(channels - POSITION, len(scheme), filters=filters, smoothing=smoothing)
     if kind not in builders:
-        msg = f"there is no network {kind!r}; there are {', '.join(builders)} and epitome"
+        msg = f"unknown network {kind!r}; choose from {', '.join(builders)} and epitome"
         raise ValueError(msg)
     return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
 def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
-    """Check, before any training, that a model can be put at ``path``.
+    """Check, before any training, that a model can be written to ``path``.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[ob
     Raises
     ------
     InputError
-        If the name does not end in ``.safetensors``: other endings promise other formats.
+        If the name does not end in ``.safetensors``, as other endings mean other formats.
     LandpriorError
         See :func:`landprior.raster.outputs.check_output`.
     """
@@ -289,11 +289,11 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     Parameters
     ----------
     model
-        What to write.
+        The model to write.
     path
         A file that ends in ``.safetensors``.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Returns
     -------
@@ -343,14 +343,14 @@ def load_model(path: str | Path) -> LandcoverModel:
     Returns
     -------
     LandcoverModel
-        On the CPU, ready to predict.
+        The model on the CPU, ready to predict.
 
     Raises
     ------
     MissingInputError
         If there is no such file.
     ModelError
-        If it is not a model of landprior, is damaged, of a newer format, or holds NaN or infinity.
+        If the file was not written by landprior, is damaged, has a newer format, or contains NaN or infinity.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,7 +1,7 @@
-"""What a model file says of itself, checked before anything is built from it: model files come from strangers.
+"""The header of a model file, checked before anything is built from it, as model files come from strangers.
 
-Numbers have bounds, and the network that they describe is laid out without memory (torch's meta device) and compared
-with the shapes in the file, so that no header makes a program allocate more than the file holds.
+Numbers have bounds, and the network they describe is built without memory (torch's meta device) and compared
+with the shapes in the file, so that a header cannot make the program allocate more than the file holds.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "landprior"
-"""Where safetensors' metadata has it."""
+"""Key in the safetensors metadata."""
 
 FORMAT = 1
 
 LEARNED_PRIOR: Final = "prior-fcn"
-"""The network without image bands."""
+"""Kind of the network without image bands."""
 
 _MOST = 65_535
-"""Bands and filters of a network at most; what fits a file is checked by its shapes."""
+"""Maximum numbers of bands and filters; the shapes in the file are checked as well."""
 
 _MOST_TEXT = 64 * 2**20
-"""Bytes of the header at most."""
+"""Maximum size of the header in bytes."""
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -47,7 +47,7 @@ class _Part(BaseModel):
 
 
 class NetworkHeader(_Part):
-    """What a network is built from."""
+    """Description of the network."""
 
     kind: Literal["fcn", "unet", "epitome", "prior-fcn"] = "fcn"
     bands: int = Field(ge=0, le=_MOST)
@@ -91,7 +91,7 @@ class _Density(_Part):
 
 
 class _Record(_Part):
-    """Of how a model was trained: what is read again."""
+    """The part of the training record that is read back."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -106,7 +106,7 @@ class _Record(_Part):
 
 
 class Header(_Part):
-    """All that a model file says besides its weights."""
+    """Everything in a model file except its weights."""
 
     format: int = Field(1, ge=1)
     version: str = ""
@@ -127,13 +127,13 @@ class Header(_Part):
         record = _Record.model_validate(self.record)
         wrong = [index for index in (record.verdict.unsupported if record.verdict else []) if index >= network.classes]
         if wrong:
-            msg = f"the verdict names class {wrong[0]}, and there are {network.classes}"
+            msg = f"the verdict names class {wrong[0]}, but there are {network.classes}"
             raise ValueError(msg)
         return self
 
 
 def parse_header(text: str | None, path: str | Path) -> tuple[Header, ClassScheme]:
-    """Read the JSON of a model file, None if it has none.
+    """Read the JSON of a model file, ``text`` is None if it has none.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def parse_header(text: str | None, path: str | Path) -> tuple[Header, ClassSchem
         msg = f"{path} is damaged: {_in_a_line(str(error))}"
         raise ModelError(msg) from error
     if len(scheme) != header.network.classes:
-        msg = f"{path} is damaged: {len(scheme)} classes in its scheme, and {header.network.classes} in its network"
+        msg = f"{path} is damaged: {len(scheme)} classes in its scheme, but {header.network.classes} in its network"
         raise ModelError(msg)
     return header, scheme
 
@@ -183,23 +183,23 @@ def require_shapes(
     shapes: Mapping[str, tuple[tuple[int, ...], str]],
     path: str | Path,
 ) -> None:
-    """Compare the network that a header describes with the tensors of a file, without memory for either.
+    """Compare the network that a header describes with the tensors of a file, without allocating memory for either.
 
     Parameters
     ----------
     build
         Builds one network.
     members
-        How many there are, if they are an ensemble.
+        Number of networks in an ensemble.
     shapes
         Shape and type (safetensors' name) of each tensor.
     path
-        What the file is called in an error.
+        The file, named in error messages.
 
     Raises
     ------
     ModelError
-        If they do not fit.
+        If they do not match.
     """
     try:
         with torch.device("meta"):
@@ -211,7 +211,7 @@ def require_shapes(
         msg = f"{path} is damaged: its network cannot be built ({_in_a_line(str(error))})"
         raise ModelError(msg) from error
     if (members or 1) * len(one) != len(shapes):
-        msg = f"{path} is damaged: it holds {len(shapes)} tensors, and its network has {(members or 1) * len(one)}"
+        msg = f"{path} is damaged: it holds {len(shapes)} tensors, but its network has {(members or 1) * len(one)}"
         raise ModelError(msg)
     for prefix in [""] if members is None else [f"members.{index}." for index in range(members)]:
         for name, wanted in one.items():
@@ -230,7 +230,7 @@ def require_shapes(
 
 
 def without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """Return what is to be JSON with None for NaN and infinity, which JSON does not know."""
+    """Return a value with None for NaN and infinity, which JSON does not allow."""
     if isinstance(value, dict):
         return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

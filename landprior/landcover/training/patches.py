@@ -1,6 +1,6 @@
-"""Patches cut from tiles in memory, varied and turned: the batches of a training.
+"""Training batches of patches cut from tiles in memory, with random colour changes and rotations.
 
-A batch is gathered by index arithmetic on the device, so no file is read while training.
+A batch is gathered by index arithmetic on the device, so no file is read during training.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 class PatchFeed:
-    """Cuts random patches from tiles: the batch of a step is a function of (seed, step) alone.
+    """Cut random patches from tiles; the batch of a step depends only on (seed, step).
 
     Parameters
     ----------
     tiles
-        On the device the network is on. A tile is chosen in proportion to its valid pixels, and in a tile with gaps,
-        as mosaics have, a place whose middle has data (:func:`count_middles`).
+        Tiles on the device of the network. A tile is chosen in proportion to its valid pixels; in a tile with gaps,
+        such as a mosaic, a patch with data at its centre is chosen (:func:`count_middles`).
     statistics
-        How bands are standardised.
+        Statistics for standardising the bands.
     patch_size, batch_size
         Side in pixels and number of patches; the side shrinks to the smallest tile.
     seed
         See :func:`derive_seed`.
     smoothing
-        Added to the prior, see :func:`landprior.implicit.networks.log_prior`; labels are taken as they are.
+        Added to the prior, see :func:`landprior.implicit.networks.log_prior`; labels are not smoothed.
     halo
-        Border of the patches that does not count: how far the network looks.
+        Border of the patches left out of the loss: the reach of the network.
     jitter, tint
-        How the standardised bands of each patch are varied at random, see :func:`vary_bands`; 0 and None: not at all.
+        How the standardised bands of each patch are varied at random, see :func:`vary_bands`; 0 and None: no variation.
     views
-        How often each patch stands in a batch, varied on its own each time: a batch is all patches, and all again.
+        Copies of each patch in a batch, each varied independently: all patches, then all again.
     turned
-        Whether the patches of a step are turned by a random multiple of 90 degrees, and perhaps mirrored.
+        Whether the patches of a step are turned by a random multiple of 90 degrees, and possibly mirrored.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class PatchFeed:
         return turn_batch(batch, *torch.randint(8, (1,), generator=generator).tolist()) if self._turned else batch
 
     def _corner(self, index: int, place: Tensor) -> tuple[int, int]:
-        """Return the top left pixel of a patch, given its place in a tile, two numbers from 0 to 1."""
+        """Return the top left pixel of a patch, given its position in a tile as two numbers from 0 to 1."""
         tile, side = self._tiles[index], self._side
         height, width = tile.shape
         middles = self._middles[index]
@@ -131,20 +131,20 @@ class PatchFeed:
 
 
 def _middle_rows(valid: Tensor, side: int) -> Tensor:
-    """Return which patches have data in their middle, by their top left pixel."""
+    """Return which patches have data at their centre, by their top left pixel."""
     height, width = valid.shape
     half = side // 2
     return valid[half : half + height - side + 1, half : half + width - side + 1]
 
 
 def count_middles(valid: Tensor, side: int) -> Tensor | None:
-    """Count the patches with data in their middle, summed up over the rows of their top left pixels.
+    """Count the patches with data at their centre, accumulated over the rows of their top left pixels.
 
     Returns
     -------
     Tensor of int64, shape (H - side + 1,), or None
-        None if nothing is missing, or some pixel with data is in no such patch, as a label near the image's edge may
-        be: then all places are alike.
+        None if no data is missing, or if some valid pixel is in no such patch (for example a label near the image's
+        edge); then all positions are equally likely.
     """
     if bool(valid.all()):
         return None
@@ -158,7 +158,7 @@ def count_middles(valid: Tensor, side: int) -> Tensor | None:
 
 
 def repeat_batch(batch: Batch, times: int) -> Batch:
-    """Return a batch of all patches, and all again, ``times`` in all."""
+    """Return a batch with all patches repeated ``times`` times."""
     if times == 1:
         return batch
 
@@ -174,7 +174,7 @@ def repeat_batch(batch: Batch, times: int) -> Batch:
 
 
 def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tint: Tensor | None = None) -> Tensor:
-    """Vary brightness, contrast and colour of patches at random: images differ in them, and they say little of classes.
+    """Vary brightness, contrast and colour of patches at random: they differ between images, but not with the class.
 
     Parameters
     ----------
@@ -183,11 +183,11 @@ def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tin
     amount
         Standard deviation of a factor and of an offset common to the bands of a patch.
     generator
-        On the CPU, so that draws do not depend on the device.
+        Random generator on the CPU, so that draws do not depend on the device.
     tint
-        The root of a covariance, (B, B) (:func:`landprior.landcover.training.tiles.measure_colours`): a patch's bands
-        are offset by a draw of it besides. By default each band has its own factor and offset, half as large as the
-        common ones.
+        Square root of a covariance, (B, B) (:func:`landprior.landcover.training.tiles.measure_colours`): a patch's
+        bands are also offset by a draw from it. By default each band has its own factor and offset, half as large as
+        the common ones.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def vary_bands(inputs: Tensor, amount: float, generator: torch.Generator, *, tin
 
 
 def turn_batch(batch: Batch, way: int) -> Batch:
-    """Turn a batch of square patches in one of the eight ways: ``way % 4`` quarter turns, mirrored from 4 on."""
+    """Rotate a batch of square patches by ``way % 4`` quarter turns, and mirror it if ``way`` is 4 or more."""
 
     def turn(values: Tensor) -> Tensor:
         found = torch.rot90(values, way % 4, (-2, -1))

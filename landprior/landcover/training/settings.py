@@ -1,4 +1,4 @@
-"""How a land-cover model is trained, and the recipes that say so in a word."""
+"""Settings of land-cover training, and recipes: named sets of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 SETTLED = 0.01
-"""Share of pixels that change class between two snapshots, below which a map has settled (by default)."""
+"""Share of pixels that change class between two snapshots below which a map has settled (default)."""
 
 
 class TileSettings(BaseModel):
-    """How a land-cover model is trained: the loop's settings, the network and the patches."""
+    """Settings of land-cover training: the loop, the network and the patches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,9 @@ class TileSettings(BaseModel):
         1, ge=1, le=32, description="Number of networks trained from different random weights and averaged."
     )
     flips: bool = Field(default=False, description="average the predictions of the mirrored image too")
-    drop_unsupported: bool = Field(default=False, description="leave classes out of r that the verdict finds made up")
+    drop_unsupported: bool = Field(
+        default=False, description="leave out of r classes that the verdict finds unsupported"
+    )
     starts: int = Field(
         1, ge=1, le=32, description="Number of random restarts; the model with the largest evidence is kept."
     )
@@ -46,20 +48,20 @@ class TileSettings(BaseModel):
     @model_validator(mode="after")
     def _keeps_one_or_all(self) -> TileSettings:
         if self.members > 1 and self.starts > 1:
-            msg = "starts keeps one of several trainings, members keeps all of them; give one of the two"
+            msg = "starts keeps one of several models, members keeps all of them; give only one of the two"
             raise ValueError(msg)
         return self
 
     @property
     def recipe(self) -> str:
-        """The recipe of :func:`make_settings` they are of, whatever else was changed."""
+        """Recipe of :func:`make_settings` the settings are based on, whatever was changed."""
         if self.training.schedule == "plateau":
             return "paper"
         return "best" if self.flips or self.drop_unsupported else "default"
 
     @classmethod
     def best(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
-        """Return the recipe of ``docs/results/accuracy.md`` that beats the plain one at three times the work."""
+        """Return the more accurate recipe of ``docs/results/accuracy.md``, at three times the computation."""
         return cls(**{"members": 3, "flips": True, "drop_unsupported": True} | changes)
 
     @classmethod
@@ -77,7 +79,7 @@ class TileSettings(BaseModel):
         Parameters
         ----------
         loss
-            What is minimised; the learning rate is 1e-3 for RQ and 1e-4 for the others.
+            Loss to minimise; the learning rate is 1e-3 for RQ and 1e-4 for the others.
         **changes
             Other fields.
 
@@ -109,14 +111,14 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
     recipe
         ``"default"``, ``"best"`` (:meth:`TileSettings.best`) or ``"paper"`` (:meth:`TileSettings.paper`).
     labelled
-        For labels instead of a prior: cross-entropy by default, output smoothed by 1e-8.
+        Return settings for labels instead of a prior: cross-entropy by default, output smoothed by 1e-8.
     **changes
-        Fields of :class:`TileSettings` or of its training; None leaves one as it is.
+        Fields of :class:`TileSettings` or of its training; None leaves a field unchanged.
 
     Returns
     -------
     TileSettings
-        Checked.
+        The checked settings.
 
     Raises
     ------
@@ -131,7 +133,7 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
         base = TileSettings.best() if recipe == "best" else TileSettings()
     chosen = base.model_dump() | ({"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} if labelled else {})
     inner = set(TrainingSettings.model_fields)
-    if given.get("warmup_steps") and chosen["training"]["warmup"] == "none":  # of the paper's schedule
+    if given.get("warmup_steps") and chosen["training"]["warmup"] == "none":  # as in the paper's schedule
         given.setdefault("warmup", TrainingSettings().warmup)
     chosen["training"] |= {name: value for name, value in given.items() if name in inner}
     chosen |= {name: value for name, value in given.items() if name not in inner}

@@ -1,4 +1,4 @@
-"""Several tiles trained together: their order, doubles, and what they must have in common."""
+"""Several tiles trained together: their order, duplicates, and compatibility."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def order_tiles(tiles: Sequence[Tile]) -> list[int]:
-    """Return the order in which tiles are trained on, whatever order they are given in: by name.
+    """Return the order in which tiles are trained on: by name, whatever order they are given in.
 
-    Tiles of one name, as files of the same name in several folders have, go by their content.
+    Tiles with the same name (from files in different folders) are ordered by content.
     """
     counts = Counter(tile.name for tile in tiles)
     keys = [(tile.name, _digest(tile) if counts[tile.name] > 1 else "") for tile in tiles]
@@ -30,14 +30,14 @@ def in_order(tiles: Sequence[Tile]) -> Sequence[Tile]:
 
 
 def find_doubles(tiles: Sequence[Tile]) -> list[str]:
-    """Return the names of tiles that are there more than once, by name and content."""
+    """Return the names of tiles that occur more than once, by name and content."""
     counts = Counter(tile.name for tile in tiles)
     keys = Counter((tile.name, _digest(tile)) for tile in tiles if counts[tile.name] > 1)
     return sorted(name for (name, _), count in keys.items() if count > 1)
 
 
 def _digest(tile: Tile) -> str:
-    """Return a hash of what is in a tile; band by band, to copy little at once."""
+    """Return a hash of a tile's content, computed band by band to save memory."""
     sha = hashlib.sha256()
     for values in (tile.image, tile.prior, tile.valid[None], tile.extra):
         for band in () if values is None else values:
@@ -46,12 +46,12 @@ def _digest(tile: Tile) -> str:
 
 
 def require_compatible(tiles: Sequence[Tile]) -> None:
-    """Refuse tiles that cannot share one model.
+    """Raise an error if tiles cannot share one model.
 
     Raises
     ------
     InputError
-        If bands or classes differ; names the two tiles.
+        If bands or classes differ; the message names the two tiles.
     """
     first = tiles[0]
     for tile in tiles[1:]:
@@ -70,12 +70,12 @@ def require_compatible(tiles: Sequence[Tile]) -> None:
 
 
 def require_inside(tiles: Sequence[Tile], halo: int) -> None:
-    """Refuse tiles none of which has a pixel that counts away from its border, where patches leave it out.
+    """Raise an error if no tile has a usable pixel away from its border, which patches leave out.
 
     Raises
     ------
     InputError
-        Says which.
+        If there is none; the message names the tiles.
     """
     inside = slice(halo, -halo) if halo else slice(None)
     if not any(bool(tile.valid[inside, inside].any()) for tile in tiles):
@@ -84,8 +84,8 @@ def require_inside(tiles: Sequence[Tile], halo: int) -> None:
         smallest = min((tile.shape for tile in tiles), key=min)
         if min(smallest) <= 2 * halo:
             msg = (
-                f"{names}: tiles of {smallest} px have nothing inside the {halo} px border that is left out; "
-                f"give larger ones, and --patch-size of {2 * halo + 1} or more"
+                f"{names}: tiles of {smallest} px have no pixel inside the {halo} px border, which is left out; "
+                f"give larger tiles, and --patch-size of {2 * halo + 1} or more"
             )
             raise InputError(msg)
         msg = (

@@ -1,6 +1,6 @@
 """Tiles in memory: image, prior and mask, on the device.
 
-A tile lies there in the image's own type (uint8 for NAIP) and the prior in half floats.
+The image is stored in its own type (uint8 for NAIP), the prior in half precision.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One tile, ready to cut patches from.
+    """A tile from which patches are cut.
 
     Parameters
     ----------
     name
-        For messages and for the seed of the tile.
+        Name used in messages and for the seed of the tile.
     image
         Shape (B, H, W), in the file's own type.
     prior
-        Shape (C, H, W), half floats; sum 1 where valid. What is fitted: a belief, or labels as one-hot vectors.
+        Shape (C, H, W), half precision; sum 1 where valid. The target: probabilities, or labels as one-hot vectors.
     valid
-        Shape (H, W): all inputs and the prior have data; the pixels that count.
+        Shape (H, W): all inputs and the prior have data; these pixels are used.
     scheme
         The prior's classes.
     extra
-        Further inputs, shape (K, H, W), half floats, and their names (:class:`LandcoverModel`).
+        Additional inputs, shape (K, H, W), half precision, and their names (:class:`LandcoverModel`).
     seen
         Shape (H, W): all inputs have data; by default :attr:`valid`.
     labelled
         Whether :attr:`prior` holds labels.
     kind
-        What kind of image it is, kept with the model.
+        Kind of image, stored with the model.
     """
 
     name: str
@@ -96,9 +96,9 @@ class Tile:
         Parameters
         ----------
         statistics
-            By which bands are standardised.
+            Statistics for standardising the bands.
         rows, columns
-            The pixels wanted.
+            The requested pixels.
 
         Returns
         -------
@@ -116,11 +116,11 @@ class Tile:
         Parameters
         ----------
         statistics
-            By which bands are standardised.
+            Statistics for standardising the bands.
         corners
-            Row and column of the upper left pixel of each.
+            Row and column of the upper left pixel of each patch.
         side
-            Pixels.
+            Side in pixels.
 
         Returns
         -------
@@ -129,10 +129,10 @@ class Tile:
         priors : Tensor
             Shape (N, C, side, side).
         valid : Tensor
-            Shape (N, side, side), True where a pixel counts.
+            Shape (N, side, side), True where a pixel is used.
         """
 
-        def cut(values: Tensor) -> Tensor:  # slices are copied many times faster than index arrays are followed
+        def cut(values: Tensor) -> Tensor:  # copying slices is many times faster than indexing with arrays
             return torch.stack([values[..., row : row + side, column : column + side] for row, column in corners])
 
         extra = None if self.extra is None else cut(self.extra)
@@ -156,16 +156,16 @@ def read_tile(
     image, prior
         Rasters on one grid.
     name
-        For messages and the seed; by default the image's file name.
+        Name used in messages and for the seed; by default the image's file name.
     scheme
-        The prior's classes, if its file does not say.
+        The prior's classes, if its file does not store them.
     nodata
         See :class:`ImageLayer`.
 
     Returns
     -------
     Tile
-        Pixels count where there are both image and prior.
+        The tile; pixels with both image and prior are used.
 
     Raises
     ------
@@ -182,13 +182,13 @@ def read_tile(
         values = np.empty((pixels.bands, height, width), dtype=pixels.dtype)
         shares = np.empty((len(belief.scheme), height, width), dtype=np.float16)
         valid = np.empty((height, width), dtype=bool)
-        for block in iter_blocks(pixels.grid, size=2048):  # by blocks, so that float32 copies stay small
+        for block in iter_blocks(pixels.grid, size=2048):  # in blocks, so that float32 copies stay small
             at = block.core.toslices()
             values[(slice(None), *at)], seen = pixels.read(block.core)
             shares[(slice(None), *at)], believed = belief.read(block.core)
             valid[at] = seen & believed
         if not valid.any():
-            msg = f"{image} and {prior} share no pixel with data: the prior has no mass where the image is valid"
+            msg = f"{image} and {prior} have no pixel with data in common: the prior is empty where the image is valid"
             raise PriorError(msg)
         return Tile(
             name=name or Path(image).name,
@@ -217,12 +217,12 @@ def read_labelled_tile(
     image
         Raster.
     labels
-        Raster of codes; on another grid it is put on the image's by nearest neighbour. Pixels without a label are
-        seen by the network and do not count.
+        Raster of codes; resampled to the image's grid (nearest neighbour) if necessary. Pixels without a label are
+        shown to the network but not used in the loss.
     scheme
         The classes.
     prior
-        A prior on the image's grid, as further input ("HR + aux" of the paper).
+        A prior on the image's grid, as additional input ("HR + aux" of the paper).
     label_map
         Codes of the labels -> codes of the scheme.
     name, nodata
@@ -231,14 +231,14 @@ def read_labelled_tile(
     Returns
     -------
     Tile
-        Pixels count where there are both image and label.
+        The tile; pixels with both image and label are used.
 
     Raises
     ------
     InputError
         If no pixel has both image and label.
     GridMismatchError, SchemeError
-        See :func:`read_tile`; codes that the scheme does not know.
+        See :func:`read_tile`; also if codes are not in the scheme.
     """
     with ExitStack() as stack:
         pixels = stack.enter_context(ImageLayer(image, nodata=nodata))
@@ -289,7 +289,7 @@ def label_tile(
     Parameters
     ----------
     name
-        For messages and the seed.
+        Name used in messages and for the seed.
     image
         Shape (B, H, W).
     classes
@@ -299,16 +299,16 @@ def label_tile(
     seen
         Where the network's input is valid, shape (H, W).
     extra, extras
-        Further inputs, (K, H, W), and their names.
+        Additional inputs, (K, H, W), and their names.
     where
-        What the labels are called in an error.
+        Name of the labels in error messages.
     kind
-        Of the image.
+        Kind of the image.
 
     Returns
     -------
     Tile
-        Pixels count where they are seen and have a label.
+        The tile; pixels with valid inputs and a label are used.
 
     Raises
     ------
@@ -342,7 +342,7 @@ def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
     total = torch.zeros(bands, dtype=torch.float64, device=device)
     squares = torch.zeros_like(total)
     for tile in tiles:
-        for top in range(0, tile.shape[0], 512):  # by strips: doubles of a whole tile are eight times its size
+        for top in range(0, tile.shape[0], 512):  # in strips: a whole tile in doubles takes eight times its size
             rows = slice(top, top + 512)
             here = tile.image[:, rows][:, tile.visible[rows]].double()
             count += here.shape[1]
@@ -350,13 +350,13 @@ def measure_bands(tiles: Sequence[Tile]) -> BandStatistics:
             squares += here.square().sum(1)
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    # a constant band carries nothing; dividing by one keeps it harmless
+    # a constant band carries no information; dividing by one keeps it finite
     std = torch.where(std > 0, std, 1.0)
     return BandStatistics(mean=mean.cpu().numpy(), std=std.cpu().numpy())
 
 
 COLOUR_FLOOR = 0.003
-"""Share of the largest variance that is added to all: what hardly varies is noise, and stays small."""
+"""Share of the largest variance that is added to all, so that directions that are only noise stay small."""
 
 
 def measure_colours(tiles: Sequence[Tile], statistics: BandStatistics) -> Tensor:
@@ -371,7 +371,7 @@ def measure_colours(tiles: Sequence[Tile], statistics: BandStatistics) -> Tensor
     bands = len(statistics.mean)
     total, count = torch.zeros(bands, bands, dtype=torch.float64), 0
     for tile in tiles:
-        for top in range(0, tile.shape[0], 512):  # by strips, as above
+        for top in range(0, tile.shape[0], 512):  # in strips, as above
             rows = slice(top, top + 512)
             here = tile.inputs(statistics, rows, slice(None))[:bands, tile.valid[rows]].double()
             total += (here @ here.T).cpu()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_BORDER = 16
-"""Pixels left out along the edges of a patch at most: the reach of a U-Net would leave nothing of it."""
+"""Maximum border left out of a patch, pixels: the full reach of a U-Net would leave nothing."""
 
 
 def train_model(
@@ -58,35 +58,36 @@ def train_model(
     Parameters
     ----------
     tiles
-        See :func:`landprior.landcover.training.tiles.read_tile`; several share one joint model, in whatever order.
+        See :func:`landprior.landcover.training.tiles.read_tile`; several tiles share one joint model; their order does
+        not matter.
     settings
         See :class:`TileSettings`.
     init
-        Start from this model's weights instead of a random network; of an ensemble, from those of one member.
+        Start from this model's weights instead of a random network; for an ensemble, from those of one member.
     start
-        Which of the random starts (:func:`train_best`); another start is another seed.
+        Number of the random start (:func:`train_best`), which changes the seed.
     feed, objective
-        What makes the batches, called as :class:`PatchFeed` is, and what is minimised
-        (:func:`landprior.implicit.training.fit`), where that is not the settings' loss.
+        Factory of the batches, called like :class:`PatchFeed`, and the objective
+        (:func:`landprior.implicit.training.fit`), if it is not the settings' loss.
     identity
-        What else the run depends on, for its checkpoint.
+        Anything else the run depends on, for its checkpoint.
     checkpoint
-        Where the state is kept after every epoch, so that an interrupted run goes on.
+        Path for the state, saved after every epoch, so that an interrupted run can resume.
     watch
-        Called with every snapshot; the values it returns are kept in the history. Nothing depends on them.
+        Called with every snapshot; the returned values are stored in the history and have no effect.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     LandcoverModel
-        On the CPU, with its record and verdict.
+        The model on the CPU, with its record and verdict.
 
     Raises
     ------
     InputError
-        If tiles have different bands or classes, are smaller than the network's border, or have no pixel that counts
-        away from it.
+        If tiles have different bands or classes, are smaller than the network's border, or have no usable pixel inside
+        it.
     ModelError
         If ``init`` has other bands, classes or filters.
     TrainingError, TrainingInterruptedError
@@ -94,12 +95,12 @@ def train_model(
     """
     settings = settings or TileSettings()
     if not tiles:
-        msg = "there is no tile to train on"
+        msg = "there are no tiles to train on"
         raise InputError(msg)
-    if PatchFeed in (feed, getattr(feed, "func", None)):  # others go with lists in the order of the tiles
+    if PatchFeed in (feed, getattr(feed, "func", None)):  # other feeds use lists in the order of the tiles
         tiles = in_order(tiles)
     for name in find_doubles(tiles):
-        logger.warning("%s is given more than once, and counts that often in the training", name)
+        logger.warning("%s is given more than once, and is weighted accordingly in training", name)
     require_compatible(tiles)
     kind = require_one_kind([(tile.name, tile.kind) for tile in tiles])
     _require_kind_of_start(init, kind)
@@ -127,7 +128,7 @@ def train_model(
 
     def monitor(network: nn.Module) -> dict[str, float]:
         nonlocal snapshot
-        if judge is None:  # labels need no judgement
+        if judge is None:  # no verdict with labels
             return {}
         snapshot = judge.take_snapshot(network)
         figures = {"change": snapshot.change, "evidence": snapshot.evidence, "gain": snapshot.gain}
@@ -181,7 +182,7 @@ def train_model(
 
 
 def _require_kind_of_start(init: LandcoverModel | None, kind: ImageKind | None) -> None:
-    """Refuse to start from a model of other images; their range may differ, as bands are standardised anew."""
+    """Raise an error if a start model is for another kind of image; value ranges may differ."""
     trained = None if init is None else kind_of(init)
     found = [] if trained is None or kind is None else trained.differences(kind, values=False)
     if found:
@@ -227,7 +228,7 @@ def _describe(network: str, bands: int, classes: Sequence[str], filters: int, ex
 
 
 def identify_run(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None, start: int) -> str:
-    """Hash all that a training depends on.
+    """Return a hash of everything a training depends on.
 
     Parameters
     ----------

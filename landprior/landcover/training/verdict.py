@@ -1,24 +1,24 @@
 """Judging a training without labels: whether its map has settled, and whether it is worse than its prior.
 
-A *snapshot* maps fixed crops of the tiles with the posterior r. Three things are read off it:
+A *snapshot* maps fixed crops of the tiles with the posterior r. It gives three measures:
 
-- how many pixels changed class since the last snapshot. Below ``TileSettings.settled`` the training may end: longer
-  only fits the prior's own errors.
-- which classes r names against the network's own word. r divides q by its mean over the tile, so a class that the
-  network nowhere finds (q small and flat) is named in a few places by the prior alone. A class is not supported, and
-  maps leave it out, if r names less than :data:`LEAST_FOUND` of what the prior expects of it, and the network, where r
-  does name it, gives it less than :data:`LEAST_SUPPORT` on average.
-- how right the map is, by moments. Let y be the true class, a the map's, p the prior. If p is calibrated and the
+- how many pixels changed class since the last snapshot. Below ``TileSettings.settled`` the training may end:
+  continuing only fits the prior's own errors.
+- which classes the network does not support. r divides q by its mean over the tile, so a class that the network finds
+  nowhere (q small and flat) is mapped in a few places by the prior alone. A class is unsupported, and left out of
+  maps, if r maps less than :data:`LEAST_FOUND` of what the prior expects and the network, where r maps the class,
+  gives it less than :data:`LEAST_SUPPORT` on average.
+- how accurate the map is, by moments. Let y be the true class, a the map's, p the prior. If p is calibrated and the
   map's errors do not depend on the prior given y, then with T(k, c) = P(a = k | y = c)
 
       mean_i [a_i = k] p_i(l)  =  sum_c T(k, c) mean_i p_i(c) p_i(l),
 
-  both sides known but for T, which non-negative least squares gives; the map's estimated accuracy is
-  sum_c pbar(c) T(c, c). This is the forward model of learning from noisy labels (Patrini et al., CVPR 2017) with the
-  prior in the part of the noisy labels. The same formula for the prior's own most probable class, which is a
-  function of p and so comes out too high, is the yardstick. Real priors are not calibrated either, so only a clear loss
-  counts: a map whose estimate is more than :data:`CLEAR_LOSS` below that, or whose image tells nothing of the prior's
-  classes (:data:`LEAST_EVIDENCE`), is given up, and the prior is handed back ("abstained").
+  where everything but T is known, which non-negative least squares gives; the map's estimated accuracy is
+  sum_c pbar(c) T(c, c). This is the forward model of learning from noisy labels (Patrini et al., CVPR 2017), with the
+    prior in place of the noisy labels. The same estimate for the prior's own most probable class, which is a function
+    of p and so comes out too high, is the reference. Real priors are not calibrated either, so only a clear loss
+    counts: if a map's estimate is more than :data:`CLEAR_LOSS` below the reference, or its image carries no information
+    about the prior's classes (:data:`LEAST_EVIDENCE`), the map is rejected and the prior used instead ("abstained").
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ if TYPE_CHECKING:
     from landprior.landcover.training.tiles import Tile
 
 SNAPSHOT_PIXELS = 512 * 512
-"""How many pixels a snapshot takes in all."""
+"""Total number of pixels in a snapshot."""
 
 CROP = 128
-"""Side of the crops of a tile that is larger than its share of the snapshot, pixels."""
+"""Side of the crops taken from a tile larger than its share of the snapshot, pixels."""
 
 MOST_TILES = 64
-"""How many tiles of a joint model are looked at."""
+"""Maximum number of tiles examined for a joint model."""
 
 CLEAR_LOSS = 0.05
-"""How far below its prior's a map's estimated accuracy may lie; docs/results/accuracy.md scores this choice."""
+"""Accepted loss of a map's estimated accuracy against its prior's; evaluated in docs/results/accuracy.md."""
 
 LEAST_EVIDENCE = 0.05
-"""Evidence, in nats, below which the classes have no hold in the image (q is flat, or has collapsed)."""
+"""Evidence, in nats, below which the image does not support the classes (q is flat, or has collapsed)."""
 
 LEAST_SUPPORT = 0.5
-"""Mean q over the pixels that r gives a class, below which the network does not stand behind it."""
+"""Mean q over a class's pixels in r below which the network does not support the class."""
 
 LEAST_FOUND = 0.5
-"""Share of a class on the map, as a part of its mean in the prior, below which it was not found."""
+"""Share of a class on the map, relative to its mean in the prior, below which it was not found."""
 
 LEAST_PIXELS = 100
-"""Pixels, away from the borders of what is looked at, below which nothing can be judged, and a model is given up."""
+"""Minimum number of pixels, away from the borders of crops, for a verdict; with fewer the model is rejected."""
 
 Decision = Literal["kept", "abstained"]
 
 
 @dataclass(frozen=True)
 class _Crop:
-    """A piece of a tile, ready for the network; ``inner`` leaves out the border that sees padding."""
+    """A piece of a tile, ready for the network; ``inner`` leaves out the border affected by padding."""
 
     tile: int
     rows: slice
@@ -122,7 +122,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What was seen at one moment of a training.
+    """Measures at one moment of a training.
 
     Parameters
     ----------
@@ -132,15 +132,15 @@ class Snapshot:
     change
         Share of pixels whose class changed since the last snapshot; NaN at the first.
     evidence
-        Mean log p(x) + log N in nats [R eq. 1]: how much the image tells of the prior's classes; at most 0
-        where it tells nothing.
+        Mean log p(x) + log N in nats [R eq. 1]: how much information the image carries about the prior's classes; at
+        most 0 if none.
     estimate, prior_estimate
-        The two.
+        Estimated accuracy of the map and of the prior.
     support, found
-        For each class the mean of q over the pixels where r names it (NaN where it names none), and their share of the
-        pixels as a part of the prior's mean of the class.
+        For each class the mean of q over the pixels where r names it (NaN where it names none), and their share of
+        pixels relative to the prior's mean of the class.
     pixels
-        How many pixels all this is of; where there is none, the figures are NaN.
+        Number of pixels measured; if there are none, the figures are NaN.
     """
 
     maps: list[tuple[int, tuple[slice, slice], Tensor]]
@@ -154,28 +154,28 @@ class Snapshot:
 
     @property
     def gain(self) -> float:
-        """Estimated accuracy of the map less that of its prior."""
+        """Estimated accuracy of the map minus that of its prior."""
         return self.estimate - self.prior_estimate
 
     @property
     def unsupported(self) -> list[int]:
-        """Positions of the classes that r names and that nothing but the prior speaks for."""
+        """Positions of the classes that are on the map only because of the prior."""
         pairs = enumerate(zip(self.support, self.found, strict=True))
         return [index for index, (support, found) in pairs if support < LEAST_SUPPORT and found < LEAST_FOUND]
 
     def judge(self) -> Verdict:
-        """Return the verdict: decision, why, and the figures."""
+        """Return the verdict: decision, reason and figures."""
         decision: Decision = "abstained"
         if self.pixels == 0:
-            why = f"there is nothing to judge by: no pixel is valid more than {FCN_HALO} px away from the borders"
+            why = f"the map cannot be judged: no pixel is valid more than {FCN_HALO} px away from the borders"
         elif self.pixels < LEAST_PIXELS:
-            why = f"there are too few pixels to judge by: {self.pixels}, and {LEAST_PIXELS} are needed"
+            why = f"there are too few pixels to judge the map: {self.pixels} of at least {LEAST_PIXELS}"
         elif self.evidence < LEAST_EVIDENCE:
-            figures = f"evidence {self.evidence:.3f} nats, and {LEAST_EVIDENCE} are needed"
-            why = f"the image tells nothing of the prior's classes: {figures}"
+            figures = f"evidence {self.evidence:.3f} nats, at least {LEAST_EVIDENCE} needed"
+            why = f"the image carries no information about the prior's classes: {figures}"
         else:
             decision = "kept" if self.gain >= -CLEAR_LOSS else "abstained"
-            why = f"estimated accuracy {self.gain:+.3f} against the prior's own; the least accepted is {-CLEAR_LOSS}"
+            why = f"estimated accuracy {self.gain:+.3f} against the prior's own; the minimum is {-CLEAR_LOSS}"
         return Verdict(
             decision=decision,
             why=why,
@@ -195,14 +195,14 @@ def _round(value: float) -> float | None:
 
 
 class Judge:
-    """Looks at a network in training.
+    """Judge a network during training.
 
     Parameters
     ----------
     tiles, statistics
-        What it is trained on, on the network's device.
+        The training tiles and their statistics, on the network's device.
     smoothing
-        Added to the prior.
+        Constant added to the prior.
     """
 
     def __init__(self, tiles: Sequence[Tile], statistics: BandStatistics, *, smoothing: float) -> None:
@@ -211,7 +211,7 @@ class Judge:
 
     @torch.no_grad()
     def take_snapshot(self, network: nn.Module) -> Snapshot:
-        """Map the crops and say what is seen; the change is against the call before."""
+        """Map the crops and return the measures; the change is relative to the previous call."""
         inside = (..., slice(FCN_HALO, -FCN_HALO), slice(FCN_HALO, -FCN_HALO))
         cores = [(network(c.inputs)[inside], c.log_prior[inside], c.valid[inside]) for c in self._crops]
         total = sum(int(valid.sum()) for _, _, valid in cores)
@@ -254,7 +254,7 @@ class Judge:
 
 
 def estimate_accuracy(moments: NDArray[np.float64], prior_moments: NDArray[np.float64]) -> float:
-    """Estimate a map's accuracy from its moments with a prior; see the module's head.
+    """Estimate a map's accuracy from its moments with a prior; see the module docstring.
 
     Parameters
     ----------
@@ -272,8 +272,8 @@ def estimate_accuracy(moments: NDArray[np.float64], prior_moments: NDArray[np.fl
 
     count = len(prior_moments)
     share = prior_moments.sum(axis=1)
-    scale = 1 / np.sqrt(np.maximum(share, 1e-6))  # each class of the prior weighs by its own spread
-    # Unknowns T(k, c), row by row; the last rows ask that each column of T sums to one.
+    scale = 1 / np.sqrt(np.maximum(share, 1e-6))  # each class of the prior is weighted by its own spread
+    # Unknowns T(k, c), row by row; the last rows require each column of T to sum to one.
     fit = np.kron(np.eye(count), (prior_moments * scale).T)
     whole = np.kron(np.ones((1, count)), np.eye(count)) * 10 * np.sqrt(share)[:, None]
     wanted = np.concatenate([(moments * scale).ravel(), 10 * np.sqrt(share)])
@@ -286,7 +286,7 @@ def _one_hot(classes: Tensor, count: int) -> Tensor:
 
 
 def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: float) -> Iterator[_Crop]:
-    """Take whole tiles where they are small, evenly spread crops where not."""
+    """Take whole tiles if they are small, otherwise evenly spread crops."""
     chosen = np.linspace(0, len(tiles) - 1, min(len(tiles), MOST_TILES)).round().astype(int)
     for index in chosen.tolist():
         tile = tiles[index]
@@ -304,7 +304,7 @@ def _take_crops(tiles: Sequence[Tile], statistics: BandStatistics, smoothing: fl
 
 
 def _choose_places(valid: Tensor, share: int) -> list[tuple[slice, slice]]:
-    """Choose the crops of a tile: evenly spread; where most is nodata, where the data is."""
+    """Choose the crops of a tile: evenly spread, or where the data is if most pixels are nodata."""
     height, width = valid.shape
     if height * width <= share:
         return [(slice(0, height), slice(0, width))]
@@ -324,7 +324,7 @@ def _choose_places(valid: Tensor, share: int) -> list[tuple[slice, slice]]:
     chosen = sorted(dense, key=lambda place: -int(valid[place].sum()))[: len(even)]
     if sum(_count_inner(valid, place) for place in chosen) >= LEAST_PIXELS:
         return chosen
-    # what there is lies where crops meet: take crops whose insides meet
+    # the data lies where crops meet: take crops whose interiors meet
     closer = spread(*(-(-(n - 2 * FCN_HALO) // (side - 2 * FCN_HALO)) for n, side in ((height, tall), (width, wide))))
     return sorted(closer, key=lambda place: -_count_inner(valid, place))[: len(even)]
 
@@ -336,11 +336,11 @@ def _count_inner(valid: Tensor, place: tuple[slice, slice]) -> int:
 
 
 def warn_of_harm(verdict: Verdict) -> None:
-    """Warn where the verdict is not that the model is kept."""
+    """Warn if the verdict is not to keep the model."""
     if verdict.decision != "kept":
         lead = "looks worse than its prior" if verdict.pixels >= LEAST_PIXELS else "cannot be judged"
         warnings.warn(
-            f"this model {lead} ({verdict.why}); predict --posterior will hand back the prior. "
+            f"this model {lead} ({verdict.why}); predict --posterior will map the prior instead. "
             "Try another --seed, a better cooccurrence matrix or more layers in the prior",
             HarmWarning,
             stacklevel=3,

@@ -1,1 +1,1 @@
-"""The workspace: a folder of places and tiles, what is fetched into it and what is made from it."""
+"""The workspace: a folder of places and tiles, with the fetched layers and the results made from them."""

@@ -32,37 +32,37 @@ def fetch(
     collection: bool = True,
     run: Run = Run(),
 ) -> list[TileFolder]:
-    """Fetch the layers of all tiles; what is there and current is left alone.
+    """Fetch the layers of all tiles, except those that exist and are current.
 
     Parameters
     ----------
     plan
-        Of :func:`landprior.landcover.workspace.layout.plan_fetch`.
+        From :func:`landprior.landcover.workspace.layout.plan_fetch`.
     workspace
-        Gets ``<area>/<tile>/`` with one file per layer and ``item.json``, and ``collection.json``.
+        Gets a folder ``<area>/<tile>/`` per tile, with one file per layer and ``item.json``, and ``collection.json``.
     settings
-        As for the plan.
+        The settings used for the plan.
     network
         Retries, cache, offline.
     collection
-        Write ``collection.json`` of the workspace in the end, which reads every tile's item.
+        Write ``collection.json`` of the workspace at the end, which reads every tile's item.
     run
-        See :class:`landprior.run.Run`; with ``overwrite`` all is fetched anew, also over files that were put
+        See :class:`landprior.run.Run`; with ``overwrite`` everything is fetched again, replacing even files put
         there by hand.
 
     Returns
     -------
     list of TileFolder
-        Complete ones, in the plan's order.
+        The complete tiles, in the plan's order.
 
     Raises
     ------
     SourceError
-        If some tile is incomplete, after all others were done; says how many, which, and the first cause.
+        If a tile is incomplete, raised after all others are done; gives the number, the names and the first cause.
     OfflineError
-        In offline mode: says all that is missing.
+        In offline mode, with everything that is missing.
     RasterWriteError
-        If the disk is full; at once.
+        If the disk is full; raised immediately.
     """
     if collection and plan.doubles:
         warnings.warn(plan.explain_doubles(), SourceWarning, stacklevel=2)

@@ -1,6 +1,6 @@
-"""Which city an argument means: a shipped preset, the user's own preset file, or a folder of a workspace.
+"""Resolving a city argument: a shipped preset, the user's own preset file, or a folder of a workspace.
 
-Every command and every library call asks here, once, so that all of them use the same folder.
+Every command and library call resolves its argument here once, so that all use the same folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class CityRef:
     Parameters
     ----------
     name
-        Its folder, one component of a path.
+        Name of its folder.
     preset
-        The preset it is, if it is one.
+        The preset, if it is one.
     """
 
     name: str
@@ -34,28 +34,28 @@ class CityRef:
 
 
 def find_city(city: str | Path | CityRef, root: Path | None = None) -> CityRef:
-    """Return what a city argument means.
+    """Resolve a city argument.
 
     Parameters
     ----------
     city
-        The name of a preset or of a folder of the workspace, whose case does not matter, or the path of a preset file
-        (``.yaml``), whose ``name`` names the folder.
+        Name of a preset or of a folder in the workspace (case does not matter), or path of a preset file (``.yaml``),
+        whose ``name`` is the folder.
     root
-        The workspace; None if there is none to look at.
+        The workspace; None if there is none.
 
     Returns
     -------
     CityRef
-        A folder of just this name comes before a preset, and a preset before a folder in another case. What is none
-        of them is returned as it is, without a preset.
+        A folder with exactly this name comes before a preset, and a preset before a folder with another case. If
+        nothing matches, the name is returned as it is, without a preset.
 
     Raises
     ------
     MissingInputError, ConfigError
-        If it is a preset file that is missing or is no preset.
+        If a preset file is missing or invalid.
     InputError
-        If it cannot be the name of a folder, or fits several folders.
+        If it is not a valid folder name, or matches several folders.
     """
     if isinstance(city, CityRef):
         return city
@@ -78,7 +78,7 @@ def find_city(city: str | Path | CityRef, root: Path | None = None) -> CityRef:
         return CityRef(name=shipped, preset=load_city(shipped))
     alike = [folder for folder in folders if folder.casefold() == name.casefold()]
     if len(alike) > 1:
-        msg = f"{text!r} may be {' or '.join(alike)} of the workspace {root}; write it as the folder is written"
+        msg = f"{text!r} could be {' or '.join(alike)} in the workspace {root}; use the exact name of the folder"
         raise InputError(msg)
     return CityRef(name=alike[0] if alike else name)
 

@@ -34,7 +34,7 @@ class Workspace:
         Parameters
         ----------
         city
-            Only of this city (:func:`landprior.landcover.workspace.city.find_city`); None for all.
+            Only tiles of this city (:func:`landprior.landcover.workspace.city.find_city`); None for all.
         only
             Only these tiles.
 
@@ -46,7 +46,7 @@ class Workspace:
         Raises
         ------
         MissingInputError
-            If the workspace, city or a tile is not there; says what is.
+            If the workspace, city or a tile does not exist; lists what exists.
         """
         if city is not None:
             city = find_city(city, self.root).name
@@ -73,13 +73,13 @@ class Workspace:
         if only:
             missing = sorted(set(only) - {tile.name for tile in found})
             if missing:
-                msg = f"no tile {', '.join(missing)} there; the tiles are: {', '.join(t.name for t in found) or 'none'}"
+                msg = f"there is no tile {', '.join(missing)}; there are: {', '.join(t.name for t in found) or 'none'}"
                 raise MissingInputError(msg)
             found = [tile for tile in found if tile.name in only]
         if not found:
             place = self.root if city is None else self.root / city
             msg = (
-                f"no tile with a naip.tif below {place}; fetch a place (landprior fetch), "
+                f"no tile with a naip.tif in {place}; fetch a place (landprior fetch), "
                 f"or put its layers in {place}/<tile>/naip.tif, nlcd.tif, ..."
             )
             raise MissingInputError(msg)
@@ -88,7 +88,7 @@ class Workspace:
     def write_collection(self) -> Path:
         """Write ``collection.json``: a STAC Collection of all tiles that have an ``item.json``."""
         path = self.root / COLLECTION
-        with changing(path) as write:  # read the items in here, so that the last to write has read the latest
+        with changing(path) as write:  # read the items inside the lock, so that the last writer has read the latest
             write(self._describe_collection())
         return path
 

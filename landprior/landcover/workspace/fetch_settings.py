@@ -1,4 +1,4 @@
-"""How a place is fetched: years, sources, options. Imports no torch, so that help is quick."""
+"""Settings of a fetch: years, sources, options. Imports no torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from landprior.sources.local_files import absolute_source, refuse_remote
 from landprior.sources.public import COVERAGE, INDEX_URL, NOMINATIM_URL, OVERPASS_URL, STAC_URL, WCS_URL, RoadWidth
 
 Layer = Literal["nlcd", "osm", "buildings", "labels", "naip"]
-"""What can be fetched, in this order: the image last, so that a folder is a tile once it is whole."""
+"""Layers in the order in which they are fetched: the image last, so that a folder with an image is complete."""
 
 
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 
 
 MARGIN = 64
-"""Metres around what was asked for: the reach of the prior's filters (50 m) and of a learned prior (10 m)."""
+"""Margin around the requested place, metres: the reach of the prior's filters (50 m) and of a learned prior (10 m)."""
 
 
 NONE = "none"
@@ -37,7 +37,7 @@ class FetchSettings(BaseModel):
     label_map, scheme
         Codes of the reference labels to codes of the scheme, and the scheme.
     margin
-        Metres around what was asked for.
+        Margin around the requested place, metres.
 
     The other fields are options of ``landprior fetch``, with its help as their descriptions.
     """
@@ -109,7 +109,7 @@ class FetchSettings(BaseModel):
         return value
 
     def make_absolute(self) -> FetchSettings:
-        """Return them with whole paths of local sources, as another folder or process may read them."""
+        """Return the settings with absolute paths of local sources, for use from another folder or process."""
         absolute: dict[str, Any] = {name: absolute_source(path) for name in _FILES if (path := getattr(self, name))}
         absolute["naip"] = self.naip and self.naip.absolute()
         absolute["labels"] = tuple(Path(absolute_source(path)) for path in self.labels)

@@ -1,7 +1,7 @@
 """The workspace: ``<root>/<city>/<tile>/`` with one file per layer and ``item.json``, a STAC Item.
 
-``item.json`` lists the files with checksums, and for every result what it was made from, so that a rerun
-skips what is done and current and redoes what a changed input or configuration makes stale.
+``item.json`` lists the files with their checksums, and for every result what it was made from, so that a rerun skips
+results that are current and remakes those that a changed input or setting has made stale.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ COLLECTION = "collection.json"
 COLLECTION_ID = "landprior-workspace"
 _STEPS = "landprior:steps"
 _BEGUN = "landprior:begun"
-"""Results that are being put in place: a process that is killed meanwhile leaves a file that is ours all the same."""
+"""Results being written: if the process is killed meanwhile, the file it leaves is still recognised as ours."""
 _CORE = "landprior:core_bounds"
 _DESCRIBED = ("bands", "classification:classes")
-"""What an asset says of the content of its file."""
+"""Fields of an asset that describe its file's content."""
 _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
@@ -68,24 +68,24 @@ class TileFolder:
 
     @classmethod
     def of(cls, root: Path, city: str, name: str) -> TileFolder:
-        """Return the folder of a tile, there or not.
+        """Return the folder of a tile, whether or not it exists.
 
         Parameters
         ----------
         root
-            Of the workspace.
+            Root folder of the workspace.
         city, name
-            Whoever says them: a plan or a catalogue, too.
+            Names from any source, including plans and catalogues, so they are checked.
 
         Returns
         -------
         TileFolder
-            In ``root``, whatever the names are.
+            A folder inside ``root``.
 
         Raises
         ------
         InputError
-            If city or tile has a name that is no single folder, such as one with ``..`` or an absolute path.
+            If a name is not a plain folder name, such as one with ``..`` or an absolute path.
         """
         return cls(path=root / check_component(city, "a city") / check_component(name, "a tile"), city=city)
 
@@ -96,20 +96,20 @@ class TileFolder:
 
     @property
     def id(self) -> str:
-        """Name that is unique in the workspace; the tile's seed derives from it."""
+        """Name of the tile, unique in the workspace; its seed is derived from it."""
         return f"{self.city}/{self.name}"
 
     def file(self, layer: str) -> Path:
-        """Return the path of a layer, there or not."""
+        """Return the path of a layer, whether or not it exists."""
         return self.path / (f"{layer}.safetensors" if layer == "model" else f"{layer}.tif")
 
     def require(self, layer: str, *, hint: str) -> Path:
-        """Return the path of a layer that must be there.
+        """Return the path of a layer that must exist.
 
         Raises
         ------
         MissingInputError
-            Says what to do, by ``hint``.
+            If it does not exist; the message gives ``hint``.
         """
         path = self.file(layer)
         if not path.is_file():
@@ -118,36 +118,36 @@ class TileFolder:
         return path
 
     def present(self, layers: Sequence[str]) -> dict[str, Path]:
-        """Return those of some layers that are there."""
+        """Return those of some layers that exist."""
         return {name: self.file(name) for name in layers if self.file(name).is_file()}
 
-    # -- what was done -----------------------------------------------------------------------------
+    # -- the record -----------------------------------------------------------------------------
 
     def steps(self) -> dict[str, dict[str, Any]]:
-        """Return what ``item.json`` says was done."""
+        """Return the steps recorded in ``item.json``."""
         return dict(self.read_item().get("properties", {}).get(_STEPS, {}))
 
     def is_recorded(self, step: str) -> bool:
-        """Say whether a layer or a result is there as landprior made it; else somebody put it there or changed it."""
+        """Say whether a layer or a result exists as landprior made it, and was not added or changed by hand."""
         path = self.file(step)
         properties = self.read_item().get("properties", {})
         known = [properties.get(name, {}).get(step, {}).get("sha256") for name in (_STEPS, _BEGUN)]
         return any(known) and path.is_file() and checksum(path) in known
 
     def state(self, step: str, key: str) -> str:
-        """Compare a result with what would be made now: ``"current"``, ``"missing"`` or ``"stale"``.
+        """Return whether a result is up to date: ``"current"``, ``"missing"`` or ``"stale"``.
 
         Parameters
         ----------
         step
             The result: ``prior``, ``model`` or ``prediction``.
         key
-            Of :func:`make_key`.
+            Key from :func:`make_key`.
 
         Returns
         -------
         str
-            One of the three.
+            The state.
         """
         if not self.file(step).is_file():
             return "missing"
@@ -157,12 +157,12 @@ class TileFolder:
         return "current"
 
     def judge(self, step: str, basis: Basis) -> Judgement:
-        """Compare a result with what would be made now; see :func:`landprior.landcover.workspace.provenance.judge`."""
+        """Judge whether a result is up to date; see :func:`landprior.landcover.workspace.provenance.judge`."""
         properties = self.read_item().get("properties", {})
         return judge(self.file(step), basis, properties.get(_STEPS, {}).get(step), properties.get(_BEGUN, {}).get(step))
 
     def require_ours(self, step: str, basis: Basis) -> None:
-        """Refuse to go on if a result that would be made is there and is not of this recipe.
+        """Raise an error if a result exists that was not made by this recipe.
 
         Raises
         ------
@@ -176,7 +176,7 @@ class TileFolder:
             refuse_foreign(self.file(step), why)
 
     def core(self) -> Bounds | None:
-        """Return the bounds of the tile's own ground, without a margin, in its CRS; None where that is not known."""
+        """Return the bounds of the tile without its margin, in its CRS; None if unknown."""
         found = self.read_item().get("properties", {}).get(_CORE)
         try:
             core = Bounds(*(float(value) for value in found))
@@ -186,35 +186,35 @@ class TileFolder:
 
     @contextmanager
     def making(self, step: str, basis: Basis) -> Iterator[dict[str, Any]]:
-        """Record a result that the block makes; what is put into the dictionary is recorded with it.
+        """Record a result made in the ``with`` block; entries added to the dictionary are recorded with it.
 
         See :meth:`announcing`.
         """
         properties: dict[str, Any] = {}
-        made = basis.record()  # of the inputs as they are read, not as they may be later
+        made = basis.record()  # the inputs as they are read now, not as they may be later
         with self.announcing(step, command=basis.command, recipe=basis.recipe, settings=basis.flatten_settings()):
             yield properties
         self.record(step, made.pop("key"), **made, **properties)
 
     @contextmanager
     def announcing(self, step: str, *, grid: Grid | None = None, **about: object) -> Iterator[None]:
-        """Note the checksum of a file that the block writes, and more about it, just before the file gets its name.
+        """Record the checksum of a file written in the ``with`` block just before the file gets its final name.
 
-        So it is known to be ours even if the process is killed before it is recorded.
+        The file is then recognised as ours even if the process is killed before it is recorded.
 
         Parameters
         ----------
         step
             The result: ``prior``, ``model`` or ``prediction``.
         grid
-            Of the tile, where its item is yet to be made.
+            Grid of the tile, if its item does not exist yet.
         **about
-            What is noted besides, for JSON.
+            Additional entries, for JSON.
 
         Yields
         ------
         None
-            The block writes the file.
+            The file is written in the block.
         """
 
         def tell(temporary: Path) -> None:
@@ -227,20 +227,20 @@ class TileFolder:
     def record(
         self, step: str, key: str, *, grid: Grid | None = None, core: Bounds | None = None, **properties: object
     ) -> None:
-        """Note a result in ``item.json``; several processes may do so at once.
+        """Record a result in ``item.json``; several processes may do so at once.
 
         Parameters
         ----------
         step
             A layer or a result.
         key
-            Of :func:`make_key`.
+            Key from :func:`make_key`.
         grid
-            The tile's, if its image is not there yet.
+            Grid of the tile, if its image does not exist yet.
         core
-            Bounds of what was asked for, without the margin around it.
+            Bounds of the requested area, without the margin around it.
         **properties
-            What else is to be said of it.
+            Additional entries.
         """
         with self._changing_item(grid) as item:
             if core is not None:
@@ -257,7 +257,7 @@ class TileFolder:
 
     @contextmanager
     def _changing_item(self, grid: Grid | None) -> Iterator[dict[str, Any]]:
-        """Give the item to be changed and write it, while no other process does."""
+        """Yield the item for changes and write it, while other processes are locked out."""
         with changing(self.path / ITEM) as write:
             before = self.read_item()
             old, known, item = before.get("properties", {}), before.get("assets", {}), self._new_item(grid)
@@ -290,7 +290,7 @@ class TileFolder:
             msg = f"cannot read {path} ({error.strerror})"
             raise RasterReadError(msg) from error
         except (ValueError, RecursionError):
-            logger.warning("%s is damaged; writing it anew", path)
+            logger.warning("%s is damaged; writing a new one", path)
             return {}
         try:
             parts = [dict(item["properties"].get(name, {})) for name in (_STEPS, _BEGUN)]
@@ -298,7 +298,7 @@ class TileFolder:
         except (TypeError, KeyError, AttributeError, ValueError):
             whole = False
         if not whole:
-            logger.warning("%s is damaged; writing it anew", path)
+            logger.warning("%s is damaged; writing a new one", path)
             return {}
         return dict(item)
 
@@ -331,7 +331,7 @@ class TileFolder:
         return described
 
     def _assets(self, steps: Mapping[str, Mapping[str, Any]], known: object) -> dict[str, Any]:
-        """Describe the files; those that are ``known`` and have not changed are not opened again."""
+        """Return descriptions of the files; ``known`` files that have not changed are not opened again."""
         assets = {}
         for name, path in self.present([*INPUTS, *RESULTS]).items():
             asset: dict[str, Any] = {
@@ -357,16 +357,16 @@ class TileFolder:
 
 
 def _describe_raster(path: Path) -> dict[str, Any]:
-    """Return the bands of a raster and, for classes, their codes, as STAC has them."""
+    """Return the bands of a raster and, for classes, their codes, as in STAC."""
     try:
         src = open_raster(path)
     except RasterReadError:
-        return {}  # a damaged file is said by whoever reads it
+        return {}  # a damaged file is reported where it is read
     with src:
         try:
             size = {"raster:spatial_resolution": Grid.of(src).pixel_size(where=path)[0]}
         except InputError:
-            size = {}  # not known
+            size = {}  # unknown
         descriptions = src.descriptions
         bands = [
             {"name": descriptions[i] or f"b{i + 1}", "data_type": src.dtypes[i], **size}
@@ -390,7 +390,7 @@ def _describe_raster(path: Path) -> dict[str, Any]:
 
 
 def _describe_crs(grid: Grid) -> dict[str, str]:
-    """Return the CRS as the projection extension has it: by its code, or in full."""
+    """Return the CRS in the form of the projection extension: its code, or in full."""
     if grid.crs is None:
         return {}
     code = grid.crs.to_epsg()

@@ -1,4 +1,4 @@
-"""What a fetch will do: settings, the images chosen for a place, and one tile for each."""
+"""Planning a fetch: the images chosen for a place, and a tile for each."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ logger = logging.getLogger(__name__)
 
 
 _DOUBLE = 0.5
-"""Share of a tile that another one must also show to be a second image of it; neighbouring images overlap by less."""
+"""Overlap above which a tile shows the same ground as another; neighbouring images overlap by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TilePlan:
-    """What is to be fetched for one tile.
+    """The plan for one tile.
 
     Parameters
     ----------
     folder
-        Where it goes.
+        Folder of the tile.
     choice
-        The image and the part of the place it is taken for.
+        The image and the part of the place it is used for.
     grid
         UTM, 1 m, with the margin.
     core
         Bounds without the margin, in the grid's CRS.
     nlcd_year
-        Year of its NLCD; None for a file of the user's.
+        Year of its NLCD; None for the user's own file.
     doubles
-        Tiles of an earlier fetch that show the same ground in another image, such as another year's; with that year.
+        Tiles of earlier fetches that show the same ground in another image (such as another year's), with that year.
     """
 
     folder: TileFolder
@@ -69,13 +69,13 @@ class TilePlan:
 
     @property
     def megabytes(self) -> float:
-        """A guess at what will lie on disk."""
+        """Estimated size on disk."""
         return self.grid.width * self.grid.height * 3.2 / 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchPlan:
-    """What a fetch will do.
+    """The plan of a fetch.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ class FetchPlan:
     covered
         Share of the place that images cover, 0..1.
     year
-        The NAIP year wanted.
+        The requested NAIP year.
     sources
-        Layer -> where it comes from.
+        Layer -> its source.
     """
 
     area: Area
@@ -99,19 +99,19 @@ class FetchPlan:
 
     @property
     def doubles(self) -> tuple[str, ...]:
-        """Tiles of an earlier fetch that show the ground of some tile in another image."""
+        """Tiles of an earlier fetch that show the same ground as a new tile in another image."""
         return tuple(dict.fromkeys(name for tile in self.tiles for name in tile.doubles))
 
     def explain_doubles(self) -> str:
-        """Return which tiles are doubled, what follows from it and what to do."""
+        """Return a message that names the doubled tiles, the consequence and the remedies."""
         return (
-            f"{self.tiles[0].folder.path.parent} also has {', '.join(self.doubles)} of an earlier fetch, over the same "
-            "ground; it is kept, and commands for the whole place use it too: choose tiles (--tile), remove its "
-            "folder, or fetch into another place (--name)"
+            f"{self.tiles[0].folder.path.parent} also has {', '.join(self.doubles)} from an earlier fetch, of the same "
+            "ground; it is kept, and commands for the whole place use it as well: choose tiles (--tile), remove its "
+            "folder, or fetch under another name (--name)"
         )
 
     def to_text(self) -> str:
-        """Return a table of tiles, the sources, and what is there already over the same ground."""
+        """Return a table of tiles, the sources, and existing tiles of the same ground."""
         left, bottom, right, top = self.area.bounds
         lines = [f"{self.area.name}: {left:.4f},{bottom:.4f},{right:.4f},{top:.4f}, {len(self.tiles)} tile(s)"]
         lines.append(f"{'tile':<32} {'NAIP':<10} {'pixel':>6} {'NLCD':>5} {'size, px':>13} {'CRS':>11} {'about':>8}")
@@ -130,7 +130,7 @@ class FetchPlan:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for programs."""
+        """Return the plan as a dictionary."""
         return {
             "area": {"name": self.area.name, "bounds": list(self.area.bounds)},
             "covered": round(self.covered, 6),
@@ -157,28 +157,28 @@ class FetchPlan:
 
 
 def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, network: Network) -> FetchPlan:
-    """Choose images and years for an area and lay out its tiles; fetches only the catalogue.
+    """Choose images and years for an area and lay out its tiles; only the catalogue is fetched.
 
     Parameters
     ----------
     area
         The place.
     workspace
-        Where its tiles are put.
+        Workspace for its tiles.
     settings
         Sources, years and the margin.
     network
-        Asks the catalogue.
+        Client for requests to the catalogue.
 
     Returns
     -------
     FetchPlan
-        Its tiles are in the order of their names.
+        The plan, with tiles in the order of their names.
 
     Raises
     ------
     InputError
-        If there is no image of the place, or an option does not make sense.
+        If there is no image of the place, or an option is invalid.
     SourceError
         If the catalogue does not answer.
     """
@@ -221,13 +221,13 @@ def plan_fetch(area: Area, workspace: Workspace, settings: FetchSettings, networ
 
 
 def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
-    """Look at local files before anything is fetched: whether they are there, and lie where the tiles are.
+    """Check, before anything is fetched, that local files exist and overlap the tiles.
 
     Raises
     ------
     LandpriorError
-        If one is missing, says no usable CRS, or is of another place; footprints and labels of another place are
-        but a warning, as there may be none.
+        If a file is missing, has no usable CRS, or is of another place. Footprints and labels of another place only
+        cause a warning, as there may be none here.
     """
     boxes = {tile.folder.name: find_box(tile.grid) for tile in tiles}
     if settings.nlcd is not None and not nlcd.is_remote(settings.nlcd):
@@ -247,7 +247,7 @@ def _check_sources(settings: FetchSettings, tiles: Sequence[TilePlan]) -> None:
 
 
 def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:
-    """Name in each tile those of earlier fetches, in the folder of the place, that show its ground in another image."""
+    """Add to each tile the earlier tiles in the place's folder that show the same ground in another image."""
     own = {tile.folder.name for tile in tiles}
     doubles: dict[str, list[str]] = {name: [] for name in own}
     for path in sorted(folder.glob("*/naip.tif")):
@@ -259,7 +259,7 @@ def _find_doubles(tiles: Sequence[TilePlan], folder: Path) -> list[TilePlan]:
             with open_raster(path) as src:
                 crs = src.crs
         except LandpriorError:
-            continue  # damaged: an error for whoever reads it, and not in the way of this fetch
+            continue  # damaged: reported where it is read, and no obstacle to this fetch
         year = other.steps().get("naip", {}).get("year")
         for tile in tiles:
             if tile.grid.crs == crs and _share_ground(core, tile.core):
@@ -276,11 +276,11 @@ def _share_ground(one: Bounds, other: Bounds) -> bool:
 
 
 def _check_labels(path: Path, boxes: dict[str, Box], *, alone: bool) -> None:
-    """Warn of a raster of labels that meets no tile; an error if there is no other."""
+    """Warn if a raster of labels overlaps no tile; raise an error if there are no others."""
     with open_raster(path) as src:
         own = Grid.of(src)
     if own.crs is None:
-        return  # reported by whoever reads it, unless it lies on the tile's grid
+        return  # reported where it is read, unless it is on the tile's grid
     whole = Box(*transform_bounds(own.crs, "EPSG:4326", *own.bounds, densify_pts=21))
     if any(whole.meets(box) for box in boxes.values()):
         return
@@ -299,7 +299,7 @@ def _report_years(choices: Sequence[Choice], year: int | None, covered: float) -
     text = ", ".join(f"{y or 'unknown'} ({n} tile{'s' if n > 1 else ''})" for y, n in sorted(counts.items(), key=str))
     other = sorted(y for y in counts if y is not None and year is not None and y != year)
     if other:
-        warnings.warn(f"NAIP {year} was asked for; the nearest there is: {text}", SourceWarning, stacklevel=3)
+        warnings.warn(f"NAIP {year} is not available; using the nearest: {text}", SourceWarning, stacklevel=3)
     else:
         logger.info("NAIP %s", text)
     if covered < 0.999:
@@ -307,7 +307,7 @@ def _report_years(choices: Sequence[Choice], year: int | None, covered: float) -
 
 
 def _nlcd_year(settings: FetchSettings, area: Area, naip_year: int | None) -> int | None:
-    """Return the year of NLCD for a tile: the one asked for, the preset's, or that of the image."""
+    """Return the year of NLCD for a tile: the requested one, the preset's, or that of the image."""
     wanted = settings.nlcd_year
     if wanted is None and area.preset is not None and naip_year in {None, area.preset.naip_year}:
         wanted = area.preset.nlcd_year
@@ -316,7 +316,7 @@ def _nlcd_year(settings: FetchSettings, area: Area, naip_year: int | None) -> in
     if settings.nlcd is not None and "{year}" not in settings.nlcd:
         return None
     if wanted is None:
-        msg = "the image does not say its year; give --nlcd-year"
+        msg = "the year of the image is unknown; give --nlcd-year"
         raise InputError(msg)
     return nlcd.match_year(wanted)
 

@@ -1,4 +1,4 @@
-"""NLCD of a tile from any raster of codes, as a file on the tile's grid."""
+"""Writing the NLCD of a tile, from any raster of codes, on the tile's grid."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     source
         The raster, on any grid.
     grid
-        Of the tile.
+        Grid of the tile.
     path
         The file to write.
 
@@ -48,9 +48,9 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
     Raises
     ------
     GridMismatchError
-        If it does not reach the tile, or has no data there.
+        If the raster does not overlap the tile, or has no data there.
     InputError
-        If it does not hold codes.
+        If the raster does not contain codes.
     """
     scheme = load_scheme("nlcd")
     known: list[int] = []
@@ -72,7 +72,7 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
             msg = f"{source} has no data (no codes, or 0) anywhere in the tile of {path}; give NLCD of this place"
             raise GridMismatchError(msg)
     if share < _WHOLE:
-        msg = f"{source} has codes for {share:.0%} of the tile of {path}; the rest gets no prior"
+        msg = f"{source} has codes for {share:.0%} of the tile of {path}; the rest will have no prior"
         if share < _ENOUGH:
             warnings.warn(msg, SourceWarning, stacklevel=2)
         else:
@@ -81,7 +81,7 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
 
 
 _WHOLE, _ENOUGH = 0.999, 0.5
-"""Shares of a tile with codes of NLCD: below the first a line says so, below the second a warning.
+"""Share of a tile with NLCD codes below which it is logged, and below which there is a warning.
 
-At a coast or a border part of a tile is no data.
+At a coast or border, part of a tile has no data.
 """

@@ -1,4 +1,4 @@
-"""The whole chain over a workspace: build-prior, train, predict, evaluate, each done only where needed."""
+"""The whole chain over a workspace: build-prior, train, predict, evaluate, each run only where needed."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ logger = logging.getLogger(__name__)
 Step = Literal["prior", "model", "joint model", "map", "scores"]
 
 STEPS: tuple[Step, ...] = ("prior", "model", "map", "scores")
-"""The whole chain for a tile; ``"joint model"`` is one model for all tiles, made once, before their maps."""
+"""The steps of the chain for a tile; ``"joint model"`` trains one model for all tiles, once, before they are mapped."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave.
+    """Result of a step.
 
     Parameters
     ----------
     step
-        Which.
+        The step.
     path
-        Its file; of scores, the map that was scored.
+        Path of its file; for scores, of the map that was scored.
     scores
-        Of the step ``"scores"``.
+        Scores of the step ``"scores"``.
     """
 
     step: Step
@@ -68,34 +68,34 @@ def run_steps(
     command: str = "run",
     run: Run = Run(),
 ) -> Iterator[StepResult]:
-    """Do steps for tiles, each only where it is needed, tile by tile.
+    """Run steps for tiles, tile by tile, each only where needed.
 
     Parameters
     ----------
     tiles
-        Those of a place.
+        Tiles of a place.
     steps
-        Which, whatever their order.
+        The steps to run; their order does not matter.
     settings
-        Of priors and scores; the other steps need none.
+        Settings of priors and scores; not used by the other steps.
     training, method
         See :func:`ensure_model`.
     mapping
         Options of :func:`ensure_map`.
     command
-        On whose behalf (:func:`ensure_prior`).
+        Command that is running, for the record (:func:`ensure_prior`).
     run
         See :class:`landprior.run.Run`.
 
     Yields
     ------
     StepResult
-        As soon as it is there. Tiles without labels have no scores.
+        Each result as soon as it exists. Tiles without labels have no scores.
 
     Raises
     ------
     LandpriorError
-        The first failure; what was done before it stays.
+        The first failure; earlier results are kept.
     """
     if "joint model" in steps:
         yield StepResult("joint model", ensure_joint_model(tiles, training, run=run))
@@ -128,15 +128,15 @@ def run_workspace(
     Parameters
     ----------
     workspace
-        Where the tiles are.
+        Workspace of the tiles.
     city
-        Whose.
+        City of the tiles.
     settings
-        How they are mapped.
+        Settings of the chain.
     only
-        Names of some tiles; none: all.
+        Names of tiles to run; if empty, all.
     options
-        What else to write beside the maps.
+        Other files to write beside the maps.
     run
         See :class:`landprior.run.Run`.
 
@@ -150,9 +150,9 @@ def run_workspace(
     Raises
     ------
     OutputExistsError
-        If some tile has a result that the chain would not replace; nothing is done then.
+        If a tile has a result that the chain would not replace; raised before any work.
     LandpriorError
-        The first failure; what was done before it stays, and a rerun goes on from there.
+        The first failure; earlier results are kept, and a rerun resumes from there.
     """
     maps: list[Path] = []
     total: Scores | None = None

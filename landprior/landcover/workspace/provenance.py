@@ -1,7 +1,7 @@
-"""What a result was made from and by what, and so whether a rerun may replace it.
+"""Provenance of results: their inputs and the command that made them, and so whether a rerun may replace them.
 
-What the same recipe made is remade when its inputs or settings have changed. What anything else made, another command
-with other settings, another model or a hand, is kept.
+A result made by the same recipe is remade if its inputs or settings have changed. A result made by anything else, such
+as another command with other settings, another model, or by hand, is kept.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 State = Literal["missing", "current", "stale", "foreign"]
 
 _SHORT = 40
-"""Characters of a setting that is recorded as it is; of others a hash is."""
+"""Maximum length of a setting that is recorded in full; longer ones are recorded as a hash."""
 
 _NAMED = 3
-"""Settings that a message names, of those that have changed."""
+"""Maximum number of changed settings named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """What a result is made from.
+    """Everything a result is made from.
 
     Parameters
     ----------
     command
-        What makes it, such as ``"run"`` or ``"train"``.
+        Command that makes it, such as ``"run"`` or ``"train"``.
     recipe
-        In what way, such as ``"train --recipe best"``: another way does not replace what it made.
+        Recipe, such as ``"train --recipe best"``: results of one recipe are not replaced by another.
     settings
-        All that the result depends on besides files; plain JSON.
+        Settings the result depends on; plain JSON.
     inputs
-        The files it depends on, by their names in messages.
+        Files it depends on, by their names in messages.
     values
-        What else it depends on that is no setting, such as the grid of a file.
+        Other values it depends on, such as the grid of a file.
     """
 
     command: str
@@ -67,11 +67,11 @@ class Basis:
         return dict(sorted((files | values).items()))
 
     def flatten_settings(self) -> dict[str, Any]:
-        """Return the settings flat, long values as hashes, to tell later which have changed."""
+        """Return the settings as a flat dictionary, with long values as hashes, to find changes later."""
         return _flatten(self.settings)
 
     def record(self) -> dict[str, Any]:
-        """Return what is recorded with the result."""
+        """Return the record to be stored with the result."""
         return {
             "key": self.key,
             "command": self.command,
@@ -83,7 +83,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a result compares with what would be made now, and why."""
+    """Whether a result is up to date, and why."""
 
     state: State
     why: str = ""
@@ -92,30 +92,30 @@ class Judgement:
 def judge(
     path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
 ) -> Judgement:
-    """Compare a result with what would be made now.
+    """Return whether a result is up to date, and why.
 
     Parameters
     ----------
     path
-        Of the result.
+        Path of the result.
     basis
-        What it would be made from.
+        Everything it would be made from now.
     known
-        What is recorded of it (:meth:`Basis.record`, and ``sha256``); None if nothing is.
+        Record of the result (:meth:`Basis.record`, and ``sha256``); None if there is none.
     begun
-        The same of a result that was being put in place when its process ended.
+        The same for a result that was being written when its process ended.
 
     Returns
     -------
     Judgement
-        The state, and why.
+        The state and the reason.
     """
     foreign = explain_foreign(path, basis, known, begun)
     if foreign is not None or not os.path.lexists(path):
         return Judgement("missing") if foreign is None else Judgement("foreign", foreign)
     own = checksum(path)
     if known is None or known.get("sha256") != own:
-        return Judgement("stale", "its process was stopped before it was recorded")
+        return Judgement("stale", "the process was stopped before the result was recorded")
     if known.get("key") == basis.key:
         return Judgement("current")
     return Judgement("stale", _changes(basis, known))
@@ -124,9 +124,9 @@ def judge(
 def explain_foreign(
     path: Path, basis: Basis, known: Mapping[str, Any] | None, begun: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Say why a result may not be replaced without --overwrite.
+    """Return why a result may not be replaced without --overwrite.
 
-    Inputs do not matter here, so that all results of a chain can be judged before the first is made.
+    Inputs are ignored, so that all results of a chain can be checked before the first is made.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def explain_foreign(
     Returns
     -------
     str or None
-        None if it may be, or is not there.
+        The reason; None if it may be replaced or does not exist.
     """
     if not os.path.lexists(path):
         return None
@@ -156,24 +156,24 @@ def explain_foreign(
 
 
 def refuse_foreign(path: Path, why: str) -> NoReturn:
-    """Refuse to replace a result.
+    """Raise an error for a result that may not be replaced.
 
     Raises
     ------
     OutputExistsError
-        Names it, says why, and what to do.
+        Always; the message gives the path, the reason and the remedy.
     """
     msg = f"{path} {why}; it is kept. Give --overwrite to replace it, or move it away"
     raise OutputExistsError(msg)
 
 
 def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
-    """Name the inputs and settings that have changed since a result was recorded."""
+    """Return the inputs and settings that have changed since a result was recorded."""
     parts = []
     before = known.get("inputs")
     if isinstance(before, dict):
         now = basis.hash_inputs()
-        parts = [f"{name} is gone" for name in sorted(set(before) - set(now))]
+        parts = [f"{name} was removed" for name in sorted(set(before) - set(now))]
         parts += [f"{name} is new" for name in sorted(set(now) - set(before))]
         parts += [f"{name} has changed" for name in sorted(now) if before.get(name, now[name]) != now[name]]
     settings = _differences(basis, known)
@@ -181,7 +181,7 @@ def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
 
 
 def _differences(basis: Basis, known: Mapping[str, Any]) -> str:
-    """Name the settings that differ from those recorded."""
+    """Return the settings that differ from those recorded."""
     before = known.get("settings")
     if not isinstance(before, dict):
         return ""
@@ -216,7 +216,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A JSON file that says what a single result was made from, where there is no ``item.json`` to say it."""
+    """A JSON file with the record of a single result, where there is no ``item.json``."""
 
     path: Path
 
@@ -227,7 +227,7 @@ class RecordFile:
 
     @contextmanager
     def making(self, result: Path, basis: Basis) -> Iterator[None]:
-        """Record a result that the block makes, as ``TileFolder.making`` does."""
+        """Record a result made in the ``with`` block, as ``TileFolder.making`` does."""
         made = basis.record()
 
         def tell(temporary: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a tile's prior, model and map are made from, each by its recipe."""
+"""What a tile's prior, model and map are made from, for the record of each."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def prior_basis(
     inputs: Mapping[str, Path] | None = None,
     values: Mapping[str, str] | None = None,
 ) -> Basis:
-    """Describe what a prior is made from.
+    """Return everything a prior is made from.
 
     Parameters
     ----------
     settings
         Scheme, matrix, widths, learned prior.
     command
-        On whose behalf.
+        Command that is running, for the record.
     inputs
         Name -> path of the layers.
     values
-        Name -> what else it depends on.
+        Name -> other value it depends on.
 
     Returns
     -------
     Basis
-        To be compared with the record of what is there.
+        Basis to compare with the record of the existing result.
     """
     matrix = settings.cooccurrence
     made: dict[str, Any] = {
@@ -49,7 +49,7 @@ def prior_basis(
         "cooccurrence": {code: row.tolist() for code, row in matrix.probabilities.items()},
         "prior": (settings.prior or PriorSettings()).model_dump(),
     }
-    if matrix.pixels:  # they weight the rows in the mean that stands in for codes that the matrix lacks
+    if matrix.pixels:  # they are the weights of the mean row used for codes missing in the matrix
         made["pixels"] = {code: int(count) for code, count in matrix.pixels.items()}
     recipe = "build-prior"
     if settings.learned is not None:
@@ -61,23 +61,23 @@ def prior_basis(
 def model_basis(
     training: TileSettings, method: Method | None, command: str, inputs: Mapping[str, Path] | None = None
 ) -> Basis:
-    """Describe what a model is made from.
+    """Return everything a model is made from.
 
     Parameters
     ----------
     training
         The settings.
     method
-        Another method than the loss of the settings.
+        Training method, if it is not the loss of the settings.
     command
-        On whose behalf.
+        Command that is running, for the record.
     inputs
         Name -> path of image, prior and the like.
 
     Returns
     -------
     Basis
-        To be compared with the record of what is there.
+        Basis to compare with the record of the existing result.
     """
     made = training.model_dump(mode="json")
     recipe = f"train --recipe {training.recipe}"
@@ -98,27 +98,27 @@ def map_basis(
     computing: Mapping[str, str] | None = None,
     inputs: Mapping[str, Path] | None = None,
 ) -> Basis:
-    """Describe what a map is made from.
+    """Return everything a map is made from.
 
     Parameters
     ----------
     tile
-        Whose map.
+        Tile of the map.
     model
-        Another model than the tile's own.
+        Model, if it is not the tile's own.
     command
-        On whose behalf.
+        Command that is running, for the record.
     posterior, force, options
         See :func:`landprior.landcover.mapping.predict.predict`.
     computing
-        Settings of the computing that were not left to landprior.
+        Settings of the computation that the user chose.
     inputs
         Name -> path of image, prior and model.
 
     Returns
     -------
     Basis
-        To be compared with the record of what is there.
+        Basis to compare with the record of the existing result.
     """
     own = tile.file("model")
     recipe = "predict with the tile's own model"

@@ -1,4 +1,4 @@
-"""What the chain over a workspace is run with."""
+"""Settings of the chain over a workspace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """What the chain is run with.
+    """Settings of the chain.
 
     Parameters
     ----------
@@ -60,28 +60,28 @@ class PipelineSettings:
         cooccurrence: str | Path | None = None,
         **changes: Any,  # noqa: ANN401 - the other fields
     ) -> PipelineSettings:
-        """Return the settings of a preset, with what the user gave in its place.
+        """Return the settings of a preset, with the user's own in place of some of them.
 
         Parameters
         ----------
         city
             A preset, a preset file, or the name of a folder of the workspace.
         scheme
-            Instead of the preset's.
+            Scheme to use instead of the preset's.
         cooccurrence
-            A matrix instead of the preset's, as of :func:`landprior.landcover.prior.cooccurrence.load_cooccurrence`.
+            Matrix to use instead of the preset's; see :func:`landprior.landcover.prior.cooccurrence.load_cooccurrence`.
         **changes
             The other fields.
 
         Returns
         -------
         PipelineSettings
-            Checked.
+            The checked settings.
 
         Raises
         ------
         ConfigError
-            If the city is no preset and no scheme is given.
+            If the city is not a preset and no scheme is given.
         """
         found = find_city(city)
         preset = found.preset
@@ -90,7 +90,7 @@ class PipelineSettings:
                 near = difflib.get_close_matches(found.name.lower(), list_cities(), n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 msg = (
-                    f"{found.name!r} is not a preset ({', '.join(list_cities())}), so its classes are not known; {hint}"
+                    f"{found.name!r} is not a preset ({', '.join(list_cities())}), so its classes are unknown; {hint}"
                     "give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
                 )
                 raise ConfigError(msg)

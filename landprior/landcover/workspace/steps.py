@@ -1,4 +1,4 @@
-"""The steps of the chain for a tile of a workspace: prior, model, map and scores, each done only where needed."""
+"""The steps of the chain for a tile of a workspace: prior, model, map and scores, each run only where needed."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def ensure_prior(
     command: str = "build-prior",
     run: Run = Run(),
 ) -> Path:
-    """Build a tile's prior from the layers that are there, unless it is current.
+    """Build a tile's prior from the layers that exist, unless it is current.
 
     Parameters
     ----------
     tile, settings
-        Which, and how.
+        The tile and the settings.
     command
-        On whose behalf, for the record: what another command made with other settings is kept.
+        Command that is running, for the record: results of another command with other settings are kept.
     run
         See :class:`landprior.run.Run`.
 
     Returns
     -------
     Path
-        Of the prior.
+        Path of the prior.
 
     Raises
     ------
     OutputExistsError
-        If there is one of another recipe, or that landprior did not make.
+        If there is a prior by another recipe, or one not made by landprior.
     """
     image = tile.require("naip", hint="every tile needs its image")
     nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
@@ -91,18 +91,18 @@ def ensure_model(
     Parameters
     ----------
     tile
-        Which.
+        The tile.
     training
-        How; by default the recipe ``default``.
+        Training settings; by default the recipe ``default``.
     method
-        Another method.
+        Training method other than the loss of the settings.
     command, run
         See :func:`ensure_prior`.
 
     Returns
     -------
     Path
-        Of the model.
+        Path of the model.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def ensure_model(
     files = {"image": image, "prior": prior}
     nlcd = None
     if method is not None and method.counts_cells:
-        nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts in NLCD's cells")
+        nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts classes in NLCD's cells")
     basis = model_basis(training, method, command, files)
     if not _must_make(tile, "model", basis, overwrite=run.overwrite):
         return tile.file("model")
@@ -148,11 +148,11 @@ def train_city(
     Parameters
     ----------
     tiles
-        Which; each with image and prior.
+        Tiles, each with image and prior.
     output
         The model to write.
     training, run
-        How; by default with the recipe ``default``.
+        Training settings; by default with the recipe ``default``.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def train_city(
     Raises
     ------
     OutputExistsError
-        If the file is there and is not to be replaced.
+        If the file exists and may not be replaced.
     """
     from landprior.landcover.training.files import train_files
 
@@ -181,19 +181,19 @@ def ensure_joint_model(
 ) -> Path:
     """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
 
-    What it was made from is recorded beside it, in ``model.json``.
+    Its record is kept beside it, in ``model.json``.
 
     Parameters
     ----------
     tiles
-        Of one city.
+        Tiles of one city.
     training, run
-        As for :func:`train_city`.
+        See :func:`train_city`.
 
     Returns
     -------
     Path
-        Of the model.
+        Path of the model.
 
     Raises
     ------
@@ -238,23 +238,23 @@ def ensure_map(
     Parameters
     ----------
     tile
-        Which.
+        The tile.
     posterior, force, options, engine, precision, memory
         See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
     model
-        Another model than the tile's own.
+        Model to use instead of the tile's own.
     command, run
         See :func:`ensure_prior`.
 
     Returns
     -------
     Path
-        Of the map.
+        Path of the map.
 
     Raises
     ------
     OutputExistsError
-        If there is a map of another model or recipe, or that landprior did not make.
+        If there is a map by another model or recipe, or one not made by landprior.
     """
     from landprior.landcover.mapping.predict import predict
     from landprior.landcover.training.model import load_model
@@ -298,21 +298,21 @@ def require_own_results(
     *,
     options: MapOptions = MapOptions(),
 ) -> None:
-    """Refuse, before any work, to run the chain over tiles with a result that it would not replace.
+    """Raise an error, before any work, if a tile has a result that the chain would not replace.
 
     Parameters
     ----------
     tiles
-        Which.
+        The tiles.
     settings
-        How they would be run.
+        Settings of the run.
     options
-        What would be written beside the maps.
+        Other files to write beside the maps.
 
     Raises
     ------
     OutputExistsError
-        Names the first; see :func:`ensure_prior`.
+        If there is such a result; names the first. See :func:`ensure_prior`.
     """
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, "run"))
@@ -322,11 +322,11 @@ def require_own_results(
 
 
 def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
-    """Score a tile's map if it has ``labels.tif``, and note it in its item."""
+    """Score a tile's map if it has ``labels.tif``, and record the scores in its item."""
     labels = tile.present(["labels"]).get("labels")
     if labels is None:
         return None
-    # fetch has put its labels into the scheme's own codes already
+    # fetch has already converted the labels to the scheme's codes
     codes = {} if tile.is_recorded("labels") else settings.label_map
     scores = evaluate([(tile.file("prediction"), labels)], settings.scheme, label_map=codes)
     tile.record(
@@ -340,12 +340,12 @@ def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
 
 
 def _with_overwrite(run: Run) -> Run:
-    """Return how a step is done that is due: over what is there; the tile's own files say what is no data."""
+    """Return the run options of a step that is due: replace the old result, and use the files' own nodata."""
     return replace(run, overwrite=True, nodata=None)
 
 
 def _describe_grid(path: Path) -> str:
-    """Return what a prior depends on of its image."""
+    """Return the part of the image that a prior depends on."""
     with open_raster(path) as src:
         return repr(Grid.of(src))
 
@@ -356,7 +356,7 @@ def _must_make(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) ->
 
 
 def _must_write(path: Path, found: Judgement, *, overwrite: bool) -> bool:
-    """Say whether a result must be made, and why, in the log; refuse to replace what is not of this recipe."""
+    """Return whether a result must be made and log why; raise an error for a result of another recipe."""
     if overwrite or found.state == "missing":
         return True
     if found.state == "foreign":
@@ -364,5 +364,5 @@ def _must_write(path: Path, found: Judgement, *, overwrite: bool) -> bool:
     if found.state == "current":
         logger.info("  %s is current", path.name)
         return False
-    logger.info("  %s is stale (%s); making it again", path.name, found.why)
+    logger.info("  %s is stale (%s); remaking it", path.name, found.why)
     return True

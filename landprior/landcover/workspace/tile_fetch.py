@@ -71,12 +71,12 @@ _CHANGES = {
     "field": "--class-column",
     "scheme": "--scheme",
 }
-"""What decides what is in a layer, as a user would call it."""
+"""Names, for messages, of the values that a layer's content depends on."""
 
 
 @dataclass(kw_only=True)
 class TileFetcher:
-    """One fetch in progress."""
+    """A fetch in progress."""
 
     plan: FetchPlan
     settings: FetchSettings
@@ -86,11 +86,11 @@ class TileFetcher:
     def __post_init__(self) -> None:
         self._once = threading.Lock()
         self._features: Counter[str] = Counter()
-        """Layer -> features found; of layers that were written at all."""
+        """Layer -> features found, for the layers that were written."""
         self._shared: dict[str, Path] = {}
 
     def fetch_tile(self, tile: TilePlan) -> list[LandpriorError]:
-        """Fetch what is missing of a tile; return what went wrong."""
+        """Fetch the missing layers of a tile; return the errors."""
         failures: list[LandpriorError] = []
         tile.folder.path.mkdir(parents=True, exist_ok=True)
         bar = Progress(None, tile.folder.name, "B", show=self.run.progress, leave=True)
@@ -107,12 +107,12 @@ class TileFetcher:
                 except (SourceError, InputError, MissingInputError) as error:
                     failures.append(error)
                     if not self.network.offline:
-                        break  # the rest of the tile is of no use without, and a rerun goes on here
+                        break  # the rest of the tile is useless without it, and a rerun resumes here
             bar.note("incomplete" if failures else "done")
         return failures
 
     def report_empty(self) -> None:
-        """Say which sources had nothing at all, once each; a file without anything around is hardly of this place."""
+        """Report, once each, the sources without any feature; a file with none nearby is probably of another place."""
         tiles = self.plan.tiles
         where = f"tile {tiles[0].folder.name}" if len(tiles) == 1 else f"any of {len(tiles)} tiles"
         boxes = {tile.folder.name: find_box(tile.grid) for tile in tiles}
@@ -121,7 +121,7 @@ class TileFetcher:
                 continue
             given = getattr(self.settings, layer)
             if not given:
-                logger.info("  no %s in what the server gave for %s; in open country that may be right", name, where)
+                logger.info("  the server returned no %s for %s; in open country that may be correct", name, where)
             for source in given if isinstance(given, tuple) else (given,) if given else ():
                 if is_raster(source):
                     warnings.warn(f"{source} has no {name} on {where}", SourceWarning, stacklevel=3)
@@ -131,13 +131,13 @@ class TileFetcher:
                     continue
                 known = known or find_extent(source, thorough=True)
                 if known is not None and not any(known.box.meets(box, NEAR) for box in boxes.values()):
-                    continue  # reported before anything was fetched
+                    continue  # already reported before fetching
                 if known is None or known.covers or not self._has_neighbours(source):
                     reach = "has no features" if known is None else f"lies in {known.box}"
                     msg = (
                         f"{source} has no {name} on {where}{'' if known and known.covers else ' or within 2 km'}: it "
                         f"{reach}, the first tile in {next(iter(boxes.values()))} (west,south,east,north); "
-                        f"is it of this place (--{layer})?"
+                        f"is it for this place (--{layer})?"
                     )
                     warnings.warn(msg, SourceWarning, stacklevel=3)
 
@@ -159,7 +159,7 @@ class TileFetcher:
         return False
 
     def _drop_unwanted(self, tile: TilePlan) -> None:
-        """Remove layers that an earlier fetch made and that are now left out; what was put there by hand stays."""
+        """Remove layers of an earlier fetch that are now left out; files put there by hand are kept."""
         folder = tile.folder
         for layer in ("osm", "buildings"):
             if getattr(self.settings, layer) != NONE:
@@ -169,7 +169,7 @@ class TileFetcher:
                 if not path.is_file():
                     continue
                 if not folder.is_recorded(name):
-                    logger.warning("Warning: --%s none: %s was not made by fetch and is kept", layer, path)
+                    logger.warning("Warning: --%s none: %s was not fetched and is kept", layer, path)
                     continue
                 for file in (path, *(one.path for one in sidecars_of(path, "raster") if not one.product)):
                     file.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class TileFetcher:
         key = make_key({"layer": layer, **basis}, {})
         states = {name: folder.state(name, key) for name in files}
         if layer == "labels" and folder.steps().get("labels", {}).get("key") == key and not folder.present(["labels"]):
-            states = {"labels": "current"}  # they were looked at, and do not reach here
+            states = {"labels": "current"}  # they were checked, and do not reach this tile
         by_hand = [name for name in files if states[name] == "stale" and not folder.is_recorded(name)]
         if by_hand and not self.run.overwrite:
             by_hand = self._check_by_hand(folder, by_hand, tile.grid)
@@ -206,12 +206,12 @@ class TileFetcher:
                 folder.record(name, key, grid=tile.grid, core=tile.core, origin=origin, basis=prints, **properties)
 
     def _check_by_hand(self, folder: TileFolder, names: Sequence[str], grid: Grid) -> list[str]:
-        """Return those of some files that were put there by hand and can be used; log them.
+        """Return the files that were put there by hand and can be used, and log them.
 
         Raises
         ------
         InputError
-            If one lies on another grid, or cannot be read and was never fetched.
+            If a file is on another grid, or cannot be read and was never fetched.
         """
         kept = []
         for name in names:
@@ -221,24 +221,22 @@ class TileFetcher:
                     matches = Grid.of(src).matches(grid)
             except RasterReadError as error:
                 if "sha256" in folder.steps().get(name, {}):
-                    logger.warning("Warning: %s is damaged and is fetched again", path)
+                    logger.warning("Warning: %s is damaged; fetching it again", path)
                     continue
-                msg = f"{path} was not made by fetch, and {error}; move it away, or give --overwrite to replace it"
+                msg = f"{path} was not fetched, and {error}; move it away, or give --overwrite to replace it"
                 raise InputError(msg) from error
             if not matches:
-                msg = (
-                    f"{path} was not made by fetch and lies on another grid; "
-                    "move it away, or give --overwrite to replace it"
-                )
+                msg = f"{path} was not fetched and is on another grid; move it away, or give --overwrite to replace it"
                 raise GridMismatchError(msg)
-            logger.info("  %s was not made by fetch and is kept (--overwrite replaces it)", path)
+            logger.info("  %s was not fetched and is kept (--overwrite replaces it)", path)
             kept.append(name)
         return kept
 
     def _identity(self, layer: Layer, tile: TilePlan) -> tuple[str, dict[str, Any]]:
-        """Return where a layer of a tile comes from, and what else decides what is in it.
+        """Return the origin of a tile's layer, and the other values its content depends on.
 
-        Of an address the origin shows what is no secret; its whole, with a query that may choose the year, counts too.
+        The origin shows an address without its secrets; the identity includes the whole address, whose query may select
+        the year.
         """
         s = self.settings
         if layer == "naip":
@@ -267,7 +265,7 @@ class TileFetcher:
             return redact(s.nlcd), {"year": year, "url": fingerprint(s.nlcd)}
         return absolute_source(s.nlcd), {"year": year, "file": identify(s.nlcd.replace("{year}", str(year)))}
 
-    # One per layer: write its files, and give the name and what item.json is to say of each.
+    # One method per layer: write its files, and yield the name of each and its record for item.json.
 
     def _write_naip(self, tile: TilePlan, _: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         image = tile.choice.image
@@ -285,14 +283,14 @@ class TileFetcher:
         yield "nlcd", {"year": year}
 
     def _offered_year(self, wanted: int | None) -> int | None:
-        """Return the year to ask the coverage service for; None if it has but one."""
+        """Return the year to request from the coverage service; None if it has only one."""
         s = self.settings
         offered = nlcd.describe_coverage(self.network, url=s.nlcd_wcs, coverage=s.nlcd_coverage).years
         if wanted is None or (not offered and s.nlcd_wcs != WCS_URL):
             return None
         year = nlcd.match_year(wanted, offered)
         if year != wanted:
-            warnings.warn(f"NLCD {wanted} is not there; taking {year}", SourceWarning, stacklevel=2)
+            warnings.warn(f"NLCD {wanted} is not available; using {year}", SourceWarning, stacklevel=2)
         return year
 
     def _write_osm(self, tile: TilePlan, names: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -340,7 +338,7 @@ class TileFetcher:
         )
         if not found:
             target.unlink(missing_ok=True)
-            logger.info("  no label lies on %s", tile.folder.id)
+            logger.info("  no labels on %s", tile.folder.id)
         yield "labels", {"found": found}
 
     def _scheme(self) -> ClassScheme:
@@ -348,9 +346,7 @@ class TileFetcher:
         if self.settings.scheme is not None:
             return self.settings.scheme
         if preset is None:
-            msg = (
-                "labels need the classes they are put into; give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
-            )
+            msg = "labels need a class scheme; give --scheme (enviroatlas-5, chesapeake-4 or a YAML file)"
             raise InputError(msg)
         return load_scheme(preset.scheme)
 
@@ -379,23 +375,23 @@ def _write_mask(values: NDArray[np.uint8], grid: Grid, path: Path) -> None:
 
 
 def files_of(layer: str) -> tuple[str, ...]:
-    """Return the names of the files that a layer becomes."""
+    """Return the names of a layer's files."""
     return osm.LAYERS if layer == "osm" else (layer,)
 
 
 def _identity_of(file: str | None, url: str) -> tuple[str, dict[str, Any]]:
-    """Return the origin and the identity of a file, or of a server where none is given."""
+    """Return the origin and the identity of a file, or of a server if no file is given."""
     if file is None:
         return redact(url), {"url": fingerprint(url)}
     return absolute_source(file), {"file": identify(file)}
 
 
 def _log_stale(folder: TileFolder, names: Sequence[str], prints: dict[str, str]) -> None:
-    """Say which layers are fetched anew, and what has changed."""
+    """Log which layers are fetched again, and what has changed."""
     if not names:
         return
     before = folder.steps().get(names[0], {}).get("basis")
     before = before if isinstance(before, dict) else {}
     changed = [_CHANGES.get(name, name) for name in sorted(prints) if before.get(name) != prints[name]]
     why = ", ".join(changed) if before and changed else "its source or an option"
-    logger.info("  %s: %s is stale and is fetched again (changed: %s)", folder.id, ", ".join(names), why)
+    logger.info("  %s: %s is stale; fetching it again (changed: %s)", folder.id, ", ".join(names), why)

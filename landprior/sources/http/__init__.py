@@ -1,1 +1,1 @@
-"""The one way to the network: the client, what answers say, whole files, remote rasters by ranges, the cache."""
+"""All network access: the client, responses, downloads of whole files, remote rasters by ranges, and the cache."""

@@ -1,4 +1,4 @@
-"""The cache of what was downloaded: one folder, shared by all workspaces; good answers only."""
+"""The cache of downloads: one folder shared by all workspaces, with valid responses only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Usage:
-    """How much of the cache a source takes.
+    """Space used in the cache by a source.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Usage:
     entries
         Number of files.
     size
-        Bytes.
+        Size in bytes.
     """
 
     source: str
@@ -55,23 +55,23 @@ class Cache:
     Parameters
     ----------
     root
-        The folder; made on first use. None: :func:`default_cache`.
+        The folder, created on first use. None: :func:`default_cache`.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root) if root is not None else default_cache()
 
     def path(self, source: str, key: str, suffix: str = "") -> Path:
-        """Return where something lies, there or not; its folder exists afterwards.
+        """Return the path of an entry, whether or not it exists; its folder is created.
 
         Parameters
         ----------
         source
-            Name of the source, the name of a folder.
+            Name of the source, which is the name of its folder.
         key
-            What identifies it, such as a URL. Only its hash is written.
+            Identifier of the entry, such as a URL. Only its hash is stored.
         suffix
-            With the dot.
+            Suffix of the file, with the dot.
 
         Returns
         -------
@@ -81,15 +81,16 @@ class Cache:
         Raises
         ------
         RasterWriteError
-            If the folder cannot be made.
+            If the folder cannot be created.
         """
         name = hashlib.sha256(key.encode()).hexdigest()
         return self._folder(source) / f"{name[:32]}{suffix}"
 
     def lock_path(self, path: Path) -> Path:
-        """Return the file that stands for the lock of another file.
+        """Return the lock file of a file.
 
-        It is never deleted, which would break the lock for those who wait; so it does not lie beside the other.
+        Lock files are never deleted, as that would break the lock for waiting processes, so they have a folder of their
+        own.
         """
         return self._folder(_LOCKS) / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.lock"
 
@@ -106,45 +107,45 @@ class Cache:
         return folder
 
     def put(self, path: Path, content: bytes) -> Path:
-        """Write a file of the cache, whole or not at all."""
+        """Write a file of the cache atomically."""
         with self.writing(path), replacing(path, overwrite=True) as temporary:
             temporary.write_bytes(content)
         return path
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Turn what the disk says within the block into an error with a remedy.
+        """Turn disk errors in the ``with`` block into an error with a remedy.
 
         Parameters
         ----------
         path
-            What is being written.
+            Path being written.
 
         Yields
         ------
         None
-            What is raised inside is looked at.
+            Exceptions in the block are inspected.
 
         Raises
         ------
         RasterWriteError
-            Where the block raises an OSError that is not ours.
+            If the block raises an OSError that is not ours.
         """
         here = path.is_relative_to(self.root)
-        remedy = "make room there" + (", or set LANDPRIOR_CACHE to a folder on another disk" if here else "")
+        remedy = "free some space there" + (", or set LANDPRIOR_CACHE to a folder on another disk" if here else "")
         try:
             yield
         except OSError as error:
             if isinstance(error, RasterWriteError):
                 msg = f"{error}; {remedy}"
-            elif isinstance(error, LandpriorError):  # some are OSErrors, and say enough
+            elif isinstance(error, LandpriorError):  # some are OSErrors with a sufficient message
                 raise
             else:
                 msg = f"cannot write {path} ({error.strerror or type(error).__name__}); {remedy}"
             raise RasterWriteError(msg) from error
 
     def usage(self) -> list[Usage]:
-        """Return what each source takes."""
+        """Return the space used by each source."""
         found = []
         for folder in self._sources():
             sizes = [status.st_size for _, status in _files(folder)]
@@ -152,14 +153,14 @@ class Cache:
         return found
 
     def clear(self, sources: tuple[str, ...] = (), *, older_than_days: float = 0.0) -> int:
-        """Delete what is cached.
+        """Delete cached files.
 
         Parameters
         ----------
         sources
-            Only of these sources; none: of all.
+            Sources to clear; if empty, all.
         older_than_days
-            Only what was written so long ago.
+            Minimum age of the files to delete.
 
         Returns
         -------
@@ -171,17 +172,17 @@ class Cache:
         InputError
             If a source is not in the cache, or the folder is not a cache of landprior.
         RasterWriteError
-            If something cannot be deleted.
+            If a file cannot be deleted.
         """
         if not self.root.is_dir() or not any(self.root.iterdir()):
             return 0
         if not (self.root / _MARK).is_file():
-            msg = f"{self.root} is no cache of landprior (it has no {_MARK}); nothing was deleted"
+            msg = f"{self.root} is not a landprior cache (it has no {_MARK}); nothing was deleted"
             raise InputError(msg)
         folders = {folder.name: folder for folder in self._sources()}
         unknown = sorted(set(sources) - set(folders))
         if unknown:
-            msg = f"the cache has nothing of {', '.join(unknown)}; it has: {', '.join(sorted(folders)) or 'nothing'}"
+            msg = f"the cache has nothing from {', '.join(unknown)}; it has: {', '.join(sorted(folders)) or 'nothing'}"
             raise InputError(msg)
         before = time.time() - older_than_days * 86_400
         freed = 0
@@ -201,7 +202,7 @@ class Cache:
         return freed
 
     def discard(self, path: Path) -> None:
-        """Delete one file or folder of the cache."""
+        """Delete a file or folder of the cache."""
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
@@ -213,19 +214,19 @@ class Cache:
 
 
 def read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes, float] | None:
-    """Return an answer of the cache, if it is there and good.
+    """Return a cached response, if it exists and is valid.
 
     Parameters
     ----------
     path
-        Where it lies.
+        Path of the response.
     check
-        Raises if it is damaged.
+        Function that raises if the response is damaged.
 
     Returns
     -------
     tuple of bytes and float, or None
-        The answer, and when it was kept.
+        The response, and the time it was stored.
     """
     try:
         content, when = path.read_bytes(), path.stat().st_mtime
@@ -238,22 +239,22 @@ def read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes,
 
 @contextmanager
 def writing_features(path: Path) -> Iterator[None]:
-    """Turn what pyogrio raises while it writes into one error; it has no class for a full disk.
+    """Turn exceptions of pyogrio's writer into one error, as pyogrio has no class for a full disk.
 
     Parameters
     ----------
     path
-        What is being written.
+        Path being written.
 
     Yields
     ------
     None
-        What is raised inside is looked at.
+        Exceptions in the block are inspected.
 
     Raises
     ------
     RasterWriteError
-        Where the block raises one of pyogrio's.
+        If the block raises one of pyogrio's exceptions.
     """
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
@@ -266,7 +267,7 @@ def writing_features(path: Path) -> Iterator[None]:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Return what is there; a fetch may be writing and deleting meanwhile."""
+    """Return existing files; a fetch may write and delete files meanwhile."""
     for path in folder.rglob("*"):
         with suppress(OSError):
             if path.is_file():

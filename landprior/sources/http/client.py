@@ -1,7 +1,7 @@
-"""The one way to the network: retries, time limits, resume, checks, offline mode.
+"""The network client: retries, timeouts, resumed downloads, checks and offline mode.
 
-Whatever fails becomes a :class:`~landprior.errors.SourceError` that names the source and the remedy.
-Query strings (signatures, keys) and user names in URLs never reach a message, a log or a file name.
+Every failure becomes a :class:`~landprior.errors.SourceError` that names the source and the remedy.
+Query strings (signatures, keys) and user names in URLs never appear in a message, a log or a file name.
 """
 
 from __future__ import annotations
@@ -59,25 +59,25 @@ USER_AGENT = f"landprior/{landprior.__version__}"
 DAY = 86_400.0
 _PIECE = 64 * 1024
 _PROGRESS = 1024 * 1024
-"""Bytes received since the last failure after which a request has all its attempts again."""
+"""Bytes received since the last failure after which a request's attempts are reset."""
 _REDIRECTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How patiently a source is asked.
+    """Settings of retries and timeouts.
 
     Parameters
     ----------
     attempts
-        How often in all.
+        Maximum number of attempts.
     first_wait, longest_wait
-        Seconds; the wait doubles from the first to the longest, times a random 0.5 to 1. A source that
-        asks for a longer one (Retry-After) than the longest is given up at once.
+        Waiting times in seconds; the wait doubles from the first to the longest, times a random factor of 0.5 to 1. If
+        a source asks for a longer wait (Retry-After) than the longest, the request fails at once.
     connect_timeout, read_timeout
-        Seconds until a connection stands, and between two pieces of an answer.
+        Timeouts in seconds for connecting, and between two pieces of a response.
     least_speed, grace
-        Bytes per second below which an answer is given up, once it has lasted ``grace`` seconds.
+        Minimum speed in bytes per second; a slower response is aborted once it has lasted ``grace`` seconds.
     """
 
     attempts: int = 6
@@ -89,13 +89,13 @@ class RetryPolicy:
     grace: float = 30.0
 
     def wait(self, attempt: int) -> float:
-        """Return the seconds to wait after the attempt of this number, from 1."""
+        """Return the seconds to wait after an attempt, counted from 1."""
         longest = min(self.first_wait * 2.0 ** (attempt - 1), self.longest_wait)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
 
 def _hide_queries(record: logging.LogRecord) -> bool:
-    """Take queries, which may hold signatures, out of what urllib3 logs for those who turn it on."""
+    """Remove queries, which may contain signatures, from urllib3's log messages."""
     if isinstance(record.args, tuple):
         record.args = tuple(a.partition("?")[0] if isinstance(a, str) else a for a in record.args)
     return True
@@ -106,18 +106,18 @@ for _name in ("urllib3.connection", "urllib3.connectionpool"):
 
 
 class Network:
-    """Fetches, with everything that may go wrong on the way.
+    """A network client with retries, timeouts and a cache.
 
     Parameters
     ----------
     cache
-        Where good answers are kept.
+        Cache for valid responses.
     offline
-        Never touch the network; what is not cached raises :class:`OfflineError`.
+        Never use the network; anything not cached raises :class:`OfflineError`.
     refresh
-        Take nothing from the cache (but resume what was begun).
+        Ignore the cache (but resume downloads that were started).
     policy
-        Patience.
+        Settings of retries and timeouts.
     """
 
     def __init__(
@@ -134,29 +134,29 @@ class Network:
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._guard = threading.Lock()
 
-    # -- asking, again and again -------------------------------------------------------------------
+    # -- retries -------------------------------------------------------------------
 
     def call(self, origin: Origin, action: Callable[[], T], *, gained: Callable[[], int] | None = None) -> T:
-        """Run an action until it succeeds, fails for good, or patience ends.
+        """Run an action until it succeeds, fails permanently, or runs out of attempts.
 
         Parameters
         ----------
         origin
-            Whom it asks.
+            Source of the data.
         action
-            Raises :class:`SourceBusyError`, or what requests raises, if trying again may help.
+            Function to run; raises :class:`SourceBusyError`, or an exception of requests, if a retry may help.
         gained
-            Returns the bytes that came and are kept; while they grow, patience does not end.
+            Function that returns the number of bytes received and kept; while it grows, attempts are not used up.
 
         Returns
         -------
         object
-            What the action returns.
+            The result of the action.
 
         Raises
         ------
         SourceError
-            Names the source, what happened, and the remedy.
+            If the action fails; names the source, the problem and the remedy.
         FetchInterruptedError
             After :meth:`stop`.
         """
@@ -172,7 +172,7 @@ class Network:
                 failure = error
             self.require_running()  # it may have failed because of stop()
             if failure.source == origin.name:
-                raise failure  # from a request within this one; it names the source and the remedy already
+                raise failure  # from a nested request; it already names the source and the remedy
             if not isinstance(failure, SourceBusyError):
                 raise origin.error(str(failure), type(failure)) from None
             if gained is not None and gained() - before >= _PROGRESS:
@@ -180,10 +180,10 @@ class Network:
             asked = failure.wait or 0.0
             if attempt >= self.policy.attempts or asked > self.policy.longest_wait:
                 tried = "tried once" if attempt == 1 else f"tried {attempt} times"
-                later = f"it asks to wait {asked:.0f} s" if asked > self.policy.longest_wait else tried
+                later = f"the server asks to wait {asked:.0f} s" if asked > self.policy.longest_wait else tried
                 msg = f"{origin.name}: {failure} ({later}); run the same command again later, or {origin.remedy}"
                 raise SourceBusyError(msg, source=origin.name) from None
-            # what is asked for is the least; all who were told the same should not come back at once
+            # the requested wait is a minimum; clients told the same should not all return at once
             wait = self.policy.wait(attempt) if failure.wait is None else asked + self.policy.wait(1)
             logger.info(
                 "%s: %s; trying again in %.1f s (%d of %d)",
@@ -192,11 +192,11 @@ class Network:
             self.pause(wait)
 
     def stop(self) -> None:
-        """Make every request and wait in progress end soon, with :class:`FetchInterruptedError`."""
+        """Abort every request and wait in progress with :class:`FetchInterruptedError`."""
         self._stopped.set()
         with self._guard:
             for connection in list(self._sockets):
-                with suppress(OSError):  # closed already
+                with suppress(OSError):  # already closed
                     connection.shutdown(socket.SHUT_RDWR)
 
     def pause(self, seconds: float) -> None:
@@ -205,32 +205,32 @@ class Network:
         self.require_running()
 
     def require_online(self, origin: Origin, what: str) -> None:
-        """Refuse what would need the network where nothing may be asked.
+        """Raise an error in offline mode, for data that would need the network.
 
         Raises
         ------
         OfflineError
-            Says what is not in the cache.
+            In offline mode; names the data that is not cached.
         """
         if self.offline:
             msg = f"{origin.name}: {what} is not in the cache, and --offline was given; run once without it"
             raise OfflineError(msg, source=origin.name)
 
     def require_running(self) -> None:
-        """Refuse to go on after :meth:`stop`.
+        """Raise an error after :meth:`stop`.
 
         Raises
         ------
         FetchInterruptedError
-            If it was called.
+            If :meth:`stop` was called.
         """
         if self._stopped.is_set():
-            msg = "stopped; what is whole was kept, and the same command goes on from there"
+            msg = "stopped; finished downloads were kept, and the same command resumes from there"
             raise FetchInterruptedError(msg)
 
     @contextmanager
     def listening(self, count: Callable[[int], None]) -> Iterator[None]:
-        """Tell ``count`` the bytes that this thread receives."""
+        """Call ``count`` with the bytes that this thread receives."""
         before = getattr(self._local, "count", None)
         self._local.count = count
         try:
@@ -240,11 +240,11 @@ class Network:
 
     @property
     def listener(self) -> Callable[[int], None] | None:
-        """Whoever counts this thread's bytes."""
+        """The function that counts this thread's bytes."""
         found: Callable[[int], None] | None = getattr(self._local, "count", None)
         return found
 
-    # -- small answers -----------------------------------------------------------------------------
+    # -- small responses -----------------------------------------------------------------------------
 
     def get(
         self,
@@ -259,35 +259,35 @@ class Network:
         check: Callable[[bytes], None] | None = None,
         limit: int = ANSWER_LIMIT,
     ) -> bytes:
-        """Return an answer, from the cache if it may come from there.
+        """Return a response, from the cache if that is allowed.
 
         Parameters
         ----------
         url, params, headers, body
-            What to ask; GET, or POST of ``body`` as JSON.
+            The request: GET, or POST of ``body`` as JSON.
         origin
-            Whom.
+            Source of the data.
         keep
-            Seconds for which a cached answer will do; 0: not cached. If asking fails and an older answer
-            is there, that is taken, with a remark.
+            Seconds for which a cached response is valid; 0: not cached. If the request fails and an older response
+            exists, that is used, with a warning in the log.
         suffix
-            Of the cached file.
+            Suffix of the cached file.
         check
-            Raises :class:`SourceError` if the answer is none; such an answer is not kept.
+            Function that raises :class:`SourceError` for an invalid response, which is not cached.
         limit
-            Bytes, unpacked, after which it is given up.
+            Maximum size in bytes, decompressed.
 
         Returns
         -------
         bytes
-            The body, unpacked.
+            The body, decompressed.
 
         Raises
         ------
         SourceError
-            If there is no good answer, or it is longer than the limit.
+            If there is no valid response, or it is longer than the limit.
         OfflineError
-            If nothing may be asked and it is not in the cache.
+            In offline mode, if the response is not cached.
         """
 
         def ask() -> bytes:
@@ -304,7 +304,7 @@ class Network:
             return self.call(origin, ask)
         key = json.dumps([url, sorted((params or {}).items()), body], sort_keys=True)
         path = self.cache.path(origin.folder, key, suffix)
-        with self.lock(str(path)):  # threads that ask the same wait for the one answer
+        with self.lock(str(path)):  # threads with the same request wait for one response
             kept = read_kept(path, check)
             if kept is not None and not self.must_refetch(path) and (time.time() - kept[1] < keep or self.offline):
                 return kept[0]
@@ -315,7 +315,7 @@ class Network:
                 if kept is None:
                     raise
                 day = datetime.fromtimestamp(kept[1], UTC).strftime("%Y-%m-%d")
-                logger.warning("%s; using the answer of %s", error, day)
+                logger.warning("%s; using the response of %s", error, day)
                 return kept[0]
             self.cache.put(path, content)
             self.mark_fetched(path)
@@ -329,18 +329,18 @@ class Network:
         decode: bool = True,
         limit: int | None = None,
     ) -> bytes:
-        """Read an answer's body in pieces, with the time limits, and check its length.
+        """Read the body of a response in pieces, with timeouts, and check its length.
 
         Parameters
         ----------
         response
-            Opened with ``stream=True``.
+            Response opened with ``stream=True``.
         sink
-            Takes the pieces; without, they are returned.
+            Function called with each piece; without it, the body is returned.
         decode
-            Unpack what was packed for the way. Not for files: they are kept as they lie there.
+            Undo the content encoding. Not for files, which are stored as they are on the server.
         limit
-            Bytes, as they are taken, after which it is given up. None: 32 MB if they are returned, else 64 GB.
+            Maximum size in bytes. None: 32 MB if the body is returned, otherwise 64 GB.
 
         Returns
         -------
@@ -350,9 +350,9 @@ class Network:
         Raises
         ------
         SourceBusyError
-            If it is cut short, or too slow.
+            If the response is cut short or too slow.
         SourceError
-            If it is longer than the limit. At most the limit and one chunk are held in memory.
+            If it exceeds the limit. At most the limit plus one chunk is held in memory.
         """
         pieces: list[bytes] = []
         take, count = sink or pieces.append, self.listener
@@ -385,17 +385,17 @@ class Network:
         return b"".join(pieces)
 
     def _request(self, method: str, url: str, **options: Any) -> Response:  # noqa: ANN401 - those of requests
-        """Ask; the body is not read yet."""
+        """Send a request; the body is not read yet."""
         require_web(url)
         timeout = (self.policy.connect_timeout, self.policy.read_timeout)
         try:
             return self.session.request(method, url, stream=True, timeout=timeout, **options)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-            raise translate(error, url) from None  # their texts have the whole URL
+            raise translate(error, url) from None  # their messages contain the whole URL
 
     @property
     def session(self) -> requests.Session:
-        """The session of this thread; what is asked by it ends with :meth:`stop`."""
+        """The session of this thread; :meth:`stop` aborts its requests."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = Session()
@@ -407,34 +407,34 @@ class Network:
         return session
 
     def _watch(self, connection: socket.socket) -> None:
-        """Remember an open connection, so that :meth:`stop` can end what waits for it."""
+        """Remember an open connection, so that :meth:`stop` can abort it."""
         with self._guard:
             self._sockets.add(connection)
         self.require_running()
 
     def must_refetch(self, path: Path) -> bool:
-        """Say whether what is cached must not be taken: it is to be fetched anew, and was not yet."""
+        """Return whether a cached file must be fetched again and has not been in this run."""
         return self.refresh and str(path) not in self._fetched
 
     def open(self, remote: Remote, headers: Mapping[str, str]) -> Response:
-        """Ask for a file; if the signature has run out, sign anew, once."""
+        """Request a file; if the signature has expired, renew it once."""
         for renewed in (False, True):
             url = remote.url
             response = self._request("GET", url, headers=dict(headers))
             if response.status_code not in DENIED or remote.signer is None or renewed:
                 return response
             response.close()
-            logger.debug("%s: the signature has run out; signing anew", redact(remote.href))
+            logger.debug("%s: the signature has expired; renewing it", redact(remote.href))
             with self.lock("signatures"):
-                if remote.url == url:  # else another thread has signed anew meanwhile
+                if remote.url == url:  # otherwise another thread has renewed it meanwhile
                     remote.signer.forget(remote.href)
         raise AssertionError  # pragma: no cover - the loop returns
 
     def mark_fetched(self, path: Path) -> None:
-        """Note that something was fetched anew in this run, which is enough."""
+        """Record that a file was fetched again in this run, so that it is not fetched twice."""
         self._fetched.add(str(path))
 
     def lock(self, name: str) -> threading.Lock:
-        """Return the lock of this name, of this process."""
+        """Return this process's lock of a name."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())

@@ -1,4 +1,4 @@
-"""Whole files: downloaded into the cache, resumed after an interruption, checked."""
+"""Downloading whole files into the cache, with checks, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def download(
     check: Callable[[Path], None] | None = None,
     limit: int = FILE_LIMIT,
 ) -> Path:
-    """Return a whole file in the cache, fetched if need be; an interrupted download is gone on with.
+    """Return a whole file in the cache, downloading it or resuming its download if necessary.
 
     Parameters
     ----------
     network, remote, origin
-        By which client, what, and from whom.
+        The client, the file and its source.
     suffix
-        Of the cached file.
+        Suffix of the cached file.
     path
-        Put it here instead of into the cache.
+        Path to write to instead of the cache.
     md5
-        What its MD5 sum must be.
+        Expected MD5 sum.
     check
-        Raises :class:`SourceError` if the content is wrong; then nothing is kept.
+        Function that raises :class:`SourceError` for wrong content, which is not kept.
     limit
-        Bytes after which it is given up.
+        Maximum size in bytes.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def download(
     Raises
     ------
     SourceError
-        If it cannot be had, is longer than the limit, or its content is wrong twice.
+        If the download fails, is longer than the limit, or has wrong content twice.
     """
     path = path or network.cache.path(origin.folder, remote.href, suffix)
     if path.is_file() and not network.must_refetch(path):
@@ -103,7 +103,7 @@ def download(
 
 
 def _resume(network: Network, remote: Remote, part: Path, limit: int) -> None:
-    """Fetch what is missing of a file begun, if it is still the same file."""
+    """Fetch the missing part of a partial download, if the file has not changed."""
     mark = _version_file(part)
     version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
     start = file_size(part) if version else 0
@@ -111,33 +111,33 @@ def _resume(network: Network, remote: Remote, part: Path, limit: int) -> None:
     with network.open(remote, headers) as response:
         due = _expected_length(response, part, start, version)
         if due == start:
-            return  # nothing is missing
+            return  # already complete
         if due is not None and due > limit:
             raise TooLongError.of(response, limit)
         resumed, now = response.status_code == requests.codes.partial_content, validator_of(response)
         with network.cache.writing(part):
             if not resumed:
-                mark.unlink(missing_ok=True)  # first: it says what is in the part
+                mark.unlink(missing_ok=True)  # delete first, as it describes the part
             with part.open("ab" if resumed else "wb") as stream:
                 if not resumed and now:
                     mark.write_text(now, encoding="utf-8")
 
                 def write(piece: bytes) -> None:
                     stream.write(piece)
-                    stream.flush()  # what has come is there even if this process is killed now
+                    stream.flush()  # received bytes are kept even if this process is killed now
 
                 network.read_body(response, write, decode=False, limit=limit - (start if resumed else 0))
     size = file_size(part)
     if size == 0 or (due is not None and size > due):
         _drop_part(part)
     if size == 0 or (due is not None and size != due):
-        msg = f"{redact(remote.href)} gave {size} of {due or 'unknown'} bytes"
+        msg = f"{redact(remote.href)} sent {size} of {due or 'unknown'} bytes"
         raise SourceBusyError(msg)
 
 
 @contextmanager
 def _locking(network: Network, path: Path, origin: Origin) -> Iterator[None]:
-    """Keep other processes and threads from fetching the same file."""
+    """Lock a file against other processes and threads that would fetch it."""
     warned = False
     with network.cache.writing(path):
         lock = FileLock(network.cache.lock_path(path))
@@ -157,12 +157,12 @@ def _locking(network: Network, path: Path, origin: Origin) -> Iterator[None]:
 
 
 def _expected_length(response: Response, part: Path, start: int, version: str) -> int | None:
-    """Return the length of the file whose rest was asked for, if the answer says it.
+    """Return the length of a file whose remainder was requested, if the response gives it.
 
     Raises
     ------
     SourceError
-        If the answer is none, or belongs to another version than the part; that is deleted then.
+        If the response is invalid or of another version than the part, which is then deleted.
     """
     now, where = validator_of(response), redact(response.url)
     if response.status_code == requests.codes.requested_range_not_satisfiable:
@@ -177,20 +177,20 @@ def _expected_length(response: Response, part: Path, start: int, version: str) -
         first, due = range_of(response)
         if first != start or now not in {"", version}:
             _drop_part(part)
-            msg = f"{where} sent another part, or another version, than was asked for"
+            msg = f"{where} sent another part, or another version, than requested"
             raise SourceBusyError(msg)
         return due
     length = length_of(response)
     if length == 0:
-        msg = f"{where} gave an empty file"
+        msg = f"{where} sent an empty file"
         raise SourceBusyError(msg)
     return length
 
 
 def _check_file(path: Path, remote: Remote, md5: str | None, check: Callable[[Path], None] | None) -> None:
-    """Raise unless a downloaded file is what it should be."""
+    """Raise an error if a downloaded file is not as expected."""
     if md5 is not None and _md5(path) != md5:
-        msg = f"{redact(remote.href)} has another checksum than it should and was deleted"
+        msg = f"{redact(remote.href)} has the wrong checksum and was deleted"
         raise SourceError(msg)
     if check is not None:
         check(path)

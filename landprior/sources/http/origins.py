@@ -1,4 +1,4 @@
-"""Whom data comes from, and the files there: names and remedies for messages, addresses and how they are signed."""
+"""Sources of data and their files: names and remedies for messages, addresses and their signatures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from landprior.errors import SourceError
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Whom data comes from, for messages and for the cache.
+    """A source of data, for messages and for the cache.
 
     Parameters
     ----------
     name
-        As a user calls it: "NAIP".
+        Name for the user, such as "NAIP".
     folder
-        Its folder in the cache.
+        Name of its folder in the cache.
     remedy
-        What a user can do when it fails; completes "; ".
+        What a user can do if it fails; added to messages after "; ".
     """
 
     name: str
@@ -32,23 +32,23 @@ class Origin:
 
 
 class Signer(Protocol):
-    """Gives URLs the signature they need for a while."""
+    """Adds temporary signatures to URLs."""
 
     def sign(self, href: str) -> str:
-        """Return the URL to read now."""
+        """Return the signed URL."""
 
     def forget(self, href: str) -> None:
-        """Sign this one anew the next time."""
+        """Forget the signature of a URL, so that the next call renews it."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a source: its lasting address, and how it is signed, if it is."""
+    """A file of a source: its permanent address, and its signer if it needs one."""
 
     href: str
     signer: Signer | None = None
 
     @property
     def url(self) -> str:
-        """The address to read now."""
+        """The address to read, signed."""
         return self.href if self.signer is None else self.signer.sign(self.href)

@@ -1,4 +1,4 @@
-"""Remote rasters by ranges: chunks in the cache, and a file of them that GDAL can read."""
+"""Reading remote rasters by ranges: chunks in the cache, and a file object over them for GDAL."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ if TYPE_CHECKING:
     from landprior.sources.http.origins import Origin, Remote
 
 CHUNK = 512 * 1024
-"""Bytes of a remote file that are read and cached at once."""
+"""Chunk size: bytes of a remote file read and cached at once."""
 
 _WHOLE_LIMIT = 1024 * MEGABYTE
-"""Bytes of a file that a server sends whole, and without its length; such a file is held in memory once."""
+"""Maximum size of a file that a server sends whole and without its length; it is held in memory once."""
 _READ_AHEAD = 16
-"""At most so many chunks in one request, when a file is read on and on."""
+"""Maximum number of chunks per request, when a file is read sequentially."""
 
 
 @contextmanager
 def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[DatasetReader]:
-    """Open a remote raster; what is read of it comes by ranges and stays in the cache.
+    """Open a remote raster; it is read by ranges, which are cached.
 
     Parameters
     ----------
     network
-        Asks for the ranges.
+        Client for the ranges.
     remote
-        The file's address, and what signs it.
+        Address of the file, and its signer.
     origin
-        Whose it is, for messages and the folder in the cache.
+        Source of the file, for messages and the folder in the cache.
 
     Yields
     ------
     DatasetReader
-        Open while the block lasts.
+        The raster, open within the block.
 
     Raises
     ------
     SourceError
-        If it cannot be read, now or later within the block.
+        If it cannot be read, immediately or later in the block.
     """
     chunks = Chunks(network, remote, origin)
     name = re.sub(r"[^\w.-]", "_", urlsplit(remote.href).path.rpartition("/")[2]) or "raster"
@@ -80,13 +80,13 @@ def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[Da
             ):
                 yield src
         finally:
-            chunks.raise_failure()  # GDAL swallows the error of a request; whatever came later follows from it
+            chunks.raise_failure()  # GDAL hides the error of a request, which causes any later ones
     except (RasterioError, RasterReadError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if cause is error and isinstance(error, RasterReadError):
-            raise  # the reader's own complaint about the content
+            raise  # an error of the caller about the content
         chunks.discard()
         reason = re.sub(r"\S*/vsi\S*", name, " ".join(str(cause).split())).rstrip(".")
         problem = f"{redact(remote.href)} is damaged ({reason}) and was deleted"
@@ -95,10 +95,10 @@ def open_remote(network: Network, remote: Remote, origin: Origin) -> Iterator[Da
 
 @dataclass
 class Chunks:
-    """A remote file as chunks in the cache, fetched as they are asked for.
+    """A remote file as chunks in the cache, fetched on demand.
 
-    ``meta.json`` in its folder says the size and the version; the chunks of a version have a folder of their
-    own, so that two versions cannot be mixed, whoever else writes there.
+    ``meta.json`` in its folder stores the size and the version; the chunks of a version have their own
+    folder, so that two versions cannot be mixed, even with several writers.
     """
 
     network: Network
@@ -119,18 +119,18 @@ class Chunks:
         self._lock = self.network.lock(str(self.folder))
 
     def raise_failure(self) -> None:
-        """Raise what a read failed with: GDAL reports only that it did."""
+        """Raise the error of a failed read, as GDAL reports only that it failed."""
         if self.failure is not None:
             raise self.failure
 
     def discard(self) -> None:
-        """Delete all of the file."""
+        """Delete all chunks of the file."""
         with self._lock:
             self.network.cache.discard(self.folder)
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes of a range, cut at the file's end."""
-        with self._lock:  # of all who read this file, so that nothing is fetched twice
+        """Return the bytes of a range, clipped to the file."""
+        with self._lock:  # shared by all readers of this file, so that nothing is fetched twice
             if self.size < 0:
                 self._begin()
             stop = min(stop, self.size)
@@ -141,7 +141,7 @@ class Chunks:
         return b"".join(parts)[start - offset : stop - offset]
 
     def _begin(self) -> None:
-        """Learn the file's size and version, from the cache or by asking."""
+        """Set the file's size and version, from the cache or by a request."""
         if not self.network.must_refetch(self.folder):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 known = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ class Chunks:
         return index in self._recent
 
     def _fetch(self, index: int, count: int) -> None:
-        """Fetch chunks; each is kept as soon as it is whole, and then not asked for again."""
+        """Fetch chunks; each is kept once complete, and not requested again."""
         network = self.network
         network.require_online(self.origin, redact(self.remote.href))
         wanted, kept = range(index, index + count), set[int]()
@@ -218,11 +218,11 @@ class Chunks:
         network.call(self.origin, ask, gained=lambda: len(kept) * CHUNK)
 
     def _read_span(self, response: Response, start: int, stop: int) -> tuple[int, int | None, int | None]:
-        """Return from where to where an answer goes, and the size of the file; None: it does not say."""
+        """Return the start and end of a response, and the size of the file; None if unknown."""
         where = redact(self.remote.href)
         check_status(response)
         length = length_of(response)
-        if response.status_code != requests.codes.partial_content:  # without ranges, all is sent
+        if response.status_code != requests.codes.partial_content:  # without ranges, the whole file is sent
             begin, end, total = 0, length, length
         else:
             begin, total = range_of(response)
@@ -230,15 +230,13 @@ class Chunks:
             if length is not None and begin + length != end:
                 if (total, version_of(response)) == (self.size, self._validator):
                     self._give_up()
-                msg = (
-                    f"{where} contradicts itself: {length} bytes from {begin} of {total}, where {end - begin} were due"
-                )
+                msg = f"{where} contradicts itself: {length} bytes from {begin} of {total}, instead of {end - begin}"
                 raise SourceBusyError(msg)
             if begin != start:
-                msg = f"{where} sent another part of the file than was asked for"
+                msg = f"{where} sent another part of the file than requested"
                 raise SourceBusyError(msg)
         if end == 0:
-            msg = f"{where} gave an empty file"
+            msg = f"{where} sent an empty file"
             raise SourceBusyError(msg)
         return begin, end, total
 
@@ -251,7 +249,7 @@ class Chunks:
             return self.network.read_body(response, sink, decode=False, limit=limit)
 
     def _confirm_version(self, total: int, validator: str) -> None:
-        """Note the file's size and version; refuse to mix two versions."""
+        """Record the file's size and version; raise an error if two versions would be mixed."""
         network, meta = self.network, self.folder / "meta.json"
         if self.size < 0:
             if network.must_refetch(self.folder):
@@ -264,23 +262,23 @@ class Chunks:
             self._pending_version = None
         elif (total, validator) == self._pending_version or network.policy.attempts == 1:
             self._give_up()
-        else:  # a slip of the server? What it says twice is taken for true
+        else:  # possibly a server error; if it is repeated, it is believed
             self._pending_version = (total, validator)
-            msg = f"{redact(self.remote.href)} is said to have another length or version than before"
+            msg = f"{redact(self.remote.href)} was reported with another length or version than before"
             raise SourceBusyError(msg)
 
     def _give_up(self) -> NoReturn:
         self.network.cache.discard(self.folder)
         msg = (
-            f"{redact(self.remote.href)} has changed since it was begun, or its length was wrong then; "
-            "what was kept of it may be damaged and was deleted; run the same command again"
+            f"{redact(self.remote.href)} has changed since the download began, or its length was wrong then; "
+            "the cached part may be damaged and was deleted; run the same command again"
         )
         raise DiscardedError(msg)
 
 
 @dataclass
 class _Cutter:
-    """Cuts what comes into chunks."""
+    """Cuts a stream into chunks."""
 
     at: int
     total: int
@@ -288,7 +286,7 @@ class _Cutter:
     _rest: bytearray = field(default_factory=bytearray)
 
     def take(self, piece: bytes) -> None:
-        """Take the next bytes; give every chunk that is whole to ``keep``."""
+        """Add the next bytes; call ``keep`` with every complete chunk."""
         self._rest += piece
         self.at += len(piece)
         begin = self.at - len(self._rest)
@@ -299,7 +297,7 @@ class _Cutter:
 
 
 class RangeFile(io.RawIOBase):
-    """A remote file for GDAL: reads ranges. A failure ends the read short and is kept for the caller."""
+    """A remote file for GDAL, read by ranges. A failed read returns no bytes, and the error is kept for the caller."""
 
     def __init__(self, chunks: Chunks) -> None:
         super().__init__()
@@ -336,7 +334,7 @@ class RangeFile(io.RawIOBase):
         return content
 
     def _try(self, action: Callable[[], bytes]) -> bytes:
-        # An exception would be lost in GDAL, and noisily.
+        # GDAL would drop an exception, after printing it.
         if self._chunks.failure is not None:
             return b""
         try:

@@ -1,4 +1,4 @@
-"""What HTTP answers say: whether they are good, how long to wait, which part of which version they hold."""
+"""Interpreting HTTP responses: errors, waiting times, ranges and versions."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 
 DENIED = {401, 403}
 IDENTITY = {"Accept-Encoding": "identity"}
-"""Header that asks for a file as it is."""
+"""Header that requests a file without content encoding."""
 
 MEGABYTE = 2**20
 _WEB = ("http", "https")
 _DIGITS = "[0-9]{1,18}"
-"""Of a length in a header; Python refuses to read numbers of thousands of digits."""
+"""Maximum digits of a length in a header; Python rejects numbers with thousands of digits."""
 _BUSY = {408, 425, 429}
 _NEVER = {501, 505}
-"""Server errors that the next attempt will meet too."""
+"""Server errors that a retry will not fix."""
 
 ANSWER_LIMIT = 32 * MEGABYTE
-"""Bytes, unpacked, after which an answer that is kept in memory is given up, unless its kind may be longer."""
+"""Default maximum size in bytes, decompressed, of a response held in memory."""
 FILE_LIMIT = 64 * 1024 * MEGABYTE
-"""Bytes after which a download is given up."""
+"""Maximum size of a download in bytes."""
 
 
 class TooLongError(SourceError):
-    """An answer is longer than anything of its kind."""
+    """A response is longer than expected of its kind."""
 
     @classmethod
     def of(cls, response: Response, limit: int) -> TooLongError:
-        """Return the error for an answer of more bytes than the limit."""
+        """Return the error for a response longer than the limit."""
         size = f"{limit / MEGABYTE:,.0f} MB"
-        return cls(f"{redact(response.url)} sends more than {size}, far more than expected; nothing of it was kept")
+        return cls(f"{redact(response.url)} sends more than {size}, far more than expected; it was not kept")
 
 
 def fingerprint(url: str) -> str:
-    """Return a hash of a whole URL, which tells apart what :func:`redact` makes alike, and shows no secret."""
+    """Return a hash of a whole URL, to tell apart URLs that :func:`redact` makes equal, without their secrets."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
@@ -60,7 +60,7 @@ def require_web(url: str) -> str:
     Raises
     ------
     SourceError
-        If it does not: a catalogue, an index or a redirect must not make us read files or ask other services.
+        If it does not: a catalogue, an index or a redirect must not make us read local files or use other protocols.
     """
     try:
         scheme = urlsplit(url).scheme.lower()
@@ -73,26 +73,26 @@ def require_web(url: str) -> str:
 
 
 def parse_json(content: bytes | str, where: str) -> object:
-    """Return an answer's JSON.
+    """Return the JSON of a response.
 
     Parameters
     ----------
     content
-        The answer.
+        Body of the response.
     where
-        Who sent it, for the message.
+        Its sender, for the message.
 
     Returns
     -------
     object
-        As of :func:`json.loads`.
+        The result of :func:`json.loads`.
 
     Raises
     ------
     SourceBusyError
-        If it is no JSON; a server in trouble may send a page instead.
+        If it is not JSON; an overloaded server may send an HTML page instead.
     SourceError
-        If it is nested so deeply that reading it would take all of Python's stack.
+        If it is nested so deeply that parsing would overflow the stack.
     """
     try:
         return json.loads(content)
@@ -105,14 +105,14 @@ def parse_json(content: bytes | str, where: str) -> object:
 
 
 def check_status(response: Response) -> None:
-    """Raise for an answer that is none.
+    """Raise an error for an unsuccessful response.
 
     Raises
     ------
     SourceBusyError
-        If asking again may help; has the wait the server asks for.
+        If a retry may help; includes the wait the server asks for.
     SourceError
-        If not.
+        Otherwise.
     """
     status = response.status_code
     if 200 <= status < 300:
@@ -127,7 +127,7 @@ def check_status(response: Response) -> None:
 
 
 def retry_after(response: Response) -> float | None:
-    """Return the seconds a server asks to wait, by number or by date; None if it does not."""
+    """Return the seconds a server asks to wait, as a number or a date; None if it does not."""
     text = response.headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
@@ -139,7 +139,7 @@ def retry_after(response: Response) -> float | None:
 
 
 def translate(error: Exception, url: str | None = None) -> SourceError:
-    """Say in our words what requests' say with the whole URL."""
+    """Return an error in our own words for an exception of requests, whose message has the whole URL."""
     request = getattr(error, "request", None)
     where = redact(getattr(request, "url", None) or url or "the server")
     if isinstance(error, requests.TooManyRedirects):
@@ -152,47 +152,47 @@ def translate(error: Exception, url: str | None = None) -> SourceError:
         return SourceBusyError(f"{where} cannot be reached through the proxy")
     broken = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
     if isinstance(error, broken) and not isinstance(error, requests.exceptions.InvalidURL):
-        return SourceBusyError(f"{where} cannot be reached, or broke off the connection")
+        return SourceBusyError(f"{where} cannot be reached, or closed the connection")
     return SourceError(f"{where} cannot be queried ({type(error).__name__})")
 
 
 def _is_certificate_error(error: BaseException) -> bool:
-    """Say whether a certificate was refused; requests and urllib3 carry the error of TLS as a reason or an argument."""
+    """Say whether a certificate was refused; requests and urllib3 wrap the TLS error as a reason or an argument."""
     reason = getattr(error, "reason", None)
-    if isinstance(error, ssl.SSLError):  # its reason is a name of OpenSSL's, such as TLSV13_ALERT_CERTIFICATE_REQUIRED
+    if isinstance(error, ssl.SSLError):  # its reason is an OpenSSL name, such as TLSV13_ALERT_CERTIFICATE_REQUIRED
         return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in (reason or "")
     within = reason or next(iter(error.args), None)
     return isinstance(within, BaseException) and _is_certificate_error(within)
 
 
 def range_of(response: Response) -> tuple[int, int]:
-    """Return the first byte and the total of a partial answer.
+    """Return the first byte and the total size of a partial response.
 
     Raises
     ------
     SourceBusyError
-        If the answer does not say.
+        If the response does not give them.
     """
     text = response.headers.get("Content-Range", "")
     found = re.fullmatch(rf"bytes ({_DIGITS})-{_DIGITS}/({_DIGITS})", text.strip())
     if found is None:
-        msg = f"{redact(response.url)} sent a part of a file and does not say which ({text[:40]!r})"
+        msg = f"{redact(response.url)} sent part of a file without saying which ({text[:40]!r})"
         raise SourceBusyError(msg)
     return int(found[1]), int(found[2])
 
 
 def length_of(response: Response) -> int | None:
-    """Return the declared length of an answer's body, None if it is not said."""
+    """Return the declared length of a response's body; None if it is not declared."""
     text = response.headers.get("Content-Length", "")
     return int(text) if re.fullmatch(_DIGITS, text) else None
 
 
 def validator_of(response: Response) -> str:
-    """Return what tells one version of a file from another: a strong ETag, or when it was changed."""
+    """Return the identifier of a file's version: a strong ETag, or the time of its last change."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def version_of(response: Response) -> str:
-    """Return the validator, or a weak ETag: good enough to see a change, not to go on with a part."""
+    """Return the validator, or a weak ETag, which is enough to detect a change but not to resume."""
     return validator_of(response) or response.headers.get("ETag", "")

@@ -1,4 +1,4 @@
-"""What requests may tell to whom: passwords stay on their host, redirects lose no encryption, no ``~/.netrc``."""
+"""Sessions that keep passwords on their host, never redirect to plain http, and ignore ``~/.netrc``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HARMLESS = {
     "accept", "accept-encoding", "connection", "content-length", "content-type", "cookie", "if-range",
     "proxy-authorization", "range", "user-agent",
 }  # fmt: skip
-"""Headers that may go on when a server leads to another host (requests sees to cookies and proxies); keys may not."""
+"""Headers kept on a redirect to another host (requests handles cookies and proxies); keys are dropped."""
 
 
 class UrlAuth(requests.auth.AuthBase):
-    """Takes the user and password of the URL itself, and nothing else.
+    """Use only the user and password of the URL itself.
 
-    Without it requests looks the host up in ``~/.netrc``, whose passwords would then go to whatever host a
-    plan, a catalogue or a redirect names, over http too.
+    Otherwise requests looks up the host in ``~/.netrc``, whose passwords would then go to whatever host a
+    plan, a catalogue or a redirect names, even over http.
     """
 
     def __call__(self, prepared: PreparedRequest) -> PreparedRequest:
@@ -40,25 +40,25 @@ class UrlAuth(requests.auth.AuthBase):
 
 
 def check_redirect(response: Response, target: str) -> None:
-    """Refuse a redirect that would lose encryption, or leave the web; close the answer, which is not read.
+    """Raise an error for a redirect that loses encryption or leaves the web; the response is closed unread.
 
     Raises
     ------
     SourceError
-        If it leads from https to http, or to another kind of address.
+        If the redirect leads from https to http, or to another kind of address.
     """
-    response.close()  # requests would unpack all of it into memory
+    response.close()  # requests would decompress it into memory
     where = require_web(urljoin(response.url, target))
     if urlsplit(response.url).scheme == "https" and urlsplit(where).scheme != "https":
-        msg = f"{redact(response.url)} leads from https to {redact(where)}, which is not encrypted; this is refused"
+        msg = f"{redact(response.url)} redirects from https to {redact(where)}, which is not encrypted; refused"
         raise SourceError(msg)
 
 
 class Session(requests.Session):
-    """Tells another host nothing but what it needs, when a server leads there."""
+    """A session that sends another host only what it needs on a redirect."""
 
     def get_redirect_target(self, resp: Response) -> str | None:
-        """Return where a redirect leads, if it is allowed."""
+        """Return the target of a redirect, if it is allowed."""
         target: str | None = super().get_redirect_target(resp)
         if target:
             check_redirect(resp, target)
@@ -74,14 +74,14 @@ class Session(requests.Session):
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """Shows every connection that it opens."""
+    """Report every connection that is opened."""
 
     def __init__(self, show: Callable[[socket.socket], None]) -> None:
         self._show = show
         super().__init__()
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - urllib3's
-        """Return the pool of a host, whose connections are shown."""
+        """Return the pool of a host, whose connections are reported."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
         base, show = pool.ConnectionCls, self._show
         if not hasattr(base, "shown"):

@@ -1,1 +1,1 @@
-"""NAIP imagery: found in a catalogue or a folder, chosen, given the grid of a tile, warped onto it."""
+"""NAIP imagery: searching a catalogue or folder, choosing images, laying out tiles, and warping."""

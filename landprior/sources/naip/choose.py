@@ -1,4 +1,4 @@
-"""Which NAIP images cover a place, from the year wanted or the nearest to it."""
+"""Choosing the NAIP images that cover a place, of the requested year or the nearest."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _LEAST_HECTARES = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """An image and the part of the place that it is taken for (degrees)."""
+    """An image and the part of the place it is used for (degrees)."""
 
     image: NaipImage
     part: BaseGeometry
 
 
 def choose_images(images: Sequence[NaipImage], outline: BaseGeometry, year: int | None) -> tuple[list[Choice], float]:
-    """Choose images that cover a place, of the year nearest to the one wanted wherever there are several.
+    """Choose images that cover a place, preferring those nearest to the requested year.
 
-    Of two years as near, the later one is taken for all it covers before the earlier one.
+    Of two equally near years, images of the later are chosen first.
 
     Parameters
     ----------
     images
-        Of :func:`search_images` or :func:`list_images`.
+        Images from :func:`search_images` or :func:`list_images`.
     outline
         The place, in degrees.
     year
-        The year wanted; None: the latest.
+        The requested year; None: the latest.
 
     Returns
     -------
     choices : list of Choice
-        Each covers at least a hectare, or a thousandth of the place, that those before do not.
+        Each adds at least a hectare, or a thousandth of the place, to the previous ones.
     covered : float
-        Share of the place that they cover, 0..1.
+        Share of the place covered, 0..1.
     """
-    # edges get points in between, as what is straight in degrees is not in metres
+    # add points along edges, as a straight line in degrees is not straight in metres
     shapes = shapely.segmentize([outline, *(image.footprint for image in images)], 0.01)
     to_metres = geopandas.GeoSeries(shapes, crs=4326).to_crs(5070)
     place, footprints = shapely.make_valid(to_metres.iloc[0]), to_metres.iloc[1:]
@@ -65,12 +65,12 @@ def choose_images(images: Sequence[NaipImage], outline: BaseGeometry, year: int 
     for best in sorted({entry[0] for entry in waiting}):
         nearest = [entry[1:] for entry in waiting if entry[0] == best]
         while nearest:
-            # the largest gain; of equal ones by name, so that the choice is the same each time
+            # the largest gain; ties are broken by name, so that the choice is reproducible
             gain, _, i = min((-round(f.intersection(left).area), im.id, i) for i, (im, f) in enumerate(nearest))
             if -gain < least:
                 break
             image, footprint = nearest.pop(i)
-            parts = shapely.get_parts(outline.intersection(image.footprint))  # where edges only touch, lines too
+            parts = shapely.get_parts(outline.intersection(image.footprint))  # includes lines where edges only touch
             chosen.append(Choice(image=image, part=shapely.union_all(parts[shapely.area(parts) > 0])))
             left = left.difference(footprint)
     return chosen, 1.0 - left.area / max(place.area, 1e-9)

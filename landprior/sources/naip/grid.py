@@ -1,4 +1,4 @@
-"""The grid of a tile: UTM, 1 m, in the zone of its NAIP image."""
+"""The grid of a tile: UTM at 1 m, in the zone of its NAIP image."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def locate(choice: Choice, network: Network) -> Choice:
-    """Return a choice whose image says its CRS, read from the file if the catalogue does not.
+    """Return a choice whose image has a CRS, read from the file if the catalogue does not give it.
 
-    Without it a tile beside the border of a UTM zone could get the other zone, and its pixels be interpolated.
+    Otherwise a tile near the border of a UTM zone could get the other zone, and its pixels would be interpolated.
     """
     if choice.image.crs is not None:
         return choice
@@ -34,7 +34,7 @@ def locate(choice: Choice, network: Network) -> Choice:
 
 
 def tile_grid(choice: Choice, *, margin: int) -> Grid:
-    """Return the grid of a tile: UTM, 1 m, corners on whole metres.
+    """Return the grid of a tile: UTM at 1 m, with corners on whole metres.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ def tile_grid(choice: Choice, *, margin: int) -> Grid:
     Returns
     -------
     Grid
-        As large as the part of the place with its margin.
+        Grid of that part of the place, with its margin.
 
     Notes
     -----
-    The image's own zone if it is in one, so that its pixels stay what they are; else NAD83's at the place.
+    It is in the image's own UTM zone, if it has one, so that pixels are not resampled; otherwise in the NAD83 zone.
     """
     crs = utm_of(choice.image.crs, choice.part)
     part = shapely.segmentize(choice.part, 0.005)
@@ -63,7 +63,7 @@ def tile_grid(choice: Choice, *, margin: int) -> Grid:
 
 
 def utm_of(crs: CRS | None, place: BaseGeometry) -> CRS:
-    """Return a CRS if it is UTM, else NAD83's zone at a place (degrees)."""
+    """Return the CRS if it is UTM, otherwise the NAD83 UTM zone of a place (degrees)."""
     if crs is not None and crs.to_dict().get("proj") == "utm" and crs.linear_units_factor[1] == 1.0:
         return crs
     zone = min(int((place.centroid.x + 180) // 6) + 1, 60)
@@ -71,7 +71,7 @@ def utm_of(crs: CRS | None, place: BaseGeometry) -> CRS:
 
 
 def outline_of(grid: Grid) -> BaseGeometry:
-    """Return a raster's true outline in degrees: its box is turned there."""
+    """Return the outline of a raster in degrees, where it is not a rectangle."""
     series = geopandas.GeoSeries([shapely.segmentize(box(*grid.bounds), 500.0)], crs=_wkt(grid.crs))
     return series.to_crs(4326).iloc[0]
 

@@ -1,4 +1,4 @@
-"""NAIP images: one file each, local or in a catalogue, and what is known of it before it is read."""
+"""NAIP images: one file each, local or in a catalogue, and its metadata."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class NaipImage:
     Parameters
     ----------
     id
-        Name of the item or file, without ending.
+        Name of the item or file, without extension.
     year
-        Of the survey; None if a local file does not say.
+        Year of the survey; None if a local file does not give it.
     date
-        Of acquisition, ``YYYY-MM-DD``, or "".
+        Date of acquisition, ``YYYY-MM-DD``, or "".
     footprint
-        Polygon in degrees (EPSG:4326).
+        Outline in degrees (EPSG:4326).
     source
-        Where the pixels are.
+        Local path or remote file.
     resolution
-        Metres per pixel; None if the catalogue does not say.
+        Metres per pixel; None if the catalogue does not give it.
     crs
-        As the catalogue or the file says; None if the former does not.
+        CRS from the catalogue or the file; None if the catalogue does not give it.
     """
 
     id: str
@@ -60,7 +60,7 @@ class NaipImage:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, without secrets."""
+        """Origin of the image, without secrets."""
         return str(self.source) if isinstance(self.source, Path) else redact(self.source.href)
 
 

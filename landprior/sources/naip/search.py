@@ -1,4 +1,4 @@
-"""NAIP images of a place: in a STAC API or a local folder."""
+"""Finding NAIP images of a place in a STAC API or a local folder."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def search_images(
     stac_url: str = STAC_URL,
     sign_url: str | None = None,
 ) -> list[NaipImage]:
-    """Find all NAIP images of a place, of all years, in a STAC API.
+    """Find the NAIP images of a place, of all years, in a STAC API.
 
     Parameters
     ----------
     outline
-        In degrees.
+        Outline of the place in degrees.
     network
-        Answers are cached for 30 days.
+        Client; responses are cached for 30 days.
     stac_url
         Root of the API.
     sign_url
-        An endpoint that signs URLs as Planetary Computer's does; by default that, for its own files.
+        An endpoint that signs URLs as Planetary Computer's does; by default Planetary Computer's, for its own files.
 
     Returns
     -------
     list of NaipImage
-        In no order.
+        The images, in no particular order.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def search_images(
     asked: set[str] = set()
 
     class _IO(StacApiIO):
-        """Asks through our network, so that all its care and the cache apply."""
+        """Send requests through our client, so that its checks and cache apply."""
 
         def request(
             self,
@@ -91,7 +91,7 @@ def search_images(
         ) -> str:
             question = json.dumps([href, method, parameters], sort_keys=True)
             if question in asked:
-                msg = "its pages go round in a circle"
+                msg = "its pages form a loop"
                 raise ValueError(msg)
             asked.add(question)
             post = method == "POST"
@@ -108,7 +108,7 @@ def search_images(
             return answer.decode("utf-8")
 
         def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401 - pystac's signature
-            """Read a link of the catalogue, which must not lead to files of this machine."""
+            """Read a link of the catalogue, which must not lead to local files."""
             require_web(source if isinstance(source, str) else str(source.get_absolute_href()))
             return str(super().read_text(source, *args, **kwargs))
 
@@ -117,7 +117,7 @@ def search_images(
     signer = None if sign_url is None else TokenSigner(network, sign_url)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on conformance classes; what is missing shows in the answer
+            warnings.simplefilter("ignore")  # about conformance classes; missing features show in the response
             client = pystac_client.Client.open(stac_url, stac_io=_IO())
             search = client.search(
                 collections=[COLLECTION], bbox=list(outline.bounds), limit=_PAGE, method="POST", max_items=None
@@ -127,14 +127,14 @@ def search_images(
         raise
     except Exception as error:  # noqa: BLE001 - pystac's errors have no root of their own, and items may be anything
         reason = hide_addresses(" ".join(str(error).split()))
-        reason = re.sub(r"\?\S+", "", reason)[:160]  # nor the query strings of paths
-        problem = f"{redact(stac_url)} is no STAC API that can be searched ({reason})"
-        raise NAIP.error(problem) from None  # the error's own text may have addresses with secrets
+        reason = re.sub(r"\?\S+", "", reason)[:160]  # without query strings of paths
+        problem = f"{redact(stac_url)} is not a STAC API with search ({reason})"
+        raise NAIP.error(problem) from None  # the error's message may contain addresses with secrets
     return [image for image in found if image is not None and image.footprint.intersects(outline)]
 
 
 def _image_of(item: dict[str, Any], signer: Signer | None) -> NaipImage | None:
-    """Return the image of a STAC item; None if it has no raster of ours, or no place."""
+    """Return the image of a STAC item; None if it has no suitable raster or no footprint."""
     asset = item.get("assets", {}).get("image")
     if asset is None or not item.get("geometry"):
         return None
@@ -155,7 +155,7 @@ def _image_of(item: dict[str, Any], signer: Signer | None) -> NaipImage | None:
 
 
 def _crs_of(code: object) -> CRS | None:
-    """Return the CRS that a catalogue names; None if it names none, or an unknown one."""
+    """Return the CRS given by a catalogue; None if there is none, or an unknown one."""
     try:
         return None if code is None else CRS.from_user_input(code)
     except CRSError:
@@ -175,14 +175,14 @@ def _readable(href: str) -> str:
 def _check_stac(content: bytes) -> None:
     answer = parse_json(content, "the catalogue")
     if not isinstance(answer, dict) or answer.get("type") not in {"Catalog", "Collection", "FeatureCollection"}:
-        msg = "the address leads to no STAC API"
+        msg = "the address is not a STAC API"
         raise SourceError(msg)
 
 
 def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list[NaipImage]:
-    """List the images of a local folder (``*.tif``, also in folders below), or one file.
+    """List the images of a local folder (``*.tif``, including subfolders), or one file.
 
-    What is no image in UTM or another projected CRS with at least 3 bands of uint8 is left out, and the log says so.
+    Files that are not images in a projected CRS with at least 3 bands of uint8 are left out and logged.
 
     Parameters
     ----------
@@ -222,14 +222,14 @@ def list_images(folder: str | Path, outline: BaseGeometry | None = None) -> list
 
 
 def _tiffs_in(folder: Path) -> Iterator[Path]:
-    """List the TIFFs in a folder; what is hidden, such as macOS's ``._name.tif``, is nothing of the user's."""
+    """List the TIFFs in a folder; hidden files, such as macOS's ``._name.tif``, are ignored."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in _TIFFS and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
 def _image_in(path: Path) -> NaipImage:
-    """Return the image that a local file is; raises if it is none."""
+    """Return the image of a local file; raise an error if it is not one."""
     with open_raster(path) as src:
         if src.crs is None:
             msg = "it has no CRS"

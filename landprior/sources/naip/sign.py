@@ -1,4 +1,4 @@
-"""Signatures of NAIP's addresses, by an endpoint like Planetary Computer's."""
+"""Signing NAIP addresses with an endpoint like Planetary Computer's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 SIGN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/sign"
 KEY_VARIABLE = "PC_SDK_SUBSCRIPTION_KEY"
-"""Environment variable of Planetary Computer's own key; optional, raises its limits."""
+"""Environment variable with the user's Planetary Computer key; optional, raises the rate limits."""
 
 
 class TokenSigner:
-    """Signs URLs late, by an endpoint like Planetary Computer's ``sas/v1/sign?href=``.
+    """Sign URLs on demand with an endpoint like Planetary Computer's ``sas/v1/sign?href=``.
 
-    A signature holds for a whole container, so one is asked for per container, kept until shortly before
-    it runs out, and forgotten when a read is denied. It lives in memory only.
+    A signature is valid for a whole container, so one is requested per container, kept until shortly before it expires,
+    and dropped when a read is denied. Signatures are kept in memory only.
     """
 
     def __init__(self, network: Network, url: str) -> None:
@@ -39,7 +39,7 @@ class TokenSigner:
         self._lock = threading.Lock()
 
     def sign(self, href: str) -> str:
-        """Return the URL with a signature that holds now."""
+        """Return the URL with a valid signature."""
         with self._lock:
             container = _container(href)
             query, until = self._tokens.get(container, ("", 0.0))
@@ -63,7 +63,7 @@ class TokenSigner:
             text = str(signed.get("msft:expiry") or "")
             until = datetime.fromisoformat(text) if text else None
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"{redact(self._url)} signs nothing"
+            problem = f"{redact(self._url)} returned no signature"
             raise NAIP.error(problem) from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
@@ -73,8 +73,8 @@ class TokenSigner:
 def key_headers(url: str) -> dict[str, str]:
     """Return the header with the user's key for Planetary Computer; none for any other address.
 
-    A catalogue, a plan or an option may name any signer, so the key goes only to the one that issued it. Its scheme,
-    host and port are compared as they are written: two parsers may find two hosts in one crafted address.
+    A catalogue, a plan or an option may name any signer, so the key is sent only to its issuer. Its scheme,
+    host and port are compared as text, because two parsers may disagree about the host of a crafted address.
     """
     key = os.environ.get(KEY_VARIABLE)
     if not key:

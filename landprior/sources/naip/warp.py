@@ -1,4 +1,4 @@
-"""NAIP images, warped onto the grid of a tile."""
+"""Warping NAIP images to the grid of a tile."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ logger = logging.getLogger(__name__)
 
 NODATA = 0
 _SHRINKING = 0.95
-"""Source pixels below this many metres are averaged."""
+"""Source pixels smaller than this, in metres, are averaged."""
 _WINDOW = 1024
 _THREADS = 2
-"""Of the warping of one tile; tiles are fetched side by side, too."""
+"""Threads for warping a tile; tiles are also fetched in parallel."""
 _REACH = 8
-"""Source pixels to read around a window, more than any resampling looks at."""
+"""Source pixels to read around a window, more than any resampling needs."""
 
 
 def write_image(image: NaipImage, grid: Grid, path: Path, network: Network, *, overwrite: bool = False) -> Path:
-    """Warp an image onto the grid of a tile, by windows, and write it as a COG.
+    """Warp an image to the grid of a tile, window by window, and write it as a COG.
 
-    Pixels below 1 m are averaged; pixels that lie on the grid's own are copied; others are interpolated.
+    Pixels below 1 m are averaged; pixels that match the grid are copied; others are interpolated.
     Pixels without data (the file's nodata value or mask; if it has neither, zero in all bands) become zero
-    in all bands. A fourth band is near infrared, whatever it is tagged as.
+    in all bands. A fourth band is near infrared, whatever its tag.
 
     Parameters
     ----------
     image
-        A file of this machine, or one that is read by ranges.
+        A local file, or a remote one read by ranges.
     grid
-        Of the tile; 1 m.
+        Grid of the tile, at 1 m.
     path
         The file to write.
     network
-        Reads a remote image.
+        Client for a remote image.
     overwrite
-        Replace an older file.
+        Replace an existing file.
 
     Returns
     -------
@@ -83,12 +83,12 @@ def write_image(image: NaipImage, grid: Grid, path: Path, network: Network, *, o
 
 def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *, overwrite: bool) -> Path:
     if src.crs is None:
-        msg = f"{image.origin} has no CRS, so it cannot be put on the tile's grid"
+        msg = f"{image.origin} has no CRS, so it cannot be warped to the tile's grid"
         raise RasterReadError(msg)
     if src.dtypes[0] != "uint8":
-        msg = f"{image.origin} holds {src.dtypes[0]}, NAIP is uint8"
+        msg = f"{image.origin} has type {src.dtypes[0]}; NAIP has uint8"
         raise RasterReadError(msg)
-    # of a remote file, which is NAIP's own, all are data, whatever they are marked as
+    # all bands of a remote NAIP file are data, however they are tagged
     found = find_bands(src, due=None if isinstance(image.source, Path) else src.count)
     bands = replace(found, data=found.data[:4], nodata=found.nodata[:4])
     resampling = _resampling(src, grid)
@@ -109,7 +109,7 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
             values = np.full((len(bands.data), *window.shape), NODATA, dtype=np.uint8)
             try:
                 part = _read_around(src, bands, window)
-            except RasterioError as error:  # of a remote file, open_remote says it better
+            except RasterioError as error:  # for a remote file, open_remote gives a better message
                 reason = " ".join(str(error.__cause__ or error).split())
                 msg = f"{image.origin} is damaged or truncated ({reason}); copy or download it again"
                 raise RasterReadError(msg) from error
@@ -122,7 +122,7 @@ def _write_image(src: DatasetReader, image: NaipImage, grid: Grid, path: Path, *
 
 
 def _read_around(src: DatasetReader, bands: Bands, target: Grid) -> tuple[NDArray[np.uint8], Grid] | None:
-    """Read what a window of the tile's grid is made from; None if the image does not reach there.
+    """Read the source pixels of a window of the tile's grid; None if the image does not reach it.
 
     Zero in all bands means no data, and nothing else does.
     """
@@ -149,7 +149,7 @@ def _read_around(src: DatasetReader, bands: Bands, target: Grid) -> tuple[NDArra
 def _resample(
     values: NDArray[np.uint8], own: Grid, result: NDArray[np.uint8], target: Grid, resampling: Resampling
 ) -> None:
-    """Put pixels onto a window of the tile's grid."""
+    """Resample pixels to a window of the tile's grid."""
     if resampling is Resampling.nearest:
         column, row = (round(value) for value in ~target.transform @ own.transform @ (0, 0))
         top, bottom = np.clip([row, row + own.height], 0, target.height)
@@ -172,7 +172,7 @@ def _resample(
 
 
 def _resampling(src: DatasetReader, grid: Grid) -> Resampling:
-    """Return how pixels become the tile's; nearest where they lie on its own."""
+    """Return the resampling method; nearest neighbour if the image's pixels match the tile's."""
     if min(Grid.of(src).pixel_size(where=src.name)) < _SHRINKING:
         return Resampling.average
     if src.crs == grid.crs:

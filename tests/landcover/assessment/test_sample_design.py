@@ -65,7 +65,7 @@ def test_strata_survive_a_shapefile(tmp_path, points):
         (lambda f: f.drop(columns="stratum"), "no column 'stratum'"),
         (lambda f: f.assign(stratum=[1, None, 2, 2]), "feature 2: stratum is empty"),
         (lambda f: f.assign(stratum_pixels=[100, 9000, 9000, None]), "feature 4: stratum_pixels is empty"),
-        (lambda f: f.assign(stratum_pixels=[100, 9000, 9000, 8000]), "several sizes, 8000 and 9000"),
+        (lambda f: f.assign(stratum_pixels=[100, 9000, 9000, 8000]), "several sizes for stratum 2, 8000 and 9000"),
     ],
 )
 def test_a_damaged_design_stops(points, change, reason):
@@ -100,7 +100,9 @@ def test_a_damaged_design_under_cut_names_stops(points):
     names = {"stratum": "points_str", "stratum_pixels": "points_s_1", "stratum_hectares": "points_s_2"}
     frame = points.rename(columns=names)
     frame.loc[1, "points_s_1"] = 8000
-    with pytest.raises(InputError, match=r"points_str, points_s_1, points_s_2 look like the design of a sample"):
+    with pytest.raises(
+        InputError, match=r"points_str, points_s_1, points_s_2 look like a sample design with cut names"
+    ):
         read_design(frame, "a.shp")
     names = {"stratum": "main_stree", "stratum_pixels": "main_str_1", "stratum_hectares": "main_str_2"}
     assert read_design(points.rename(columns=names).assign(main_stree="High St"), "a.shp") is None
@@ -229,7 +231,7 @@ def test_points_joined_to_multipoints_have_no_design(tmp_path, sampled, chesapea
     path, sample = sampled
     joined = sample.dissolve(["reference", "stratum"], as_index=False)
     joined.to_file(tmp_path / "a.gpkg")
-    with pytest.raises(InputError, match="joined to MultiPoints"):
+    with pytest.raises(InputError, match="merged into MultiPoints"):
         evaluate_points(path, tmp_path / "a.gpkg", chesapeake)
 
 
@@ -248,7 +250,7 @@ def test_labels_that_do_not_count_are_counted(tmp_path, sampled, chesapeake, cap
         labels = read_sparse_labels(tmp_path / "a.geojson", chesapeake, grid, column="reference")
         rows, *_ = labels.points(grid)
     assert "1 MultiPoints are 2 points" in caplog.text
-    assert "81 features; 73 with a label on the grid, 3 beside it, 5 without a label" in caplog.text
+    assert "81 features; 73 with a label on the grid, 3 outside it, 5 without a label" in caplog.text
     assert "71 points have one class; 2 lines, polygons or labels of several classes" in caplog.text
     assert len(rows) == 71
     plain.loc[20, "reference"] = "swamp"
@@ -298,7 +300,7 @@ def test_points_before_the_map_are_recognised(tmp_path, sampled):
     for more in ((), ("--scheme", "chesapeake-4")):
         found = run("evaluate", tmp_path / "a.gpkg", path, *more)
         assert found.exit_code == 1
-        assert f"swapped? Write: landprior evaluate {path} {tmp_path / 'a.gpkg'}" in found.stderr
+        assert f"swapped? Try: landprior evaluate {path} {tmp_path / 'a.gpkg'}" in found.stderr
 
 
 def test_swapped_arguments_of_evaluate_are_recognised(make_raster, chesapeake):
@@ -307,7 +309,7 @@ def test_swapped_arguments_of_evaluate_are_recognised(make_raster, chesapeake):
     codes = np.ones((4, 5), np.uint8)
     plain = make_raster("labels.tif", codes)
     ours = make_raster("map.tif", codes, tags={"scheme": chesapeake.model_dump_json(exclude_defaults=True)})
-    with pytest.raises(InputError, match=r"swapped\? Write: landprior evaluate .*map\.tif .*labels\.tif"):
+    with pytest.raises(InputError, match=r"swapped\? Try: landprior evaluate .*map\.tif .*labels\.tif"):
         refuse_swapped(plain, ours)
     refuse_swapped(ours, plain)
     refuse_swapped(ours, ours)

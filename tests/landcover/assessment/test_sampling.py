@@ -83,7 +83,7 @@ def test_too_few_points(chart, enviroatlas):
 
 def test_a_map_without_classes(make_raster, enviroatlas):
     path = make_raster("empty.tif", np.full((20, 20), 255, np.uint8), nodata=255, scheme=enviroatlas)
-    with pytest.raises(InputError, match="no pixel with a class"):
+    with pytest.raises(InputError, match="no classified pixel"):
         measure_classes(path, enviroatlas)
 
 
@@ -112,5 +112,5 @@ def test_written_once(tmp_path, chart, enviroatlas):
         write_sample(sample, tmp_path / "map.gpkg", enviroatlas)
     assert (tmp_path / "map.qml").read_text() == "the map's own style"
     assert not (tmp_path / "map.gpkg").exists()
-    with pytest.raises(InputError, match=r"as a GeoPackage, \.gpkg"):
+    with pytest.raises(InputError, match=r"as a GeoPackage; use a name that ends in \.gpkg"):
         write_sample(sample, tmp_path / "points.shp", enviroatlas)

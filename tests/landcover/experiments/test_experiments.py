@@ -131,22 +131,28 @@ def minimal(**changes):
         ({"rows": [{"name": "r", "method": "prior"}] * 2}, "different names"),
         (
             {"rows": [{"name": "r", "method": "weak", "init": "HR"}]},
-            "starts from 'HR', which is no row of labels above",
+            "starts from 'HR', which is not a supervised row above",
         ),
-        ({"rows": [{"name": "r", "method": "supervised"}]}, "say on what it is trained"),
-        ({"rows": [{"name": "r", "method": "supervised", "train": "b/train"}]}, "'b' is no region"),
-        ({"rows": [{"name": "r", "method": "external"}]}, "say where its maps are"),
-        ({"rows": [{"name": "r", "method": "prior", "published": {"b": {}}}]}, "'b' is no region"),
-        ({"data": {"kind": "files"}}, "layers .* needed there"),
+        ({"rows": [{"name": "r", "method": "supervised"}]}, "give its training tiles"),
+        ({"rows": [{"name": "r", "method": "supervised", "train": "b/train"}]}, "'b' is not a region"),
+        ({"rows": [{"name": "r", "method": "external"}]}, "give the paths of its maps"),
+        ({"rows": [{"name": "r", "method": "prior", "published": {"b": {}}}]}, "'b' is not a region"),
+        ({"data": {"kind": "files"}}, "layers .* must be given for kind: files, and only there"),
         ({"views": ["merged"]}, "need merge"),
-        ({"rows": [{"name": "r", "method": "weak", "maps": ["q", "prior"]}]}, "a row of weak has the maps q, r"),
+        ({"rows": [{"name": "r", "method": "weak", "maps": ["q", "prior"]}]}, "a row of method weak has the maps q, r"),
         ({"rows": [{"name": "r", "method": "weak", "train": "a/x"}]}, "train is for rows of method supervised"),
         ({"rows": [{"name": "r", "method": "weak", "inputs": ["image", "prior"]}]}, "inputs are for rows of method"),
         ({"rows": [{"name": "r", "method": "supervised", "train": "others", "loss": "rq"}]}, "rq is for priors"),
-        ({"rows": [{"name": "r", "method": "external", "path": "{name}.tif"}]}, "may hold {region}, {split} and"),
-        ({"rows": [{"name": "r", "method": "weak", "init": "r"}]}, "no row of labels above"),
+        (
+            {"rows": [{"name": "r", "method": "external", "path": "{name}.tif"}]},
+            "may contain only {region}, {split} and",
+        ),
+        ({"rows": [{"name": "r", "method": "weak", "init": "r"}]}, "not a supervised row above"),
         ({"data": {"kind": "files", "layers": {"image": "i.tif"}}}, "layers need labels"),
-        ({"data": {"kind": "files", "layers": {"image": "{tile}.tif", "labels": "l.tif"}}}, "may hold {split} and"),
+        (
+            {"data": {"kind": "files", "layers": {"image": "{tile}.tif", "labels": "l.tif"}}},
+            "may contain no placeholder other than {split}",
+        ),
         ({"regions": {"a": {"splits": {"test": ["x"]}, "measure": ["test"]}}}, "measured on the tiles that are scored"),
         (
             {"rows": [{"name": "r", "method": "weak", "tune": {"region": "a", "rates": [1e-2, 1e-3]}}]},
@@ -167,9 +173,9 @@ def test_narrowing_keeps_what_a_row_starts_from():
     assert [row.name for row in some.rows] == ["HR", "QR from Pittsburgh"]
     assert some.columns == ("durham",)
     assert set(some.others("durham")) == {"pittsburgh", "austin", "phoenix"}  # as in the whole table
-    with pytest.raises(ConfigError, match="'QQ' is no row"):
+    with pytest.raises(ConfigError, match="'QQ' is not a row"):
         load_experiment("table-2").select(rows=["QQ"])
-    with pytest.raises(ConfigError, match="'boston' is no region"):
+    with pytest.raises(ConfigError, match="'boston' is not a region"):
         load_experiment("table-2").select(regions=["boston"])
 
 
@@ -403,11 +409,11 @@ def test_the_views_by_hand(enviroatlas):
 def test_labels_never_meet_their_own_scores(tmp_path, enviroatlas_root):
     content = small("table-2").select(rows=["HR"], regions=["durham"]).model_dump(mode="json")
     content["rows"][0]["train"] = "durham/test"
-    with pytest.raises(ConfigError, match="trained on tiles of durham that it is scored on"):
+    with pytest.raises(ConfigError, match="trained on tiles of durham that are scored"):
         Runner(Experiment.model_validate(content), enviroatlas_root, tmp_path / "a").run()
     learned = small("table-2").select(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
     learned["rows"][0]["learned"]["source"] = "test"
-    with pytest.raises(ConfigError, match="holds the tile itself"):
+    with pytest.raises(ConfigError, match="contains the tile itself"):
         Runner(Experiment.model_validate(learned), enviroatlas_root, tmp_path / "b").run()
 
 

@@ -80,7 +80,7 @@ def test_a_calibration_keeps_a_belief(rng):
 
 
 def test_too_few_points():
-    with pytest.raises(InputError, match="takes 20 or more"):
+    with pytest.raises(InputError, match="needs at least 20"):
         calibrate(np.full((3, 19), 1 / 3), np.zeros(19, dtype=int))
     assert module.LEAST_POINTS == 20
 
@@ -127,7 +127,7 @@ def test_points_mend_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
 def test_recalibrating_takes_points_of_one_class(tmp_path, place, enviroatlas):
     nlcd, _, grid, frame = place
     matrix = load_cooccurrence(None, enviroatlas)
-    with pytest.raises(InputError, match="with labelled points"):
+    with pytest.raises(InputError, match="needs labelled points"):
         build_prior(nlcd, tmp_path / "a.tif", cooccurrence=matrix, recalibrate=True)
     frame.assign(**{"class": "trees|grass"}).to_file(tmp_path / "vague.gpkg")
     labels = read_sparse_labels(tmp_path / "vague.gpkg", enviroatlas, grid)

@@ -143,7 +143,7 @@ def test_cells_are_numbered_without_nodata():
 
 def test_a_raster_of_no_data_has_no_cells(make_raster):
     path = make_raster("empty.tif", np.zeros((40, 40), np.uint8))
-    with pytest.raises(InputError, match="no NLCD code where"):
+    with pytest.raises(InputError, match="no NLCD code in the area of"):
         read_cells(path, path)
 
 
@@ -209,7 +209,7 @@ def test_intervals_of_a_definition(tmp_path, chesapeake):
     assert matrix.probabilities[23] == pytest.approx(means / means.sum())
     assert matrix.spread[23] == pytest.approx(np.array([0, 0.5, 0.5, 0.3]) / np.sqrt(12))
     path.write_text(f"{header}\n23,0,0,0,0.5,0,0.5,0.8,0.5\n")
-    with pytest.raises(PriorError, match="ends below its beginning"):
+    with pytest.raises(PriorError, match="interval's high is below its low"):
         load_cooccurrence(path, chesapeake)
 
 

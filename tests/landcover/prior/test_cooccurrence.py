@@ -50,7 +50,7 @@ def test_missing_codes_fall_back_to_the_default_and_say_so(tmp_path, chesapeake)
     path = tmp_path / "m.csv"
     path.write_text("nlcd,water,tree canopy,low vegetation,impervious\n41,0,1,0,0\n")
     matrix = load_cooccurrence(path, chesapeake)
-    with pytest.warns(CooccurrenceWarning, match=r"nothing of NLCD code\(s\) 11, 22; using the shipped default"):
+    with pytest.warns(CooccurrenceWarning, match=r"no row for NLCD code\(s\) 11, 22; using the shipped default"):
         table = matrix.table([11, 22, 41])
     np.testing.assert_allclose(table[41], [0, 1, 0, 0])
     np.testing.assert_allclose(table[11], load_cooccurrence(None, chesapeake).probabilities[11], rtol=1e-6)
@@ -78,7 +78,7 @@ def test_missing_codes_without_a_default_get_the_weighted_mean(tmp_path):
         ("nlcd,water,trees\n11,1,0\n", "no column for class 'tree canopy'"),
         ("nlcd,1,2,3,4\n11,1,0,0\n", "line 2: 4 is '', not a finite number"),
         ("nlcd,1,2,3,4\n11,nan,0,0,1\n", "finite"),
-        ("nlcd,1,2,3,4\n11,0,0,0,0\n", "no row with any probability"),
+        ("nlcd,1,2,3,4\n11,0,0,0,0\n", "no row with a positive probability"),
         ("", "m.csv is empty"),
     ],
 )

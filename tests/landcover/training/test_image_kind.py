@@ -160,7 +160,7 @@ def test_an_alpha_band_that_is_not_called_so_is_not_taken_for_infrared(tmp_path,
     values[3] = 0
     values[3, :, shown] = 255
     image = write("drone.tif", values, names=None, photometric="minisblack")
-    with pytest.raises(ModelError, match="its band 4 holds nothing but 0 and the largest number, as a mask does"):
+    with pytest.raises(ModelError, match="its band 4 holds only 0 and the largest number, like a mask"):
         predict(image, tmp_path / "map.tif", model)
     white = write("white.tif", np.full((4, 48, 56), 255), photometric="minisblack")  # all cloud
     predict(white, tmp_path / "map.tif", model)
@@ -183,7 +183,7 @@ def test_what_may_be_another_kind_is_a_warning(tmp_path, write, trained, caplog)
     assert "may be another kind" not in caplog.text
     predict(write("bgrn.tif", names=("blue", "green", "red", "nir")), tmp_path / "1.tif", model)
     assert "bgrn.tif may be another kind of image" in caplog.text
-    assert "blue, green, red, nir, and the model does not say in which order" in caplog.text
+    assert "blue, green, red, nir, and the model does not store their order" in caplog.text
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     values[3] = 0
     predict(write("dark.tif", values, **bare), tmp_path / "2.tif", model)
@@ -195,7 +195,7 @@ def test_an_alpha_band_is_named_where_bands_are_too_few(tmp_path, write, model):
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     values[3] = 255
     image = write("rgba.tif", values, names=None, photometric="rgb", alpha="yes")
-    with pytest.raises(ModelError, match=r"has 3 bands .* trained on 4.*its band 4 is called alpha"):
+    with pytest.raises(ModelError, match=r"has 3 bands .* trained on 4.*its band 4 is named alpha"):
         predict(image, tmp_path / "map.tif", model)
 
 
@@ -238,10 +238,10 @@ def test_a_kind_that_is_nonsense_is_an_error_in_a_line(tmp_path, write, model):
 def test_palette_images_are_refused(tmp_path, write, make_prior, quick, make_model):
     image = palette(write)
     prior = make_prior("p.tif", 48, 56)
-    with pytest.raises(InputError, match=r"palette.tif is a picture with a palette.*gdal_translate -expand rgb"):
+    with pytest.raises(InputError, match=r"palette.tif has a palette.*gdal_translate -expand rgb"):
         train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick())
     for force in (False, True):
-        with pytest.raises(InputError, match="picture with a palette"):
+        with pytest.raises(InputError, match="has a palette"):
             predict(image, tmp_path / "map.tif", make_model(bands=1), force=force)
 
 
@@ -270,7 +270,7 @@ def test_a_learned_prior_is_for_pixels_of_its_size(make_model, make_grid):
     model = make_model(record={"image": {"pixel_size": 1.0}})
     require_size(model, make_grid(pixel=1.4), None, "nlcd.tif")
     with pytest.raises(
-        PriorError, match=r"those of nlcd.tif: its pixels are 30 m wide, those trained on 1 m.*--pixel-size"
+        PriorError, match=r"size than nlcd.tif: its pixels are 30 m wide, those trained on 1 m.*--pixel-size"
     ):
         require_size(model, make_grid(pixel=30.0), None, "nlcd.tif")
     require_size(model, make_grid(pixel=30.0), 1.0, "nlcd.tif")

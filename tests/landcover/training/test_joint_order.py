@@ -46,7 +46,7 @@ def test_a_tile_that_is_given_twice_counts_twice_and_is_said(pairs, quick, tmp_p
     once = train_files(list(pairs[:2]), tmp_path / "once.safetensors", settings=quick())
     assert "more than once" not in caplog.text
     twice = train_files([pairs[0], pairs[1], pairs[0]], tmp_path / "twice.safetensors", settings=quick())
-    assert "b.tif is given more than once, and counts that often in the training" in caplog.text
+    assert "b.tif is given more than once, and is weighted accordingly in training" in caplog.text
     assert len(twice.record["tiles"]) == 3
     assert len(once.record["tiles"]) == 2
     assert twice.digest() != once.digest()

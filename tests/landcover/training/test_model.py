@@ -104,7 +104,7 @@ HOSTILE = {
     ),
     "members": (
         lambda m: m["network"].update(members=1000, flips=True),
-        "10 tensors, and its network has 12000|tensors",
+        "10 tensors, but its network has 12000|tensors",
     ),
     "members beyond bounds": (lambda m: m["network"].update(members=10**9, flips=True), "network.members"),
     "no members": (lambda m: m["network"].update(members=0), "network.members"),
@@ -132,7 +132,7 @@ HOSTILE = {
     "another decision": (lambda m: m.update(record={"verdict": {"decision": "maybe", "why": ""}}), "decision"),
     "a class there is not": (
         lambda m: m.update(record={"verdict": {"decision": "kept", "why": "", "unsupported": [9]}}),
-        "names class 9, and there are 5",
+        "names class 9, but there are 5",
     ),
     "no scheme": (lambda m: m.update(scheme=None), "scheme"),
     "a scheme without classes": (lambda m: m["scheme"].update(classes=[]), "classes"),

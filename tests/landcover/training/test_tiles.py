@@ -233,13 +233,13 @@ def test_different_grids_are_refused(make_image, make_prior, make_grid):
 def test_prior_with_zero_mass_is_refused(make_image, make_raster, enviroatlas):
     image = make_image("image.tif", 40, 40)
     zero = make_raster("zero.tif", np.zeros((5, 40, 40), np.float32))
-    with pytest.raises(PriorError, match="no mass"):
+    with pytest.raises(PriorError, match="the prior is empty where the image is valid"):
         read_tile(image, zero, scheme=enviroatlas)
 
 
 def test_prior_without_a_scheme_is_refused(make_image, make_raster):
     image = make_image("image.tif", 40, 40)
-    with pytest.raises(SchemeError, match=r"does not say its classes; give --scheme"):
+    with pytest.raises(SchemeError, match=r"has no classes in its tags; give --scheme"):
         read_tile(image, make_raster("plain.tif", np.full((5, 40, 40), 0.2, np.float32)))
 
 

@@ -88,7 +88,7 @@ def test_learns_from_the_prior_and_is_kept(easy):
 
 def test_an_image_that_tells_nothing_is_given_up(pair, quick):
     """Noise: no class has a hold in it."""
-    with pytest.warns(HarmWarning, match=r"looks worse than its prior.*hand back the prior"):
+    with pytest.warns(HarmWarning, match=r"looks worse than its prior.*map the prior instead"):
         model = train_model([read_tile(*pair)], quick())
     assert model.record["verdict"]["decision"] == "abstained"
 
@@ -116,7 +116,9 @@ def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image
     holes = np.ones((48, 56), dtype=bool)
     holes[20:25, 20:30] = False
     image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56)
-    with pytest.warns(HarmWarning, match=r"cannot be judged \(there are too few pixels to judge by: 50, and 100"):
+    with pytest.warns(
+        HarmWarning, match=r"cannot be judged \(there are too few pixels to judge the map: 50 of at least 100"
+    ):
         model = train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick(starts=2))
     with pytest.warns(HarmWarning, match="could not be judged"):
         predict(image, tmp_path / "map.tif", model, posterior=prior)
@@ -335,7 +337,7 @@ def test_the_prior_can_be_an_input(tmp_path, labelled, enviroatlas):
     assert score(tmp_path / "map.tif", truth) > 0.97
     with pytest.raises(ModelError, match="give the prior of this image with --prior"):
         predict(image, tmp_path / "b.tif", again)
-    with pytest.raises(ModelError, match="takes the image alone"):
+    with pytest.raises(ModelError, match="takes only the image"):
         predict(
             image,
             tmp_path / "c.tif",
@@ -427,5 +429,5 @@ def test_recipes():
     assert (warm.warmup, warm.warm_end, warm.schedule) == ("ce-em", 200, "plateau")
     labelled = make_settings(labelled=True, learning_rate=1e-2)
     assert (labelled.training.loss, labelled.smoothing, labelled.settled) == ("ce", 1e-8, 0.0)
-    with pytest.raises(ValidationError, match="give one of the two"):
+    with pytest.raises(ValidationError, match="give only one of the two"):
         make_settings("best", starts=2)

@@ -153,7 +153,7 @@ def test_a_unet_is_no_fcn_to_start_from(tmp_path, make_image, make_prior, quick)
 
 def test_openvino_is_not_given_it(network):
     assert make_engine(network, list, device="cpu", pixels=10**9).name == "torch"
-    with pytest.raises(InputError, match="OpenVINO runs the FCN only"):
+    with pytest.raises(InputError, match="OpenVINO supports only the FCN"):
         make_engine(network, list, name="openvino", device="cpu")
 
 

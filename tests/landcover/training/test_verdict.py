@@ -108,7 +108,9 @@ def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_mode
     assert snapshot.pixels > 1000
 
 
-@pytest.mark.parametrize(("count", "why"), [(0, "nothing to judge by"), (30, "too few pixels to judge by: 30, and")])
+@pytest.mark.parametrize(
+    ("count", "why"), [(0, "the map cannot be judged"), (30, "too few pixels to judge the map: 30 of")]
+)
 def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, count, why):
     valid = torch.zeros((60, 70), dtype=torch.bool)
     valid[:4] = True
@@ -133,8 +135,8 @@ def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
         (look_of(), "kept", r"accuracy \+0\.100"),
         (look_of(estimate=0.79), "kept", r"-0\.010"),
         (look_of(estimate=0.7), "abstained", r"-0\.100"),
-        (look_of(evidence=LEAST_EVIDENCE - 0.01), "abstained", "tells nothing"),
-        (look_of(evidence=-0.3), "abstained", "tells nothing"),
+        (look_of(evidence=LEAST_EVIDENCE - 0.01), "abstained", "carries no information"),
+        (look_of(evidence=-0.3), "abstained", "carries no information"),
     ],
 )
 def test_decisions(snapshot, decision, why):

@@ -75,7 +75,7 @@ def test_two_folders_that_differ_in_case_are_told_apart(workspace):
     (workspace.root / "Town").mkdir()
     if not (workspace.root / "Town").samefile(workspace.root / "town"):
         assert [find_city(text, workspace.root).name for text in ("Town", "town")] == ["Town", "town"]
-        with pytest.raises(InputError, match="'TOWN' may be Town or town"):
+        with pytest.raises(InputError, match="'TOWN' could be Town or town"):
             find_city("TOWN", workspace.root)
 
 

@@ -349,7 +349,7 @@ def test_a_damaged_item_is_written_anew(made, content):
 def test_a_damaged_item_is_named_in_the_log(made, log):
     (made.path / ITEM).write_text("{")
     made.record("prior", key_of(made))
-    assert f"{made.path / ITEM} is damaged; writing it anew" in log()
+    assert f"{made.path / ITEM} is damaged; writing a new one" in log()
 
 
 # -- finding tiles --------------------------------------------------------------------------------
@@ -375,18 +375,18 @@ def test_a_missing_city(town):
 def test_an_empty_workspace(tmp_path):
     with pytest.raises(MissingInputError, match=r"no city 'town' \(it has: none\)"):
         Workspace(tmp_path).tiles("town")
-    with pytest.raises(MissingInputError, match=r"no tile with a naip\.tif below"):
+    with pytest.raises(MissingInputError, match=r"no tile with a naip\.tif in"):
         Workspace(tmp_path).tiles()
 
 
 def test_a_missing_tile(town):
-    with pytest.raises(MissingInputError, match="no tile north there; the tiles are: east, west"):
+    with pytest.raises(MissingInputError, match="there is no tile north; there are: east, west"):
         Workspace(town).tiles("town", only=["east", "north"])
 
 
 def test_a_city_without_tiles(tmp_path):
     (tmp_path / "town" / "a").mkdir(parents=True)
-    with pytest.raises(MissingInputError, match=r"no tile with a naip\.tif below .*town"):
+    with pytest.raises(MissingInputError, match=r"no tile with a naip\.tif in .*town"):
         Workspace(tmp_path).tiles("town")
 
 
@@ -451,7 +451,7 @@ def test_a_rerun_makes_nothing_anew_and_says_so(done, log):
         (
             {"posterior": False},
             {"prediction"},
-            {"prediction": "prior is gone; other settings: posterior was True, now False"},
+            {"prediction": "prior was removed; other settings: posterior was True, now False"},
         ),
     ],
     ids=["blur", "loss", "seed", "posterior"],
@@ -462,7 +462,7 @@ def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes
     assert remade(before, results_of(done)) == {f"east/{FILES[name]}" for name in anew}
     lines = log()
     for name, file in FILES.items():
-        said = f"is stale ({why[name]}); making it again" if name in anew else "is current"
+        said = f"is stale ({why[name]}); remaking it" if name in anew else "is current"
         assert f"{file} {said}" in lines
     run_workspace(done, "town", settings_of(**changes), only=["east"])
     assert log() == ["town/east", *(f"{file} is current" for file in FILES.values())]

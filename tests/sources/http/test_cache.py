@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_put_leaves_the_old_one(cache, monkeypatch):
     with pytest.raises(RasterWriteError) as caught:
         cache.put(path, b"second")
     assert str(caught.value) == (
-        f"cannot write {path} (No space left on device); make room there, or set LANDPRIOR_CACHE to a folder on "
+        f"cannot write {path} (No space left on device); free some space there, or set LANDPRIOR_CACHE to a folder on "
         "another disk"
     )
     assert path.read_bytes() == b"first"
@@ -101,7 +101,7 @@ def raising(context, error):
 
 def test_what_the_disk_says_has_a_remedy(cache, tmp_path):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(RasterWriteError, match=r"x.zip \(No space left on device\); make room there$"):
+    with pytest.raises(RasterWriteError, match=r"x.zip \(No space left on device\); free some space there$"):
         raising(cache.writing(tmp_path / "x.zip"), full)
     with pytest.raises(RasterWriteError, match=r"x.gpkg \(disk I/O error\); is the disk full\?$"):
         raising(writing_features(tmp_path / "x.gpkg"), DataSourceError("disk\n I/O error"))
@@ -150,7 +150,7 @@ def test_clear(filled, sources, days, freed, left):
 
 
 def test_clear_refuses_what_it_does_not_know(filled, tmp_path):
-    with pytest.raises(InputError, match=r"^the cache has nothing of \.\., nlcd; it has: naip, osm$"):
+    with pytest.raises(InputError, match=r"^the cache has nothing from \.\., nlcd; it has: naip, osm$"):
         filled.clear(("nlcd", ".."))
     assert len(filled.usage()) == 2
     (tmp_path / "mine" / "photos").mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_clear_command(filled, run):
 def test_clear_command_with_mistakes(filled, run, tmp_path):
     wrong = run("clear", "--source", "naipp", LANDPRIOR_CACHE=str(filled.root))
     assert (wrong.exit_code, wrong.stdout) == (1, "")
-    assert wrong.stderr == "Error: the cache has nothing of naipp; it has: naip, osm\n"
+    assert wrong.stderr == "Error: the cache has nothing from naipp; it has: naip, osm\n"
     assert run("clear", "--older-than", "-1", LANDPRIOR_CACHE=str(filled.root)).exit_code == 2
     (tmp_path / "file").write_text("x")
     assert run("clear", "--folder", str(tmp_path / "file")).exit_code == 2

@@ -119,7 +119,9 @@ def test_the_wait_that_is_asked_for_is_the_least(network, waits):
 
 
 def test_too_long_a_wait_is_said_and_not_waited_for(network, waits):
-    with pytest.raises(SourceBusyError, match=r"busy \(it asks to wait 3600 s\); run the same command again later"):
+    with pytest.raises(
+        SourceBusyError, match=r"busy \(the server asks to wait 3600 s\); run the same command again later"
+    ):
         network.call(SOURCE, failing(SourceBusyError("busy", wait=3600.0)))
     assert waits == []
 
@@ -264,7 +266,7 @@ def test_an_old_answer_is_better_than_none(cache, network, faulty_server, caplog
     server.fail("503", times=None)
     assert network.get(f"{server.url}/a", SOURCE, keep=DAY, suffix=".txt") == b"an answer 1"
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said.endswith("or give a file of your own; using the answer of 2023-11-14")
+    assert said.endswith("or give a file of your own; using the response of 2023-11-14")
 
 
 def test_refresh_asks_anew_once(cache, network, faulty_server):
@@ -360,7 +362,7 @@ def assert_stops(network, action):
         time.sleep(0.3)
         assert not job.done()
         network.stop()
-        with pytest.raises(FetchInterruptedError, match="what is whole was kept, and the same command goes on"):
+        with pytest.raises(FetchInterruptedError, match="finished downloads were kept, and the same command resumes"):
             job.result()
 
 

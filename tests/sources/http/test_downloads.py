@@ -176,8 +176,7 @@ def test_a_checksum_is_checked(cache, network, faulty_server, folder):
     with pytest.raises(SourceError) as caught:
         download(network, remote, SOURCE, md5="0" * 32)
     assert str(caught.value) == (
-        f"The source: {server.url}/data.bin has another checksum than it should and was deleted; "
-        "give a file of your own"
+        f"The source: {server.url}/data.bin has the wrong checksum and was deleted; give a file of your own"
     )
     assert len(server.requests) == 2  # once more, as it may have been an accident
     assert files_of(cache.root) == ["CACHEDIR.TAG"]

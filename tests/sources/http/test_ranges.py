@@ -102,7 +102,9 @@ def changing(tmp_path, faulty_server):
 @pytest.mark.parametrize("options", [{"compress": None}, {}], ids=["same length", "other length"])
 def test_two_versions_are_not_mixed_while_a_file_is_read(cache, network, changing, tmp_path, options):
     _, remote, change = changing(**options)
-    expected = r"^The source: .*/image.tif has changed since it was begun, .*deleted; run the same command again; give"
+    expected = (
+        r"^The source: .*/image.tif has changed since the download began, .*deleted; run the same command again; give"
+    )
     with pytest.raises(SourceError, match=expected), open_remote(network, remote, SOURCE) as src:  # noqa: PT012
         src.read(window=WINDOW)
         change()
@@ -119,7 +121,7 @@ def test_two_versions_are_not_mixed_from_run_to_run(cache, network, changing, tm
         src.read(window=WINDOW)
     change()
     later = Network(cache, policy=RetryPolicy(attempts=attempts, first_wait=0.01))
-    with pytest.raises(SourceError, match="has changed since it was begun"):
+    with pytest.raises(SourceError, match="has changed since the download began"):
         read_all(later, remote)
     np.testing.assert_array_equal(read_all(later, remote), rasterio.open(tmp_path / "served" / "image.tif").read())
 

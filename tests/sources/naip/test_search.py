@@ -94,7 +94,7 @@ def test_addresses_that_cost_or_lead_nowhere_are_refused(catalogue, network, hre
 @pytest.mark.parametrize("root", [{}, [], "x", {"type": "Feature"}])
 def test_what_is_no_catalogue_is_said_and_not_kept(catalogue, network, root):
     catalogue.root, catalogue.pages = root, [[make_item("a", PLACE.bounds, 2010)]]
-    with pytest.raises(SourceError, match=r"NAIP: the address leads to no STAC API; give another .*--stac-url"):
+    with pytest.raises(SourceError, match=r"NAIP: the address is not a STAC API; give another .*--stac-url"):
         search_images(PLACE, network, stac_url=catalogue.url)
     catalogue.root = None
     assert len(search_images(PLACE, network, stac_url=catalogue.url)) == 1
@@ -102,7 +102,7 @@ def test_what_is_no_catalogue_is_said_and_not_kept(catalogue, network, root):
 
 def test_a_catalogue_that_cannot_be_searched_is_said_in_a_line(catalogue, network):
     catalogue.root = {"type": "Catalog", "links": []}
-    with pytest.raises(SourceError, match=r"is no STAC API that can be searched .*--stac-url") as caught:
+    with pytest.raises(SourceError, match=r"is not a STAC API with search .*--stac-url") as caught:
         search_images(PLACE, network, stac_url=f"{catalogue.url}?key=secret")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -110,10 +110,10 @@ def test_a_catalogue_that_cannot_be_searched_is_said_in_a_line(catalogue, networ
 
 def test_pages_in_a_circle_and_pages_of_nonsense_end(catalogue, network):
     catalogue.pages, catalogue.endless = [[make_item("a", PLACE.bounds, 2010)], [make_item("b", PLACE.bounds, 2010)]], 1
-    with pytest.raises(SourceError, match=r"no STAC API that can be searched \(its pages go round in a circle\)"):
+    with pytest.raises(SourceError, match=r"not a STAC API with search \(its pages form a loop\)"):
         search_images(PLACE, network, stac_url=catalogue.url)
     catalogue.pages, catalogue.endless = [[{"id": "a", "assets": {"image": {}}, "geometry": {"type": "Lump"}}]], 0
-    with pytest.raises(SourceError, match="no STAC API that can be searched"):
+    with pytest.raises(SourceError, match="not a STAC API with search"):
         search_images(PLACE, Network(network.cache, refresh=True, policy=QUICK), stac_url=catalogue.url)
 
 

@@ -90,7 +90,7 @@ def test_an_address_that_looks_like_the_signer_gets_no_key(url, monkeypatch):
 
 def test_an_endpoint_that_does_not_sign_is_said(signing, network):
     signing.whole = False
-    with pytest.raises(SourceError, match=r"NAIP: .*/sign signs nothing"):
+    with pytest.raises(SourceError, match=r"NAIP: .*/sign returned no signature"):
         TokenSigner(network, f"{signing.url}/sign").sign("https://east.test/naip/a.tif")
 
 

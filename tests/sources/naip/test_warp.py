@@ -285,7 +285,7 @@ def test_a_damaged_download_is_fetched_again_once(tmp_path, network, faulty_serv
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"epsg": None}, "has no CRS"), ({"dtype": "uint16"}, "holds uint16, NAIP is uint8")]
+    ("options", "message"), [({"epsg": None}, "has no CRS"), ({"dtype": "uint16"}, "has type uint16; NAIP has uint8")]
 )
 def test_a_remote_file_that_is_no_naip_is_refused(tmp_path, network, faulty_server, options, message):
     write_tiff(tmp_path / "a.tif", np.ones((4, 30, 40)), transform=AT, **options)
