@@ -102,7 +102,7 @@ def test_a_scheme_in_utf_16_or_with_a_mark_is_read(tmp_path):
         (("2.0", "trees"), "another code"),
         (("a|b", "trees"), r"may not contain \|"),
         (("!wet", "trees"), "start with !"),
-        (("  ", "trees"), "blank"),
+        (("  ", "trees"), "the name is empty"),
     ],
 )
 def test_names_that_labels_could_not_tell_apart_are_refused(tmp_path, names, reason):
