@@ -30,7 +30,8 @@ from landprior.inputs import checksum, read_text
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.city import CityRef, find_city
 from landprior.landcover.workspace.fetch_settings import FetchSettings
-from landprior.raster.outputs import check_output, replacing
+from landprior.raster.endings import check_named_output
+from landprior.raster.outputs import replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
 from landprior.sources.areas import Area
@@ -38,7 +39,7 @@ from landprior.sources.cities import CityPreset, list_cities, load_city
 from landprior.sources.folder_names import check_component
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.layout import FetchPlan
@@ -281,34 +282,6 @@ def plan_area(
     )
 
 
-def check_plan_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
-    """Check, before any work, that a plan can be written to ``path``.
-
-    Parameters
-    ----------
-    path
-        The file to write.
-    overwrite, inputs
-        See :func:`landprior.raster.outputs.check_output`.
-
-    Returns
-    -------
-    Path
-        ``path``.
-
-    Raises
-    ------
-    InputError
-        If the name does not end in ``.json``.
-    LandpriorError
-        See :func:`landprior.raster.outputs.check_output`.
-    """
-    if Path(path).suffix.lower() != ".json":
-        msg = f"{path} cannot be the name of a plan: plans are written as .json; give a name that ends in it"
-        raise InputError(msg)
-    return check_output(path, overwrite=overwrite, inputs=inputs)
-
-
 def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a plan as JSON.
 
@@ -329,9 +302,9 @@ def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) ->
     Raises
     ------
     LandpriorError
-        See :func:`check_plan_output`.
+        See :func:`landprior.raster.endings.check_named_output`.
     """
-    target = check_plan_output(path, overwrite=overwrite)
+    target = check_named_output(path, "plan", overwrite=overwrite)
     with replacing(target, overwrite=overwrite) as temporary:
         temporary.write_text(plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return target

@@ -16,6 +16,7 @@ from landprior.cli.options import (
     layer_option,
     run_options,
     scheme_option,
+    seed_option,
 )
 from landprior.cli.parameters import INPUT, OUTPUT
 
@@ -53,13 +54,7 @@ if TYPE_CHECKING:
         type=click.IntRange(min=1),
         help="Number of points in a draw.  [default: 400 of --labels; four fifths of --points]",
     ),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Random seed; the same seed gives the same draws.",
-    ),
+    seed_option(help="Random seed; the same seed gives the same draws."),
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of classes to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))

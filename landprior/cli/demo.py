@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import json_option, run_options
-from landprior.cli.parameters import OUTPUT_FOLDER
+from landprior.cli.options import folder_option, json_option, run_options, seed_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from landprior.run import Run
 
 
 @click.command(name="demo", cls=Command)
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT_FOLDER,
-    default=Path("landprior-demo"),
-    show_default=True,
-    help="Folder for the results, a workspace.",
-)
+@folder_option("landprior-demo", help="Folder for the results, a workspace.")
 @click.option("--size", type=click.IntRange(min=128), default=768, show_default=True, help="Side of the scene, metres.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the scene and the training.",
-)
+@seed_option(help="Random seed of the scene and the training.")
 @click.option(
     "--filters",
     type=click.IntRange(min=1),

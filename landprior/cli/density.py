@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,15 +13,17 @@ from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
 from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import (
+    folder_option,
     json_option,
     nodata_option,
     run_options,
 )
-from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
+from landprior.cli.parameters import INPUT
 from landprior.domains.density.settings import DensitySettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -117,14 +118,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
         help="Share of the images, chosen by a hash of their names, that is held out.",
     ),
 )
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT_FOLDER,
-    default=Path("landprior-density"),
-    show_default=True,
-    help="Folder for model, maps and report.",
-)
+@folder_option("landprior-density", help="Folder for model, maps and report.")
 @run_options("device", "overwrite")
 @json_option
 @click.pass_context

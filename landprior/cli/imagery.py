@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option, field_options
-from landprior.cli.options import stack_options
-from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
+from landprior.cli.options import folder_option, stack_options
+from landprior.cli.parameters import INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from landprior.domains.imagery.images import ImageSplits
     from landprior.domains.imagery.settings import ImageSettings
@@ -88,14 +88,7 @@ def output_options(folder: str) -> Callable[[Any], Any]:
     """Return a decorator that adds ``--predictions`` and ``--output``, with a default folder."""
     options = (
         click.option("--predictions", is_flag=True, help="Also write the class probabilities of every image, as CSV."),
-        click.option(
-            "-o",
-            "--output",
-            type=OUTPUT_FOLDER,
-            default=Path(folder),
-            show_default=True,
-            help="Folder for results, models, report and pictures.",
-        ),
+        folder_option(folder, help="Folder for results, models, report and pictures."),
     )
     return lambda command: stack_options(command, options)
 

@@ -8,18 +8,17 @@ import click
 
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
-from landprior.cli.options import encoding_option
+from landprior.cli.options import choice_option, encoding_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from landprior.landcover.mapping.options import MapOptions
 
-maps_option = click.option(
+maps_option = choice_option(
     "--maps",
-    type=click.Choice(["r", "q"]),
+    choices=["r", "q"],
     default="r",
-    show_default=True,
     help="Probabilities to map in a workspace: the posterior r, or the network's q.",
 )
 force_option = click.option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from landprior.landcover.training.settings import TileSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def choice_option(*names: str, choices: Sequence[str], default: str, help: str) -> Callable[[F], F]:  # noqa: A002
+    """Return an option that is one of several words, with its default in the help."""
+    return click.option(*names, type=click.Choice(choices), default=default, show_default=True, help=help)
+
+
+def seed_option(*, help: str) -> Callable[[F], F]:  # noqa: A002 - click's word
+    """Return the ``--seed`` option of a command whose settings have no field for it."""
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=help)
+
+
+def folder_option(default: str, *, help: str) -> Callable[[F], F]:  # noqa: A002 - click's word
+    """Return the ``--output`` option of a command that writes a folder of results."""
+    return click.option("-o", "--output", type=OUTPUT_FOLDER, default=Path(default), show_default=True, help=help)
 
 
 def scheme_option(*, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click's word
@@ -39,11 +54,10 @@ def band_option(what: str, *names: str) -> Callable[[F], F]:
 
 def encoding_option() -> Callable[[F], F]:
     """Return the option of how probabilities are stored."""
-    return click.option(
+    return choice_option(
         "--encoding",
-        type=click.Choice(["float16", "uint8", "float32"]),
+        choices=["float16", "uint8", "float32"],
         default="float16",
-        show_default=True,
         help="Number type of probabilities on disk; uint8 is 255 p, rounded.",
     )
 
@@ -58,26 +72,23 @@ nodata_option = click.option(
     type=float,
     help="Nodata value of every band of the image, if the file has none.",
 )
-device_option = click.option(
+device_option = choice_option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    choices=["auto", "cpu", "cuda"],
     default="auto",
-    show_default=True,
     help="Device to compute on; auto uses CUDA if available.",
 )
-engine_option = click.option(
+engine_option = choice_option(
     "--engine",
-    type=click.Choice(["auto", "torch", "openvino"]),
+    choices=["auto", "torch", "openvino"],
     default="auto",
-    show_default=True,
     help="Engine that runs the network; auto is OpenVINO on a CPU if it is installed (pip install 'landprior[cpu]') "
     "and the image is large, else torch.",
 )
-precision_option = click.option(
+precision_option = choice_option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+    choices=["auto", "fp32", "bf16", "int8"],
     default="auto",
-    show_default=True,
     help="Arithmetic of the network; auto is bf16 on CUDA, int8 with OpenVINO (if accurate enough on the image), else "
     "fp32.",
 )
@@ -86,11 +97,10 @@ memory_option = click.option(
     type=click.IntRange(min=1),
     help="Memory limit (MB).  [default: what is needed, and up to 1,024 more]",
 )
-recipe_option = click.option(
+recipe_option = choice_option(
     "--recipe",
-    type=click.Choice(["default", "best", "paper"]),
+    choices=["default", "best", "paper"],
     default="default",
-    show_default=True,
     help="Recipe of the training: best averages three networks and mirrored images and drops classes that the image "
     "does not support; paper is the published schedule.",
 )

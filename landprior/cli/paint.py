@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,15 +10,18 @@ import click
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.options import (
+    folder_option,
     json_option,
     layer_option,
     run_options,
     training_settings,
 )
-from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
+from landprior.cli.parameters import INPUT
 from landprior.cli.training import training_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from landprior.domains.painting.drawing import Palette
     from landprior.run import Run
 
@@ -84,14 +86,7 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
     *training_options(*FIELDS),
 )
 @map_options(without=("probabilities", "quicklook"))
-@click.option(
-    "-o",
-    "--output",
-    type=OUTPUT_FOLDER,
-    default=Path("landprior-paint"),
-    show_default=True,
-    help="Folder for the results, with a folder for each image.",
-)
+@folder_option("landprior-paint", help="Folder for the results, with a folder for each image.")
 @run_options("device", "overwrite")
 @json_option
 @click.pass_context

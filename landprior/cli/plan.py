@@ -98,16 +98,17 @@ def command(
     worker must see the workspace (--data).
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
-    from landprior.batch.plans import check_plan_output, plan_area, plan_workspace, write_plan
+    from landprior.batch.plans import plan_area, plan_workspace, write_plan
     from landprior.landcover.workspace.city import CityRef, find_city
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.settings import PipelineSettings
+    from landprior.raster.endings import check_named_output
 
     if learned is not None:
         from landprior.landcover.training.model import load_model
 
         load_model(learned)  # fail now, not in every worker
-    check_plan_output(output, overwrite=overwrite, inputs=[cooccurrence])
+    check_named_output(output, "plan", overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     ref = None if city is None else find_city(city, workspace)

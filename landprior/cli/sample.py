@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli.command import Command
-from landprior.cli.options import band_option, overwrite_option, scheme_option, show_progress
+from landprior.cli.options import (
+    band_option,
+    choice_option,
+    overwrite_option,
+    scheme_option,
+    seed_option,
+    show_progress,
+)
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -23,11 +30,10 @@ logger = logging.getLogger(__name__)
 @click.argument("map_path", metavar="MAP", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Points to write, a .gpkg file.")
 @click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Total number of points.")
-@click.option(
+@choice_option(
     "--allocation",
-    type=click.Choice(["balanced", "proportional", "equal"]),
+    choices=["balanced", "proportional", "equal"],
     default="balanced",
-    show_default=True,
     help="Points per class: in proportion to its area but at least --least, in proportion only, or equal.",
 )
 @click.option(
@@ -37,13 +43,7 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="Minimum number of points per class, for the balanced allocation.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed; the same seed gives the same points.",
-)
+@seed_option(help="Random seed; the same seed gives the same points.")
 @scheme_option(help="Classes of the map, if its tags do not have them.")
 @band_option("the map", "--band", "--map-band")
 @overwrite_option

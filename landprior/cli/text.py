@@ -10,7 +10,7 @@ import click
 
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.options import json_option, run_options
+from landprior.cli.options import choice_option, json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.text.settings import TextSettings
 
@@ -76,12 +76,11 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     ),
 )
 @grouped("Training", *field_options(TextSettings, *FIELDS))
-@click.option(
+@choice_option(
     "--label-by",
     "which",
-    type=click.Choice(["q", "r"]),
+    choices=["q", "r"],
     default="q",
-    show_default=True,
     help="Probabilities that choose the label: the network's, or the posterior's, which are closer to the prior.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")

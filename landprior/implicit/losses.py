@@ -248,6 +248,40 @@ def nll_union(log_q: Tensor, log_prior: Tensor, mask: Tensor | None = None, *, c
     return masked_mean(-joint.clamp_min(2 * _FLOOR), mask)
 
 
+def em(
+    log_q: Tensor,
+    log_prior: Tensor,
+    mask: Tensor | None = None,
+    *,
+    log_marginal: Tensor | None = None,
+    check: bool = True,
+) -> Tensor:
+    """Cross-entropy with the current posterior, held fixed: a step of expectation-maximisation.
+
+    Parameters
+    ----------
+    log_q, log_prior, mask, log_marginal, check
+        As of :func:`qr`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, in nats; its gradient is that of log q only.
+
+    Raises
+    ------
+    ProbabilityError
+        As :func:`qr`.
+    """
+    if check:
+        require_pair(log_q, log_prior, mask)
+        require_marginal(log_marginal, log_q.shape[1])
+    with torch.no_grad():  # finite, so that an item whose prior allows only what q has ruled out has a posterior
+        least = log_q.clamp_min(torch.finfo(log_q.dtype).min / 16)
+        log_r = log_posterior(least, log_prior, mask, log_marginal=log_marginal, check=False)
+    return ce(log_q, log_r, mask, check=False)
+
+
 def _take(
     log_q: Tensor,
     log_prior: Tensor,

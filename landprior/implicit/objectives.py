@@ -1,19 +1,14 @@
-"""Batches and objectives of training steps, including expectation-maximisation."""
+"""Batches and objectives of training steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
-import torch
-from torch import Tensor
-
-from landprior.implicit.checks import require_marginal, require_pair
-from landprior.implicit.losses import ce
-from landprior.implicit.posterior import log_posterior
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,37 +66,3 @@ class Objective(Protocol):
 
     def __call__(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the loss of a batch, with the border cropped from output, prior and mask, but not from ``extra``."""
-
-
-def em(
-    log_q: Tensor,
-    log_prior: Tensor,
-    mask: Tensor | None = None,
-    *,
-    log_marginal: Tensor | None = None,
-    check: bool = True,
-) -> Tensor:
-    """Cross-entropy with the current posterior, held constant: a step of expectation-maximisation.
-
-    Parameters
-    ----------
-    log_q, log_prior, mask, log_marginal, check
-        As of :func:`landprior.implicit.losses.qr`.
-
-    Returns
-    -------
-    Tensor
-        A scalar, in nats; its gradient is that of log q only.
-
-    Raises
-    ------
-    ProbabilityError
-        As :func:`landprior.implicit.losses.qr`.
-    """
-    if check:
-        require_pair(log_q, log_prior, mask)
-        require_marginal(log_marginal, log_q.shape[1])
-    with torch.no_grad():  # finite, so that an item whose prior allows only classes excluded by q has a posterior
-        least = log_q.clamp_min(torch.finfo(log_q.dtype).min / 16)
-        log_r = log_posterior(least, log_prior, mask, log_marginal=log_marginal, check=False)
-    return ce(log_q, log_r, mask, check=False)

@@ -32,8 +32,7 @@ from landprior.implicit.checkpoints import (
 from landprior.implicit.checks import require_pair
 from landprior.implicit.devices import compile_if_worthwhile, count_operations, make_fabric, subnormals_flushed
 from landprior.implicit.history import Epoch, History
-from landprior.implicit.losses import IMPLICIT_LOSSES, LOSSES, Loss, ce
-from landprior.implicit.objectives import Batch, Objective, em
+from landprior.implicit.losses import IMPLICIT_LOSSES, LOSSES, Loss, ce, em
 from landprior.implicit.posterior import RunningMarginal
 from landprior.progress import Progress
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     from lightning.fabric import Fabric
 
+    from landprior.implicit.objectives import Batch, Objective
     from landprior.implicit.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)

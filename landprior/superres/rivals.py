@@ -17,58 +17,30 @@ from landprior.superres.settings import MethodSettings, SelfEpitomeSettings
 from landprior.superres.training import train_superres
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
-    from landprior.landcover.experiments.runner import Rival
-    from landprior.landcover.prior.cooccurrence import Cooccurrence
-    from landprior.landcover.training.files import TrainingTile
-    from landprior.landcover.training.settings import TileSettings
+    from landprior.landcover.experiments.runner import Rival, Task
     from landprior.run import Run
 
 
-def _by_model(
-    name: str,
-    tiles: Sequence[TrainingTile],
-    outputs: Sequence[Path],
-    work: Path,
-    settings: TileSettings,
-    *,
-    options: Mapping[str, Any],
-    matrix: Cooccurrence,
-    run: Run,
-) -> None:
+def _by_model(name: str, task: Task, *, run: Run) -> None:
     """Train one model for the tiles and map each with it."""
     fields = {"sr": "counts", "em": "rounds", "epitome": "epitome"}
-    method = _validate(MethodSettings, {"name": name, fields[name]: dict(options)}, name)
-    if not work.is_file():
-        train_superres(
-            method,
-            tiles,
-            work,
-            settings,
-            matrix=matrix,
-            scheme=matrix.scheme,
-            run=replace(run, overwrite=True),
-        )
-    model = load_model(work)
-    for tile, output in zip(tiles, outputs, strict=True):
-        predict(tile.image, output, model, run=replace(run, overwrite=True))
+    method = _validate(MethodSettings, {"name": name, fields[name]: dict(task.options)}, name)
+    run = replace(run, overwrite=True)
+    if not task.work.is_file():
+        matrix = task.matrix
+        train_superres(method, task.tiles, task.work, task.settings, matrix=matrix, scheme=matrix.scheme, run=run)
+    model = load_model(task.work)
+    for tile, output in zip(task.tiles, task.outputs, strict=True):
+        predict(tile.image, output, model, run=run)
 
 
-def _by_itself(
-    tiles: Sequence[TrainingTile],
-    outputs: Sequence[Path],
-    work: Path,  # noqa: ARG001 - a rival's signature; there is no model
-    settings: TileSettings,
-    *,
-    options: Mapping[str, Any],
-    matrix: Cooccurrence,
-    run: Run,
-) -> None:
+def _by_itself(task: Task, *, run: Run) -> None:
     """Map each tile by its own self-similarity."""
-    chosen = _validate(SelfEpitomeSettings, {"seed": settings.training.seed, **options}, "self-epitome")
-    for tile, output in zip(tiles, outputs, strict=True):
+    seed = task.settings.training.seed
+    chosen = _validate(SelfEpitomeSettings, {"seed": seed, **task.options}, "self-epitome")
+    for tile, output in zip(task.tiles, task.outputs, strict=True):
         if tile.nlcd is None:
             msg = f"{tile.image} has no NLCD, which self-epitome needs; add it to the files"
             raise ConfigError(msg)
@@ -76,8 +48,8 @@ def _by_itself(
             tile.image,
             tile.nlcd,
             output,
-            scheme=matrix.scheme,
-            cooccurrence=matrix,
+            scheme=task.matrix.scheme,
+            cooccurrence=task.matrix,
             settings=chosen,
             run=replace(run, overwrite=True),
         )

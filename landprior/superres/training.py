@@ -11,10 +11,11 @@ from landprior.errors import InputError
 from landprior.landcover.prior.cells import read_cells
 from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence
 from landprior.landcover.training.ensemble import clear_checkpoint
-from landprior.landcover.training.model import check_model_output, save_model
+from landprior.landcover.training.model import save_model
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tile_sets import order_tiles
 from landprior.landcover.training.tiles import Tile, read_tile
+from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.run import Run
@@ -113,7 +114,7 @@ def train_superres(
         See :func:`train_by_counts`, :func:`train_by_em` and :mod:`landprior.superres.epitome_model`.
     """
     sources = [path for one in tiles for path in (one.image, one.prior, one.nlcd, one.labels)]
-    target = check_model_output(output, overwrite=run.overwrite, inputs=sources)
+    target = check_named_output(output, "model", overwrite=run.overwrite, inputs=sources)
     checkpoint = checkpoint_of(target)
     settings = settings or TileSettings()
     with claiming(target):

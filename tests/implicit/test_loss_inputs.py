@@ -8,9 +8,8 @@ import torch
 from landprior.domains.ranks.posterior import log_pair_joint, log_pair_posterior, pair_marginals, pair_priors, rank_loss
 from landprior.errors import InputError, ProbabilityError
 from landprior.implicit import checks
-from landprior.implicit.losses import LOSSES
+from landprior.implicit.losses import LOSSES, em
 from landprior.implicit.networks import log_prior as take_log
-from landprior.implicit.objectives import em
 from landprior.implicit.posterior import (
     RunningMarginal,
     log_class_marginal,

@@ -16,9 +16,9 @@ from landprior.errors import (
     TrainingError,
     TrainingInterruptedError,
 )
-from landprior.implicit.losses import ce, qr
+from landprior.implicit.losses import ce, em, qr
 from landprior.implicit.networks import SmoothedNetwork
-from landprior.implicit.objectives import Batch, em
+from landprior.implicit.objectives import Batch
 from landprior.implicit.posterior import log_posterior
 from landprior.implicit.settings import TrainingSettings
 from landprior.implicit.training import fit, make_fabric

@@ -13,7 +13,8 @@ from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.mapping.products import beside, check_products
-from landprior.landcover.training.model import check_model_output, save_model
+from landprior.landcover.training.model import save_model
+from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.raster.reading import TAG_DOMAIN, open_raster
@@ -110,7 +111,7 @@ def cluster_image(
     place = Path(model or Path(output).with_suffix(".safetensors"))
     wanted = replace(options, probabilities=True)
     target = check_products(output, wanted, overwrite=run.overwrite, inputs=[image], besides=[place])
-    check_model_output(place, overwrite=run.overwrite, inputs=[image])
+    check_named_output(place, "model", overwrite=run.overwrite, inputs=[image])
     tile = read_image_tile(image, make_scheme(settings.clusters), nodata=run.nodata)
     checkpoint = checkpoint_of(target)
     with claiming(target):

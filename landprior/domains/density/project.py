@@ -22,8 +22,9 @@ from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.products import beside, list_products
-from landprior.landcover.training.model import check_model_output, load_model, save_model
+from landprior.landcover.training.model import load_model, save_model
 from landprior.progress import Progress, track
+from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
@@ -81,7 +82,7 @@ def train_images(
         See :func:`read_tiles` and :func:`train_density`.
     """
     settings = settings or DensitySettings()
-    target = check_model_output(output, overwrite=run.overwrite, inputs=images.paths.values())
+    target = check_named_output(output, "model", overwrite=run.overwrite, inputs=images.paths.values())
     checkpoint = checkpoint_of(target)
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,21 +47,37 @@ _LATER = ("rival", "options", "network")
 """Row fields that older folders do not have; left unset, they do not change the configuration."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What another method maps.
+
+    Parameters
+    ----------
+    tiles, outputs
+        The files of tiles, and where the map of each goes.
+    work
+        Where one model for all tiles may be kept; it is used again if it is there.
+    settings
+        Of the training, as far as the method trains.
+    options
+        Of the method.
+    matrix
+        P(class | code), and the classes.
+    """
+
+    tiles: Sequence[TrainingTile]
+    outputs: Sequence[Path]
+    work: Path
+    settings: TileSettings
+    options: Mapping[str, Any]
+    matrix: Cooccurrence
+
+
 class Rival(Protocol):
     """A method other than fitting the prior with a loss (:mod:`landprior.superres.rivals`)."""
 
-    def __call__(
-        self,
-        tiles: Sequence[TrainingTile],
-        outputs: Sequence[Path],
-        work: Path,
-        settings: TileSettings,
-        *,
-        options: Mapping[str, Any],
-        matrix: Cooccurrence,
-        run: Run,
-    ) -> None:
-        """Write a map of each tile; a joint model may be stored in ``work`` and is reused if it exists."""
+    def __call__(self, task: Task, *, run: Run) -> None:
+        """Write a map of each tile."""
 
 
 class Runner:
@@ -256,15 +272,15 @@ class Runner:
                 for place in group
             ]
             outputs = [self._map_path(row, cell, place, "q") for place in group]
-            self._rivals[row.rival](
-                tiles,
-                outputs,
-                self._model_path(row, cell, group),
-                self._settings(row, cell.seed, None, labelled=False),
+            task = Task(
+                tiles=tiles,
+                outputs=outputs,
+                work=self._model_path(row, cell, group),
+                settings=self._settings(row, cell.seed, None, labelled=False),
                 options=row.options,
                 matrix=self._find_matrix(group[0].region),
-                run=self._run,
             )
+            self._rivals[row.rival](task, run=self._run)
             paths += outputs
         return paths
 

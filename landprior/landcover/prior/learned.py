@@ -23,11 +23,12 @@ from landprior.landcover.prior.fusion import PriorModel
 from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.ensemble import clear_checkpoint
 from landprior.landcover.training.image_kind import ImageKind, compare_sizes, kind_of
-from landprior.landcover.training.model import check_model_output, save_model
+from landprior.landcover.training.model import save_model
 from landprior.landcover.training.tiles import Tile, label_tile
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.classes import read_classes
 from landprior.raster.codes import open_on_grid
+from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.raster.scheme import explain
@@ -112,8 +113,9 @@ def learn_prior(
         See :func:`landprior.landcover.prior.build.build_prior` and
         :func:`landprior.landcover.training.trainer.train_model`.
     """
-    target = check_model_output(
+    target = check_named_output(
         output,
+        "model",
         overwrite=run.overwrite,
         inputs=[path for place in places for path in (place.nlcd, place.labels, *place.layers.values())],
     )

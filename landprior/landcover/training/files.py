@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from landprior.errors import InputError
 from landprior.landcover.training.ensemble import clear_checkpoint, train_best
-from landprior.landcover.training.model import LandcoverModel, check_model_output, load_model, save_model
+from landprior.landcover.training.model import LandcoverModel, load_model, save_model
 from landprior.landcover.training.tiles import (
     Tile,
     read_labelled_tile,
     read_tile,
 )
+from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import checkpoint_of
 from landprior.run import Run
@@ -102,7 +103,7 @@ def train_files(
         :func:`landprior.landcover.training.model.save_model`.
     """
     sources = [init, *labels, *(path for pair in pairs for path in pair)]
-    target = check_model_output(output, overwrite=run.overwrite, inputs=sources)
+    target = check_named_output(output, "model", overwrite=run.overwrite, inputs=sources)
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
     truths: Sequence[str | Path | None] = labels or [None] * len(pairs)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import landprior
-from landprior.errors import InputError, MissingInputError, ModelError
+from landprior.errors import MissingInputError, ModelError
 from landprior.implicit.epitomes import build_epitome_classifier
 from landprior.implicit.networks import (
     POSITION,
@@ -36,17 +36,16 @@ from landprior.landcover.training.model_header import (
     require_shapes,
     without_nan,
 )
-from landprior.raster.outputs import check_output, replacing
+from landprior.raster.endings import ENDINGS, check_named_output
+from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
     from landprior.raster.scheme import ClassScheme
-
-SUFFIX = ".safetensors"
 
 Architecture = Literal["fcn", "unet", "epitome"]
 """Networks for images; a learned prior, which has no image input, uses its own."""
@@ -254,35 +253,6 @@ def build_network(
     return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
 
 
-def check_model_output(path: str | Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> Path:
-    """Check, before any training, that a model can be written to ``path``.
-
-    Parameters
-    ----------
-    path
-        The file to write.
-    overwrite, inputs
-        See :func:`landprior.raster.outputs.check_output`.
-
-    Returns
-    -------
-    Path
-        ``path``.
-
-    Raises
-    ------
-    InputError
-        If the name does not end in ``.safetensors``, as other endings mean other formats.
-    LandpriorError
-        See :func:`landprior.raster.outputs.check_output`.
-    """
-    target = check_output(path, overwrite=overwrite, inputs=inputs)
-    if target.suffix.lower() != SUFFIX:
-        msg = f"{path} cannot be the name of a model: models are written as {SUFFIX}; give a name that ends in it"
-        raise InputError(msg)
-    return target
-
-
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model.
 
@@ -307,8 +277,8 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     """
     from safetensors.torch import save_file
 
-    if Path(path).suffix.lower() != SUFFIX:
-        check_model_output(path, overwrite=overwrite)
+    if Path(path).suffix.lower() != ENDINGS["model"]:
+        check_named_output(path, "model", overwrite=overwrite)
     metadata = {
         "format": FORMAT,
         "version": landprior.__version__,
