@@ -121,7 +121,9 @@ def read_text(path: str | Path, *, empty: bool = False, error: type[LandpriorErr
 
     Parameters
     ----------
-    path, empty, error
+    path
+        The file.
+    empty, error
         See :func:`check_file`.
 
     Returns
@@ -148,10 +150,8 @@ def decode_text(content: bytes, where: str | Path, *, error: type[LandpriorError
 
     Parameters
     ----------
-    content
-        The bytes.
-    where
-        The source of the bytes, named in error messages.
+    content, where
+        The bytes, and their source, which is named in error messages.
     error
         Exception to raise.
 

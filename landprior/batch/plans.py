@@ -289,15 +289,13 @@ def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) ->
     ----------
     plan
         The plan to write.
-    path
-        A file that ends in ``.json``.
-    overwrite
-        Replace an existing plan.
+    path, overwrite
+        A file that ends in ``.json``, and whether it may replace an existing plan.
 
     Returns
     -------
     Path
-        ``path``.
+        The plan's file.
 
     Raises
     ------

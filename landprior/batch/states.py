@@ -58,8 +58,10 @@ class Note(dict[str, Any]):
 
         Parameters
         ----------
-        state, detail, seconds
-            See :class:`TileState`.
+        state
+            One of :data:`State`.
+        detail, seconds
+            Why, and after how long.
 
         Returns
         -------

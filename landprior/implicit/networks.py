@@ -209,12 +209,10 @@ def build_unet(bands: int, classes: int, *, filters: int = 32, smoothing: float 
 
     Parameters
     ----------
-    bands, classes
-        Channels in and out.
+    bands, classes, smoothing
+        As for :func:`build_fcn`.
     filters
         Channels of the outermost level.
-    smoothing
-        See :class:`SmoothedNetwork`.
 
     Returns
     -------

@@ -215,10 +215,8 @@ def choose_band(src: DatasetReader, path: str | Path, band: int | None = None) -
 
     Parameters
     ----------
-    src
-        The open raster.
-    path
-        Name of the raster in error messages.
+    src, path
+        The open raster, and its name in error messages.
     band
         The band to read, from 1; None if the file has only one data band.
 

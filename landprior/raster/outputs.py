@@ -243,13 +243,15 @@ def prepare_place(path: str | Path, *, overwrite: bool, kind: Kind = "file") -> 
 
     Parameters
     ----------
-    path, overwrite, kind
+    path
+        The file; its folder need not be there.
+    overwrite, kind
         See :func:`check_output`.
 
     Returns
     -------
     Path
-        ``path``.
+        The same path.
 
     Raises
     ------

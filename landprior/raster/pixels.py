@@ -90,10 +90,8 @@ def read_mask(src: DatasetReader, window: Window | None = None, band: int | None
 
     Parameters
     ----------
-    src
-        The open raster.
-    window
-        The window to read; None for all.
+    src, window
+        See :func:`read_window`.
     band
         Band of the mask; None: a pixel is valid if any band has data.
 

@@ -92,7 +92,7 @@ def download_buildings(
     Parameters
     ----------
     bounds, network, index_url
-        See :func:`list_files`.
+        As for :func:`list_files`; what is downloaded stays in the cache.
 
     Returns
     -------

@@ -159,7 +159,7 @@ def convert_extract(path: Path, cache: Cache, bounds: tuple[float, float, float,
     Returns
     -------
     Path
-        A GeoPackage of lines and polygons in degrees, in the cache.
+        A GeoPackage as :func:`download_features` gives it.
 
     Raises
     ------

@@ -152,10 +152,8 @@ def draw_corners(usable: Tensor, count: int, seed: int) -> Tensor:
 
     Parameters
     ----------
-    usable
-        True where a position may be drawn.
-    count
-        Number of positions.
+    usable, count
+        True where a position may be drawn, and the number of positions.
     seed
         Random seed; the same seed gives the same draw.
 

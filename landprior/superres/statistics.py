@@ -111,7 +111,7 @@ def kl(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
     Parameters
     ----------
     statistics, eta, rho
-        See :func:`match`.
+        Means and variances of blocks, and what they should be: see :func:`match`.
 
     Returns
     -------
@@ -146,13 +146,15 @@ def l1(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa
 
     Parameters
     ----------
-    statistics, eta, rho
-        See :func:`match`; the last is ignored.
+    statistics, eta
+        See :func:`match`.
+    rho
+        Ignored.
 
     Returns
     -------
     Tensor
-        One value per block, (M,), at least 0.
+        For each block the sum over classes, (M,).
     """
     return (statistics.mean - eta).abs().sum(dim=1)
 
@@ -163,12 +165,12 @@ def l2(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa
     Parameters
     ----------
     statistics, eta, rho
-        See :func:`match`; the last is ignored.
+        See :func:`l1`.
 
     Returns
     -------
     Tensor
-        One value per block, (M,), at least 0.
+        For each block the sum of squares over classes, (M,).
     """
     return (statistics.mean - eta).square().sum(dim=1)
 

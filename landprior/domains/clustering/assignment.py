@@ -357,9 +357,7 @@ class LabelDraws:
         Parameters
         ----------
         draws, number, seed
-            See :meth:`draw`.
-        weight
-            See :func:`fit_assignment`.
+            How many draws, of how many points each: see :meth:`draw`.
 
         Returns
         -------

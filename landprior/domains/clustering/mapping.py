@@ -37,13 +37,12 @@ def map_clusters(
 
     Parameters
     ----------
-    image
-        Raster with the bands the model was trained on.
+    image, model
+        Raster with the bands the model was trained on, and the model
+        (:func:`landprior.domains.clustering.training.train_clusters`).
     output
         The map: a COG of cluster numbers 1 to k, 255 where there is no data. The probabilities, one band per cluster,
         go to ``<stem>_probabilities.tif``.
-    model
-        See :func:`landprior.domains.clustering.training.train_clusters`.
     side
         Side of the averaging window for log-likelihoods, odd
         (:class:`landprior.landcover.mapping.blur.BlurredNetwork`); 1 leaves q unchanged.

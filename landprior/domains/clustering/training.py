@@ -82,12 +82,12 @@ def read_image_tile(image: str | Path, scheme: ClassScheme, *, nodata: float | N
     Returns
     -------
     Tile
-        The tile; pixels with data are used.
+        See :func:`image_tile`.
 
     Raises
     ------
     InputError
-        If no pixel has data.
+        If the image cannot be read, or has no pixel with data.
     """
     with ImageLayer(image, nodata=nodata) as pixels:
         kind = ImageKind.of(pixels)

@@ -87,10 +87,8 @@ def map_density(
 
     Parameters
     ----------
-    image
-        Any raster, of any size.
-    output
-        The map.
+    image, output
+        Any raster, of any size, and the map to write.
     model
         See :func:`landprior.domains.density.training.train_density`.
     posterior

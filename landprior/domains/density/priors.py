@@ -188,10 +188,8 @@ def pixel_prior(
         Classes of the blocks, shape :func:`block_shape`.
     priors
         Probability of the target by class.
-    block
-        Side of a block, pixels.
-    rows, columns
-        The window, pixels.
+    block, rows, columns
+        See :func:`spread_over_blocks`.
 
     Returns
     -------

@@ -69,7 +69,7 @@ def train_images(
     scheme
         Scheme of background and target, from :func:`landprior.domains.density.training.make_scheme`.
     run
-        On what, whether over an older model, and what is no data in the images.
+        As for :func:`landprior.landcover.training.files.train_files`.
 
     Returns
     -------
@@ -170,10 +170,8 @@ def map_images(
 
     Parameters
     ----------
-    images, names
-        The images, and the names of those to map.
-    model
-        See :func:`train_density`.
+    images, names, model
+        The images, the names of those to map, and a model (:func:`train_density`).
     folder
         Folder for ``<image>.tif`` and ``<image>_probabilities.tif``, and with ``labels`` also ``<image>_prior.tif``.
     labels

@@ -118,10 +118,8 @@ def find_run(runs: Sequence[RunRecord], key: str, identity: str, folder: Path) -
     ----------
     runs
         Finished runs.
-    key
-        Unique key of the run in its sweep.
-    identity
-        Hash of its data and settings.
+    key, identity
+        Unique key of the run in its sweep, and the hash of its data and settings.
     folder
         Folder of the runs, for the message.
 

@@ -384,21 +384,17 @@ def write_prior(
 
     Parameters
     ----------
-    path
-        The file to write.
+    path, overwrite
+        The file to write, and whether it may replace an older one.
     prior
         Shape (C, H, W).
-    palette
-        Palette with its classes.
-    grid
-        Grid of the image.
-    overwrite
-        Replace an existing file.
+    palette, grid
+        Palette with its classes, and the grid of the image.
 
     Returns
     -------
     Path
-        ``path``.
+        The file.
 
     Raises
     ------

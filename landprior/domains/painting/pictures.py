@@ -32,10 +32,8 @@ def draw_probabilities(path: Path, source: Path, scheme: ClassScheme) -> Path:
 
     Parameters
     ----------
-    path
-        The picture to write.
-    source
-        A raster with one band per class.
+    path, source
+        The picture to write, and a raster with one band per class.
     scheme
         Scheme with the colours.
 
@@ -56,10 +54,8 @@ def draw_overlay(path: Path, image: Path, classes: Path, scheme: ClassScheme) ->
     ----------
     path
         The picture to write.
-    image, classes
-        Rasters of the same size.
-    scheme
-        Scheme with the colours.
+    image, classes, scheme
+        Rasters of the same size, and the scheme with the colours.
 
     Returns
     -------

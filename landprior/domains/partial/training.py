@@ -90,12 +90,8 @@ class CandidateJudge:
 
     Parameters
     ----------
-    images
-        uint8, (N, bands, H, W), on the device.
-    log_prior
-        (N, C), on the CPU.
-    standardise
-        See :class:`Standardiser`.
+    images, log_prior, standardise
+        As for :class:`CandidateFeed`, with the prior on the CPU.
     """
 
     def __init__(self, images: Tensor, log_prior: Tensor, standardise: Standardiser) -> None:
@@ -162,13 +158,10 @@ def train_partial(
         See :class:`PartialSettings`.
     items
         Positions of the training images to use, int64; None for all.
-    work
-        A path without suffix for the state of an interrupted training: ``.checkpoint``, and ``.safetensors``, which
-        is kept, with the weights at the chosen epoch. None: nothing is kept.
-    identity
-        Identifier of the training.
+    work, identity
+        See :func:`landprior.domains.imagery.training.train_watched`.
     run
-        See :class:`landprior.run.Run`.
+        On which device, and whether progress is shown.
 
     Returns
     -------

@@ -306,10 +306,8 @@ def require_size(model: LandcoverModel, grid: Grid, given: float | None, where: 
     ----------
     model
         The learned prior.
-    grid
-        Grid on which the prior is built.
-    given
-        Metres per pixel, if given by the user.
+    grid, given
+        Grid on which the prior is built, and metres per pixel, if given by the user.
     where
         File with that grid, named in the message.
 

@@ -260,15 +260,13 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     ----------
     model
         The model to write.
-    path
-        A file that ends in ``.safetensors``.
-    overwrite
-        Replace an existing file.
+    path, overwrite
+        A file that ends in ``.safetensors``, and whether it may replace an existing one.
 
     Returns
     -------
     Path
-        ``path``.
+        The model's file.
 
     Raises
     ------

@@ -116,16 +116,6 @@ class Cache:
     def writing(self, path: Path) -> Iterator[None]:
         """Turn disk errors in the ``with`` block into an error with a remedy.
 
-        Parameters
-        ----------
-        path
-            Path being written.
-
-        Yields
-        ------
-        None
-            Exceptions in the block are inspected.
-
         Raises
         ------
         RasterWriteError
@@ -240,16 +230,6 @@ def read_kept(path: Path, check: Callable[[bytes], None] | None) -> tuple[bytes,
 @contextmanager
 def writing_features(path: Path) -> Iterator[None]:
     """Turn exceptions of pyogrio's writer into one error, as pyogrio has no class for a full disk.
-
-    Parameters
-    ----------
-    path
-        Path being written.
-
-    Yields
-    ------
-    None
-        Exceptions in the block are inspected.
 
     Raises
     ------
