@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from landprior.cli import imagery
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.imagery import (
-    data_options,
-    output_options,
-    read_data,
-    run_sweep,
-    training_options,
-)
 from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.partial.settings import PartialSettings, Sweep
@@ -48,7 +42,7 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
 
 
 @click.command(name="partial-labels", cls=Command)
-@data_options
+@imagery.data_options
 @grouped(
     "Candidates",
     click.option(
@@ -67,9 +61,9 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
     field_option(Sweep, "losses", "--loss"),
     field_option(Sweep, "marginals", "--marginal"),
     field_option(Sweep, "batch_sizes", "--batch-size"),
-    *training_options(PartialSettings, paper=True),
+    *imagery.training_options(PartialSettings, paper=True),
 )
-@output_options("landprior-partial-labels")
+@imagery.output_options("landprior-partial-labels")
 @run_options("device")
 @json_option
 def command(
@@ -89,7 +83,7 @@ def command(
     output: Path,
     run: Run,
     as_json: bool,
-    **training: Any,  # noqa: ANN401 - the options of training_options
+    **training: Any,  # noqa: ANN401 - the options of imagery.training_options
 ) -> None:
     """Learn the classes of images from candidate sets, or from classes they do not belong to.
 
@@ -121,7 +115,7 @@ def command(
         )
     except ValidationError as error:
         raise click.UsageError(explain(error, "the sweep")) from error
-    images = read_data(data, table, classes, download)
+    images = imagery.read_data(data, table, classes, download)
     sets = None if candidates is None else read_candidates(candidates, images.train)
     runner = SweepRunner(
         images,
@@ -131,4 +125,4 @@ def command(
         run=run,
         predictions=predictions,
     )
-    run_sweep(runner, output, as_json=as_json)
+    imagery.run_sweep(runner, output, as_json=as_json)

@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import imagery
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.imagery import (
-    data_options,
-    output_options,
-    read_data,
-    run_sweep,
-    training_options,
-)
 from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.ranks.settings import RankSettings
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="rank", cls=Command)
-@data_options
+@imagery.data_options
 @grouped(
     "Pairs",
     click.option(
@@ -48,9 +42,9 @@ if TYPE_CHECKING:
     field_option(RankSettings, "denominators"),
     field_option(RankSettings, "fit", "--fit", "fits", multiple=True),
     field_option(RankSettings, "batch_size", "--batch-size", "batch_sizes", multiple=True),
-    *training_options(RankSettings),
+    *imagery.training_options(RankSettings),
 )
-@output_options("landprior-rank")
+@imagery.output_options("landprior-rank")
 @run_options("device")
 @json_option
 def command(
@@ -71,7 +65,7 @@ def command(
     output: Path,
     run: Run,
     as_json: bool,
-    **training: Any,  # noqa: ANN401 - the options of training_options
+    **training: Any,  # noqa: ANN401 - the options of imagery.training_options
 ) -> None:
     """Learn ordered classes of images from pairwise comparisons: which of two ranks at least as high.
 
@@ -94,7 +88,7 @@ def command(
         msg = "--pairs and --draw are mutually exclusive: pairs are either given or drawn"
         raise click.UsageError(msg)
     changes = {"pairs": draw, "ties": ties, "denominators": denominators, **training}
-    images = read_data(data, table, classes, download)
+    images = imagery.read_data(data, table, classes, download)
     varied: dict[str, Any] = {"fits": fits, "marginals": marginals, "batch_sizes": batch_sizes}
     runner = RankRunner(
         images,
@@ -106,5 +100,5 @@ def command(
         run=run,
         predictions=predictions,
     )
-    run_sweep(runner, output, as_json=as_json)
+    imagery.run_sweep(runner, output, as_json=as_json)
     write_confusions(output, runner.done(), images.train.classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,33 +33,11 @@ from landprior.implicit.objectives import Batch
 from landprior.records import RESULTS
 from tests.helpers import interrupted_at
 
+from .shared import draw_logs
+
+draw = partial(draw_logs, scale=3)
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = PartialSettings(epochs=3, filters=8, batch_size=4, learning_rate=2e-2, precision="fp32")
-
-
-def make_images(count, *, classes=3, seed=0, names="train"):
-    """Draw pictures with a bright band of rows where their class says."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    values = torch.randint(0, 70, (count, 1, 12, 12), generator=generator)
-    for row, label in enumerate(labels.tolist()):
-        values[row, :, label * 4 : label * 4 + 4] += 120
-    return LabelledImages(
-        images=values.to(torch.uint8),
-        labels=labels,
-        classes=tuple(map(str, range(classes))),
-        names=tuple(f"{names}/{i}" for i in range(count)),
-    )
-
-
-@pytest.fixture(scope="module")
-def data():
-    return ImageSplits(train=make_images(180), test=make_images(60, seed=1, names="test"))
-
-
-def draw(shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.log_softmax(3 * torch.randn(shape, generator=generator, dtype=torch.float64), dim=1)
 
 
 def some_sets(count, classes, seed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from landprior.cli import main
 from landprior.domains.imagery.formats import read_images
-from landprior.domains.imagery.images import ImageSplits, LabelledImages
+from landprior.domains.imagery.images import LabelledImages
 from landprior.domains.imagery.records import EpochScores, read_runs
 from landprior.domains.ranks import training as training_module
 from landprior.domains.ranks.figures import choose_epochs
@@ -32,20 +33,11 @@ from landprior.errors import InputError, TrainingInterruptedError
 from landprior.implicit.objectives import Batch
 from tests.helpers import interrupted_at
 
-from .test_partial_training import make_images
+from .shared import draw_logs
 
+draw = partial(draw_logs, scale=2)
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = RankSettings(epochs=3, filters=8, batch_size=4, learning_rate=2e-2, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return ImageSplits(train=make_images(180), test=make_images(60, seed=1, names="test"))
-
-
-def draw(shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.log_softmax(2 * torch.randn(shape, generator=generator, dtype=torch.float64), dim=1)
 
 
 # -- prior and posterior -----------------------------------------------------------------------------

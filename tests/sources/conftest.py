@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from landprior.sources.http.cache import Cache
+
 from .faulty import FaultyServer
 from .place import SceneFiles, write_scene_files
 from .programs import FileServers, StacServers, WcsServers, find_program
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .faulty import Answer, Received
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """An empty cache of the test's own."""
+    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)

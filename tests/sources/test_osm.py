@@ -27,7 +27,6 @@ from shapely.geometry import LineString, Point, Polygon, box
 from landprior.errors import InputError, MissingInputError, OfflineError, SourceBusyError, SourceError
 from landprior.raster.grid import Grid
 from landprior.sources import osm
-from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import USER_AGENT, Network, RetryPolicy
 from landprior.sources.osm import LAYERS, burn_layer, convert_extract, download_features, is_extract, read_layers
 
@@ -35,11 +34,6 @@ from .place import in_degrees, write_pbf
 
 QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=5.0, grace=1.0)
 WORLD = (-180.0, -90.0, 180.0, 90.0)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture

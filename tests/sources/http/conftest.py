@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from landprior.sources.http.cache import Cache
 from landprior.sources.http.client import Network
 
 from .shared import DATA, QUICK, write_noise
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture
