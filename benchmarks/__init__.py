@@ -1,1 +1,1 @@
-"""What the tool reaches, and how fast: each module is a command, ``python -m benchmarks.<name>``."""
+"""Benchmarks of accuracy and speed: each module is a command, ``python -m benchmarks.<name>``."""

@@ -1,4 +1,4 @@
-"""All benchmarks by one command, ``python -m benchmarks`` (hours), or some, ``python -m benchmarks feed engines``."""
+"""Run all benchmarks with ``python -m benchmarks`` (hours), or some, ``python -m benchmarks feed engines``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BENCHMARKS = {
     "engines": "OpenVINO against torch",
     "whole_path": "predict from file to file against the network alone",
     "gpu": "how much of a device's matrix rate training and prediction reach",
-    "many_tiles": "what a plan costs besides its work; two workers against one",
-    "encodings": "how probabilities are best stored",
+    "many_tiles": "the overhead of a plan; two workers against one",
+    "encodings": "the effect of how probabilities are stored",
     "accuracy": "the default recipe on all sets",
     "recipe": "the best recipe against plain QR",
-    "points": "what a hundred labelled points add",
+    "points": "the gain from a hundred labelled points",
     "ohio": "QR against labels",
     "methods": "all methods of landprior compare on real sets",
     "self_epitome": "self-epitomic super-resolution: speed, cost, accuracy",
@@ -30,18 +30,18 @@ BENCHMARKS = {
     "paint": "parts of a picture from a rough drawing",
     "clustering": "clusters without labels, assigned from 400 points, against k-means and logistic regression",
     "density": "a target per pixel from density classes of blocks, against cross-entropy",
-    "ranks": "digits from pairs that only say which is the greater",
-    "same_maps": "checksums of what every command writes, to compare two versions",
-    "learned_prior": "drawn learned priors against the published panels",
+    "ranks": "digits from pairs of which only the order is known",
+    "same_maps": "checksums of the output of every command, to compare two versions",
+    "learned_prior": "pictures of learned priors against the published panels",
 }
 PACKAGES = {"accuracy", "same_maps"}
 
 
-@click.command(epilog="Each has options of its own: python -m benchmarks.NAME --help")
+@click.command(epilog="Each benchmark has its own options: python -m benchmarks.NAME --help")
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-@click.option("--list", "listed", is_flag=True, help="List them and end.")
+@click.option("--list", "listed", is_flag=True, help="List the benchmarks and exit.")
 def main(names: tuple[str, ...], *, listed: bool) -> None:
-    """Run the benchmarks NAMES, all by default, one after the other, with their default options."""
+    """Run the benchmarks NAMES, all by default, one after another, with their default options."""
     if listed:
         for name, text in BENCHMARKS.items():
             click.echo(f"{name:<14} {text}")

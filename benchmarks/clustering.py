@@ -1,12 +1,12 @@
 """Clusters without labels, and their classes from few points: ``python -m benchmarks.clustering -o FOLDER``.
 
-Each set is clustered into 12 by ``landprior cluster``'s own recipe from several seeds; 400 random labelled pixels say
-what clusters are, in 50 draws, scored on all other labelled pixels. Beside it, with the same points: k-means (12) on
-the standardised bands, one-hot, assigned the same way; the same averaged over 9 x 9 px; logistic
-regression on the pixel's bands. Sets: ``ohio-3`` and ``chesapeake-wv`` are reported, the others are those that the
-recipe was chosen on: mosaics of Ohio, and several of them with one model, so that they are as large as ohio-3. Every
-seed is a line in FOLDER; the same command goes on. Ends with 1 if the clusters of ohio-3 are not at least 3 points
-above k-means for four of five seeds.
+Each set is clustered into 12 by ``landprior cluster``'s own recipe from several seeds; 400 random labelled pixels
+assign classes to the clusters, in 50 draws, each scored on all other labelled pixels. Compared with the same points:
+k-means (12) on the standardised bands, one-hot, assigned the same way; the same averaged over 9 x 9 px; logistic
+regression on the pixel's bands. Sets: ``ohio-3`` and ``chesapeake-wv`` are reported, the others are those on
+which the recipe was chosen: mosaics of Ohio, alone or several with one model, to be as large as ohio-3. The result of
+each seed is a line in FOLDER; the same command resumes. The exit status is 1 if the clusters of ohio-3 are not at
+least 3 points above k-means for four of five seeds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ AVERAGED = 9
 
 
 class Task:
-    """A set: its images, and what its labelled pixels are."""
+    """A set: its images and the classes of its labelled pixels."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -100,7 +100,7 @@ def score(task: Task, draws: list[np.ndarray], learn: Callable[[np.ndarray], np.
 
 
 def assigned(task: Task, shares: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what assigns classes to clusters, q of shape (k, n)."""
+    """Return a function that assigns classes to clusters, given q of shape (k, n)."""
 
     def learn(chosen: np.ndarray) -> np.ndarray:
         return fit_assignment(shares[:, chosen], task.truth[chosen], task.scheme).apply(shares).argmax(0)
@@ -109,7 +109,7 @@ def assigned(task: Task, shares: np.ndarray) -> Callable[[np.ndarray], np.ndarra
 
 
 def logistic(task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what fits a multinomial logistic regression (L2 penalty 1, as is usual) on the bands."""
+    """Return a function that fits a multinomial logistic regression (L2 penalty 1) on the bands."""
     inputs = np.vstack([task.bands, np.ones(task.bands.shape[1], np.float32)])
     classes = len(task.scheme)
 
@@ -180,7 +180,7 @@ def run_seed(
 
 
 def read_lines(path: Path) -> dict[tuple[str, int], dict]:
-    """Return what was found before, by set and seed."""
+    """Return the earlier results by set and seed."""
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -188,7 +188,7 @@ def read_lines(path: Path) -> dict[tuple[str, int], dict]:
 
 
 def report(name: str, lines: list[dict], baseline: list[float]) -> bool:
-    """Print the table of a set; say whether the bar is met."""
+    """Print the table of a set; return whether the required margin is reached."""
     print(
         f"\n## {name}\n\n| | seed | accuracy | over draws | clusters used | attempts |\n"
         "| --- | --- | --- | --- | --- | --- |"
@@ -220,9 +220,9 @@ def report(name: str, lines: list[dict], baseline: list[float]) -> bool:
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--draws", default=50, show_default=True)
 @click.option("--points", default=400, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), help="Of the training, in place of the recipe's.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps, in place of the recipe's.")
 def main(*, output: Path, names: tuple[str, ...], seeds: int, draws: int, points: int, steps: int | None) -> None:
-    """Print the tables; exit 1 if the bar is missed on a set it is meant for."""
+    """Print the tables; exit with 1 if the margin is missed on a set that requires it."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
 """Density classes on histology: ``python -m benchmarks.density -o FOLDER``.
 
-67 images of 500 x 500 px with marked nuclei (``pathology`` among the data sets). Of each block of 100 x 100 px the
-number of inflammatory nuclei is counted; a density class by quantiles of it is all that a training gets. Images are
-parted by a hash of their names: ``develop``, on whose nuclei settings were chosen, ``train``, whose density classes are
-fitted, and ``test``, of which the network knows nothing. Scores are areas under the ROC curve at classified nuclei,
+67 images of 500 x 500 px with marked nuclei (``pathology`` among the data sets). The inflammatory nuclei of
+each block of 100 x 100 px are counted; training uses only a density class by quantiles of the count. Images are split
+by a hash of their names: ``develop``, on whose nuclei settings were chosen, ``train``, whose density classes are
+fitted, and ``test``, which the network never sees. Scores are areas under the ROC curve at classified nuclei,
 inflammatory against the rest, over all and within blocks that hold both; means over seeds.
 
-Every training is a model in FOLDER, every score a line of ``scores.jsonl``; the same command goes on. Ends with 1 if a
-bar is missed.
+Every training writes a model to FOLDER, every score a line to ``scores.jsonl``; the same command resumes. The exit
+status is 1 if a required value is missed.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def part_of(name: str) -> str:
 
 
 def settings_of(loss: str, seed: int) -> DensitySettings:
-    """Return the recipe of a loss: the command's own defaults, in bf16 to be done in time on a CPU.
+    """Return the recipe of a loss: the command's own defaults, in bf16 to save time on a CPU.
 
-    NLL is trained once: without a direction is what it comes out as, so starting again is no remedy.
+    NLL is trained once: its result has no direction, so restarting does not help.
     """
     restarts = {"restarts": 0} if loss == "nll-union" else {}
     return DensitySettings(loss=loss, seed=seed, precision="bf16", **restarts)  # type: ignore[arg-type]
@@ -78,13 +78,13 @@ def load(folder: Path, root: Path) -> tuple[project.Images, BlockLabels, dict[st
 
 
 def find_scores(folder: Path) -> list[dict[str, object]]:
-    """Return the scores that are there."""
+    """Return the scores found so far."""
     path = folder / "scores.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def run(folder: Path, losses: tuple[str, ...], seeds: int, parts: tuple[str, ...]) -> None:
-    """Train and score what is missing."""
+    """Train and score the missing runs."""
     images, labels, nuclei = load(folder, data_folder().parent / "pathology")
     groups = {part: [name for name in images.names if part_of(Path(name).stem) == part] for part in parts}
     fitted = BlockLabels(
@@ -117,7 +117,7 @@ def run(folder: Path, losses: tuple[str, ...], seeds: int, parts: tuple[str, ...
 
 
 def show(folder: Path) -> bool:
-    """Print means over seeds and the bars, and say whether none is missed."""
+    """Print means over seeds and the required values; return whether all are reached."""
     frame = pd.DataFrame(find_scores(folder))
     frame = frame[frame["part"] != "develop"]
     print("| images | loss | score | seeds | overall | within blocks |\n| --- | --- | --- | ---: | ---: | ---: |")
@@ -152,12 +152,12 @@ def show(folder: Path) -> bool:
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("density-results"))
-@click.option("--loss", "losses", type=click.Choice(LOSSES), multiple=True, help="Only these.  [default: all]")
+@click.option("--loss", "losses", type=click.Choice(LOSSES), multiple=True, help="Losses to run.  [default: all]")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--develop", is_flag=True, help="Score the images that settings were chosen on, too.")
-@click.option("--show", "only_show", is_flag=True, help="Train nothing; print what is there.")
+@click.option("--develop", is_flag=True, help="Also score the images on which settings were chosen.")
+@click.option("--show", "only_show", is_flag=True, help="Train nothing; print the results so far.")
 def main(*, output: Path, losses: tuple[str, ...], seeds: int, develop: bool, only_show: bool) -> None:
-    """Train what is missing, score it and print the table."""
+    """Train and score the missing runs and print the table."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     chosen = losses or LOSSES
     parts = ("test", "train", "develop") if develop else ("test", "train")

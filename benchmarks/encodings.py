@@ -1,7 +1,7 @@
-"""What the prior's encoding does to the map: ``python -m benchmarks.encodings``.
+"""Effect of the prior's encoding on the map: ``python -m benchmarks.encodings``.
 
 The same prior (Durham, hand-coded, the city's own matrix) in single floats, half floats, uint8 rounded and uint8
-truncated as the paper's were stored; QR is trained on each. The last two differ in how many probabilities become zero.
+truncated as in the paper; QR is trained on each. The last two differ in how many probabilities become zero.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def encode(case: Case, folder: Path) -> dict[str, Path]:
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each encoding.")
+@click.option("--seeds", default=3, show_default=True, help="Training runs of each encoding.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network.")
 def main(seeds: int, filters: int) -> None:
-    """Print, per encoding: size, error, zeros, and the accuracy of QR's r."""
+    """Print size, error, zeros and the accuracy of QR's r for each encoding."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)

@@ -1,4 +1,4 @@
-"""What runs the network: OpenVINO against torch on the same cores, ``python -m benchmarks.engines``.
+"""Engines for prediction: OpenVINO against torch on the same cores, ``python -m benchmarks.engines``.
 
 A network of the default width is trained on a real tile. Its forward pass over windows of 522 x 522 px of the tile
 (as ``predict`` cuts them, edges wrapped) is timed alternately: as torch computes it, fp32 and channels last; with our
@@ -75,7 +75,7 @@ def time_engines(engines: dict[str, Engine], windows: list[torch.Tensor], rounds
 @click.command()
 @click.option("--sets", default=",".join(SETS), show_default=True, help="Comma-separated.")
 @click.option("--filters", default=32, show_default=True, help="Width of the network.")
-@click.option("--rounds", default=15, show_default=True, help="Timings of each engine.")
+@click.option("--rounds", default=15, show_default=True, help="Timed runs of each engine.")
 def main(sets: str, filters: int, rounds: int) -> None:
     """Compare the engines."""
     logging.getLogger("landprior").setLevel(logging.WARNING)

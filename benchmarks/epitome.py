@@ -1,9 +1,9 @@
 """A large epitome with and without location promotion: ``python -m benchmarks.epitome``.
 
 One epitome of 199 x 199 is trained on patches of the 1 m and 0.6 m images of naip-samples and of all tiles of
-naip-ohio-6class with four bands (10.3 million pixels together; naip-samples alone has 0.9). What is printed: the
-share of the torus's pixels that no patch was put on, while it was trained and by the trained epitome on new patches
-without promotion; the mean log-likelihood of those; seconds. Ends with 1 if promotion leaves more than 1 % unused.
+naip-ohio-6class with four bands (10.3 million pixels together; naip-samples alone has 0.9). Printed are the
+share of the torus's pixels covered by no patch, during training and by the trained epitome on new patches without
+promotion; the mean log-likelihood of those; seconds. The exit status is 1 if promotion leaves more than 1 % unused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read(path: Path, scheme: ClassScheme) -> Tile:
 
 
 def covered(visits: torch.Tensor, patch: int) -> float:
-    """Return the share of the torus's pixels that lay under a patch put at one of these positions."""
+    """Return the share of the torus's pixels covered by a patch at one of these positions."""
     placed = F.pad((visits > 0).float()[:, None], (patch - 1, 0, patch - 1, 0), mode="circular")
     return float(F.max_pool2d(placed, patch, stride=1).mean())
 

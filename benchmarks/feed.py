@@ -87,10 +87,10 @@ def time_torchgeo(image: Path, seconds: float, *, with_prior: bool) -> float:
 
 
 @click.command()
-@click.option("--side", default=2000, show_default=True, help="Of the tile, pixels.")
+@click.option("--side", default=2000, show_default=True, help="Side of the tile in pixels.")
 @click.option("--filters", default=32, show_default=True, help="Width of the network.")
-@click.option("--steps", default=40, show_default=True, help="Steps of each timing.")
-@click.option("--rounds", default=7, show_default=True, help="Timings of each, alternately.")
+@click.option("--steps", default=40, show_default=True, help="Steps of each timed run.")
+@click.option("--rounds", default=7, show_default=True, help="Timed runs of each, alternating.")
 def main(side: int, filters: int, steps: int, rounds: int) -> None:
     """Time the feed."""
     logging.getLogger("landprior").setLevel(logging.ERROR)
@@ -121,7 +121,7 @@ def main(side: int, filters: int, steps: int, rounds: int) -> None:
             rates["image and prior"].append(time_torchgeo(image, 5, with_prior=True))
         ours, *theirs = (statistics.median(some) for some in rates.values())
         click.echo(
-            f"feed alone, image and prior, standardised, logs taken: {ours:,.0f} patches a second (bar: 50 times)"
+            f"feed alone, image and prior, standardised, with logarithms: {ours:,.0f} patches a second (bar: 50 times)"
         )
         for name, rate in zip(("image", "image and prior"), theirs, strict=True):
             click.echo(f"torchgeo's sampler and DataLoader, {name}: {rate:,.0f}, ours {ours / rate:.0f} times")

@@ -1,8 +1,8 @@
-"""Speed of what fetch computes, as ratios to rasterio: ``python -m benchmarks.fetch_speed``.
+"""Speed of the computations of fetch, as ratios to rasterio: ``python -m benchmarks.fetch_speed``.
 
 Burning 50,000 features into a tile of 7,000 x 6,000 px against ``rasterio.features.rasterize`` of the same
-geometries, and putting 0.6 m imagery on the tile's grid against ``rio warp``. Both sides run in turn, in
-processes of their own where ``rio`` is one; medians are printed.
+geometries, and warping 0.6 m imagery to the tile's grid against ``rio warp``. Both sides run in turn, each in
+a separate process where ``rio`` is compared; medians are printed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ write_image(image, grid, Path(sys.argv[2]), Network(Cache(Path(sys.argv[2]).pare
 
 
 def make_features(grid: Grid, rng: np.random.Generator) -> dict[str, geopandas.GeoDataFrame]:
-    """Make roads of some bends, waterways, ponds and houses, as many as a dense city has."""
+    """Make as many winding roads, waterways, ponds and houses as a dense city has."""
     left, bottom, right, top = grid.bounds
 
     def lines(count: int, length: float) -> list[shapely.LineString]:
@@ -162,7 +162,7 @@ def measure_warping(runs: int, side: int) -> None:
 
         mine, alone, with_cog = in_turn(runs, ours, warp, warp_to_cog)
         print(f"warping {side} x {side} px of 0.6 m onto a tile: {mine:.1f} s")
-        print(f"  rio warp {alone:.1f} s, rio warp and rio cogeo {with_cog:.1f} s (ours is a COG, too)")
+        print(f"  rio warp {alone:.1f} s, rio warp and rio cogeo {with_cog:.1f} s (ours is a COG as well)")
         print(f"  speed {alone / mine:.2f} of rio warp, {with_cog / mine:.2f} of rio warp and rio cogeo (at least 0.9)")
 
 
@@ -183,8 +183,8 @@ def make_image(path: Path, side: int) -> Path:
 
 
 @click.command()
-@click.option("--runs", default=3, show_default=True, help="Of each side.")
-@click.option("--side", default=8_000, show_default=True, help="Of the image to warp, pixels.")
+@click.option("--runs", default=3, show_default=True, help="Runs of each side.")
+@click.option("--side", default=8_000, show_default=True, help="Side of the image to warp in pixels.")
 def main(runs: int, side: int) -> None:
     """Measure both."""
     measure_burning(runs)

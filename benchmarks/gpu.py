@@ -1,8 +1,8 @@
 """How much of a device's matrix rate training and prediction reach: ``python -m benchmarks.gpu``.
 
-The matrix rate is that of one large product in bf16 on the same device in the same run (fp32 on a CPU, where the same
-code is to be seen running, with ``--width 600 --height 500``). Operations are those of the network's convolutions; of a
-training step three times those of its forward pass.
+The matrix rate is that of one large product in bf16 on the same device in the same run (fp32 on a CPU, where the
+code can be tried with ``--width 600 --height 500``). Operations counted are those of the network's convolutions; a
+training step counts three times its forward pass.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ ROUNDS = 3
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def measure_matrix_rate(device: torch.device, side: int) -> float:
-    """Return operations a second of a product of square matrices, the median of some."""
+    """Return the median operations a second of products of square matrices."""
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
     first, second = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     rates = []
@@ -58,7 +58,7 @@ def measure_matrix_rate(device: torch.device, side: int) -> float:
 
 
 def measure_training(image: Path, prior: Path, *, filters: int, patch: int, batch: int, steps: int) -> float:
-    """Return operations a second of training steps, with their feed; what comes before, compiling too, is not timed."""
+    """Return operations a second of training steps with their feed; preparation and compiling are not timed."""
     device = choose_device()
     tile = read_tile(image, prior).to(device)
     feed = PatchFeed([tile], measure_bands([tile]), patch_size=patch, batch_size=batch)
@@ -83,11 +83,11 @@ def measure_training(image: Path, prior: Path, *, filters: int, patch: int, batc
 
 @click.command()
 @click.option("--filters", default=128, show_default=True, help="Width of the network.")
-@click.option("--width", default=7000, show_default=True, help="Of the tile, pixels.")
+@click.option("--width", default=7000, show_default=True, help="Width of the tile in pixels.")
 @click.option("--height", default=6000, show_default=True)
 @click.option("--patch", default=128, show_default=True, help="Side of the training patches, pixels.")
-@click.option("--batch", default=128, show_default=True, help="Patches a step.")
-@click.option("--steps", default=50, show_default=True, help="Steps of a timing.")
+@click.option("--batch", default=128, show_default=True, help="Patches per step.")
+@click.option("--steps", default=50, show_default=True, help="Timed steps.")
 @click.option("--matrix", default=8192, show_default=True, help="Side of the matrices.")
 def main(filters: int, width: int, height: int, patch: int, batch: int, steps: int, matrix: int) -> None:
     """Measure the device."""

@@ -1,9 +1,9 @@
-"""Our learned priors, drawn, against the published panels: ``python -m benchmarks.learned_prior``.
+"""Pictures of our learned priors against the published panels: ``python -m benchmarks.learned_prior``.
 
 The same measure as for the golden priors: the mean difference in grey levels (of 255) between the prior, drawn as the
 mean of the class colours, and the panel of the paper's figure, more than 45 px from the border. Ours are learned on one
-half of a window and drawn on the other; the published network saw five whole tiles of the city and its weights are not
-known. For scale, the panels of the hand-coded and of the learned prior are compared with each other too.
+half of a window and drawn on the other; the published network saw five whole tiles of the city and its weights were not
+published. For scale, the panels of the hand-coded and of the learned prior are also compared with each other.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BORDER = 45
     type=click.Path(path_type=Path),
     default=Path("landprior-experiments/city-windows"),
     show_default=True,
-    help="Folder of the experiment city-windows; what it holds already is used.",
+    help="Folder of the experiment city-windows; existing results are used.",
 )
-@click.option("--seeds", type=int, help="As the experiment in the folder was run, if it was.")
+@click.option("--seeds", type=int, help="Seeds of the experiment in the folder, if it was run.")
 def main(output: Path, seeds: int | None) -> None:
     """Draw the priors and compare."""
     logging.getLogger("landprior").setLevel(logging.WARNING)

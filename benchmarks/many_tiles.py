@@ -1,6 +1,6 @@
-"""What a plan costs besides its work, and what a second worker brings: ``python -m benchmarks.many_tiles``.
+"""Overhead of a plan, and speed-up from a second worker: ``python -m benchmarks.many_tiles``.
 
-Overhead: a thousand tiles whose work is nothing are planned, run, and run again (all done). Speed: a dozen tiles of a
+Overhead: a thousand tiles without any work are planned, run, and run again (all done). Speed: a dozen tiles of a
 synthetic scene, the whole chain, on Ray with one worker and with two, one torch thread each, alternately.
 """
 
@@ -38,7 +38,7 @@ TILES, SIDE = 1000, 16
 
 
 def write_nothing(tile: TileFolder) -> dict[str, Any]:
-    """Do no more than what makes a tile done."""
+    """Write only what marks a tile as done."""
     tile.file("prediction").touch()
     (tile.path / "item.json").touch()
     return {}
@@ -98,7 +98,7 @@ def measure_workers(folder: Path, count: int, rounds: int) -> None:
             for tile in plan.tiles:
                 for name in made:
                     (find_tile(plan, tile.name).path / name).unlink(missing_ok=True)
-            # with the cluster up and the libraries imported by its workers: tiles are many, starts are one
+            # the cluster is up and its workers have imported the libraries: a start happens once for many tiles
             ray.init(num_cpus=workers, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
             warm = [ray.remote(_import).remote() for _ in range(4 * workers)]
             ray.get(warm)
@@ -123,9 +123,9 @@ def _import() -> None:
 
 @click.command()
 @click.option("--tiles", default=12, show_default=True, help="Tiles for the comparison of workers.")
-@click.option("--rounds", default=3, show_default=True, help="Runs of each.")
+@click.option("--rounds", default=3, show_default=True, help="Timed runs of each.")
 def main(tiles: int, rounds: int) -> None:
-    """Measure overhead and workers."""
+    """Measure the overhead and the speed-up from workers."""
     logging.getLogger("landprior").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as work:

@@ -1,11 +1,11 @@
-"""All methods on real sets, by ``landprior compare``'s own code: ``python -m benchmarks.methods -o FOLDER``.
+"""All methods on real sets, with the code of ``landprior compare``: ``python -m benchmarks.methods -o FOLDER``.
 
 West Virginia and the city windows are shipped comparisons. Ohio has no NLCD: its coarse codes are derived from the
-hand-drawn masks, as the k-means codes of the class shares of 30 m cells, turned by 7 degrees against the image. The
-codes, what they mean and how much their cells differ are learned on the other clusters of the set; they are noise-free
-in a way NLCD is not.
+hand-drawn masks, as the k-means codes of the class shares of 30 m cells, rotated by 7 degrees against the image. The
+codes, their class shares and the spread of their cells are learned on the other clusters of the set; unlike NLCD, they
+have no noise.
 
-In West Virginia there are also rows of sr by other criteria, and with a U-Net.
+West Virginia also has rows of sr with other criteria and with a U-Net.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from landprior.landcover.experiments.results import Result
 
 EPITOME = {"size": 64, "steps": 1000}
-"""Smaller than the 199 x 199 and 2,000 steps of the tool: these windows are small, and it is trained often here."""
+"""Smaller than the 199 x 199 and 2,000 steps of the tool: these windows are small, and many are trained."""
 
 CODES = 16
 """Coarse codes of Ohio."""
@@ -60,11 +60,11 @@ VARIANTS = (
     ComparedMethod(method="sr", name="sr, U-Net", network="unet"),
 )
 DEVELOPED = (21, 22, 23, 24)
-"""NLCD's developed codes; Ohio's are others."""
+"""NLCD's developed codes; Ohio has different ones."""
 
 
 def derive_ohio(folder: Path) -> Comparison:
-    """Write images, masks, k-means codes and what these mean, for the clusters that are mapped."""
+    """Write images, masks, k-means codes and their class shares for the clusters that are mapped."""
     scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     cells = {}
@@ -129,7 +129,7 @@ def list_comparisons(folder: Path, sets: list[str]) -> Iterator[tuple[str, Compa
 def score_developed(
     runner: Runner, results: list[Result], experiment: Experiment
 ) -> dict[tuple[str, str, str], list[float]]:
-    """Return accuracies over the pixels of developed codes, by row, map and region, one for each seed."""
+    """Return the accuracy of each seed over the pixels of developed codes, by row, map and region."""
     scheme = load_scheme(experiment.scheme)
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for result in results:
@@ -161,7 +161,7 @@ def show_developed(found: dict[tuple[str, str, str], list[float]]) -> str:
 
 
 def judge_claims(lines: list[Line], experiment: Experiment) -> str:
-    """Say whether what the papers claim holds here."""
+    """Return whether the papers' claims hold here, as text."""
     found = {(line.row, line.map, line.region): line for line in lines}
     text = []
     for region in experiment.columns:
@@ -181,11 +181,11 @@ def judge_claims(lines: list[Line], experiment: Experiment) -> str:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("landprior-experiments/methods"),
     show_default=True,
-    help="Kept; the same command resumes from there.",
+    help="Folder of the results, kept; the same command resumes from it.",
 )
 @click.option("--sets", default="west-virginia,city-windows,ohio", show_default=True)
-@click.option("--method", "methods", multiple=True, help="Only these rows.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each method.")
+@click.option("--method", "methods", multiple=True, help="Rows to run.")
+@click.option("--seeds", default=3, show_default=True, help="Training runs of each method.")
 @click.option("--filters", default=16, show_default=True, help="Width of the networks.")
 @click.option("--steps", default=600, show_default=True, help="Optimiser steps.")
 def main(output: Path, sets: str, methods: tuple[str, ...], seeds: int, filters: int, steps: int) -> None:

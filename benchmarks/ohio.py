@@ -1,11 +1,11 @@
 """QR from 30 m class shares against labels, on Ohio: ``python -m benchmarks.ohio``.
 
-The coarse labels are derived: the class shares of the hand-drawn masks in 30 m cells, turned by 7 degrees against the
-image. They are noise-free in a way NLCD is not. Blurred (sigma 31 m) they are the prior; their argmax, unblurred, is
-the 30 m majority map. The 21 spatial clusters are shared among three folds. QR is trained on a fold's images and priors
+The coarse labels are derived: the class shares of the hand-drawn masks in 30 m cells, rotated by 7 degrees against the
+image. Unlike NLCD, they have no noise. Blurred (sigma 31 m) they are the prior; their argmax, unblurred, is
+the 30 m majority map. The 21 spatial clusters are split into three folds. QR is trained on a fold's images and priors
 and scored there. The supervised network of the same shape is trained twice: on the labels of the other two folds, so
-that training and scoring are kept apart where labels are used; and, as the most that labels could give, on those of the
-very tiles that are scored.
+that no scored label is used in training; and, as an upper bound, on the labels of the
+scored tiles themselves.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FOLDS = 3
 SIGMA = 31.0
-"""Of the blur, metres."""
+"""Sigma of the blur in metres."""
 OTHERS = "labels of others"
 SAME = "its own labels"
 
@@ -60,7 +60,7 @@ class Cluster:
 
     @property
     def fold(self) -> int:
-        """Which fold it is in."""
+        """Number of its fold."""
         return self.number % FOLDS
 
 
@@ -155,7 +155,7 @@ def _spread(values: list[float]) -> str:
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each fold.")
+@click.option("--seeds", default=3, show_default=True, help="Training runs of each fold.")
 @click.option("--filters", default=16, show_default=True, help="Width of the networks.")
 def main(seeds: int, filters: int) -> None:
     """Score QR, its prior and labels on Ohio."""

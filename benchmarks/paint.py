@@ -1,10 +1,10 @@
 """Parts of a picture from a rough drawing: ``python -m benchmarks.paint``.
 
-A collage whose truth is known: sky, a ship and the sea, told apart by texture more than by colour, with wavy
-borders; and a drawing of it, of rectangles, whose most probable class is right in less than 80 % of the pixels. Printed
-are the accuracies of the drawing, q and r, with and without positions, by seed. Ends with 1 if r of the usual settings
-(positions off) has less than 97 % on average. With ``--pictures FOLDER`` the pictures are mapped that lie there beside
-their drawings (``NAME.jpg`` and ``NAME_prior.png``, red, green and blue for sky, ship and sea), to be looked at.
+A collage whose true classes are known: sky, a ship and the sea, which differ in texture more than in colour, with wavy
+borders; and a drawing of it in rectangles, whose most probable class is right in less than 80 % of the pixels. Printed
+are the accuracies of the drawing, q and r, with and without positions, by seed. The exit status is 1 if r with the
+usual settings (positions off) has less than 97 % on average. ``--pictures FOLDER`` maps the pictures of a folder that
+have a drawing (``NAME.jpg`` and ``NAME_prior.png``, red, green and blue for sky, ship and sea), for visual inspection.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Parts: ``losses`` (one negative label, batches of 256), ``late`` (QR at a constant rate), ``batches`` (the paper's
 Table B.1), ``thinned`` (digits 0-4 thinned to 10 % in training) and ``cifar`` (one to nine negative labels on the
-subset of CIFAR-10). Every finished training is a line in FOLDER; the same command goes on. Ends with 1 if a bar is
-missed.
+subset of CIFAR-10). Every finished training is a line in FOLDER; the same command resumes. The exit status is 1
+if a required value is missed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ THINNED = {str(digit): 0.1 for digit in range(5)}
 
 
 def sweeps(part: str, epochs: int | None, seeds: int) -> list[Sweep]:
-    """Return what a part trains; the first is what its bars rest on most."""
+    """Return the training runs of a part, the most important one for its required values first."""
     base = {"seeds": seeds}
     settings = PartialSettings(epochs=epochs or {"losses": 12, "late": 24, "cifar": 20}.get(part, 8))
     if part == "losses":
@@ -68,7 +68,7 @@ def sweeps(part: str, epochs: int | None, seeds: int) -> list[Sweep]:
 
 
 def run_part(part: str, data: ImageSplits, folder: Path, wanted: Sequence[Sweep], *, only_show: bool) -> list[Line]:
-    """Train what is missing of a part and print its table."""
+    """Train the missing runs of a part and print its table."""
     runners = [SweepRunner(data, sweep, folder / part) for sweep in wanted]
     for runner in runners if not only_show else ():
         runner.run()
@@ -82,12 +82,12 @@ def run_part(part: str, data: ImageSplits, folder: Path, wanted: Sequence[Sweep]
 
 
 def find(lines: Sequence[Line], **row: str) -> float | None:
-    """Return the accuracy of a line at its chosen epochs; None if it is not there (yet)."""
+    """Return the accuracy of a line at its chosen epochs; None if it is not finished."""
     return next((line.chosen for line in lines if row.items() <= line.row.items()), None)
 
 
 def check(part: str, lines: Sequence[Line]) -> bool:
-    """Print the bars of a part, and say whether none is missed."""
+    """Print the required values of a part; return whether all are reached."""
 
     def rq(marginal: str, batch: int) -> float | None:
         return find(lines, loss="rq", marginal=marginal, batch=str(batch))
@@ -146,12 +146,12 @@ def check(part: str, lines: Sequence[Line]) -> bool:
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("partial-labels-results"))
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only these.  [default: all]")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Parts to run.  [default: all]")
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--epochs", type=int, help="Instead of each part's own.")
-@click.option("--show", is_flag=True, help="Train nothing; print what is there.")
+@click.option("--epochs", type=int, help="Epochs, in place of each part's own.")
+@click.option("--show", is_flag=True, help="Train nothing; print the results so far.")
 def main(*, output: Path, parts: tuple[str, ...], seeds: int, epochs: int | None, show: bool) -> None:
-    """Train what is missing and print the tables."""
+    """Train the missing runs and print the tables."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     root = data_folder().parent
     good = True

@@ -2,7 +2,7 @@
 
 The place is one of the patches of ``chesapeake-wv``: 256 m of West Virginia, NAIP's four bands at 1 m. As in
 ``benchmarks.accuracy`` the prior has the matrix that ships with the scheme, and one model is trained on all patches.
-Their labels are read for the printed scores alone and are not drawn. NAIP (USDA) and NLCD (USGS) are in the public
+Their labels are used for the printed scores only and are not drawn. NAIP (USDA) and NLCD (USGS) are in the public
 domain.
 """
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PLACE = "m_3708020_sw_17_1-0"
-"""Woods, fields, a farm and its road; of the eleven patches the one with nearly the accuracy of all together."""
+"""Woods, fields, a farm and its road; of the eleven patches, the one whose accuracy is nearest to that of all."""
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "west-virginia.jpg"
 QUALITY = 90
-"""Of the JPEG, which stays under 300 kB."""
+"""Quality of the JPEG, which stays under 300 kB."""
 
 
 def map_patches(case: Case, folder: Path, *, filters: int, seed: int) -> dict[str, list[Path]]:
@@ -70,7 +70,7 @@ def draw(path: Path, case: Case, index: int, mapped: Path) -> None:
 @click.option("--seed", default=0, show_default=True, help="Seed of the training.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=PICTURE, help="The picture to write.")
 def main(filters: int, seed: int, output: Path) -> None:
-    """Draw image, prior and map of a real place, and print what the map is worth."""
+    """Draw image, prior and map of a real place, and print the accuracy of the map."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as work:
         case = next(prepare(Path(work), ["chesapeake-wv"]))

@@ -1,10 +1,10 @@
-"""What a hundred labelled points add to a prior, on the city windows: ``python -m benchmarks.points``.
+"""Gain from adding a hundred labelled points to a prior, on the city windows: ``python -m benchmarks.points``.
 
-A random hundred pixels of a window are labelled from its truth and given to ``build-prior --points`` as points, once
-only where they lie and once with ``--recalibrate`` (its one free choice, the spread of the biases, was made on Durham
-and the demo scenes). QR is trained on each prior. A random forest that knows nothing but the same points (mean and
-deviation of each band within 5 x 5 pixels) shows what they are worth without a prior. All maps are scored as by
-``evaluate --exclude``: the points and 5 m around them do not count for any of them.
+A hundred random pixels of a window are labelled from its reference and passed to ``build-prior --points``, once applied
+at their places only and once with ``--recalibrate`` (its one free parameter, the spread of the biases, was chosen on
+Durham and the demo scenes). QR is trained on each prior. A random forest trained on the same points alone (mean and
+deviation of each band within 5 x 5 pixels) shows their value without a prior. All maps are scored as by
+``evaluate --exclude``: the points and 5 m around them are left out of every score.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ POINTS = 100
 BUFFER = 5.0
 KINDS = ("without", "points", "recalibrated")
 SIDE = 5
-"""Of the squares that the random forest's features are taken from, pixels."""
+"""Side in pixels of the squares from which the random forest's features are computed."""
 
 
 def draw_points(labels: Path, path: Path, seed: int) -> None:
-    """Write a random hundred of the labelled pixels, with their class."""
+    """Write a hundred random labelled pixels with their class."""
     scheme = load_scheme("enviroatlas-5")
     with open_raster(labels) as src:
         positions = read_classes(src, None, scheme, codes=None, where=labels)
@@ -67,7 +67,7 @@ def draw_points(labels: Path, path: Path, seed: int) -> None:
 
 
 def map_forest(image: Path, points: Path, output: Path, seed: int) -> Path:
-    """Map the image by a random forest that knows the points alone."""
+    """Map the image with a random forest trained on the points alone."""
     scheme = load_scheme("enviroatlas-5")
     with open_raster(image) as src:
         bands, grid = src.read().astype(np.float32), Grid.of(src)
@@ -86,7 +86,7 @@ def map_forest(image: Path, points: Path, output: Path, seed: int) -> Path:
 def run_city(
     city: str, matrix: str | None, seed: int, filters: int, folder: Path, *, kinds: Sequence[str] = KINDS
 ) -> dict[str, Any]:
-    """Build the priors of a window, train on each, score; and the random forest."""
+    """Build the priors of a window, train on each and score, together with the random forest."""
     scheme = load_scheme("enviroatlas-5")
     source = data_folder() / "enviroatlas-4city-notebook"
     stem = CITIES[city][0]
@@ -125,7 +125,7 @@ def run_city(
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table: mean over seeds (each with points and a training of its own), and half the spread."""
+    """Return the table: mean over seeds (each with its own points and training), and half the spread."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["city"]].append(row)
@@ -143,7 +143,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True, help="Draws and trainings for each city.")
+@click.option("--seeds", default=3, show_default=True, help="Draws and training runs for each city.")
 @click.option("--filters", default=16, show_default=True, help="Width of the networks.")
 @click.option("--cities", default="durham,pittsburgh,phoenix", show_default=True, help="Comma-separated.")
 @click.option("--forest", is_flag=True, help="Score the random forest alone, which takes seconds.")

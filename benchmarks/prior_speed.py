@@ -23,7 +23,7 @@ from landprior.raster.scheme import load_scheme
 CODES = (11, 12, 21, 22, 23, 24, 31, 41, 42, 43, 52, 71, 81, 82, 90, 95)
 TOLERANCE = 1e-5
 OURS_PER_ROUND = 5
-"""Ours is short, so it is timed several times a round; the first also pays for memory the other side gave back."""
+"""Ours is short, so it is timed several times a round; the first also pays for memory that the other side released."""
 
 
 def publish(nlcd: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -51,7 +51,9 @@ def main(size: int, repeats: int, least: float) -> None:
     prior_from_arrays(nlcd, ours)  # imports and caches
     times: dict[str, list[float]] = {"published recipe": [], "landprior": []}
     for _ in range(repeats):
-        time.sleep(1)  # the threads of one library spin for a while after their work and would slow the other's
+        time.sleep(
+            1
+        )  # the threads of one library spin for a while after their work and would slow the other
         started = time.perf_counter()
         expected = publish(nlcd, matrix)
         times["published recipe"].append(time.perf_counter() - started)

@@ -1,10 +1,10 @@
 """Digits from ranks of pairs: ``python -m benchmarks.ranks -o FOLDER``.
 
-Of pairs of digits only is known which is the greater or equal. What is printed: test accuracy by seed at the epoch
-chosen without labels; the confusion matrices over time are drawn. Parts: ``marginals`` (each q fitted to its marginal
+Of each pair of digits only the greater (or equal) one is known. The test accuracy by seed at the epoch chosen without
+labels is printed; the confusion matrices over time are drawn. Parts: ``marginals`` (each q fitted to its marginal
 of r, batch and running marginal), ``joint`` (the divergence of the joint), ``own`` (denominators of first and second
 items apart), ``small`` (8 pairs a step) and ``ties``. Every finished training is a line in FOLDER; the same command
-goes on. Ends with 1 if a bar is missed.
+resumes. The exit status is 1 if a required value is missed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ STUCK = 80.0
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("ranks-results"))
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only these.  [default: all]")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Parts to run.  [default: all]")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--epochs", type=int, default=12, show_default=True)
-@click.option("--show", is_flag=True, help="Train nothing; print what is there.")
+@click.option("--show", is_flag=True, help="Train nothing; print the results so far.")
 def main(*, output: Path, parts: tuple[str, ...], seeds: int, epochs: int, show: bool) -> None:
-    """Train what is missing and print the tables."""
+    """Train the missing runs and print the tables."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     data = read_images(data_folder().parent / "mnist" / "mnist.npz")
     good = True

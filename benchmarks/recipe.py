@@ -1,9 +1,9 @@
-"""The best recipe against plain QR, on sets that it was not chosen on: ``python -m benchmarks.recipe``.
+"""The best recipe against plain QR, on sets not used to choose it: ``python -m benchmarks.recipe``.
 
 Plain QR has no warm-up, one start, and the posterior r of the paper's eq. 3. The default recipe adds the warm-up; the
-best one averages three networks and mirrored images and leaves classes out that the network does not support. All have
-the same data, steps, learning rate and network. Chosen on the demo scenes, Ohio and Durham; scored here on the
-others.
+best one averages three networks and mirrored images and leaves out classes that the network does not support. All have
+the same data, steps, learning rate and network. They were chosen on the demo scenes, Ohio and Durham, and are scored
+here on the other sets.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_case(case: Case, seed: int, filters: int, folder: Path) -> dict[str, Any
     tiles = [read_tile(image, prior, scheme=case.scheme) for image, prior, _ in case.tiles]
     plain = train_best(tiles, make_settings(filters=filters, seed=seed, warmup="none", warmup_steps=0))
     best = train_best(tiles, make_settings("best", filters=filters, seed=seed))
-    # the first member of the ensemble is, by its seed, what the default recipe trains
+    # the first member of the ensemble has the seed of the default recipe and is the same network
     first = replace(best, network=best.members[0], record=best.record | best.record["members"][0])
     return {
         "set": case.name,
@@ -102,7 +102,7 @@ def _spread(values: Sequence[float]) -> str:
 
 @click.command()
 @click.option("--sets", default=",".join(SETS), show_default=True, help="Comma-separated.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each set and recipe.")
+@click.option("--seeds", default=3, show_default=True, help="Training runs of each set and recipe.")
 @click.option("--filters", default=16, show_default=True, help="Width of the networks.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
 def main(sets: str, seeds: int, filters: int, json_path: Path | None) -> None:

@@ -3,12 +3,12 @@
 1. The posteriors p(s|x) and counts n(s, c) of the paper, and class probabilities from them, ours against the direct
    formulation: a dense 2-D convolution of every sampled patch with the whole tile, a softmax over all positions, and a
    dense convolution of each posterior with the patch's codes. Alternating runs on one core, CPU seconds. The direct
-   posteriors are full of subnormal numbers, which CPUs compute with slowly, so it is timed twice: as it is, and with
-   such numbers flushed to zero, which nothing in the method asks for but makes it the fastest we could. Ends with 1 if
-   ours takes more than a fifth of either, or a probability differs by more than 1e-4 from the direct one in double
+   posteriors are full of subnormal numbers, with which CPUs are slow, so it is timed twice: unchanged, and with such
+   numbers flushed to zero, which the method does not require but is the fastest variant we found. The exit status is 1
+   if ours takes more than a fifth of either, or a probability differs by more than 1e-4 from the direct one in double
    precision.
-2. CPU seconds of the whole of ``resolve_tile``, with its passes and its smoothing, over tile sizes.
-3. Accuracy and mean IoU on epitome-demo, for which nothing was chosen, with QR beside it.
+2. CPU seconds of the whole of ``resolve_tile``, with its passes and its smoothing, for several tile sizes.
+3. Accuracy and mean IoU on epitome-demo, on which nothing was chosen, compared with QR.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PATCHES = 128
 
 
 class Task:
-    """One tile with codes, and both ways to its counts."""
+    """One tile with codes, and both ways of counting."""
 
     def __init__(self, name: str, image: np.ndarray, codes: np.ndarray, settings: SelfEpitomeSettings) -> None:
         self.name, self.settings = name, settings
@@ -67,7 +67,7 @@ class Task:
         self.codes = int(self.index.max()) + 1
         self.usable = find_usable(torch.from_numpy(valid), settings.patch)
         self.corners = draw_corners(self.usable, round(settings.samples * valid.size), settings.seed)
-        # some belief about each code; which one does not matter for time or agreement
+        # class shares of each code; their values do not matter for time or agreement
         self.matrix = np.random.default_rng(0).dirichlet(np.ones(4), size=self.codes)
 
     def labels(self, counts: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ class Task:
         )
 
     def direct(self, dtype: torch.dtype = torch.float32) -> np.ndarray:
-        """Return the same by dense convolutions."""
+        """Return the same, computed by dense convolutions."""
         side = self.settings.patch
         height, width = self.image.shape[1:]
         one_hot = F.one_hot(torch.from_numpy(self.index), self.codes).permute(2, 0, 1).to(dtype)
@@ -104,7 +104,7 @@ class Task:
         return counts.permute(1, 2, 0).numpy()
 
     def dense(self, dtype: torch.dtype = torch.float32):  # noqa: ANN201 - a generator of tensors and lists
-        """Give p(s|x), (n, S), of some patches at a time, and their places."""
+        """Yield p(s|x), (n, S), of several patches at a time, and their places."""
         side, variance = self.settings.patch, self.settings.variance
         across = self.image.shape[2] - side + 1
         image = (self.image - self.image.mean(dim=(1, 2), keepdim=True)).to(dtype)
@@ -180,7 +180,7 @@ def squares(side: int, *, cell: int = 30, kinds: int = 8) -> np.ndarray:
 
 
 def compare(rounds: int, *, published: bool) -> bool:
-    """Print times and differences of both ways; say whether the bars are met."""
+    """Print times and differences of both ways; return whether the limits are met."""
     print(
         f"{'tile':<28} {'patches':>7} {'direct s':>9} {'flushed s':>9} {'ours s':>7} {'ratio':>6} {'flushed':>7} "
         f"{'p(s|x)':>8} {'p(l|s)':>8}"
@@ -208,7 +208,7 @@ def compare(rounds: int, *, published: bool) -> bool:
 
 
 def cost_curve(sides: list[int], shrink: int) -> None:
-    """Print CPU seconds of a whole tile over sizes, of Virginia's image wrapped."""
+    """Print CPU seconds of a whole tile for each size, with Virginia's image wrapped."""
     with ImageLayer(data_folder() / "naip-samples" / "naip_va_4band_1m.tif") as layer:
         virginia = layer.read()[0]
     table = np.random.default_rng(0).dirichlet(np.ones(4), size=8).astype(np.float32)
@@ -227,13 +227,13 @@ def cost_curve(sides: list[int], shrink: int) -> None:
 
 
 def mirror(side: int, length: int) -> np.ndarray:
-    """Return indices that go to and fro."""
+    """Return indices that run to and fro."""
     along = np.arange(side) % (2 * length)
     return np.where(along < length, along, 2 * length - 1 - along)
 
 
 def accuracy(seeds: int, filters: int, qr_seeds: int) -> bool:
-    """Print accuracy and mean IoU on epitome-demo; say whether the bars are met."""
+    """Print accuracy and mean IoU on epitome-demo; return whether the required values are met."""
     source = data_folder() / "epitome-demo"
     scheme = load_scheme("chesapeake-4")
     label_map = {0: 1, 1: 2, 2: 3, 3: 4}
@@ -275,11 +275,11 @@ def accuracy(seeds: int, filters: int, qr_seeds: int) -> bool:
 @click.command()
 @click.option("--part", type=click.Choice(["all", "speed", "curve", "accuracy"]), default="all")
 @click.option("--rounds", default=3, show_default=True, help="Alternating runs; medians are printed.")
-@click.option("--shrink", default=2, show_default=True, help="Of the cost curve; the paper's is 2.")
+@click.option("--shrink", default=2, show_default=True, help="Shrink factor of the cost curve; the paper has 2.")
 @click.option("--published", is_flag=True, help="Speed with patches that match themselves, as in the paper.")
 @click.option("--side", "sides", multiple=True, type=int, default=[128, 256, 512, 1024], show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--qr-seeds", default=3, show_default=True, help="Trainings of QR beside it; 0 for none.")
+@click.option("--qr-seeds", default=3, show_default=True, help="Training runs of QR for comparison; 0 for none.")
 @click.option("--filters", default=16, show_default=True, help="Width of QR's network.")
 def main(
     *,
@@ -292,7 +292,7 @@ def main(
     qr_seeds: int,
     filters: int,
 ) -> None:
-    """Print the tables; exit 1 if a bar is missed."""
+    """Print the tables; exit with 1 if a required value is missed."""
     logging.getLogger("landprior").setLevel(logging.WARNING)
     good = True
     torch.set_num_threads(1)  # CPU seconds are those of one core

@@ -16,8 +16,8 @@ COMMANDS = {
 
 
 @click.command()
-@click.option("--repeats", default=15, show_default=True, help="How often each is timed.")
-@click.option("--most", default=2.0, show_default=True, help="Exit 1 above this ratio.")
+@click.option("--repeats", default=15, show_default=True, help="Timed runs of each.")
+@click.option("--most", default=2.0, show_default=True, help="Exit with 1 above this ratio.")
 def main(repeats: int, most: float) -> None:
     """Time whole processes alternately; print medians and their ratio."""
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}

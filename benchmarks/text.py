@@ -1,12 +1,12 @@
 """Documents into fine classes: ``python -m benchmarks.text``.
 
-The newsgroups of the data folder, with the prior that sentence embeddings give: F1 of the prior's best class and of
-four losses, three seeds each, and how long ten epochs take. All losses have the learning rate of ``TextSettings``;
+The newsgroups of the data folder, with the prior from sentence embeddings: F1 of the prior's best class and of
+four losses, three seeds each, and the duration of ten epochs. All losses have the learning rate of ``TextSettings``;
 cross-entropy is also run with its own best, chosen in the same way (``--choose``). The articles of the New York Times
-are for a look only: their fine labels were made by matching names. docs/weak-labels/text.md has the figures.
+are only an illustration: their fine labels were made by matching names. The figures are in docs/weak-labels/text.md.
 
-``--choose`` prints what the settings were chosen by: training documents whose *coarse* label is to be found,
-as if it were the fine one, no fine label involved. ``--model`` scores names with a language model for some documents.
+``--choose`` prints the scores by which the settings were chosen: the *coarse* label of training documents is predicted
+as if it were the fine one, without any fine label. ``--model`` scores names with a language model for some documents.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 CE_RATE = 5e-3
-"""The learning rate that suits cross-entropy best by ``--choose``."""
+"""The best learning rate of cross-entropy by ``--choose``."""
 
 RUNS: dict[str, dict[str, object]] = {
     "ce": {"loss": "ce"},
@@ -68,7 +68,7 @@ def read_newsgroups(folder: Path) -> tuple[Tree, Documents]:
 
 
 def read_nyt(folder: Path) -> tuple[Tree, Documents]:
-    """Read the articles; their tree is that of their labels."""
+    """Read the articles; their labels define the tree."""
     path = folder / "nyt_c2f.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
@@ -77,7 +77,7 @@ def read_nyt(folder: Path) -> tuple[Tree, Documents]:
 
 
 def within(path: Path, documents: Documents) -> Documents:
-    """Return the documents that a prior's file has."""
+    """Return the documents covered by a prior's file."""
     with np.load(path, allow_pickle=False) as file:
         ids = set(file["ids"].tolist())
     return documents.take([row for row, name in enumerate(documents.ids or ()) if name in ids])
@@ -128,7 +128,7 @@ def show(
 
 
 def choose(folder: Path, seeds: int) -> None:
-    """Print how settings fare on training documents whose coarse label is to be found; no fine label is used.
+    """Print the scores of settings that predict the coarse label of training documents; no fine label is used.
 
     All documents are put below one root; the prior of a coarse label is the sum of those of its fine classes.
     """
@@ -177,7 +177,7 @@ def f1(found: NDArray[np.int64], documents: Documents) -> float:
 
 
 def ask(name: str, tree: Tree, documents: Documents, prior_file: Path, model: Path, count: int) -> None:
-    """Score names with a language model for some documents, with the two ways, and compare with what is stored."""
+    """Score names with a language model for some documents in both ways, and compare with the stored prior."""
     documents = within(prior_file, documents)
     chosen = np.sort(np.random.default_rng(0).permutation(len(documents))[:count])
     documents = documents.take(chosen)
@@ -205,9 +205,9 @@ def ask(name: str, tree: Tree, documents: Documents, prior_file: Path, model: Pa
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--choose", "choosing", is_flag=True, help="How settings were chosen, instead.")
-@click.option("--model", type=click.Path(path_type=Path), help="A language model to ask about some documents, instead.")
-@click.option("--documents", "count", default=300, show_default=True, help="How many, for --model.")
+@click.option("--choose", "choosing", is_flag=True, help="Print how settings were chosen instead.")
+@click.option("--model", type=click.Path(path_type=Path), help="Score some documents with this language model instead.")
+@click.option("--documents", "count", default=300, show_default=True, help="Number of documents for --model.")
 def main(seeds: int, *, choosing: bool, model: Path | None, count: int) -> None:
     """Compare losses on the newsgroups."""
     folder = data_folder()
@@ -218,9 +218,9 @@ def main(seeds: int, *, choosing: bool, model: Path | None, count: int) -> None:
     if model is not None:
         ask("newsgroups", *newsgroups, folder / "newsgroups_smollm2.npz", model, count)
         return
-    full = [name for name in RUNS if name != "rq, no warm-up"]  # there it is the default
+    full = [name for name in RUNS if name != "rq, no warm-up"]  # it is the default there
     compare("newsgroups", folder / "newsgroups_minilm.npz", *newsgroups, seeds, full)
-    click.echo("\nFor a look only:")
+    click.echo("\nFor illustration only:")
     short = ["ce, its own rate", "rq", "rq, no warm-up", "rq, warm-up 3"]
     compare("newsgroups", folder / "newsgroups_smollm2.npz", *newsgroups, seeds, short)
     compare("nyt_c2f", folder / "nyt_c2f_minilm.npz", *nyt, seeds, short)

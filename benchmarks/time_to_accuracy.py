@@ -1,10 +1,10 @@
-"""How much sooner the default recipe is as accurate as the paper's schedule: ``python -m benchmarks.time_to_accuracy``.
+"""Compute of the default recipe for the accuracy of the paper's schedule: ``python -m benchmarks.time_to_accuracy``.
 
 The paper's schedule (AdamW, 1e-4, no warm-up, plateau, patches of 128 px) and the default recipe train networks of the
-same width on the same tile. What counts is compute in pixel-steps: steps times the pixels of a batch. The target is the
-accuracy of r where the paper's schedule ends; it is reached at the first of three looks in a row that have it. On a
-CPU the schedule is cut (16 patches a batch, and ``--steps``), so that a pair of trainings ends in 20 minutes; in whole,
-with 128 patches and 128 filters, it is for a GPU (``--patches 128 --filters 128 --steps 20000``).
+same width on the same tile. Compute is measured in pixel-steps: steps times the pixels of a batch. The target is the
+final accuracy of r with the paper's schedule; it is reached at the first of three checks in a row that have it. On a
+CPU the schedule is shortened (16 patches a batch, and ``--steps``), so that a pair of training runs takes 20 minutes;
+the full one, with 128 patches and 128 filters, needs a GPU (``--patches 128 --filters 128 --steps 20000``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BAR = 0.25
 
 
 def reach(looks: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Return the compute of the first of three looks in a row, or of the last ones, that are as accurate as asked."""
+    """Return the compute of the first of three checks in a row, or of the last ones, that reach the target."""
     for number, (compute, _) in enumerate(looks):
         if all(accuracy >= target for _, accuracy in looks[number : number + IN_A_ROW]):
             return compute
@@ -44,7 +44,7 @@ def reach(looks: Sequence[tuple[float, float]], target: float) -> float | None:
 
 
 def train(case: Case, settings: TileSettings) -> tuple[list[tuple[float, float]], float]:
-    """Return pixel-steps and accuracy of r at every look, and the seconds in all."""
+    """Return pixel-steps and accuracy of r at every check, and the total seconds."""
     start = time.perf_counter()
     tiles = [read_tile(image, prior, scheme=case.scheme) for image, prior, _ in case.tiles]
     model = train_model(tiles, settings, watch=Watch(case))
@@ -55,11 +55,11 @@ def train(case: Case, settings: TileSettings) -> tuple[list[tuple[float, float]]
 
 @click.command()
 @click.option("--sets", default=",".join(SETS), show_default=True, help="Comma-separated.")
-@click.option("--steps", default=2000, show_default=True, help="Of the paper's schedule.")
-@click.option("--default-steps", default=600, show_default=True, help="Of the default recipe.")
-@click.option("--patches", default=16, show_default=True, help="A batch of the paper's schedule.")
+@click.option("--steps", default=2000, show_default=True, help="Steps of the paper's schedule.")
+@click.option("--default-steps", default=600, show_default=True, help="Steps of the default recipe.")
+@click.option("--patches", default=16, show_default=True, help="Patches per batch of the paper's schedule.")
 @click.option("--filters", default=32, show_default=True, help="Width of both networks.")
-@click.option("--precision", default="auto", show_default=True, help="Of both trainings: auto, fp32 or bf16.")
+@click.option("--precision", default="auto", show_default=True, help="Precision of both runs: auto, fp32 or bf16.")
 @click.option("--seed", default=0, show_default=True)
 def main(sets: str, steps: int, default_steps: int, patches: int, filters: int, precision: str, seed: int) -> None:
     """Compare the default recipe with the paper's schedule."""

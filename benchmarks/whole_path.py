@@ -1,7 +1,7 @@
 """``predict`` from file to file against the network alone: ``python -m benchmarks.whole_path``.
 
 A synthetic tile is mapped (read, network, COG with overviews) and, alternately, the same engine is run over the same
-windows, which lie ready in memory. For r the network alone is run once over the tile too, as the first pass is kept.
+windows, already in memory. For r, too, the network alone is run once over the tile, as the first pass is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def enlarge(source: Path, target: Path, width: int, height: int) -> Path:
-    """Write a raster that repeats another to a size, block by block."""
+    """Write a raster that repeats another one up to a size, block by block."""
     with open_raster(source) as src:
         values, nodata = src.read(), src.nodata
         small = Grid.of(src)
@@ -67,7 +67,7 @@ def time_network(mapper: Mapper, inputs: list[torch.Tensor]) -> float:
 
 
 @click.command()
-@click.option("--side", default=5000, show_default=True, help="Of the tile, pixels.")
+@click.option("--side", default=5000, show_default=True, help="Side of the tile in pixels.")
 @click.option("--filters", default=32, show_default=True, help="Width of the network.")
 @click.option("--rounds", default=3, show_default=True, help="Pairs: the network, predict, the network again.")
 @click.option("--engines", default="torch:fp32,openvino:int8", show_default=True, help="engine:precision, ...")
@@ -98,7 +98,7 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
                     start = time.perf_counter()
                     predict(image, folder / "map.tif", model, **options, **more)
                     seconds.append(time.perf_counter() - start)
-                    around = (before + time_network(mapper, inputs)) / 2  # the machine's speed wanders
+                    around = (before + time_network(mapper, inputs)) / 2  # the machine's speed varies
                     ratios.append(seconds[-1] / around)
                     bare.append(around)
                 click.echo(

@@ -1,7 +1,7 @@
-"""Scores the recipe on the synthetic scene and on real windows: ``python -m benchmarks.accuracy``.
+"""Score the recipe on the synthetic scene and on real windows: ``python -m benchmarks.accuracy``.
 
 Every figure comes from maps that ``landprior`` wrote, scored by the function behind ``landprior evaluate``. Labels are
-read for scores alone: the training, its stopping and its verdict never see them.
+used for scoring only, never for training, early stopping or the verdict.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from landprior.landcover.training.verdict import Snapshot
 
 LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
-"""What is trained besides QR, where the figures are asked for."""
+"""Losses trained besides QR in the sets where they are reported."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Row:
 
 
 class Watch:
-    """Accuracy of r against the labels at every snapshot, to say afterwards where the best moment was."""
+    """Record the accuracy of r against the labels at every snapshot, to find the best one afterwards."""
 
     def __init__(self, case: Case) -> None:
         self._labels = []
@@ -147,7 +147,7 @@ def show(rows: list[Row]) -> str:
 
 
 def show_verdicts(rows: list[Row]) -> str:
-    """Score the decisions of the verdict: harm caught and missed, gains kept and lost."""
+    """Return a summary of the verdicts: harm caught and missed, gains kept and lost."""
     counts: dict[str, int] = defaultdict(int)
     points: dict[str, float] = defaultdict(float)
     for row in rows:
@@ -175,8 +175,8 @@ def report(rows: list[Row], filters: int) -> str:
     seeds = len({row.seed for row in rows})
     return "\n".join(
         [
-            f"{filters} filters, {seeds} seeds: mean ± half the spread; gap: best moment of r less where it ended;",
-            "kept: how often the verdict kept the posterior. 'own' matrices were measured with the city's labels.",
+            f"{filters} filters, {seeds} seeds: mean ± half the spread; gap: best accuracy of r less its final one;",
+            "kept: share of runs that kept the posterior. 'own' matrices were measured with the city's labels.",
             show(rows),
             "",
             show_verdicts(rows),
@@ -188,10 +188,12 @@ def report(rows: list[Row], filters: int) -> str:
 
 @click.command()
 @click.option("--sets", default="", help="Comma-separated: demo,ohio,durham,pittsburgh,phoenix,chesapeake-wv,epitome.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each case.")
+@click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
-@click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of such a file.")
+@click.option(
+    "--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file."
+)
 def main(sets: str, seeds: int, filters: int, json_path: Path | None, shown: Path | None) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:

@@ -1,4 +1,4 @@
-"""What the tool set out to reach on each set, and whether it did."""
+"""The accuracy required on each set, and whether it was reached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_bars(rows: list[dict[str, Any]]) -> str:
-    """Compare means over seeds with the bars; a bar without figures is left out."""
+    """Compare means over seeds with the required values; skip those without figures."""
     lines = ["bars (means over seeds):"]
 
     def mean(name: str, matrix: str, key: str, *, what: str = "accuracy", loss: str = "qr") -> float | None:

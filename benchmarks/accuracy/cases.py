@@ -1,7 +1,7 @@
-"""The sets the recipe is scored on, made ready as plain files: image, prior, labels.
+"""The sets on which the recipe is scored, prepared as plain files: image, prior, labels.
 
-Real data is read where it lies (LANDPRIOR_TEST_DATA, or ``../shared/data`` beside the repository); what is made
-from it goes to a work folder.
+Real data is read in place (LANDPRIOR_TEST_DATA, or ``../shared/data`` beside the repository); derived
+files are written to a working folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CITIES = {
     "phoenix": ("phoenix_az-2010", "az"),
 }
 ANOTHER = {"durham": "pa", "pittsburgh": "nc", "phoenix": "austin_tx"}
-"""The other city whose matrix stands in for a city's own."""
+"""The other city whose matrix is used in place of a city's own."""
 
 MATRICES = {
     "nc": "avg_nlcd_nc_whole_city_label_cooccurrences.npy",
@@ -48,7 +48,7 @@ MATRICES = {
     "austin_tx": "avg_nlcd_austin_tx_whole_city_no_ag_label_cooccurrences.npy",
 }
 TILT = np.deg2rad(7.0)
-"""How far the derived 30 m cells are turned against the image, as Albers is against UTM."""
+"""Rotation of the derived 30 m cells against the image, as between Albers and UTM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Case:
     Parameters
     ----------
     name, matrix
-        The set, and where its cooccurrence matrix comes from.
+        The set, and the source of its cooccurrence matrix.
     scheme
         Its classes.
     tiles
@@ -86,7 +86,7 @@ def data_folder() -> Path:
 
 
 def prepare(work: Path, names: list[str]) -> Iterator[Case]:
-    """Make the cases of some sets."""
+    """Yield the cases of the named sets."""
     makers = {
         "demo": _demo,
         "ohio": _ohio,
@@ -176,7 +176,7 @@ def _epitome(folder: Path) -> Iterator[Case]:
 
 
 def _pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers' signature
-    """Take the paper's own window of a Pennsylvania tile with its prior, shrunk to 3.7 m; for the recipes only."""
+    """Use the paper's own window of a Pennsylvania tile with its prior, shrunk to 3.7 m; for the recipes only."""
     source = data_folder() / "chesapeake-ny-pa-notebook"
     stem = "pa_m_3907614_ne_18_1"
     files = tuple(source / f"{stem}_{layer}.tif" for layer in ("naip-rgb", "prior", "highres_labels"))
@@ -190,9 +190,9 @@ def _pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers'
 
 
 def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
-    """Make clusters of neighbouring tiles into one tile each; coarse codes are derived from the masks.
+    """Merge each cluster of neighbouring tiles into one tile; coarse codes are derived from the masks.
 
-    The matrix of a cluster is measured on all the others.
+    The matrix of a cluster is measured on all other clusters.
     """
     scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
     files = {number: make_mosaic(folder, number, ids) for number, ids in list_clusters().items()}
@@ -221,7 +221,7 @@ def list_clusters() -> dict[int, list[str]]:
 
 
 def make_mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, Path]:
-    """Put the tiles of a cluster together; 255 where there is none."""
+    """Merge the tiles of a cluster; 255 marks pixels outside every tile."""
     source = data_folder() / "naip-ohio-6class"
     images, masks, places = [], [], []
     for one in ids:
@@ -252,9 +252,9 @@ def make_mosaic(folder: Path, number: int, ids: list[str]) -> tuple[Path, Path, 
 
 
 def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """Derive NLCD-like codes from a mask by NLCD's own rules, on tilted 30 m cells.
+    """Derive NLCD-like codes from a mask by NLCD's own rules, on rotated 30 m cells.
 
-    24, 23, 22, 21 where at least 80, 50, 20, 5 % of a cell are impervious; otherwise by its most frequent class.
+    24, 23, 22, 21 where at least 80, 50, 20, 5 % of a cell are impervious; otherwise that of its most frequent class.
     """
     cell, counts = count_cells(mask, grid)
     total = np.maximum(counts.sum(1), 1)
@@ -267,7 +267,7 @@ def derive_codes(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def count_cells(mask: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a mask into tilted 30 m cells: the cell of each pixel, and the cells' pixels by mask code 0..5."""
+    """Cut a mask into rotated 30 m cells; return each pixel's cell and each cell's pixels per code 0..5."""
     rows, columns = np.indices(mask.shape)
     x, y = grid.transform.c + columns * grid.transform.a, grid.transform.f + rows * grid.transform.e
     across = np.floor((x * np.cos(TILT) + y * np.sin(TILT)) / 30).astype(np.int64)

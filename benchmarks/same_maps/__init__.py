@@ -1,1 +1,1 @@
-"""Checksums of what the commands write, to compare two versions: ``python -m benchmarks.same_maps``."""
+"""Checksums of the commands' output, to compare two versions: ``python -m benchmarks.same_maps``."""

@@ -1,12 +1,13 @@
-"""Checksums of what the commands write, to compare two versions: ``python -m benchmarks.same_maps -o before.json``.
+"""Checksums of the commands' output, to compare two versions: ``python -m benchmarks.same_maps -o before.json``.
 
     python -m benchmarks.same_maps -o before.json
     git switch other
     python -m benchmarks.same_maps --against before.json
 
 A small run of every command that writes maps, models or scores, on a place made from a seed. Only the command line is
-used, so that modules may move between the two runs. Of each file that counts which a user relies on: pixels, grid and
-tags of rasters; weights and header of models; figures of tables. Versions, dates, durations and paths are left out.
+used, so that modules may move between the two runs. The checksum of a file covers only what a user relies on:
+pixels, grid and tags of rasters; weights and header of models; figures of tables. Versions, dates, durations and paths
+are left out.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEFT_OUT = {".log", ".lock", ".pt", ".ckpt"}
-"""Files that are no results."""
+"""Files that are not results."""
 
 
 def list_files(folder: Path) -> dict[Path, int]:
-    """Return the files in a folder that are results, with their times."""
+    """Return the result files in a folder with their modification times."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in LEFT_OUT)
     return {path: path.stat().st_mtime_ns for path in paths if not path.name.startswith(".")}
 
 
 def measure(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Run the steps in an empty folder; return file -> checksum of its content and, of records, the content."""
+    """Run the steps in an empty folder; return file -> checksum of its content, and the content of records."""
     write_inputs(folder)
     environment = {"LANDPRIOR_DATA": "data", "LANDPRIOR_CACHE": str(folder / ".cache"), "CUDA_VISIBLE_DEVICES": ""}
     found: dict[str, dict[str, Any]] = {}
@@ -90,10 +91,10 @@ def compare(found: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the checksums, JSON.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Checksums of another version.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(list(STEPS)), help="Only these; may repeat.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(list(STEPS)), help="Part to run; repeatable.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the files here (an empty folder).")
 def main(output: Path | None, against: Path | None, parts: tuple[str, ...], folder: Path | None) -> None:
-    """Print a checksum for each file; exit 1 where one differs from those of another version."""
+    """Print a checksum for each file; exit with 1 if one differs from that of another version."""
     import torch
 
     torch.set_num_threads(1)

@@ -137,7 +137,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "rank digits.npz --epochs 2 --filters 2 --batch-size 16 --predictions -o ranks",
     ),
 }
-"""What is run, in order; a later part may use files of an earlier one."""
+"""Command lines by part, in order; a later part may use files of an earlier one."""
 
 
 def run_step(line: str, environment: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What counts of a file: pixels, weights, figures, and records without versions, dates, durations and paths."""
+"""The compared content of a file: pixels, weights, figures, records without versions, dates, durations and paths."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ VOLATILE = re.compile(
     r"^(version|torch|created|updated|datetime|when|date|started|ended|finished|seconds|duration|took|host|hostname|pid|"
     r"worker|key|sha256|recipe_key|multihash|file:checksum|file:size|fingerprint|stamp)$|_seconds$|_at$|_time$|time_s$"
 )
-"""Names of what may differ between two runs of the same program."""
+"""Names of values that may differ between two runs of the same program."""
 CHECKSUM = re.compile(r"^(sha256:)?[0-9a-f]{12,}$")
-"""Values that are checksums of files: a file's own line says whether it is the same."""
+"""Values that are checksums of files: the file has its own line."""
 VERSION = re.compile(r"^\d+\.\d+\.\d+\S*$")
 """Values that are versions of a program."""
 
 
 def settle(value: object, folder: Path) -> object:
-    """Return what a record says but for versions, dates, durations, checksums and paths."""
+    """Return a record without versions, dates, durations, checksums and paths."""
     if isinstance(value, dict):
         return {name: settle(part, folder) for name, part in value.items() if not VOLATILE.search(str(name))}
     if isinstance(value, list | tuple):
@@ -38,7 +38,7 @@ def settle(value: object, folder: Path) -> object:
 
 
 def settle_string(text: str, folder: Path) -> object:
-    """Do the same for a string, which may be a record as JSON."""
+    """Do the same for a string, which may hold a record as JSON."""
     if CHECKSUM.match(text):
         return "a checksum"
     if VERSION.match(text):
@@ -50,7 +50,7 @@ def settle_string(text: str, folder: Path) -> object:
 
 
 def settle_text(text: str, folder: Path) -> str:
-    """Leave out paths and durations."""
+    """Return a text without paths and durations."""
     if "| seconds |\n" in text:  # the last column of a table
         text = re.sub(r"\| *\d+ \|$", "| ... |", text, flags=re.MULTILINE)
     text = text.replace(f"{folder.resolve()}{os.sep}", "").replace(str(folder.resolve()), "")
@@ -58,7 +58,7 @@ def settle_text(text: str, folder: Path) -> str:
 
 
 def digest(*parts: bytes) -> str:
-    """Return the SHA-256 of parts, each with its length."""
+    """Return the SHA-256 of all parts, each preceded by its length."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -119,7 +119,7 @@ def _arrays(path: Path) -> list[bytes]:
 
 
 def read_content(path: Path, folder: Path) -> tuple[list[bytes], object]:
-    """Return the content of a file that counts: values as bytes, and what it records, for JSON."""
+    """Return the compared content of a file: values as bytes, and its record for JSON."""
     if path.suffix in (readers := {".tif": _raster, ".safetensors": _model}):
         return readers[path.suffix](path, folder)
     if path.suffix in (plain := {".gpkg": _points, ".png": _picture, ".npz": _arrays}):
@@ -133,7 +133,7 @@ def read_content(path: Path, folder: Path) -> tuple[list[bytes], object]:
 
 
 def flatten(record: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each value of a record with its place in it."""
+    """Yield the path and text of each value of a record."""
     if isinstance(record, dict | list) and record:
         parts = record.items() if isinstance(record, dict) else enumerate(record)
         for key, part in parts:

@@ -59,7 +59,7 @@ def draw_place(height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_place(folder: Path, height: int, width: int, *, seed: int = 0, left: float = 600_000.0) -> None:
-    """Write a place's layers as files, but for labels of another scheme."""
+    """Write a place's layers as files, except labels of another scheme."""
     for name, values in draw_place(height, width, seed).items():
         if name != "labels4":
             write_raster(folder / f"{name}.tif", values, left=left)
