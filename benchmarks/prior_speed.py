@@ -51,9 +51,7 @@ def main(size: int, repeats: int, least: float) -> None:
     prior_from_arrays(nlcd, ours)  # imports and caches
     times: dict[str, list[float]] = {"published recipe": [], "landprior": []}
     for _ in range(repeats):
-        time.sleep(
-            1
-        )  # the threads of one library spin for a while after their work and would slow the other
+        time.sleep(1)  # the threads of one library spin for a while after their work and would slow the other
         started = time.perf_counter()
         expected = publish(nlcd, matrix)
         times["published recipe"].append(time.perf_counter() - started)

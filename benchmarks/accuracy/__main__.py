@@ -191,9 +191,7 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
-@click.option(
-    "--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file."
-)
+@click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
 def main(sets: str, seeds: int, filters: int, json_path: Path | None, shown: Path | None) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:
