@@ -24,7 +24,7 @@ from landprior.implicit.devices import choose_device, count_operations
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.settings import TrainingSettings
 from landprior.implicit.training import fit
-from landprior.landcover.mapping.mapper import Mapper, window_for
+from landprior.landcover.mapping.mapper import Mapper, choose_window
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.patches import PatchFeed
@@ -108,7 +108,7 @@ def main(filters: int, width: int, height: int, patch: int, batch: int, steps: i
         image = enlarge(small, folder / "image.tif", width, height)
         with ImageLayer(image) as pixels:
             mapper = Mapper(model, pixels, engine="torch")
-            blocks = iter_blocks(pixels.grid, halo=mapper.halo, size=window_for("auto"))
+            blocks = iter_blocks(pixels.grid, halo=mapper.halo, size=choose_window("auto"))
             inputs = [mapper.inputs(mapper.read_inputs(block)[0]) for block in blocks]
         each = count_operations(model.network.cpu(), inputs[0].cpu()[:, :, :64, :64]) / 64**2
         total = each * sum(x.shape[2] * x.shape[3] for x in inputs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from landprior.landcover.experiments.config import Experiment
-    from landprior.landcover.experiments.runner import Rival
+    from landprior.landcover.experiments.runner import MapMethod
     from landprior.run import Run
 
 
@@ -132,7 +132,7 @@ def run_experiment(
     root: Path,
     folder: Path,
     *,
-    rivals: Mapping[str, Rival],
+    rivals: Mapping[str, MapMethod],
     run: Run,
     dry_run: bool,
     as_json: bool,

@@ -136,7 +136,7 @@ def command(
     from landprior.domains.text.prior import save_prior as write_prior
     from landprior.domains.text.results import check_predictions, score, write_predictions
     from landprior.raster.locks import claiming
-    from landprior.raster.outputs import check_outputs, checkpoint_of
+    from landprior.raster.outputs import check_outputs, checkpoint_path
 
     check_predictions(output)
     wanted = [output, *([] if save_prior is None else [save_prior])]
@@ -151,7 +151,7 @@ def command(
     if save_prior is not None:
         write_prior(save_prior, table, found, classes, overwrite=run.overwrite)
         logger.info("written: %s", save_prior)
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     features = trigram_features(found.texts)
     with claiming(target):
         result = classify(features, table, found, classes, settings, checkpoint=checkpoint, run=run)

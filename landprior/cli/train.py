@@ -105,37 +105,37 @@ def command(
     if method is not None and loss is not None:
         msg = "--method and --loss are mutually exclusive; qr, rq, soft-naive (ce), hard-naive (ce-argmax) are both"
         raise click.UsageError(msg)
-    rival = None if method in (None, *METHOD_LOSSES) else method
+    other_method = None if method in (None, *METHOD_LOSSES) else method
     settings = training_settings(
         recipe,
-        labelled=bool(labels) and rival is None,
+        labelled=bool(labels) and other_method is None,
         loss=METHOD_LOSSES.get(method or "") or loss,
         **{name: options[name] for name in FIELDS},
     )
-    _check_options(ctx, labelled=bool(labels), city=city is not None, joint=options["joint"], rival=rival)
+    _check_options(ctx, labelled=bool(labels), city=city is not None, joint=options["joint"], other_method=other_method)
     if not (images or priors or labels):
         if city is None:
             msg = "give --image and --prior for plain files, or --city NAME for a workspace"
             raise click.UsageError(msg)
-        _train_place(ctx, city, settings, rival, output, options, run)
+        _train_place(ctx, city, settings, other_method, output, options, run)
         return
-    given = {"prior": priors} if priors or rival is not None or not labels else {}
+    given = {"prior": priors} if priors or other_method is not None or not labels else {}
     given |= {"labels": labels} if labels else {}
-    given |= {"nlcd": nlcds} if rival is not None and (nlcds or rival != "em") else {}
-    require_as_many("image", images, given, why="" if rival is None else f" for {rival}")
+    given |= {"nlcd": nlcds} if other_method is not None and (nlcds or other_method != "em") else {}
+    require_as_many("image", images, given, why="" if other_method is None else f" for {other_method}")
     if output is None:
         msg = "-o is missing: give the model to write"
         raise click.UsageError(msg)
     labels = tuple(with_band(path, labels_band) for path in labels)
     nlcds = tuple(with_band(path, nlcd_band) for path in nlcds)
     known: dict[str, Any] = {"label_map": options["label_map"], "scheme": options["scheme"], "run": run}
-    if rival is None:
+    if other_method is None:
         pairs = list(zip(images, priors or [None] * len(images), strict=True))
         train_files(pairs, output, settings=settings, labels=labels, init=options["init"], **known)
     else:
         from landprior.superres.training import train_superres
 
-        chosen = make_method(rival, options)
+        chosen = make_method(other_method, options)
         files = [
             TrainingTile(image=image, prior=prior, nlcd=nlcd, labels=truth)
             for image, prior, nlcd, truth in zip_longest(images, priors, nlcds, labels)
@@ -149,7 +149,7 @@ def _train_place(
     ctx: click.Context,
     city: str,
     settings: TileSettings,
-    rival: str | None,
+    other_method: str | None,
     output: Path | None,
     options: dict[str, Any],
     run: Run,
@@ -158,17 +158,17 @@ def _train_place(
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.steps import train_city
 
-    if rival is None:
+    if other_method is None:
         refuse_with_city(ctx, "scheme", "nodata", "init", *(() if options["joint"] else ("output",)))
     tiles = Workspace(options["workspace"]).tiles(city, only=options["tiles"])
     if options["joint"] and output is not None:
         click.echo(str(train_city(tiles, output, settings, run=run)))
         return
     trainer = None
-    if rival is not None:
+    if other_method is not None:
         from landprior.superres.training import SuperresMethod
 
-        method = make_method(rival, options)
+        method = make_method(other_method, options)
         like = next((tile.file("prior") for tile in tiles if tile.file("prior").is_file()), None)
         matrix = read_matrix(method, options["cooccurrence"], like=like, scheme=None)
         trainer = SuperresMethod(method=method, matrix=matrix)
@@ -176,16 +176,16 @@ def _train_place(
     print_steps(tiles, steps, training=settings, method=trainer, command="train", run=run)
 
 
-def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, rival: str | None) -> None:
+def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, other_method: str | None) -> None:
     """Raise an error for options without effect."""
-    refuse_for_method(ctx, rival)
-    if labelled and rival is None:
+    refuse_for_method(ctx, other_method)
+    if labelled and other_method is None:
         refuse_options(ctx, "--labels: there is no evidence to choose a model by", "starts")
     elif not labelled:
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:
         refuse_with_city(ctx, "images", "priors", "labels", "labels_band", "nlcd_band")
-        if rival is not None:
+        if other_method is not None:
             refuse_with_city(ctx, "nlcds", "output", "scheme", "nodata")
         return
     refuse_without_city(ctx)

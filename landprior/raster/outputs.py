@@ -414,7 +414,7 @@ def _list_stale(path: Path, kind: Kind, keep: Collection[Path]) -> list[Path]:
     ]
 
 
-def checkpoint_of(path: str | Path) -> Path:
+def checkpoint_path(path: str | Path) -> Path:
     """Return the path for the state of unfinished work on a result: a hidden file beside it, with its name.
 
     A long name is cut and made unique with a digest, to leave room for additions.

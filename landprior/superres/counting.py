@@ -84,7 +84,7 @@ class CellFeed(PatchFeed):
         self._cell_codes = [torch.from_numpy(one.cells.codes.astype(np.int64)).to(device) for one in coarse]
         self._least = [least * one.cells.area for one in coarse]
         self._eta, self._rho = torch.from_numpy(eta).to(device), torch.from_numpy(rho).to(device)
-        places = [one.cells.middles(one.tile.valid.cpu().numpy()) for one in coarse]
+        places = [one.cells.centres(one.tile.valid.cpu().numpy()) for one in coarse]
         owner = np.concatenate([np.full(len(rows), number) for number, (rows, _, _) in enumerate(places)])
         rows, columns, sizes = (np.concatenate(parts) for parts in zip(*places, strict=True))
         codes = np.concatenate([one.cells.codes for one in coarse])

@@ -19,11 +19,11 @@ from landprior.superres.training import train_superres
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from landprior.landcover.experiments.runner import Rival, Task
+    from landprior.landcover.experiments.runner import MapMethod, Task
     from landprior.run import Run
 
 
-def _by_model(name: str, task: Task, *, run: Run) -> None:
+def _map_by_model(name: str, task: Task, *, run: Run) -> None:
     """Train one model for the tiles and map each with it."""
     fields = {"sr": "counts", "em": "rounds", "epitome": "epitome"}
     method = _validate(MethodSettings, {"name": name, fields[name]: dict(task.options)}, name)
@@ -36,7 +36,7 @@ def _by_model(name: str, task: Task, *, run: Run) -> None:
         predict(tile.image, output, model, run=run)
 
 
-def _by_itself(task: Task, *, run: Run) -> None:
+def _map_by_itself(task: Task, *, run: Run) -> None:
     """Map each tile by its own self-similarity."""
     seed = task.settings.training.seed
     chosen = _validate(SelfEpitomeSettings, {"seed": seed, **task.options}, "self-epitome")
@@ -62,8 +62,8 @@ def _validate(kind: Any, values: Mapping[str, Any], name: str) -> Any:  # noqa: 
         raise ConfigError(explain(error, f"options of {name}")) from error
 
 
-RIVALS: Mapping[str, Rival] = {
-    **{name: partial(_by_model, name) for name in ("sr", "em", "epitome")},
-    "self-epitome": _by_itself,
+RIVALS: Mapping[str, MapMethod] = {
+    **{name: partial(_map_by_model, name) for name in ("sr", "em", "epitome")},
+    "self-epitome": _map_by_itself,
 }
 """Methods by name, as in experiments (``method: rival``) and in ``landprior compare``."""

@@ -17,7 +17,7 @@ from landprior.landcover.training.tile_sets import order_tiles
 from landprior.landcover.training.tiles import Tile, read_tile
 from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import checkpoint_of
+from landprior.raster.outputs import checkpoint_path
 from landprior.run import Run
 from landprior.superres.counting import train_by_counts
 from landprior.superres.epitome_model import train_epitome_model
@@ -115,7 +115,7 @@ def train_superres(
     """
     sources = [path for one in tiles for path in (one.image, one.prior, one.nlcd, one.labels)]
     target = check_named_output(output, "model", overwrite=run.overwrite, inputs=sources)
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     settings = settings or TileSettings()
     with claiming(target):
         if method.name == "sr":

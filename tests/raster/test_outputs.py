@@ -14,7 +14,7 @@ import rasterio
 from landprior.errors import InputError, OutputBusyError, OutputExistsError, RasterWriteError
 from landprior.raster.cog import write_raster
 from landprior.raster.locks import claiming, clear_leftovers
-from landprior.raster.outputs import check_apart, check_folder, check_output, check_outputs, checkpoint_of, replacing
+from landprior.raster.outputs import check_apart, check_folder, check_output, check_outputs, checkpoint_path, replacing
 from landprior.raster.remote import archive_path, explain_remote_input
 from landprior.raster.sidecars import files_of, same_file
 
@@ -189,10 +189,10 @@ def test_a_link_and_a_long_name_are_refused(tmp_path):
 
 
 def test_a_checkpoint_has_room_beside_a_long_name(tmp_path):
-    assert checkpoint_of(tmp_path / "map.tif") == tmp_path / ".map.tif.checkpoint"
+    assert checkpoint_path(tmp_path / "map.tif") == tmp_path / ".map.tif.checkpoint"
     found = set()
     for name in ("a" * 255, "a" * 254 + "b", "森" * 85, "é" * 120):
-        path = checkpoint_of(tmp_path / name)
+        path = checkpoint_path(tmp_path / name)
         found.add(path.name)
         path.with_name(f"{path.name}-31.safetensors.part").touch()
     assert len(found) == 4

@@ -12,11 +12,11 @@ from landprior.errors import InputError
 from landprior.landcover.mapping.blur import BLUR, blur_model, check_side
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import beside, check_products
+from landprior.landcover.mapping.products import check_products, companion_path
 from landprior.landcover.training.model import save_model
 from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import checkpoint_of
+from landprior.raster.outputs import checkpoint_path
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.run import Run
 
@@ -112,7 +112,7 @@ def cluster_image(
     target = check_products(output, wanted, overwrite=run.overwrite, inputs=[image], besides=[place])
     check_named_output(place, "model", overwrite=run.overwrite, inputs=[image])
     tile = read_image_tile(image, make_scheme(settings.clusters), nodata=run.nodata)
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     with claiming(target):
         found = train_clusters([tile], settings, checkpoint=checkpoint, run=run)
         map_clusters(
@@ -141,7 +141,7 @@ def find_probabilities(path: str | Path) -> Path:
         kind = src.tags(ns=TAG_DOMAIN).get("kind")
     if bands > 1:
         return Path(path)
-    other = beside(Path(path), "probabilities")
+    other = companion_path(Path(path), "probabilities")
     if kind == "map" and other.is_file():
         return other
     msg = f"{path} has one band, not one per cluster; give the ..._probabilities.tif that landprior cluster wrote"

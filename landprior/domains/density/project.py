@@ -21,12 +21,12 @@ from landprior.domains.density.training import make_scheme, read_tiles, train_de
 from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.mapping.products import beside, list_products
+from landprior.landcover.mapping.products import companion_path, list_products
 from landprior.landcover.training.model import load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import check_apart, checkpoint_of, make_folder, replacing
+from landprior.raster.outputs import check_apart, checkpoint_path, make_folder, replacing
 from landprior.raster.reading import TAG_DOMAIN, open_raster
 from landprior.run import Run
 
@@ -83,7 +83,7 @@ def train_images(
     """
     settings = settings or DensitySettings()
     target = check_named_output(output, "model", overwrite=run.overwrite, inputs=images.paths.values())
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     paths = [images.paths[name] for name in images.names]
     tiles = read_tiles(
         paths, images.grids, labels, priors, scheme=scheme or make_scheme(), settings=settings, nodata=run.nodata
@@ -203,7 +203,7 @@ def map_images(
         if labels is not None and classes is not None:
             priors = np.array(model.record["density"]["priors"])
             prior = write_prior(
-                beside(target, "prior"),
+                companion_path(target, "prior"),
                 classes,
                 priors,
                 block=labels.block,
@@ -228,7 +228,7 @@ def map_images(
 def _list_results(images: Images, folder: Path, options: MapOptions) -> list[Path]:
     """Return the paths of the maps of images in a folder, with the files beside them."""
     maps = [folder / f"{Path(name).stem}.tif" for name in images.names]
-    return [path for one in maps for path in (one, beside(one, "prior"), *list_products(one, options))]
+    return [path for one in maps for path in (one, companion_path(one, "prior"), *list_products(one, options))]
 
 
 def prepare_folder(
@@ -276,7 +276,7 @@ def _has_products(path: Path, options: MapOptions) -> bool:
     """Say whether a map has all that is wanted beside it, the probabilities as they are wanted."""
     if not all(product.exists() for product in list_products(path, options)):
         return False
-    with open_raster(beside(path, "probabilities")) as src:
+    with open_raster(companion_path(path, "probabilities")) as src:
         return bool(src.tags(ns=TAG_DOMAIN).get("encoding") == options.encoding)
 
 

@@ -15,14 +15,14 @@ from landprior.domains.painting.pictures import draw_legend, draw_overlay, draw_
 from landprior.errors import HarmWarning, InputError
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
-from landprior.landcover.mapping.products import beside, check_products, list_products
+from landprior.landcover.mapping.products import check_products, companion_path, list_products
 from landprior.landcover.training.ensemble import clear_checkpoint, train_best
 from landprior.landcover.training.layers import ImageLayer, PositionLayer
 from landprior.landcover.training.model import load_model, save_model
 from landprior.landcover.training.settings import make_settings
 from landprior.landcover.training.tiles import read_tile
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import check_apart, check_output, checkpoint_of, make_folder
+from landprior.raster.outputs import check_apart, check_output, checkpoint_path, make_folder
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _read(picture: Picture, prior: Path | None, *, position: bool) -> Tile:
 
 
 def _train(tiles: Sequence[Tile], settings: TileSettings, path: Path, *, run: Run) -> LandcoverModel:
-    checkpoint = checkpoint_of(path)
+    checkpoint = checkpoint_path(path)
     with claiming(path):
         with warnings.catch_warnings():
             # the verdict is for measured priors; maps from drawings are judged by eye
@@ -260,7 +260,7 @@ def _map(
                 force=True,
                 run=replace(run, overwrite=True),
             )
-        return beside(path, "probabilities")
+        return companion_path(path, "probabilities")
 
     classes = folder / CLASSES
     with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -367,7 +367,7 @@ def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = F
     if (place.is_file() or place.suffix.lower() == ".gdb") and not is_raster(map_path):
         msg = f"{map_path} is not a raster but {labels} is, and the map must come first: {advice}"
         raise InputError(msg)
-    if not scheme and not _says_classes(map_path) and _says_classes(labels):
+    if not scheme and not _names_classes(map_path) and _names_classes(labels):
         msg = (
             f"{map_path} has no classes in its tags but {labels} has, as maps written by landprior do: {advice}; "
             "else give --scheme"
@@ -375,6 +375,6 @@ def refuse_swapped(map_path: str | Path, labels: str | Path, *, scheme: bool = F
         raise InputError(msg)
 
 
-def _says_classes(path: str | Path) -> bool:
+def _names_classes(path: str | Path) -> bool:
     with open_raster(path) as src:
         return "scheme" in src.tags(ns=TAG_DOMAIN)

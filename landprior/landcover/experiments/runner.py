@@ -73,7 +73,7 @@ class Task:
     matrix: Cooccurrence
 
 
-class Rival(Protocol):
+class MapMethod(Protocol):
     """A method other than fitting the prior with a loss (:mod:`landprior.superres.rivals`)."""
 
     def __call__(self, task: Task, *, run: Run) -> None:
@@ -110,7 +110,7 @@ class Runner:
         root: Path,
         folder: Path,
         *,
-        rivals: Mapping[str, Rival] | None = None,
+        rivals: Mapping[str, MapMethod] | None = None,
         run: Run = Run(),
     ) -> None:
         self.experiment, self.folder = experiment, folder

@@ -75,12 +75,12 @@ def _corner(block: Block) -> tuple[int, int]:
     return int(block.core.row_off), int(block.core.col_off)
 
 
-def window_for(device: str) -> int:
+def choose_window(device: str) -> int:
     """Return a suitable window size for a device."""
     return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
 
 
-def memory_to_keep(memory: int | None, model: LandcoverModel, window: int) -> int:
+def compute_budget(memory: int | None, model: LandcoverModel, window: int) -> int:
     """Return how many bytes of log q may be kept within the memory limit.
 
     Parameters

@@ -18,7 +18,7 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from landprior.errors import HarmWarning, InputError, ModelError
-from landprior.landcover.mapping.mapper import Mapper, memory_to_keep, window_for
+from landprior.landcover.mapping.mapper import Mapper, choose_window, compute_budget
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.products import map_writer, starting_map, writing_map
 from landprior.landcover.training.image_kind import require_kind
@@ -120,8 +120,8 @@ def predict(
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
         extra_input = _open_extra_input(stack, model, pixels, prior)
         decision = _decide(model, belief, force=force)
-        dropped = [] if belief is None or force or decision == "abstained" else _drop(model)
-        window = -(-(window_size or window_for(run.device)) // model.network.stride) * model.network.stride
+        dropped = [] if belief is None or force or decision == "abstained" else _find_dropped(model)
+        window = -(-(window_size or choose_window(run.device)) // model.network.stride) * model.network.stride
         mapper = Mapper(
             model,
             pixels,
@@ -132,7 +132,7 @@ def predict(
             device=run.device,
             engine=engine,
             precision=precision,
-            memory=memory_to_keep(memory, model, window),
+            memory=compute_budget(memory, model, window),
         )
         tags = {
             "engine": mapper.engine.name,
@@ -230,7 +230,7 @@ def _decide(model: LandcoverModel, belief: PriorLayer | None, *, force: bool) ->
     return "abstained"
 
 
-def _drop(model: LandcoverModel) -> list[int]:
+def _find_dropped(model: LandcoverModel) -> list[int]:
     """Return the positions of the classes to leave out of r, and warn about them."""
     if model.dropped:
         names = ", ".join(model.scheme.names[index] for index in model.dropped)

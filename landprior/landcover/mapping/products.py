@@ -99,8 +99,8 @@ def check_products(
 def list_products(target: Path, options: MapOptions) -> list[Path]:
     """Return the paths of the files written beside a map."""
     named = (
-        (options.probabilities, beside(target, "probabilities")),
-        (options.confidence, beside(target, "confidence")),
+        (options.probabilities, companion_path(target, "probabilities")),
+        (options.confidence, companion_path(target, "confidence")),
         (options.style, target.with_suffix(".qml")),
         (options.quicklook, target.with_suffix(".png")),
     )
@@ -186,7 +186,7 @@ def writing_map(
     sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite, keep=new)}
     if options.probabilities:
         sinks["probabilities"] = CogWriter(
-            beside(target, "probabilities"),
+            companion_path(target, "probabilities"),
             grid,
             count=len(scheme),
             descriptions=scheme.names,
@@ -196,7 +196,7 @@ def writing_map(
         )
     if options.confidence:
         sinks["confidence"] = CogWriter(
-            beside(target, "confidence"),
+            companion_path(target, "confidence"),
             grid,
             count=2,
             nodata=CONFIDENCE_NODATA,
@@ -213,7 +213,7 @@ def writing_map(
         write_quicklook(target, target.with_suffix(".png"), scheme)
 
 
-def beside(target: Path, kind: str) -> Path:
+def companion_path(target: Path, kind: str) -> Path:
     """Return the path of another product of a map: ``map.tif`` -> ``map_<kind>.tif``."""
     return target.with_name(f"{target.stem}_{kind}{target.suffix}")
 

@@ -86,7 +86,7 @@ class Cells:
         own = votes.argmax(axis=1) if count else np.zeros(0)
         return cls(index=index, codes=own.astype(np.uint8), sizes=votes.sum(axis=1), area=area)
 
-    def middles(
+    def centres(
         self, where: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]:
         """Return the row and column of each cell's middle and its number of pixels, each of shape (K,).
@@ -236,7 +236,7 @@ def _cell_moments(cells: Cells, classes: NDArray[np.integer], count: int, block:
     total = len(cells.codes)
     pixels = np.bincount(index * count + classes[known], minlength=total * count).reshape(total, count)
     labelled = pixels.sum(axis=1)
-    *middle, _ = cells.middles()
+    *middle, _ = cells.centres()
     inside = np.all([(m >= s.start) & (m < s.stop) for m, s in zip(middle, block.crop, strict=True)], axis=0)
     kept = inside & (labelled >= WHOLE * cells.area)
     shares = pixels[kept] / labelled[kept, None]

@@ -30,7 +30,7 @@ from landprior.raster.classes import read_classes
 from landprior.raster.codes import open_on_grid
 from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import checkpoint_of
+from landprior.raster.outputs import checkpoint_path
 from landprior.raster.scheme import explain
 from landprior.raster.windows import Block, grow_window, iter_blocks
 from landprior.run import Run
@@ -124,7 +124,7 @@ def learn_prior(
         msg = "no labelled tiles to learn a prior on"
         raise InputError(msg)
     tiles = [read_place(place, prior, pixel_size=pixel_size, progress=run.progress) for place in places]
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     with claiming(target):
         model = train_model(tiles, settings or prior_settings(), checkpoint=checkpoint, run=run)
         model.record["prior"] = prior.model_dump()

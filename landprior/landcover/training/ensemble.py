@@ -16,7 +16,7 @@ from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import Ensemble
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tile_sets import in_order
+from landprior.landcover.training.tile_sets import sort_tiles
 from landprior.landcover.training.trainer import identify_run, train_model
 from landprior.landcover.training.verdict import Judge, warn_of_harm
 from landprior.run import Run
@@ -64,7 +64,7 @@ def train_best(
         See :func:`landprior.landcover.training.trainer.train_model`.
     """
     settings = settings or TileSettings()
-    tiles = in_order(tiles)
+    tiles = sort_tiles(tiles)
     # a fit to labels has no evidence to choose a model by
     count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
     if count == 1 and not settings.flips:
@@ -113,10 +113,10 @@ def train_kept(
     LandpriorError
         See :func:`landprior.landcover.training.trainer.train_model`.
     """
-    tiles = in_order(tiles)
+    tiles = sort_tiles(tiles)
     done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
     identity = identify_run(tiles, settings, init, start)
-    model = _finished(done, identity)
+    model = _load_finished(done, identity)
     if model is None:
         model = train_model(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run)
         model.record["identity"] = identity
@@ -155,7 +155,7 @@ def join_models(
     LandcoverModel
         An ensemble, with a verdict of its own.
     """
-    tiles = in_order(tiles)
+    tiles = sort_tiles(tiles)
     place = choose_device(device)
     network = Ensemble([member for model in models for member in model.members], flips=flips).to(place).eval()
     first = models[0]
@@ -172,7 +172,7 @@ def join_models(
     return replace(first, network=network, record=record)
 
 
-def _finished(path: Path | None, identity: str) -> LandcoverModel | None:
+def _load_finished(path: Path | None, identity: str) -> LandcoverModel | None:
     """Return the model of a start that an interrupted run finished, if it belongs to the same run."""
     if path is None or not path.is_file():
         return None

@@ -17,7 +17,7 @@ from landprior.landcover.training.tiles import (
 )
 from landprior.raster.endings import check_named_output
 from landprior.raster.locks import claiming
-from landprior.raster.outputs import checkpoint_of
+from landprior.raster.outputs import checkpoint_path
 from landprior.run import Run
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def train_files(
         _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=run.nodata)
         for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
     ]
-    checkpoint = checkpoint_of(target)
+    checkpoint = checkpoint_path(target)
     with claiming(target):
         model = train_best(tiles, settings, init=start, checkpoint=checkpoint, run=run)
         save_model(model, target, overwrite=run.overwrite)

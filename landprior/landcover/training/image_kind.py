@@ -155,7 +155,7 @@ class ImageKind(BaseModel):
         if len(self.high) != len(other.high):
             return []
         own, given = (max(map(abs, (*kind[0], *kind[1]))) for kind in ((self.low, self.high), (other.low, other.high)))
-        if own > 0 and _far(given / own, self.dtype):
+        if own > 0 and _differs_widely(given / own, self.dtype):
             return [f"its values are {_range(other)}, those trained on {_range(self)}"]
         for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             flat = low == high and not low <= other.high[index] <= high and other.low[index] != other.high[index]
@@ -164,7 +164,7 @@ class ImageKind(BaseModel):
         return []
 
 
-def _far(ratio: float, dtype: str | None) -> bool:
+def _differs_widely(ratio: float, dtype: str | None) -> bool:
     if dtype in ("uint8", "int8"):
         return ratio < 1 / _MOST_SMALLER_BYTES
     return ratio > _MOST_LARGER or ratio < 1 / _MOST_SMALLER

@@ -24,7 +24,7 @@ def order_tiles(tiles: Sequence[Tile]) -> list[int]:
     return sorted(range(len(tiles)), key=keys.__getitem__)
 
 
-def in_order(tiles: Sequence[Tile]) -> Sequence[Tile]:
+def sort_tiles(tiles: Sequence[Tile]) -> Sequence[Tile]:
     """Return tiles in the order in which they are trained on (:func:`order_tiles`)."""
     return [tiles[index] for index in order_tiles(tiles)]
 

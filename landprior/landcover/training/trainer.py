@@ -18,7 +18,7 @@ from landprior.landcover.training.image_kind import kind_of, require_one_kind
 from landprior.landcover.training.model import LandcoverModel, build_network
 from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
-from landprior.landcover.training.tile_sets import find_doubles, in_order, require_compatible, require_inside
+from landprior.landcover.training.tile_sets import find_doubles, require_compatible, require_inside, sort_tiles
 from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.landcover.training.verdict import Judge, Snapshot, warn_of_harm
 from landprior.run import Run
@@ -98,7 +98,7 @@ def train_model(
         msg = "there are no tiles to train on"
         raise InputError(msg)
     if PatchFeed in (feed, getattr(feed, "func", None)):  # other feeds use lists in the order of the tiles
-        tiles = in_order(tiles)
+        tiles = sort_tiles(tiles)
     for name in find_doubles(tiles):
         logger.warning("%s is given more than once, and is weighted accordingly in training", name)
     require_compatible(tiles)

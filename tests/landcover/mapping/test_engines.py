@@ -206,8 +206,8 @@ def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_pr
     found, counts = [], []
     for number, room in enumerate((0, 64 * 64 * (5 * 4 + 1) * 3, 10**9)):
         forwards.clear()
-        monkeypatch.setattr(mapper_module, "memory_to_keep", lambda *_, room=room: room)
-        monkeypatch.setattr("landprior.landcover.mapping.predict.memory_to_keep", lambda *_, room=room: room)
+        monkeypatch.setattr(mapper_module, "compute_budget", lambda *_, room=room: room)
+        monkeypatch.setattr("landprior.landcover.mapping.predict.compute_budget", lambda *_, room=room: room)
         path = predict(image, tmp_path / f"{number}.tif", model, posterior=prior, window_size=64, options=options)
         with open_raster(path.with_name(f"{path.stem}_probabilities.tif")) as src:
             found.append(src.read())
@@ -226,7 +226,7 @@ def test_too_little_memory_is_said(tmp_path, make_image, make_model):
 @pytest.mark.parametrize(("free", "kept"), [(2**40, 2**30), (2**31, 2**29)])
 def test_several_workers_do_not_each_take_a_share_of_all_memory(make_model, monkeypatch, free, kept):
     monkeypatch.setattr(mapper_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    assert mapper_module.memory_to_keep(None, make_model(), 512) == kept
+    assert mapper_module.compute_budget(None, make_model(), 512) == kept
 
 
 def test_windows_without_data_are_not_computed(tmp_path, make_model, make_raster, rng, monkeypatch):
