@@ -79,7 +79,7 @@ def join_maps(
     Returns
     -------
     Path
-        ``output``.
+        The mosaic's path.
 
     Raises
     ------

@@ -348,10 +348,8 @@ def build_epitome_classifier(
     ----------
     bands, classes
         Channels in and out.
-    size, patch, epitomes
-        See :class:`Epitome`.
-    smoothing
-        See :class:`EpitomeClassifier`.
+    size, patch, epitomes, smoothing
+        See :class:`Epitome` and :class:`EpitomeClassifier`.
 
     Returns
     -------

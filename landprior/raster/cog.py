@@ -236,17 +236,15 @@ def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **op
     ----------
     path
         The file to write.
-    values
-        Shape (H, W) or (bands, H, W).
-    grid
-        Grid of H rows and W columns.
+    values, grid
+        Pixels, shape (H, W) or (bands, H, W), and the grid of H rows and W columns.
     **options
         Options of :class:`CogWriter`; ``dtype`` is by default that of ``values``.
 
     Returns
     -------
     Path
-        ``path``.
+        The raster's path.
 
     Raises
     ------

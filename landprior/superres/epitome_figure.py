@@ -25,15 +25,13 @@ def draw_epitome(model: LandcoverModel, path: str | Path, *, overwrite: bool = F
     ----------
     model
         Model whose architecture is an epitome.
-    path
-        The figure to write (.png, .pdf, ...).
-    overwrite
-        Replace an existing figure.
+    path, overwrite
+        The figure to write (.png, .pdf, ...), and whether it may replace an existing one.
 
     Returns
     -------
     Path
-        ``path``.
+        The figure's path.
 
     Raises
     ------

@@ -129,8 +129,10 @@ def interval(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:
 
     Parameters
     ----------
-    statistics, eta, rho
+    statistics
         See :func:`match`.
+    eta, rho
+        Middle and half width of the intervals.
 
     Returns
     -------
@@ -146,10 +148,8 @@ def l1(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa
 
     Parameters
     ----------
-    statistics, eta
-        See :func:`match`.
-    rho
-        Ignored.
+    statistics, eta, rho
+        See :func:`l2`.
 
     Returns
     -------
@@ -164,8 +164,10 @@ def l2(statistics: BlockStatistics, eta: Tensor, rho: Tensor) -> Tensor:  # noqa
 
     Parameters
     ----------
-    statistics, eta, rho
-        See :func:`l1`.
+    statistics, eta
+        See :func:`match`.
+    rho
+        Ignored.
 
     Returns
     -------

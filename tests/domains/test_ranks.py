@@ -176,7 +176,7 @@ def test_pairs_of_a_table(tmp_path, data):
         ("first,other\n1,2\n", "no column 'second'"),
         ("first,second\n1,180\n", "line 2: '180' is neither a training image nor a position from 0 to 179"),
         ("first,second\n1,1\n", "line 2: 1 is paired with itself"),
-        ("first,second,relation\n1,2,=>\n", "line 2: the relation '=>' is none of"),
+        ("first,second,relation\n1,2,=>\n", "line 2: the relation '=>' is not one of"),
     ],
 )
 def test_what_a_table_cannot_say(tmp_path, data, text, said):

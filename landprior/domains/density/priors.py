@@ -214,25 +214,17 @@ def write_prior(
 
     Parameters
     ----------
-    path
-        The file to write.
-    classes
-        Classes of its blocks, shape :func:`block_shape`.
-    priors
-        Probability of the target by class.
-    block
-        Side of a block, pixels.
-    grid
-        Grid of the image.
-    scheme
-        Scheme of background and target.
-    overwrite
-        Replace an existing file.
+    path, overwrite
+        The file to write, and whether it may replace an existing one.
+    classes, priors, block
+        See :func:`pixel_prior`.
+    grid, scheme
+        Grid of the image, and scheme of background and target.
 
     Returns
     -------
     Path
-        ``path``.
+        The raster's path.
 
     Raises
     ------

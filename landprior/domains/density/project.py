@@ -127,7 +127,7 @@ def train_or_load(
     Returns
     -------
     LandcoverModel
-        The model as written to the file.
+        See :func:`train_images`.
 
     Raises
     ------

@@ -159,7 +159,7 @@ def train_partial(
     items
         Positions of the training images to use, int64; None for all.
     work, identity
-        See :func:`landprior.domains.imagery.training.train_watched`.
+        See :func:`landprior.domains.imagery.training.train_monitored`.
     run
         On which device, and whether progress is shown.
 

@@ -211,10 +211,8 @@ def train_ranks(
         See :class:`RankSettings`.
     pairs
         Pairs of training images; None: drawn from true ranks, with those for choosing the epoch from held-out images.
-    work, identity
-        See :func:`landprior.domains.imagery.training.train_monitored`.
-    run
-        See :class:`landprior.run.Run`.
+    work, identity, run
+        See :func:`landprior.domains.partial.training.train_partial`.
 
     Returns
     -------

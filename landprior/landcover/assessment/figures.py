@@ -44,8 +44,8 @@ def draw_comparison(
 
     Parameters
     ----------
-    path
-        The figure to write (.png, .pdf, ...).
+    path, overwrite
+        The figure to write (.png, .pdf, ...), and whether it may replace an existing one.
     scheme
         The classes.
     maps
@@ -56,13 +56,11 @@ def draw_comparison(
         Rasters on the map's grid.
     model
         With an image: also draw the network's prediction q and, with a prior, the posterior r.
-    overwrite
-        Replace an existing figure.
 
     Returns
     -------
     Path
-        ``path``.
+        The figure's path.
 
     Raises
     ------

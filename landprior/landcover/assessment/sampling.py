@@ -239,7 +239,7 @@ def write_sample(
     Returns
     -------
     Path
-        ``output``.
+        The sample's path.
 
     Raises
     ------

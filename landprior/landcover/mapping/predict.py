@@ -249,10 +249,8 @@ def map_prior(
 
     Parameters
     ----------
-    prior
-        The raster.
-    output
-        The map to write.
+    prior, output
+        The raster, and the map to write.
     scheme
         The prior's classes, if its file does not store them.
     run
@@ -261,7 +259,7 @@ def map_prior(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

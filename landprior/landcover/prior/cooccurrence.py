@@ -414,10 +414,8 @@ def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: boo
     ----------
     matrix
         The matrix to write.
-    path
-        A file that ends in ``.csv``.
-    overwrite
-        Replace an existing file.
+    path, overwrite
+        A file that ends in ``.csv``, and whether it may replace an existing one.
 
     Raises
     ------

@@ -89,7 +89,7 @@ def train_files(
     init
         A model file whose weights the training starts from.
     run
-        On what, whether over an older model, and what is no data in the images.
+        Device, nodata value of the images, and whether to replace an existing model (:class:`landprior.run.Run`).
 
     Returns
     -------

@@ -157,10 +157,8 @@ def read_tile(
         Rasters on one grid.
     name
         Name used in messages and for the seed; by default the image's file name.
-    scheme
-        The prior's classes, if its file does not store them.
-    nodata
-        See :class:`ImageLayer`.
+    scheme, nodata
+        The prior's classes and the image's nodata value, if the files do not store them.
 
     Returns
     -------

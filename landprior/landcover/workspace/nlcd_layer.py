@@ -33,17 +33,15 @@ def write_nlcd(source: str | Path, grid: Grid, path: Path) -> Path:
 
     Parameters
     ----------
-    source
-        The raster, on any grid.
+    source, path
+        The raster, on any grid, and the file to write.
     grid
         Grid of the tile.
-    path
-        The file to write.
 
     Returns
     -------
     Path
-        ``path``.
+        The layer's path.
 
     Raises
     ------

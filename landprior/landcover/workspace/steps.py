@@ -45,7 +45,7 @@ def ensure_prior(
     command
         Command that is running, for the record: results of another command with other settings are kept.
     run
-        See :class:`landprior.run.Run`.
+        Whether to replace a current prior, and to show progress.
 
     Returns
     -------
