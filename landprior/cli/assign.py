@@ -6,18 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import (
-    band_option,
-    json_option,
-    label_map_option,
-    layer_option,
-    run_options,
-    scheme_option,
-    seed_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -35,10 +27,10 @@ if TYPE_CHECKING:
         "--points", type=INPUT, help="Labelled points: a CSV with x,y,class or row,col,class, or any vector format."
     ),
     click.option("--labels", type=INPUT, help="Raster of 1 m labels, to draw points from and to score the rest on."),
-    band_option("the labels", "--band", "--labels-band"),
-    layer_option,
-    label_map_option,
-    scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]"),
+    shared.band_option("the labels", "--band", "--labels-band"),
+    shared.layer_option,
+    shared.label_map_option,
+    shared.scheme_option(help="Classes of the points: a shipped name or your own YAML file.  [default: enviroatlas-5]"),
 )
 @grouped(
     "Accuracy by repeated draws",
@@ -54,12 +46,12 @@ if TYPE_CHECKING:
         type=click.IntRange(min=1),
         help="Number of points in a draw.  [default: 400 of --labels; four fifths of --points]",
     ),
-    seed_option(help="Random seed; the same seed gives the same draws."),
+    shared.seed_option(help="Random seed; the same seed gives the same draws."),
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map of classes to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))
-@json_option
-@run_options("overwrite")
+@shared.json_option
+@shared.run_options("overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -6,21 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.options import (
-    band_option,
-    city_option,
-    encoding_option,
-    layer_option,
-    learned_option,
-    pixel_size_option,
-    run_options,
-    scheme_option,
-    tile_option,
-    workspace_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import find_settings, print_steps
 from landprior.landcover.prior.settings import PriorSettings
@@ -44,24 +33,24 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
 @grouped(
     "Files",
     click.option("--nlcd", type=INPUT, help="NLCD raster with the original codes."),
-    band_option("NLCD", "--band", "--nlcd-band"),
+    shared.band_option("NLCD", "--band", "--nlcd-band"),
     click.option("--roads", type=INPUT, help="Raster of roads; nonzero pixels are roads."),
     click.option("--buildings", type=INPUT, help="Raster of building footprints."),
     click.option("--waterways", type=INPUT, help="Raster of waterways (lines)."),
     click.option("--waterbodies", type=INPUT, help="Raster of water bodies."),
     click.option("--like", type=INPUT, help="Raster, such as the image, on whose grid the prior is built."),
-    pixel_size_option,
+    shared.pixel_size_option,
     click.option("-o", "--output", type=OUTPUT, help="Prior to write."),
-    encoding_option(),
+    shared.encoding_option(),
 )
 @grouped(
     "Prior",
-    scheme_option(),
+    shared.scheme_option(),
     click.option(
         "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code), .csv or .npy.  [default: the scheme's own]"
     ),
     *field_options(PriorSettings, "blur_sigma", "blur_radius"),
-    learned_option,
+    shared.learned_option,
 )
 @grouped(
     "Labelled points",
@@ -76,15 +65,20 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
         help="Trust in the points; 1 is certainty.",
     ),
     click.option("--class-column", default="class", show_default=True, help="Column of the points with the label."),
-    layer_option,
+    shared.layer_option,
     click.option(
         "--recalibrate",
         is_flag=True,
         help="Also fit class shares and sharpness of the whole prior to the points, which must be a random sample.",
     ),
 )
-@grouped("Workspace (the same as landprior run --only prior)", city_option, tile_option, workspace_option)
-@run_options("device", "overwrite")
+@grouped(
+    "Workspace (the same as landprior run --only prior)",
+    shared.city_option,
+    shared.tile_option,
+    shared.workspace_option,
+)
+@shared.run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

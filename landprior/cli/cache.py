@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from landprior.cli.options import json_option
+from landprior.cli import options as shared
 
 _folder_option = click.option(
     "--folder",
@@ -33,7 +33,7 @@ def command() -> None:
 
 @command.command()
 @_folder_option
-@json_option
+@shared.json_option
 def info(*, folder: Path | None, as_json: bool) -> None:
     """Show where the cache is and how much space each source uses."""
     from landprior.sources.http.cache import Cache

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, field_options, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import (
-    json_option,
-    run_options,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.clustering.settings import ClusterSettings
 
@@ -60,8 +57,8 @@ LOSSES = ("rq", "qr", "qr-kl")
     ),
 )
 @map_options(without=("probabilities",))
-@run_options("nodata", "device", "overwrite")
-@json_option
+@shared.run_options("nodata", "device", "overwrite")
+@shared.json_option
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.experiment import run_experiment
-from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import smaller_options
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     *smaller_options("steps", "filters"),
     click.option("--dry-run", is_flag=True, help="List finished and unfinished runs without running anything."),
 )
-@run_options("device")
-@json_option
+@shared.run_options("device")
+@shared.json_option
 def command(
     *,
     config: Path,

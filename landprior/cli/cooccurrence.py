@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import (
-    band_option,
-    label_map_option,
-    overwrite_option,
-    pair_option,
-    scheme_option,
-    show_progress,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -29,18 +22,18 @@ logger = logging.getLogger(__name__)
 @click.command(name="cooccurrence", cls=Command)
 @click.argument("nlcd", metavar="[NLCD", type=INPUT, required=False)
 @click.argument("labels", metavar="LABELS...]", type=INPUT, nargs=-1)
-@pair_option
-@scheme_option(help="Classes of the labels.  [default: those in the labels' tags, if landprior wrote them]")
-@band_option("NLCD", "--band", "--nlcd-band")
-@band_option("the labels", "--labels-band")
-@label_map_option
+@shared.pair_option
+@shared.scheme_option(help="Classes of the labels.  [default: those in the labels' tags, if landprior wrote them]")
+@shared.band_option("NLCD", "--band", "--nlcd-band")
+@shared.band_option("the labels", "--labels-band")
+@shared.label_map_option
 @click.option(
     "--spread",
     is_flag=True,
     help="Also measure how much the 30 m cells of a code differ, for train --method sr.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Matrix to write, a .csv file.")
-@overwrite_option
+@shared.overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -87,7 +80,7 @@ def command(
         msg = f"-o {output}: a cooccurrence matrix is written as .csv"
         raise click.UsageError(msg)
     measure = measure_spread if spread else measure_cooccurrence
-    matrix = measure(every, scheme, label_map=label_map, progress=show_progress(ctx))
+    matrix = measure(every, scheme, label_map=label_map, progress=shared.show_progress(ctx))
     write_cooccurrence(matrix, output, overwrite=overwrite)
     width = max(len(name) for name in scheme.names)
     click.echo(f"{'NLCD':>4} {'pixels':>12}  " + "  ".join(f"{name:>{width}}" for name in scheme.names))

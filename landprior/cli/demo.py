@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import folder_option, json_option, run_options, seed_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 @click.command(name="demo", cls=Command)
-@folder_option("landprior-demo", help="Folder for the results, a workspace.")
+@shared.folder_option("landprior-demo", help="Folder for the results, a workspace.")
 @click.option("--size", type=click.IntRange(min=128), default=768, show_default=True, help="Side of the scene, metres.")
-@seed_option(help="Random seed of the scene and the training.")
+@shared.seed_option(help="Random seed of the scene and the training.")
 @click.option(
     "--filters",
     type=click.IntRange(min=1),
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Channels of the network's inner layers; fewer are faster.",
 )
-@run_options("device", "overwrite")
-@json_option
+@shared.run_options("device", "overwrite")
+@shared.json_option
 def command(
     *,
     output: Path,

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import (
-    folder_option,
-    json_option,
-    nodata_option,
-    run_options,
-)
 from landprior.cli.parameters import INPUT
 from landprior.domains.density.settings import DensitySettings
 
@@ -102,7 +97,7 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
     ),
     click.option("--posterior", is_flag=True, help="Map r where density classes are known, instead of q."),
     click.option("--no-maps", is_flag=True, help="Write only the model and the scores, no maps."),
-    nodata_option,
+    shared.nodata_option,
 )
 @map_options(without=("probabilities",))
 @grouped(
@@ -118,9 +113,9 @@ SPELLINGS = {"relative": ("--relative/--absolute",)}
         help="Share of the images, chosen by a hash of their names, that is held out.",
     ),
 )
-@folder_option("landprior-density", help="Folder for model, maps and report.")
-@run_options("device", "overwrite")
-@json_option
+@shared.folder_option("landprior-density", help="Folder for model, maps and report.")
+@shared.run_options("device", "overwrite")
+@shared.json_option
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -12,8 +12,8 @@ import sys
 import click
 
 from landprior import __version__
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import json_option
 
 PACKAGES = [
     "torch",
@@ -51,7 +51,7 @@ LOW_MEMORY = 4 * 2**30
 
 
 @click.command(name="doctor", cls=Command)
-@json_option
+@shared.json_option
 @click.pass_context
 def command(ctx: click.Context, *, as_json: bool) -> None:
     """Check the installation, and explain how to fix problems.

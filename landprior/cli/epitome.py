@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import overwrite_option
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command(name="epitome", cls=Command)
 @click.argument("model", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Picture to write (.png, .pdf).")
-@overwrite_option
+@shared.overwrite_option
 def command(*, model: Path, output: Path, overwrite: bool) -> None:
     """Draw the epitome of MODEL: its means, its classes, and how often each position was used.
 

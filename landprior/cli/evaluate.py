@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import (
-    band_option,
-    json_option,
-    label_map_option,
-    layer_option,
-    overwrite_option,
-    pair_option,
-    pixel_size_option,
-    scheme_option,
-    show_progress,
-)
 from landprior.cli.parameters import INPUT, OUTPUT, LabelMapType
 
 if TYPE_CHECKING:
@@ -37,10 +27,10 @@ if TYPE_CHECKING:
 @click.argument("labels", metavar="REFERENCE", type=INPUT)
 @grouped(
     "Codes",
-    scheme_option(help="Classes to score in.  [default: the map's own]"),
-    band_option("the reference labels", "--band", "--reference-band"),
-    band_option("the map", "--map-band"),
-    label_map_option,
+    shared.scheme_option(help="Classes to score in.  [default: the map's own]"),
+    shared.band_option("the reference labels", "--band", "--reference-band"),
+    shared.band_option("the map", "--map-band"),
+    shared.label_map_option,
     click.option(
         "--map-map",
         type=LabelMapType(),
@@ -49,7 +39,7 @@ if TYPE_CHECKING:
 )
 @grouped(
     "Pixels to leave out",
-    pair_option,
+    shared.pair_option,
     click.option(
         "--exclude",
         type=INPUT,
@@ -68,8 +58,8 @@ if TYPE_CHECKING:
     click.option(
         "--class-column", default="reference", show_default=True, help="Column of the points with their class."
     ),
-    layer_option,
-    pixel_size_option,
+    shared.layer_option,
+    shared.pixel_size_option,
 )
 @grouped(
     "Figure",
@@ -78,8 +68,8 @@ if TYPE_CHECKING:
     click.option("--prior", type=INPUT, help="Prior to show in the figure."),
     click.option("--model", type=INPUT, help="Model whose q and r are shown in the figure."),
 )
-@json_option
-@overwrite_option
+@shared.json_option
+@shared.overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -146,7 +136,7 @@ def command(
             map_map=map_map,
             label_map=label_map,
             pixel_size=pixel_size,
-            progress=show_progress(ctx),
+            progress=shared.show_progress(ctx),
         )
         click.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.to_text())
         return
@@ -164,7 +154,7 @@ def command(
         map_map=map_map,
         exclude=exclude,
         buffer=exclude_buffer,
-        progress=show_progress(ctx),
+        progress=shared.show_progress(ctx),
     )
     if figure is not None:
         from landprior.landcover.assessment.figures import draw_comparison

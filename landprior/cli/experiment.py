@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import smaller_options
 
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     ),
     *smaller_options("steps", "filters", "patch_size", "batch_size"),
 )
-@run_options("device")
-@json_option
+@shared.run_options("device")
+@shared.json_option
 def command(
     *,
     name: Path | None,

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import (
-    json_option,
-    label_map_option,
-    run_options,
-    scheme_option,
-)
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_place_options, make_network, make_plan, source_options
 
@@ -32,7 +27,9 @@ DATASETS = ("enviroatlas", "chesapeake")
 @fetch_place_options
 @source_options
 @grouped(
-    "Reference labels", scheme_option(help="Classes of --reference, if the place is not a preset."), label_map_option
+    "Reference labels",
+    shared.scheme_option(help="Classes of --reference, if the place is not a preset."),
+    shared.label_map_option,
 )
 @grouped(
     "Published data sets",
@@ -44,8 +41,8 @@ DATASETS = ("enviroatlas", "chesapeake")
     click.option("--root", type=INPUT, help="Folder of the published data set.  [default: <workspace>/<dataset>]"),
 )
 @click.option("--dry-run", is_flag=True, help="Show tiles, years, sizes and sources; queries only the catalogue.")
-@json_option
-@run_options("overwrite")
+@shared.json_option
+@shared.run_options("overwrite")
 def command(
     *,
     city: str | None,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option, field_options
-from landprior.cli.options import folder_option, stack_options
 from landprior.cli.parameters import INPUT
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _DATA_OPTIONS: tuple[Callable[[Any], Any], ...] = (
 
 def data_options(command: Any) -> Any:  # noqa: ANN401 - a decorator
     """Add the argument and options that select images; :func:`read_data` reads their values."""
-    return stack_options(command, _DATA_OPTIONS)
+    return shared.stack_options(command, _DATA_OPTIONS)
 
 
 def read_data(data: Path | None, table: Path | None, classes: str | None, download: str | None) -> ImageSplits:
@@ -88,9 +88,9 @@ def output_options(folder: str) -> Callable[[Any], Any]:
     """Return a decorator that adds ``--predictions`` and ``--output``, with a default folder."""
     options = (
         click.option("--predictions", is_flag=True, help="Also write the class probabilities of every image, as CSV."),
-        folder_option(folder, help="Folder for results, models, report and pictures."),
+        shared.folder_option(folder, help="Folder for results, models, report and pictures."),
     )
-    return lambda command: stack_options(command, options)
+    return lambda command: shared.stack_options(command, options)
 
 
 def run_sweep(runner: Any, folder: Path, *, as_json: bool) -> None:  # noqa: ANN401 - SweepRunner, of either domain

@@ -6,19 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_with_city, refuse_without_city, require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, pick_given
-from landprior.cli.options import (
-    band_option,
-    city_option,
-    label_map_option,
-    pixel_size_option,
-    run_options,
-    scheme_option,
-    tile_option,
-    workspace_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.landcover.prior.settings import PriorSettings, prior_settings
 from landprior.landcover.training.settings import TileSettings
@@ -45,15 +36,15 @@ if TYPE_CHECKING:
     click.option("--buildings", type=INPUT, multiple=True, help="Building footprints raster of the tile."),
     click.option("--waterways", type=INPUT, multiple=True, help="Waterways raster of the tile."),
     click.option("--waterbodies", type=INPUT, multiple=True, help="Water bodies raster of the tile."),
-    band_option("NLCD", "--band", "--nlcd-band"),
-    band_option("the labels", "--labels-band"),
-    label_map_option,
-    pixel_size_option,
+    shared.band_option("NLCD", "--band", "--nlcd-band"),
+    shared.band_option("the labels", "--labels-band"),
+    shared.label_map_option,
+    shared.pixel_size_option,
     click.option("-o", "--output", type=OUTPUT, required=True, help="Learned prior to write, a .safetensors file."),
 )
 @grouped(
     "Prior",
-    scheme_option(),
+    shared.scheme_option(),
     click.option(
         "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code) of the place.  [default: the scheme's]"
     ),
@@ -63,8 +54,8 @@ if TYPE_CHECKING:
     "Training",
     *field_options(TileSettings, "steps", "learning_rate", "filters", "seed", usual=prior_settings()),
 )
-@grouped("Workspace", city_option, tile_option, workspace_option)
-@run_options("device", "overwrite")
+@grouped("Workspace", shared.city_option, shared.tile_option, shared.workspace_option)
+@shared.run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
-from landprior.cli.options import choice_option, encoding_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from landprior.landcover.mapping.options import MapOptions
 
-maps_option = choice_option(
+maps_option = shared.choice_option(
     "--maps",
     choices=["r", "q"],
     default="r",
@@ -31,7 +31,7 @@ _PRODUCTS = {
     "probabilities": click.option(
         "--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif."
     ),
-    "encoding": encoding_option(),
+    "encoding": shared.encoding_option(),
     "confidence": click.option(
         "--confidence", is_flag=True, help="Also write the largest probability and the entropy, <map>_confidence.tif."
     ),

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option
-from landprior.cli.options import band_option
 from landprior.cli.parameters import INPUT
 from landprior.superres.settings import CountSettings, EpitomeSettings, MethodSettings
 
@@ -39,7 +39,7 @@ method_options = grouped(
     click.option(
         "--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD of the image, on any grid, for sr and epitome."
     ),
-    band_option("NLCD", "--nlcd-band"),
+    shared.band_option("NLCD", "--nlcd-band"),
     click.option(
         "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code), for sr and epitome.  [default: the scheme's]"
     ),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import run_options
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
 )
 @click.option("--partial", is_flag=True, help="Join the finished tiles, even if others are not.")
-@run_options("overwrite")
+@shared.run_options("overwrite")
 def command(
     *,
     plan: Path,

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import (
-    folder_option,
-    json_option,
-    layer_option,
-    run_options,
-    training_settings,
-)
 from landprior.cli.parameters import INPUT
 from landprior.cli.training import training_options
 
@@ -41,7 +35,7 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
         help="Prior of each image, in order: a picture of the same size whose colours mark allowed classes, or "
         "polygons.",
     ),
-    layer_option,
+    shared.layer_option,
     click.option(
         "--class",
         "classes",
@@ -86,9 +80,9 @@ FIELDS = ("steps", "learning_rate", "filters", "seed")
     *training_options(*FIELDS),
 )
 @map_options(without=("probabilities", "quicklook"))
-@folder_option("landprior-paint", help="Folder for the results, with a folder for each image.")
-@run_options("device", "overwrite")
-@json_option
+@shared.folder_option("landprior-paint", help="Folder for the results, with a folder for each image.")
+@shared.run_options("device", "overwrite")
+@shared.json_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -145,7 +139,7 @@ def command(
         output,
         palette=find_palette(classes, sets, priors[0] if priors else None, model),
         model=model,
-        settings=training_settings(
+        settings=shared.training_settings(
             recipe,
             loss=loss or LOSS,
             warmup=None if recipe == "paper" else WARMUP,

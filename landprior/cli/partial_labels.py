@@ -8,9 +8,9 @@ import click
 from pydantic import ValidationError
 
 from landprior.cli import imagery
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.partial.settings import PartialSettings, Sweep
 
@@ -64,8 +64,8 @@ class SharesType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
     *imagery.training_options(PartialSettings, paper=True),
 )
 @imagery.output_options("landprior-partial-labels")
-@run_options("device")
-@json_option
+@shared.run_options("device")
+@shared.json_option
 def command(
     *,
     data: Path | None,

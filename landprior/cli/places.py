@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import city_option, show_progress, tile_option, workspace_option
 from landprior.cli.parameters import INPUT
 from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.run import Run
@@ -61,14 +61,14 @@ _AREA_OPTIONS = (
         help="Name of the place's folder in the workspace.  [default: made from the place, the file or the box]",
     ),
 )
-place_options = grouped("Place", city_option, *_AREA_OPTIONS, tile_option, workspace_option)
+place_options = grouped("Place", shared.city_option, *_AREA_OPTIONS, shared.tile_option, shared.workspace_option)
 """Options that select the place and the workspace."""
 
 fetch_place_options = grouped(
     "Place",
     click.option("--city", help="Preset (pittsburgh, durham, austin, phoenix), or your own preset file (.yaml)."),
     *_AREA_OPTIONS,
-    workspace_option,
+    shared.workspace_option,
 )
 """Options that select a place to be fetched."""
 
@@ -265,5 +265,5 @@ def fetch_tiles(ctx: click.Context, options: dict[str, Any], steps: Sequence[str
         network, workspace, city=ref, scheme=options["scheme"], label_map=options["label_map"], options=options
     )
     found = choose_tiles(found, options["tiles"])
-    fetch(found, place, settings, network, run=Run(progress=show_progress(ctx)))
+    fetch(found, place, settings, network, run=Run(progress=shared.show_progress(ctx)))
     return ref or CityRef(name=found.area.name)

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import maps_option
-from landprior.cli.options import (
-    json_option,
-    label_map_option,
-    learned_option,
-    overwrite_option,
-    scheme_option,
-    show_progress,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.places import (
     FORMER_SOURCES,
@@ -40,16 +33,16 @@ if TYPE_CHECKING:
 @place_options
 @grouped(
     "Prior",
-    scheme_option(help="Class scheme, if the place is not a preset."),
+    shared.scheme_option(help="Class scheme, if the place is not a preset."),
     click.option(
         "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the preset's or scheme's]"
     ),
-    learned_option,
+    shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
 @grouped("Maps", maps_option)
 @source_options
-@grouped("Reference labels", label_map_option)
+@grouped("Reference labels", shared.label_map_option)
 @click.option(
     "-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True, help="Plan to write (.json)."
 )
@@ -60,8 +53,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of cores per tile on any machine (maps depend on it); 1 is best with many workers.",
 )
-@json_option
-@overwrite_option
+@shared.json_option
+@shared.overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -133,5 +126,5 @@ def command(
         click.echo(json.dumps({"plan": str(output), "hash": plan.digest, "tiles": len(plan.tiles)} | work.to_dict()))
         return
     click.echo(str(output))
-    if show_progress(ctx):
+    if shared.show_progress(ctx):
         click.echo(work.to_text(), err=True)

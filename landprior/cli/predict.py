@@ -6,20 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import force_option, make_map_options, map_options, maps_option
-from landprior.cli.options import (
-    city_option,
-    device_option,
-    engine_option,
-    memory_option,
-    nodata_option,
-    precision_option,
-    run_options,
-    tile_option,
-    workspace_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import print_steps
 
@@ -41,20 +31,20 @@ if TYPE_CHECKING:
         help="Prior with which to map the posterior r instead of the network's q.",
     ),
     click.option("--prior", type=INPUT, help="Prior as an input, for a model trained on image and prior."),
-    nodata_option,
+    shared.nodata_option,
     click.option("-o", "--output", type=OUTPUT, help="Map to write.  [default: <image>_landcover.tif]"),
 )
 @map_options()
 @grouped("Map", force_option)
-@grouped("Computing", device_option, engine_option, precision_option, memory_option)
+@grouped("Computing", shared.device_option, shared.engine_option, shared.precision_option, shared.memory_option)
 @grouped(
     "Workspace (the same as landprior run --only map)",
-    city_option,
-    tile_option,
+    shared.city_option,
+    shared.tile_option,
     maps_option,
-    workspace_option,
+    shared.workspace_option,
 )
-@run_options("overwrite")
+@shared.run_options("overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landprior.cli import imagery
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_option, pick_given
-from landprior.cli.options import json_option, run_options
 from landprior.cli.parameters import INPUT
 from landprior.domains.ranks.settings import RankSettings
 
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     *imagery.training_options(RankSettings),
 )
 @imagery.output_options("landprior-rank")
-@run_options("device")
-@json_option
+@shared.run_options("device")
+@shared.json_option
 def command(
     *,
     data: Path | None,

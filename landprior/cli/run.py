@@ -6,17 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.maps import make_map_options, map_options, maps_option
-from landprior.cli.options import (
-    json_option,
-    label_map_option,
-    learned_option,
-    run_options,
-    scheme_option,
-)
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
@@ -36,21 +30,21 @@ if TYPE_CHECKING:
 @grouped("Steps", only_option)
 @grouped(
     "Prior",
-    scheme_option(help="Class scheme, if the place is not a preset."),
+    shared.scheme_option(help="Class scheme, if the place is not a preset."),
     click.option(
         "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the preset's or scheme's]"
     ),
     *field_options(PriorSettings, "blur_sigma", "blur_radius"),
-    learned_option,
+    shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
 @grouped("Map", maps_option)
 @map_options()
-@grouped("Reference labels", label_map_option)
+@grouped("Reference labels", shared.label_map_option)
 @plan_options
 @source_options
-@run_options("device", "overwrite")
-@json_option
+@shared.run_options("device", "overwrite")
+@shared.json_option
 @click.pass_context
 def command(
     ctx: click.Context,

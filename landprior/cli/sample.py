@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import (
-    band_option,
-    choice_option,
-    overwrite_option,
-    scheme_option,
-    seed_option,
-    show_progress,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -30,7 +23,7 @@ logger = logging.getLogger(__name__)
 @click.argument("map_path", metavar="MAP", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Points to write, a .gpkg file.")
 @click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Total number of points.")
-@choice_option(
+@shared.choice_option(
     "--allocation",
     choices=["balanced", "proportional", "equal"],
     default="balanced",
@@ -43,10 +36,10 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="Minimum number of points per class, for the balanced allocation.",
 )
-@seed_option(help="Random seed; the same seed gives the same points.")
-@scheme_option(help="Classes of the map, if its tags do not have them.")
-@band_option("the map", "--band", "--map-band")
-@overwrite_option
+@shared.seed_option(help="Random seed; the same seed gives the same points.")
+@shared.scheme_option(help="Classes of the map, if its tags do not have them.")
+@shared.band_option("the map", "--band", "--map-band")
+@shared.overwrite_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -89,7 +82,7 @@ def command(
         allocation=allocation,  # type: ignore[arg-type]  # click.Choice gave one of them
         least=least,
         seed=seed,
-        progress=show_progress(ctx),
+        progress=shared.show_progress(ctx),
     )
     write_sample(sample, output, scheme, overwrite=overwrite)
     drawn = sample["stratum"].value_counts()

@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
 from landprior.cli.fields import field_option, pick_given
 from landprior.cli.maps import make_map_options, map_options
-from landprior.cli.options import (
-    band_option,
-    run_options,
-    scheme_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.superres.settings import SelfEpitomeSettings
 
@@ -27,15 +23,15 @@ if TYPE_CHECKING:
 @click.command(name="self-epitome", cls=Command)
 @click.argument("image", type=INPUT)
 @click.option("--nlcd", type=INPUT, required=True, help="NLCD raster with the original codes, on any grid.")
-@band_option("NLCD", "--band", "--nlcd-band")
-@scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
+@shared.band_option("NLCD", "--band", "--nlcd-band")
+@shared.scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
 @click.option("--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the scheme's]")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))
 @field_option(SelfEpitomeSettings, "shrink")
 @field_option(SelfEpitomeSettings, "seed")
 @click.option("--published", is_flag=True, help="Use the paper's own procedure, without our improvements.")
-@run_options("nodata", "overwrite")
+@shared.run_options("nodata", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command
-from landprior.cli.options import json_option
 from landprior.cli.parameters import INPUT
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(name="status", cls=Command)
 @click.argument("plan", type=INPUT)
 @click.option("--all", "everything", is_flag=True, help="List every tile, including finished and waiting ones.")
-@json_option
+@shared.json_option
 def command(*, plan: Path, everything: bool, as_json: bool) -> None:
     """Show which tiles of a PLAN are done, running or failed, and why.
 

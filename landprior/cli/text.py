@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.options import choice_option, json_option, run_options
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.domains.text.settings import TextSettings
 
@@ -76,7 +76,7 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     ),
 )
 @grouped("Training", *field_options(TextSettings, *FIELDS))
-@choice_option(
+@shared.choice_option(
     "--label-by",
     "which",
     choices=["q", "r"],
@@ -84,8 +84,8 @@ FIELDS = ("loss", "epochs", "warmup_epochs", "batch_size", "learning_rate", "mar
     help="Probabilities that choose the label: the network's, or the posterior's, which are closer to the prior.",
 )
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Predictions to write: .csv or .jsonl.")
-@run_options("device", "overwrite")
-@json_option
+@shared.run_options("device", "overwrite")
+@shared.json_option
 def command(
     *,
     documents: Path,

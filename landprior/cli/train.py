@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options, refuse_with_city, refuse_without_city, require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.methods import METHOD_LOSSES, make_method, method_options, read_matrix, refuse_for_method
-from landprior.cli.options import (
-    band_option,
-    city_option,
-    label_map_option,
-    nodata_option,
-    run_options,
-    scheme_option,
-    tile_option,
-    workspace_option,
-)
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 from landprior.cli.workspace import print_steps
@@ -49,10 +40,10 @@ if TYPE_CHECKING:
         multiple=True,
         help="1 m labels of the image, which are fitted instead of the prior; the prior is then another input.",
     ),
-    band_option("the labels", "--band", "--labels-band"),
-    label_map_option,
-    scheme_option(help="Classes of the prior, if its tags do not have them."),
-    nodata_option,
+    shared.band_option("the labels", "--band", "--labels-band"),
+    shared.label_map_option,
+    shared.scheme_option(help="Classes of the prior, if its tags do not have them."),
+    shared.nodata_option,
     click.option("-o", "--output", type=OUTPUT, help="Model to write, a .safetensors file."),
     click.option("--init", type=INPUT, metavar="MODEL", help="Model whose weights are the starting point."),
 )
@@ -60,12 +51,12 @@ if TYPE_CHECKING:
 @method_options
 @grouped(
     "Workspace (the same as landprior run --only model)",
-    city_option,
-    tile_option,
+    shared.city_option,
+    shared.tile_option,
     click.option("--joint", is_flag=True, help="Train one model for all tiles of the place, instead of one for each."),
-    workspace_option,
+    shared.workspace_option,
 )
-@run_options("device", "overwrite")
+@shared.run_options("device", "overwrite")
 @click.pass_context
 def command(
     ctx: click.Context,

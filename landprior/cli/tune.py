@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landprior.cli import options as shared
 from landprior.cli.checks import require_as_many
 from landprior.cli.command import Command, grouped
-from landprior.cli.options import (
-    json_option,
-    label_map_option,
-    run_options,
-    scheme_option,
-    training_settings,
-)
 from landprior.cli.parameters import INPUT, OUTPUT_FOLDER
 from landprior.cli.training import loss_option, training_options
 
@@ -58,8 +52,8 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic only in s
     ),
     click.option("--prior", "priors", type=INPUT, multiple=True, help="Prior of the image."),
     click.option("--labels", type=INPUT, multiple=True, help="1 m labels of the image, fitted instead of the prior."),
-    scheme_option(help="Classes of the labels; needed with --labels."),
-    label_map_option,
+    shared.scheme_option(help="Classes of the labels; needed with --labels."),
+    shared.label_map_option,
 )
 @grouped(
     "Files to score on",
@@ -86,8 +80,8 @@ class RatesType(click.ParamType):  # type: ignore[type-arg]  # generic only in s
     *training_options("steps", "filters", "patch_size", "batch_size", "marginal", "seed"),
 )
 @click.option("-o", "--output", type=OUTPUT_FOLDER, required=True, help="Folder for models and scores.")
-@run_options("device")
-@json_option
+@shared.run_options("device")
+@shared.json_option
 def command(
     *,
     images: tuple[Path, ...],
@@ -121,7 +115,7 @@ def command(
 
     from landprior.landcover.experiments.tuning import best_model, find_best, tune
 
-    settings = training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
+    settings = shared.training_settings(recipe, labelled=bool(labels), loss=loss, **changes)
     if labels and scheme is None:
         msg = "labels need --scheme to define their codes"
         raise click.UsageError(msg)
