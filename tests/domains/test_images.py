@@ -89,11 +89,11 @@ GREY = np.zeros((3, 4, 4), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "error", "text"),
     [
-        ({"x": GREY.astype(float), "y": [0, 1, 0]}, InputError, r"x of .*a.npz holds float64 numbers"),
+        ({"x": GREY.astype(float), "y": [0, 1, 0]}, InputError, r"x of .*a.npz has float64 numbers"),
         ({"x": GREY, "y": [0, 1]}, InputError, "x has 3 images, and y the shape"),
         ({"x": GREY[:, :, 0], "y": [0, 1, 0]}, InputError, r"shape \(3, 4\)"),
         ({"x": GREY, "y": [0.5, 1, 0]}, InputError, "labels are float64"),
-        ({"x": GREY, "y": [0, 1, -2]}, InputError, "the label -2 is none of the 2 classes"),
+        ({"x": GREY, "y": [0, 1, -2]}, InputError, "the label -2 is not among the 2 classes"),
         ({"x": GREY, "y": [0, 0, 0]}, InputError, "give at least two classes"),
         ({"x": GREY, "y": np.array([0, "b", None], object)}, RasterReadError, "plain arrays"),
         ({"x_test": GREY, "y_test": [0, 1, 0]}, InputError, "must have x_train and y_train"),
@@ -210,7 +210,7 @@ def test_cifar_with_a_label_that_is_none(tmp_path, rng):
     write_cifar(tmp_path, rng)
     path = tmp_path / "test_batch.bin"
     path.write_bytes(b"\x0b" + path.read_bytes()[1:])
-    with pytest.raises(InputError, match="the label 11 is none of the 10 classes"):
+    with pytest.raises(InputError, match="the label 11 is not among the 10 classes"):
         read_images(tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_labels_that_are_numbers_are_sorted_as_such(photos):
         ("file\n0.png\n1.png\n", InputError, "--classes"),
         ("file,label\n0.png,a\nsmall.png,b\n", InputError, "small.png is 5 x 4 px in 3 bands, but 0.png 5 x 6 px"),
         ("file,label\n0.png,a\ngrey.png,b\n", InputError, "grey.png is 5 x 6 px in 1 band, but"),
-        ("file,label\n0.png,a\nwide.png,b\n", InputError, "wide.png holds uint16 numbers"),
+        ("file,label\n0.png,a\nwide.png,b\n", InputError, "wide.png has uint16 numbers"),
         ("file,label\n0.png,a\nlabels.csv,b\n", RasterReadError, "labels.csv cannot be read as a raster"),
     ],
 )

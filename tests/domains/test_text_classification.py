@@ -178,7 +178,7 @@ def test_settings_that_leave_nothing_for_the_loss():
     with pytest.raises(InputError, match="4 epochs of warm-up leave no epochs of 4 for rq"):
         run(TextSettings(epochs=4, warmup_epochs=4))
     assert run(TextSettings(loss="ce", epochs=1, warmup_epochs=4)).history.epochs  # ce has no warm-up
-    with pytest.raises(InputError, match=r"do not fit \(900, 6\)"):
+    with pytest.raises(InputError, match=r"do not match \(900, 6\)"):
         run(features=FEATURES[:10])
 
 

@@ -153,7 +153,7 @@ def test_bad_inputs_say_what_to_do(make_raster, make_grid, tmp_path, coarse):
     good = make_raster("good.tif", coarse(64, 80))
     with pytest.raises(PriorError, match="neither NLCD codes nor in the matrix"):
         build_prior(make_raster("odd.tif", np.full((64, 80), 99, np.uint8)), out, cooccurrence=MARYLAND)
-    with pytest.raises(PriorError, match="the prior is empty where the image is valid"):
+    with pytest.raises(PriorError, match="no mass"):
         build_prior(make_raster("none.tif", np.zeros((64, 80), np.uint8)), out, cooccurrence=MARYLAND)
     with pytest.raises(PriorError, match="is it another layer"):
         build_prior(make_raster("dem.tif", np.full((64, 80), 1200, np.int16)), out, cooccurrence=MARYLAND)
