@@ -287,10 +287,8 @@ def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) ->
 
     Parameters
     ----------
-    plan
-        The plan to write.
-    path, overwrite
-        A file that ends in ``.json``, and whether it may replace an existing plan.
+    plan, path, overwrite
+        The plan to write, a file that ends in ``.json``, and whether it may replace an existing one.
 
     Returns
     -------

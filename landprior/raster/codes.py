@@ -22,12 +22,11 @@ from landprior.raster.bands import Bands, find_bands, match_nodata
 from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.names import split_band
 from landprior.raster.pixels import place_of, read_window
-from landprior.raster.reading import TAG_DOMAIN, open_raster
+from landprior.raster.reading import TAG_DOMAIN, OpenDataset, open_raster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from rasterio.io import DatasetReader
@@ -48,7 +47,7 @@ _LARGEST = 2.0**53
 """Largest float that is still an exact whole number."""
 
 
-class CodeRaster:
+class CodeRaster(OpenDataset):
     """One band of an open raster: class codes, or the presence of something.
 
     Parameters
@@ -106,14 +105,6 @@ class CodeRaster:
         """
         bands = choose_band(src, path, band)
         return cls(src, path, bands=bands, band=bands.data[0], ours=bool(src.tags(ns=TAG_DOMAIN)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.src.close()
 
     @property
     def nodata(self) -> float | None:

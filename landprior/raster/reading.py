@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import rasterio
 from rasterio._err import CPLE_BaseError
@@ -20,6 +20,7 @@ from landprior.raster.outputs import reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from rasterio.io import DatasetReader
 
@@ -38,6 +39,20 @@ _SUBDATASET = re.compile(r"[A-Z][A-Z0-9_]+:")
 
 _SHOWN = 8
 """Maximum number of rasters of a file listed in a message."""
+
+
+class OpenDataset:
+    """A reader of an open raster, ``src``, which closes it at the end of a ``with`` block."""
+
+    src: DatasetReader
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.src.close()
 
 
 def gdal_cores() -> str:

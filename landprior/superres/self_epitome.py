@@ -401,7 +401,7 @@ def map_by_self_epitome(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

@@ -53,7 +53,7 @@ def map_clusters(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

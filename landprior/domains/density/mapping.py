@@ -102,7 +102,7 @@ def map_density(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

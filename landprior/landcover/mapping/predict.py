@@ -93,7 +93,7 @@ def predict(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

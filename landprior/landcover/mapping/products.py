@@ -82,7 +82,7 @@ def check_products(
     Returns
     -------
     Path
-        ``output``.
+        The map's path.
 
     Raises
     ------

@@ -101,7 +101,7 @@ def build_prior(
     Returns
     -------
     Path
-        ``output``.
+        The prior's path.
 
     Raises
     ------

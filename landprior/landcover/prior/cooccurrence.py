@@ -412,10 +412,10 @@ def write_cooccurrence(matrix: Cooccurrence, path: str | Path, *, overwrite: boo
 
     Parameters
     ----------
-    matrix
-        The matrix to write.
-    path, overwrite
-        A file that ends in ``.csv``, and whether it may replace an existing one.
+    matrix, path
+        The matrix to write, and a file that ends in ``.csv``.
+    overwrite
+        Replace an existing file.
 
     Raises
     ------

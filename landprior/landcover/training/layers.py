@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rasterio.enums import ColorInterp
@@ -14,13 +14,12 @@ from landprior.raster.bands import find_bands, find_sentinel, match_nodata, usab
 from landprior.raster.grid import Grid
 from landprior.raster.names import quote, split_band
 from landprior.raster.pixels import place_of, read_window
-from landprior.raster.reading import TAG_DOMAIN, open_raster
+from landprior.raster.reading import TAG_DOMAIN, OpenDataset, open_raster
 from landprior.raster.scheme import ClassScheme, parse_scheme
 from landprior.raster.windows import iter_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from rasterio.windows import Window
@@ -37,21 +36,13 @@ _TORCH_TYPES: dict[str, np.dtype[Any]] = {
 """Types torch cannot compute with, and types that hold their values."""
 
 
-class _Layer:
+class _Layer(OpenDataset):
     """An open raster."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self.src = open_raster(path)
         self.grid = Grid.of(self.src)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.src.close()
 
 
 class ImageLayer(_Layer):

@@ -157,7 +157,7 @@ def train_city(
     Returns
     -------
     Path
-        ``output``.
+        The model's path.
 
     Raises
     ------
