@@ -329,7 +329,7 @@ def test_two_views_where_they_differ(jitter, tint, views):
 def test_wrong_input_is_refused(tmp_path, make_grid):
     with pytest.raises(InputError, match="no images to cluster"):
         train_clusters([])
-    with pytest.raises(InputError, match="one of qr, qr-kl, rq"):
+    with pytest.raises(InputError, match="choose a loss from qr, qr-kl, rq"):
         train_clusters([], quick(training={"loss": "ce"}))
     empty = write_raster(tmp_path / "empty.tif", np.zeros((3, 20, 20), np.uint8), make_grid(20, 20), nodata=0)
     with pytest.raises(InputError, match="no valid pixel"):

@@ -89,8 +89,8 @@ def test_points_by_coordinates_and_by_pixels_are_the_same(tmp_path, place, schem
         (["x", "y", "class"], [(0, 0, "water")], "1 of 1 points lie outside"),
         (["a", "b", "class"], [(0, 0, "water")], "but needs x,y"),
         (["x", "y"], [(0, 0)], "and class"),
-        (["row", "col", "class"], [(0, "here", "water")], "line 2: col and row must be numbers"),
-        (["row", "col", "class"], [("nan", 1, "water")], "must be finite"),
+        (["row", "col", "class"], [(0, "here", "water")], "line 2: col and row must be unambiguous numbers"),
+        (["row", "col", "class"], [("nan", 1, "water")], "must be unambiguous finite numbers"),
         (["row", "col", "class"], [], "has no points"),
     ],
 )

@@ -187,7 +187,7 @@ def test_missing_tables_and_unknown_images_are_said(tmp_path: Path):
         blocks.read_blocks(tmp_path / "none.csv", {"a.png": grid()})
     table = tmp_path / "t.csv"
     table.write_text("image,row,col,class\na,0,0,1\nz,0,0,1\n")
-    with pytest.warns(TableWarning, match="rows of z, no image"):
+    with pytest.warns(TableWarning, match="rows of z, which are not among the images"):
         blocks.read_blocks(table, {"a.png": grid()})
 
 
@@ -658,7 +658,7 @@ def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path
         (("--coarse", "{}/counts.csv", "--names", "a,a"), 1, "need different names"),
         (("--coarse", "{}/none.csv"), 1, "no such file"),
         (("--coarse", "{}/counts.csv", "--block", BLOCK, "--steps", 10, "--warmup-steps", 10), 2, "warmup_steps"),
-        (("--coarse", "{}/counts.csv", "--prior", "p.csv", "--measure", "q.csv", "--positive", "x"), 2, "exclude"),
+        (("--coarse", "{}/counts.csv", "--prior", "p.csv", "--measure", "q.csv", "--positive", "x"), 2, "exclusive"),
         (("--model", "{}/points.csv", "--posterior"), 2, "--posterior needs --coarse"),
         (("--model", "{}/points.csv"), 1, "safetensors"),
     ],
@@ -685,7 +685,7 @@ def test_the_command_measures_a_prior(scenes: Path, tmp_path: Path):
 
 def test_same_names_are_refused(scenes: Path, tmp_path: Path):
     write_image(tmp_path / "scene0.png.tif", np.ones((3, 20, 20), np.uint8)).rename(tmp_path / "scene0.tiff")
-    with pytest.raises(InputError, match="one name"):
+    with pytest.raises(InputError, match="have the same name"):
         find_images([scenes, tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingInputError, match="has no image"):

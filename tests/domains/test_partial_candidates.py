@@ -92,7 +92,7 @@ def test_weights_of_npz_keep_hard_zeros(tmp_path, images):
     [
         ("", InputError, "no rows, or no column 'file' or 'item'"),
         ("file,candidates\na.png,cat\n", InputError, r"has no row for b.png \(and 1 more\)"),
-        ("file,candidates\na.png,cat\na.png,dog\n", InputError, "line 3: a.png has a row already"),
+        ("file,candidates\na.png,cat\na.png,dog\n", InputError, "line 3: a.png already has a row"),
         ("file,candidates\nz.png,cat\n", InputError, "line 2: 'z.png' is not among the training images"),
         ("item,candidates\n3,cat\n", InputError, "line 2: the item '3' is not a position from 0 to 2"),
         ("file,candidates\na.png,cow\n", InputError, r"line 2: 'cow' is not among the classes \(cat, dog, fox\)"),
