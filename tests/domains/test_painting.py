@@ -396,7 +396,7 @@ def test_polygons_are_told_from_pictures_by_content_and_chosen_by_layer(scene, t
         (
             ["{one}", "{one}", *("--prior", "{one_prior}") * 2, "--class", "a=red", "--class", "b=blue"],
             1,
-            "two pictures are called one",
+            "two pictures are named one",
         ),
         (["{missing}", "--prior", "{one_prior}", "--class", "a=red", "--class", "b=blue"], 1, "no such file"),
     ],
