@@ -48,7 +48,7 @@ def test_a_tree_is_read_in_each_form(tmp_path, name, text):
         ('{"a": ["x", "x"]}', "is not text or is twice there"),
         ('{"a": ["x"], "b": ["x", "y"]}', "'x' lies below both 'a' and 'b'"),
         ('{"a": ["x"]}', "at least two fine classes"),
-        ('{"a": {"x": "", "y": "y"}}', "'' in a is no text"),
+        ('{"a": {"x": "", "y": "y"}}', "'' in a is not text"),
         ('{"coarse_of": {"x": "a", "y": "a"}, "name_of": {"z": "zed"}}', "name_of has 'z'"),
         ('{"coarse_of": ["x"]}', "coarse_of must map texts to texts"),
     ],
@@ -136,7 +136,7 @@ def test_a_document_may_be_longer_than_the_csv_module_likes(tmp_path):
         ({"text": None}, "the text (text) is empty"),
         ({"fine": "dance"}, "fine label 'dance' lies below 'arts', not 'sports'"),
         ({"fine": "ballet"}, "fine label 'ballet' is not in the tree"),
-        ({"text": ["a"]}, "text is no text but list"),
+        ({"text": ["a"]}, "text is not text but list"),
         ({"id": "b"}, "id 'b' already occurs on line 2"),
     ],
 )

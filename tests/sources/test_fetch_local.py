@@ -225,7 +225,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     log.clear()
     shutil.copy(path, place.folder / f"other{path.suffix}")
     place.fetch(**without, **{layer: place.folder / f"other{path.suffix}"})
-    assert "is fetched again (changed: the source)" in log.text
+    assert "fetching it again (changed: the source)" in log.text
 
 
 def test_other_widths_are_noticed_with_a_line(place, log):
