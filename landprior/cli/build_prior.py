@@ -46,9 +46,7 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
 @grouped(
     "Prior",
     shared.scheme_option(),
-    click.option(
-        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code), .csv or .npy.  [default: the scheme's own]"
-    ),
+    shared.cooccurrence_option(of=", .csv or .npy", default="the scheme's own"),
     *field_options(PriorSettings, "blur_sigma", "blur_radius"),
     shared.learned_option,
 )

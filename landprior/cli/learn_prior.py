@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 @grouped(
     "Prior",
     shared.scheme_option(),
-    click.option(
-        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code) of the place.  [default: the scheme's]"
-    ),
+    shared.cooccurrence_option(of=" of the place"),
     *field_options(PriorSettings, "blur_sigma", "blur_radius"),
 )
 @grouped(

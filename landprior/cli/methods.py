@@ -40,9 +40,7 @@ method_options = grouped(
         "--nlcd", "nlcds", type=INPUT, multiple=True, help="NLCD of the image, on any grid, for sr and epitome."
     ),
     shared.band_option("NLCD", "--nlcd-band"),
-    click.option(
-        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code), for sr and epitome.  [default: the scheme's]"
-    ),
+    shared.cooccurrence_option(of=", for sr and epitome"),
     field_option(CountSettings, "criterion"),
     click.option("--epitome-size", type=click.IntRange(min=8), help=f"{_SIZE.description}  [default: {_SIZE.default}]"),
 )

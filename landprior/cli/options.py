@@ -39,6 +39,11 @@ def scheme_option(*, help: str = "") -> Callable[[F], F]:  # noqa: A002 - click'
     return click.option("--scheme", type=SchemeType(), help=text)
 
 
+def cooccurrence_option(*, of: str = "", default: str = "the scheme's") -> Callable[[F], F]:
+    """Return the ``--cooccurrence`` option; ``of`` ends its first sentence, ``default`` is named in the help."""
+    return click.option("--cooccurrence", type=INPUT, help=f"Matrix P(class | NLCD code){of}.  [default: {default}]")
+
+
 label_map_option = click.option(
     "--label-map",
     type=LabelMapType(),

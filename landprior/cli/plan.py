@@ -11,7 +11,7 @@ import click
 from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
 from landprior.cli.maps import maps_option
-from landprior.cli.parameters import INPUT, OUTPUT
+from landprior.cli.parameters import OUTPUT
 from landprior.cli.places import (
     FORMER_SOURCES,
     choose_tiles,
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 @grouped(
     "Prior",
     shared.scheme_option(help="Class scheme, if the place is not a preset."),
-    click.option(
-        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the preset's or scheme's]"
-    ),
+    shared.cooccurrence_option(default="the preset's or scheme's"),
     shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())

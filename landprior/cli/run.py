@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 @grouped(
     "Prior",
     shared.scheme_option(help="Class scheme, if the place is not a preset."),
-    click.option(
-        "--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the preset's or scheme's]"
-    ),
+    shared.cooccurrence_option(default="the preset's or scheme's"),
     *field_options(PriorSettings, "blur_sigma", "blur_radius"),
     shared.learned_option,
 )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--nlcd", type=INPUT, required=True, help="NLCD raster with the original codes, on any grid.")
 @shared.band_option("NLCD", "--band", "--nlcd-band")
 @shared.scheme_option(help="Class scheme: a shipped name or your own YAML file.  [default: chesapeake-4]")
-@click.option("--cooccurrence", type=INPUT, help="Matrix P(class | NLCD code).  [default: the scheme's]")
+@shared.cooccurrence_option()
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Map to write, a Cloud-Optimized GeoTIFF.")
 @map_options(without=("confidence",))
 @field_option(SelfEpitomeSettings, "shrink")

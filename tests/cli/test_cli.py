@@ -734,7 +734,7 @@ def test_a_folder_in_place_of_a_file(here, line):
 
 def test_a_folder_in_place_of_a_file_is_called_one(here):
     (here / "folder").mkdir()
-    assert_refused("evaluate folder labels.tif", "folder is a folder; give the path of one raster file")
+    assert_refused("evaluate folder labels.tif", "folder is a folder; give the path of a raster file")
     assert_refused("predict naip.tif --model folder -o other.tif", "folder is a folder")
     assert_refused(
         "predict naip.tif --model model.safetensors -o folder", "folder is a folder; give the path of a file"
