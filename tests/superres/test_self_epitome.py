@@ -171,7 +171,7 @@ def test_scales():
 def test_bad_input_is_refused(noisy):
     image, truth, codes, table = noisy
     valid = np.ones(truth.shape, dtype=bool)
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="do not match"):
         resolve_tile(image, valid, codes[1:], table)
     with pytest.raises(InputError, match="no valid pixel"):
         resolve_tile(image, ~valid, codes, table)
