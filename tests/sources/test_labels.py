@@ -91,7 +91,7 @@ def test_an_unknown_code_is_an_error_with_the_file(make_raster, codes, put, grid
     with pytest.raises(SchemeError, match=r"a\.tif has code\(s\) 99 that are not in scheme 'three' .*--label-map"):
         put(path)
     fractional = np.where(codes == 99, 1.5, codes).astype("float32")
-    with pytest.raises(InputError, match=r"f\.tif holds 1\.5 at row 3, column 4.*whole numbers"):
+    with pytest.raises(InputError, match=r"f\.tif has 1\.5 at row 3, column 4.*whole numbers"):
         put(make_raster("f.tif", fractional, grid=grid))
     with pytest.raises(MissingInputError, match="no such file"):
         put(path.parent / "none.tif")

@@ -115,7 +115,7 @@ def test_labels_elsewhere_are_refused(make_raster, make_grid, enviroatlas):
 
 def test_probabilities_are_no_map(make_raster, enviroatlas):
     found = make_raster("m.tif", np.full((4, 4), 0.5, np.float32))
-    with pytest.raises(InputError, match=r"holds 0\.5 at row 0, column 0.*whole numbers.*prior or probabilities"):
+    with pytest.raises(InputError, match=r"has 0\.5 at row 0, column 0.*whole numbers.*prior or probabilities"):
         evaluate([(found, make_raster("l.tif", np.full((4, 4), 40, np.uint8)))], enviroatlas)
 
 

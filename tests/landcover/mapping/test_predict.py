@@ -231,7 +231,7 @@ def test_existing_map_is_kept_without_overwrite(tmp_path, make_image, make_model
 
 
 def test_a_folder_is_refused(tmp_path, make_image, make_model):
-    with pytest.raises(RasterReadError, match="is a folder; give the path of one raster file"):
+    with pytest.raises(RasterReadError, match="is a folder; give the path of a raster file"):
         predict(tmp_path, tmp_path / "map.tif", make_model())
     with pytest.raises(InputError, match="is a folder; give the path of a file to write"):
         predict(make_image("image.tif", 30, 40), tmp_path, make_model())

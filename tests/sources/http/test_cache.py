@@ -155,7 +155,7 @@ def test_clear_refuses_what_it_does_not_know(filled, tmp_path):
     assert len(filled.usage()) == 2
     (tmp_path / "mine" / "photos").mkdir(parents=True)
     (tmp_path / "mine" / "photos" / "a.jpg").write_bytes(b"a")
-    with pytest.raises(InputError, match=r"mine is no cache of landprior \(it has no CACHEDIR.TAG\); nothing was"):
+    with pytest.raises(InputError, match=r"mine is not a landprior cache \(it has no CACHEDIR.TAG\); nothing was"):
         Cache(tmp_path / "mine").clear()
     assert names(tmp_path / "mine") == ["photos/a.jpg"]
     (tmp_path / "empty").mkdir()
