@@ -3,17 +3,17 @@
 #   docker build -t landprior .
 #   docker run --rm -v "$PWD":/data --user "$(id -u):$(id -g)" landprior demo
 #
-# GPU: nothing else to install. On x86-64 Linux pip's torch carries the CUDA libraries, so the host needs only its driver
-# and the NVIDIA container runtime:
+# GPU: nothing else to install. On x86-64 Linux, torch from PyPI includes the CUDA libraries, so the host needs only its
+# driver and the NVIDIA container runtime:
 #
 #   docker run --rm --gpus all -v "$PWD":/data --user "$(id -u):$(id -g)" landprior doctor
 #
-# Build arguments: PYTHON, another version of Python; TORCH, what pip is asked for first (a pinned or another build of
-# torch and torchvision, "torch==2.9.1 torchvision==0.24.1"); EXTRAS, "[cpu]" for OpenVINO, "[ray]", "[cpu,ray]".
+# Build arguments: PYTHON, the version of Python; TORCH, what pip installs first (another version or build of torch and
+# torchvision, such as "torch==2.9.1 torchvision==0.24.1"); EXTRAS, "[cpu]" for OpenVINO, "[ray]", "[cpu,ray]".
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-# rasterio's wheels need libexpat from the system, and the slim image has none
+# rasterio's wheels need the system's libexpat, which the slim image lacks
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libexpat1 \
@@ -21,7 +21,7 @@ RUN apt-get update \
 
 ARG TORCH="torch torchvision"
 ARG EXTRAS=""
-# TORCH is several words on purpose; which versions is the builder's choice
+# TORCH holds several words on purpose, and the versions are the builder's choice
 # hadolint ignore=SC2086,DL3013
 RUN pip install --no-cache-dir ${TORCH}
 
@@ -34,7 +34,7 @@ RUN pip install --no-cache-dir ".${EXTRAS}" && rm -rf /src
 
 RUN useradd --create-home --uid 1000 landprior && install -d -o 1000 -g 1000 /data
 USER 1000
-# a user id given with --user may have no name and no home here; downloads outlive the container
+# a user given with --user may have no name and no home here; the cache is in /data, so that downloads are kept
 ENV HOME=/tmp USER=landprior LANDPRIOR_CACHE=/data/.landprior-cache
 WORKDIR /data
 

@@ -1,4 +1,4 @@
-"""Sessions of the checks, each in an environment of its own: ``pip install nox uv``, then ``nox -s lint``."""
+"""Sessions that run the checks, each in its own environment: ``pip install nox uv``, then ``nox -s lint``."""
 
 from pathlib import Path
 
@@ -20,21 +20,21 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("codespell")
-    # the docstring of a command is its help
+    # the docstring of a command is its help text
     modules = [str(path) for path in sorted(Path("landprior").rglob("*.py")) if "cli" not in path.parts]
     session.run("numpydoc", "lint", *modules)
 
 
 @nox.session(python=VERSIONS)
 def tests(session: nox.Session) -> None:
-    """Run the fast tests; what follows ``--`` goes to pytest."""
+    """Run the fast tests; arguments after ``--`` go to pytest."""
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
 
 
 @nox.session(python=VERSIONS[0])
 def coverage(session: nox.Session) -> None:
-    """Run all fast tests; print the lines that none of them runs."""
+    """Run all fast tests, and print the lines that no test reaches."""
     session.install("-e", ".[test-all]")
     session.run("pytest", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
 
@@ -50,13 +50,13 @@ def minimum(session: nox.Session) -> None:
     )  # fmt: skip
     session.run("uv", "pip", "install", "--requirement", str(pins))
     session.install("--no-deps", "-e", ".")
-    # of these releases, of what their newer neighbours no longer like
+    # old releases use features that the newer ones beside them have deprecated
     silenced = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
     session.run("pytest", *silenced, *session.posargs)
 
 
 @nox.session(python=VERSIONS[0])
 def docs(session: nox.Session) -> None:
-    """Build the site, in ``site/``; a warning is an error."""
+    """Build the site in ``site/``; warnings count as errors."""
     session.install("-e", ".[docs]")
     session.run("mkdocs", "build", "--strict")
