@@ -1,4 +1,4 @@
-"""Fixtures: small rasters made from a seed, and where the real data lies."""
+"""Fixtures: small rasters drawn from a seed, and paths of the real data."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from landprior.raster.scheme import load_scheme
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER_MEMORY = 2 << 30
-"""What one process of the suite takes, in bytes, with torch and torchgeo loaded."""
+"""Memory of one test process in bytes, with torch and torchgeo loaded."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes ``-n auto`` of pyproject.toml means: none for a chosen part of the suite.
+    """Return the number of processes for ``-n auto`` in pyproject.toml: none if only a part of the suite is chosen.
 
-    Processes take seconds to start and hide what is printed, which pays for whole folders only. Slow tests measure
-    time and memory and want the machine for themselves.
+    Processes take seconds to start and hide printed output, which is worth it for whole folders only. Slow tests
+    measure time and memory, and need the machine for themselves.
     """
     option, arguments = config.option, [argument.partition("::") for argument in config.args]
     chosen = any(test or Path(path).is_file() for path, _, test in arguments)
@@ -39,12 +39,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     count = min(cores, psutil.virtual_memory().available // WORKER_MEMORY)
     if count < 2:
         return 0
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers inherit it: one core each, for torch and BLAS
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers: torch and BLAS use one core each
     return count
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked ``needs(package, ...)`` where one of them is not installed."""
+    """Skip a test marked ``needs(package, ...)`` if one of the packages is not installed."""
     for mark in item.iter_markers("needs"):
         for package in mark.args:
             try:
@@ -55,7 +55,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _loopback_only(tmp_path_factory):
-    """Refuse connections that leave this machine, and use a cache of the tests' own."""
+    """Refuse connections that leave this machine, and use a separate cache."""
     connect = socket.socket.connect
 
     def checked(self, address):
@@ -67,13 +67,13 @@ def _loopback_only(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", checked)
         patch.setenv("LANDPRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("LANDPRIOR_DEBUG", "1")  # faults of ours are raised, not put in one line
+        patch.setenv("LANDPRIOR_DEBUG", "1")  # bugs raise, instead of giving a one-line message
         yield
 
 
 @pytest.fixture(autouse=True)
 def _fresh_logging():
-    """Undo what the command line does to logging and warnings, also where a fixture of a whole module has run it."""
+    """Undo the command line's changes to logging and warnings, including those made in a module-scoped fixture."""
     show = warnings.showwarning
     _reset_logging()
     yield
@@ -89,7 +89,7 @@ def _reset_logging():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the real land-cover sets; skips the test where they are absent."""
+    """The folder with the real land-cover sets; skips the test if they are absent."""
     folder = Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "landcover"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set LANDPRIOR_TEST_DATA to the folder that holds landcover/")
@@ -158,7 +158,7 @@ def make_model(enviroatlas):
         network = build_fcn(bands, len(scheme), filters=filters)
         with torch.no_grad():
             for value in network.parameters():
-                value.mul_(3)  # so that the classes differ from place to place
+                value.mul_(3)  # make the classes vary in space
         statistics = BandStatistics(mean=np.full(bands, 120.0), std=np.full(bands, 70.0))
         return LandcoverModel(
             network=network.eval(), scheme=scheme, statistics=statistics, filters=filters, record=record or {}
@@ -196,7 +196,7 @@ def make_image(make_raster, rng):
 
 @pytest.fixture
 def quick():
-    """Return settings of a training of seconds."""
+    """Return a factory of settings for a training that takes seconds."""
     from landprior.landcover.training.settings import TileSettings
 
     def make(**changes):

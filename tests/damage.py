@@ -1,9 +1,9 @@
-"""Damages input files, gives them to the command line, and tells what is neither a result nor a one-line error.
+"""Damages input files, runs commands on them, and reports outcomes other than a result or a one-line error.
 
     python tests/damage.py --count 5000 --seed 1 [--jobs 2] [--only nlcd]
 
-Everything is seeded: ``--first N --count 1`` with the same seed repeats the case number N. Each worker is a process of
-its own, so that a crash or a hang is one finding and not the end.
+Everything is seeded: ``--first N --count 1`` with the same seed repeats case number N. Each worker is a separate
+process, so that a crash or a hang is a single finding and the others go on.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TOKENS = (*_WORDS.split(), "\x00", "\ufeff")
 
 @dataclass(frozen=True)
 class Case:
-    """A command and the file of it that is damaged."""
+    """A command, and which of its files is damaged."""
 
     name: str
     file: str
     args: str
     text: bool = False
     slow: bool = False
-    """Takes more than a fraction of a second: seldom chosen."""
+    """Takes more than a fraction of a second, and is chosen less often."""
 
 
 RUN = "--scheme enviroatlas-5"
@@ -237,7 +237,7 @@ CASES = (
 
 
 def damage(content: bytes, rng: np.random.Generator, *, text: bool) -> tuple[bytes, str]:
-    """Damage a file's content; says how."""
+    """Return a file's content, damaged, and the kind of damage."""
     kinds = ["bits", "header", "end", "truncate", "zeros", "swap", "insert", "repeat", "empty", "noise"]
     weights = [5, 8, 3, 4, 3, 3, 2, 1, 0.2, 0.5]
     if text:
@@ -305,7 +305,7 @@ def _repeat(content, rng):
     return content[:stop] + content[start:stop] * int(rng.choice([1, 3, 50])) + content[stop:]
 
 
-def _empty(content, rng):  # noqa: ARG001 - as the others
+def _empty(content, rng):  # noqa: ARG001 - the same signature as the others
     return b""
 
 
@@ -367,7 +367,7 @@ def _encoding(content, rng):
 
 
 def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
-    """Write one good file of each kind, tiny."""
+    """Write one small undamaged file of each kind."""
     import geopandas
     import osmium
     import rasterio
@@ -579,14 +579,14 @@ def _good(line: str) -> None:
 
 @dataclass
 class Outcome:
-    """What a command did."""
+    """Exit code and messages of a command."""
 
     code: int
     text: str
 
 
 def invoke(args: list[str]) -> Outcome:
-    """Run a command in this process; all that reaches stderr, from C too, is in the text."""
+    """Run a command in this process; the text has everything written to stderr, including output from C."""
     from click.testing import CliRunner
 
     from landprior.cli import main
@@ -616,8 +616,8 @@ def invoke(args: list[str]) -> Outcome:
     return Outcome(code=result.exit_code, text=text)
 
 
-def judge(found: Outcome, folder: Path, before: set[str]) -> str | None:  # noqa: PLR0911 - a list of what may be wrong
-    """Say what is wrong with an outcome, None if nothing is."""
+def judge(found: Outcome, folder: Path, before: set[str]) -> str | None:  # noqa: PLR0911 - a list of possible problems
+    """Return a description of the problem with an outcome, or None."""
     lines = [line for line in found.text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("Error:")]
     after = {str(path.relative_to(folder)) for path in folder.rglob("*")} - before
@@ -649,7 +649,7 @@ def judge(found: Outcome, folder: Path, before: set[str]) -> str | None:  # noqa
 
 
 def choose(number: int, seed: int, only: str) -> tuple[Case, np.random.Generator]:
-    """Return the case of a number, and what its damage is drawn with."""
+    """Return the case with a number, and the random generator for its damage."""
     rng = np.random.default_rng([seed, number])
     cases = [case for case in CASES if case.name == only] or [case for case in CASES if only in case.name]
     weights = np.array([0.15 if case.slow else 1.0 for case in cases])
@@ -657,7 +657,7 @@ def choose(number: int, seed: int, only: str) -> tuple[Case, np.random.Generator
 
 
 def run_case(number: int, seed: int, base: Path, only: str = "", *, unharmed: bool = False) -> dict[str, object]:
-    """Damage a file, run its command in a folder of its own, and judge."""
+    """Damage a file, run its command in a separate folder, and judge the outcome."""
     case, rng = choose(number, seed, only)
     file = (base / "CHECKPOINT").read_text() if case.file == "CHECKPOINT" else case.file
     args = case.args.replace("BOX", (base / "BOX").read_text()).split()
@@ -684,7 +684,7 @@ def run_case(number: int, seed: int, base: Path, only: str = "", *, unharmed: bo
 
 
 def _link(base: Path, folder: Path, file: str) -> None:
-    """Link the good files, but copy folders, which commands write to, and leave the damaged file out."""
+    """Link the good files, but copy folders, which commands write to; leave out the file to be damaged."""
     for path in base.iterdir():
         if path.name in {"cache", "CHECKPOINT", "BOX", Path(file).name if "/" not in file else ""}:
             continue
@@ -700,7 +700,7 @@ def _link(base: Path, folder: Path, file: str) -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Run cases and print a line of JSON for each."""
+    """Run cases, and print a line of JSON for each."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (20 << 30, 20 << 30))
@@ -717,7 +717,7 @@ def work(arguments: argparse.Namespace) -> None:
 def run_many(
     count: int, seed: int, *, base: Path, first: int = 0, jobs: int = 1, only: str = ""
 ) -> list[dict[str, object]]:
-    """Run cases in worker processes; a worker that dies is one finding and is started again behind it."""
+    """Run cases in worker processes; a worker that dies is one finding, and is restarted at the next case."""
     import concurrent.futures
 
     def follow(job: int) -> list[dict[str, object]]:
@@ -749,7 +749,7 @@ def run_many(
 
 
 def report(found: list[dict[str, object]]) -> str:
-    """Return how many of each case and code there were, and all that is wrong."""
+    """Return the counts by case and exit code, and all problems."""
     codes = Counter(f"exit {line['code']}" for line in found)
     wrong = [line for line in found if line["wrong"]]
     kinds = len({line["case"] for line in found})

@@ -1,4 +1,4 @@
-"""What several test modules do alike: the command line, one core, an interruption at a given step."""
+"""Helpers of several test modules: running the command line, using one core, interrupting at a given step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(line: str, **environment: str) -> Result:
 
 
 def good(line: str, **environment: str) -> str:
-    """Run a command line that must work, quietly; return what it prints."""
+    """Run a command line quietly, assert that it succeeds, and return its output."""
     result = run(f"-q {line}", **environment)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -32,7 +32,7 @@ def good(line: str, **environment: str) -> str:
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
-    """Compute on one core: tiny batches are no work to share, and where cores are busy threads wait for each other."""
+    """Compute on one core: tiny batches are not worth sharing, and on busy cores threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -43,7 +43,7 @@ def on_one_core() -> Iterator[None]:
 
 @contextmanager
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, feed: type, steps: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt when a feed is asked for the ``steps``-th time."""
+    """Raise KeyboardInterrupt at the ``steps``-th call of a feed."""
     call, left = feed.__call__, {"steps": steps}
 
     def counted(self, step):

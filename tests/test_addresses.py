@@ -1,4 +1,4 @@
-"""Addresses without their secrets."""
+"""Removing secrets from addresses."""
 
 from __future__ import annotations
 

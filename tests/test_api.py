@@ -1,4 +1,4 @@
-"""The public names: what ``import landprior`` brings, what it costs, and the README's program."""
+"""The public names: what ``import landprior`` provides, what it imports, and the README's program."""
 
 import ast
 import inspect
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 FUNCTIONS = [name for name in landprior.__all__ if name.islower() and name != "losses"]
 
 
-def test_names_are_those_that_type_checkers_see():
+def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(landprior.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.asname or alias.name for line in block.body for alias in line.names}
@@ -31,16 +31,16 @@ def test_names_are_those_that_type_checkers_see():
     assert set(landprior.__all__) < set(dir(landprior))
 
 
-def test_every_name_is_there_and_says_what_it_is():
+def test_every_public_name_exists_and_has_a_docstring():
     for name in landprior.__all__:
         found = getattr(landprior, name)
         assert inspect.getdoc(found)
-        assert landprior.__dict__[name] is found  # kept
+        assert landprior.__dict__[name] is found  # kept after the first access
     assert landprior.losses.qr.__module__ == "landprior.implicit.losses"
     assert landprior.train.__module__ == "landprior.landcover.training.files"
 
 
-def test_a_name_that_is_not_there():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"module 'landprior' has no attribute 'tarin'"):
         _ = landprior.tarin
 
@@ -60,7 +60,7 @@ def test_a_scheme_loads_without_torch():
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_data_come_first_and_options_by_name(name):
-    """A parameter with a default is an option, and can only be given by its name."""
+    """Parameters with a default are options, and can only be given by name."""
     for parameter in inspect.signature(getattr(landprior, name)).parameters.values():
         option = parameter.default is not parameter.empty
         assert not option or parameter.kind is parameter.KEYWORD_ONLY, parameter
@@ -69,8 +69,8 @@ def test_data_come_first_and_options_by_name(name):
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarning")
 @pytest.mark.parametrize("page", ["README.md", "landprior/__init__.py"])
-def test_the_program_of_the_page_runs(page, tmp_path, monkeypatch, capsys, make_image, coarse, make_raster, quick):
-    """As it stands there, but for the length of the training."""
+def test_the_program_on_the_page_runs(page, tmp_path, monkeypatch, capsys, make_image, coarse, make_raster, quick):
+    """Verbatim, except for a shorter training."""
     text = (REPOSITORY / page).read_text()
     if page.endswith(".md"):
         program = re.search(r"```python\n(import landprior\n.*?)```", text, re.DOTALL)[1]
@@ -82,7 +82,7 @@ def test_the_program_of_the_page_runs(page, tmp_path, monkeypatch, capsys, make_
     make_raster("labels.tif", np.tile(np.uint8([10, 20, 30, 40, 70, 70, 70]).repeat(10), (60, 1)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(landprior, "train", partial(landprior.train, settings=quick()))
-    exec(compile(program, page, "exec"), {})  # noqa: S102 - our own page
+    exec(compile(program, page, "exec"), {})  # noqa: S102 - a page of this repository
     printed = capsys.readouterr().out
     scored = CliRunner().invoke(main, ["-q", "evaluate", "map.tif", "labels.tif", "--scheme", "enviroatlas-5"])
     assert (scored.exit_code, scored.stdout) == (0, printed)

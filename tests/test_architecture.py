@@ -1,4 +1,4 @@
-"""The structure of docs/architecture.md, held: which way imports go, no circles, torch where needed, short modules."""
+"""The rules of docs/architecture.md: the direction of imports, no cycles, torch only where needed, short modules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REASON = "# Over 450 lines: "
 
 @cache
 def imports_in(name: str) -> tuple[tuple[str, int, bool, bool], ...]:
-    """Return the modules that one imports, with line, whether inside a function, and whether for type checkers only."""
+    """Return the modules that a module imports, with line, whether in a function, and whether only for types."""
     found = []
 
     def visit(node: ast.AST, *, lazy: bool, typing: bool) -> None:
@@ -70,12 +70,12 @@ def imports_in(name: str) -> tuple[tuple[str, int, bool, bool], ...]:
 
 
 def imports_of(name: str, *, lazy: bool) -> list[tuple[str, int]]:
-    """Return the modules that one imports, with lines: at its top, or (lazy) inside functions."""
+    """Return the modules that a module imports, with lines: at its top, or (lazy) inside functions."""
     return [(other, line) for other, line, inside, _ in imports_in(name) if inside == lazy]
 
 
 def runtime_imports(name: str) -> set[str]:
-    """Return what is imported when a module is, its packages included, without what is for type checkers."""
+    """Return what importing a module imports, including its packages, but not imports for type checkers."""
     own = {other for other, _, lazy, typing in imports_in(name) if not (lazy or typing)}
     parts = name.split(".")
     return own | {".".join(parts[:end]) for end in range(1, len(parts))}
@@ -83,7 +83,7 @@ def runtime_imports(name: str) -> set[str]:
 
 @cache
 def all_imports(name: str) -> frozenset[str]:
-    """Return all that importing a module of landprior imports, other libraries by name."""
+    """Return everything that importing a module of landprior imports, with other libraries by name."""
     seen, todo = set(), [name]
     while todo:
         one = todo.pop()
@@ -116,7 +116,7 @@ def test_packages_import_one_way(package):
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_rooms_of_landcover_import_one_way(room):
+def test_packages_of_landcover_import_one_way(room):
     for name in MODULES:
         if not name.startswith(f"landprior.landcover.{room}."):
             continue
@@ -125,15 +125,15 @@ def test_rooms_of_landcover_import_one_way(room):
                 assert other.split(".")[2] in ROOMS[room], f"{name}:{line} imports {other}"
 
 
-def test_every_module_is_in_a_package_that_has_arrows():
+def test_every_module_is_in_a_package_with_rules():
     known = {*ARROWS, "cli", "__main__", ""}
     assert {package_of(name) for name in MODULES} <= known
     rooms = {name.split(".")[2] for name in MODULES if name.startswith("landprior.landcover.")}
     assert rooms == set(ROOMS)
 
 
-def test_no_module_imports_itself_through_others():
-    """Imports inside functions and for type checkers count too; not those of the package itself, made when used."""
+def test_no_module_imports_itself_indirectly():
+    """Imports in functions and for type checkers count too, but not the lazy imports of the package itself."""
     graph = {
         name: {other for lazy in (False, True) for other, _ in imports_of(name, lazy=lazy) if other in MODULES}
         for name in MODULES
@@ -157,8 +157,8 @@ def test_importing_a_command_does_not_import_torch():
     assert not [name for name in MODULES if package_of(name) == "cli" and needs_torch(name)]
 
 
-def test_imports_inside_functions_spare_torch():
-    """An import of landprior's inside a function is there to spare the command line torch, and for nothing else."""
+def test_imports_inside_functions_avoid_torch():
+    """Modules of landprior are imported in functions only to keep torch out of the command line."""
     needless = [
         f"{name}:{line} imports {other}"
         for name in MODULES

@@ -1,4 +1,4 @@
-"""Benchmarks whose code paths a machine without a GPU would not see otherwise."""
+"""Benchmarks: code that would not run on a machine without a GPU, the accuracy reached, checksums and lists."""
 
 import json
 import re
@@ -26,20 +26,20 @@ def test_the_gpu_benchmark_runs_on_a_cpu_too():
     assert result.exit_code == 0, result.output
     shares = [int(share) for share in re.findall(r"(\d+)% \(bar", result.output)]
     assert len(shares) == 2
-    assert all(0 <= share <= 100 for share in shares)  # of what the device can do
+    assert all(0 <= share <= 100 for share in shares)  # per cent of the device's peak
     assert "600 x 500 px read, predicted and written" in result.output
 
 
 @pytest.mark.parametrize(
     ("accuracies", "found"),
     [
-        ([0.1, 0.6, 0.4, 0.6, 0.7, 0.8, 0.5], 4),  # what is lost again right after does not count
+        ([0.1, 0.6, 0.4, 0.6, 0.7, 0.8, 0.5], 4),  # an accuracy that is lost again at once does not count
         ([0.6, 0.6, 0.6], 1),
         ([0.1, 0.2, 0.6], 3),
         ([0.1, 0.2, 0.3], None),
     ],
 )
-def test_when_an_accuracy_is_reached(accuracies, found):
+def test_when_an_accuracy_counts_as_reached(accuracies, found):
     assert reach(list(enumerate(accuracies, 1)), 0.6) == found
 
 
@@ -54,7 +54,7 @@ def content_of(path):
     return {"sha256": digest(*values, encode(record)), "values": digest(*values), "record": dict(flatten(record))}
 
 
-def test_checksums_overlook_dates_versions_and_paths_and_name_what_differs(tmp_path, make_raster):
+def test_checksums_ignore_dates_versions_and_paths_and_name_differences(tmp_path, make_raster):
     record = {"when": "2026-01-01T00:00:00Z", "landprior": "0.1.0", "accuracy": 0.5, "map": f"{tmp_path}/a.tif"}
     path = tmp_path / "a.json"
     path.write_text(json.dumps(record))
@@ -75,7 +75,7 @@ def test_checksums_overlook_dates_versions_and_paths_and_name_what_differs(tmp_p
 
 
 @pytest.mark.slow
-def test_two_runs_of_the_commands_write_the_same(tmp_path):
+def test_two_runs_of_the_commands_write_the_same_files(tmp_path):
     options = ["--part", "sample", "--part", "plan", "-o", str(tmp_path / "before.json")]
     first = CliRunner().invoke(same_maps, options, catch_exceptions=False)
     assert first.exit_code == 0, first.output
@@ -85,7 +85,7 @@ def test_two_runs_of_the_commands_write_the_same(tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.usefixtures("real_data")
-def test_a_real_set_is_made_ready_in_a_folder_that_is_not_there_yet(tmp_path):
+def test_a_real_set_is_prepared_in_a_new_folder(tmp_path):
     case = next(prepare(tmp_path / "work", ["pittsburgh"]))
     assert (case.name, case.matrix) == ("pittsburgh", "own")
     image, prior, labels = case.tiles[0]

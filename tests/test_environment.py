@@ -1,4 +1,4 @@
-"""Settings of another GDAL or PROJ: recognised, ignored with a line, and without effect on results."""
+"""Settings of another GDAL or PROJ are recognised, ignored with a message, and do not affect results."""
 
 import json
 import os
@@ -20,7 +20,7 @@ OWN = Path(rasterio.__file__).parent / "proj_data"
 
 @pytest.fixture
 def old(tmp_path):
-    """Return a folder with a proj.db of an old layout."""
+    """Return a folder with a proj.db in an old layout."""
     folder = tmp_path / "old"
     folder.mkdir()
     with sqlite3.connect(folder / "proj.db") as database:
@@ -43,7 +43,7 @@ def places(tmp_path, old):
 
 @pytest.mark.parametrize("name", ["PROJ_LIB", "PROJ_DATA", "GDAL_DATA"])
 @pytest.mark.parametrize("kind", ["old", "empty", "file", "junk", "nothing", "blank"])
-def test_what_cannot_serve_is_taken_out_with_a_sentence(places, name, kind):
+def test_unusable_settings_are_removed_with_a_message(places, name, kind):
     environment = {name: places[kind], "HOME": "/home"}
     (said,) = drop_foreign_settings(environment)
     assert environment == {"HOME": "/home"}
@@ -51,12 +51,12 @@ def test_what_cannot_serve_is_taken_out_with_a_sentence(places, name, kind):
     assert "\n" not in said
 
 
-def test_the_layouts_are_named(places):
+def test_the_message_gives_both_layouts(places):
     (said,) = drop_foreign_settings({"PROJ_LIB": places["old"]})
     assert "layout 1.0, required is 1." in said
 
 
-def test_what_serves_stays(places):
+def test_usable_settings_are_kept(places):
     newest = str(max(environment_module._list_own_databases(), key=environment_module._read_layout).parent)
     environment = {
         "PROJ_DATA": os.pathsep.join([places["empty"], newest]),
@@ -72,14 +72,14 @@ def test_what_serves_stays(places):
 @pytest.mark.parametrize(
     ("name", "value"), [("PROJ_NETWORK", "ON"), ("GDAL_DRIVER_PATH", "/usr/lib"), ("PROJ_AUX_DB", "/nothing.db")]
 )
-def test_other_settings_that_change_results_are_taken_out(name, value):
+def test_other_settings_that_change_results_are_removed(name, value):
     environment = {name: value}
     (said,) = drop_foreign_settings(environment)
     assert not environment
     assert said.startswith(f"{name}={value} is ignored: ")
 
 
-def test_a_command_works_with_another_projs_data_and_says_it_in_one_line(places, tmp_path, make_raster, coarse):
+def test_a_command_works_with_data_of_another_proj_and_warns_in_one_line(places, tmp_path, make_raster, coarse):
     nlcd, like = make_raster("nlcd.tif", coarse(64, 80)), make_raster("like.tif", coarse(64, 80))
     command = ["-q", "build-prior", "--nlcd", str(nlcd), "--like", str(like), "--scheme", "chesapeake-4", "-o"]
     foreign = os.environ | {"PROJ_LIB": places["old"], "GDAL_DATA": places["empty"]}
@@ -101,7 +101,7 @@ def test_a_command_works_with_another_projs_data_and_says_it_in_one_line(places,
         assert (a.read() == b.read()).all()
 
 
-def test_doctor_says_it(places, monkeypatch):
+def test_doctor_reports_ignored_settings(places, monkeypatch):
     monkeypatch.setenv("PROJ_DATA", places["old"])
     monkeypatch.setattr("landprior.cli.doctor._network", lambda _: True)
     monkeypatch.setattr("landprior.cli.doctor._cuda", lambda *_: {})
@@ -111,7 +111,7 @@ def test_doctor_says_it(places, monkeypatch):
     assert report["environment"] == {}
 
 
-def test_doctor_names_what_is_in_use_and_whether_proj_works(monkeypatch):
+def test_doctor_lists_settings_in_use_and_checks_proj(monkeypatch):
     monkeypatch.setenv("GDAL_DATA", str(OWN.parent / "gdal_data"))
     monkeypatch.setattr("landprior.cli.doctor._network", lambda _: True)
     monkeypatch.setattr("landprior.cli.doctor._cuda", lambda *_: {})

@@ -1,4 +1,4 @@
-"""Looking at inputs before they are opened: pipes, devices, names and bytes that are no text."""
+"""Checks of inputs before they are opened: pipes, devices, names, and bytes that are not text."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ def test_a_file_passes(tmp_path):
 
 
 def test_a_pipe_without_a_writer_is_refused_and_never_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe.csv")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "pipe.csv")  # opening it would block for ever
     with pytest.raises(InputError, match=r"pipe\.csv is a pipe, not a file"):
         read_text(tmp_path / "pipe.csv")
 
@@ -36,7 +36,7 @@ def test_a_device_is_refused(name):
         read_text(name)
 
 
-def test_a_folder_nothing_and_an_empty_file(tmp_path):
+def test_folders_missing_files_and_empty_files_are_refused(tmp_path):
     (tmp_path / "none").touch()
     with pytest.raises(InputError, match="is a folder"):
         check_file(tmp_path)
@@ -50,19 +50,19 @@ def test_a_folder_nothing_and_an_empty_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0.csv"])
-def test_impossible_names_are_one_short_line(tmp_path, name):
+def test_impossible_names_give_one_short_line(tmp_path, name):
     with pytest.raises(InputError, match="cannot be opened") as caught:
         check_file(tmp_path / name)
     assert len(str(caught.value)) < 200
 
 
-def test_a_loop_of_links(tmp_path):
+def test_a_loop_of_links_is_refused(tmp_path):
     (tmp_path / "a").symlink_to("a")
     with pytest.raises(InputError, match="cannot be opened"):
         check_file(tmp_path / "a")
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_text("x")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
@@ -70,7 +70,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         read_text(path)
 
 
-def test_a_file_that_fails_as_it_is_read():
+def test_a_file_that_fails_while_it_is_read():
     with pytest.raises(LandpriorError, match="/proc/self/mem cannot be read"):
         read_text("/proc/self/mem")
 
@@ -84,7 +84,7 @@ def test_a_file_that_fails_as_it_is_read():
         (b"\xfe\xff" + "a,ä".encode("utf-16-be"), "a,ä"),
     ],
 )
-def test_texts_that_are_read(tmp_path, content, text):
+def test_readable_texts(tmp_path, content, text):
     (tmp_path / "a.txt").write_bytes(content)
     assert read_text(tmp_path / "a.txt") == text
 
@@ -98,14 +98,14 @@ def test_texts_that_are_read(tmp_path, content, text):
         (b"\xff\xfea", "starts as UTF-16 but is not"),
     ],
 )
-def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, content, place):
+def test_bytes_that_are_not_text_are_reported_with_their_line(tmp_path, content, place):
     (tmp_path / "a.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=place) as caught:
         read_text(tmp_path / "a.yaml", error=ConfigError)
     assert str(tmp_path / "a.yaml") in str(caught.value)
 
 
-def test_results_go_to_no_device_and_no_pipe(tmp_path):
+def test_results_are_not_written_to_devices_or_pipes(tmp_path):
     os.mkfifo(tmp_path / "pipe.tif")
     with pytest.raises(InputError, match="/dev/null is a device; give the path of a file"):
         check_target("/dev/null")
@@ -120,7 +120,7 @@ def test_a_device_is_not_replaced_by_a_raster(make_raster):
 
 
 @pytest.mark.parametrize("size", [100, 240, 247])
-def test_a_raster_of_a_long_name_is_whole_and_one_too_long_is_an_error(make_raster, tmp_path, size):
+def test_a_raster_with_a_long_name_is_written_and_too_long_a_name_is_an_error(make_raster, tmp_path, size):
     path = make_raster(f"{'x' * (size - 4)}.tif", [[1, 2]])
     assert len(path.name) == size
     with pytest.raises(LandpriorError, match="too long"):
@@ -164,14 +164,14 @@ def _changed(path, at, value):
         (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'a': ((   ") and path, ""),
     ],
 )
-def test_damaged_arrays_are_one_line(tmp_path, make, reason):
+def test_damaged_arrays_give_one_line(tmp_path, make, reason):
     path = make(tmp_path / "a.npz")
     for read in (read_arrays, read_array):
         with pytest.raises(InputError, match=rf"a\.npz is no good \(.*{reason}"):
             read(path, trouble="is no good")
 
 
-def test_arrays_are_read_and_one_is_not_several(tmp_path):
+def test_arrays_are_read_and_one_array_is_not_an_archive(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.arange(3), b=np.ones(2))
     np.save(tmp_path / "a.npy", np.arange(3))
     assert {name: list(values) for name, values in read_arrays(tmp_path / "a.npz", trouble="").items()} == {

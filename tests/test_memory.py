@@ -1,4 +1,4 @@
-"""Memory does not grow with the raster: whole commands on 5,000 x 5,000 and 20,000 x 20,000 pixels."""
+"""Memory does not grow with the raster: commands on 5,000 x 5,000 and 20,000 x 20,000 pixels."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from landprior.raster.cog import CogWriter
 SMALL, LARGE = 5_000, 20_000
 MOST = 1.2
 
-# The command in a process of its own, which prints its peak memory (KiB) at the end.
+# Runs the command in a separate process, which prints its peak memory (KiB) at the end.
 RUNNER = """
 import json, sys
 from landprior.cli import main
@@ -39,7 +39,7 @@ def measure(*args):
 
 
 def write(path, grid, bands, values):
-    """Write a large raster by strips; ``values(rows, columns)`` gives one band."""
+    """Write a large raster strip by strip; ``values(rows, columns)`` returns one band."""
     with CogWriter(path, grid, count=bands) as writer:
         for top in range(0, grid.height, 512):
             height = min(512, grid.height - top)
@@ -83,7 +83,7 @@ def test_build_prior(tmp_path, make_grid):
 
 @pytest.mark.slow
 def test_predict_takes_no_more_than_it_is_told_to(tmp_path, make_grid, enviroatlas):
-    """Of the posterior, whose first pass keeps what there is room for."""
+    """With a posterior, whose first pass keeps as much as fits."""
     network = build_fcn(4, 5, filters=8)
     statistics = BandStatistics(mean=np.full(4, 90.0), std=np.full(4, 50.0))
     model = LandcoverModel(network=network, scheme=enviroatlas, statistics=statistics, filters=8)
@@ -106,7 +106,7 @@ def test_predict_takes_no_more_than_it_is_told_to(tmp_path, make_grid, enviroatl
 
 @pytest.mark.slow
 def test_a_sparse_raster_beyond_four_gigabytes(tmp_path, make_grid, enviroatlas):
-    """65,000 x 65,000 px with data in one corner: the rest is neither computed nor written."""
+    """65,000 x 65,000 pixels with data in one corner: the rest is neither computed nor written."""
     grid = make_grid(65_000, 65_000)
     with CogWriter(tmp_path / "image.tif", grid, count=4, nodata=0) as writer:
         writer.write(np.full((4, 700, 900), 7, np.uint8), Window(60_000, 61_000, 900, 700))

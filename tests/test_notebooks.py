@@ -1,6 +1,6 @@
-"""The notebooks: small and tidy as they are committed; they run, and what they print is right.
+"""The notebooks are committed small and tidy, they run, and what they print is correct.
 
-``LANDPRIOR_WRITE_NOTEBOOKS=1 pytest -m slow tests/test_notebooks.py`` puts the outputs of the run into the files.
+``LANDPRIOR_WRITE_NOTEBOOKS=1 pytest -m slow tests/test_notebooks.py`` writes the outputs of the run into the files.
 """
 
 import json
@@ -19,14 +19,14 @@ def name_of(path):
 
 
 def text_of(cells):
-    """Return what code cells print, without pictures."""
+    """Return the printed output of code cells, without pictures."""
     outputs = (output for cell in cells for output in cell.get("outputs", ()))
     parts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     return "\n".join(part if isinstance(part, str) else "".join(part) for part in parts)
 
 
 def clean(notebook):
-    """Leave out what differs from machine to machine: warnings, times."""
+    """Remove what differs between machines: warnings, times."""
     for cell in notebook["cells"]:
         cell["metadata"].pop("execution", None)
         if cell["cell_type"] == "code":
@@ -43,7 +43,7 @@ def test_a_notebook_is_small_and_tidy(path):
     assert cells[0]["cell_type"] == "markdown"
     assert cells[0]["source"][0].startswith("# ")
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))  # run once, from the top
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))  # run once, from top to bottom
     assert all(len(cell["source"]) <= 35 for cell in code)
     assert not re.search(r"(?<![\w.])/(tmp|home|root|work|usr)/", text_of(code))
     assert any("image/jpeg" in output.get("data", {}) for cell in code for output in cell["outputs"])
@@ -60,7 +60,7 @@ def test_pages_that_a_notebook_links_to_exist(path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Return a function that runs a notebook in an empty folder and returns what it prints."""
+    """Return a function that runs a notebook in an empty folder and returns its printed output."""
 
     def run(name):
         import nbformat
@@ -79,7 +79,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-# what the kernel's own packages warn of when they start and end
+# warnings from the kernel's own packages at start and exit
 KERNEL = pytest.mark.filterwarnings("default")
 
 
@@ -110,7 +110,7 @@ def test_from_files_to_areas(run):
     counted = table(f" +{number} +{number}")
     assert list(counted) == ["water", "impervious", "barren", "trees", "grass"]
     assert sum(truth for _, truth in counted.values()) == pytest.approx(512 * 512 / 1e4, abs=0.03)
-    assert counted["impervious"][0] > 1.3 * counted["impervious"][1]  # why pixels are not counted
+    assert counted["impervious"][0] > 1.3 * counted["impervious"][1]  # which is why pixels are not counted
     estimated = table(f".* {number} ±{number}")
     inside = [abs(estimated[name][0] - truth) <= estimated[name][1] for name, (_, truth) in counted.items()]
     assert sum(inside) >= 4  # intervals of 95 %, one draw

@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal only, whole lines in a log, nothing with --quiet."""
+"""Progress: bars only on a terminal, whole lines in a log, nothing with --quiet."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a clock that the test sets."""
+    """Return a clock that the test controls."""
 
     class Clock:
         now = 0.0
@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_per_stage_and_per_tenth_with_rate_and_time_left(lines
     assert "\r" not in capsys.readouterr().err
 
 
-def test_slow_parts_are_said_in_seconds_each_and_hours(lines, clock):
+def test_slow_parts_are_reported_in_seconds_each_and_hours(lines, clock):
     bar = Progress(12, "pittsburgh", "tile")
     clock.now = 600.0
     bar.update(2)
@@ -62,7 +62,7 @@ def test_slow_parts_are_said_in_seconds_each_and_hours(lines, clock):
     assert lines()[2] == "pittsburgh:  25 %, 3 of 12 tiles, 2e+03 s/tile, 5:00:00 left"
 
 
-def test_a_resumed_stage_counts_the_rate_of_this_run_only(lines, clock):
+def test_the_rate_of_a_resumed_stage_is_that_of_this_run(lines, clock):
     bar = Progress(100, "rq", "step", done=50)
     clock.now = 10.0
     bar.note("loss=0.5")
@@ -78,7 +78,7 @@ def test_short_stages_get_a_line_per_part(lines):
     assert [line.split(",")[1].strip() for line in lines()] == ["1 of 3 images", "2 of 3 images", "3 of 3 images"]
 
 
-def test_a_stage_of_unknown_length_gets_one_line_as_it_ends(lines, clock):
+def test_a_stage_of_unknown_length_gets_one_line_at_its_end(lines, clock):
     with Progress(None, "t1", "B") as bar:
         bar.update(3 * 2**20)
         clock.now = 61.0
@@ -98,12 +98,12 @@ def test_a_stage_that_fails_ends_without_a_line_of_success(lines):
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_nothing_is_done_of_no_parts(lines, show):
+def test_a_stage_without_parts(lines, show):
     assert list(track([], "maps", "image", show=show)) == []
     assert lines() == []
 
 
-def test_silence(lines, monkeypatch):
+def test_quiet_prints_nothing(lines, monkeypatch):
     assert list(track(range(50), "maps", "image", show=False)) == list(range(50))
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert list(track(range(50), "maps", "image", show=False)) == list(range(50))
@@ -131,7 +131,7 @@ def test_a_dumb_terminal_gets_lines(lines, monkeypatch):
 
 
 @pytest.mark.parametrize("stderr", [None, "closed"])
-def test_no_stderr_is_no_terminal(monkeypatch, stderr):
+def test_a_missing_stderr_is_not_a_terminal(monkeypatch, stderr):
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stderr", None if stderr is None else closed)

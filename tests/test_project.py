@@ -1,4 +1,4 @@
-"""What lies around the package: versions that must agree, and what the files for contributors name."""
+"""Files around the package: versions that must agree, and the names in files for contributors."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 def names(requirements):
-    """Return the packages of requirements, those of the project's own extras in their place."""
+    """Return the packages of requirements, with the project's own extras replaced by their packages."""
     for requirement in requirements:
         own = re.fullmatch(r"landprior\[(.*)\]", requirement)
         if own:
@@ -27,13 +27,13 @@ def names(requirements):
             yield re.split(r"[\[<>=]", requirement)[0]
 
 
-def test_hooks_are_of_the_versions_of_the_linters():
+def test_hooks_have_the_versions_of_the_linters():
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     pinned = {package for hook in hooks for package in hook.get("additional_dependencies", [])}
     assert pinned == {package for package in EXTRAS["lint"] if "==" in package and not package.startswith("mypy")}
 
 
-def test_the_citation_is_of_this_version():
+def test_the_citation_has_this_version():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert citation["version"] == landprior.__version__
     assert [author["family-names"] for author in citation["preferred-citation"]["authors"]] == [
@@ -41,13 +41,13 @@ def test_the_citation_is_of_this_version():
     ]  # fmt: skip
 
 
-def test_every_package_has_a_line_in_the_dependencies():
+def test_every_package_has_a_line_on_the_dependencies_page():
     text = (REPOSITORY / "docs" / "dependencies.md").read_text()
     packages = {*names(PROJECT["project"]["dependencies"]), *names(EXTRAS["test-all"]), *names(EXTRAS["lint"])}
     assert {package for package in packages if not re.search(rf"\b{re.escape(package)}\b", text)} == set()
 
 
-def test_what_tests_need_comes_with_test_all_and_not_with_test():
+def test_optional_packages_of_tests_are_in_test_all_and_not_in_test():
     needed = set()
     for path in (REPOSITORY / "tests").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -57,7 +57,7 @@ def test_what_tests_need_comes_with_test_all_and_not_with_test():
     assert needed & {*names(EXTRAS["test"]), *names(PROJECT["project"]["dependencies"])} == set()
 
 
-def test_a_test_that_needs_a_package_that_is_missing_skips_and_says_how_to_get_it(pytester):
+def test_a_test_without_its_package_is_skipped_with_the_install_command(pytester):
     pytester.makeconftest((REPOSITORY / "tests" / "conftest.py").read_text())
     pytester.makepyprojecttoml("[tool.pytest.ini_options]\nmarkers = ['needs: x']\n")
     pytester.makepyfile("""
@@ -95,8 +95,8 @@ def test_a_test_that_needs_a_package_that_is_missing_skips_and_says_how_to_get_i
     ],
 )
 def test_whole_folders_run_on_every_core_and_chosen_tests_in_one_process(pytester, monkeypatch, arguments, processes):
-    """A plain pytest with the project's own options and conftest, which is asked what it would start."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by what is tested
+    """Ask a plain pytest with the project's options and conftest how many processes it would start."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the code under test
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 64 << 30}))
     monkeypatch.chdir(REPOSITORY)
@@ -106,7 +106,7 @@ def test_whole_folders_run_on_every_core_and_chosen_tests_in_one_process(pyteste
     assert config.option.dist == ("loadfile" if processes else "no")
 
 
-def test_jobs_of_the_workflow_are_sessions():
+def test_the_workflow_runs_existing_sessions():
     workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
     sessions = {
         node.name

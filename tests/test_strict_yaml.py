@@ -1,4 +1,4 @@
-"""YAML that may be meant in two ways is an error that names its line, wherever YAML is read."""
+"""Ambiguous YAML is an error that names the line, wherever YAML is read."""
 
 import pytest
 
@@ -29,7 +29,7 @@ from landprior.superres.comparison import load_comparison
         ("2019-01-01 10:00:00", "a date"),
     ],
 )
-def test_values_that_yaml_reads_otherwise_are_errors_with_their_line(value, reason):
+def test_values_that_yaml_reads_differently_are_errors_with_their_line(value, reason):
     with pytest.raises(ConfigError, match=rf"^a\.yaml, line 3.*{reason}"):
         parse_yaml(f"a: 1\nb:\n  - {value}\n", "a.yaml")
 
@@ -47,7 +47,7 @@ def test_duplicate_keys_name_both_lines_at_any_depth():
         parse_yaml("a: [{x: 1, x: 2}]", "a.yaml")
 
 
-def test_merge_keys_work_and_bombs_and_circles_do_not():
+def test_merge_keys_work_but_bombs_and_cycles_do_not():
     assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n", "a")["b"] == {"x": 1, "y": 3}
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
@@ -69,7 +69,7 @@ def test_lines_of_values():
 
 
 @pytest.mark.parametrize("read", [load_scheme, load_city, load_experiment, load_comparison, read_tree, read_yaml])
-def test_every_configuration_is_read_by_one_loader(tmp_path, read):
+def test_every_configuration_is_read_by_the_same_loader(tmp_path, read):
     path = tmp_path / "mine.yaml"
     for text in ("name: a\nname: b\n", "name: a\ntitle: no\n"):
         path.write_text(text)
@@ -81,7 +81,7 @@ def test_every_configuration_is_read_by_one_loader(tmp_path, read):
         read(path)
 
 
-def test_a_scheme_in_utf_16_or_with_a_mark_is_read(tmp_path):
+def test_a_scheme_in_utf_16_or_with_a_byte_order_mark_is_read(tmp_path):
     text = (
         'name: a\nclasses:\n  - {code: 1, name: forêt, colour: "#000000"}\n  - {code: 2, name: y, colour: "#000001"}\n'
     )
@@ -105,7 +105,7 @@ def test_a_scheme_in_utf_16_or_with_a_mark_is_read(tmp_path):
         (("  ", "trees"), "the name is empty"),
     ],
 )
-def test_names_that_labels_could_not_tell_apart_are_refused(tmp_path, names, reason):
+def test_class_names_that_labels_cannot_distinguish_are_refused(tmp_path, names, reason):
     path = tmp_path / "mine.yaml"
     lines = [f'  - {{code: {i}, name: "{name}", colour: "#00000{i}"}}' for i, name in enumerate(names, 1)]
     path.write_text("name: a\nclasses:\n" + "\n".join(lines), encoding="utf-8")
@@ -113,7 +113,7 @@ def test_names_that_labels_could_not_tell_apart_are_refused(tmp_path, names, rea
         load_scheme(path)
 
 
-def test_a_code_that_is_ignored_and_a_class_is_refused_and_a_misspelt_key_is_named(tmp_path):
+def test_a_code_both_ignored_and_a_class_is_refused_and_a_misspelt_key_is_named(tmp_path):
     path = tmp_path / "mine.yaml"
     two = '  - {code: 1, name: x, colour: "#000000"}\n  - {code: 2, name: y, %s: "#000001", merge: [7]}\n'
     path.write_text("name: a\nclasses:\n" + two % "colour" + "ignored: [0, 7]\n")
@@ -124,7 +124,7 @@ def test_a_code_that_is_ignored_and_a_class_is_refused_and_a_misspelt_key_is_nam
         load_scheme(path)
 
 
-def test_labels_find_their_class_whatever_case_blanks_and_form(chesapeake):
+def test_labels_match_classes_despite_case_blanks_and_unicode_form(chesapeake):
     for text in ("Tree Canopy", " TREE  CANOPY ", "tree\u00a0canopy", "2", "2.0", " 2 ", "2,0", "\uff54ree canopy"):
         assert chesapeake.index(text) == 1, text
     for text in ("tree_canopy", "2.5", "nan", ""):
@@ -132,11 +132,11 @@ def test_labels_find_their_class_whatever_case_blanks_and_form(chesapeake):
             chesapeake.index(text)
 
 
-def test_names_of_shipped_schemes_are_found_in_any_case():
+def test_names_of_shipped_schemes_ignore_case():
     assert load_scheme("EnviroAtlas-5") == load_scheme("enviroatlas-5")
 
 
-def test_numbers_without_end_are_refused():
+def test_infinite_numbers_are_refused():
     with pytest.raises(ConfigError, match=r"a\.yaml, line 2: 9{20} has more than 15 digits"):
         parse_yaml("a: 1\nseeds: 99999999999999999999\n", "a.yaml")
     assert parse_yaml("a: 999999999999999\n", "a.yaml") == {"a": 999_999_999_999_999}

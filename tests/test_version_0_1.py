@@ -1,6 +1,6 @@
-"""What version 0.1 wrote still opens, and gives the values that it gave: models, workspaces, plans, result files.
+"""Files of version 0.1 still open and give the same values: models, workspaces, plans, result files.
 
-The files were made by ``tests/fixtures/make.py`` and are never made again. Only the command line is used.
+The files were made by ``tests/fixtures/make.py`` and are never regenerated. Only the command line is used.
 """
 
 import gzip
@@ -52,7 +52,7 @@ def read(path):
 
 
 def assert_same(path, expected):
-    """Check that a raster has the values that version 0.1 wrote; other processors round floats otherwise."""
+    """Check that a raster has the values that version 0.1 wrote; other processors round floats differently."""
     found, was = read(path), read(expected)
     assert found.dtype == was.dtype
     if found.dtype.kind == "f":
@@ -70,7 +70,7 @@ def test_the_files_are_small():
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_models_priors_and_matrices_give_the_rasters_that_they_gave(here, name):
+def test_models_priors_and_matrices_give_the_same_rasters(here, name):
     if name == "unet_r.tif":
         pytest.importorskip("monai")
     good(f"{MAPS[name]} -o again.tif")
@@ -80,7 +80,7 @@ def test_models_priors_and_matrices_give_the_rasters_that_they_gave(here, name):
         assert_same(here / f"again{part}.tif", FILES / f"{Path(name).stem}{part}.tif")
 
 
-def test_a_model_is_drawn_and_trained_on(here):
+def test_a_model_can_be_drawn_and_trained_further(here):
     good("epitome epitome.safetensors -o epitome.png")
     good(
         "train --image naip.tif --prior prior.tif --init qr.safetensors --steps 2 --warmup-steps 1 --filters 2 "
@@ -89,7 +89,7 @@ def test_a_model_is_drawn_and_trained_on(here):
     assert {"epitome.png", "tuned.safetensors"} <= {path.name for path in here.iterdir()}
 
 
-def test_points_give_the_estimate_that_they_gave(here):
+def test_points_give_the_same_estimate(here):
     fill_in(here / "drawn.gpkg", here / "filled.gpkg", here / "labels.tif")
     found = json.loads(good("evaluate qr_r.tif filled.gpkg --json"))
     assert found == json.loads((FILES / "estimate.json").read_text())
@@ -106,10 +106,10 @@ def test_a_workspace_is_current(here):
     after = state(tile)
     assert {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == {"item.json"}
     changed = {name for name, step in steps_of(tile).items() if step != steps[name]}
-    assert changed == {"evaluation"}  # scores are counted anew
+    assert changed == {"evaluation"}  # scores are recomputed
 
 
-def test_a_map_of_a_workspace_is_made_again_as_it_was(here):
+def test_a_map_of_a_workspace_is_remade_with_the_same_values(here):
     prediction = here / "data" / "town" / "centre" / "prediction.tif"
     weights = prediction.with_name("model.safetensors").read_bytes()
     prediction.unlink()
@@ -118,7 +118,7 @@ def test_a_map_of_a_workspace_is_made_again_as_it_was(here):
     assert_same(prediction, FILES / "data" / "town" / "centre" / "prediction.tif")
 
 
-def test_a_plan_is_done_and_joined(here):
+def test_a_plan_is_done_and_mosaicked(here):
     assert json.loads(good("status plan.json --json"))["counts"] == {"done": 2}
     before = state(here / "data")
     assert good(PLAN) == "2 of 2 tiles are done\n"
@@ -136,7 +136,7 @@ def test_a_plan_runs_from_the_start(here):
         assert_same(tile / name, FILES / "data" / "village" / "east" / name)
 
 
-def test_results_of_an_experiment_are_read(here):
+def test_results_of_an_experiment_can_be_read(here):
     assert "to do" not in good(f"{EXPERIMENT} --dry-run")
     before = (here / "rows" / "results.jsonl").read_bytes()
     found = json.loads(good(f"{EXPERIMENT} --json"))
@@ -146,7 +146,7 @@ def test_results_of_an_experiment_are_read(here):
 
 
 @pytest.mark.parametrize("line", [PARTIAL, RANK])
-def test_finished_trainings_of_other_domains_are_not_repeated(here, line):
+def test_finished_trainings_in_other_domains_are_not_repeated(here, line):
     folder = here / line.split()[-1]
     kept = [path for path in sorted(folder.rglob("*")) if path.name == "results.jsonl"]
     assert kept
@@ -157,7 +157,7 @@ def test_finished_trainings_of_other_domains_are_not_repeated(here, line):
     assert json.loads((folder / "report.json").read_text()) == report
 
 
-def test_a_density_model_gives_the_map_that_it_gave(here):
+def test_a_density_model_gives_the_same_map(here):
     good("density naip.tif --coarse blocks.csv --block 16 --model density/model.safetensors -o again")
     for part in PRODUCTS:
         assert_same(here / "again" / f"naip{part}.tif", FILES / "density" / f"naip{part}.tif")
