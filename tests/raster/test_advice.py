@@ -1,4 +1,4 @@
-"""Commands that messages advise do what they say when they are pasted."""
+"""The commands that messages suggest work when they are pasted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from landprior.raster.reading import open_raster
 
 
 def paste(command, folder):
-    """Run an advised command; return the file that has what it says."""
+    """Run a suggested command, and return the file that it changes or writes."""
     words = shlex.split(command)
     if words[0] == "rio":
         ran = CliRunner().invoke(main_group, words[1:])
@@ -44,7 +44,7 @@ def paste(command, folder):
 
 @pytest.fixture(params=["GTiff", "COG", "HFA", "PNG"])
 def codes(request, make_raster, tmp_path):
-    """Codes of 5 and 7 with nodata 7, in a format; a name with a blank."""
+    """Codes 5 and 7 with nodata 7, in each format, in a file whose name has a blank."""
     plain = make_raster("plain.tif", np.array([[5, 7] * 32] * 64, np.uint8), nodata=7)
     path = tmp_path / f"my codes.{'tif' if request.param in ('GTiff', 'COG') else request.param.lower()}"
     rasterio.shutil.copy(plain, path, driver=request.param)
@@ -52,7 +52,7 @@ def codes(request, make_raster, tmp_path):
 
 
 def test_advice_on_nodata_works_in_each_format(codes, tmp_path):
-    """GDAL refuses to edit a COG, and ``rio edit-info --unset-nodata`` of an ERDAS file does nothing."""
+    """GDAL refuses to edit a COG, and ``rio edit-info --unset-nodata`` does nothing to an ERDAS file."""
     command = advise_nodata(codes, 5)
     with rasterio.open(codes) as src:
         plain = src.driver == "GTiff" and src.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") != "COG"
@@ -69,8 +69,8 @@ def test_advice_on_a_crs_works_in_each_format(codes, tmp_path):
         assert src.crs.to_epsg() == 5070
 
 
-def test_the_advice_of_an_error_is_pasted(make_raster, make_grid, tmp_path):
-    """A COG of NLCD whose no data is -9999, and a layer without a CRS."""
+def test_the_command_in_an_error_works(make_raster, make_grid, tmp_path):
+    """An NLCD COG with the nodata value -9999, and a layer without a CRS."""
     plain = make_raster("plain.tif", np.array([[41, -9999] * 32] * 64, np.int16))
     path = tmp_path / "nlcd.tif"
     rasterio.shutil.copy(plain, path, driver="COG")
@@ -87,8 +87,8 @@ def test_the_advice_of_an_error_is_pasted(make_raster, make_grid, tmp_path):
         assert raster.grid.matches(grid)
 
 
-def test_the_least_number_of_64_bits_is_marked(make_raster, tmp_path):
-    """``rio edit-info`` writes it such that GDAL reads -9."""
+def test_the_smallest_64_bit_number_can_be_nodata(make_raster, tmp_path):
+    """``rio edit-info`` writes it in a form that GDAL reads as -9."""
     least = np.iinfo(np.int64).min
     path = make_raster("l.tif", np.array([[1, least]], np.int64))
     with open_codes(paste(advise_nodata(path, str(least)), tmp_path)) as raster:
@@ -96,8 +96,8 @@ def test_the_least_number_of_64_bits_is_marked(make_raster, tmp_path):
     assert (found.tolist(), valid.tolist()) == ([[1, 0]], [[True, False]])
 
 
-def test_the_advice_on_control_points_keeps_infrared_that_is_called_alpha(tmp_path, rng):
-    """``gdalwarp -dstalpha`` alone takes it for the source's alpha: the warped image had three bands and holes."""
+def test_the_advice_on_control_points_keeps_infrared_declared_as_alpha(tmp_path, rng):
+    """``gdalwarp -dstalpha`` alone takes it for the source's alpha: the result had three bands and holes."""
     path, values = tmp_path / "gcps.tif", rng.integers(40, 200, (4, 48, 48), dtype=np.uint8)
     points = [GroundControlPoint(r, c, 600_000 + c, 4_500_000 - r) for r in (0, 48) for c in (0, 48)]
     with rasterio.open(
@@ -115,7 +115,7 @@ def test_the_advice_on_control_points_keeps_infrared_that_is_called_alpha(tmp_pa
     np.testing.assert_array_equal(found[:, 4:44, 4:44], values[:, 4:44, 4:44])
 
 
-def test_a_huge_code_is_no_fraction(make_raster):
+def test_a_huge_code_is_not_reported_as_a_fraction(make_raster):
     path = make_raster("n.tif", np.array([[41, -3.4028235e38]], np.float32))
     with (
         open_codes(path) as raster,
@@ -127,7 +127,7 @@ def test_a_huge_code_is_no_fraction(make_raster):
 
 @pytest.mark.parametrize(("value", "dtype"), [(3.4e38, "float32"), (1e20, "float32"), (32767, "int16")])
 def test_a_few_huge_values_beside_presence_are_not_presence(make_raster, value, dtype):
-    """Zeros and ones with an edge of no data that the file does not name: far less than the whole tile."""
+    """Zeros and ones with an edge of undeclared nodata, far smaller than the tile."""
     values = np.zeros((64, 80), dtype)
     values[10:20, 30:50], values[:, :3] = 1, value
     nlcd = make_raster("n.tif", np.full((64, 80), 41, np.uint8))
@@ -139,7 +139,7 @@ def test_a_few_huge_values_beside_presence_are_not_presence(make_raster, value, 
 
 
 @pytest.mark.parametrize("name", ["codes.zip", "two words.zip", "codes.tif.gz"])
-def test_a_raster_in_an_archive_opens_by_the_name_that_is_advised(tmp_path, make_raster, name):
+def test_a_raster_in_an_archive_opens_by_the_suggested_name(tmp_path, make_raster, name):
     codes = make_raster("codes.tif", np.full((8, 8), 41, np.uint8))
     path = tmp_path / name
     if path.suffix == ".gz":
@@ -156,7 +156,7 @@ def test_a_raster_in_an_archive_opens_by_the_name_that_is_advised(tmp_path, make
 
 
 @pytest.mark.parametrize(("name", "advice"), [("a.zip", "unpack it"), ("a.tar.gz", "/vsitar/.*/FILE.tif")])
-def test_an_archive_without_a_raster_or_a_list_has_advice_as_well(tmp_path, name, advice):
+def test_an_archive_without_a_raster_or_a_listing_gives_advice_too(tmp_path, name, advice):
     path = tmp_path / name
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:

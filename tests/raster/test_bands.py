@@ -1,4 +1,4 @@
-"""Which bands are data and which pixels are valid: every combination, by value."""
+"""Which bands are data and which pixels are valid, checked by value for every combination."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRANSFORM = Affine(1, 0, 600_000, 0, -1, 4_500_000)
 
 
 def write(path, values, *, alpha=None, mask=None, sidecar=False, **options):
-    """Write bands; ``alpha`` is the number of the band called alpha, ``mask`` one inside or beside the file."""
+    """Write bands; ``alpha`` is the number of the alpha band, ``mask`` puts a mask inside or beside the file."""
     values = np.asarray(values)
     profile = {
         "driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2],
@@ -56,7 +56,7 @@ def image(rng, dtype, bands=3):
 
 
 def alpha_band(dtype, kind):
-    """Return an alpha band with a hidden strip of 10 columns, hard or with a soft edge; and infrared called alpha."""
+    """Return an alpha band that hides 10 columns, with a hard or soft edge, or infrared declared as alpha."""
     full = {"uint8": 255, "uint16": 65535, "int16": 32767, "float32": 1}[np.dtype(dtype).name]
     band = np.full((SIDE, SIDE), full, dtype=dtype)
     band[:, :10] = 0
@@ -74,7 +74,7 @@ def test_every_combination_of_alpha_and_mask(tmp_path, rng, dtype, kind, positio
     expected = np.ones((SIDE, SIDE), dtype=bool)
     if mask == "nodata":
         values[:, :7] = 1
-        values[0, 50, 50] = 1  # in one band only: measured
+        values[0, 50, 50] = 1  # in one band only: a measured value
         expected[:7] = False
     given = values
     if kind in ("hard", "soft"):
@@ -96,8 +96,8 @@ def test_every_combination_of_alpha_and_mask(tmp_path, rng, dtype, kind, positio
     np.testing.assert_array_equal(found, np.where(expected, values, 0))
 
 
-def test_alpha_that_shows_hardly_anything_is_found_wherever_it_is(tmp_path, rng):
-    """The sixteen samples see nothing but 0: the rest is looked at."""
+def test_alpha_with_few_visible_pixels_is_recognised(tmp_path, rng):
+    """The sixteen samples are all 0, so the rest is read."""
     values = np.concatenate([rng.integers(2, 120, (3, 900, 900)), np.zeros((1, 900, 900))]).astype(np.uint8)
     values[3, 300:310, 100:140] = 255
     with ImageLayer(write(tmp_path / "a.tif", values, alpha=4)) as layer:
@@ -111,7 +111,7 @@ def test_alpha_that_shows_hardly_anything_is_found_wherever_it_is(tmp_path, rng)
 def test_nodata_of_each_band_of_a_vrt(tmp_path, rng):
     values = image(rng, "uint8", 2)
     values[0, :5], values[1, :5] = 200, 201
-    values[0, 20] = 200  # of the first band only
+    values[0, 20] = 200  # nodata of the first band only
     path = write(tmp_path / "i.tif", values)
     text = "".join(
         f'<VRTRasterBand dataType="Byte" band="{i}"><NoDataValue>{199 + i}</NoDataValue><SimpleSource>'
@@ -136,11 +136,11 @@ def test_nodata_of_each_band_of_a_vrt(tmp_path, rng):
         (-1.7976931348623157e308, "float32", float(np.finfo("float32").min)), (0.1, "float32", float(np.float32(0.1))),
     ],
 )  # fmt: skip
-def test_nodata_as_its_type_holds_it(value, dtype, expected):
+def test_nodata_is_rounded_to_the_data_type_or_unusable(value, dtype, expected):
     assert usable_nodata(value, dtype) == expected
 
 
-def test_a_value_that_is_never_measured_counts_in_one_band():
+def test_a_value_that_cannot_be_measured_is_nodata_in_a_single_band():
     values = np.array([[[-9999, 0, 5]], [[7, 0, 0]]], dtype=np.int16)
     assert match_nodata(values, [-9999, -9999]).tolist() == [[True, False, False]]
     assert match_nodata(values, [0, 0]).tolist() == [[False, True, False]]
@@ -164,7 +164,7 @@ def test_nodata_given_by_the_user_may_be_nan(tmp_path, rng, nodata):
     ("dtype", "value", "said"),
     [("int16", -9999, "-9999"), ("float32", np.finfo("f4").min, "-3.4028235e+38"), ("int32", -32768, "-32768")],
 )
-def test_a_value_that_stands_for_no_data_by_habit_is_not_taken_for_light(tmp_path, rng, dtype, value, said):
+def test_a_customary_nodata_value_is_not_taken_for_brightness(tmp_path, rng, dtype, value, said):
     values = image(rng, dtype)
     values[:, 3:9, 5:] = value
     path = write(tmp_path / "i.tif", values)
@@ -176,7 +176,7 @@ def test_a_value_that_stands_for_no_data_by_habit_is_not_taken_for_light(tmp_pat
         assert layer.read()[1].sum() == SIDE * SIDE - 6 * (SIDE - 5)
 
 
-def test_pictures_with_a_palette_and_complex_numbers_are_no_images(tmp_path, rng):
+def test_rasters_with_a_palette_or_complex_numbers_are_refused_as_images(tmp_path, rng):
     path = write(tmp_path / "p.tif", image(rng, "uint8", 1))
     with rasterio.open(path, "r+") as dst:
         dst.write_colormap(1, {i: (i, 255 - i, 0, 255) for i in range(256)})
@@ -186,15 +186,15 @@ def test_pictures_with_a_palette_and_complex_numbers_are_no_images(tmp_path, rng
         ImageLayer(write(tmp_path / "c.tif", image(rng, "complex64")))
 
 
-def test_one_band_of_an_image_can_be_named(tmp_path, rng):
+def test_one_band_of_an_image_can_be_chosen(tmp_path, rng):
     values = image(rng, "uint8")
     path = write(tmp_path / "i.tif", values)
     with ImageLayer(f"{path}|band=2") as layer:
         np.testing.assert_array_equal(layer.read()[0], values[1:2])
 
 
-def test_the_fourth_class_of_a_prior_is_no_mask(tmp_path):
-    """Four bands of bytes: GDAL calls the last alpha, and a class that is 0 hides nothing."""
+def test_the_fourth_class_of_a_prior_is_not_a_mask(tmp_path):
+    """GDAL declares the last of four bands of bytes as alpha, but a class of 0 hides nothing."""
     scheme = load_scheme("chesapeake-4")
     values = np.zeros((4, SIDE, SIDE), dtype=np.uint8)
     values[0, :, :40], values[3, :, 40:] = 255, 255
@@ -243,8 +243,8 @@ def test_images_without_a_grid_are_refused(tmp_path, rng, by):
 
 
 @pytest.mark.parametrize("name", ["n.tif", "n.bil"])
-def test_a_crs_whose_name_is_not_utf_8_is_an_error_of_one_line(tmp_path, name):
-    """As older programs write it, in Latin-1; rasterio raises a UnicodeDecodeError."""
+def test_a_crs_with_a_name_that_is_not_utf_8_is_a_one_line_error(tmp_path, name):
+    """Older programs write it in Latin-1, and rasterio raises a UnicodeDecodeError."""
     path, wkt = tmp_path / name, CRS.from_epsg(26917).to_wkt().replace("NAD83 / UTM zone 17N", "Quebec")
     wkt = wkt.replace(',AUTHORITY["EPSG","26917"]', "").replace('"false_easting",500000', '"false_easting",500001')
     driver = "GTiff" if path.suffix == ".tif" else "EHdr"
@@ -261,7 +261,7 @@ def test_a_crs_whose_name_is_not_utf_8_is_an_error_of_one_line(tmp_path, name):
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_several_rasters_lists_them(tmp_path):
+def test_the_error_for_a_file_with_several_rasters_lists_them(tmp_path):
     path = tmp_path / "pages.tif"
     pages = [Image.fromarray(np.full((8, 8), page, np.uint8)) for page in range(3)]
     pages[0].save(path, save_all=True, append_images=pages[1:])
@@ -272,7 +272,7 @@ def test_a_file_of_several_rasters_lists_them(tmp_path):
 
 
 def test_opening_in_threads_leaves_no_warning_filter(tmp_path, rng):
-    """Bug 17: catch_warnings in threads left its filters for good."""
+    """catch_warnings in threads used to leave its filters behind."""
     path = tmp_path / "i.tif"
     with rasterio.open(path, "w", driver="GTiff", count=1, height=8, width=8, dtype="uint8") as dst:
         dst.write(image(rng, "uint8", 1)[:, :8, :8])
@@ -290,15 +290,15 @@ def test_opening_in_threads_leaves_no_warning_filter(tmp_path, rng):
     assert warnings.filters == before
 
 
-def test_bands_say_what_they_found(tmp_path, rng):
+def test_find_bands_returns_the_role_of_each_band(tmp_path, rng):
     path = write(tmp_path / "i.tif", np.insert(image(rng, "uint8"), 1, alpha_band("uint8", "hard"), axis=0), alpha=2)
     with open_raster(path) as src:
         found = find_bands(src)
     assert (found.data, found.alpha, found.masked, found.called_alpha) == ((1, 3, 4), (2,), False, ())
 
 
-def test_naip_of_a_folder_by_the_same_rule(tmp_path, rng, make_grid):
-    """A real alpha band of a local image is no infrared, and hides its pixels; infrared called alpha is infrared."""
+def test_naip_from_a_folder_follows_the_same_rule(tmp_path, rng, make_grid):
+    """A local image's alpha band hides pixels and is not infrared; infrared declared as alpha is infrared."""
     grid = replace(make_grid(SIDE, SIDE), transform=TRANSFORM)
     for number, band in enumerate((alpha_band("uint8", "soft"), image(rng, "uint8", 1)[0])):
         values = np.concatenate([image(rng, "uint8"), band[None]])

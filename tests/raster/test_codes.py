@@ -1,4 +1,4 @@
-"""Rasters of codes: nodata by the file's own values, whole numbers, one band, and other grids; by value."""
+"""Rasters of codes, checked by value: nodata in the file's own values, whole numbers, one band, other grids."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def classes_of(path, scheme, codes=None):
 
 
 def test_nodata_is_decided_before_a_label_map(make_raster):
-    """Bug 6: with nodata 0, ``--label-map 255:1`` made all nodata class 1."""
+    """With nodata 0, ``--label-map 255:1`` used to turn all nodata into class 1."""
     path = make_raster("l.tif", np.array([[0, 1, 2, 255]], np.uint8), nodata=0)
     assert classes_of(path, scheme_of(1, 2), {255: 1}).tolist() == [[-1, 0, 1, 0]]
     assert classes_of(path, scheme_of(1, 2)).tolist() == [[-1, 0, 1, -1]]
@@ -65,7 +65,7 @@ def test_a_nodata_value_that_is_a_class_is_an_error(make_raster, codes):
     assert classes_of(free, scheme_of(0, 1)).tolist() == [[0, 1, 1]]
 
 
-def test_evaluate_says_how_to_choose_between_nodata_and_class_0(make_raster):
+def test_evaluate_explains_how_to_choose_between_nodata_and_class_0(make_raster):
     labels = make_raster("l.tif", np.array([[0, 1, 1, 0]], np.uint8), nodata=0)
     mapped = make_raster("m.tif", np.array([[0, 1, 0, 0]], np.uint8))
     with pytest.raises(SchemeError, match=r"l\.tif uses 0 for no data"):
@@ -76,7 +76,7 @@ def test_evaluate_says_how_to_choose_between_nodata_and_class_0(make_raster):
     assert scores.confusion.tolist() == [[2, 0], [1, 1]]
 
 
-def test_an_nlcd_code_that_marks_no_data_is_an_error(make_raster):
+def test_an_nlcd_code_as_nodata_value_is_an_error(make_raster):
     """Open water is 11: with a nodata value of 11 it would vanish from the prior."""
     codes = np.full((6, 8), 41, np.uint8)
     codes[:2] = 11
@@ -107,7 +107,7 @@ def test_float_codes_with_nan_and_infinity(make_raster):
     assert classes_of(path, scheme_of(1, 2)).tolist() == [[0, -1, -1, 1]]
 
 
-def test_a_fraction_is_an_error_with_its_place(make_raster):
+def test_a_fraction_is_an_error_that_gives_its_place(make_raster):
     values = np.full((50, 60), 41, np.float32)
     values[31, 7] = 41.6
     path = make_raster("f.tif", values)
@@ -120,7 +120,7 @@ def test_a_fraction_is_an_error_with_its_place(make_raster):
         measure_cooccurrence([(path, make_raster("l.tif", np.ones((50, 60), np.uint8)))], CHESAPEAKE)
 
 
-def test_codes_that_averaging_makes_are_counted_and_explained(make_raster):
+def test_codes_made_by_averaging_are_counted_and_explained(make_raster):
     codes = np.full((40, 40), 41, np.uint8)
     codes[0, :3], codes[1, 0] = 50, 61
     with CoarseLayers(make_raster("n.tif", codes)) as layers:
@@ -135,13 +135,13 @@ def test_codes_that_averaging_makes_are_counted_and_explained(make_raster):
 
 @pytest.fixture
 def stack(make_raster):
-    """A stack of two years with names: all 21, all 41."""
+    """A stack of two years as named bands: all 21, all 41."""
     return make_raster(
         "stack.tif", np.stack([np.full((64, 80), c, np.uint8) for c in (21, 41)]), descriptions=("2001", "2021")
     )
 
 
-def test_a_stack_lists_its_bands_and_one_can_be_chosen(stack):
+def test_the_error_for_a_stack_lists_its_bands_and_one_can_be_chosen(stack):
     with pytest.raises(InputError, match=r"2 bands, but one .*1 \(2001\), 2 \(2021\); choose one with --band"):
         CoarseLayers(stack)
     for band, code in ((2, 41), (1, 21)):
@@ -151,7 +151,7 @@ def test_a_stack_lists_its_bands_and_one_can_be_chosen(stack):
         pass
 
 
-def test_band_on_the_command_line(stack, make_raster, tmp_path):
+def test_choosing_a_band_on_the_command_line(stack, make_raster, tmp_path):
     run = CliRunner().invoke
     out = tmp_path / "p.tif"
     refused = run(main, ["-q", "build-prior", "--nlcd", str(stack), "--scheme", "chesapeake-4", "-o", str(out)])
@@ -174,7 +174,7 @@ def test_band_on_the_command_line(stack, make_raster, tmp_path):
     assert "accuracy 1.0000" in scored.output, scored.output
 
 
-def test_a_picture_of_codes_is_said_to_be_one(tmp_path):
+def test_the_error_for_an_rgb_picture_names_its_bands(tmp_path):
     path = tmp_path / "rgb.tif"
     options = {"count": 3, "height": 8, "width": 8, "dtype": "uint8", "photometric": "RGB"}
     with rasterio.open(path, "w", driver="GTiff", **options) as dst:
@@ -196,7 +196,7 @@ def test_a_picture_of_codes_is_said_to_be_one(tmp_path):
         (2, "uint8", None, "buildings in 100 % of its pixels"), (1, "uint8", None, "buildings in 100 %"),
     ],
 )  # fmt: skip
-def test_what_is_absent_in_a_presence_layer(make_raster, coarse, absent, dtype, nodata, said):
+def test_which_values_mean_absence_in_a_presence_layer(make_raster, coarse, absent, dtype, nodata, said):
     there = np.zeros((64, 80), bool)
     there[10:20, 30:50] = True
     layer = make_raster("b.tif", np.where(there, 1, absent).astype(dtype), nodata=nodata)
@@ -215,7 +215,7 @@ def test_what_is_absent_in_a_presence_layer(make_raster, coarse, absent, dtype, 
     [(0, 255, 255, "WARNING"), (0, 1, 1, "WARNING"), (0, 100, 100, "WARNING"),
      (0, -1, -1, "INFO"), (0, 65535, 65535, "INFO"), (255, 255, 255, "INFO"), (0, 0, 255, "INFO"), (0, 0, 0, "INFO")],
 )  # fmt: skip
-def test_presence_that_its_own_nodata_value_may_hide_is_a_warning(
+def test_presence_that_may_be_hidden_by_its_nodata_value_gives_a_warning(
     make_raster, coarse, caplog, shown, hidden, nodata, level
 ):
     values = np.full((64, 80), shown, np.int32)
@@ -233,7 +233,7 @@ def test_presence_that_its_own_nodata_value_may_hide_is_a_warning(
         assert "gdal_translate -a_nodata none" in record.getMessage()
 
 
-def test_a_tile_in_the_sea_is_water_all_over(make_raster, coarse):
+def test_a_tile_in_the_sea_is_all_water(make_raster, coarse):
     sea = make_raster("w.tif", np.ones((64, 80), np.uint8))
     with CoarseLayers(make_raster("n.tif", coarse(64, 80)), {"waterbodies": sea}) as layers:
         layers.codes()
@@ -243,7 +243,7 @@ def test_a_tile_in_the_sea_is_water_all_over(make_raster, coarse):
 
 
 @pytest.mark.parametrize("kind", ["plain", "alpha first", "mask", "sidecar", "nodata"])
-def test_what_is_no_data_stays_so_on_another_grid(make_grid, tmp_path, kind):
+def test_nodata_stays_nodata_on_another_grid(make_grid, tmp_path, kind):
     codes = np.arange(1, 49, dtype=np.uint8).reshape(6, 8)
     hidden = (codes % 3 == 0) if kind != "plain" else np.zeros_like(codes, bool)
     bands = codes[None]
@@ -262,7 +262,7 @@ def test_what_is_no_data_stays_so_on_another_grid(make_grid, tmp_path, kind):
         dst.write(np.where(hidden, 200, codes)[None] if kind == "nodata" else bands)
         if kind in ("mask", "sidecar"):
             dst.write_mask(np.where(hidden, 0, 255).astype(np.uint8))
-    grid = make_grid(60, 100)  # 20 columns beyond its right edge
+    grid = make_grid(60, 100)  # 20 columns beyond the raster's right edge
     with open_on_grid(path, grid, like="the image") as raster:
         found, valid = raster.read_codes()
         assert raster.covers().sum() == 60 * 80
@@ -272,7 +272,7 @@ def test_what_is_no_data_stays_so_on_another_grid(make_grid, tmp_path, kind):
     assert not valid[:, 80:].any()
 
 
-def test_how_much_of_a_grid_is_covered_is_said(make_raster, make_grid, caplog):
+def test_the_covered_share_of_a_grid_is_logged(make_raster, make_grid, caplog):
     path = make_raster("n.tif", np.ones((64, 40), np.uint8))
     with caplog.at_level("INFO", logger="landprior"), open_on_grid(path, make_grid(64, 80), like="i.tif"):
         pass
@@ -283,7 +283,7 @@ def test_how_much_of_a_grid_is_covered_is_said(make_raster, make_grid, caplog):
 
 
 @pytest.mark.parametrize("local", ["raster", "grid", "both"])
-def test_local_crs_are_errors_or_work_not_tracebacks(make_raster, make_grid, local):
+def test_local_crss_work_or_give_errors_without_tracebacks(make_raster, make_grid, local):
     plain = make_grid(64, 80)
     own = replace(plain, crs=LOCAL) if local != "grid" else plain
     wanted = make_grid(32, 40)
@@ -304,7 +304,7 @@ def test_local_crs_are_errors_or_work_not_tracebacks(make_raster, make_grid, loc
 
 
 def test_advice_for_a_raster_without_a_crs(make_grid):
-    """``rio warp`` of a file without a CRS gives zeros: it gets its CRS first, and where it would lie is looked at."""
+    """``rio warp`` makes zeros of a file without a CRS, so the advice is to set one, judged by the coordinates."""
     image = make_grid(64, 80)
     same_place = replace(make_grid(100, 100, left=599_990.0, top=4_500_010.0), crs=None)
     with pytest.raises(GridMismatchError, match=r"would fit EPSG:26917.*rio edit-info --crs EPSG:26917 b\.tif"):
@@ -320,7 +320,7 @@ def test_advice_for_a_raster_without_a_crs(make_grid):
         require_same_grid(image, make_grid(32, 40), names=("a.tif", "b.tif"))
 
 
-def test_the_file_behind_a_band_is_an_input_too(stack):
+def test_a_file_given_with_a_band_is_an_input_too(stack):
     result = CliRunner().invoke(
         main,
         ["-q", "build-prior", "--nlcd", f"{stack}|band=2", "--scheme", "chesapeake-4", "-o", str(stack), "--overwrite"],

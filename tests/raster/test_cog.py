@@ -47,7 +47,7 @@ def test_a_class_map_is_a_strictly_valid_cog_with_colours_and_tags(tmp_path, env
 
 def test_overviews_of_classes_are_the_mode(tmp_path, enviroatlas, make_grid):
     codes = np.full((1024, 1024), 10, np.uint8)
-    codes[::2, ::2] = 70  # one pixel of four
+    codes[::2, ::2] = 70  # one pixel out of four
     path = write_raster(
         tmp_path / "map.tif", codes, make_grid(1024, 1024), scheme=enviroatlas, nodata=255, overviews="mode"
     )
@@ -56,7 +56,7 @@ def test_overviews_of_classes_are_the_mode(tmp_path, enviroatlas, make_grid):
 
 
 def gdal_category_names(path: Path) -> list[str]:
-    """Ask the GDAL inside rasterio, by its C interface, what it reads as category names."""
+    """Return the category names that the GDAL inside rasterio reads, through its C interface."""
     libraries = Path(rasterio.__file__).parent.parent / "rasterio.libs"
     found = sorted(libraries.glob("libgdal*"))
     if not found:
@@ -70,7 +70,7 @@ def gdal_category_names(path: Path) -> list[str]:
     gdal.GDALAllRegister()
     dataset = gdal.GDALOpen(str(path).encode(), 0)
     band = gdal.GDALGetRasterBand(dataset, 1)
-    gdal.GDALGetMetadata(band, None)  # as every reader does; GDAL looks for side files only then
+    gdal.GDALGetMetadata(band, None)  # like every reader; only then does GDAL look for sidecar files
     names, result = gdal.GDALGetRasterCategoryNames(band), []
     while names and names[len(result)] is not None:
         result.append(names[len(result)].decode())
@@ -114,7 +114,7 @@ def test_probabilities_survive_a_round_trip(tmp_path, make_grid, rng, encoding, 
         assert src.scales[0] == pytest.approx(1 / 255 if encoding == "uint8" else 1)
 
 
-def test_no_data_in_probabilities(tmp_path, make_grid):
+def test_nodata_in_probabilities(tmp_path, make_grid):
     values = np.full((2, 4, 5), np.nan, np.float32)
     values[:, :2] = 0.5
     half = write_raster(
@@ -127,7 +127,7 @@ def test_no_data_in_probabilities(tmp_path, make_grid):
     assert (small[:, :2] == 128).all()
 
 
-def test_windows_make_the_same_file_as_the_whole(tmp_path, make_grid, rng):
+def test_writing_in_windows_makes_the_same_file(tmp_path, make_grid, rng):
     grid = make_grid(700, 900)
     values = rng.integers(0, 200, (3, 700, 900), dtype=np.uint8)
     write_raster(tmp_path / "whole.tif", values, grid)
@@ -146,12 +146,12 @@ def test_an_existing_result_needs_overwrite(tmp_path, make_grid):
     assert path.read_text() == "precious"
     with pytest.raises(InputError, match="is a folder"):
         CogWriter(tmp_path, make_grid(), overwrite=True)
-    with pytest.raises(FileExistsError):  # the builtin people catch
+    with pytest.raises(FileExistsError):  # the builtin exception that people catch
         CogWriter(path, make_grid())
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
-def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, make_grid, failure):
+def test_an_interruption_leaves_only_the_old_file(tmp_path, make_grid, failure):
     path = tmp_path / "a.tif"
     write_raster(path, np.zeros((64, 80), np.uint8), make_grid())
     before = path.read_bytes()
@@ -167,7 +167,7 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, make_gri
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
-def test_gdal_takes_the_cores_it_is_told_to(monkeypatch):
+def test_gdal_uses_the_given_number_of_cores(monkeypatch):
     monkeypatch.delenv("GDAL_NUM_THREADS", raising=False)
     assert gdal_cores() == "ALL_CPUS"
     monkeypatch.setenv("GDAL_NUM_THREADS", "3")
@@ -195,9 +195,9 @@ except RasterWriteError as error:
 """
 
 
-@pytest.mark.parametrize("threads", [None, "ALL_CPUS"])  # GDAL's own threads keep such errors to themselves
+@pytest.mark.parametrize("threads", [None, "ALL_CPUS"])  # GDAL's own threads do not report such errors
 @pytest.mark.parametrize("limit", [500_000, 4_200_000])  # full while writing windows, and while laying out the COG
-def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit, threads):
+def test_a_full_disk_is_an_error_and_the_old_file_stays(tmp_path, limit, threads):
     path = tmp_path / "a.tif"
     path.write_text("precious")
     command = [sys.executable, "-c", _FULL_DISK, str(path), str(limit)]
@@ -210,13 +210,13 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit, threads):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
 
 
-def test_a_folder_that_cannot_be_made(tmp_path, make_grid):
+def test_a_folder_that_cannot_be_created(tmp_path, make_grid):
     (tmp_path / "file").write_text("")
     with pytest.raises(RasterWriteError, match="is a file, but a folder is needed"):
         CogWriter(tmp_path / "file" / "a.tif", make_grid())
 
 
-def test_what_a_killed_run_left_is_cleared_once_it_is_old(tmp_path, make_grid):
+def test_leftovers_of_a_killed_run_are_removed_once_they_are_old(tmp_path, make_grid):
     old, young, other = (
         tmp_path / name for name in (".map-ab12cd_4.tif", ".map-zz12cd_4.tif.draft.tif", ".map-notes.tif")
     )

@@ -10,7 +10,7 @@ from landprior.errors import InputError
 from landprior.raster.filters import axis_matrix, box_taps, filter_window, gaussian_taps
 
 
-def test_gaussian_taps_are_those_of_torchvision():
+def test_gaussian_taps_match_torchvision():
     import torch
     from torchvision.transforms._functional_tensor import _get_gaussian_kernel1d
 
@@ -20,7 +20,7 @@ def test_gaussian_taps_are_those_of_torchvision():
 
 def test_box_taps_cover_a_width_with_fractional_edges():
     np.testing.assert_allclose(box_taps(9), np.full(9, 1 / 9))
-    # 5 m at 2 m pixels is 2.5 pixels: one whole and three quarters of each neighbour
+    # 5 m in pixels of 2 m is 2.5 pixels: one whole pixel and three quarters of each neighbour
     np.testing.assert_allclose(box_taps(5, 2.0), [0.3, 0.4, 0.3])
     np.testing.assert_allclose(box_taps(0.5), [1.0])
 
@@ -53,7 +53,7 @@ def test_any_window_of_a_filter_equals_the_whole(size, radius, data):
     np.testing.assert_allclose(matrix @ signal[slice(*source)], expected[start:stop], rtol=1e-4)
 
 
-def test_a_filter_is_scipys(rng):
+def test_a_filter_matches_scipy(rng):
     image = rng.random((40, 33)).astype(np.float32)
     taps = box_taps(9)
     rows = axis_matrix(taps, size=40, out=(0, 40), source=(0, 40))
@@ -62,11 +62,11 @@ def test_a_filter_is_scipys(rng):
     np.testing.assert_allclose(filter_window(image, rows, columns), expected, atol=1e-6)
 
 
-def test_too_small_a_source_is_a_bug_that_shows():
+def test_too_small_a_source_window_raises():
     with pytest.raises(ValueError, match="needs more than"):
         axis_matrix(box_taps(9), size=100, out=(50, 60), source=(50, 60))
 
 
-def test_senseless_blurs_are_refused():
+def test_impossible_blurs_are_refused():
     with pytest.raises(InputError, match="sigma > 0"):
         gaussian_taps(0, 50)

@@ -34,7 +34,7 @@ def test_same_grid_up_to_a_hundredth_of_a_pixel(make_grid):
     ("change", "message"),
     [({"width": 81}, "80 x 64 px and 81 x 64 px"), ({"crs": CRS.from_epsg(26918)}, "CRS EPSG:26917 and EPSG:26918")],
 )
-def test_a_mismatch_names_the_files_and_the_remedy(make_grid, change, message):
+def test_a_mismatch_names_the_files_and_suggests_a_command(make_grid, change, message):
     grid = make_grid()
     with pytest.raises(GridMismatchError, match=message) as caught:
         require_same_grid(grid, replace(grid, **change), names=("image.tif", "prior.tif"))
@@ -49,7 +49,7 @@ def test_pixel_size_in_metres(make_grid):
     assert make_grid().pixel_size(2.0) == (2.0, 2.0)
 
 
-def test_pixel_size_that_cannot_be_known(make_grid):
+def test_pixel_size_without_a_known_unit(make_grid):
     degrees = replace(make_grid(), crs=CRS.from_epsg(4326))
     with pytest.raises(InputError, match="in degrees"):
         degrees.pixel_size()

@@ -1,4 +1,4 @@
-"""Ground metres (item 7): sizes, areas and widths in Web Mercator, degrees, feet, kilometres and Albers."""
+"""Ground metres: sizes, areas and widths in Web Mercator, degrees, feet, kilometres and Albers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STRETCH = 1 / math.cos(math.radians(37.224))
 
 
 def grid_over(crs, pixel, *, bounds=SQUARE, own=UTM):
-    """Return a grid of square pixels over the square in another CRS."""
+    """Return a grid with square pixels over the test square, in another CRS."""
     crs = CRS.from_user_input(crs)
     left, bottom, right, top = transform_bounds(own, crs, *bounds)
     width, height = math.ceil((right - left) / pixel), math.ceil((top - bottom) / pixel)
@@ -55,14 +55,14 @@ def grid_over(crs, pixel, *, bounds=SQUARE, own=UTM):
         ("EPSG:2264", 3.0, (0.9144, 0.9144)),
         ("+proj=utm +zone=17 +datum=NAD83 +units=km", 0.001, (1.0, 1.0)),
         ("+proj=utm +zone=17 +datum=NAD83 +units=us-ft", 3.0, (0.9144, 0.9144)),
-        ("EPSG:32616", 1.0, (1 / 1.0043, 1 / 1.0043)),  # the neighbouring zone, 6.8 degrees from its meridian
+        ("EPSG:32616", 1.0, (1 / 1.0043, 1 / 1.0043)),  # the neighbouring zone, 6.8 degrees from its central meridian
     ],
 )
 def test_the_size_of_a_pixel_is_that_on_the_ground(crs, pixel, expected):
     assert grid_over(crs, pixel).pixel_size() == pytest.approx(expected, rel=6e-3 if "3857" in crs else 2e-3)
 
 
-def test_utm_in_its_zone_stays_as_it_is():
+def test_utm_within_its_zone_is_unchanged():
     grid = grid_over("EPSG:26917", 1.0)
     assert grid.pixel_size() == (1.0, 1.0)
     assert PixelAreas(grid).constant
@@ -78,13 +78,13 @@ def test_albers_keeps_areas_but_not_lengths():
     assert PixelAreas(grid).mean == pytest.approx(900, rel=1e-9)
 
 
-def test_a_turned_raster_in_degrees_has_the_same_area():
+def test_a_rotated_raster_in_degrees_has_the_same_area():
     grid = grid_over("EPSG:4326", 1e-5)
     turned = replace(grid, transform=grid.transform @ Affine.rotation(30))
     assert PixelAreas(turned).mean == pytest.approx(PixelAreas(grid).mean, rel=1e-3)
 
 
-def test_the_pixels_of_the_whole_world_in_degrees_are_the_world():
+def test_pixels_of_the_whole_world_in_degrees_add_up_to_its_area():
     grid = Grid(width=360, height=180, transform=Affine(1, 0, -180, 0, -1, 90), crs=CRS.from_epsg(4326))
     rows = np.repeat((np.arange(180) < 60)[:, None], 360, axis=1).astype(int)  # from the pole to 30 N
     total = PixelAreas(grid).sums(rows, Window(0, 0, 360, 180), 2)
@@ -93,14 +93,14 @@ def test_the_pixels_of_the_whole_world_in_degrees_are_the_world():
 
 
 @pytest.mark.parametrize("epsg", [4326, 4269])
-def test_coordinates_that_are_no_degrees_are_refused(make_grid, epsg):
+def test_coordinates_beyond_degrees_are_refused(make_grid, epsg):
     grid = replace(make_grid(), crs=CRS.from_epsg(epsg))
     with pytest.raises(InputError, match=r"but its coordinates are not \(600000, .*assign its true CRS"):
         grid.pixel_size()
     assert grid.pixel_size(1.0) == (1.0, 1.0)
 
 
-def test_a_stated_size_that_the_file_denies_is_said(make_grid, caplog):
+def test_a_given_size_that_contradicts_the_file_gives_a_warning(make_grid, caplog):
     grid_over("EPSG:3857", 1.0).pixel_size(1.0, where="web.tif")
     assert (
         "web.tif has pixels of 0.7972 x 0.7939 m by its own georeferencing; using 1 m from --pixel-size" in caplog.text
@@ -117,7 +117,7 @@ def test_a_stated_size_that_the_file_denies_is_said(make_grid, caplog):
 
 @pytest.fixture
 def town(tmp_path, enviroatlas):
-    """Return a factory of maps of the square: a third water, the rest trees, in any CRS."""
+    """Return a factory of maps of the test square in any CRS: a third water, the rest trees."""
 
     def make(crs, pixel):
         grid = grid_over(crs, pixel)
@@ -132,10 +132,10 @@ def town(tmp_path, enviroatlas):
     ("crs", "pixel"),
     [("EPSG:26917", 1.0), ("EPSG:3857", 1.0), ("EPSG:4326", 1e-5), ("EPSG:2264", 3.0), ("EPSG:5070", 1.0)],
 )
-def test_hectares_of_a_sample_and_of_its_estimate_are_those_on_the_ground(tmp_path, town, enviroatlas, crs, pixel):
+def test_hectares_of_a_sample_and_its_estimate_are_measured_on_the_ground(tmp_path, town, enviroatlas, crs, pixel):
     path, grid = town(crs, pixel)
     true = shapely.geometry.box(*grid.bounds).segmentize((grid.bounds.right - grid.bounds.left) / 50)
-    hectares = geopandas.GeoSeries([true], crs=grid.crs.to_wkt()).to_crs(6350).area[0] / 1e4  # Albers of CONUS
+    hectares = geopandas.GeoSeries([true], crs=grid.crs.to_wkt()).to_crs(6350).area[0] / 1e4  # CONUS Albers
     sample = draw_sample(path, enviroatlas, count=60)
     strata = sample.drop_duplicates("stratum").set_index("stratum")["stratum_hectares"]
     assert strata.sum() == pytest.approx(hectares, rel=2e-3)
@@ -150,8 +150,8 @@ def test_hectares_of_a_sample_and_of_its_estimate_are_those_on_the_ground(tmp_pa
     assert evaluate_points(path, tmp_path / "pixels.gpkg", enviroatlas).hectares == pytest.approx(hectares, rel=2e-3)
 
 
-def test_rows_of_a_large_map_in_degrees_weigh_by_their_own_area(tmp_path, enviroatlas):
-    """North and south of 45 N, to the pole and the equator: as many pixels, but 0.29 and 0.71 of the area."""
+def test_rows_of_a_large_map_in_degrees_are_weighted_by_their_own_area(tmp_path, enviroatlas):
+    """45 N to the pole and 45 N to the equator: the same number of pixels, but 0.29 and 0.71 of the area."""
     grid = Grid(width=40, height=180, transform=Affine(0.5, 0, -100, 0, -0.5, 90), crs=CRS.from_epsg(4326))
     codes = np.full(grid.shape, 10, np.uint8)
     codes[90:] = 40
@@ -174,15 +174,15 @@ def test_rows_of_a_large_map_in_degrees_weigh_by_their_own_area(tmp_path, enviro
     ("crs", "pixel", "halo"),
     [("EPSG:26917", 1.0, 50), ("EPSG:3857", STRETCH, 50), ("EPSG:3857", 1.0, 63), ("EPSG:4326", 1e-5, 57)],
 )
-def test_the_blur_of_a_prior_is_as_wide_on_the_ground(enviroatlas, crs, pixel, halo):
+def test_the_blur_of_a_prior_has_its_width_on_the_ground(enviroatlas, crs, pixel, halo):
     matrix = load_cooccurrence(None, enviroatlas)
     grid = grid_over(crs, pixel)
     model = PriorModel(enviroatlas, matrix.table([11, 41]), grid, pixel_size=grid.pixel_size())
     assert model.halo == pytest.approx(halo, abs=1)
 
 
-def test_a_prior_in_degrees_is_that_in_utm(tmp_path, enviroatlas):
-    """The same two codes of the same ground: halfway between them and 30 m beside, in both CRSs."""
+def test_a_prior_in_degrees_equals_that_in_utm(tmp_path, enviroatlas):
+    """The same two codes on the same ground, compared halfway between them and 30 m away, in both CRSs."""
     matrix = load_cooccurrence(None, enviroatlas)
     values = {}
     for name, crs, pixel in (("utm", "EPSG:26917", 1.0), ("degrees", "EPSG:4326", 1e-5), ("web", "EPSG:3857", 1.0)):
@@ -200,8 +200,8 @@ def test_a_prior_in_degrees_is_that_in_utm(tmp_path, enviroatlas):
     assert values["utm"][0] > values["utm"][1] + 0.1
 
 
-def test_a_prior_of_very_uneven_pixels_says_so(tmp_path, enviroatlas, caplog):
-    """From 20 to 60 N in one raster: the blur of the middle is wrong by up to half at the edges."""
+def test_a_prior_with_very_uneven_pixels_gives_a_warning(tmp_path, enviroatlas, caplog):
+    """From 20 to 60 N in one raster, the width of the blur in the middle is off by up to half at the edges."""
     grid = Grid(width=40, height=400, transform=Affine(0.1, 0, -100, 0, -0.1, 60), crs=CRS.from_epsg(4326))
     nlcd = write_raster(tmp_path / "nlcd.tif", np.full(grid.shape, 41, np.uint8), grid)
     build_prior(nlcd, tmp_path / "prior.tif", cooccurrence=load_cooccurrence(None, enviroatlas))
@@ -209,7 +209,7 @@ def test_a_prior_of_very_uneven_pixels_says_so(tmp_path, enviroatlas, caplog):
 
 
 @pytest.mark.parametrize(("crs", "pixel"), [("EPSG:26917", 1.0), ("EPSG:3857", 1.0), ("EPSG:4326", 1e-5)])
-def test_what_is_left_out_around_a_point_is_a_circle_on_the_ground(tmp_path, town, enviroatlas, crs, pixel):
+def test_the_area_excluded_around_a_point_is_a_circle_on_the_ground(tmp_path, town, enviroatlas, crs, pixel):
     path, grid = town(crs, pixel)
     middle = grid.transform @ (grid.width / 2, grid.height / 2)
     geopandas.GeoDataFrame(geometry=[shapely.Point(middle)], crs=grid.crs.to_wkt()).to_file(tmp_path / "p.gpkg")
@@ -217,8 +217,8 @@ def test_what_is_left_out_around_a_point_is_a_circle_on_the_ground(tmp_path, tow
     assert (grid.width * grid.height - left) * PixelAreas(grid).mean == pytest.approx(math.pi * 400, rel=0.08)
 
 
-def test_cells_found_in_web_mercator_are_thirty_metres_on_the_ground():
-    """Stripes of 30 m on the ground, 37.7 px of EPSG:3857."""
+def test_cells_in_web_mercator_are_thirty_metres_on_the_ground():
+    """Stripes of 30 m on the ground, 37.7 px in EPSG:3857."""
     grid = grid_over("EPSG:3857", 1.0)
     rows, columns = (
         (np.arange(size) * side // 30).astype(int) for size, side in zip(grid.shape, grid.pixel_size(), strict=True)
@@ -233,7 +233,7 @@ def test_cells_found_in_web_mercator_are_thirty_metres_on_the_ground():
 
 @pytest.fixture
 def tiles(tmp_path, enviroatlas):
-    """Two tiles of 60 m side by side, 1 m pixels, in UTM."""
+    """Two tiles of 60 m side by side in UTM, with pixels of 1 m."""
     found = []
     for number, code in enumerate((40, 70)):
         folder = TileFolder(path=tmp_path / "town" / f"t{number}", city="town")
@@ -273,8 +273,8 @@ def test_a_mosaic_in_albers_keeps_whole_metres(tmp_path, tiles, enviroatlas):
         ({"crs": "EPSG:32760"}, None),
     ],
 )
-def test_a_mosaic_that_cannot_be_is_an_error_and_leaves_nothing(tmp_path, tiles, enviroatlas, options, message):
-    if message is None:  # far outside its zone, but a place
+def test_an_impossible_mosaic_is_an_error_and_leaves_nothing(tmp_path, tiles, enviroatlas, options, message):
+    if message is None:  # far outside its zone, but valid
         join_maps(tiles, tmp_path / "map.tif", enviroatlas, **options)
         return
     with pytest.raises(InputError, match=message):

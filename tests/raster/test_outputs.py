@@ -1,4 +1,4 @@
-"""Where results go: never over an input, as a whole dataset, whole or not at all."""
+"""Outputs never replace an input, replace all files of a raster together, and are complete or absent."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def _relative(path):
 
 @pytest.mark.parametrize("spell", [_same, _dotted, _linked, _linked_folder, _hard, _relative])
 @pytest.mark.parametrize("swapped", [False, True])
-def test_an_output_that_is_an_input_is_refused_by_whatever_name(image, spell, swapped):
+def test_an_output_that_is_an_input_is_refused_under_any_name(image, spell, swapped):
     before = image.read_bytes()
     output, source = (spell(image), image) if not swapped else (image, spell(image))
     with pytest.raises(InputError, match="is the input"):
@@ -68,7 +68,7 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(image, spell, sw
     assert image.read_bytes() == before
 
 
-def test_a_part_of_an_input_is_an_input(tmp_path, image):
+def test_part_of_an_input_is_an_input(tmp_path, image):
     inner, outer = tmp_path / "inner.vrt", tmp_path / "outer.vrt"
     text = (
         '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
@@ -90,7 +90,7 @@ def test_a_part_of_an_input_is_an_input(tmp_path, image):
     ("source", "output"),
     [("a.shp", "a.dbf"), ("a.shp", "A.SHX"), ("a.gpkg", "a.gpkg-wal"), ("a.tab", "a.map")],
 )
-def test_the_files_of_a_vector_are_inputs(tmp_path, source, output):
+def test_all_files_of_a_vector_data_set_are_inputs(tmp_path, source, output):
     (tmp_path / source).write_bytes(b"x")
     (tmp_path / output).write_bytes(b"x")
     with pytest.raises(InputError, match="is part of the input"):
@@ -98,7 +98,7 @@ def test_the_files_of_a_vector_are_inputs(tmp_path, source, output):
     check_output(tmp_path / "b.csv", overwrite=True, inputs=[tmp_path / source])
 
 
-def test_a_file_of_an_input_folder_and_an_archive_are_inputs(tmp_path, image):
+def test_files_in_an_input_folder_and_archives_are_inputs(tmp_path, image):
     folder = tmp_path / "slides"
     folder.mkdir()
     (folder / "a.tif").write_bytes(b"x")
@@ -112,13 +112,13 @@ def test_a_file_of_an_input_folder_and_an_archive_are_inputs(tmp_path, image):
     with zipfile.ZipFile(archive, "w") as stream:
         stream.write(image, "in/image.tif")
     path = archive_path(f"/vsizip/{archive}/in/image.tif")
-    with rasterio.open(Path(path)) as src:  # as a Path it still leads there
+    with rasterio.open(Path(path)) as src:  # as a Path it still points there
         assert src.read(1).tolist() == np.ones((8, 8)).tolist()
     with pytest.raises(InputError, match="is part of the input"):
         check_output(archive, overwrite=True, inputs=[Path(path)])
 
 
-def test_two_results_are_two_files(tmp_path):
+def test_two_results_cannot_share_a_file(tmp_path):
     with pytest.raises(InputError, match="two results would be the same file"):
         check_outputs([tmp_path / "a.csv", tmp_path / "." / "a.csv"], overwrite=True)
     with pytest.raises(InputError, match="two results would be the same file"):
@@ -143,7 +143,7 @@ def test_results_are_written_to_local_paths_only(tmp_path, monkeypatch, make_gri
     assert list(tmp_path.iterdir()) == []
 
 
-def test_which_inputs_are_not_local():
+def test_inputs_that_are_not_local_are_recognised():
     for text in ("s3://b/x", "https://h/x", "/vsicurl/https://h/x", "/vsis3/b/x", Path("gs://b/x")):
         assert "download it first" in explain_remote_input(text)
     assert "/vsizip/" in explain_remote_input("zip://a.zip!x.tif")
@@ -156,7 +156,7 @@ def test_which_inputs_are_not_local():
     ["https://me:TOKEN@h.test/x.tif", "https://h.test/x.tif?sig=TOKEN", "s3://b/x.tif#TOKEN", "zip://a.zip?TOKEN",
      "/vsicurl/https://me:TOKEN@h.test/x.tif", "/vsicurl?url=https://h.test/x.tif&pw=TOKEN", Path("s3://me:TOKEN@b/x")],
 )  # fmt: skip
-def test_addresses_in_messages_show_no_secret(text):
+def test_addresses_in_messages_do_not_show_secrets(text):
     assert "TOKEN" not in explain_remote_input(text)
     with pytest.raises(InputError, match="is not a local path") as caught:
         check_output(text, overwrite=True)
@@ -170,7 +170,7 @@ def test_a_file_in_a_missing_folder_is_an_error_that_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["map.jpg", "map.vrt", "map.img", "map.gpkg", "map.PNG"])
-def test_a_raster_does_not_take_the_name_of_another_format(tmp_path, name):
+def test_a_raster_with_the_extension_of_another_format_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"ends in \.tif"):
         check_output(tmp_path / name, overwrite=True, kind="raster")
 
@@ -188,7 +188,7 @@ def test_a_link_and_a_long_name_are_refused(tmp_path):
         check_output(tmp_path / ("a" * 246 + ".tif"), overwrite=True, kind="raster")
 
 
-def test_a_checkpoint_has_room_beside_a_long_name(tmp_path):
+def test_a_checkpoint_works_beside_a_long_name(tmp_path):
     assert checkpoint_path(tmp_path / "map.tif") == tmp_path / ".map.tif.checkpoint"
     found = set()
     for name in ("a" * 255, "a" * 254 + "b", "森" * 85, "é" * 120):
@@ -198,13 +198,13 @@ def test_a_checkpoint_has_room_beside_a_long_name(tmp_path):
     assert len(found) == 4
 
 
-# -- what lies beside -------------------------------------------------------------------------------
+# -- sidecar files ----------------------------------------------------------------------------------
 
 _READ_WITH_IT = ["map.tif.aux.xml", "map.tif.ovr", "map.tif.msk", "map.tfw", "map.wld", "map.TFW", "map.tif.vat.dbf"]
 
 
 def _dataset(folder, make_grid, scheme):
-    """Put a map there with all that can lie beside it."""
+    """Write a map with every possible sidecar file."""
     from landprior.landcover.mapping.products import write_quicklook, write_style
 
     path = write_raster(folder / "map.tif", np.full((8, 8), 2, np.uint8), make_grid(8, 8), scheme=scheme)
@@ -219,7 +219,7 @@ def _dataset(folder, make_grid, scheme):
     return path
 
 
-def test_a_raster_is_replaced_with_all_that_lies_beside_it(tmp_path, make_grid, enviroatlas):
+def test_a_raster_is_replaced_with_its_sidecar_files(tmp_path, make_grid, enviroatlas):
     path = _dataset(tmp_path, make_grid, enviroatlas)
     (tmp_path / "map_notes.txt").write_text("mine")
     (tmp_path / "map2.tif.ovr").write_text("another's")
@@ -233,7 +233,7 @@ def test_a_raster_is_replaced_with_all_that_lies_beside_it(tmp_path, make_grid, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "map2.tif.ovr", "map_notes.txt"]
 
 
-def test_what_the_new_run_writes_beside_it_stays(tmp_path, make_grid, enviroatlas):
+def test_files_that_the_new_run_writes_beside_it_are_kept(tmp_path, make_grid, enviroatlas):
     path = _dataset(tmp_path, make_grid, enviroatlas)
     keep = [tmp_path / "map_probabilities.tif"]
     write_raster(path, np.ones((8, 8), np.uint8), make_grid(8, 8), scheme=enviroatlas, overwrite=True, keep=keep)
@@ -242,7 +242,7 @@ def test_what_the_new_run_writes_beside_it_stays(tmp_path, make_grid, enviroatla
 
 
 @pytest.mark.parametrize("name", [*_READ_WITH_IT, "map_probabilities.tif", "map.qml"])
-def test_what_an_older_raster_has_left_is_not_taken_for_the_new_ones(tmp_path, make_grid, enviroatlas, name):
+def test_leftovers_of_an_older_raster_are_not_taken_for_the_new_one(tmp_path, make_grid, enviroatlas, name):
     path = _dataset(tmp_path, make_grid, enviroatlas)
     for other in tmp_path.iterdir():
         if other.name != name:
@@ -255,24 +255,24 @@ def test_what_an_older_raster_has_left_is_not_taken_for_the_new_ones(tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["map.qml", "map.png", "map_probabilities.tif"])
-def test_a_file_of_someone_else_beside_a_map_is_neither_removed_nor_taken_for_its_own(tmp_path, image, name):
+def test_a_file_from_elsewhere_beside_a_map_is_neither_removed_nor_used(tmp_path, image, name):
     path = image.rename(tmp_path / "map.tif")
     (tmp_path / name).write_text("mine")
     with pytest.raises(OutputExistsError, match="landprior did not write it; move it away"):
         check_output(path, overwrite=True, kind="raster")
-    check_output(path, overwrite=True, kind="raster", inputs=[tmp_path / name])  # an input is no product
+    check_output(path, overwrite=True, kind="raster", inputs=[tmp_path / name])  # an input is not a product
     path.unlink()
-    check_output(path, overwrite=False, kind="raster")  # nothing to be confused with
+    check_output(path, overwrite=False, kind="raster")  # without a map there is nothing to confuse it with
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_what_would_go_with_the_older_map_may_be_an_input(tmp_path, make_grid, enviroatlas):
+def test_a_sidecar_of_the_older_map_that_is_an_input_is_not_removed(tmp_path, make_grid, enviroatlas):
     path = _dataset(tmp_path, make_grid, enviroatlas)
     with pytest.raises(InputError, match="is the input"):
         check_output(path, overwrite=True, kind="raster", inputs=[tmp_path / "map_probabilities.tif"])
 
 
-# -- whole or not at all ----------------------------------------------------------------------------
+# -- complete or absent -----------------------------------------------------------------------------
 
 _KILLED = """
 import os, sys, time
@@ -285,7 +285,7 @@ with claiming(sys.argv[1]), replacing(sys.argv[1], overwrite=True) as temporary:
 """
 
 
-def test_what_a_killed_process_left_goes_at_once_and_what_a_living_one_writes_stays(tmp_path):
+def test_files_of_a_killed_process_are_removed_and_those_of_a_running_one_kept(tmp_path):
     target = tmp_path / "a.csv"
     target.write_text("whole")
     with subprocess.Popen([sys.executable, "-c", _KILLED, str(target)], stdout=subprocess.PIPE, text=True) as process:
@@ -304,7 +304,7 @@ def test_what_a_killed_process_left_goes_at_once_and_what_a_living_one_writes_st
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.csv": "new"}
 
 
-def test_the_mode_is_by_the_umask_which_nobody_touches(tmp_path):
+def test_the_file_mode_follows_the_umask_which_is_not_changed(tmp_path):
     before = os.umask(0o027)
     try:
         with replacing(tmp_path / "a.csv", overwrite=False) as temporary:
@@ -315,7 +315,7 @@ def test_the_mode_is_by_the_umask_which_nobody_touches(tmp_path):
     assert (tmp_path / "a.csv").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_result_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+def test_a_result_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     sync, move = os.fsync, Path.replace
 

@@ -26,11 +26,11 @@ def test_encode_applies_the_label_map_first(chesapeake):
     zero_based = np.array([0, 1, 2, 3])
     mapped = chesapeake.encode(zero_based, label_map={0: 1, 1: 2, 2: 3, 3: 4})
     assert mapped.tolist() == [0, 1, 2, 3]
-    # a map to an ignored code leaves pixels out
+    # mapping to an ignored code leaves pixels out
     assert chesapeake.encode(np.array([1, 2]), label_map={1: 15}).tolist() == [-1, 1]
 
 
-def test_encode_names_unknown_codes_and_the_way_out(enviroatlas):
+def test_encode_names_unknown_codes_and_suggests_a_label_map(enviroatlas):
     with pytest.raises(SchemeError, match=r"map\.tif has code\(s\) 5, 99 .*--label-map"):
         enviroatlas.encode(np.array([10, 5, 99]), where="map.tif")
 
@@ -48,7 +48,7 @@ def test_index_takes_names_codes_and_merged_codes(chesapeake):
         chesapeake.index("swamp")
 
 
-def test_own_scheme_from_yaml(tmp_path):
+def test_a_custom_scheme_from_yaml(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "name: mine\nclasses:\n"
@@ -95,7 +95,7 @@ def test_own_scheme_from_yaml(tmp_path):
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_bad_scheme_is_one_line_with_the_file(tmp_path, text, message):
+def test_a_bad_scheme_is_a_one_line_error_with_the_file(tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(SchemeError, match=message) as caught:
@@ -130,6 +130,6 @@ def test_blend_is_the_mean_of_class_colours(chesapeake):
     assert rgb[0, 2].tolist() == [255, 255, 255]
 
 
-def test_render_leaves_other_codes_clear(chesapeake):
+def test_render_leaves_other_codes_transparent(chesapeake):
     rgba = chesapeake.render(np.array([[1, 255]]))
     assert rgba.tolist() == [[[0, 197, 255, 255], [0, 0, 0, 0]]]

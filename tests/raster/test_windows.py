@@ -1,4 +1,4 @@
-"""Streaming: results that are still to come, errors in them."""
+"""Streaming: deferred results, and errors in them."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ class Sink:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_what_is_still_to_come_is_waited_for_where_it_is_written(make_grid, late):
+def test_deferred_results_are_computed_in_the_writing_thread(make_grid, late):
     grid = make_grid(70, 50)
     sink, threads = Sink(grid), set()
 
@@ -44,7 +44,7 @@ def test_what_is_still_to_come_is_waited_for_where_it_is_written(make_grid, late
     assert (threading.current_thread().name in threads) is not late
 
 
-def test_an_error_in_what_is_still_to_come_is_raised(make_grid):
+def test_an_error_in_a_deferred_result_is_raised(make_grid):
     def compute(*_):
         return {"map": lambda: 1 // 0}
 
