@@ -1,4 +1,4 @@
-"""Devices: what is compiled, how arrays travel."""
+"""Devices: which networks are compiled, and how arrays are transferred."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_asking_for_a_gpu_that_is_not_there():
+def test_a_missing_gpu_is_an_error():
     assert choose_device("auto") == CPU
     for ask in (lambda: choose_device("cuda"), lambda: make_fabric(device="cuda")):
         with pytest.raises(ModelError, match="no CUDA device"):
@@ -33,7 +33,7 @@ def test_asking_for_a_gpu_that_is_not_there():
 
 def test_operations_of_a_convolution_and_a_product():
     network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.Flatten(2), nn.Linear(70, 4))
-    # two for each multiply-add: 3 x 5 x 5 of them for each of 8 x 10 x 7 values, 70 for each of 8 x 4
+    # two per multiply-add: 3 x 5 x 5 of these for each of 8 x 10 x 7 values, and 70 for each of 8 x 4
     assert count_operations(network, torch.zeros(1, 3, 10, 7)) == 2 * (75 * 8 * 70 + 70 * 8 * 4)
 
 
@@ -47,7 +47,7 @@ def test_operations_of_a_convolution_and_a_product():
         (WORTH_COMPILING, CUDA, "off", False),
     ],
 )
-def test_what_is_compiled(monkeypatch, operations, device, wanted, compiled):
+def test_which_networks_are_compiled(monkeypatch, operations, device, wanted, compiled):
     seen = []
     network = nn.Linear(2, 2)
     monkeypatch.setattr(network, "compile", lambda: seen.append(network), raising=False)
@@ -55,9 +55,9 @@ def test_what_is_compiled(monkeypatch, operations, device, wanted, compiled):
     assert len(seen) == compiled
 
 
-@pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")  # three steps
+@pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")  # only three steps
 def test_a_compiled_network_trains_the_same_and_keeps_its_names(monkeypatch):
-    """The compiler itself is left out: it needs a C++ compiler."""
+    """With a stand-in for torch's compiler, which needs a C++ compiler."""
     calls = []
 
     def count(graph, _):
@@ -89,7 +89,7 @@ def _compile_with(backend):
 
 
 def test_a_long_run_on_a_gpu_is_compiled_before_it_starts(monkeypatch):
-    """As on CUDA: the device is only said to be one."""
+    """The device only claims to be a CUDA device."""
     asked = []
     monkeypatch.setattr(
         training,
@@ -111,7 +111,7 @@ def test_a_long_run_on_a_gpu_is_compiled_before_it_starts(monkeypatch):
     assert asked == [(3 * 100 * 5 * 2 * (9 * 2 * 64), CUDA, "auto")]
 
 
-def test_subnormal_numbers_are_zero_while_a_cpu_trains_and_only_then():
+def test_subnormal_numbers_are_zero_only_during_training_on_a_cpu():
     def product():
         return float(torch.tensor([1e-30]) * torch.tensor([1e-10]))
 
@@ -139,7 +139,7 @@ def test_subnormal_numbers_are_zero_while_a_cpu_trains_and_only_then():
     assert product() > 0
 
 
-def test_arrays_there_and_back():
+def test_arrays_are_sent_unchanged():
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
     uploader = Uploader(CPU)
     image, nothing = uploader.send(values, None).wait()
@@ -150,7 +150,7 @@ def test_arrays_there_and_back():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_arrays_to_a_gpu_while_others_travel():
+def test_arrays_sent_to_a_gpu_during_other_transfers():
     uploader, rng = Uploader(devices.choose_device("cuda")), np.random.default_rng(0)
     arrays = [rng.integers(0, 255, (4, 1000, 1000), dtype=np.uint8) for _ in range(8)]
     transfers = [uploader.send(values) for values in arrays]

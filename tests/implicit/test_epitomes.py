@@ -1,4 +1,4 @@
-"""Epitomes against explicit loops in float64."""
+"""Epitomes, compared with explicit loops in float64."""
 
 import math
 
@@ -20,7 +20,7 @@ def make(*, bands=2, size=5, patch=3, epitomes=2, dtype=torch.float64, offset=0.
 
 
 def by_loop(epitome, patches):
-    """Return log p(x, s) by its definition, position by position, in float64."""
+    """Return log p(x, s) from its definition, position by position, in float64."""
     mean, variance = epitome.mean.double(), epitome.variance.double()
     prior = torch.log_softmax(epitome.log_prior.double().flatten(), 0)
     out = torch.empty(len(patches), epitome.positions, dtype=torch.float64)
@@ -41,14 +41,14 @@ def by_loop(epitome, patches):
 
 
 @torch.no_grad()
-def test_the_joint_density_is_that_of_an_explicit_loop_with_wrap_around():
+def test_the_joint_density_equals_that_of_an_explicit_loop_with_wrap_around():
     epitome = make()
     patches = torch.randn(3, 2, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(epitome(patches), by_loop(epitome, patches), rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
-def test_an_offset_of_data_and_means_costs_no_digits_in_single_floats():
+def test_an_offset_of_data_and_means_keeps_single_precision():
     epitome = make(dtype=torch.float32, offset=500.0)
     patches = torch.randn(3, 2, 3, 3) + 500
     torch.testing.assert_close(epitome(patches).double(), by_loop(epitome, patches), rtol=1e-4, atol=2e-3)
@@ -134,7 +134,7 @@ def test_same_seed_same_epitome_and_the_state_is_complete():
 
 
 @pytest.mark.parametrize("wrong", [{"patch": 4}, {"patch": 9, "size": 7}, {"epitomes": 0}, {"variance": 1e-3}])
-def test_what_cannot_be_made_is_refused(wrong):
+def test_impossible_epitomes_are_refused(wrong):
     with pytest.raises(InputError):
         Epitome(3, **wrong)
 

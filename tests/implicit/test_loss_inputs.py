@@ -1,4 +1,4 @@
-"""What losses and posteriors do with masked items, hard zeros and half floats, and what they refuse."""
+"""Losses and posteriors with masked items, hard zeros and half-precision floats, and the inputs that they refuse."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spoil(values, mask, what):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_masked_items_hold_changes_neither_value_nor_gradient(name, shape, dtype):
+def test_values_of_masked_items_change_neither_value_nor_gradient(name, shape, dtype):
     logits, prior = draw(shape, 3, dtype)
     mask = draw_mask(shape, 5)
     log_q, log_p = torch.log_softmax(logits, 1), prior.to(dtype).log()
@@ -67,8 +67,8 @@ def test_what_masked_items_hold_changes_neither_value_nor_gradient(name, shape, 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ALL)
-def test_halves_are_summed_up_in_full_precision(name, dtype):
-    """Sums over 100,000 items do not fit into half floats."""
+def test_half_precision_is_summed_in_full_precision(name, dtype):
+    """Sums over 100,000 items exceed the range of half-precision floats."""
     logits, prior = draw((100_000, 3), 1, dtype)
     mask = draw_mask((100_000, 3), 2)
     expected = ALL[name](torch.log_softmax(logits.double(), 1), prior.log(), mask)
@@ -77,7 +77,7 @@ def test_halves_are_summed_up_in_full_precision(name, dtype):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_batch_without_an_item_that_counts_is_zero_and_moves_nothing(name):
+def test_a_fully_masked_batch_has_zero_loss_and_zero_gradient(name):
     logits, prior = draw((5, 3), 1)
     loss = ALL[name](torch.log_softmax(logits, 1), prior.log(), torch.zeros(5, dtype=torch.bool))
     loss.backward()
@@ -89,7 +89,9 @@ def test_a_batch_without_an_item_that_counts_is_zero_and_moves_nothing(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_of_q_and_prior_have_finite_gradients(name, dtype):
     logits = torch.tensor([[0.0, 1.0, -torch.inf], [1.0, 0.0, -torch.inf]], dtype=dtype, requires_grad=True)
-    prior = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=dtype)  # the last allows only what q rules out
+    prior = torch.tensor(
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=dtype
+    )  # the last item allows only the class that q rules out
     log_q = torch.log_softmax(logits, 1)
     log_q.retain_grad()
     loss = ALL[name](log_q, prior.log())
@@ -98,7 +100,7 @@ def test_zeros_of_q_and_prior_have_finite_gradients(name, dtype):
     assert torch.isfinite(log_q.grad).all()
 
 
-def test_a_running_marginal_takes_no_harm_from_masked_items():
+def test_a_running_marginal_is_not_affected_by_masked_items():
     logits, _ = draw((9, 4), 1)
     mask = draw_mask((9, 4), 2)
     log_q = torch.log_softmax(logits, 1)
@@ -108,7 +110,7 @@ def test_a_running_marginal_takes_no_harm_from_masked_items():
     assert torch.isfinite(gradient).all()
 
 
-def test_a_class_nobody_has_gives_the_marginal_no_nan_gradient():
+def test_a_class_without_items_gives_the_marginal_a_finite_gradient():
     log_q = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]], requires_grad=True)
     marginal = log_class_marginal(log_q)
     assert marginal.tolist() == [0, -torch.inf]
@@ -116,14 +118,14 @@ def test_a_class_nobody_has_gives_the_marginal_no_nan_gradient():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_prior_without_mass_is_no_nan(dtype):
+def test_a_prior_without_mass_does_not_become_nan(dtype):
     prior = torch.tensor([[0.0, 0.25], [0.0, 0.75]], dtype=dtype)[None]
     found = take_log(prior.clone(), smoothing=0)
     assert found[0, :, 0].tolist() == [-torch.inf, -torch.inf]
     torch.testing.assert_close(found[0, :, 1].exp(), torch.tensor([0.25, 0.75], dtype=dtype))
 
 
-# -- what is refused ---------------------------------------------------------------------------------
+# -- refused inputs ----------------------------------------------------------------------------------
 
 
 def good(shape=(6, 4, 5, 3)):
@@ -163,7 +165,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_slips_are_refused_in_a_sentence(slip):
+def test_common_mistakes_are_refused_in_one_line(slip):
     log_q, log_p, message = SLIPS[slip]
     for function in FUNCTIONS.values():
         with pytest.raises(ProbabilityError, match=message) as caught:
@@ -197,7 +199,7 @@ def test_a_marginal_that_does_not_fit_is_refused(name, marginal, message):
         FUNCTIONS[name](LOG_Q, LOG_P, log_marginal=marginal)
 
 
-def test_where_only_a_mean_will_do_sums_are_refused():
+def test_class_sums_are_refused_where_a_mean_is_needed():
     sums = log_class_marginal(LOG_Q) + 3
     with pytest.raises(ProbabilityError, match=r"log_marginal does not sum to one.*log_class_marginal\(log_q\)"):
         FUNCTIONS["qr"](LOG_Q, LOG_P, log_marginal=sums)
@@ -215,8 +217,8 @@ def test_a_mask_of_another_shape_or_type_is_refused(name):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_is_right_is_let_through(name, dtype):
-    """Hard zeros, rounding to halves, one item, many classes, and what is wrong where the mask leaves it out."""
+def test_valid_inputs_are_accepted(name, dtype):
+    """Hard zeros, rounding to half precision, one item, many classes, and invalid values under the mask."""
     for shape in ((1, 2), (300, 150), (2, 5, 40, 30)):
         logits, prior = draw(shape, 4, dtype)
         log_q = torch.log_softmax(8 * logits, 1)
@@ -230,12 +232,12 @@ def test_what_is_right_is_let_through(name, dtype):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_without_the_check_nothing_is_looked_at(name, monkeypatch):
+def test_check_false_skips_all_checks(name, monkeypatch):
     monkeypatch.setattr(checks, "_summarise", lambda *_: pytest.fail("looked"))
     FUNCTIONS[name](LOG_Q.exp(), LOG_P.exp(), check=False)
 
 
-def test_of_many_items_a_sample_is_summed_up(monkeypatch):
+def test_sums_are_checked_on_a_sample_of_many_items(monkeypatch):
     seen = []
     real = torch.logsumexp
     monkeypatch.setattr(torch, "logsumexp", lambda values, **more: seen.append(values.shape) or real(values, **more))
@@ -244,14 +246,14 @@ def test_of_many_items_a_sample_is_summed_up(monkeypatch):
     count, classes, rows, columns = seen[0]
     assert classes == 4
     assert checks.SAMPLE / 2 <= count * rows * columns <= checks.SAMPLE
-    log_q[2, 1, 601, 7] = float("nan")  # NaN is seen wherever it is
+    log_q[2, 1, 601, 7] = float("nan")  # NaN is found anywhere
     with pytest.raises(ProbabilityError, match="NaN"):
         checks.require_logs(log_q, "log_q", checks.LOG_Q_EXAMPLE)
 
 
 @pytest.mark.parametrize("name", ["qr", "rq", "ce"])
-def test_compiled_losses_are_not_looked_at(name):
-    """Looking would break the graph."""
+def test_compiled_losses_are_not_checked(name):
+    """A check would break the graph."""
     compiled = torch.compile(LOSSES[name], backend="eager", fullgraph=True)
     assert compiled(LOG_Q, LOG_P).item() == pytest.approx(LOSSES[name](LOG_Q, LOG_P).item(), abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""The losses against closed forms, references and their own identities."""
+"""The losses, compared with closed forms, reference implementations and identities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_posterior_by_hand():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_joint_is_the_posterior_but_for_a_constant(shape):
+def test_the_joint_is_the_posterior_up_to_a_constant(shape):
     log_q, log_p = logs(shape, 5)
     difference = log_joint(log_q, log_p) - log_posterior(log_q, log_p)
     torch.testing.assert_close(difference, difference[:, :1].expand(shape))
@@ -97,7 +97,7 @@ def test_parity_with_torchgeo(seed):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradients_are_those_of_the_value(name, shape, masked):
+def test_gradients_match_the_values(name, shape, masked):
     logits = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     log_p = probabilities(shape, 4).log()
     mask = torch.rand((shape[0], *shape[2:]), generator=torch.Generator().manual_seed(5)) < 0.6 if masked else None
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_the_value(name, shape, masked):
 
 
 def test_the_gradient_flows_through_the_posterior():
-    """With r held fixed the gradient of RQ would be another one."""
+    """With r held fixed, the gradient of RQ would differ."""
     logits = torch.randn((6, 3), dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     log_p = probabilities((6, 3), 2).log()
     through = torch.autograd.grad(rq(torch.log_softmax(logits, 1), log_p), logits)[0]
@@ -128,7 +128,7 @@ def test_free_energy_is_kl_minus_evidence(seed, shape, masked):
     count = mask.sum() if masked else log_q.numel() / shape[1]
     evidence = log_evidence(log_q, log_p, mask)
     mean_evidence = evidence[mask].mean() if masked else evidence.mean()
-    # qbar is a mean where the evidence has a sum: the value shifts by log N
+    # qbar is a mean, but the evidence has a sum: the value shifts by log N
     expected = qr_kl(log_q, log_p, mask) - mean_evidence - math.log(count)
     assert qr(log_q, log_p, mask).item() == pytest.approx(expected.item(), abs=1e-9)
 
@@ -148,7 +148,7 @@ def test_the_order_of_items_does_not_matter(seed, name):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(LOSSES)))
-def test_a_mask_is_the_same_as_leaving_items_out(seed, name):
+def test_a_mask_is_equivalent_to_leaving_items_out(seed, name):
     log_q, log_p = logs((9, 4), seed)
     mask = torch.rand(9, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[0] = True
@@ -176,14 +176,14 @@ def test_rq_is_cross_entropy_for_one_hot_priors(seed):
 
 
 def uniform_marginal(seed, count=4):
-    """q whose class marginal is uniform: each item with all its cyclic shifts."""
+    """q with a uniform class marginal: each item with all its cyclic shifts."""
     q = probabilities((5, count), seed)
     return torch.cat([q.roll(k, dims=1) for k in range(count)])
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_rq_is_nll_less_log_support_when_the_marginal_is_uniform(seed):
+def test_rq_is_nll_minus_log_support_when_the_marginal_is_uniform(seed):
     q = uniform_marginal(seed)
     generator = torch.Generator().manual_seed(seed)
     support = torch.rand(q.shape, generator=generator) < 0.5
@@ -232,7 +232,7 @@ def test_a_class_that_q_has_given_up_stays_finite():
         assert torch.isfinite(LOSSES[name](log_q, log_p)), name
 
 
-def test_given_class_sums_replace_the_batchs():
+def test_given_class_sums_replace_those_of_the_batch():
     log_q, log_p = logs((8, 4), 3)
     sums = log_class_marginal(log_q) + 2.5  # any constant factor
     torch.testing.assert_close(log_posterior(log_q, log_p, log_marginal=sums), log_posterior(log_q, log_p))
@@ -244,8 +244,8 @@ def test_a_misshapen_mask_is_refused():
         qr(log_q, log_p, torch.ones(2, 5, dtype=torch.bool))
 
 
-def test_qr_pulls_classes_apart_where_cross_entropy_blurs():
-    """Two kinds of items, each seen under two priors that disagree: QR decides, CE averages."""
+def test_qr_separates_classes_that_cross_entropy_averages():
+    """Two kinds of items, each with two priors that disagree: QR decides, CE averages."""
     kinds = torch.tensor([0, 0, 1, 1] * 8)
     prior = torch.tensor([[0.6, 0.4], [0.45, 0.55], [0.4, 0.6], [0.55, 0.45]]).repeat(8, 1)
     found = {}

@@ -1,4 +1,4 @@
-"""The running class marginal: its value, its gradient, and what training does with it."""
+"""The running class marginal: its value, its gradient, and training with it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def draw(shape, seed):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", IMPLICIT_LOSSES)
 @pytest.mark.parametrize("masked", [False, True])
-def test_with_no_memory_it_is_the_batchs_own(shape, name, masked):
-    """Value and gradient of every loss, whatever was seen before."""
+def test_without_memory_it_equals_the_marginal_of_the_batch(shape, name, masked):
+    """Value and gradient of every loss, regardless of earlier batches."""
     mask = torch.rand((shape[0], *shape[2:]), generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
     marginal = RunningMarginal(1.0)
     marginal(draw(shape, 5))
@@ -47,8 +47,8 @@ def test_with_no_memory_it_is_the_batchs_own(shape, name, masked):
 
 @given(st.floats(1, 50), st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_the_value_is_the_faded_mean(memory, sizes, seed):
-    """Against an explicit sum over all items seen, each with the weight that is left of it."""
+def test_the_value_is_the_decayed_mean(memory, sizes, seed):
+    """Compared with an explicit sum over all items seen, each with its remaining weight."""
     marginal = RunningMarginal(memory)
     items, left = [], []
     for number, size in enumerate(sizes):
@@ -61,7 +61,7 @@ def test_the_value_is_the_faded_mean(memory, sizes, seed):
         torch.testing.assert_close(found.exp(), expected)
 
 
-def test_the_first_batch_is_exact_and_a_full_one_always():
+def test_the_first_batch_is_exact_and_so_is_every_full_batch():
     log_q = draw((8, 3), 1)
     torch.testing.assert_close(RunningMarginal(1000.0)(log_q), log_class_marginal(log_q))
     marginal = RunningMarginal(8.0)
@@ -69,7 +69,7 @@ def test_the_first_batch_is_exact_and_a_full_one_always():
     torch.testing.assert_close(marginal(log_q), log_class_marginal(log_q))
 
 
-def test_it_is_not_biased_on_a_stream():
+def test_it_is_unbiased_on_a_stream():
     """The mean of many runs, at every step, is the mean of the stream."""
     generator = torch.Generator().manual_seed(0)
     share = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
@@ -100,8 +100,8 @@ def test_the_gradient_is_that_of_the_batch_at_full_weight(shape):
     torch.testing.assert_close(found, expected)
 
 
-def test_a_small_batch_no_longer_hides_its_gradient():
-    """One item: by its own marginal r is the prior, whatever q; by a running one it is not."""
+def test_a_small_batch_keeps_its_gradient():
+    """With one item and its own marginal, r is the prior for every q; with a running marginal it is not."""
     log_q, log_p = draw((1, 3), 7), draw((1, 3), 8)
     alone = LOSSES["rq"](log_q, log_p)
     torch.testing.assert_close(alone, (log_p.exp() * (log_p - log_q)).sum())
@@ -112,8 +112,8 @@ def test_a_small_batch_no_longer_hides_its_gradient():
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("qr", 1e-6), ("rq", 0.15)])
-def test_gradients_added_up_over_several_batches_are_those_of_one(name, tolerance):
-    # once much was seen; in qr items meet in the marginal only, in rq each also weighs how the marginal changes
+def test_gradients_summed_over_several_batches_equal_those_of_one_large_batch(name, tolerance):
+    # after many items; in qr items interact only through the marginal, in rq each also weights its change
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1200, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     log_prior = torch.log_softmax(torch.randn(1200, 3, dtype=torch.float64, generator=generator), 1)
@@ -131,7 +131,7 @@ def test_gradients_added_up_over_several_batches_are_those_of_one(name, toleranc
     assert (differentiate(4) - whole).norm() < tolerance * whole.norm()
 
 
-def test_a_memory_of_nothing_is_refused():
+def test_a_memory_of_zero_is_refused():
     with pytest.raises(ValueError, match="positive number of items"):
         RunningMarginal(0)
 
@@ -154,8 +154,8 @@ def accuracy(network):
 
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
-def test_small_batches_learn_with_it():
-    """RQ on batches of 2 items: by their own marginal it hardly learns, by a running one as on large batches."""
+def test_small_batches_learn_with_a_running_marginal():
+    """With RQ, batches of 2 items need the running marginal to learn as well as large batches."""
     found = {}
     for marginal in ("batch", "running"):
         network = make_network()
@@ -165,7 +165,7 @@ def test_small_batches_learn_with_it():
     assert found["running"] > found["batch"] + 0.02
 
 
-def test_large_batches_are_the_same_by_both():
+def test_large_batches_give_the_same_with_both_marginals():
     networks = make_network(), make_network()
     for network, marginal in zip(networks, ("batch", "running"), strict=True):
         fit(network, feed, loop(steps=30, marginal=marginal, memory=256))

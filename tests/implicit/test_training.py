@@ -32,7 +32,7 @@ def make_network(seed=0, classes=3):
 
 
 def make_batch(step, *, noise=0.6, count=256):
-    """Three blobs in the plane; the prior says the class with the probability ``noise``, else another."""
+    """Three blobs in the plane; the prior names the right class with probability ``noise``, and otherwise another."""
     generator = torch.Generator().manual_seed(step)
     truth = torch.randint(0, 3, (count,), generator=generator)
     inputs = MEANS[truth] + 0.5 * torch.randn((count, 2), generator=generator)
@@ -47,7 +47,7 @@ def feed(step):
 
 
 def feed_until_25(step):
-    """Be interrupted in the middle of the third epoch."""
+    """Raise KeyboardInterrupt in the middle of the third epoch."""
     if step == 25:
         raise KeyboardInterrupt
     return feed(step)
@@ -61,7 +61,7 @@ def weights(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def test_learns_classes_from_a_noisy_prior():
+def test_training_learns_classes_from_a_noisy_prior():
     network = make_network()
     fit(network, feed, settings(steps=200), fabric=make_fabric("fp32", "cpu"))
     batch, truth = make_batch(10_000, count=4000)
@@ -70,7 +70,7 @@ def test_learns_classes_from_a_noisy_prior():
     assert (best == truth).float().mean() > 0.95
 
 
-def test_same_seed_same_weights_whatever_the_global_generator():
+def test_same_seed_same_weights_regardless_of_the_global_generator():
     first, second = make_network(3), make_network(3)
     fit(first, feed, settings())
     torch.manual_seed(99)
@@ -80,7 +80,7 @@ def test_same_seed_same_weights_whatever_the_global_generator():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tmp_path, schedule):
     chosen = settings(schedule=schedule, plateau_epochs=1)
     whole, torn = make_network(), make_network()
     history = fit(whole, feed, chosen)
@@ -103,7 +103,7 @@ def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
     again = fit(make_network(seed=7), recording, chosen, checkpoint=tmp_path / "absent")
     assert [e.step for e in again.epochs] == [10, 20, 30, 40, 50, 60]
     seen.clear()
-    fresh = make_network(seed=8)  # its weights come from the checkpoint
+    fresh = make_network(seed=8)  # the weights come from the checkpoint
     resumed = fit(fresh, recording, chosen, checkpoint=path)
     assert seen == list(range(30, 60))
     assert [e.loss for e in resumed.epochs] == [e.loss for e in history.epochs]
@@ -111,8 +111,8 @@ def test_interrupted_and_resumed_is_the_same_as_not(tmp_path, schedule):
         torch.testing.assert_close(value, fresh.state_dict()[name], rtol=0, atol=0)
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
-    """Its caller may have failed to write the model; the checkpoint still has everything."""
+def test_a_finished_run_is_not_repeated(tmp_path):
+    """The caller may have failed to write the model; the checkpoint still has everything."""
     path = tmp_path / "state"
 
     def until(epoch):
@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         torch.testing.assert_close(value, again.state_dict()[name], rtol=0, atol=0)
 
 
-def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
+def test_the_error_for_an_interruption_without_a_checkpoint_states_that_nothing_was_saved():
     def interrupted(_):
         raise KeyboardInterrupt
 
@@ -135,7 +135,7 @@ def test_interruption_without_a_checkpoint_says_that_nothing_was_kept():
         fit(make_network(), interrupted, settings())
 
 
-def test_checkpoint_of_other_settings_is_not_used(tmp_path):
+def test_a_checkpoint_with_other_settings_is_not_used(tmp_path):
     path = tmp_path / "state"
 
     with pytest.raises(TrainingInterruptedError):
@@ -147,13 +147,13 @@ def test_checkpoint_of_other_settings_is_not_used(tmp_path):
         torch.testing.assert_close(value, plain.state_dict()[name], rtol=0, atol=0)
 
 
-def test_damaged_checkpoint_is_said_and_left(tmp_path):
+def test_a_damaged_checkpoint_gives_a_warning_and_is_replaced(tmp_path):
     path = tmp_path / "state"
     path.write_bytes(b"no checkpoint")
     network = make_network()
     with pytest.warns(UserWarning, match="not a usable checkpoint"):
         fit(network, feed, settings(steps=10, warmup_steps=0), checkpoint=path)
-    assert torch.load(path, weights_only=True)["step"] == 10  # a good one is in its place
+    assert torch.load(path, weights_only=True)["step"] == 10  # replaced by a valid one
 
 
 def _drop(key):
@@ -170,7 +170,7 @@ def _put(*keys, value):
 
 
 def _damage_last_weight(state):
-    name = list(state["network"])[-1]  # the others are good, and must not stay
+    name = list(state["network"])[-1]  # the other weights are valid, and must be undone
     state["network"][name] = torch.zeros(99)
 
 
@@ -198,7 +198,7 @@ DAMAGE = {
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Return the settings of a run with all kinds of states, its checkpoint, and the weights it has without one."""
+    """Return settings that give all kinds of states, the checkpoint, and the weights of a run without a checkpoint."""
     chosen = settings(marginal="running", steps=30, warmup_steps=10, epoch_steps=10)
     path, whole = tmp_path_factory.mktemp("run") / "state", make_network()
 
@@ -209,8 +209,8 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_checkpoint_that_cannot_be_used_changes_no_weight(tmp_path, stopped, how):
-    """The run then ends as one without a checkpoint does."""
+def test_an_unusable_checkpoint_changes_no_weight(tmp_path, stopped, how):
+    """The run ends with the same weights as one without a checkpoint."""
     chosen, good, expected = stopped
     state = torch.load(good, weights_only=True)
     if DAMAGE[how] is None:
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_used_changes_no_weight(tmp_path, stopped, h
         torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_checkpoint_with_damaged_bytes_is_used_whole_or_not(tmp_path, stopped):
+def test_a_checkpoint_with_damaged_bytes_is_not_used_in_part(tmp_path, stopped):
     chosen, good, expected = stopped
     data = good.read_bytes()
     generator = torch.Generator().manual_seed(0)
@@ -244,7 +244,7 @@ def test_a_checkpoint_with_damaged_bytes_is_used_whole_or_not(tmp_path, stopped)
             torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_a_run_in_which_nothing_counts_is_an_error():
+def test_a_run_without_a_valid_item_is_an_error():
     def masked(step):
         batch = feed(step)
         return Batch(batch.inputs, batch.log_prior, torch.zeros(len(batch.inputs), dtype=torch.bool))
@@ -264,7 +264,7 @@ def test_the_first_batch_is_checked():
         fit(nn.Linear(2, 3), feed, settings())
 
 
-def test_loss_that_is_not_finite_stops_with_advice():
+def test_a_loss_that_is_not_finite_stops_with_advice():
     def broken(step):
         batch = feed(step)
         return Batch(inputs=batch.inputs * float("nan"), log_prior=batch.log_prior)
@@ -273,7 +273,7 @@ def test_loss_that_is_not_finite_stops_with_advice():
         fit(make_network(), broken, settings())
 
 
-def test_collapse_is_warned_of():
+def test_collapse_gives_a_warning():
     network = make_network()
     with torch.no_grad():
         network.body[2].bias[:] = torch.tensor([50.0, 0.0, 0.0])
@@ -281,7 +281,7 @@ def test_collapse_is_warned_of():
         fit(network, feed, settings(loss="ce", steps=10, learning_rate=1e-6))
 
 
-def test_no_collapse_warning_where_the_prior_says_so_too():
+def test_no_collapse_warning_if_the_prior_has_one_class_too():
     def one_sided(step):
         batch = feed(step)
         prior = torch.tensor([0.98, 0.01, 0.01]).log().expand_as(batch.log_prior)
@@ -318,7 +318,7 @@ def test_cosine_rises_and_falls():
     assert rates[-1] < 0.01
 
 
-def test_until_ends_the_run_once_the_warm_up_is_over():
+def test_until_ends_the_run_after_the_warm_up():
     asked = []
 
     def until(epoch):
@@ -331,8 +331,8 @@ def test_until_ends_the_run_once_the_warm_up_is_over():
     assert history.stopped == "enough"
 
 
-def test_a_monitor_that_compares_looks_resumes_exactly(tmp_path):
-    """After a resume the monitor is shown the state it saw last, so that differences between looks agree."""
+def test_a_monitor_that_compares_states_resumes_exactly(tmp_path):
+    """On resuming, the monitor is given the last state that it saw, so that its differences stay the same."""
 
     def differences():
         last = []
@@ -359,7 +359,7 @@ def test_a_monitor_that_compares_looks_resumes_exactly(tmp_path):
     [("ce-em", ce, em), ("ce", ce, ce), ("em", em, em), ("none", qr, qr)],
 )
 def test_the_objective_of_each_phase(warmup, first, later):
-    """With a vanishing learning rate the recorded loss is the objective at the starting weights."""
+    """With a tiny learning rate the recorded loss is the objective at the initial weights."""
     history = fit(
         make_network(), feed, settings(warmup=warmup, warmup_steps=20, steps=30, epoch_steps=1, learning_rate=1e-15)
     )
@@ -370,7 +370,7 @@ def test_the_objective_of_each_phase(warmup, first, later):
             assert epoch.loss == pytest.approx(loss(make_network()(batch.inputs), batch.log_prior).item(), abs=1e-5)
 
 
-def test_no_warm_up_for_losses_that_need_none():
+def test_losses_without_a_warm_up():
     history = fit(make_network(), feed, settings(loss="squared-error", steps=1, epoch_steps=1))
     batch = feed(0)
     q = make_network()(batch.inputs).exp()
@@ -391,7 +391,7 @@ def test_em_is_cross_entropy_with_a_fixed_posterior():
 
 
 def test_masked_items_and_borders_do_not_train():
-    """Garbage under the mask and in the border leaves the weights as they are without it."""
+    """Garbage under the mask and in the border does not change the trained weights."""
 
     def conv(seed=0):
         torch.manual_seed(seed)
@@ -419,7 +419,7 @@ def test_masked_items_and_borders_do_not_train():
 
 
 def test_bf16_trains_too():
-    """Convolutions in half precision, as the land-cover network's; q and the loss stay in float32."""
+    """Convolutions in half precision, like those of the land-cover network; q and the loss stay in float32."""
 
     def cut(step):
         batch, _ = make_batch(step)
@@ -450,10 +450,10 @@ def test_cuda_trains_like_the_cpu():
     assert (network.cpu()(batch.inputs).argmax(1) == truth).float().mean() > 0.95
 
 
-# -- objectives of one's own -------------------------------------------------------------------------
+# -- custom objectives -------------------------------------------------------------------------------
 
 
-def test_an_objective_takes_the_place_of_the_loss_after_the_warm_up():
+def test_a_custom_objective_replaces_the_loss_after_the_warm_up():
     seen = []
 
     def objective(output, batch):
@@ -472,7 +472,7 @@ def test_an_objective_takes_the_place_of_the_loss_after_the_warm_up():
         assert torch.equal(value, weights(second)[name])
 
 
-def test_an_objective_sees_no_border():
+def test_a_custom_objective_does_not_see_the_border():
     network = SmoothedNetwork(nn.Conv2d(2, 3, 1), halo=2)
     values = torch.arange(2.0 * 2 * 9 * 9).reshape(2, 2, 9, 9)
     batch = Batch(inputs=values / 100, log_prior=values[:, :1].expand(2, 3, 9, 9), mask=values[:, 0] > 40, border=2)
@@ -500,12 +500,12 @@ def test_batches_may_have_no_prior():
 
 
 def test_several_devices_are_refused():
-    fabric = Fabric(accelerator="cpu", devices=2)  # nothing is launched yet
+    fabric = Fabric(accelerator="cpu", devices=2)  # does not launch anything yet
     with pytest.raises(ValueError, match="one device, not on 2"):
         fit(make_network(), feed, settings(), fabric=fabric)
 
 
-def test_what_needs_an_objective_says_so():
+def test_losses_that_need_an_objective_or_a_prior_raise():
     with pytest.raises(ValueError, match="sr needs more than log q and log prior"):
         fit(make_network(), feed, settings(loss="sr"))
     with pytest.raises(ValueError, match="need a prior in every batch"):
