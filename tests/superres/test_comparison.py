@@ -1,4 +1,4 @@
-"""``landprior compare`` and ``train --method``: from files to a table."""
+"""``landprior compare`` and ``train --method``, from files to a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = "--steps 8 --filters 2"
 
 @pytest.fixture
 def tiles(tmp_path, make_grid, rng, chesapeake):
-    """Write two tiles of brightness that is the class, with their NLCD and labels."""
+    """Write two tiles whose brightness depends on the class only, with NLCD and labels."""
     for name in ("a", "b"):
         grid = make_grid(96, 104)
         fields = rng.integers(0, 3, (12, 13)).repeat(8, 0).repeat(8, 1)  # trees, grass, impervious
@@ -43,7 +43,7 @@ def tiles(tmp_path, make_grid, rng, chesapeake):
 
 @pytest.fixture
 def config(tiles):
-    """Write a comparison of the quick methods."""
+    """Write the configuration of a comparison of the fast methods."""
     content = {
         "scheme": "chesapeake-4",
         "files": {"image": "{tile}_naip.tif", "nlcd": "{tile}_nlcd.tif", "labels": "{tile}_lc.tif"},
@@ -69,7 +69,7 @@ def config(tiles):
 # -- compare -----------------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_a_table_a_figure_and_maps(config):
+def test_a_comparison_writes_a_table_a_figure_and_maps(config):
     text = good(f"compare {config}")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][1:]
     expected = ["prior", "qr", "soft-naive", "sr", "sr l1", "em", "epitome", "self-epitome"]
@@ -84,7 +84,7 @@ def test_a_comparison_is_a_table_a_figure_and_maps(config):
     assert models == {"match", "l1"}
 
 
-def test_it_goes_on_after_an_interruption_and_ends_with_the_same_figures(config, monkeypatch):
+def test_it_resumes_after_an_interruption_with_the_same_results(config, monkeypatch):
     good(f"compare {config} --place north")
     whole = (config.with_suffix("") / "results.jsonl").read_text()
 
@@ -106,7 +106,7 @@ def test_it_goes_on_after_an_interruption_and_ends_with_the_same_figures(config,
 
 
 @pytest.mark.parametrize("kind", ["map of the prior", "report", "configuration"])
-def test_no_result_replaces_a_file_that_the_configuration_names(config, kind):
+def test_results_do_not_replace_files_named_in_the_configuration(config, kind):
     content = yaml.safe_load(config.read_text()) | {"methods": ["prior"], "places": {"north": ["a"]}}
     config.write_text(yaml.safe_dump(content))
     good(f"compare {config} -o {config.parent / 'first'}")
@@ -122,7 +122,7 @@ def test_no_result_replaces_a_file_that_the_configuration_names(config, kind):
     result = run(f"-q compare {config} -o {config.parent / 'out'}")
     assert result.exit_code == 1
     assert len(result.output.strip().splitlines()) == 1, result.output
-    if kind != "configuration":  # which is taken for that of another comparison
+    if kind != "configuration":  # which looks like that of another comparison
         assert f"would replace the input {labels}" in result.output
     assert labels.read_bytes() == before
 
@@ -159,7 +159,7 @@ def test_methods_and_places_are_chosen_by_name(config):
         ),
     ],
 )
-def test_what_is_wrong_with_a_configuration_is_one_line(config, change, text):
+def test_errors_in_a_configuration_are_one_line(config, change, text):
     content = yaml.safe_load(config.read_text()) | change
     config.write_text(yaml.safe_dump(content))
     result = run(f"-q compare {config}")
@@ -182,7 +182,7 @@ def test_shipped_comparisons_are_valid_and_need_a_root(tmp_path):
         load_comparison(tmp_path / "none.yaml")
 
 
-def test_a_method_that_the_runner_does_not_know(config):
+def test_a_method_unknown_to_the_runner_is_an_error(config):
     experiment = load_comparison(config).to_experiment()
     with pytest.raises(ConfigError, match=r"row 'sr': unknown method 'sr' \(available: none\)"):
         Runner(experiment, config.parent, config.parent / "out")
@@ -192,7 +192,7 @@ def test_a_method_that_the_runner_does_not_know(config):
         Experiment.model_validate(content)
 
 
-def test_every_name_is_a_row():
+def test_every_method_has_a_row():
     comparison = Comparison(
         scheme="chesapeake-4", files={"image": "i", "nlcd": "n", "labels": "l"}, places={"p": {"tiles": ["t"]}}
     )
@@ -255,7 +255,7 @@ def test_labels_join_the_cells(place):
 
 
 @pytest.mark.needs("monai")
-def test_a_unet_by_its_name(place):
+def test_a_unet_chosen_by_name(place):
     good(f"train --image a_naip.tif --prior prior.tif --network unet --patch-size 48 {TINY} -o m.safetensors")
     assert load_model(place / "m.safetensors").kind == "unet"
 
@@ -271,14 +271,14 @@ def test_a_unet_by_its_name(place):
         ("--method epitome --nlcd a_nlcd.tif --criterion l1", "--criterion cannot be used with --method epitome"),
     ],
 )
-def test_options_that_say_nothing_are_refused(place, options, text):
+def test_options_without_effect_are_refused(place, options, text):
     result = run(f"train --image a_naip.tif --prior prior.tif {options} -o m.safetensors")
     assert result.exit_code == 2
     assert text in result.output
     assert not (place / "m.safetensors").exists()
 
 
-def test_a_workspace_by_a_method(place, tmp_path):
+def test_a_method_in_a_workspace(place, tmp_path):
     workspace = Workspace(tmp_path / "space")
     folder = workspace.root / "town" / "one"
     folder.mkdir(parents=True)
@@ -294,7 +294,7 @@ def test_a_workspace_by_a_method(place, tmp_path):
     good(f"{line} --method sr --criterion l2")
     assert load_model(folder / "model.safetensors").record["method"]["criterion"] == "l2"
     kept = (folder / "model.safetensors").read_bytes()
-    refused = run(f"{line} --loss ce")  # another method's model is not replaced
+    refused = run(f"{line} --loss ce")  # a model of another method is not replaced
     assert refused.exit_code == 1
     assert "was made by train --method sr, not by train --recipe default; it is kept" in refused.output
     assert (folder / "model.safetensors").read_bytes() == kept
@@ -302,7 +302,7 @@ def test_a_workspace_by_a_method(place, tmp_path):
     assert load_model(folder / "model.safetensors").loss == "ce"
 
 
-def test_the_spread_is_measured_and_told(place):
+def test_the_spread_is_measured_and_printed(place):
     text = good("cooccurrence a_nlcd.tif a_lc.tif --scheme chesapeake-4 --spread -o cooc.csv")
     assert " cells " in text
     assert "±0." in text

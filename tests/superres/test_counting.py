@@ -1,4 +1,4 @@
-"""Training by statistics matching and by expectation-maximisation, on tiles and on files."""
+"""Training by statistics matching and by expectation-maximisation, on tiles and files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from landprior.superres.training import train_superres
 
 @pytest.fixture
 def stripes(enviroatlas):
-    """Return a tile of bright and dark fields; its cells, of 9 fields, are of two codes with different shares of both.
+    """Return a tile of bright and dark fields in cells of 9, with two codes that have different shares of dark fields.
 
-    Of each code's cells all have the very share that the matrix says, so that whole cells' counts have their optimum at
-    the truth.
+    Every cell has exactly the share that the matrix gives for its code, so that the counts of whole cells have their
+    optimum at the truth.
     """
     rng = np.random.default_rng(1)
     size, cell, field, trees_of_9 = 192, 24, 8, {41: 7, 23: 2}
@@ -35,7 +35,7 @@ def stripes(enviroatlas):
     codes = np.where((keys // 100 + keys % 100) % 2 == 0, 41, 23)
     share = np.where(codes == 41, trees_of_9[41], trees_of_9[23]) / 9  # of trees; the rest is impervious
     cells = size // cell
-    rank = rng.random((cells, cells, 9)).argsort(-1).argsort(-1)  # of a cell's fields, in random order
+    rank = rng.random((cells, cells, 9)).argsort(-1).argsort(-1)  # random order of the fields in a cell
     rank = rank.reshape(cells, cells, 3, 3).swapaxes(1, 2).reshape(size // field, size // field)
     trees = rank.repeat(field, 0).repeat(field, 1) < (9 * share).round()
     image = np.where(trees, 60, 180)[None] + rng.normal(0, 8, (3, size, size))
@@ -74,7 +74,7 @@ def test_counting_alone_finds_the_classes(stripes, quick, seed):
     coarse, matrix, truth = stripes
     loop = {"steps": 100, "warmup_steps": 20, "ramp_steps": 10, "learning_rate": 3e-3, "epoch_steps": 20, "seed": seed}
     settings = quick(filters=16, patch_size=82, batch_size=2, training=loop)
-    # a cell that a patch cuts has other shares than its code, and pulls the counts of fields so large off the truth
+    # cells cut by a patch have different shares from their code, and with such large fields they bias the result
     model = train_by_counts([coarse], matrix, settings, CountSettings(least=1))
     found = classify(model, coarse.tile)
     assert (found == truth).mean() > 0.97
@@ -111,7 +111,7 @@ def test_a_batch_holds_its_cells(stripes):
     count = len(batch.extra["eta"])
     assert sorted(blocks.unique().tolist()) == list(range(count))
     log_prior = batch.without_border().log_prior
-    for block in range(count):  # the prior of a pixel says its cell's code
+    for block in range(count):  # the prior of a pixel gives the code of its cell
         inside = blocks == block
         assert len(inside.nonzero()[:, 0].unique()) == 1  # one patch
         trees = log_prior[:, 3][inside].exp()
@@ -120,7 +120,7 @@ def test_a_batch_holds_its_cells(stripes):
     assert (batch.extra["labels"] == -1).all()
 
 
-def test_rare_codes_come_as_often_as_frequent_ones(stripes):
+def test_rare_codes_are_drawn_as_often_as_frequent_ones(stripes):
     coarse, matrix, _ = stripes
     codes = np.full(len(coarse.cells.codes), 41, np.uint8)
     codes[:3] = 23  # 3 of 64 cells
@@ -147,7 +147,7 @@ def test_nodata_is_in_no_cell(stripes):
         assert (batch.extra["blocks"][valid] >= 0).all()
 
 
-def test_no_cell_with_data_is_said(stripes):
+def test_a_tile_without_valid_cells_is_an_error(stripes):
     coarse, matrix, _ = stripes
     empty = CoarseTile(
         tile=coarse.tile,
@@ -180,7 +180,7 @@ def test_labels_join_with_their_weight(stripes):
 # -- expectation-maximisation ------------------------------------------------------------------------
 
 
-def test_em_sharpens_what_the_prior_says(stripes, small):
+def test_em_sharpens_the_prior(stripes, small):
     coarse, _, truth = stripes
     longer = small.model_copy(update={"training": small.training.model_copy(update={"steps": 240})})
     model = train_by_em([coarse.tile], longer, EmSettings(rounds=3, block=1))
@@ -261,7 +261,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(place, quick, tmp_pa
     assert load_model(tmp_path / "other.safetensors").loss == name
 
 
-def test_a_missing_nlcd_is_said(place, quick, tmp_path):
+def test_a_missing_nlcd_is_an_error(place, quick, tmp_path):
     bare = TrainingTile(image=place.image, prior=place.prior)
     with pytest.raises(InputError, match="has no NLCD, which this method needs; give it with --nlcd"):
         train_superres(MethodSettings(name="sr"), [bare], tmp_path / "m.safetensors", quick())
@@ -269,6 +269,6 @@ def test_a_missing_nlcd_is_said(place, quick, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
 @pytest.mark.filterwarnings("ignore::landprior.errors.HarmWarning")
-def test_an_unmeasured_spread_is_said(place, quick, tmp_path):
+def test_a_missing_spread_is_an_error(place, quick, tmp_path):
     with pytest.warns(CooccurrenceWarning, match="--spread"):
         train_superres(MethodSettings(name="sr"), [place], tmp_path / "m.safetensors", quick())

@@ -1,4 +1,4 @@
-"""Labels on an epitome, against explicit loops and closed forms."""
+"""Labels on an epitome, compared with explicit loops and closed forms."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from landprior.superres.embedding import embed_classes, embed_codes, invert_matr
 
 @torch.no_grad()
 def by_loop(epitome, image, codes, count, *, valid=None):
-    """Return n(s, c) by its definition."""
+    """Return n(s, c) from its definition."""
     w, size = epitome.patch, epitome.size
     n = np.zeros((epitome.epitomes, size, size, count))
     for r in range(image.shape[1] - w + 1):
@@ -28,7 +28,7 @@ def by_loop(epitome, image, codes, count, *, valid=None):
     return n.reshape(-1, count)
 
 
-def test_counts_are_those_of_an_explicit_loop():
+def test_counts_equal_those_of_an_explicit_loop():
     epitome = build_epitome(2, seed=1, size=5, patch=3, epitomes=2).double()
     torch.manual_seed(2)
     image, codes = torch.randn(2, 7, 8, dtype=torch.float64), torch.randint(-1, 3, (7, 8))
@@ -41,7 +41,7 @@ def test_counts_are_those_of_an_explicit_loop():
     np.testing.assert_allclose(both.numpy(), 2 * expected, atol=2e-4)
 
 
-def test_classes_are_shares_and_the_mean_where_there_is_none():
+def test_classes_are_shares_and_the_mean_at_unmatched_positions():
     epitome = build_epitome(1, seed=1, size=5, patch=1)
     with torch.no_grad():
         epitome.mean.copy_(torch.arange(25.0).reshape(1, 1, 5, 5))
@@ -83,7 +83,7 @@ def problems(draw):
 
 
 @given(problems())
-def test_em_never_lowers_its_objective_and_gives_distributions(problem):
+def test_em_never_lowers_its_objective_and_returns_distributions(problem):
     counts, matrix = problem
     found = resolve_labels(counts, matrix, iterations=30, tolerance=0, chunk=2)
     steps = np.diff(found.objective)
@@ -98,7 +98,7 @@ def test_em_never_lowers_its_objective_and_gives_distributions(problem):
 
 
 def test_em_finds_the_optimum_and_stops():
-    # a code that says its class surely: p(l|s) is then the codes' shares
+    # with codes that determine the class, p(l|s) equals the shares of the codes
     counts = np.array([[3.0, 1.0], [0.0, 2.0], [0.0, 0.0]])
     found = resolve_labels(counts, np.eye(2))
     np.testing.assert_allclose(found.labels, [[0.75, 0.25], [0, 1], [0.5, 0.5]], atol=1e-6)

@@ -1,4 +1,4 @@
-"""An epitome as a model: saved, loaded, predicted with, drawn."""
+"""An epitome as a model: saving, loading, predicting, drawing."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ SETTINGS = EpitomeSettings(size=12, patch=5, steps=40, patches=32, epitomes=2, e
 
 @pytest.fixture
 def scene(chesapeake):
-    """Water left, trees right, with a gap; codes that say so."""
+    """Water on the left, trees on the right, with a gap, and the corresponding codes."""
     rng = np.random.default_rng(3)
     image = np.full((3, 50, 60), 60) + rng.normal(0, 5, (3, 50, 60))
     image[:, :, 30:] += 80 + rng.normal(0, 25, (3, 50, 30))
@@ -48,7 +48,7 @@ def model(scene):
     return train_epitome_model([tile], [codes], table, SETTINGS, run=Run(device="cpu"))
 
 
-def test_it_maps_what_its_codes_say_and_the_file_maps_the_same(scene, model, make_raster, tmp_path):
+def test_it_maps_the_classes_of_its_codes_also_after_saving_and_loading(scene, model, make_raster, tmp_path):
     tile, _, _ = scene
     image = make_raster("image.tif", tile.image.numpy(), nodata=0)
     path = save_model(model, tmp_path / "model.safetensors")
@@ -74,7 +74,7 @@ def test_it_maps_what_its_codes_say_and_the_file_maps_the_same(scene, model, mak
     np.testing.assert_array_equal(tile.scheme.codes[best][seen], maps["direct"][seen])
 
 
-def test_labels_in_place_of_codes(scene, chesapeake):
+def test_labels_instead_of_codes(scene, chesapeake):
     tile, _, _ = scene
     classes = np.where(np.arange(60) < 30, 2, 3)[None].repeat(50, 0).astype(np.int16)
     labelled = label_tile("labelled", tile.image, classes, scheme=chesapeake, seen=tile.valid.numpy())

@@ -22,7 +22,7 @@ from landprior.superres.settings import EpitomeSettings
 
 @pytest.fixture
 def tile(enviroatlas):
-    """A tile of stripes and blobs with a hole, uint8."""
+    """A uint8 tile of stripes and blobs with a hole."""
     rng = np.random.default_rng(5)
     rows, columns = np.indices((60, 70))
     base = np.stack([100 + 50 * np.sin(rows / 3), 100 + 60 * np.sin(columns / 4), 120 + 40 * ((rows // 15) % 2)])
@@ -42,7 +42,7 @@ def settings(**changes):
     return EpitomeSettings(**{"size": 15, "patch": 5, "steps": 60, "patches": 32} | changes)
 
 
-def test_batches_are_of_the_step_and_seed_alone_and_see_no_gap(tile):
+def test_batches_depend_on_step_and_seed_only_and_avoid_gaps(tile):
     statistics = measure_bands([tile])
     feed = EpitomeFeed([tile, tile], statistics, patch=5, count=500, seed=1)
     one, again, other = feed(3).inputs, feed(3).inputs, feed(4).inputs
@@ -56,7 +56,7 @@ def test_batches_are_of_the_step_and_seed_alone_and_see_no_gap(tile):
     assert feed.patches == 2 * (56 * 66 - 9 * 9)
 
 
-def test_shrinking_averages_and_a_gap_spreads_to_its_square():
+def test_shrinking_averages_and_a_gap_invalidates_its_square():
     image = torch.arange(24, dtype=torch.uint8).reshape(1, 4, 6)
     valid = torch.ones(4, 6, dtype=torch.bool)
     valid[0, 3] = False
@@ -127,7 +127,7 @@ def test_used_positions_get_no_gradient():
     assert epitome.mean.grad[0, 0, 5:].abs().max() > 0
 
 
-def test_several_epitomes_are_one_mixture(tile):
+def test_several_epitomes_form_one_mixture(tile):
     epitome = fit_epitome([tile], settings(epitomes=3, steps=20), run=Run(device="cpu"))[0]
     assert epitome.mean.shape == (3, 3, 15, 15)
     assert (epitome.visits.sum((1, 2)) > 0).all()

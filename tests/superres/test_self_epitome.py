@@ -1,4 +1,4 @@
-"""Self-epitomic super-resolution against its definition in float64."""
+"""Self-epitomic super-resolution, compared with its definition in float64."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from landprior.superres.settings import SelfEpitomeSettings
 
 @pytest.fixture
 def picture():
-    """An even half and a rough half, 3 bands on 0 to 1, with a gap."""
+    """A smooth half and a rough half, 3 bands from 0 to 1, with a gap."""
     rng = np.random.default_rng(8)
     image = np.full((3, 24, 26), 0.3) + rng.normal(0, 0.02, (3, 24, 26))
     image[:, :, 13:] = 0.6 + rng.normal(0, 0.15, (3, 24, 13))
@@ -64,7 +64,7 @@ def collect(found, count, positions):
 
 @pytest.mark.parametrize("own", [0.0, 0.3, None])
 @pytest.mark.parametrize(("dense", "kind"), [(0.0, Dense), (1.1, Sparse)])
-def test_posteriors_are_those_of_the_definition(picture, monkeypatch, own, dense, kind):
+def test_posteriors_match_the_definition(picture, monkeypatch, own, dense, kind):
     monkeypatch.setattr(module, "DENSE", dense)
     monkeypatch.setattr(module, "ROWS", 32)
     monkeypatch.setattr(module, "LEAF", 50)
@@ -75,7 +75,7 @@ def test_posteriors_are_those_of_the_definition(picture, monkeypatch, own, dense
     options = {"patch": 5, "variance": 0.01, "own": own}
     found = Posteriors(image, usable, corners, **options)
     expected = brute(image, usable, corners, **options)
-    for _ in range(2):  # what was kept, and what is computed again
+    for _ in range(2):  # from the cache, and recomputed
         values, kinds = collect(found, len(corners), usable.numel())
         assert kinds == {kind}
         np.testing.assert_allclose(values, expected, atol=2e-5)
@@ -84,7 +84,7 @@ def test_posteriors_are_those_of_the_definition(picture, monkeypatch, own, dense
 
 @pytest.mark.parametrize("dense", [0.0, 0.3, 1.1])
 @pytest.mark.parametrize("cache", [True, False])
-def test_counts_travel_and_smoothing_are_those_of_the_definition(picture, monkeypatch, cache, dense):
+def test_counts_spreading_and_smoothing_match_the_definition(picture, monkeypatch, cache, dense):
     monkeypatch.setattr(module, "DENSE", dense)
     monkeypatch.setattr(module, "ROWS", 16)
     monkeypatch.setattr(module, "LEAF", 60)
@@ -132,7 +132,7 @@ def test_counts_travel_and_smoothing_are_those_of_the_definition(picture, monkey
 
 @pytest.fixture
 def noisy():
-    """Two kinds of ground in stripes, and coarse codes that are right for 70 % of the cells."""
+    """Two kinds of ground in stripes, and coarse codes that are right in 70 % of the cells."""
     rng = np.random.default_rng(2)
     truth = (np.indices((60, 64))[1] // 16) % 2
     image = np.where(truth, 150, 60)[None] + rng.normal(0, 6, (3, 60, 64))
@@ -145,12 +145,12 @@ def noisy():
 
 
 @pytest.mark.parametrize("shrink", [1, 2, 3])
-def test_it_repairs_codes_and_labels_every_valid_pixel(noisy, shrink):
+def test_it_corrects_codes_and_labels_every_valid_pixel(noisy, shrink):
     image, truth, codes, table = noisy
     valid = np.ones(truth.shape, dtype=bool)
     valid[:, 30] = False
     valid[40:, :3] = False
-    valid[50, 1] = True  # alone
+    valid[50, 1] = True  # an isolated pixel
     found = resolve_tile(image, valid, codes, table, SelfEpitomeSettings(shrink=shrink))
     assert found.dtype == np.float32
     assert np.isnan(found[:, ~valid]).all()
@@ -213,7 +213,7 @@ def test_files_and_command(noisy, make_raster, make_grid, chesapeake, tmp_path):
 
 
 @pytest.mark.realdata
-def test_the_real_tile(real_data, chesapeake, tmp_path):
+def test_a_real_tile(real_data, chesapeake, tmp_path):
     folder = real_data / "epitome-demo"
     path = map_by_self_epitome(
         folder / "naip_rgb_214.tif",

@@ -1,4 +1,4 @@
-"""Statistics matching against closed forms, quadrature and slow loops."""
+"""Statistics matching, compared with closed forms, quadrature and slow loops."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def slow_statistics(log_q, blocks, count):
     return means, variances, sizes
 
 
-def test_counts_are_those_of_a_slow_loop(batch):
+def test_counts_equal_those_of_a_slow_loop(batch):
     log_q, blocks, _, _ = batch
     found = count_blocks(log_q, blocks, 5)
     for mine, slow in zip(found, slow_statistics(log_q, blocks, 5), strict=True):
         np.testing.assert_allclose(mine.numpy(), slow, rtol=1e-12, atol=1e-15)
 
 
-def test_the_variance_is_that_of_drawn_classes():
-    """The share of a class among pixels drawn from q has the variance that equation 4 says."""
+def test_the_variance_equals_that_of_drawn_classes():
+    """The share of a class among pixels drawn from q has the variance of equation 4."""
     rng = np.random.default_rng(0)
     q = rng.dirichlet(np.ones(3), 40)
     drawn = (rng.random((20_000, 40, 1)) > q.cumsum(1)[:, :-1]).sum(-1)
@@ -79,7 +79,7 @@ def one(mean, variance):
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-4, 0.25), st.floats(0.02, 0.5))
 @settings(max_examples=40, deadline=None)
 def test_matching_is_the_overlap_of_two_gaussians(mu, eta, variance, rho):
-    """-log of the integral of equation 5, by quadrature."""
+    """Minus the log of the integral in equation 5, by quadrature."""
     sigma = math.sqrt(variance)
     near = [mu, eta, (mu * rho**2 + eta * variance) / (rho**2 + variance)]
     overlap, _ = quad(
@@ -92,7 +92,7 @@ def test_matching_is_the_overlap_of_two_gaussians(mu, eta, variance, rho):
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(1e-3, 0.25), st.floats(0.05, 0.5))
 @settings(max_examples=40, deadline=None)
-def test_the_kl_form_is_that_of_torch(mu, eta, variance, rho):
+def test_the_kl_form_matches_torch(mu, eta, variance, rho):
     expected = torch.distributions.kl_divergence(
         torch.distributions.Normal(mu, math.sqrt(variance)), torch.distributions.Normal(eta, rho)
     )
@@ -119,7 +119,7 @@ def test_gradients_are_right(batch, criterion):
     assert torch.autograd.gradcheck(loss, (logits,))
 
 
-def test_blocks_weigh_by_their_pixels_and_small_ones_do_not_count(batch):
+def test_blocks_are_weighted_by_pixels_and_small_ones_ignored(batch):
     log_q, blocks, eta, rho = batch
     statistics = count_blocks(log_q, blocks, 5)
     values, sizes = match(statistics, eta, rho), statistics.sizes
@@ -132,8 +132,8 @@ def test_blocks_weigh_by_their_pixels_and_small_ones_do_not_count(batch):
     assert float(some) == pytest.approx(float((values * sizes)[kept].sum() / sizes[kept].sum()))
 
 
-def test_a_sure_network_is_the_best_match_where_cells_differ():
-    """With a wide rho a network that is sure, and right on average, is better than one that says eta everywhere."""
+def test_a_confident_network_matches_best_if_cells_differ():
+    """With a wide rho, a confident network that is right on average beats one that predicts eta everywhere."""
     eta, rho = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.3]])
     blocks = torch.zeros(4, dtype=torch.long)
     sure = torch.log(torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]).clamp_min(1e-12))
@@ -144,7 +144,7 @@ def test_a_sure_network_is_the_best_match_where_cells_differ():
     )
 
 
-def test_no_block_is_no_loss():
+def test_no_blocks_give_zero_loss():
     log_q = torch.log(torch.full((1, 2, 3, 3), 0.5))
     nothing = torch.full((1, 3, 3), -1)
     eta = torch.full((1, 2), 0.5)
