@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def workspace(tmp_path, make_grid, coarse, rng):
-    """Four tiles of 64 x 64 px in a row, with image, NLCD, labels."""
+    """Four tiles of 64 x 64 px in a row, with image, NLCD and labels."""
     root = tmp_path / "data"
     for number in range(4):
         grid = make_grid(64, 64, left=600_000.0 + 60 * number)
@@ -64,7 +64,7 @@ def plan(workspace, settings):
 
 
 def mark(tile):
-    """Stand in for the chain: write what makes a tile done."""
+    """Stand in for the pipeline: write the files that mark a tile as done."""
     time.sleep(0.001)
     tile.file("prediction").write_bytes(b"map")
     (tile.path / "item.json").write_text("{}")
@@ -78,7 +78,7 @@ def maps_of(plan):
 # -- plans -----------------------------------------------------------------------------------------
 
 
-def test_a_plan_comes_back_from_its_file(tmp_path, plan):
+def test_a_plan_survives_writing_and_reading(tmp_path, plan):
     path = write_plan(plan, tmp_path / "plan.json")
     again = read_plan(path)
     assert again == plan
@@ -89,7 +89,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path, plan):
     assert moved.digest == plan.digest
 
 
-def test_the_hash_is_of_what_is_done(plan):
+def test_the_hash_depends_on_the_recipe_and_not_on_the_tiles(plan):
     training = plan.recipe.training | {"filters": 3}
     other = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"training": training})})
     assert other.digest != plan.digest
@@ -104,7 +104,7 @@ def test_the_hash_is_of_what_is_done(plan):
         ('{"format": 9}', ConfigError, "a plan is made by landprior plan"),
     ],
 )
-def test_what_is_no_plan(tmp_path, content, error, text):
+def test_files_that_are_not_plans_are_refused(tmp_path, content, error, text):
     path = tmp_path / "plan.json"
     if content is not None:
         path.write_text(content)
@@ -112,7 +112,7 @@ def test_what_is_no_plan(tmp_path, content, error, text):
         read_plan(path)
 
 
-def test_shards_share_all_tiles_and_nothing_twice(plan):
+def test_shards_contain_every_tile_exactly_once(plan):
     shards = [choose_shard(plan, index, 3).tiles for index in range(3)]
     assert sorted(tile.name for shard in shards for tile in shard) == [tile.name for tile in plan.tiles]
     for index, count in ((3, 3), (-1, 3), (4, 9)):
@@ -133,14 +133,14 @@ def test_shards_of_batch_systems(environment, count, found):
     assert find_shard(environment, count) == found
 
 
-def test_what_a_batch_system_does_not_say():
+def test_a_missing_shard_or_count_is_an_error():
     with pytest.raises(InputError, match="JOB_COMPLETIONS is not"):
         find_shard({"JOB_COMPLETION_INDEX": "3"})
     with pytest.raises(InputError, match="give --shard INDEX/COUNT"):
         find_shard({})
 
 
-def test_the_estimate_grows_with_what_there_is_to_do(plan):
+def test_the_estimate_grows_with_the_work(plan):
     work = estimate_work(plan)
     assert work.tiles == 4
     assert work.megapixels == pytest.approx(4 * 64 * 64 / 1e6)
@@ -153,7 +153,7 @@ def test_the_estimate_grows_with_what_there_is_to_do(plan):
 
 
 def test_any_number_of_shards_gives_the_same_maps(plan):
-    """Whatever number of cores torch would take in each."""
+    """For any number of cores that torch would use in each."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     assert {state.state for state in run_plan(plan)} == {"done"}
@@ -174,8 +174,8 @@ def test_any_number_of_shards_gives_the_same_maps(plan):
     assert 0 < note["accuracy"] <= 1
 
 
-def test_a_tile_computes_on_the_cores_of_its_plan(plan):
-    """In torch and in the BLAS under numpy."""
+def test_a_tile_uses_the_cores_in_its_plan(plan):
+    """In torch and in numpy's BLAS."""
     from threadpoolctl import threadpool_info
 
     from landprior.batch import tile_runner
@@ -187,7 +187,7 @@ def test_a_tile_computes_on_the_cores_of_its_plan(plan):
     assert two.digest != plan.digest
 
 
-def test_done_tiles_are_left_alone_and_others_run_again(plan):
+def test_done_tiles_are_skipped_and_others_run_again(plan):
     seen = []
     work = lambda tile: seen.append(tile.name) or mark(tile)  # noqa: E731
     run_plan(plan, work=work)
@@ -201,7 +201,7 @@ def test_done_tiles_are_left_alone_and_others_run_again(plan):
     assert seen[4:] == ["tile-2"]
 
 
-def test_one_that_fails_stops_no_other(plan):
+def test_a_failed_tile_does_not_stop_the_others(plan):
     bad = find_tile(plan, "tile-1").file("nlcd")
     good = bad.read_bytes()
     bad.write_bytes(b"no raster")
@@ -215,7 +215,7 @@ def test_one_that_fails_stops_no_other(plan):
     assert {state.state for state in run_plan(plan)} == {"done"}
 
 
-def test_a_fault_in_a_library_is_a_failed_tile(plan):
+def test_an_error_from_a_library_is_a_failed_tile(plan):
     def broken(tile):
         raise ZeroDivisionError(tile.name)
 
@@ -224,7 +224,7 @@ def test_a_fault_in_a_library_is_a_failed_tile(plan):
     assert states[0].detail == "ZeroDivisionError: tile-0"
 
 
-def test_an_interruption_stops_and_is_told(plan):
+def test_an_interruption_stops_the_run_and_is_recorded(plan):
     def stopped(tile):
         if tile.name == "tile-1":
             raise KeyboardInterrupt
@@ -247,7 +247,7 @@ def test_a_tile_is_run_by_one_process_at_a_time(plan):
     assert (inner[0].state, inner[0].detail) == ("running", "another process is running it")
 
 
-def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
+def test_a_process_that_has_gone_is_not_running(plan, monkeypatch):
     states = []
 
     def work(tile):
@@ -260,7 +260,7 @@ def test_a_process_that_is_gone_is_not_running(plan, monkeypatch):
     assert states == ["running", "interrupted"]
 
 
-def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
+def test_a_different_learned_prior_is_refused(plan, tmp_path, make_model):
     from landprior.landcover.training.model import save_model
 
     path = save_model(make_model(), tmp_path / "learned.safetensors")
@@ -274,7 +274,7 @@ def test_another_learned_prior_is_refused(plan, tmp_path, make_model):
 
 @pytest.mark.needs("ray")
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray itself
 def test_ray_gives_the_same_maps(plan):
     from landprior.batch.cluster import run_on_ray
 
@@ -294,9 +294,9 @@ def test_ray_gives_the_same_maps(plan):
 
 @pytest.mark.needs("ray")
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
-    """A cluster of three local nodes; one is killed with SIGKILL while it works."""
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray itself
+def test_killing_a_node_loses_no_tile(plan, tmp_path):
+    """A cluster of three local nodes, one of which is killed with SIGKILL while it works."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -341,11 +341,11 @@ def test_a_node_that_is_killed_loses_no_tile(plan, tmp_path):
     assert {state.state for state in read_states(many)} == {"done"}
     lines = log.read_text().splitlines()
     assert doomed.node_id in {line.split()[1] for line in lines}
-    assert len(lines) > 24  # what the dead one was at was begun again
+    assert len(lines) > 24  # tiles of the killed node were started again
 
 
-def test_a_tile_of_more_cores_than_there_are_is_refused():
-    """Ray would wait for ever."""
+def test_a_tile_that_needs_more_cores_than_ray_has_is_refused():
+    """Otherwise Ray would wait for ever."""
     from landprior.batch.cluster import _require_cores
 
     _require_cores(2, 2)
@@ -380,7 +380,7 @@ def test_ray_on_this_machine_ignores_an_inherited_address(plan, monkeypatch, add
     assert asked == [given]
 
 
-def test_without_ray_it_is_said(plan, monkeypatch):
+def test_without_ray_the_error_suggests_the_extra(plan, monkeypatch):
     from landprior.batch import cluster
 
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: None)
@@ -401,8 +401,8 @@ def folder_with_map(root, name, codes, grid, scheme, core=None):
     return folder
 
 
-def test_a_pixel_is_that_of_the_tile_on_whose_ground_it_lies(tmp_path, make_grid, enviroatlas):
-    """Two tiles of 40 px with a margin of 10; the seam runs where their grounds meet, whatever their order."""
+def test_each_pixel_comes_from_the_tile_whose_core_contains_it(tmp_path, make_grid, enviroatlas):
+    """Two tiles of 40 px with a margin of 10; the seam runs where their cores meet, in either order."""
     from landprior.raster.grid import Bounds
 
     left = np.full((40, 40), 40, np.uint8)
@@ -429,12 +429,12 @@ def test_a_pixel_is_that_of_the_tile_on_whose_ground_it_lies(tmp_path, make_grid
     np.testing.assert_array_equal(maps[0][ground], maps[1][ground])
     assert (maps[0][10:30, 10:30] == 40).all()
     assert (maps[0][10:30, 30:50] == 70).all()
-    assert (maps[0][:5, 20:40] == 40).all()  # no data in the other
+    assert (maps[0][:5, 20:40] == 40).all()  # nodata in the other tile
     assert (maps[0][:5, 40:] == 255).all()
 
 
-def test_tiles_of_two_zones_are_put_on_one_grid(tmp_path, make_grid, enviroatlas):
-    """The same ground in zones 17 and 18: warped by nearest neighbour, classes stay classes."""
+def test_tiles_in_two_zones_are_put_on_one_grid(tmp_path, make_grid, enviroatlas):
+    """The same ground in zones 17 and 18, warped by nearest neighbour, so that classes stay classes."""
     from rasterio.warp import transform_bounds
 
     grid = make_grid(60, 60, left=700_000.0)
@@ -454,7 +454,7 @@ def test_tiles_of_two_zones_are_put_on_one_grid(tmp_path, make_grid, enviroatlas
         assert (src.read(1) == 40).sum() == pytest.approx(900, rel=0.05)
 
 
-def test_maps_without_a_place_are_not_joined(tmp_path, make_grid, enviroatlas):
+def test_maps_without_a_crs_are_not_joined(tmp_path, make_grid, enviroatlas):
     folder = folder_with_map(
         tmp_path, "one", np.full((20, 20), 40, np.uint8), make_grid(20, 20, epsg=None), enviroatlas
     )
@@ -462,8 +462,8 @@ def test_maps_without_a_place_are_not_joined(tmp_path, make_grid, enviroatlas):
         join_maps([folder], tmp_path / "map.tif", enviroatlas)
 
 
-def test_a_mosaic_reads_maps_by_the_rule_of_all_codes(tmp_path, make_grid, enviroatlas):
-    """A map edited elsewhere: whole floats with NaN and a mask are read, other codes and fractions are errors."""
+def test_a_mosaic_reads_maps_like_other_rasters_of_codes(tmp_path, make_grid, enviroatlas):
+    """Of maps edited elsewhere, whole floats with NaN and a mask are read; other codes and fractions are errors."""
     from landprior.errors import SchemeError
 
     codes = np.full((40, 40), 40.0, np.float32)

@@ -1,4 +1,4 @@
-"""Plans from elsewhere: what they may not say, how they run, and what they say of tiles that have changed since."""
+"""Plans from elsewhere: invalid content, how they run, and the state of tiles that have changed since."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def plan(workspace, settings):
     return plan_workspace(workspace, "town", settings)
 
 
-# -- what a plan may say ---------------------------------------------------------------------------
+# -- content of a plan -----------------------------------------------------------------------------
 
 
 def of_recipe(**changes):
@@ -125,7 +125,7 @@ def of_tile(**changes):
         ),
     ],
 )
-def test_a_plan_from_elsewhere_that_says_what_it_may_not_is_refused(tmp_path, plan, change, text):
+def test_a_plan_with_invalid_content_is_refused(tmp_path, plan, change, text):
     content = json.loads(plan.model_dump_json())
     change(content)
     path = tmp_path / "plan.json"
@@ -137,7 +137,7 @@ def test_a_plan_from_elsewhere_that_says_what_it_may_not_is_refused(tmp_path, pl
     assert not list(tmp_path.glob("data/../etc"))
 
 
-def test_a_plan_that_cannot_be_read_is_an_error_of_a_line(tmp_path):
+def test_an_unreadable_plan_is_a_one_line_error(tmp_path):
     for content in (b"\xff\xfe\x00", b"[" * 100_000, b"{" * 10, b"[]", b"null", b"1e999", b"", b"a\0b"):
         path = tmp_path / "plan.json"
         path.write_bytes(content)
@@ -147,27 +147,27 @@ def test_a_plan_that_cannot_be_read_is_an_error_of_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_plan_is_read_in_the_encodings_of_any_editor(tmp_path, plan, encoding):
+def test_a_plan_is_read_in_all_common_encodings(tmp_path, plan, encoding):
     path = tmp_path / "plan.json"
     path.write_text(plan.model_dump_json(), encoding=encoding)
     assert read_plan(path).digest == plan.digest
 
 
-def test_a_plan_in_latin_1_names_the_line(tmp_path):
+def test_the_error_for_a_plan_in_latin_1_names_the_line(tmp_path):
     path = tmp_path / "plan.json"
     path.write_bytes('{\n "city": "Zürich"}'.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"plan\.json, line 2: the byte 0xfc is not UTF-8"):
         read_plan(path)
 
 
-def test_a_training_that_there_is_not_is_refused_before_any_tile(plan):
+def test_invalid_training_settings_are_refused_before_any_tile(plan):
     recipe = plan.recipe.model_copy(update={"training": {"filters": 10**9, "surprise": 1}})
     with pytest.raises(ConfigError, match=r"recipe\.training: surprise"):
         run_plan(plan.model_copy(update={"recipe": recipe}))
     assert not (find_tile(plan, "t0").path / RUN).exists()
 
 
-def test_a_plan_makes_no_workspace_out_of_nothing(plan, tmp_path):
+def test_a_plan_does_not_create_a_missing_workspace(plan, tmp_path):
     moved = plan.model_copy(update={"workspace": str(tmp_path / "elsewhere")})
     (state, _) = run_plan(moved)
     assert (state.state, "there is no tile at" in state.detail) == ("failed", True)
@@ -177,8 +177,8 @@ def test_a_plan_makes_no_workspace_out_of_nothing(plan, tmp_path):
 # -- a plan maps as run does -----------------------------------------------------------------------
 
 
-def test_a_plan_and_a_run_map_alike_with_a_matrix_that_lacks_a_code(workspace, tmp_path):
-    """In a scheme without a shipped matrix: a missing code gets the mean of the rows, weighted by their pixels."""
+def test_a_plan_and_a_run_give_the_same_maps_if_the_matrix_lacks_a_code(workspace, tmp_path):
+    """In a scheme without a shipped matrix, a missing code gets the mean of the rows, weighted by their pixels."""
     classes = (LandClass(code=1, name="a", colour="#ff0000"), LandClass(code=2, name="b", colour="#00ff00"))
     scheme = ClassScheme(name="mine", classes=classes)
     matrix = Cooccurrence(
@@ -197,7 +197,7 @@ def test_a_plan_and_a_run_map_alike_with_a_matrix_that_lacks_a_code(workspace, t
             (tile.path / name).unlink()
     assert {state.state for state in run_plan(plan)} == {"done"}
     assert results_of(workspace) == alone
-    # and a prior with other weights is another prior
+    # and other weights give another prior
     tile = workspace.tiles("town")[0]
     even = PipelineSettings(
         scheme=scheme,
@@ -208,7 +208,7 @@ def test_a_plan_and_a_run_map_alike_with_a_matrix_that_lacks_a_code(workspace, t
     assert tile.file("prior").read_bytes() != alone[f"{tile.name}/prior.tif"]
 
 
-def test_a_plan_of_before_has_no_pixel_counts_and_keeps_its_hash(tmp_path, plan):
+def test_an_older_plan_without_pixel_counts_keeps_its_hash(tmp_path, plan):
     content = json.loads(plan.model_dump_json())
     content["recipe"].pop("cooccurrence_pixels")
     path = tmp_path / "old.json"
@@ -228,10 +228,10 @@ def results_of(workspace):
     return {f"{t.name}/{name}": (t.path / name).read_bytes() for t in workspace.tiles("town") for name in RESULTS}
 
 
-# -- what is done is of this plan ------------------------------------------------------------------
+# -- which tiles count as done ---------------------------------------------------------------------
 
 
-def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_path):
+def test_a_tile_is_done_only_while_its_map_is_that_of_the_plan(workspace, plan, tmp_path):
     run_plan(plan)
     tile = find_tile(plan, "t0")
     joint = train_city(workspace.tiles("town"), tmp_path / "joint.safetensors", tiny())
@@ -241,7 +241,7 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     assert (state.state, state.detail) == ("waiting", "its map is not the one that this plan made since it was done")
     assert read_state(plan, "t1").state == "done"
     theirs = tile.file("prediction").read_bytes()
-    (failed, done) = run_plan(plan)  # it is not replaced without being asked
+    (failed, done) = run_plan(plan)  # it is not replaced without --overwrite
     assert (failed.state, done.state) == ("failed", "done")
     assert "was made by predict --model joint.safetensors" in failed.detail
     assert tile.file("prediction").read_bytes() == theirs
@@ -250,8 +250,8 @@ def test_a_tile_is_done_only_while_its_map_is_the_plans(workspace, plan, tmp_pat
     assert read_state(plan, "t0").state == "done"
 
 
-def test_a_layer_that_was_replaced_is_noticed_by_status_and_by_the_next_run(plan):
-    """With the size and the date of the old one, too."""
+def test_a_replaced_layer_is_noticed_by_status_and_the_next_run(plan):
+    """Even with the same size and date as the old one."""
     run_plan(plan)
     tile = find_tile(plan, "t0")
     before = tile.file("prior").read_bytes()
@@ -266,7 +266,7 @@ def test_a_layer_that_was_replaced_is_noticed_by_status_and_by_the_next_run(plan
     assert {state.state for state in run_plan(plan)} == {"done"}
     assert tile.file("prior").read_bytes() != before
     assert read_state(plan, "t0").state == "done"
-    tile.file("nlcd").touch()  # another date alone is no change
+    tile.file("nlcd").touch()  # a different date alone is not a change
     assert read_state(plan, "t0").state == "done"
 
 
@@ -279,7 +279,7 @@ def grid_of(tile):
         return Grid.of(src)
 
 
-def test_a_run_note_of_before_still_says_that_a_tile_is_done(plan):
+def test_a_tile_with_an_older_run_note_still_counts_as_done(plan):
     run_plan(plan)
     path = find_tile(plan, "t0").path / RUN
     note = json.loads(path.read_text())
@@ -299,7 +299,7 @@ def slurm(task, **rest):
 @pytest.mark.parametrize(
     ("first", "last", "step"), [(0, 10, 2), (1, 16, 1), (5, 5, 1), (3, 30, 9), (0, 9, 2), (100, 131, 4)]
 )
-def test_every_task_of_an_array_with_a_step_has_a_shard_of_its_own(first, last, step):
+def test_every_task_of_an_array_with_a_step_gets_its_own_shard(first, last, step):
     tasks = range(first, last + 1, step)
     rest = {"COUNT": len(tasks), "MIN": first, "MAX": tasks[-1], "STEP": step}
     for count in (None, len(tasks)):
@@ -325,6 +325,6 @@ def test_every_task_of_an_array_with_a_step_has_a_shard_of_its_own(first, last, 
         ({"JOB_COMPLETION_INDEX": "3", "JOB_COMPLETIONS": "4x"}, None, "JOB_COMPLETIONS is '4x'"),
     ],
 )
-def test_an_array_that_does_not_say_which_shard_it_is_is_refused(environment, count, text):
+def test_an_array_that_does_not_determine_the_shard_is_refused(environment, count, text):
     with pytest.raises(InputError, match=text):
         find_shard(environment, count)
