@@ -1,4 +1,4 @@
-"""Commands that pages print: found in their blocks of code, as they would be typed."""
+"""Finds the commands in a page's code blocks, as they would be typed."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code of a page."""
+    """A code block on a page."""
 
     page: Path
     line: int
@@ -20,7 +20,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """A command as it is typed, without its comment."""
+    """A command as typed, without its comment."""
 
     page: Path
     line: int
@@ -31,7 +31,7 @@ class Command:
 
 
 def find_blocks(page, *languages):
-    """Return the blocks of code in some languages (in any, if none is named)."""
+    """Return the code blocks in some languages (in all, if none is given)."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["text"])
@@ -41,7 +41,7 @@ def find_blocks(page, *languages):
 
 
 def find_commands(page):
-    """Return all commands of a page, in their order; those joined by && one by one."""
+    """Return all commands on a page in order; those joined by && separately."""
     commands = []
     for block in find_blocks(page, "sh", "bash", "console"):
         text = block.text.replace("\\\n", " " * 2)

@@ -1,4 +1,4 @@
-"""Small inputs under the names that pages give them, made when a command asks for them."""
+"""Small inputs with the names used on the pages, made when a command needs them."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ SIDE = 128
 QUICK = {"filters": 2, "patch_size": 16, "batch_size": 2}
 STEPS = {"steps": 4, "warmup_steps": 2}
 
-# what a file is, by its name; the first that fits
+# the kind of a file by its name; the first match counts
 KINDS = (
     (r"worldcover\.tif", "worldcover"),
     (r"Annual_NLCD_.*\.tif", "national_nlcd"),
@@ -66,12 +66,12 @@ KINDS = (
 
 
 class Inputs:
-    """Makes files; what is costly is made once.
+    """Makes files; slow ones are made once.
 
     Parameters
     ----------
     folder
-        Where what is made once is kept.
+        Where files that are made once are kept.
     """
 
     def __init__(self, folder):
@@ -80,7 +80,7 @@ class Inputs:
         self.enviroatlas, self.chesapeake = load_scheme("enviroatlas-5"), load_scheme("chesapeake-4")
 
     def provide(self, path, scheme="enviroatlas-5"):
-        """Make a file or folder, if its name says what it is."""
+        """Make a file or folder, if its name is of a known kind."""
         for pattern, kind in KINDS:
             if re.fullmatch(pattern, path.name):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class Inputs:
         write_raster(path, np.roll(self.truth(scheme), 3, axis=1), self.scene.grid, **options)
 
     def truth(self, scheme):
-        """Return the truth in the codes of a scheme."""
+        """Return the truth as codes of a scheme."""
         if scheme != "chesapeake-4":
             return self.scene.truth
         names = {"water": 1, "trees": 2, "grass": 3, "barren": 4, "impervious": 4}
@@ -142,7 +142,7 @@ class Inputs:
         shutil.copy(self.chain / "model.safetensors", path)
 
     def make_tiles(self, city, scheme):
-        """Make two tiles of a place of a workspace."""
+        """Make two tiles for a place in a workspace."""
         for name in ("one", "two"):
             (city / name).mkdir(parents=True)
             for layer in ("image", "nlcd", "labels"):
@@ -156,7 +156,7 @@ class Inputs:
         write_sample(points, path, self.enviroatlas)
 
     def interpret(self, path):
-        """Give each point of a sample its class, as a person would, if none has one."""
+        """Give each point of a sample its class, like an interpreter, if no point has one."""
         points = geopandas.read_file(path)
         if "reference" in points and not points["reference"].notna().any():
             layer = geopandas.list_layers(path).name[0]
@@ -188,7 +188,7 @@ class Inputs:
 
     @cached_property
     def place(self):
-        """The files of a place as its sources would give them."""
+        """The files of a place in the form in which its sources deliver them."""
         from tests.sources.place import write_scene_files
 
         (self.folder / "place").mkdir()
@@ -216,7 +216,7 @@ class Inputs:
     def make_scheme(self, path, _=None):
         shutil.copy(config_file("schemes") / "enviroatlas-5.yaml", path)
 
-    # -- what configurations name ------------------------------------------------------------------
+    # -- data of configurations --------------------------------------------------------------------
 
     def make_comparison(self, folder):
         """Make the tiles of docs/research/superres.md."""
@@ -294,10 +294,10 @@ class Inputs:
 
     # -- documents --------------------------------------------------------------------------------
 
-    TOPICS = {"sports": ["hockey", "tennis"], "arts": ["dance", "music"]}  # noqa: RUF012 - not changed
+    TOPICS = {"sports": ["hockey", "tennis"], "arts": ["dance", "music"]}  # noqa: RUF012 - never modified
 
     def rows(self):
-        """Return documents: identifier, text, coarse and fine label."""
+        """Return documents: identifier, text, coarse label and fine label."""
         fine = [(coarse, name) for coarse, names in self.TOPICS.items() for name in names]
         return [(str(n), f"a text of {fine[n % 4][1]} and more", *fine[n % 4]) for n in range(24)]
 
@@ -310,7 +310,7 @@ class Inputs:
             path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in self.rows()))
 
     def make_topics(self, path, _=None):
-        path.write_text(json.dumps(self.TOPICS))  # YAML too
+        path.write_text(json.dumps(self.TOPICS))  # also valid YAML
 
     def make_topic_prior(self, path, _=None):
         fine = [name for names in self.TOPICS.values() for name in names]

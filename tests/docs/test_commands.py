@@ -1,4 +1,4 @@
-"""Commands that README and the pages print: executed on small inputs, or at least parsed by the command line."""
+"""Commands in README and on the pages: run on small inputs, or at least parsed by the command line."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ from landprior.landcover.training.settings import TileSettings
 from .commands import FENCE, Block, find_blocks, find_commands
 from .inputs import QUICK, STEPS, Inputs
 
-# tiny trainings have something to warn of
+# tiny trainings give warnings
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ SLOW = {
     "docs/weak-labels/ranks.md",
 }
 
-# Options that make a command small; those that it has already stand.
+# Options that make a command small, unless it already has them.
 TINY = "--filters 2 --patch-size 16 --batch-size 2"
 SMALL = {
     "train": f"--steps 6 --warmup-steps 3 {TINY}",
@@ -59,7 +59,7 @@ SMALL = {
     "experiment": "--seeds 1 --steps 3 --filters 2",
 }
 
-# Commands that are only parsed, by a word of theirs that says why.
+# Commands that are only parsed: a part of the command, and why.
 ONLY_PARSED = {
     "--place": "asks a public server where the place is",
     "--bbox": "asks a public catalogue of images",
@@ -86,7 +86,7 @@ def commands_of(page):
 
 
 def get_command(words):
-    """Return the click command that words call, and the words that are its arguments."""
+    """Return the click command that is called, and its arguments."""
     command, rest = main, list(words[1:])
     while isinstance(command, click.Group):
         while rest and rest[0].startswith("-"):
@@ -112,8 +112,8 @@ def test_commands_are_parsed(page, monkeypatch, tmp_path):
         command.make_context(command.name, rest)
 
 
-def test_former_spellings_are_not_printed():
-    """What is kept for a release with a warning has no place on a page."""
+def test_pages_do_not_use_former_spellings():
+    """Spellings that are only kept for one more release do not belong on a page."""
     for page in PRINTING:
         for printed in commands_of(page):
             command, rest = get_command(printed.words)
@@ -123,7 +123,7 @@ def test_former_spellings_are_not_printed():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_stand_in_blocks_of_shell(page):
+def test_commands_are_in_shell_blocks(page):
     for block in find_blocks(page):
         if block.language not in {"sh", "bash", "console"}:
             assert not re.search(r"^ *landprior [a-z]", block.text, flags=re.MULTILINE), (page, block.line)
@@ -189,7 +189,7 @@ def test_options_in_running_text_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_benchmarks_that_are_named_have_these_options(page):
+def test_benchmarks_have_the_options_that_pages_use(page):
     for span in spans_of(page):
         found = re.match(r"python -m benchmarks(?:\.(\w+))?(.*)", span)
         if found is None:
@@ -224,7 +224,7 @@ def quick(**changes):
 
 
 def write_configurations(page, folder):
-    """Write the configuration and the matrix that a page shows, under the names that its commands give them."""
+    """Write the configuration and the matrix on a page to the file names that its commands use."""
     printed = " ".join(map(str, commands_of(page)))
     for suffix, language, start in ((".yaml", "yaml", ""), (".csv", "", "nlcd,")):
         names = re.findall(rf"(?:--scheme|--cooccurrence|compare|experiment) (\S+\{suffix})", printed)
@@ -243,7 +243,7 @@ def write_configurations(page, folder):
     ],
 )
 def test_commands_work(page, inputs, tmp_path, monkeypatch):
-    """A page's commands, one after the other, end well and write what they say they do."""
+    """The commands on a page succeed one after the other, and write their outputs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path / "cache"))
@@ -252,7 +252,7 @@ def test_commands_work(page, inputs, tmp_path, monkeypatch):
     write_configurations(page, tmp_path)
     for step in steps_of(page):
         if isinstance(step, Block):
-            exec(compile(step.text, name_of(page), "exec"), {})  # noqa: S102 - what pages show is to run
+            exec(compile(step.text, name_of(page), "exec"), {})  # noqa: S102 - code on pages must run
         elif step.words[0] == "cp":
             subprocess.run(step.words, check=True)
         elif not any(word in str(step) for word in ONLY_PARSED):
@@ -260,14 +260,14 @@ def test_commands_work(page, inputs, tmp_path, monkeypatch):
 
 
 def steps_of(page):
-    """Return a page's commands of landprior and, where they copy files or run Python in between, those steps too."""
+    """Return the landprior commands of a page, and the steps between them that copy files or run Python."""
     steps = [command for command in find_commands(page) if command.words[0] in {"landprior", "cp"}]
     steps += find_blocks(page, "python") if page.name == "tutorial.md" else []
     return sorted(steps, key=lambda step: step.line)
 
 
 def run(words, printed):
-    """Run a command, and check that it ends well and has written its output."""
+    """Run a command, and check that it succeeds and has written its output."""
     with contextlib.ExitStack() as stack:
         if words[1] == "run" and not words[2].endswith(".json"):
             patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -280,10 +280,10 @@ def run(words, printed):
 
 
 def prepare(printed, inputs, folder):
-    """Make what a command reads, and return its words, with small settings."""
+    """Make the inputs of a command, and return its words with small settings."""
     words = [str(Path(word).expanduser()) if word.startswith("~") else word for word in printed.words]
     words = [word.replace("/shared/landprior", str(folder / "shared")) for word in words]
-    words = ["0/1" if word == "3/16" else word for word in words]  # there is one tile here
+    words = ["0/1" if word == "3/16" else word for word in words]  # there is only one tile here
     command, _ = get_command(tuple(words))
     scheme = words[words.index("--scheme") + 1] if "--scheme" in words else "enviroatlas-5"
     outputs = {words[at + 1] for at, word in enumerate(words) if word in {"-o", "--output", "--save-prior"}}
@@ -295,7 +295,7 @@ def prepare(printed, inputs, folder):
             inputs.interpret(path)
     if words[1] == "compare":
         inputs.make_comparison(folder)
-        # an epitome of the full size takes ten minutes to map with; docs/research/epitomes.md has a small one
+        # mapping with an epitome of full size takes ten minutes; docs/research/epitomes.md has a small one
         names = ("prior", "qr", "rq", "sr", "sr, U-Net", "soft-naive", "hard-naive", "em", "self-epitome")
         words += [word for name in names for word in ("--method", name)]
     if words[1] == "experiment" and "--root" in words:
@@ -327,7 +327,7 @@ def test_python_works(block, inputs, tmp_path, monkeypatch):
         inputs.provide(tmp_path / name)
     if "skimage" in block.text:
         pytest.importorskip("skimage", reason="scikit-image is not installed; pip install scikit-image")
-    if "fetch(" in block.text:  # needs public servers: only its imports are tried
+    if "fetch(" in block.text:  # needs public servers: only the imports are run
         code = "\n".join(line for line in block.text.splitlines() if line.startswith(("from ", "import ")))
     monkeypatch.setattr(ensemble, "TileSettings", quick)
-    exec(code, {"__name__": "__main__"})  # noqa: S102 - what pages show is to run
+    exec(code, {"__name__": "__main__"})  # noqa: S102 - code on pages must run

@@ -1,4 +1,4 @@
-"""Pages that people read: links resolve, files that the code names exist, lines are short."""
+"""Pages: links resolve, files named in the code exist, lines are short."""
 
 import html
 import re
@@ -22,7 +22,7 @@ def name_of(page):
 
 @pytest.fixture(scope="module")
 def generated():
-    """Return the pages that the site makes from the code: path -> text."""
+    """Return the pages that the site generates from the code: path -> text."""
     return {DOCS / name: text for name, text in make_pages().items()}
 
 
@@ -31,7 +31,7 @@ def without_code(text):
 
 
 def anchors(text):
-    """Return the anchors of a page's headings that the site and GitHub agree on, and those set by hand."""
+    """Return the anchors of a page that are the same on the site and on GitHub, and those set by hand."""
     found = set(re.findall(r"\{ *#([\w-]+) *\}", text)) | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
     for heading in re.findall(r"^#+ +(.*?) *#*$", FENCE.sub("", text), flags=re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", html.unescape(heading)).replace("`", "").strip().lower()
@@ -44,7 +44,7 @@ def anchors(text):
 
 
 def explain(page, link, generated):
-    """Return what is wrong with a relative link, or nothing."""
+    """Return what is wrong with a relative link, or None."""
     path, _, anchor = link.partition("#")
     target = (page.parent / path).resolve() if path else page
     text = generated.get(target)
@@ -63,15 +63,15 @@ def test_links_resolve(page, generated):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_pages_of_the_site_link_to_nothing_outside_it(page):
-    """The site holds docs/ only; what lies outside is linked by its address."""
+def test_pages_of_the_site_have_no_relative_links_outside_it(page):
+    """The site contains only docs/; other files need a full address."""
     if DOCS in page.parents:
         links = LINK.findall(without_code(page.read_text(encoding="utf-8")))
         paths = [link.partition("#")[0] for link in links if not link.startswith(("https://", "http://", "mailto:"))]
         assert all((page.parent / path).resolve().is_relative_to(DOCS) for path in paths if path)
 
 
-def test_pages_that_are_named_in_code_and_text_exist():
+def test_pages_named_in_code_and_text_exist():
     folders = ("landprior", "tests", "benchmarks", "configs", "docs", ".ci")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     for path in [*files, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("*.toml")]:
@@ -104,8 +104,8 @@ def test_pages_with_a_page_in_the_research_log_are_short(name):
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_of)
-def test_modules_that_are_named_exist(page):
-    """By their path from the top, the package or the rooms of landcover."""
+def test_modules_named_on_pages_exist(page):
+    """By their path from the repository, the package or the packages of landcover."""
     roots = (REPOSITORY, REPOSITORY / "landprior", REPOSITORY / "landprior" / "landcover")
     named = re.findall(r"(?<![\w/<{.*~-])((?:[a-z_]+/)+(?:[a-z_]+\.py)?)(?![\w/*.{])", page.read_text(encoding="utf-8"))
     for path in {path for path in named if path.endswith(".py")}:
