@@ -1,4 +1,4 @@
-"""Every option of every command with values and files that cannot be: one line, never a traceback or a hang."""
+"""Every option of every command with impossible values and files: one line, never a traceback or a hang."""
 
 import json
 import os
@@ -192,15 +192,17 @@ KINDS = [
     "blank",
 ]
 SWAPPED = ["raster", "vector"]
-"""Good files of a kind that is mostly not the one asked for."""
+"""Valid files, but mostly not of the kind that is needed."""
 
 NOT_READ = {
-    *((name, "workspace") for name in ("build-prior", "learn-prior", "train", "predict")),  # plain files are given
-    *(("plan", name) for name in ("aoi", "naip", "nlcd", "osm", "buildings", "labels")),  # the place is there
+    *(
+        (name, "workspace") for name in ("build-prior", "learn-prior", "train", "predict")
+    ),  # used only without plain files
+    *(("plan", name) for name in ("aoi", "naip", "nlcd", "osm", "buildings", "labels")),  # the place already exists
     ("cache info", "folder"),
     ("cache clear", "folder"),
 }
-"""Where a call may end well with a bad file."""
+"""Inputs for which a call with a bad file may succeed."""
 
 LONG = {("run", "retries"), ("demo", "seed")}
 """Options with which a call computes, or waits for a cluster, for minutes."""
@@ -231,7 +233,7 @@ def others_of(name):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Return a folder with a good file of every kind that a command asks for."""
+    """Return a folder with a valid file of every kind that a command needs."""
     import torch
     from affine import Affine
     from PIL import Image
@@ -314,7 +316,7 @@ def good(tmp_path_factory):
 
 
 def bad_file(kind, suffix, good, folder):
-    """Make a bad file of a kind; return its path as text."""
+    """Make a bad file of a kind, and return its path as text."""
     path = folder / f"{kind}{suffix}"
     contents = {
         "empty": b"",
@@ -374,7 +376,7 @@ def command_of(name):
 
 
 def run_bad(arguments):
-    """Run a command line that should fail; return its exit code and what is wrong with how it failed, if anything."""
+    """Run a command line that should fail; return its exit code and, if it failed in the wrong way, how."""
 
     def give_up(*_):
         raise TimeoutError
@@ -399,7 +401,7 @@ def run_bad(arguments):
 
 
 def try_files(command, good, folder, choose):
-    """Give bad files to every input of a command; return the faults and the number of calls."""
+    """Pass bad files to every input of a command; return the faults and the number of calls."""
     faults, calls = [], 0
     for number, parameter in enumerate(inputs_of(command)):
         suffix = SUFFIXES.get(parameter.name, ".tif")
@@ -415,12 +417,12 @@ def try_files(command, good, folder, choose):
 
 
 def try_values(command, good, folder, choose):
-    """Give bad values to every other option of a command; return the faults and the number of calls."""
+    """Pass bad values to every other option of a command; return the faults and the number of calls."""
     faults, calls = [], 0
     for number, parameter in enumerate(others_of(command)):
         for value in choose(VALUES, number):
             if value == "--" and parameter.name == "ray":
-                continue  # its value may be left out: this ends the options
+                continue  # its value is optional: this ends the options
             calls += 1
             _, fault = run_bad(arguments_of(command, good, folder, parameter, value))
             if fault is not None:
@@ -429,34 +431,34 @@ def try_values(command, good, folder, choose):
 
 
 def two(things, number):
-    """Return two of the things, others for every number."""
+    """Return two of the things, different ones for each number."""
     return [things[(2 * number + one) % len(things)] for one in range(2)]
 
 
 def one(things, number):
-    """Return one of the things, another for every number."""
+    """Return one of the things, a different one for each number."""
     return [things[number % len(things)]]
 
 
-def test_every_command_is_tried():
+def test_every_command_is_covered():
     assert {name for name, _ in commands()} == set(BASES)
 
 
 @pytest.mark.parametrize("command", BASES)
-def test_bad_files_are_one_line(command, good, tmp_path):
+def test_bad_files_give_one_line(command, good, tmp_path):
     faults, _ = try_files(command, good, tmp_path, two)
     assert not faults
 
 
 @pytest.mark.parametrize("command", BASES)
-def test_bad_values_are_one_line(command, good, tmp_path):
+def test_bad_values_give_one_line(command, good, tmp_path):
     faults, _ = try_values(command, good, tmp_path, one)
     assert not faults
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", BASES)
-def test_all_bad_files_and_values_are_one_line(command, good, tmp_path):
+def test_all_bad_files_and_values_give_one_line(command, good, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "values").mkdir()
     files, of_files = try_files(command, good, tmp_path / "files", lambda things, _: things)
@@ -469,7 +471,7 @@ SPELLINGS = ("same", "symlink", "hard link", "dots", "linked folder")
 
 
 def spell(path, way):
-    """Return another name of a file, in a folder with a folder ``work``."""
+    """Return another name for a file, in a folder that contains a folder ``work``."""
     if way == "symlink":
         other = path.with_name(f"link{path.suffix}")
         other.symlink_to(path)
@@ -487,7 +489,7 @@ def spell(path, way):
 
 
 def input_of(command, parameter, good):
-    """Return a good file for an input: that of the base call, or one with the ending that it mostly has."""
+    """Return a valid file for an input: that of the base call, or one with the usual extension."""
     line = arguments_of(command, good, good, parameter, "@")
     at = line.index("@") - len(command.split())
     base = BASES[command]
@@ -518,7 +520,7 @@ def writers():
         for number, one in enumerate(writers())
     ],
 )
-def test_no_output_is_an_input(command, output, source, way, good, tmp_path):
+def test_outputs_never_replace_inputs(command, output, source, way, good, tmp_path):
     folder = shutil.copytree(good, tmp_path / "good", symlinks=True)
     path = input_of(command, source, folder)
     before = path.read_bytes()
@@ -536,7 +538,7 @@ def test_no_output_is_an_input(command, output, source, way, good, tmp_path):
     assert "is the input" in result.stderr or "input folder" in result.stderr
 
 
-def test_a_file_of_a_folder_of_results_does_not_replace_an_input(tmp_path):
+def test_files_in_a_folder_of_results_do_not_replace_inputs(tmp_path):
     results = tmp_path / "out"
     results.mkdir()
     pairs = results / "report.json"

@@ -1,6 +1,6 @@
-"""The command line: results on stdout, the rest on stderr, one line and an exit code for what goes wrong."""
+"""The command line: results on stdout, everything else on stderr, one line and an exit code for errors."""
 
-# ruff: noqa: ARG001 - many tests want a fixture for the directory it changes to
+# ruff: noqa: ARG001 - many tests use a fixture only because it changes the directory
 
 import contextlib
 import importlib
@@ -52,7 +52,7 @@ from landprior.sources.cities import list_cities
 from landprior.superres.settings import EpitomeSettings
 from tests.helpers import on_one_core
 
-# under the command line our own warnings are lines on stderr, and tiny trainings have something to warn of
+# on the command line landprior's warnings are lines on stderr, and tiny trainings give some
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 LAYERS = {"r": "roads", "b": "buildings", "w": "waterways", "wb": "waterbodies"}
@@ -69,7 +69,7 @@ COOCCURRENCE = "cooccurrence nlcd.tif labels.tif --scheme enviroatlas-5 -o cooc.
 
 
 def landprior(line):
-    """Run a command line as it is typed after ``landprior``."""
+    """Run the command line that follows ``landprior``."""
     return CliRunner().invoke(main, shlex.split(line), prog_name="landprior")
 
 
@@ -83,13 +83,13 @@ PROGRESS = re.compile(r"^[^:]+: +\d+ %, \d+ of \d+ ")
 
 
 def on_screen(text):
-    """Return the lines of a text, but for those that only say how far work has come."""
-    assert "\r" not in text  # no terminal: no bar
+    """Return the lines of a text, without those that only report progress."""
+    assert "\r" not in text  # not a terminal: no bar
     return [line for line in text.split("\n") if line and not PROGRESS.search(line)]
 
 
 def assert_refused(line, *words):
-    """Check that a command ends with exit code 1 and one line that holds some words."""
+    """Check that a command ends with exit code 1 and one line that contains some words."""
     result = landprior(line)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == 1
@@ -116,7 +116,7 @@ def left(folder):
 
 
 def set_verdict(path, verdict=None):
-    """Write a model again with another verdict or none; a network of six steps is judged worthless."""
+    """Rewrite a model with another verdict or none; after six steps a network is always judged worse."""
     model = load_model(path)
     record = {name: value for name, value in model.record.items() if name != "verdict"}
     record |= {} if verdict is None else {"verdict": verdict}
@@ -131,7 +131,7 @@ def _one_core():
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """Return a folder with a scene in plain files and what the five commands made of it, and their results."""
+    """Return a folder with a scene in plain files and the outputs of the five commands, and what they printed."""
     folder = tmp_path_factory.mktemp("chain")
     scene, window = make_scene(128, seed=0), Window(20, 0, 96, 80)
     at, grid = window.toslices(), scene.grid.window(window)
@@ -154,7 +154,7 @@ def said(chain):
 
 @pytest.fixture
 def here(chain, tmp_path, monkeypatch):
-    """Return the current directory: a copy of the chain's files."""
+    """Return the current directory, a copy of the files from ``chain``."""
     shutil.copytree(chain[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -180,7 +180,7 @@ def test_help_of_every_command_has_examples(command):
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_examples_of_the_help_are_accepted(command, monkeypatch, tmp_path):
-    """Every option in an example exists; nothing is run."""
+    """All options in the examples exist; nothing is run."""
     monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path))
     module = importlib.import_module(_COMMANDS[command][0])
     monkeypatch.setattr(module.command, "callback", lambda **_: None)
@@ -198,20 +198,20 @@ def test_help_lists_every_command():
 @pytest.mark.parametrize(
     ("typed", "near"), [("trian", "train"), ("build_prior", "build-prior"), ("evalute", "evaluate")]
 )
-def test_an_unknown_command_suggests_the_near_one(typed, near):
+def test_an_unknown_command_suggests_a_similar_one(typed, near):
     result = landprior(typed)
     assert result.exit_code == 2
     assert f"No such command '{typed}'. Did you mean '{near}'?" in result.stderr
 
 
-def test_an_unknown_command_that_is_near_none():
+def test_an_unknown_command_without_a_similar_one():
     result = landprior("xyzzy")
     assert result.exit_code == 2
     assert on_screen(result.stderr)[-1] == "Error: No such command 'xyzzy'."
 
 
 @pytest.mark.parametrize("name", ["train", "tune", "run", "plan", "text"])
-def test_loss_names_are_those_of_the_library(name):
+def test_loss_names_match_the_library(name):
     command = importlib.import_module(f"landprior.cli.{name}").command
     choices = next(p.type.choices for p in command.params if p.name == "loss")
     assert set(choices) == set(typing.get_args(LossName)) == set(LOSSES)
@@ -222,7 +222,7 @@ def defaults_in_help(command):
     return {name: float(match[1]) for name, match in found.items() if match}
 
 
-def test_defaults_in_the_help_of_train_are_those_of_the_library():
+def test_defaults_in_the_help_of_train_match_the_library():
     loop, tile = TrainingSettings(), TileSettings()
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate", "seed")}
     expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
@@ -245,7 +245,7 @@ def test_defaults_in_the_help_of_train_are_those_of_the_library():
     assert f"[default: {loop.loss}; ce with --labels]" in next(p for p in train_command.params if p.name == "loss").help
 
 
-def test_defaults_in_the_help_of_run_are_those_of_the_library():
+def test_defaults_in_the_help_of_run_match_the_library():
     loop, tile, prior = TrainingSettings(), TileSettings(), PriorSettings()
     expected = {name: getattr(loop, name) for name in ("steps", "learning_rate", "seed")}
     expected |= {name: getattr(tile, name) for name in ("filters", "patch_size", "batch_size", "starts", "members")}
@@ -254,7 +254,7 @@ def test_defaults_in_the_help_of_run_are_those_of_the_library():
     assert defaults_in_help(run_command) == expected
 
 
-def test_defaults_of_the_other_commands_are_those_of_the_library():
+def test_defaults_of_the_other_commands_match_the_library():
     assert {p.name: p.default for p in demo_command.params}["filters"] == demo.FILTERS
     command = importlib.import_module("landprior.cli.build_prior").command
     options = {p.name: p for p in command.params}
@@ -266,7 +266,7 @@ def test_defaults_of_the_other_commands_are_those_of_the_library():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_options_of_train_go_over_the_recipe(loss):
+def test_options_of_train_override_the_recipe(loss):
     options = {"steps": 7, "learning_rate": None, "filters": 3, "seed": 5, "precision": "fp32"}
     given = training_settings("default", labelled=False, loss=loss, **options)
     expected = TileSettings(training=TrainingSettings(loss=loss, steps=7, seed=5, precision="fp32"), filters=3)
@@ -275,7 +275,7 @@ def test_options_of_train_go_over_the_recipe(loss):
     assert paper == TileSettings.paper(loss, batch_size=4)
 
 
-# -- the chain ------------------------------------------------------------------------------------
+# -- the pipeline ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,12 +283,12 @@ def test_options_of_train_go_over_the_recipe(loss):
 )
 def test_stdout_is_the_path_and_progress_is_on_stderr(said, line, shown):
     assert said[line].stdout == shown
-    assert " 100 %, " in said[line].stderr  # no terminal: lines, no bar
+    assert " 100 %, " in said[line].stderr  # not a terminal: lines, no bar
     assert "\r" not in said[line].stderr
     assert said[line].stderr.endswith("\n")
 
 
-def test_prior_is_the_librarys(here, enviroatlas):
+def test_the_prior_equals_that_of_the_library(here, enviroatlas):
     layers = {layer: f"{name}.tif" for name, layer in LAYERS.items()}
     build_prior("nlcd.tif", "other.tif", cooccurrence=load_cooccurrence("m.npy", enviroatlas), layers=layers)
     np.testing.assert_array_equal(read("prior.tif"), read("other.tif"))
@@ -297,7 +297,7 @@ def test_prior_is_the_librarys(here, enviroatlas):
     assert tags_of("prior.tif")["layers"] == "roads,buildings,waterways,waterbodies"
 
 
-def test_model_holds_what_was_asked_for(here):
+def test_the_model_has_the_given_settings(here):
     model = load_model(here / "model.safetensors")
     settings = TileSettings.model_validate(model.record["settings"])
     loop = TrainingSettings(loss="qr", seed=0, steps=6, warmup_steps=3)
@@ -307,7 +307,7 @@ def test_model_holds_what_was_asked_for(here):
     assert model.bands == 4
 
 
-def test_map_and_probabilities_are_the_librarys(here):
+def test_map_and_probabilities_equal_those_of_the_library(here):
     options = MapOptions(probabilities=True)
     predict("naip.tif", "other.tif", load_model("model.safetensors"), posterior="prior.tif", options=options)
     for name in ("{}.tif", "{}_probabilities.tif"):
@@ -315,7 +315,7 @@ def test_map_and_probabilities_are_the_librarys(here):
         assert tags_of(name.format("map")) == tags_of(name.format("other"))
 
 
-def test_scores_are_the_librarys(here, said, enviroatlas):
+def test_scores_equal_those_of_the_library(here, said, enviroatlas):
     expected = evaluate([("map.tif", "labels.tif")], enviroatlas, label_map={10: 10, 20: 20}).to_dict()
     assert json.loads(said[EVALUATE].stdout) == expected
     assert expected["pixels"] == 80 * 96
@@ -326,7 +326,7 @@ def test_scores_as_text(here, enviroatlas):
     assert succeed("evaluate map.tif labels.tif").stdout == scores.to_text() + "\n"
 
 
-def test_a_label_map_changes_what_labels_mean(here):
+def test_a_label_map_changes_the_meaning_of_labels(here):
     table = "10:70,20:40,30:30,40:20,70:10"
     found = json.loads(
         succeed(f"evaluate labels.tif labels.tif --scheme enviroatlas-5 --label-map {table} --json").stdout
@@ -343,7 +343,7 @@ def test_pairs_are_pooled(here, enviroatlas):
     assert json.loads(result.stdout) == (one + one).to_dict()
 
 
-def test_evaluate_draws(here):
+def test_evaluate_draws_a_figure(here):
     given = "--image naip.tif --prior prior.tif --model model.safetensors"
     result = succeed(f"evaluate map.tif labels.tif --json --figure figure.png {given}")
     assert json.loads(result.stdout)["pixels"] == 80 * 96
@@ -351,7 +351,7 @@ def test_evaluate_draws(here):
     assert (here / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_cooccurrence_takes_the_classes_from_labels_that_say_them(here, enviroatlas):
+def test_cooccurrence_reads_the_classes_from_tagged_labels(here, enviroatlas):
     with rasterio.open("labels.tif") as src:
         write_raster("said.tif", src.read(1), Grid.of(src), scheme=enviroatlas, nodata=255)
     succeed("cooccurrence nlcd.tif said.tif -o own.csv")
@@ -359,7 +359,7 @@ def test_cooccurrence_takes_the_classes_from_labels_that_say_them(here, enviroat
     assert (here / "own.csv").read_text() == (here / "given.csv").read_text()
 
 
-def test_cooccurrence_is_the_librarys(here, said, enviroatlas):
+def test_cooccurrence_equals_that_of_the_library(here, said, enviroatlas):
     measured = measure_cooccurrence([("nlcd.tif", "labels.tif")], enviroatlas)
     written = load_cooccurrence("cooc.csv", enviroatlas)
     assert set(written.probabilities) == set(measured.probabilities) == set(np.unique(read("nlcd.tif")))
@@ -416,7 +416,7 @@ def halves(here, grid):
     return here
 
 
-def test_one_joint_model_of_several_images(halves):
+def test_one_joint_model_for_several_images(halves):
     pairs = "--image west.tif --prior west_prior.tif --image east.tif --prior east_prior.tif"
     assert succeed(f"train {pairs} {TINY} -o joint.safetensors").stdout == "joint.safetensors\n"
     joint = load_model("joint.safetensors")
@@ -438,14 +438,14 @@ def test_training_starts_from_a_model(here):
 
 
 @pytest.mark.parametrize("line", [BUILD, TRAIN, PREDICT, EVALUATE, COOCCURRENCE], ids=lambda line: line.split()[0])
-def test_quiet_says_nothing_but_results_and_warnings(here, said, line):
+def test_quiet_prints_only_results_and_warnings(here, said, line):
     result = succeed(f"-q {line}{'' if line == EVALUATE else ' --overwrite'}")
     assert [text for text in on_screen(result.stderr) if not text.startswith("Warning: ")] == []
     assert result.stdout == said[line].stdout
 
 
 @pytest.mark.parametrize("quiet", ["", "-q "])
-def test_warnings_are_lines_of_their_own(here, monkeypatch, quiet):
+def test_warnings_are_separate_lines(here, monkeypatch, quiet):
     batch_of = patches.PatchFeed.__call__
 
     def batch(feed, step):
@@ -458,7 +458,7 @@ def test_warnings_are_lines_of_their_own(here, monkeypatch, quiet):
     assert "Warning: a test" in on_screen(result.stderr)
 
 
-def test_a_model_judged_worse_than_its_prior_maps_the_prior_unless_forced(here):
+def test_with_a_model_judged_worse_the_prior_is_mapped_unless_forced(here):
     set_verdict("model.safetensors", {"decision": "abstained", "why": "a test"})
     line = "predict naip.tif --model model.safetensors --posterior prior.tif -o other.tif"
     shown = on_screen(succeed(line).stderr)
@@ -497,7 +497,7 @@ def write_labels(grid, path="labels.gpkg", column="class", labels=("trees", "!wa
         ("--class-column kind", 0.9, "kind", ("Trees", "impervious|barren|trees|grass", "grass|trees")),
     ],
 )
-def test_labels_sharpen_the_prior_where_they_lie(here, grid, options, weight, column, labels):
+def test_labels_sharpen_the_prior_at_their_places(here, grid, options, weight, column, labels):
     write_labels(grid, column=column, labels=labels)
     build = "build-prior --nlcd nlcd.tif --roads r.tif --scheme enviroatlas-5 --encoding float32"
     succeed(f"{build} -o plain.tif")
@@ -524,7 +524,7 @@ def test_labels_sharpen_the_prior_where_they_lie(here, grid, options, weight, co
         ({"column": "kind"}, ["labels.gpkg", "no column 'class'", "kind"]),
     ],
 )
-def test_labels_that_make_no_sense(here, grid, change, words):
+def test_invalid_labels(here, grid, change, words):
     write_labels(grid, **change)
     assert_refused("build-prior --nlcd nlcd.tif --scheme enviroatlas-5 --points labels.gpkg -o other.tif", *words)
 
@@ -587,14 +587,14 @@ def untagged(here, make_raster, grid):
 
 
 @pytest.mark.usefixtures("untagged")
-def test_no_class_scheme():
+def test_a_missing_class_scheme():
     words = ["has no classes in its tags", "--scheme"]
     assert_refused("train --image naip.tif --prior untagged.tif -o other.safetensors", "untagged.tif", *words)
     assert_refused("evaluate bare.tif labels.tif", "bare.tif", *words)
 
 
 @pytest.mark.usefixtures("untagged")
-def test_a_class_scheme_that_is_given(enviroatlas):
+def test_a_given_class_scheme(enviroatlas):
     succeed(f"train --image naip.tif --prior untagged.tif --scheme enviroatlas-5 {TINY} -o other.safetensors")
     assert load_model("other.safetensors").digest() == load_model("model.safetensors").digest()
     result = succeed("evaluate bare.tif labels.tif --scheme enviroatlas-5 --json")
@@ -622,7 +622,7 @@ def test_unknown_nlcd_codes(here, make_raster, grid):
     assert_refused("build-prior --nlcd odd.tif --scheme enviroatlas-5 -o other.tif", *words)
 
 
-def test_nlcd_that_is_another_layer(here, make_raster, grid):
+def test_another_layer_in_place_of_nlcd(here, make_raster, grid):
     make_raster("odd.tif", np.full(grid.shape, 3000, np.int16), grid=grid)
     assert_refused("build-prior --nlcd odd.tif --scheme enviroatlas-5 -o other.tif", "odd.tif has values such as 3000")
 
@@ -666,7 +666,7 @@ def test_an_image_with_nan(here, make_raster, grid, value):
     assert (codes == 255).sum() == (read("map.tif")[0] == 255).sum() + (read("map.tif")[0, 11, 17] != 255)
 
 
-def test_a_prior_that_is_torn(here, make_raster, grid):
+def test_a_prior_with_nan_in_some_bands(here, make_raster, grid):
     values = read("prior.tif")
     values[2, 11, 17] = np.nan
     make_raster("torn.tif", values, grid=grid, nodata=float("nan"), tags=tags_of("prior.tif"))
@@ -732,7 +732,7 @@ def test_a_folder_in_place_of_a_file(here, line):
     assert not any((here / "folder").iterdir())
 
 
-def test_a_folder_in_place_of_a_file_is_called_one(here):
+def test_the_error_for_a_folder_in_place_of_a_file_calls_it_one(here):
     (here / "folder").mkdir()
     assert_refused("evaluate folder labels.tif", "folder is a folder; give the path of a raster file")
     assert_refused("predict naip.tif --model folder -o other.tif", "folder is a folder")
@@ -755,7 +755,7 @@ def test_a_folder_in_place_of_a_file_is_called_one(here):
     ],
     ids=lambda value: "" if " " in value else value,
 )
-def test_an_output_that_exists_is_kept_without_overwrite(here, line, output):
+def test_an_existing_output_is_kept_without_overwrite(here, line, output):
     for name in ("prior.tif", "model.safetensors", "map.tif", "map_probabilities.tif", "cooc.csv"):
         needed = name in ("prior.tif", "model.safetensors") and name != output and line.startswith(("train", "predict"))
         if not needed:
@@ -785,7 +785,11 @@ def test_an_output_that_exists_is_kept_without_overwrite(here, line, output):
 )
 @pytest.mark.parametrize("share", [0, 0.05, 0.5])
 def test_a_truncated_file(here, make_raster, grid, name, line, share):
-    if name not in ("naip.tif", "prior.tif", "model.safetensors"):  # noise does not compress to next to nothing
+    if name not in (
+        "naip.tif",
+        "prior.tif",
+        "model.safetensors",
+    ):  # noise, because other values would compress too well
         noise = np.random.default_rng(0).choice([11, 21, 41] if name == "nlcd.tif" else [10, 20, 40], grid.shape)
         make_raster(name, noise.astype(np.uint8), grid=grid, overwrite=True)
     data = (here / name).read_bytes()
@@ -805,7 +809,7 @@ def test_a_truncated_file(here, make_raster, grid, name, line, share):
         ("cooc.csv", BUILD.replace("prior.tif", "other.tif").replace("m.npy", "cooc.csv"), "must be 'nlcd'"),
     ],
 )
-def test_a_file_that_is_something_else(here, name, line, words):
+def test_a_file_of_another_kind(here, name, line, words):
     (here / name).write_text("to whom it may concern\n")
     assert_refused(line, name, words)
 
@@ -837,7 +841,7 @@ def test_starting_from_a_model_of_another_width(here):
     assert_refused(line, "has 4 bands, 2 filters", "this run has 4 bands, 3 filters")
 
 
-def test_a_device_that_is_not_there(here):
+def test_a_missing_device(here):
     words = ["no CUDA device was found", "--device cpu"]
     assert_refused("train --image naip.tif --prior prior.tif --device cuda -o other.safetensors", *words)
     assert_refused("predict naip.tif --model model.safetensors --device cuda -o other.tif", *words)
@@ -851,7 +855,7 @@ def test_a_tile_smaller_than_the_border(here, make_raster, grid):
     assert_refused(line, "small.tif", "(9, 9)", "--patch-size")
 
 
-def test_twice_verbose_shows_where_an_error_comes_from(here):
+def test_double_verbose_shows_a_traceback(here):
     result = landprior("-vv evaluate none.tif labels.tif")
     assert result.exit_code == 1
     assert isinstance(result.exception, MissingInputError)
@@ -923,7 +927,7 @@ CHECKPOINT = ".again.safetensors.checkpoint"
 
 @pytest.fixture
 def interrupt(monkeypatch):
-    """Return a function that has ctrl-C pressed at a step, once."""
+    """Return a function that simulates pressing ctrl-C once, at a given step."""
     batch_of = patches.PatchFeed.__call__
 
     def at(step):
@@ -949,7 +953,7 @@ def whole(chain):
 
 
 @pytest.mark.parametrize(("quiet", "step"), [("", 25), ("", 26), ("-q ", 49)])
-def test_an_interrupted_training_goes_on_when_the_command_is_repeated(here, whole, interrupt, quiet, step):
+def test_an_interrupted_training_resumes_when_the_command_is_repeated(here, whole, interrupt, quiet, step):
     interrupt(step)
     line = f"{quiet}{LONGER} -o again.safetensors"
     result = landprior(line)
@@ -986,7 +990,7 @@ def test_an_interruption_in_the_middle_of_a_step(here, whole, monkeypatch):
     def interrupted(*args, **kwargs):
         result = step(*args, **kwargs)
         count.append(1)
-        if len(count) == 26:  # the weights are already those of the next step
+        if len(count) == 26:  # by now the weights are those of the next step
             raise KeyboardInterrupt
         return result
 
@@ -1000,7 +1004,7 @@ def test_an_interruption_in_the_middle_of_a_step(here, whole, monkeypatch):
     "change",
     ["--seed 3", "--loss ce", "--batch-size 3", "--patch-size 20", "--filters 3", "--init model.safetensors", "prior"],
 )
-def test_a_checkpoint_of_another_run_is_not_gone_on_from(here, grid, interrupt, change):
+def test_a_checkpoint_of_a_different_run_is_not_resumed(here, grid, interrupt, change):
     interrupt(30)
     assert landprior(f"{LONGER} -o again.safetensors").exit_code == 130
     if change == "prior":
@@ -1011,7 +1015,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(here, grid, interrupt, 
     assert load_model("again.safetensors").digest() == load_model("fresh.safetensors").digest()
 
 
-def test_a_damaged_checkpoint_is_warned_of(here, whole):
+def test_a_damaged_checkpoint_gives_a_warning(here, whole):
     (here / CHECKPOINT).write_bytes(b"no checkpoint")
     result = succeed(f"{LONGER} -o again.safetensors")
     assert f"Warning: {CHECKPOINT} is not a usable checkpoint" in result.stderr
@@ -1034,14 +1038,14 @@ def test_an_interrupted_prediction_leaves_nothing(here, monkeypatch):
 
 
 def quick(**changes):
-    """Return settings of a training of six steps."""
+    """Return settings for a training of six steps."""
     loop = TrainingSettings(steps=6, warmup_steps=3)
     return TileSettings(**{"training": loop, "filters": 2, "patch_size": 16, "batch_size": 2} | changes)
 
 
 @pytest.fixture
 def town(chain, tmp_path, monkeypatch):
-    """Return a workspace with one tile, and have trainings be short."""
+    """Return a workspace with one tile, with short trainings."""
     for name in ("naip", "nlcd", "labels"):
         target = tmp_path / "data" / "town" / "centre" / f"{name}.tif"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -1052,7 +1056,7 @@ def town(chain, tmp_path, monkeypatch):
     return tmp_path / "data" / "town" / "centre"
 
 
-def test_run_does_it_all_and_a_rerun_nothing(town, enviroatlas):
+def test_run_does_everything_and_a_rerun_nothing(town, enviroatlas):
     line = "run --city town --scheme enviroatlas-5"
     first = succeed(f"{line} --json")
     found = json.loads(first.stdout)
@@ -1069,7 +1073,7 @@ def test_run_does_it_all_and_a_rerun_nothing(town, enviroatlas):
     ]
 
 
-def test_steps_one_by_one_make_what_run_makes(town):
+def test_single_steps_give_the_same_as_run(town):
     assert succeed("build-prior --city town --scheme enviroatlas-5").stdout == "data/town/centre/prior.tif\n"
     assert succeed("train --city town").stdout == "data/town/centre/model.safetensors\n"
     assert succeed("predict --city town").stdout == "data/town/centre/prediction.tif\n"
@@ -1101,7 +1105,7 @@ def test_a_joint_model_of_a_city_maps_its_tiles(town):
     ],
 )
 @pytest.mark.usefixtures("town")
-def test_what_a_workspace_lacks(line, words):
+def test_missing_parts_of_a_workspace_are_errors(line, words):
     assert_refused(line, *words)
 
 

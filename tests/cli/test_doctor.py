@@ -1,4 +1,4 @@
-"""The doctor: says what is there, and what to do about what is not."""
+"""``landprior doctor`` lists what is installed, and gives advice about what is missing."""
 
 import importlib.metadata
 import json
@@ -36,7 +36,7 @@ def doctor(*options):
     return CliRunner().invoke(main, ["doctor", *options])
 
 
-def test_json_says_what_is_there():
+def test_json_lists_what_is_installed():
     result = doctor("--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -52,7 +52,7 @@ def test_json_says_what_is_there():
     assert report["problems"] == []
 
 
-def test_text_says_the_same():
+def test_text_has_the_same_content():
     result = doctor()
     assert result.exit_code == 0, result.output
     report = json.loads(doctor("--json").stdout)
@@ -67,7 +67,7 @@ def test_text_says_the_same():
 
 
 @pytest.mark.parametrize("package", ["osmnx", "tqdm"])
-def test_a_missing_package_is_a_problem_and_says_how_to_get_it(without, package):
+def test_a_missing_package_is_a_problem_with_the_install_command(without, package):
     without(package)
     result = doctor()
     assert result.exit_code == 1
@@ -98,7 +98,7 @@ def test_a_package_that_cannot_be_imported_is_a_problem(monkeypatch, package, wo
     assert any("cannot be imported" in line and words in line for line in problems)
 
 
-def test_without_psutil_the_doctor_still_speaks(monkeypatch, without):
+def test_doctor_works_without_psutil(monkeypatch, without):
     without("psutil")
     monkeypatch.setitem(sys.modules, "psutil", None)
     result = doctor()
@@ -106,7 +106,7 @@ def test_without_psutil_the_doctor_still_speaks(monkeypatch, without):
     assert "problem: psutil is missing: pip install psutil" in result.stdout.splitlines()
 
 
-def test_every_dependency_is_looked_at():
+def test_every_dependency_is_checked():
     project = tomllib.loads((Path(landprior.__file__).parent.parent / "pyproject.toml").read_text())["project"]
     needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
     assert needed <= set(PACKAGES)

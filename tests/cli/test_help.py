@@ -1,4 +1,4 @@
-"""Help reads well: each option by itself, in groups; former spellings of options still work, with a warning."""
+"""Help texts can be read option by option and are in groups; former spellings still work, with a warning."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ FRAGMENT = re.compile(r"(of|its?|their|them|they|these|those|this|that|he|she|we
 
 
 def leaves():
-    """Return all commands with those below groups, by what is typed."""
+    """Return all commands, including subcommands, by the words to type."""
     found = {}
     for name in _COMMANDS:
         command = main.get_command(click.Context(main), name)
@@ -42,7 +42,7 @@ def leaves():
 
 
 @pytest.mark.parametrize("name", leaves())
-def test_every_option_is_explained_in_a_sentence_of_its_own(name):
+def test_every_option_has_its_own_sentence_of_help(name):
     for param in leaves()[name].params:
         if not isinstance(param, click.Option) or param.hidden:
             continue
@@ -56,7 +56,7 @@ def test_every_option_is_explained_in_a_sentence_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", _COMMANDS)
-def test_the_summary_of_a_command_is_a_line(name):
+def test_the_summary_of_a_command_is_one_line(name):
     text = _COMMANDS[name][1]
     assert text[0].isupper()
     assert text.endswith(".")
@@ -116,8 +116,8 @@ def test_a_former_spelling_is_translated_with_a_warning(name, old, new):
         ]
 
 
-def test_points_reference_and_labels_mean_one_thing_in_every_command():
-    """Labelled points, truth that only scores, and 1 m labels to learn from."""
+def test_points_reference_and_labels_mean_the_same_in_every_command():
+    """Labelled points, truth used only for scores, and 1 m labels to learn from."""
     pairs = {(name, old): new for name, old, new in former()}
     assert pairs["build-prior", "--labels"] == "--points"
     assert {pairs[name, "--labels"] for name in ("fetch", "run", "plan")} == {"--reference"}
@@ -128,14 +128,14 @@ def test_points_reference_and_labels_mean_one_thing_in_every_command():
     assert {name for name, opts in said.items() if "--points" in opts} == {"build-prior", "assign"}
 
 
-def test_a_former_spelling_still_works_and_says_so_on_stderr():
+def test_a_former_spelling_still_works_with_a_warning_on_stderr():
     line = ["build-prior", "--nlcd", "n.tif", "--scheme", "enviroatlas-5", "--label-weight", "0.5", "-o", "p.tif"]
     result = CliRunner().invoke(main, line)
     assert "--label-weight is now called --points-weight; the old name will stop working" in result.stderr
     assert "--points-weight cannot be used with a prior without --points" in result.stderr or "n.tif" in result.stderr
 
 
-# -- options of fields ----------------------------------------------------------------------------
+# -- options generated from fields ----------------------------------------------------------------
 
 
 class Inner(BaseModel):
@@ -159,7 +159,7 @@ def make_command(**options):
     return command
 
 
-def test_an_option_has_name_choices_range_default_and_help_of_its_field():
+def test_an_option_has_the_name_choices_range_default_and_help_of_its_field():
     shown = " ".join(
         CliRunner().invoke(make_command(others={"best": Outer(inner=Inner(rate=1.0))}), ["--help"]).stdout.split()
     )
@@ -170,7 +170,7 @@ def test_an_option_has_name_choices_range_default_and_help_of_its_field():
     assert "--sure / --no-sure Whether it is sure." in shown
 
 
-def test_only_what_was_given_is_passed_on():
+def test_only_given_values_are_passed_on():
     command = make_command()
     assert CliRunner().invoke(command, []).stdout == "{}\n"
     line = ["--kind", "b", "--count", "3", "--names", "x", "--names", "y", "--rate", "1", "--no-sure"]
@@ -190,19 +190,19 @@ def test_fewer_choices_and_another_spelling():
     assert CliRunner().invoke(command, ["--sort", "a"]).exit_code == 2
 
 
-def test_a_field_that_is_not_there():
+def test_an_unknown_field():
     with pytest.raises(KeyError, match="colour"):
         find_field(Outer, "colour")
     info, get = find_field(Outer, "rate")
     assert (info.default, get(Outer())) == (0.5, 0.5)
 
 
-def test_values_that_contradict_each_other_are_an_error_of_usage():
+def test_contradictory_values_are_a_usage_error():
     assert make_checked(Inner, "the thing", rate=0.1).rate == 0.1
     with pytest.raises(click.UsageError, match="the thing"):
         make_checked(Inner, "the thing", rate=2)
 
 
-def test_steps_are_chosen_in_the_order_of_the_chain():
+def test_steps_are_put_in_the_order_of_the_pipeline():
     assert choose_steps(()) == STEPS
     assert choose_steps((("map", "prior"), ("model",))) == ("prior", "model", "map")

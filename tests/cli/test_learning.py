@@ -1,6 +1,6 @@
-"""The commands that learn from labels, sample, and run experiments, on small plain files."""
+"""Commands that learn from labels, draw samples and run experiments, on small plain files."""
 
-# ruff: noqa: ARG001 - many tests want a fixture for the directory it changes to
+# ruff: noqa: ARG001 - many tests use a fixture only because it changes the directory
 
 import json
 import os
@@ -38,7 +38,7 @@ def scene():
 
 @pytest.fixture
 def files(tmp_path, scene, enviroatlas, monkeypatch):
-    """A scene's layers in the current directory."""
+    """The layers of a scene in the current directory."""
     monkeypatch.chdir(tmp_path)
     arrays = {"naip": scene.image, "nlcd": scene.nlcd, "labels": scene.truth, **scene.layers}
     for name, values in arrays.items():
@@ -48,7 +48,7 @@ def files(tmp_path, scene, enviroatlas, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["learn-prior", "train", "tune", "sample", "evaluate", "experiment", "build-prior"])
-def test_help_teaches_by_examples(command):
+def test_help_has_examples(command):
     text = good(f"{command} --help")
     assert f"landprior {command}" in text
 
@@ -67,7 +67,7 @@ def test_a_prior_is_learned_and_used(files):
     assert "sigma 31 m" in other.stderr
 
 
-def test_two_tiles_teach_together_and_their_options_must_match(files):
+def test_a_prior_is_learned_on_two_tiles_whose_options_must_match(files):
     good(LEARN.replace("-o learned", "--nlcd nlcd.tif --labels labels.tif " + LAYERS + " -o two"))
     assert len(load_model("two.safetensors").record["tiles"]) == 2
     result = run(f"-q {LEARN} --nlcd nlcd.tif")
@@ -76,7 +76,7 @@ def test_two_tiles_teach_together_and_their_options_must_match(files):
     assert run("learn-prior -o x.safetensors").exit_code == 2
 
 
-def test_a_workspace_teaches_with_its_labelled_tiles(files):
+def test_a_prior_is_learned_on_the_labelled_tiles_of_a_workspace(files):
     for tile in ("one", "two"):
         folder = files / "landprior-data" / "town" / tile
         folder.mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_a_workspace_teaches_with_its_labelled_tiles(files):
     assert "name labelled tiles with --tile" in refused.stderr
     with rasterio.open(files / "landprior-data" / "town" / "two" / "prior.tif") as src:
         assert src.tags(ns="landprior")["learned"] == load_model("city.safetensors").digest()
-    # the whole chain takes it too, and keeps the prior that build-prior made with it
+    # run accepts it too, and keeps the prior that build-prior made with it
     stamp = (files / "landprior-data" / "town" / "two" / "prior.tif").stat().st_mtime_ns
     good("run --city town --scheme enviroatlas-5 --tile two --learned city.safetensors --filters 2")
     assert (files / "landprior-data" / "town" / "two" / "prior.tif").stat().st_mtime_ns == stamp
@@ -115,7 +115,7 @@ def test_a_model_of_image_and_prior_maps_a_workspace(files):
     assert (files / "f.png").stat().st_size > 10_000
 
 
-def test_options_that_would_say_nothing_are_refused(files):
+def test_options_without_effect_are_refused(files):
     good(f"{BUILD} -o prior.tif")
     lines = {
         "run --city town --scheme enviroatlas-5 --recipe best --starts 2": "give only one of the two",
@@ -131,7 +131,7 @@ def test_options_that_would_say_nothing_are_refused(files):
         assert (result.exit_code, text in result.stderr) == (2, True), result.output
 
 
-def test_from_labels_to_a_map_and_on_to_qr(files):
+def test_from_labels_to_a_map_and_then_qr(files):
     good(f"{BUILD} -o prior.tif")
     good(f"train --image naip.tif --labels labels.tif --scheme enviroatlas-5 {TINY} -o hr.safetensors")
     good(
@@ -153,7 +153,7 @@ def test_from_labels_to_a_map_and_on_to_qr(files):
     assert (both.exit_code, "1 --image and 2 --labels" in both.stderr) == (2, True)
 
 
-def test_recipes_of_the_command_line(files):
+def test_recipes_on_the_command_line(files):
     good(f"{BUILD} -o prior.tif")
     good(f"train --image naip.tif --prior prior.tif --recipe best {TINY} --warmup-steps 2 -o best.safetensors")
     assert len(load_model("best.safetensors").members) == 3
@@ -193,7 +193,7 @@ def test_tune_prints_the_grid_and_the_best(files):
 
 
 def interpret(path, scene, enviroatlas):
-    """Fill in what the points are, from the scene's truth."""
+    """Fill in the classes of the points from the scene's truth."""
     frame = geopandas.read_file(path)
     columns, rows = ~scene.grid.transform @ (frame.geometry.x.to_numpy(), frame.geometry.y.to_numpy())
     codes = scene.truth[rows.astype(int), columns.astype(int)]
@@ -202,7 +202,7 @@ def interpret(path, scene, enviroatlas):
     frame.to_file(path)
 
 
-def test_points_from_the_draw_to_the_estimate(files, scene, enviroatlas):
+def test_points_from_the_sample_to_the_estimate(files, scene, enviroatlas):
     assert good("sample labels.tif --count 120 -o points.gpkg").strip() == "points.gpkg"
     early = run("-q evaluate labels.tif points.gpkg")
     assert (early.exit_code, "fill it in" in early.stderr) == (1, True)
@@ -216,7 +216,7 @@ def test_points_from_the_draw_to_the_estimate(files, scene, enviroatlas):
     assert (pointless.exit_code, "--exclude cannot be used with points" in pointless.stderr) == (2, True)
 
 
-def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, enviroatlas):
+def test_points_recalibrate_the_prior_and_are_excluded_from_its_score(files, scene, enviroatlas):
     good("sample labels.tif --count 120 -o points.gpkg")
     interpret(files / "points.gpkg", scene, enviroatlas)
     good(f"{BUILD} --points points.gpkg --class-column reference --recalibrate -o prior.tif")
@@ -225,12 +225,12 @@ def test_points_mend_the_prior_and_are_left_out_of_its_score(files, scene, envir
     whole = json.loads(good("evaluate labels.tif labels.tif --json"))
     rest = json.loads(good("evaluate labels.tif labels.tif --exclude points.gpkg --exclude-buffer 1.2 --json"))
     assert whole["pixels"] == 128 * 128
-    assert 120 * 4 < whole["pixels"] - rest["pixels"] <= 120 * 21  # discs of 1.2 m, some over each other or the edge
+    assert 120 * 4 < whole["pixels"] - rest["pixels"] <= 120 * 21  # discs of 1.2 m, some overlapping or beyond the edge
     refused = run(f"-q {BUILD} --recalibrate -o b.tif")
     assert (refused.exit_code, "--points" in refused.stderr) == (1, True)
 
 
-def test_an_experiment_of_ones_own(files):
+def test_a_custom_experiment(files):
     content = {
         "title": "Mine",
         "scheme": "enviroatlas-5",
@@ -248,7 +248,7 @@ def test_an_experiment_of_ones_own(files):
     }
     (files / "mine.yaml").write_text(yaml.safe_dump(content))
     listed = good("experiment mine.yaml --root . --dry-run")
-    assert listed.count("to do") == 3  # the prior, QR jointly, QR per tile
+    assert listed.count("to do") == 3  # the prior, QR jointly and QR per tile
     text = good("experiment mine.yaml --root .")
     assert "| QR | per tile | 0.002 | r |" in text
     assert "| 50.0 / 20.0 |" in text
@@ -261,8 +261,8 @@ def test_an_experiment_of_ones_own(files):
 
 
 @pytest.mark.slow
-def test_an_experiment_killed_without_warning_goes_on(files):
-    """SIGKILL after the first result; the second run ends with the very file that an undisturbed one writes."""
+def test_an_experiment_killed_without_warning_resumes(files):
+    """After SIGKILL at the first result, a second run ends with exactly the file of an undisturbed run."""
     content = {
         "title": "Mine",
         "scheme": "enviroatlas-5",
@@ -293,7 +293,7 @@ def test_an_experiment_killed_without_warning_goes_on(files):
     assert reports[0] == reports[1]
 
 
-def test_experiments_say_what_they_need(files):
+def test_experiments_report_missing_inputs(files):
     listed = good("experiment --list")
     for name in ("table-1", "table-2", "table-e2", "figure-e3", "city-windows"):
         assert name in listed

@@ -1,4 +1,4 @@
-"""The options of what is written with a map, which every command that maps takes from one place."""
+"""The options for files written with a map, which all commands that write maps share."""
 
 import click
 import numpy as np
@@ -14,20 +14,20 @@ from landprior.raster.scheme import ClassScheme
 from tests.helpers import good, run
 
 SIDE = 48
-WRITTEN = {  # of each command, what it takes; probabilities are always written where they cannot be asked for
+WRITTEN = {  # options of each command; without an option for them, probabilities are always written
     "predict": ("probabilities", "encoding", "confidence", "style", "quicklook"),
     "run": ("probabilities", "encoding", "confidence", "style", "quicklook"),
     "self-epitome": ("probabilities", "encoding", "style", "quicklook"),
     "assign": ("probabilities", "encoding", "style", "quicklook"),
     "cluster": ("encoding", "confidence", "style", "quicklook"),
     "density": ("encoding", "confidence", "style", "quicklook"),
-    "paint": ("encoding", "confidence", "style"),  # the picture is one of its results
+    "paint": ("encoding", "confidence", "style"),  # always writes a picture
 }
 
 
 @pytest.fixture
 def folder(tmp_path, make_grid, rng, make_model, monkeypatch):
-    """Two halves of an image with all that any of the commands wants of it."""
+    """An image of two halves, with every input that one of the commands needs."""
     monkeypatch.chdir(tmp_path)
     right = np.arange(SIDE)[None] >= SIDE // 2 + np.zeros((SIDE, 1))
     image = np.where(right, np.array((150, 90, 60, 90))[:, None, None], np.array((60, 110, 170, 30))[:, None, None])
@@ -74,7 +74,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("command", LINES)
-def test_style_picture_and_encoding_are_as_asked_and_the_map_is_the_same(folder, command):
+def test_style_picture_and_encoding_follow_the_options_and_the_map_stays_the_same(folder, command):
     line, name = LINES[command]
     wanted = WRITTEN[command]
     for place in ("plain", "full"):
@@ -140,7 +140,7 @@ def _scheme(command, folder):
 
 
 @pytest.mark.parametrize("command", WRITTEN)
-def test_every_command_takes_its_options_from_the_one_list(command):
+def test_all_commands_share_the_same_options(command):
     found = main.get_command(click.Context(main), command)
     named = [p for p in found.params if p.name in MapOptions.__dataclass_fields__]
     assert tuple(p.name for p in named) == WRITTEN[command]
@@ -165,7 +165,7 @@ def test_encoding_needs_probabilities(folder, command):
     assert not list((folder / "out").iterdir())
 
 
-def test_a_picture_that_is_there_is_not_replaced(folder):
+def test_an_existing_picture_is_not_replaced(folder):
     for command in ("cluster", "self-epitome", "assign", "predict"):
         place = folder / command
         place.mkdir()
@@ -176,7 +176,7 @@ def test_a_picture_that_is_there_is_not_replaced(folder):
         assert [path.name for path in place.iterdir()] == ["map.png"]
 
 
-def test_density_goes_on_for_what_is_missing_beside_its_maps(folder):
+def test_density_runs_again_for_missing_files_beside_its_maps(folder):
     line, out = LINES["density"][0].format("out"), folder / "out"
     good(line)
     first = (out / "image.tif").stat().st_mtime_ns

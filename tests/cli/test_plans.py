@@ -1,4 +1,4 @@
-"""The commands for many tiles, from a workspace to one map."""
+"""Commands for many tiles, from a workspace to one map."""
 
 import json
 
@@ -23,7 +23,7 @@ def scene():
 
 @pytest.fixture
 def town(tmp_path, scene, monkeypatch):
-    """A workspace of two tiles that overlap by 20 px, in the current directory."""
+    """A workspace with two tiles that overlap by 20 px, in the current directory."""
     monkeypatch.chdir(tmp_path)
     arrays = {"naip": scene.image, "nlcd": scene.nlcd, "roads": scene.layers["roads"]}
     for name, left in (("east", 70), ("west", 0)):
@@ -41,7 +41,7 @@ def town(tmp_path, scene, monkeypatch):
     return tmp_path
 
 
-def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - its directory
+def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - changes the directory
     planned = json.loads(good(f"{PLAN} --json"))
     assert (planned["plan"], planned["tiles"]) == ("plan.json", 2)
     assert planned["megapixels"] == pytest.approx(2 * 90 * 160 / 1e6)
@@ -61,7 +61,7 @@ def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - its directory
         assert json.loads(src.tags(ns="LANDPRIOR")["scheme"])["name"] == "enviroatlas-5"
 
 
-def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
+def test_a_failed_tile_is_named_and_sets_the_exit_code(town):
     good(PLAN)
     nlcd = town / "landprior-data" / "town" / "east" / "nlcd.tif"
     nlcd.write_bytes(b"no raster")
@@ -101,7 +101,7 @@ def test_a_tile_that_fails_is_named_and_the_exit_status_says_so(town):
         ("plan --city town -o p.json", 1, "'town' is not a preset"),
     ],
 )
-def test_what_is_refused(town, line, code, text):
+def test_refused_command_lines(town, line, code, text):
     good(f"{PLAN} -o mine.json")
     before = {path: path.read_bytes() for path in town.rglob("*") if path.is_file()}
     result = run(f"-q {line}")
@@ -109,7 +109,7 @@ def test_what_is_refused(town, line, code, text):
     assert {path: path.read_bytes() for path in town.rglob("*") if path.is_file()} == before
 
 
-def test_a_plan_says_what_it_will_take(town):  # noqa: ARG001 - its directory
+def test_plan_estimates_the_work(town):  # noqa: ARG001 - changes the directory
     result = run(PLAN)
     assert "2 tiles, 0 megapixels: about" in result.stderr
     assert "docs/results/scale.md" in result.stderr
@@ -117,6 +117,6 @@ def test_a_plan_says_what_it_will_take(town):  # noqa: ARG001 - its directory
 
 
 @pytest.mark.parametrize("command", ["plan", "status", "mosaic", "run"])
-def test_help_teaches_by_examples(command):
+def test_help_has_examples(command):
     text = good(f"{command} --help")
     assert f"landprior {command} " in text

@@ -1,4 +1,4 @@
-"""Help is instant: nothing heavy is imported to show it."""
+"""Help is instant, because nothing heavy is imported to show it."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from landprior.cli import _COMMANDS
 
 HEAVY = {"torch", "torchgeo", "lightning", "rasterio", "geopandas", "numpy", "pydantic", "matplotlib"}
 
-# runs the command line and then lists on stderr the packages that were imported for it
+# runs the command line, and then lists the imported packages on stderr
 SCRIPT = """
 import sys
 from landprior.cli import main
@@ -21,7 +21,7 @@ print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
 
 
 def imported_for(*arguments):
-    """Return what a command line shows, and the packages it imports in a fresh interpreter."""
+    """Return the output of a command line, and the packages that it imports in a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments],
         cwd=Path(landprior.__file__).parent.parent,
@@ -47,7 +47,7 @@ def test_help_of_a_command_imports_no_network_library(command):
     assert not {"torch", "torchgeo", "lightning"} & packages
 
 
-def test_case_does_not_matter_in_choices_of_options():
+def test_case_does_not_matter_in_choices():
     from click.testing import CliRunner
 
     from landprior.cli import main

@@ -1,4 +1,4 @@
-"""The command line on any terminal: a full disk, a closed pipe, any encoding; one line for each error."""
+"""The command line with a full disk, a closed pipe and any encoding: one line for each error."""
 
 import errno
 import io
@@ -29,7 +29,7 @@ def labels(make_raster, rng):
 
 @pytest.fixture
 def run(tmp_path):
-    """Return a function that runs the command line in a process of its own."""
+    """Return a function that runs the command line in a separate process."""
     (tmp_path / "s.yaml").write_text(SCHEME, encoding="utf-8")
 
     def start(*arguments, stdout=subprocess.PIPE, **environment):
@@ -43,7 +43,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["--help"], ["cache", "info"]])
-def test_a_full_standard_output_is_one_line_and_exit_code_1(run, command):
+def test_a_full_standard_output_gives_one_line_and_exit_code_1(run, command):
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         done = run(*command, stdout=full)
     assert done.returncode == 1
@@ -74,12 +74,12 @@ def test_a_table_is_printed_in_any_encoding(labels, tmp_path, encoding, shown):
     assert rows[2].split()[0] == "bâti"
 
 
-def test_other_libraries_warnings_are_no_errors(run, labels):
+def test_warnings_of_other_libraries_are_not_errors(run, labels):
     done = run("-q", "evaluate", labels, labels, "--scheme", "s.yaml", PYTHONWARNINGS="error")
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_file_name_of_other_bytes_and_a_newline_is_one_line(run):
+def test_a_file_name_with_other_bytes_and_a_newline_gives_one_line(run):
     done = run("evaluate", b"a\nb\xe9.tif".decode("utf-8", "surrogateescape"), "x.tif", "--scheme", "chesapeake-4")
     assert done.returncode == 1
     assert done.stderr == b"Error: no such file: a\\nb\xe9.tif\n"
@@ -96,7 +96,7 @@ def test_a_file_name_of_other_bytes_and_a_newline_is_one_line(run):
         (rasterio.errors.CRSError("PROJ: no database\nat all"), "system cannot be used (PROJ: no database at"),
     ],
 )  # fmt: skip
-def test_failures_of_the_system_are_one_line(monkeypatch, failure, said):
+def test_failures_of_the_system_give_one_line(monkeypatch, failure, said):
     def fail(*_):
         raise failure
 
@@ -109,7 +109,7 @@ def test_failures_of_the_system_are_one_line(monkeypatch, failure, said):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_fault_of_ours_is_one_line_that_asks_for_a_report(monkeypatch):
+def test_a_bug_gives_one_line_that_asks_for_a_report(monkeypatch):
     def fail():
         key = "x\ny"
         raise KeyError(key)
@@ -124,7 +124,7 @@ def test_a_fault_of_ours_is_one_line_that_asks_for_a_report(monkeypatch):
     assert isinstance(CliRunner().invoke(main, ["doctor"]).exception, KeyError)
 
 
-def test_what_nobody_expects_is_not_explained():
+def test_unexpected_errors_have_no_explanation():
     assert explain_failure(KeyError("x")) is None
     assert explain_failure(OSError("no number")) is None
 
@@ -135,7 +135,7 @@ def test_control_characters_are_shown_as_escapes():
     assert LineFormatter("%(message)s").format(record) == r"name a\nb"
 
 
-def test_a_log_holds_no_carriage_return_and_quiet_says_nothing(labels, tmp_path, monkeypatch):
+def test_a_log_has_no_carriage_returns_and_quiet_prints_nothing(labels, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(SCHEME, encoding="utf-8")
     (tmp_path / "m.csv").write_text('code,"eau ± 森",bâti\n1,1,0\n2,0,1\n', encoding="utf-8")
@@ -147,7 +147,7 @@ def test_a_log_holds_no_carriage_return_and_quiet_says_nothing(labels, tmp_path,
     assert CliRunner().invoke(main, ["-q", *command, "--overwrite"]).stderr == ""
 
 
-def test_foreign_settings_are_said_once_a_command(monkeypatch):
+def test_foreign_settings_give_a_warning_only_once(monkeypatch):
     monkeypatch.setenv("GDAL_DATA", "/nonexistent")
     first, second = (CliRunner().invoke(main, ["cache", "info"]) for _ in range(2))
     assert first.stderr.startswith("Warning: GDAL_DATA=/nonexistent is ignored: ")
@@ -155,7 +155,7 @@ def test_foreign_settings_are_said_once_a_command(monkeypatch):
     assert cli._FOREIGN == []
 
 
-def test_a_stream_without_reconfigure_is_left(monkeypatch):
+def test_a_stream_without_reconfigure_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     cli.terminal.prepare_streams()
 
@@ -171,9 +171,7 @@ def test_a_stream_without_reconfigure_is_left(monkeypatch):
         ("--output", "z.pt", "z.pt cannot be the name of a model: models are written as .safetensors"),
     ],
 )
-def test_numbers_and_names_that_cannot_be_are_refused(
-    make_image, make_prior, tmp_path, monkeypatch, option, value, said
-):
+def test_impossible_numbers_and_names_are_refused(make_image, make_prior, tmp_path, monkeypatch, option, value, said):
     monkeypatch.chdir(tmp_path)
     image, prior = make_image("image.tif", 40, 50), make_prior("prior.tif", 40, 50)
     command = ["train", "--image", str(image), "--prior", str(prior), "-o", "m.safetensors", option, value]
@@ -184,7 +182,7 @@ def test_numbers_and_names_that_cannot_be_are_refused(
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".pt", ".safetensors")]
 
 
-def test_a_picture_that_is_not_asked_for_is_no_place_for_its_files(labels):
+def test_options_of_a_figure_are_refused_without_a_figure(labels):
     arguments = ["evaluate", str(labels), str(labels), "--scheme", "chesapeake-4", "--image", "nothing.tif"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""What commands on a workspace refuse: options that they would ignore, and results that are not theirs to replace."""
+"""Commands on a workspace refuse options that they would ignore, and keep results that something else made."""
 
 import json
 import shlex
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-# these are imported before a test changes the settings that they take from another module
+# imported first, because the tests change settings that these modules import from another one
 import landprior.batch.estimate
 import landprior.batch.plans
 import landprior.batch.tile_runner
 import landprior.cli.learn_prior
-import landprior.cli.run  # noqa: F401 - the same
+import landprior.cli.run  # noqa: F401 - likewise
 from landprior.cli import main
 from landprior.implicit.settings import TrainingSettings
 from landprior.landcover.synthetic.scene import make_scene
@@ -36,7 +36,7 @@ def succeed(line):
 
 
 def assert_refused(line, *words):
-    """Check that a command ends with one line of error that holds some words, and no result."""
+    """Check that a command ends with a one-line error that contains some words, and no result."""
     result = run(line)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code in (1, 2)
@@ -48,7 +48,7 @@ def assert_refused(line, *words):
 
 
 def quick(**changes):
-    """Return settings of a training of four steps."""
+    """Return settings for a training of four steps."""
     loop = TrainingSettings(steps=4, warmup_steps=2)
     return TileSettings(**{"training": loop, "filters": 2, "patch_size": 16, "batch_size": 2} | changes)
 
@@ -60,7 +60,7 @@ def scene():
 
 @pytest.fixture
 def town(tmp_path, scene, monkeypatch):
-    """Return a workspace with one tile that was filled by hand, and have trainings be short."""
+    """Return a workspace with one tile that was filled by hand, with short trainings."""
     folder = tmp_path / "data" / "town" / "centre"
     folder.mkdir(parents=True)
     write_raster(folder / "naip.tif", scene.image, scene.grid)
@@ -72,8 +72,8 @@ def town(tmp_path, scene, monkeypatch):
     return folder
 
 
-def test_a_joint_model_does_not_replace_the_maps_of_the_tiles_own(town):
-    """README: nothing is replaced without --overwrite; what the same recipe made is remade when it is stale."""
+def test_a_joint_model_does_not_replace_maps_of_the_tile_models(town):
+    """README: nothing is replaced without --overwrite; stale results of the same recipe are recomputed."""
     succeed("run --city TOWN --scheme enviroatlas-5")
     before = (town / "prediction.tif").read_bytes()
     succeed("train --city town --joint")
@@ -119,7 +119,7 @@ SOURCES = (
 @pytest.mark.parametrize("options", SOURCES)
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_sources_of_a_place_that_is_not_fetched_are_refused(town, command, options):
-    """They were ignored without a word."""
+    """They used to be ignored silently."""
     assert_refused(
         f"{command} --city town --scheme enviroatlas-5 {options}",
         f"{options.split()[0]} cannot be used with the place town of the workspace",
@@ -128,7 +128,7 @@ def test_sources_of_a_place_that_is_not_fetched_are_refused(town, command, optio
     assert not (town / "prior.tif").exists()
 
 
-def test_sources_of_a_place_that_was_fetched_by_its_box_say_how_to_give_it_again(town):
+def test_the_error_for_sources_of_a_place_fetched_by_box_suggests_the_box(town):
     TileFolder(path=town, city="town").record("naip", "key")
     assert_refused(
         "run --city town --scheme enviroatlas-5 --reference nosuch.tif",
@@ -163,11 +163,11 @@ def test_options_that_a_command_would_ignore_are_refused(town, line, words, monk
     assert_refused(line, *words)
 
 
-def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
+def test_a_label_map_that_no_tile_needs_is_refused(town):
     tile = TileFolder(path=town, city="town")
     line = "run --city town --scheme enviroatlas-5 --label-map 40:70"
     succeed(line)
-    tile.record("labels", "key")  # as fetch does
+    tile.record("labels", "key")  # like fetch
     assert_refused(
         line, "--label-map would have no effect: fetch has already converted", "labels.tif to the scheme's codes"
     )
@@ -175,8 +175,8 @@ def test_a_label_map_that_no_tile_has_a_use_for_is_refused(town):
     assert_refused(line, "--label-map would have no effect: no tile has labels (there is no ", "labels.tif")
 
 
-def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):
-    """Not into the file's own path."""
+def test_joint_training_with_a_preset_file_writes_into_the_workspace(town, tmp_path):
+    """And not to the path of the preset file."""
     path = tmp_path / "another-name.yaml"
     path.write_text(
         "name: town\ntitle: x\nbounds: [-76.6, 42.4, -76.4, 42.5]\nnaip_year: 2021\nnlcd_year: 2021\nepsg: 26918\n"
@@ -188,7 +188,7 @@ def test_a_preset_file_trains_jointly_in_its_folder(town, tmp_path):
     assert (town.parent / "model.safetensors").is_file()
 
 
-# -- one path over a workspace ---------------------------------------------------------------------
+# -- single steps and whole runs -------------------------------------------------------------------
 
 MADE = ("prior.tif", "model.safetensors", "prediction.tif")
 
@@ -207,8 +207,8 @@ MADE = ("prior.tif", "model.safetensors", "prediction.tif")
     ],
     ids=["chain", "only", "alias"],
 )
-def test_the_steps_alone_and_the_commands_of_files_make_what_the_chain_makes(town, lines, made):
-    """To the bit: there is one path over a workspace."""
+def test_single_steps_and_commands_for_files_give_the_same_as_run(town, lines, made):
+    """The same bytes, because they run the same code."""
     shown = [succeed(line).stdout for line in lines]
     found = {name: (town / name).read_bytes() for name in MADE}
     assert made.setdefault("files", found) == found
@@ -223,11 +223,11 @@ def test_the_steps_alone_and_the_commands_of_files_make_what_the_chain_makes(tow
 
 @pytest.fixture(scope="module")
 def made():
-    """Return a place to keep what one test made, for the next to compare."""
+    """Return a dictionary in which a test leaves its files for the next one to compare."""
     return {}
 
 
-def test_several_steps_at_once_and_what_they_print(town):
+def test_several_steps_at_once_and_their_output(town):
     shown = json.loads(succeed("run --city town --scheme enviroatlas-5 --only prior,model --json").stdout)
     assert shown == {"models": ["data/town/centre/model.safetensors"], "scores": None}
     assert not (town / "prediction.tif").exists()
@@ -247,12 +247,12 @@ def test_several_steps_at_once_and_what_they_print(town):
         ("--only map --encoding uint8", ["--encoding cannot be used with a map only"]),
     ],
 )
-def test_options_of_steps_that_are_left_out_are_refused(town, options, words, monkeypatch):
+def test_options_of_omitted_steps_are_refused(town, options, words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     assert_refused(f"run --city town --scheme enviroatlas-5 {options}", *words)
     assert not (town / "prior.tif").exists()
 
 
-def test_steps_of_no_place_are_refused(town):
+def test_steps_without_a_place_are_refused(town):
     assert_refused("run --bbox 1,2,3,4 --only map", "give a place of the workspace with --city")
     assert not (town / "prediction.tif").exists()
