@@ -1,4 +1,4 @@
-"""Fixtures: small pictures whose classes, or ranks, a network learns in seconds."""
+"""Fixtures: small pictures whose classes or ranks a network learns in seconds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What tests of candidate sets and of ranks draw alike."""
+"""Random inputs for tests of candidate sets and ranks."""
 
 import torch
 
@@ -6,7 +6,7 @@ from landprior.domains.imagery.images import LabelledImages
 
 
 def make_images(count, *, classes=3, seed=0, names="train"):
-    """Draw pictures with a bright band of rows where their class says."""
+    """Draw pictures with a bright band of rows whose position is the class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     values = torch.randint(0, 70, (count, 1, 12, 12), generator=generator)

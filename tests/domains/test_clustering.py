@@ -1,4 +1,4 @@
-"""The prior of neighbourhoods, training from random weights, the map of clusters."""
+"""The neighbourhood prior, training from random weights, and the map of clusters."""
 
 import json
 
@@ -43,7 +43,7 @@ from landprior.raster.reading import open_raster
 
 
 def stripes(height, width, rng, *, bands=3):
-    """Return an image of three materials in broad stripes, with noise, and the materials."""
+    """Return a noisy image of three materials in broad stripes, and the materials."""
     kinds = np.broadcast_to((np.arange(width) // 16) % 3, (height, width))
     colours = np.array([[60, 150, 90], [190, 180, 160], [90, 60, 40]])[:, :bands]
     noise = rng.normal(0, 6, (bands, height, width))
@@ -66,7 +66,7 @@ def image(tmp_path, make_grid, rng):
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 8, 50])
-def test_box_sums_are_those_of_a_loop(side, rng):
+def test_box_sums_equal_those_of_a_loop(side, rng):
     values = rng.random((2, 3, 9, 13))
     wanted = np.zeros_like(values)
     for row in range(9):
@@ -82,7 +82,7 @@ def test_box_means_count_pixels_with_data_only():
     mask = torch.tensor([[[True, True, False, False]]])
     found = mean_boxes(q, mask, 3)
     np.testing.assert_allclose(found[0, :, 0, :3].numpy(), [[0.75, 0.75, 0.5], [0.25, 0.25, 0.5]])
-    assert found[0, :, 0, 3].tolist() == [0.0, 0.0]  # no data near
+    assert found[0, :, 0, 3].tolist() == [0.0, 0.0]  # no data nearby
 
 
 def test_a_uniform_prediction_stays_uniform_and_sums_to_one(rng):
@@ -94,7 +94,7 @@ def test_a_uniform_prediction_stays_uniform_and_sums_to_one(rng):
     np.testing.assert_allclose(prior(some, mask).exp().sum(1).numpy(), 1.0)
 
 
-def test_the_prior_is_the_formula(rng):
+def test_the_prior_follows_the_formula(rng):
     prior = NeighbourhoodPrior(near=3, far=6, every=0, balance=2)
     prior.weights.copy_(torch.tensor([1.5, -0.5]))
     log_q = torch.log_softmax(torch.from_numpy(rng.normal(size=(1, 4, 10, 10))), 1)
@@ -105,11 +105,11 @@ def test_the_prior_is_the_formula(rng):
     np.testing.assert_allclose(prior(log_q, mask).exp().numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-6)
 
 
-def test_contrast_lowers_what_is_common_around():
+def test_contrast_lowers_classes_that_are_common_nearby():
     near_alike = torch.zeros(1, 2, 41, 41)
     near_alike[:, 0] = 0.9
     near_alike[:, 1] = 0.1
-    near_alike[:, :, 18:23, 18:23] = 0.5  # here both, in a place where the first is common
+    near_alike[:, :, 18:23, 18:23] = 0.5  # both classes here, where the first is common nearby
     prior = NeighbourhoodPrior(near=5, far=41, every=0, balance=0)
     prior.weights.copy_(torch.tensor([1.0, -0.5]))
     found = prior(near_alike.log(), torch.ones(1, 41, 41, dtype=torch.bool)).exp()[0, :, 20, 20]
@@ -120,10 +120,10 @@ def test_the_logistic_regression_finds_its_weights(rng):
     near, far = np.log(rng.uniform(0.01, 1, (2, 4000, 5)))
     q = softmax(1.7 * near - 0.6 * far, axis=1)
     found = fit_logistic(near, far, q, np.array([1.0, -0.3]))
-    np.testing.assert_allclose(found, [1.7, -0.6], atol=0.03)  # a small penalty pulls to 0
+    np.testing.assert_allclose(found, [1.7, -0.6], atol=0.03)  # a small penalty pulls towards 0
 
 
-def test_weights_are_estimated_every_so_often_and_kept_in_buffers(rng):
+def test_weights_are_estimated_at_intervals_and_kept_in_buffers(rng):
     prior = NeighbourhoodPrior(near=3, far=9, every=3)
     mask = torch.ones(2, 12, 12, dtype=torch.bool)
     log_q = torch.log_softmax(torch.from_numpy(rng.normal(size=(2, 4, 12, 12))), 1)
@@ -142,7 +142,7 @@ def test_weights_are_estimated_every_so_often_and_kept_in_buffers(rng):
     assert nothing.weights.tolist() == [0.5, 0.5]
 
 
-def test_the_prior_of_a_view_is_made_of_the_other(rng):
+def test_the_prior_of_a_view_comes_from_the_other_view(rng):
     mask = torch.from_numpy(rng.random((4, 9, 9)) > 0.1)
     mask[2:] = mask[:2]
     log_q = torch.log_softmax(torch.from_numpy(rng.normal(size=(4, 3, 9, 9))), 1)
@@ -164,7 +164,7 @@ def test_qr_against_it_is_a_bound_on_shared_information(rng):
     assert float(qr(log_q, prior(log_q, mask), mask)) == pytest.approx(cross - entropy)
 
 
-def test_gamma_adds_its_part_of_the_entropys_gradient(rng):
+def test_gamma_scales_the_gradient_of_the_entropy(rng):
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
     logits = torch.from_numpy(rng.normal(size=(2, 3, 8, 8))).requires_grad_()
 
@@ -198,7 +198,7 @@ def grey_tile(rng):
     return image_tile("x", values.astype(np.float32), np.ones((40, 40), bool), make_scheme(3))
 
 
-def test_views_differ_as_the_colours_of_the_image_do(grey_tile):
+def test_views_vary_like_the_colours_of_the_image(grey_tile):
     statistics = measure_bands([grey_tile])
     colours = measure_colours([grey_tile], statistics)
     covariance = torch.cov(grey_tile.inputs(statistics, slice(None), slice(None)).flatten(1).double(), correction=0)
@@ -207,7 +207,7 @@ def test_views_differ_as_the_colours_of_the_image_do(grey_tile):
     torch.testing.assert_close(colours @ colours, covariance + floor * torch.eye(3), atol=1e-5, rtol=0)
     grey = torch.zeros(20_000, 3, 2, 2)
     varied = vary_bands(grey, 0.0, torch.Generator().manual_seed(0), tint=0.5 * colours)
-    assert torch.equal(varied, varied[:, :, :1, :1].expand_as(varied))  # one offset a patch
+    assert torch.equal(varied, varied[:, :, :1, :1].expand_as(varied))  # one offset per patch
     found = torch.cov(varied[:, :, 0, 0].T.double())
     torch.testing.assert_close(found, 0.25 * colours @ colours, atol=0.01, rtol=0)
 
@@ -230,7 +230,7 @@ def test_spread_weights_show_the_network_uncorrelated_bands(grey_tile):
     np.testing.assert_allclose(correlation.numpy(), np.eye(3), atol=0.1)
 
 
-def test_materials_are_found_from_random_weights(image):
+def test_materials_are_found_starting_from_random_weights(image):
     path, kinds = image
     tile = read_image_tile(path, make_scheme(4))
     training = {"learning_rate": 2e-3, "steps": 160}
@@ -243,10 +243,10 @@ def test_materials_are_found_from_random_weights(image):
         found = model.network(inputs)[0].argmax(0).numpy()
     inner = (slice(8, 88), slice(8, 136))
     pure = sum(np.bincount(kinds[inner][found[inner] == one], minlength=3).max() for one in range(4))
-    assert pure / kinds[inner].size > 0.75  # chance has a third
+    assert pure / kinds[inner].size > 0.75  # chance gives a third
 
 
-def test_a_run_that_was_interrupted_ends_with_the_same_weights(image, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_weights(image, tmp_path, monkeypatch):
     tile = read_image_tile(image[0], make_scheme(4))
     whole = train_clusters([tile], quick())
     place = tmp_path / "state"
@@ -289,7 +289,7 @@ def test_the_use_of_clusters(shares, effective, bad):
     assert use.degenerate(4) is bad
 
 
-def test_an_image_of_one_colour_has_no_clusters_and_does_no_harm():
+def test_an_image_of_one_colour_trains_without_an_error():
     tile = image_tile("flat", np.full((3, 48, 48), 7, np.uint8), np.ones((48, 48), bool), make_scheme(4))
     statistics = measure_bands([tile])
     root = measure_colours([tile], statistics)
@@ -303,7 +303,7 @@ def test_an_image_of_one_colour_has_no_clusters_and_does_no_harm():
 
 
 @pytest.mark.parametrize(("good", "chosen"), [(1, 1), (None, 0)])
-def test_degenerate_clusters_are_tried_again_from_derived_seeds(image, monkeypatch, good, chosen):
+def test_degenerate_clusters_are_retrained_with_derived_seeds(image, monkeypatch, good, chosen):
     tile = read_image_tile(image[0], make_scheme(4))
     used = iter([ClusterUse(1.0 if number != good else 3.5, 0.99 if number != good else 0.4) for number in range(9)])
     monkeypatch.setattr("landprior.domains.clustering.training.measure_use", lambda *_, **__: next(used))
@@ -322,7 +322,7 @@ def test_degenerate_clusters_are_tried_again_from_derived_seeds(image, monkeypat
 
 
 @pytest.mark.parametrize(("jitter", "tint", "views"), [(0.0, 0.0, 1), (0.3, 0.0, 2), (0.0, 0.3, 2)])
-def test_two_views_where_they_differ(jitter, tint, views):
+def test_two_views_are_used_only_if_they_differ(jitter, tint, views):
     assert ClusterSettings(jitter=jitter, tint=tint).views == views
 
 
@@ -337,7 +337,7 @@ def test_wrong_input_is_refused(tmp_path, make_grid):
 
 
 def test_the_map_does_not_depend_on_windows(tmp_path, make_grid, rng):
-    values, _ = stripes(600, 530, rng)  # two blocks each way
+    values, _ = stripes(600, 530, rng)  # two blocks in each direction
     values[:, 300:340, 500:] = 0
     path = write_raster(tmp_path / "image.tif", values, make_grid(600, 530), nodata=0)
     model = train_clusters([read_image_tile(path, make_scheme(4))], quick(training={"steps": 5}))
@@ -356,7 +356,7 @@ def test_the_map_does_not_depend_on_windows(tmp_path, make_grid, rng):
         codes = src.read(1)
     assert (codes[~valid] == 255).all()
     assert (codes[valid] == whole.argmax(0)[valid] + 1).mean() > 0.9999
-    assert not list(tmp_path.glob(".map*"))  # nothing is left behind
+    assert not list(tmp_path.glob(".map*"))  # no files are left behind
 
 
 def test_an_even_box_is_refused(tmp_path):
@@ -391,7 +391,7 @@ def test_cluster_on_the_command_line(image, tmp_path):
     assert "odd number of pixels" in wrong.stderr
 
 
-def test_what_is_there_is_not_replaced(image, tmp_path):
+def test_existing_files_are_not_replaced(image, tmp_path):
     (tmp_path / "clusters.safetensors").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"clusters\.safetensors"):
         cluster_image(image[0], tmp_path / "clusters.tif", quick())
@@ -401,7 +401,7 @@ def test_what_is_there_is_not_replaced(image, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_clusters_of_real_imagery_are_above_k_means(tmp_path):
+def test_clusters_of_real_imagery_beat_k_means(tmp_path):
     from benchmarks.accuracy.cases import data_folder
     from benchmarks.clustering import Task, run_seed
 

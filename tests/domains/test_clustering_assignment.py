@@ -1,4 +1,4 @@
-"""Classes for clusters: the table, points, draws, and the command."""
+"""Classes for clusters: the table, points, random draws, and the command."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def scheme():
 
 @pytest.fixture
 def place(tmp_path, make_grid):
-    """Four clusters in quarters, of which the last two are one class; labels; the lower right corner has no data."""
+    """Four clusters in quarters, the last two of one class, and labels; the lower right corner has no data."""
     grid = make_grid(40, 60)
     kinds = (np.arange(40)[:, None] // 20) * 2 + np.arange(60) // 30
     q = np.full((4, 40, 60), 0.05, np.float32)
@@ -49,12 +49,12 @@ def write_csv(path, names, rows):
     return path
 
 
-def test_the_table_is_the_formula(scheme):
+def test_the_table_follows_the_formula(scheme):
     q = np.array([[0.7, 0.2, 0.1], [0.3, 0.8, 0.9], [0.0, 0.0, 0.0]])
     found = fit_assignment(q, np.array([0, 1, 1]), scheme, weight=0.3)
     own = np.array([[0.7, 0.3, 0], [0.3, 1.7, 0], [0, 0, 0]]) + 0.3 * np.array([1 / 3, 2 / 3, 0])
     np.testing.assert_allclose(found.table, own / own.sum(1, keepdims=True))
-    np.testing.assert_allclose(found.table[2], [1 / 3, 2 / 3, 0])  # no point lies in it
+    np.testing.assert_allclose(found.table[2], [1 / 3, 2 / 3, 0])  # no point is in this cluster
     shares = np.array([[0.5], [0.25], [0.25]])
     np.testing.assert_allclose(found.apply(shares)[:, 0], found.table.T @ shares[:, 0], rtol=1e-6)
     assert "cluster" in found.to_text()
@@ -62,7 +62,7 @@ def test_the_table_is_the_formula(scheme):
         fit_assignment(q[:, :0], np.array([], int), scheme)
 
 
-def test_points_by_coordinates_and_by_pixels_are_the_same(tmp_path, place, scheme):
+def test_points_by_coordinates_and_by_pixels_agree(tmp_path, place, scheme):
     grid = place[2]
     places = [(0, 0, "water"), (39, 59, "5"), (20, 30, "Trees"), (7, 8, "2.0"), (9, 9, "")]
     rows = write_csv(tmp_path / "rows.csv", ["row", "col", "class"], places)
@@ -72,7 +72,7 @@ def test_points_by_coordinates_and_by_pixels_are_the_same(tmp_path, place, schem
         found = read_points(path, grid, scheme)
         assert found.rows.tolist() == [0, 39, 20, 7]
         assert found.columns.tolist() == [0, 59, 30, 8]
-        assert found.classes.tolist() == [0, 2, 1, 1]  # the one without a class is left out
+        assert found.classes.tolist() == [0, 2, 1, 1]  # the point without a class is left out
     frame = geopandas.GeoDataFrame(
         {"reference": [kind for *_, kind in xy]},
         geometry=geopandas.points_from_xy(*zip(*[(x, y) for x, y, _ in xy], strict=True)),
@@ -116,7 +116,7 @@ def test_fewer_points_than_classes_are_refused(tmp_path, place, scheme):
         assign_classes(place[0], tmp_path / "map.tif", scheme=scheme)
 
 
-def test_splits_score_what_was_left_out(scheme):
+def test_splits_are_scored_on_the_points_left_out(scheme):
     q = np.repeat(np.eye(3), 20, axis=1)
     classes = np.repeat([0, 1, 2], 20)
     found = score_splits(q, classes, scheme, draws=4, train_points=45)
@@ -126,7 +126,7 @@ def test_splits_score_what_was_left_out(scheme):
         score_splits(q, classes, scheme, train_points=60)
 
 
-def test_draws_from_labels_are_those_of_arrays(place, scheme):
+def test_draws_from_labels_match_those_from_arrays(place, scheme):
     path, labels, _, q, codes = place
     known = ~np.isnan(q[0]) & (codes != 255)
     truth = scheme.encode(codes.astype(np.int64))[known]
@@ -150,7 +150,9 @@ def test_draws_from_labels_are_those_of_arrays(place, scheme):
 def test_the_map_of_classes(tmp_path, place, scheme):
     path, _, _, q, _ = place
     points = [(1, 1, "water"), (1, 40, "trees"), (30, 1, "built"), (30, 40, "built"), (38, 55, "water")]
-    given = write_csv(tmp_path / "points.csv", ["row", "col", "class"], points)  # the last lies where there is no data
+    given = write_csv(
+        tmp_path / "points.csv", ["row", "col", "class"], points
+    )  # the last is in the corner without data
     found = assign_classes(
         path, tmp_path / "map.tif", scheme=scheme, points=given, draws=0, options=MapOptions(probabilities=True)
     )
@@ -192,7 +194,7 @@ def test_assign_on_the_command_line(tmp_path, place, scheme):
     assert "has one band" in single.stderr
 
 
-def test_points_of_one_layer_and_of_any_table_are_assigned_alike(tmp_path, place, scheme):
+def test_points_from_layers_and_tables_give_the_same_classes(tmp_path, place, scheme):
     path, labels, *_ = place
     with open_raster(labels) as src:
         codes, crs, transform = src.read(1), src.crs, src.transform
@@ -228,7 +230,7 @@ def test_points_of_one_layer_and_of_any_table_are_assigned_alike(tmp_path, place
     assert assign("--labels", labels, "--layer", "points").exit_code == 2
 
 
-def test_the_probabilities_are_found(place):
+def test_the_probabilities_beside_the_map_are_found(place):
     assert find_probabilities(place[0]) == place[0]
     with pytest.raises(InputError, match="has one band"):
         find_probabilities(place[1])

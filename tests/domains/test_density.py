@@ -1,4 +1,4 @@
-"""Density classes of blocks: tables, priors, scores, the blur, training, maps, the command."""
+"""Density classes of blocks: tables, priors, scores, blur, training, maps, and the command."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_image(path: Path, values: np.ndarray, **profile: object) -> Path:
 def make_scene(
     folder: Path, number: int, *, stain: float = 1.0, side: int = SIDE
 ) -> tuple[Path, list[dict], list[str]]:
-    """Discs on pale ground: dark blue ones are meant, red ones are not; their number differs by block."""
+    """Discs on a pale background: dark blue ones are the target, red ones are not; numbers vary by block."""
     rng = np.random.default_rng(number)
     image = np.full((3, side, side), 225.0) + rng.normal(0, 4, (3, side, side))
     rows, columns = np.mgrid[:side, :side]
@@ -139,12 +139,12 @@ def test_classes_keep_the_order_of_counts(counts, classes):
 
 
 @pytest.mark.parametrize("counts", [[0.0, 0.0], [-1.0, 2.0]])
-def test_counts_that_say_nothing_are_refused(counts):
+def test_useless_counts_are_refused(counts):
     with pytest.raises(InputError, match="counts"):
         blocks.rank_counts(np.array(counts))
 
 
-def test_blocks_are_read_with_and_without_ending(tmp_path: Path):
+def test_image_names_in_blocks_may_lack_the_extension(tmp_path: Path):
     table = tmp_path / "t.csv"
     table.write_text("image,row,col,class\na,0,0,2\na.png,1,2,0\nb,0,0,1\n")
     labels = blocks.read_blocks(table, {"a.png": grid(150, 250), "b.tif": grid(), "c.tif": grid()}, block=100)
@@ -174,7 +174,7 @@ def test_blocks_are_read_with_and_without_ending(tmp_path: Path):
         ("image,row,col,count\na,0,0,0\n", "all counts are 0"),
     ],
 )
-def test_bad_tables_are_refused_in_a_line(tmp_path: Path, text: str, message: str):
+def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, message: str):
     table = tmp_path / "t.csv"
     table.write_text(text)
     with pytest.raises(InputError, match=message) as error:
@@ -182,7 +182,7 @@ def test_bad_tables_are_refused_in_a_line(tmp_path: Path, text: str, message: st
     assert "\n" not in str(error.value)
 
 
-def test_missing_tables_and_unknown_images_are_said(tmp_path: Path):
+def test_missing_tables_and_unknown_images_are_errors(tmp_path: Path):
     with pytest.raises(MissingInputError, match="no such file"):
         blocks.read_blocks(tmp_path / "none.csv", {"a.png": grid()})
     table = tmp_path / "t.csv"
@@ -194,7 +194,7 @@ def test_missing_tables_and_unknown_images_are_said(tmp_path: Path):
 # -- priors --------------------------------------------------------------------------------------------
 
 
-def test_priors_are_the_papers_unless_given(tmp_path: Path):
+def test_priors_are_those_of_the_paper_unless_given(tmp_path: Path):
     assert spread_priors(10) == pytest.approx(np.arange(0.05, 1, 0.1))
     table = tmp_path / "p.csv"
     table.write_text("class,probability\n1,0.5\n0,0.125\n")
@@ -215,15 +215,15 @@ def test_bad_priors_are_refused(tmp_path: Path, rows: str, message: str):
         read_priors(tmp_path / "p.csv", 2)
 
 
-def test_measured_prior_is_the_share_of_pixels_near_points():
+def test_the_measured_prior_is_the_share_of_pixels_near_points():
     labels = blocks.BlockLabels(classes={"a": np.array([[0, 2]], dtype=np.int16)}, count=3, block=10)
     found = measure_priors(labels, {"a": grid(10, 20)}, {"a": np.array([[15.0, 5.0], [15.0, 5.0]])}, radius=2)
     disc = sum(np.hypot(r - 5, c - 15) <= 2 for r in range(10) for c in range(20))
     assert disc == 13
-    assert found == pytest.approx([0, 0.065, 0.13])  # the class without a block lies between
+    assert found == pytest.approx([0, 0.065, 0.13])  # the class without a block is interpolated
 
 
-def test_related_priors_are_of_an_image_as_dense_as_all():
+def test_related_priors_refer_to_an_image_of_average_density():
     priors = np.array([0.1, 0.5, 0.9])
     dense, thin = np.array([[2, 2], [2, 1]]), np.array([[0, 0], [1, blocks.UNKNOWN]])
     rate = mean_prior(priors, [dense, thin])
@@ -231,14 +231,14 @@ def test_related_priors_are_of_an_image_as_dense_as_all():
     found = relate_priors(priors, dense, rate)
     odds, mean = priors / (1 - priors), 0.8
     np.testing.assert_allclose(found / (1 - found), odds * (1 - mean) / mean * rate / (1 - rate))
-    np.testing.assert_allclose(relate_priors(priors, dense, mean), priors)  # an image like all is left alone
-    assert relate_priors(priors, thin, rate)[1] > found[1]  # more than is usual there, less than is usual here
+    np.testing.assert_allclose(relate_priors(priors, dense, mean), priors)  # an average image is left alone
+    assert relate_priors(priors, thin, rate)[1] > found[1]  # dense for the thin image, thin for the dense one
     hard = np.array([0.0, 0.5, 1.0])
     assert relate_priors(hard, np.array([[0, 1, 2]]), 0.2)[[0, 2]].tolist() == [0, 1]
     np.testing.assert_array_equal(relate_priors(hard, np.array([[0, 0]]), 0.2), hard)
 
 
-def test_prior_raster_is_constant_over_blocks(tmp_path: Path):
+def test_the_prior_raster_is_constant_within_blocks(tmp_path: Path):
     classes = np.array([[0, 1], [1, blocks.UNKNOWN]], dtype=np.int16)
     scheme = training.make_scheme()
     path = write_prior(
@@ -257,7 +257,7 @@ def test_prior_raster_is_constant_over_blocks(tmp_path: Path):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000))
-def test_scores_are_those_of_pairs_counted_one_by_one(seed):
+def test_scores_equal_those_of_explicitly_counted_pairs(seed):
     rng = np.random.default_rng(seed)
     n = 25
     scores, positive, where = rng.integers(0, 6, n).astype(float), rng.random(n) < 0.4, rng.integers(0, 4, n)
@@ -281,7 +281,7 @@ def test_scores_are_those_of_pairs_counted_one_by_one(seed):
     assert found.blocks == len(both)
 
 
-def test_what_is_constant_in_a_block_scores_one_half_within_it():
+def test_a_constant_within_blocks_scores_one_half_there():
     where = np.repeat(np.arange(5), 6)
     positive = np.tile([True, False, False], 10)
     assert points.score_points(where.astype(float), positive, where).within == 0.5
@@ -306,7 +306,7 @@ def test_bad_points_are_refused(tmp_path: Path, text: str, message: str):
         points.read_points(tmp_path / "p.csv", {"a.png": grid()}, positive=["blue"])
 
 
-def test_points_on_the_last_edge_are_of_the_last_pixel(tmp_path: Path):
+def test_points_on_the_last_edge_belong_to_the_last_pixel(tmp_path: Path):
     (tmp_path / "p.csv").write_text("image,x,y,type\na,100,99.9,blue\na,3.7,4.2,red\na,5,5,odd\n")
     found = points.read_points(tmp_path / "p.csv", {"a.png": grid()}, positive=["blue"], ignored=["odd"])["a.png"]
     assert found.columns.tolist() == [99, 3]
@@ -318,7 +318,7 @@ def test_points_on_the_last_edge_are_of_the_last_pixel(tmp_path: Path):
 
 
 class _Given(torch.nn.Module):
-    """Log q as given, whatever the input."""
+    """Returns a given log q for any input."""
 
     halo, stride, smoothing = 5, 1, 1e-4
 
@@ -330,7 +330,7 @@ class _Given(torch.nn.Module):
         return self.log_q
 
 
-def test_blur_is_the_mean_of_log_likelihoods():
+def test_the_blur_is_the_mean_of_log_likelihoods():
     torch.manual_seed(0)
     log_q = torch.log_softmax(3 * torch.randn(1, 2, 40, 30), dim=1)
     network = BlurredNetwork(_Given(log_q), 11)  # type: ignore[arg-type]
@@ -340,11 +340,11 @@ def test_blur_is_the_mean_of_log_likelihoods():
     odds = (log_q[0, 1] - log_q[0, 0]).double().numpy()
     blurred = (found[0, 1] - found[0, 0]).numpy()
     np.testing.assert_allclose(blurred[5:-5, 5:-5], uniform_filter(odds, 11)[5:-5, 5:-5], atol=1e-4)
-    assert blurred[0, 0] == pytest.approx(odds[:6, :6].mean(), abs=1e-4)  # at the edge, of the pixels there are
+    assert blurred[0, 0] == pytest.approx(odds[:6, :6].mean(), abs=1e-4)  # at the edge, the mean of the existing pixels
 
 
-def test_posterior_of_blurred_predictions_is_that_of_the_paper():
-    """F.2: the prior times exp of the blurred log q - log qbar, with qbar of the predictions as they were."""
+def test_the_posterior_of_blurred_predictions_matches_the_paper():
+    """F.2: the prior times exp of the blurred log q - log qbar, with qbar from the unblurred predictions."""
     torch.manual_seed(1)
     log_q = torch.log_softmax(torch.randn(1, 2, 20, 20), dim=1)
     log_p = torch.log_softmax(torch.randn(1, 2, 20, 20), dim=1)
@@ -365,7 +365,7 @@ def test_even_blurs_are_refused(side: int):
 # -- training ------------------------------------------------------------------------------------------
 
 
-def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
+def test_tiles_contain_blocks_and_are_made_the_same_way(scenes: Path):
     images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     paths = [images.paths[name] for name in images.names]
@@ -401,8 +401,8 @@ def test_tiles_hold_blocks_and_are_made_alike(scenes: Path):
     assert len(few) == 3
 
 
-def test_crops_of_one_block_are_not_related_to_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Of images that are a block each only the difference between images says anything."""
+def test_priors_of_images_with_a_single_block_are_not_made_relative(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """If each image is one block, only the differences between images carry information."""
     paths = [write_image(tmp_path / f"crop{i}.tif", np.full((3, BLOCK, BLOCK), 9 + i, np.uint8)) for i in range(3)]
     labels = blocks.BlockLabels(
         classes={path.name: np.array([[i]], dtype=np.int16) for i, path in enumerate(paths)}, count=3, block=BLOCK
@@ -433,7 +433,7 @@ def test_large_images_are_cut_into_whole_blocks(tmp_path: Path, monkeypatch: pyt
     assert tiles[1].prior[1, :40].float().mean() == pytest.approx(0.8, abs=1e-3)
 
 
-def test_direction_tells_a_model_from_its_inverse(scenes: Path, model):
+def test_the_direction_check_recognises_an_inverted_model(scenes: Path, model):
     images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
@@ -462,7 +462,7 @@ def test_direction_tells_a_model_from_its_inverse(scenes: Path, model):
     assert wrong.inverted
 
 
-def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_inverted_model_is_retrained_with_a_longer_warm_up(scenes: Path, monkeypatch: pytest.MonkeyPatch):
     images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
@@ -487,7 +487,7 @@ def test_an_inverted_model_is_trained_again_with_a_longer_warm_up(scenes: Path, 
     assert found.record["density"]["direction"] == 0.3
 
 
-def test_a_model_inverted_to_the_end_is_the_least_so_and_says_so(scenes: Path, monkeypatch: pytest.MonkeyPatch):
+def test_if_all_models_are_inverted_the_best_is_kept_with_a_warning(scenes: Path, monkeypatch: pytest.MonkeyPatch):
     images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     tiles = training.read_tiles(
@@ -536,12 +536,12 @@ def test_windows_do_not_change_a_map(scenes: Path, model, tmp_path: Path, blur: 
     mapping.map_density(image, tmp_path / "parts.tif", model, blur=blur, window_size=37)
     assert (read(tmp_path / "whole.tif") == read(tmp_path / "parts.tif")).all()
     whole, parts = (read(tmp_path / f"{name}_probabilities.tif") for name in ("whole", "parts"))
-    np.testing.assert_allclose(whole, parts, atol=1e-3)  # half floats
+    np.testing.assert_allclose(whole, parts, atol=1e-3)  # half-precision floats
     assert whole.sum(0) == pytest.approx(np.ones((SIDE, SIDE)), abs=2e-3)
     assert np.ptp(whole[1]) > 0.1
 
 
-def test_a_large_pyramid_is_read_by_windows(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_pyramid_is_read_in_windows(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from landprior.landcover.training.layers import ImageLayer
 
     side = 700
@@ -559,14 +559,14 @@ def test_a_large_pyramid_is_read_by_windows(model, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(ImageLayer, "read", watched)
     mapping.map_density(big, tmp_path / "map.tif", model, window_size=128)
-    assert max(max(size) for size in sizes) <= 512  # the statistics' windows; those of the map are 128 + 2 x 10
+    assert max(max(size) for size in sizes) <= 512  # windows of the statistics; those of the map are 128 + 2 x 10
     assert sum(max(size) <= 148 for size in sizes) >= (-(-side // 128)) ** 2
     monkeypatch.undo()
     mapping.map_density(big, tmp_path / "whole.tif", model, window_size=1024)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "whole.tif"))
 
 
-def test_points_have_the_maps_probabilities(scenes: Path, model, tmp_path: Path):
+def test_points_have_the_probabilities_of_the_map(scenes: Path, model, tmp_path: Path):
     images = find_images([scenes])
     labels = blocks.read_blocks(scenes / "counts.csv", images.grids, block=BLOCK, count=5)
     places = points.read_points(scenes / "points.csv", images.grids, positive=["blue"])["scene1.tif"]
@@ -580,8 +580,8 @@ def test_points_have_the_maps_probabilities(scenes: Path, model, tmp_path: Path)
         assert src.tags(ns="landprior")["maps"] == "r"
 
 
-def test_a_stain_of_its_own_is_undone(scenes: Path, model, tmp_path: Path):
-    """Bands scaled and shifted: the same map, as each image is standardised by itself."""
+def test_a_different_stain_is_compensated(scenes: Path, model, tmp_path: Path):
+    """Scaled and shifted bands give the same map, because each image is standardised separately."""
     values = read(scenes / "scene0.tif").astype(np.float32)
     write_image(tmp_path / "other.tif", values * np.array([0.5, 0.8, 1.2], dtype=np.float32)[:, None, None] + 7)
     write_image(tmp_path / "same.tif", values)
@@ -618,7 +618,7 @@ def run(*arguments: object, code: int = 0) -> str:
 TRAIN = ("--steps", 30, "--filters", 4, "--patch-size", 24, "--loss", "ce", "--block", BLOCK, "--classes", 5)
 
 
-def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path):
+def test_the_command_trains_maps_scores_and_resumes(scenes: Path, tmp_path: Path):
     arguments = (
         scenes, "--coarse", scenes / "counts.csv", *TRAIN, "--hold-out", 0.5, "--blur", 3, "--reference",
         scenes / "points.csv", "--positive", "blue", "-o", tmp_path / "out",
@@ -663,7 +663,7 @@ def test_the_command_trains_maps_scores_and_goes_on(scenes: Path, tmp_path: Path
         (("--model", "{}/points.csv"), 1, "safetensors"),
     ],
 )
-def test_the_command_says_what_is_wrong(scenes: Path, tmp_path: Path, more: tuple, code: int, message: str):
+def test_errors_of_the_command(scenes: Path, tmp_path: Path, more: tuple, code: int, message: str):
     text = run(scenes, *(str(part).format(scenes) for part in more), "-o", tmp_path / "out", code=code)
     assert message in text
     assert "Traceback" not in text
@@ -679,11 +679,11 @@ def test_the_command_measures_a_prior(scenes: Path, tmp_path: Path):
     priors = report["density"]["priors"]
     assert priors[0] < 0.02
     assert np.diff(priors).min() > 0
-    assert report["density"]["settings"]["share"] is None  # a measured prior knows the share
+    assert report["density"]["settings"]["share"] is None  # a measured prior includes the share
     assert report["maps"] == []
 
 
-def test_same_names_are_refused(scenes: Path, tmp_path: Path):
+def test_images_with_the_same_name_are_refused(scenes: Path, tmp_path: Path):
     write_image(tmp_path / "scene0.png.tif", np.ones((3, 20, 20), np.uint8)).rename(tmp_path / "scene0.tiff")
     with pytest.raises(InputError, match="have the same name"):
         find_images([scenes, tmp_path])
@@ -700,7 +700,7 @@ def test_same_names_are_refused(scenes: Path, tmp_path: Path):
 
 
 @pytest.mark.realdata
-def test_counts_of_nuclei_are_those_of_the_provenance():
+def test_counts_of_nuclei_match_the_provenance():
     if not DATA.is_dir():
         pytest.skip(f"no {DATA}")
     from benchmarks.density import count_blocks

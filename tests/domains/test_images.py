@@ -1,4 +1,4 @@
-"""Labelled images from all their formats, and the order of a training."""
+"""Labelled images in all formats, and the order of a training."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_npz_layouts(tmp_path, rng, layout):
     assert found.test.names == ("test/0", "test/1")
 
 
-def test_npz_with_names_and_no_test(tmp_path):
+def test_npz_with_names_and_without_a_test_set(tmp_path):
     x = np.zeros((3, 4, 4), np.uint8)
     np.savez(tmp_path / "a.npz", x=x, y=np.array(["old", "young", "old"]), classes=np.array(["young", "old"]))
     found = read_images(tmp_path / "a.npz")
@@ -104,7 +104,7 @@ GREY = np.zeros((3, 4, 4), np.uint8)
         ),
     ],
 )
-def test_what_npz_cannot_be(tmp_path, arrays, error, text):
+def test_invalid_npz_files(tmp_path, arrays, error, text):
     np.savez(tmp_path / "a.npz", **{name: np.asarray(values) for name, values in arrays.items()})
     with pytest.raises(error, match=text) as found:
         read_images(tmp_path / "a.npz")
@@ -117,7 +117,7 @@ def test_a_damaged_npz(tmp_path):
         read_images(tmp_path / "a.npz")
 
 
-def test_a_label_that_is_none_of_the_classes_given(tmp_path):
+def test_a_label_outside_the_given_classes(tmp_path):
     np.savez(tmp_path / "a.npz", x=GREY, y=np.array(["a", "b", "c"]))
     with pytest.raises(InputError, match=r"the label 'c' is not among the classes \(a, b\)"):
         read_images(tmp_path / "a.npz", classes=("a", "b"))
@@ -150,7 +150,7 @@ def test_idx_that_is_truncated_or_longer(tmp_path, rng):
         read_images(tmp_path)
 
 
-def test_idx_gzip_that_is_none_or_cut(tmp_path):
+def test_invalid_or_truncated_idx_gzip(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(b"no gzip")
     with pytest.raises(RasterReadError, match="not a complete gzip file"):
@@ -168,7 +168,7 @@ def test_idx_without_labels(tmp_path, rng):
         read_images(tmp_path)
 
 
-def test_idx_of_other_numbers_of_labels(tmp_path, rng):
+def test_idx_with_another_number_of_labels(tmp_path, rng):
     write_mnist(tmp_path, rng)
     write_idx(tmp_path / "train-labels-idx1-ubyte", [0, 1])
     with pytest.raises(InputError, match="each image needs one label"):
@@ -206,7 +206,7 @@ def test_cifar_that_is_truncated(tmp_path, rng):
         read_images(tmp_path)
 
 
-def test_cifar_with_a_label_that_is_none(tmp_path, rng):
+def test_cifar_with_an_invalid_label(tmp_path, rng):
     write_cifar(tmp_path, rng)
     path = tmp_path / "test_batch.bin"
     path.write_bytes(b"\x0b" + path.read_bytes()[1:])
@@ -252,7 +252,7 @@ def test_a_folder_with_a_table(photos):
     assert read_images(folder, classes=("fox", "dog", "cat")).train.labels.tolist() == [2, 1, UNKNOWN]
 
 
-def test_labels_that_are_numbers_are_sorted_as_such(photos):
+def test_numeric_labels_are_sorted_numerically(photos):
     folder, _ = photos
     (folder / "t.csv").write_text("file,label\n0.png,10\n1.png,9\n2.png,100\n")
     assert read_images(folder, table=folder / "t.csv").train.classes == ("9", "10", "100")
@@ -273,7 +273,7 @@ def test_labels_that_are_numbers_are_sorted_as_such(photos):
         ("file,label\n0.png,a\nlabels.csv,b\n", RasterReadError, "labels.csv cannot be read as a raster"),
     ],
 )
-def test_what_a_table_cannot_say(photos, text, error, said):
+def test_invalid_tables(photos, text, error, said):
     folder, x = photos
     write_png(folder / "small.png", x[0][:, :4])
     write_png(folder / "grey.png", x[0][:1])
@@ -286,14 +286,14 @@ def test_what_a_table_cannot_say(photos, text, error, said):
         read_images(folder, table=folder / "t.csv")
 
 
-def test_a_table_that_is_no_text(photos):
+def test_a_table_that_is_not_text(photos):
     folder, _ = photos
     (folder / "t.csv").write_bytes(b"file,label\n\xff\xfe\n")
     with pytest.raises(RasterReadError, match="UTF-8"):
         read_images(folder, table=folder / "t.csv")
 
 
-def test_a_palette_is_its_colours(tmp_path):
+def test_a_palette_is_expanded_to_colours(tmp_path):
     codes = np.array([[[0, 1], [1, 0]]], np.uint8)
     with (
         rasterio.open(tmp_path / "a.png", "w", driver="PNG", count=1, height=2, width=2, dtype="uint8") as target,
@@ -306,7 +306,7 @@ def test_a_palette_is_its_colours(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "said"), [("nowhere", "no such file or folder"), ("", "has no train-images")])
-def test_where_nothing_is(tmp_path, name, said):
+def test_missing_images(tmp_path, name, said):
     with pytest.raises(MissingInputError, match=said):
         read_images(tmp_path / name)
 
@@ -321,7 +321,7 @@ def test_a_file_of_another_format(tmp_path):
 
 
 class FakeNetwork:
-    """Gives files of a folder; refuses the first mirror."""
+    """Copies files from a folder, except from refused mirrors."""
 
     def __init__(self, folder, *, refused=()):
         self._folder, self._refused, self.asked = folder, refused, []
@@ -337,7 +337,7 @@ class FakeNetwork:
 
 @pytest.fixture(autouse=True)
 def _fake_downloads(monkeypatch):
-    """Have a FakeNetwork download by itself."""
+    """Let a FakeNetwork do the downloads."""
     monkeypatch.setattr(
         "landprior.domains.imagery.downloads.download",
         lambda network, remote, origin, *, path, md5: network.download(remote, origin, path=path, md5=md5),
@@ -354,7 +354,7 @@ def test_mnist_comes_from_the_next_mirror(tmp_path, rng):
     assert len(network.asked) == 8
     assert (tmp_path / "root" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").is_file()
     download_images("mnist", tmp_path / "root", network)
-    assert len(network.asked) == 8  # nothing is fetched again
+    assert len(network.asked) == 8  # nothing is downloaded again
 
 
 def test_mnist_without_any_mirror(tmp_path):
@@ -381,7 +381,7 @@ def test_cifar_by_torchvision(tmp_path, monkeypatch):
     assert found.train.classes == CIFAR_CLASSES
 
 
-def test_an_archive_that_is_none(tmp_path):
+def test_an_invalid_archive(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"")
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(LandpriorError, match=r"CIFAR-10 in .* cannot be used"):
@@ -401,10 +401,10 @@ def test_bands_are_standardised(rng):
     standard = found(x)
     torch.testing.assert_close(standard.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-5, rtol=0)
-    assert (Standardiser.of(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))(x[:1, :1]) >= 0).all()  # never over 0
+    assert (Standardiser.of(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))(x[:1, :1]) >= 0).all()  # never a division by 0
 
 
-def test_an_epoch_has_every_item_once():
+def test_an_epoch_contains_every_item_once():
     order = ShuffledOrder(10, 3, seed=4)
     assert order.epoch_steps == 3
     epochs = [[order(step).tolist() for step in range(3 * e, 3 * e + 3)] for e in range(3)]

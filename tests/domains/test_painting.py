@@ -1,4 +1,4 @@
-"""Drawn priors, positions, the command."""
+"""Drawn priors, positions, and the command."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_png(path, values):
 
 
 def write_geojson(path, shapes, crs=None, **columns):
-    """Write polygons, in pixels or, from a CRS, in degrees."""
+    """Write polygons in pixels or, if a CRS is given, in degrees."""
     shapes = shapes if crs is None else geopandas.GeoSeries(shapes, crs=crs).to_crs(4326)
     features = [
         {
@@ -76,7 +76,7 @@ def write_geojson(path, shapes, crs=None, **columns):
 # -- colours -----------------------------------------------------------------------------------------
 
 
-def test_colours_add_up_as_light_does():
+def test_colours_add_up_like_light():
     assert RGB.colours() == {
         (255, 0, 0): (0,),
         (0, 255, 0): (1,),
@@ -88,10 +88,10 @@ def test_colours_add_up_as_light_does():
     }
 
 
-def test_a_sum_that_two_sets_have_stands_for_neither_unless_it_is_said():
+def test_an_ambiguous_colour_has_no_meaning_unless_it_is_defined():
     classes = ["a=#ff0000", "b=#00ff00", "c=#ffff00", "d=#0000ff"]
     colours = make_palette(classes).colours()
-    assert colours[255, 255, 0] == (2,)  # a class's own colour goes before the sum of a and b
+    assert colours[255, 255, 0] == (2,)  # a class's own colour takes precedence over the sum of a and b
     assert (255, 255, 255) not in colours
     assert make_palette(classes, ["white=a|b|c|d"]).colours()[255, 255, 255] == (0, 1, 2, 3)
 
@@ -134,7 +134,7 @@ def test_a_drawing_becomes_a_prior(tmp_path):
     drawn[0, :, 0] = 255  # sky
     drawn[1, :, 0] = drawn[1, :, 1] = 255  # sky or ship
     drawn[2, :2, 2] = 255  # sea
-    drawn[2, 2:, 3] = 0  # clear: black, which no class has
+    drawn[2, 2:, 3] = 0  # transparent: black, which is not the colour of a class
     prior = read_drawing(write_png(tmp_path / "d.png", drawn), RGB, GRID, softness=0.2)
     assert prior.dtype == np.float32
     np.testing.assert_allclose(prior[:, 0, 1], np.array([1.2, 0.2, 0.2]) / 1.6, rtol=1e-6)
@@ -146,7 +146,7 @@ def test_a_drawing_becomes_a_prior(tmp_path):
     assert hard[:, 1, 1].tolist() == [0.5, 0.5, 0]
 
 
-def test_a_drawing_of_indexed_colours_and_one_of_greys(tmp_path):
+def test_drawings_with_indexed_colours_and_in_greyscale(tmp_path):
     indexed, grey = tmp_path / "indexed.png", tmp_path / "grey.png"
     values = np.array([[[0, 1, 2, 3]] * 3], np.uint8)
     with rasterio.open(indexed, "w", driver="PNG", width=4, height=3, count=1, dtype="uint8") as dst:
@@ -160,7 +160,7 @@ def test_a_drawing_of_indexed_colours_and_one_of_greys(tmp_path):
     assert read_drawing(grey, two, GRID, softness=0)[:, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_drawings_that_do_not_fit_are_errors(tmp_path):
     drawn = np.zeros((3, 4, 3), np.uint8)
     drawn[..., 0] = 255
     drawn[1, 2] = (255, 1, 0)
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 # -- polygons ----------------------------------------------------------------------------------------
 
 
-def test_polygons_in_pixels_later_ones_over_earlier(tmp_path):
+def test_polygons_in_pixels_with_later_ones_on_top(tmp_path):
     path = write_geojson(
         tmp_path / "p.geojson",
         [box(0, 0, 2, 3), box(1, 0, 3, 1)],
@@ -199,7 +199,7 @@ def test_polygons_in_pixels_later_ones_over_earlier(tmp_path):
     np.testing.assert_allclose(prior[:, 0, 1], [1 / 6, 1 / 6, 4 / 6], rtol=1e-6)
 
 
-def test_polygons_with_weights_by_name_on_the_ground(tmp_path):
+def test_polygons_in_a_crs_with_weights_by_class_name(tmp_path):
     left, bottom, right, top = MAP_GRID.bounds
     path = write_geojson(
         tmp_path / "p.geojson", [box(left, bottom, (left + right) / 2, top)], crs=MAP_GRID.crs, sky=[2.0], ship=[1.0]
@@ -230,7 +230,7 @@ def test_bad_polygons(tmp_path, columns, error, text):
 # -- positions ---------------------------------------------------------------------------------------
 
 
-def test_positions_run_from_edge_to_edge_whatever_the_window():
+def test_positions_run_from_edge_to_edge_in_any_window():
     from rasterio.windows import Window
 
     places, valid = PositionLayer(GRID).read()
@@ -241,7 +241,7 @@ def test_positions_run_from_edge_to_edge_whatever_the_window():
     np.testing.assert_array_equal(part, places[:, 2:, 1:])
 
 
-def test_positions_are_seen_as_waves():
+def test_the_network_encodes_positions_as_waves():
     torch.manual_seed(0)
     network = build_positional_fcn(3, 2, filters=4, waves=5)
     waves = network.body[0]
@@ -255,12 +255,12 @@ def test_positions_are_seen_as_waves():
     torch.testing.assert_close(found[:, 3:8], waves.scale * torch.sin(phase))
 
 
-# -- the whole ---------------------------------------------------------------------------------------
+# -- end to end --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """Two halves told apart by colour, their border at another place than in the drawing, and a second such picture."""
+    """Two halves that differ in colour, with the border elsewhere than in the drawing, and a second such picture."""
     folder = tmp_path_factory.mktemp("scene")
     rng = np.random.default_rng(0)
     for name, edge in (("one", 40), ("two", 20)):
@@ -330,7 +330,7 @@ def test_two_pictures_jointly_with_one_model(scene, tmp_path, position):
     assert model.record["tiles"] == ["one", "two"]
     for one, name in zip(found, ("one", "two"), strict=True):
         assert (read_classes(one.classes) == 1 + np.load(scene / f"{name}.npy")).mean() > 0.95
-    # windows give what the whole image gives, positions too
+    # windows give the same as the whole image, including positions
     predict(pictures[0].image, tmp_path / "w.tif", model, window_size=16, run=Run(device="cpu"), force=True)
     predict(pictures[0].image, tmp_path / "q.tif", model, run=Run(device="cpu"), force=True)
     assert (read_classes(tmp_path / "w.tif") == read_classes(tmp_path / "q.tif")).all()
@@ -338,7 +338,7 @@ def test_two_pictures_jointly_with_one_model(scene, tmp_path, position):
         paint(pictures, tmp_path, palette=palette, settings=settings(), jointly=True, run=Run(device="cpu"))
 
 
-def test_a_georeferenced_image_with_polygons_whose_classes_are_found(scene, tmp_path):
+def test_a_georeferenced_image_with_polygons_that_define_the_classes(scene, tmp_path):
     image = (imread(scene / "one.png")[..., :3] * 255).round().astype(np.uint8).transpose(2, 0, 1)
     grid = Grid(width=SIDE, height=SIDE, transform=MAP_GRID.transform, crs=MAP_GRID.crs)
     with rasterio.open(
@@ -358,7 +358,7 @@ def test_a_georeferenced_image_with_polygons_whose_classes_are_found(scene, tmp_
         assert (src.read(1) == 1 + np.load(scene / "one.npy")).mean() > 0.95
 
 
-def test_polygons_are_told_from_pictures_by_content_and_chosen_by_layer(scene, tmp_path):
+def test_polygons_are_recognised_by_content_and_chosen_by_layer(scene, tmp_path):
     crs = MAP_GRID.crs
     left, bottom, right, top = MAP_GRID.bounds
     shapes = [box(left, bottom, left + 280, top), box(right - 120, bottom, right, top)]
@@ -417,7 +417,7 @@ def test_a_palette_is_needed_to_train(scene, tmp_path):
         paint([Picture(scene / "one.png")], tmp_path, palette=Palette(RGB.scheme, {}))
 
 
-def test_a_drawing_that_is_damaged_is_one_line(tmp_path):
+def test_a_damaged_drawing_gives_one_line(tmp_path):
     picture = np.zeros((40, 50, 3), np.uint8)
     picture[:, 20:] = (255, 0, 0)
     path = tmp_path / "drawn.png"

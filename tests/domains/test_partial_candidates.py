@@ -1,4 +1,4 @@
-"""Candidate sets: drawn, read, thinned."""
+"""Candidate sets: drawing, reading, thinning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from landprior.errors import InputError, PriorError
 LABELS = torch.arange(6000) % 6
 
 
-def test_the_true_class_is_never_ruled_out_and_so_many_are():
+def test_the_given_number_of_classes_is_ruled_out_but_never_the_true_one():
     for count in range(1, 6):
         prior = draw_negatives(LABELS, 6, count, seed=1)
         assert prior.dtype == torch.float32
@@ -25,17 +25,17 @@ def test_the_true_class_is_never_ruled_out_and_so_many_are():
     assert torch.equal(draw_negatives(LABELS, 6, 5, seed=1).argmax(1), LABELS)
 
 
-def test_wrong_classes_are_ruled_out_alike():
+def test_wrong_classes_are_ruled_out_equally_often():
     prior = draw_negatives(LABELS, 6, 2, seed=3)
     for label in range(6):
         counts = (prior[label == LABELS] == 0).sum(0)
         wrong = torch.cat([counts[:label], counts[label + 1 :]])
-        # 1,000 items, each of 5 wrong classes with chance 2/5: a standard deviation of 15.5
+        # 1,000 items, with each of 5 wrong classes ruled out at a chance of 2/5: a standard deviation of 15.5
         assert counts[label] == 0
         assert bool(((wrong - 400).abs() < 65).all())
 
 
-def test_draws_are_the_same_for_a_seed_and_nested():
+def test_draws_depend_on_the_seed_and_are_nested():
     one, three = draw_negatives(LABELS, 6, 1, seed=7), draw_negatives(LABELS, 6, 3, seed=7)
     assert torch.equal(one, draw_negatives(LABELS, 6, 1, seed=7))
     assert not torch.equal(one, draw_negatives(LABELS, 6, 1, seed=8))
@@ -43,7 +43,7 @@ def test_draws_are_the_same_for_a_seed_and_nested():
 
 
 @pytest.mark.parametrize("count", [0, 6])
-def test_a_count_that_does_not_fit(count):
+def test_an_impossible_count(count):
     with pytest.raises(
         InputError, match=f"{count} negative labels per item cannot be drawn from 6 classes; give 1 to 5"
     ):
@@ -72,14 +72,14 @@ def images():
         "item,cat,dog,fox\n1,0,0.5,0.5\n2,3,3,3\n0,7,,0\n",
     ],
 )
-def test_sets_and_weights(tmp_path, images, text):
+def test_reading_sets_and_weights(tmp_path, images, text):
     path = tmp_path / "sets.csv"
     path.write_text(text)
     expected = [[1, 0, 0], [0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]]
     torch.testing.assert_close(read_candidates(path, images), torch.tensor(expected))
 
 
-def test_weights_of_npz_keep_hard_zeros(tmp_path, images):
+def test_weights_from_npz_keep_hard_zeros(tmp_path, images):
     weights = np.array([[2, 0, 0], [0, 1e-9, 1e-9], [1, 2, 1]])
     np.savez(tmp_path / "sets.npz", candidates=weights)
     found = read_candidates(tmp_path / "sets.npz", images)
@@ -103,14 +103,14 @@ def test_weights_of_npz_keep_hard_zeros(tmp_path, images):
         ("item,cat,dog,fox\n0,1,1,0\n1,1,nan,1\n2,1,1,1\n", PriorError, "b.png has the weight nan"),
     ],
 )
-def test_what_a_table_cannot_say(tmp_path, images, text, error, said):
+def test_invalid_tables(tmp_path, images, text, error, said):
     path = tmp_path / "sets.csv"
     path.write_text(text)
     with pytest.raises(error, match=said):
         read_candidates(path, images)
 
 
-def test_what_npz_cannot_be(tmp_path, images):
+def test_invalid_npz_files(tmp_path, images):
     np.savez(tmp_path / "a.npz", other=[1])
     with pytest.raises(InputError, match="must have 'candidates'"):
         read_candidates(tmp_path / "a.npz", images)
@@ -127,7 +127,7 @@ def test_thinning_keeps_shares():
     assert kept.tolist() == sorted(kept.tolist())
 
 
-def test_what_is_held_out():
+def test_the_held_out_part():
     fitted, held = split_off(1000, 0.1, seed=5)
     assert len(held) == 100
     assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(1000))

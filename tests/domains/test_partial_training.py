@@ -1,4 +1,4 @@
-"""Training from candidate sets: the objectives, the choice of the epoch, sweeps that go on, the command."""
+"""Training from candidate sets: objectives, the choice of the epoch, resumable sweeps, and the command."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def some_sets(count, classes, seed):
 
 
 @pytest.mark.parametrize("name", ["rq", "nll-union", "ce"])
-def test_with_one_candidate_it_is_cross_entropy(name):
+def test_with_one_candidate_the_losses_are_cross_entropy(name):
     log_q, labels = draw((20, 5), 1), torch.arange(20) % 5
     log_prior = draw_negatives(labels, 5, 4, seed=0).log()
     expected = -log_q[torch.arange(20), labels].mean()
@@ -59,7 +59,7 @@ def test_with_one_candidate_it_is_cross_entropy(name):
 
 
 def test_rq_with_a_constant_denominator_is_the_likelihood_of_the_union():
-    """In value but for a constant, and in gradient: hence the identity that the docs state."""
+    """Its value up to a constant, and its gradient: hence the identity in the docs."""
     sets = some_sets(30, 4, 2)
     log_prior = (sets.double() / sets.sum(1, keepdim=True)).log()
     found = []
@@ -96,9 +96,9 @@ def test_scores_against_a_loop():
 
 
 def test_confidence_does_not_change_the_choice():
-    """Twice the logits lower the evidence of an imperfect network; the score that chooses stays."""
+    """Scaled logits lower the evidence of an imperfect network, but not the score that chooses the epoch."""
     sets, right = some_sets(400, 4, 8), torch.nn.functional.one_hot(torch.arange(400) % 4, 4)
-    log_q = torch.log_softmax(draw((400, 4), 7) + 4 * right, 1)  # mostly right, and as sure where it is wrong
+    log_q = torch.log_softmax(draw((400, 4), 7) + 4 * right, 1)  # mostly right, and equally confident where it is wrong
     prior = (sets.double() / sets.sum(1, keepdim=True)).log()
     one = judge_candidates(log_q, prior)
     sure = judge_candidates(torch.log_softmax(10 ** (1 / 4) * log_q, 1), prior)
@@ -107,7 +107,7 @@ def test_confidence_does_not_change_the_choice():
 
 
 @pytest.mark.parametrize(("bands", "side", "parameters"), [(1, 28, 33_024), (3, 32, 33_636)])
-def test_the_network_is_the_papers_size(bands, side, parameters):
+def test_the_network_has_the_size_in_the_paper(bands, side, parameters):
     before = torch.random.get_rng_state()
     network = build_image_network(bands, 10, (side, side), seed=3)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -134,7 +134,7 @@ def test_classes_are_learned_from_negative_labels(data, loss):
     assert trained.chosen == 1 + scores.index(max(scores))
 
 
-def test_labels_are_not_seen(data):
+def test_training_does_not_use_labels(data):
     """With other true labels the weights and the epoch are the same."""
     prior = draw_negatives(data.train.labels, 3, 1, seed=0)
     wrong = ImageSplits(
@@ -148,7 +148,7 @@ def test_labels_are_not_seen(data):
         assert torch.equal(mine, theirs)
 
 
-def test_the_network_is_that_of_the_epoch_chosen(data):
+def test_the_network_is_that_of_the_chosen_epoch(data):
     prior = draw_negatives(data.train.labels, 3, 1, seed=0)
     trained = train_partial(data, prior, QUICK.model_copy(update={"epochs": 5}))
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_sets_of_another_shape_are_refused(data):
         train_partial(data, torch.ones((180, 3)), QUICK, items=torch.tensor([4]))
 
 
-def test_a_collapse_is_said(data):
+def test_a_collapse_gives_a_warning(data):
     flat = torch.full((180, 3), 1 / 3)
     with pytest.warns(CollapseWarning, match="one class has 100.0 % of the held-out items"):
         train_partial(data, flat, QUICK.model_copy(update={"loss": "ce", "learning_rate": 1e-9, "epochs": 1}))
@@ -190,7 +190,7 @@ def test_a_collapse_is_said(data):
         (RankSettings(batch_size=8), 5e-4),
     ],
 )
-def test_the_rate_falls_with_the_square_root_of_the_images_a_step(settings, rate):
+def test_the_rate_scales_with_the_square_root_of_the_batch_size(settings, rate):
     assert settings.loop(3, "rq").learning_rate == pytest.approx(rate)
 
 
@@ -210,8 +210,8 @@ def test_cells_of_a_sweep(data, tmp_path):
 
 
 @pytest.mark.parametrize("marginal", ["batch", "running", "uniform"])
-def test_an_interrupted_sweep_ends_as_one_that_was_not(data, tmp_path, monkeypatch, marginal):
-    """Interrupted in the second training, after its second epoch; the results, weights included, are the same."""
+def test_an_interrupted_sweep_ends_with_the_same_results(data, tmp_path, monkeypatch, marginal):
+    """After an interruption in the second epoch of the second training, results and weights are the same."""
     sweep = Sweep(marginals=(marginal,), batch_sizes=(8,), seeds=2, training=QUICK)
     whole = SweepRunner(data, sweep, tmp_path / "whole").run()
     feed = sweep_module.train_partial.__globals__["CandidateFeed"]
@@ -230,7 +230,7 @@ def test_an_interrupted_sweep_ends_as_one_that_was_not(data, tmp_path, monkeypat
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
+def test_finished_trainings_are_not_repeated(data, tmp_path, monkeypatch):
     sweep = Sweep(batch_sizes=(8,), training=QUICK)
     first = SweepRunner(data, sweep, tmp_path).run()
     monkeypatch.setattr(sweep_module, "train_partial", None)
@@ -240,7 +240,7 @@ def test_what_is_done_is_not_done_again(data, tmp_path, monkeypatch):
         SweepRunner(data, other, tmp_path).run()
 
 
-def test_a_damaged_line_is_named(data, tmp_path):
+def test_the_error_names_a_damaged_line(data, tmp_path):
     (tmp_path / RESULTS).write_text('{"row": 3}\n')
     with pytest.raises(InputError, match=r"results.jsonl.*; delete that line"):
         SweepRunner(data, SWEEP, tmp_path).done()
@@ -249,7 +249,7 @@ def test_a_damaged_line_is_named(data, tmp_path):
 def test_thinning_in_a_sweep(data, tmp_path):
     sweep = Sweep(thin={"0": 0.5, "2": 0.1}, batch_sizes=(2,), training=QUICK)
     (run,) = SweepRunner(data, sweep, tmp_path).run()
-    assert run.items == 96 - 10  # 30 + 60 + 6, less a tenth
+    assert run.items == 96 - 10  # 30 + 60 + 6, minus a tenth
     assert run.row["thin"] == "0x0.5+2x0.1"
     with pytest.raises(InputError, match="'7' to thin is not among the classes"):
         SweepRunner(data, Sweep(thin={"7": 0.5}), tmp_path)
@@ -257,7 +257,7 @@ def test_thinning_in_a_sweep(data, tmp_path):
         Sweep(thin={"0": 0.0})
 
 
-def test_the_report_has_chosen_peak_and_last(data, tmp_path):
+def test_the_report_has_the_chosen_the_best_and_the_last_epoch(data, tmp_path):
     runs = SweepRunner(data, Sweep(batch_sizes=(8,), seeds=2, training=QUICK), tmp_path).run()
     (line,) = summarise(runs)
     curves = [[look.test for look in run.looks] for run in runs]
@@ -311,8 +311,8 @@ def test_the_command_end_to_end(tmp_path, archive):
     assert lines[0]["chosen"] > 90
 
 
-def test_the_users_own_sets_without_any_label(tmp_path, data):
-    """Only images, names of classes and sets: r of the training images is the result."""
+def test_given_sets_without_any_labels(tmp_path, data):
+    """With only images, class names and sets, r of the training images is the result."""
     path, sets = tmp_path / "mine.npz", tmp_path / "sets.csv"
     np.savez(path, x=data.train.images[:, 0].numpy())
     prior = draw_negatives(data.train.labels, 3, 1, seed=5)
@@ -348,7 +348,7 @@ def test_the_users_own_sets_without_any_label(tmp_path, data):
         (["{}", "--download", "mnist", "--classes", "a,b"], 2, "--download cannot be used with"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, archive, arguments, code, said):
+def test_mistakes_give_one_line(tmp_path, archive, arguments, code, said):
     given = [str(archive) if text == "{}" else text for text in arguments]
     result = call("partial-labels", *given, "-o", tmp_path / "out")
     assert result.exit_code == code, result.output

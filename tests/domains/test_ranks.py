@@ -1,4 +1,4 @@
-"""Rankings: the joint prior and posterior, pairs, a training, the command."""
+"""Rankings: the joint prior and posterior, pairs, training, and the command."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_ten_classes_have_55_pairs():
     torch.testing.assert_close(equal, torch.eye(10) / 10)
 
 
-def test_what_ties_weigh():
+def test_the_weight_of_ties():
     half, excluded = pair_priors(4, "half")[0], pair_priors(4, "excluded")
     torch.testing.assert_close(half.diagonal(), torch.full((4,), 0.5 / 8))
     torch.testing.assert_close(half[3, 1], torch.tensor(1 / 8))
     assert torch.equal(excluded[0], excluded[1])
 
 
-def test_half_is_how_ties_come_when_pairs_are_drawn():
-    """Two items drawn at random of classes that are alike frequent, put in order; ties stay as they come."""
+def test_half_matches_the_frequency_of_ties_in_drawn_pairs():
+    """Two random items of equally frequent classes, put in order; ties stay in the order drawn."""
     labels = torch.arange(4).repeat(500)
     pairs = draw_pairs(labels, torch.arange(2000), 200_000, ties="half", seed=1)
     counts = torch.bincount(labels[pairs.first] * 4 + labels[pairs.second], minlength=16).reshape(4, 4)
@@ -70,7 +70,7 @@ def test_half_is_how_ties_come_when_pairs_are_drawn():
 
 @pytest.mark.parametrize("own", [False, True])
 def test_the_posterior_against_a_loop(own):
-    """In float64, term by term; with the batch's own marginals and with given ones."""
+    """In float64, term by term, with the marginals of the batch and with given ones."""
     items, classes = 7, 5
     log_q1, log_q2 = draw((items, classes), 1), draw((items, classes), 2)
     prior = pair_priors(classes)[torch.arange(items) % 3].double()
@@ -121,8 +121,8 @@ def test_gradients_are_finite_and_right():
         assert torch.autograd.gradcheck(lambda one, two, fit=fit: loss(one, two, fit), logits)
 
 
-def test_where_the_order_says_all_it_is_cross_entropy():
-    """Of two classes, the greater is the second and the smaller the first."""
+def test_with_two_classes_the_loss_is_cross_entropy():
+    """The order determines both: the greater item has the second class and the smaller the first."""
     log_q1, log_q2 = draw((6, 2), 1), draw((6, 2), 2)
     found = rank_loss(log_q1, log_q2, pair_priors(2)[RELATIONS.index(">")].double().log())
     torch.testing.assert_close(found, -(log_q1[:, 1] + log_q2[:, 0]).mean())
@@ -132,7 +132,7 @@ def test_where_the_order_says_all_it_is_cross_entropy():
 
 
 @pytest.mark.parametrize("ties", ["included", "half", "excluded"])
-def test_pairs_that_are_drawn(ties):
+def test_drawing_pairs(ties):
     labels = torch.arange(300) % 3
     items = torch.arange(0, 300, 2)
     pairs = draw_pairs(labels, items, 4000, ties=ties, seed=3)
@@ -160,7 +160,7 @@ def test_pairs_that_cannot_be_drawn():
         draw_pairs(labels, torch.arange(1), 5, ties="included", seed=0)
 
 
-def test_pairs_of_a_table(tmp_path, data):
+def test_pairs_from_a_table(tmp_path, data):
     path = tmp_path / "pairs.csv"
     path.write_text("first,second,relation\ntrain/3,train/5,\n1,0,<\n7,train/8,=\n2,9,<=\n4,6,>\n")
     found = read_pairs(path, data.train)
@@ -179,14 +179,14 @@ def test_pairs_of_a_table(tmp_path, data):
         ("first,second,relation\n1,2,=>\n", "line 2: the relation '=>' is not one of"),
     ],
 )
-def test_what_a_table_cannot_say(tmp_path, data, text, said):
+def test_invalid_tables(tmp_path, data, text, said):
     path = tmp_path / "pairs.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=said):
         read_pairs(path, data.train)
 
 
-def test_the_feed_is_a_function_of_the_step(data):
+def test_the_feed_depends_only_on_the_step(data):
     pairs = draw_pairs(data.train.labels, torch.arange(180), 50, ties="included", seed=0)
     feed = PairFeed(data.train.images, pairs, lambda x: x.float(), batch_size=8, seed=1)
     some = pairs.take(feed.order(4))
@@ -219,7 +219,7 @@ def test_the_objective_takes_both_halves_and_running_marginals(denominators):
 
 
 def test_scores_of_pairs(data):
-    """A network that is sure and right, as a table from the brightest band of rows to the class."""
+    """A confident and correct network that takes the class from the brightest band of rows."""
 
     class Sure(torch.nn.Module):
         def forward(self, x):
@@ -250,8 +250,8 @@ def test_ranks_are_learned_from_pairs(data):
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")
 @pytest.mark.parametrize("marginal", ["batch", "running"])
-def test_an_interrupted_training_ends_as_one_that_was_not(data, tmp_path, monkeypatch, marginal):
-    """With running marginals their state goes on too."""
+def test_an_interrupted_training_ends_with_the_same_results(data, tmp_path, monkeypatch, marginal):
+    """The state of running marginals is resumed too."""
     options = {"marginals": (marginal,), "batch_sizes": (4,)}
     whole = RankRunner(data, QUICK, tmp_path / "whole", **options).run()
     interruption = pytest.raises(TrainingInterruptedError, match="resumes from there")
@@ -309,7 +309,7 @@ def test_the_command_end_to_end(tmp_path, archive):
     assert sum(row["label"] == row["predicted"] for row in rows) > 216
 
 
-def test_the_users_own_pairs_without_any_label(tmp_path, data):
+def test_given_pairs_without_any_labels(tmp_path, data):
     path, table, out = tmp_path / "mine.npz", tmp_path / "pairs.csv", tmp_path / "out"
     unknown = LabelledImages(**vars(data.train) | {"labels": torch.full((180,), -1)})
     np.savez(path, x=unknown.images[:, 0].numpy())
@@ -336,7 +336,7 @@ def test_the_users_own_pairs_without_any_label(tmp_path, data):
         (["{}", "--ties", "never"], 2, "Invalid value for '--ties'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, archive, arguments, code, said):
+def test_mistakes_give_one_line(tmp_path, archive, arguments, code, said):
     given = [str(archive) if text == "{}" else text for text in arguments]
     result = call("rank", *given, "-o", tmp_path / "out")
     assert result.exit_code == code, result.output

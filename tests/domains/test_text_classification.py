@@ -1,4 +1,4 @@
-"""Classifying documents: the feed, training, what it warns of, scores, files, the command, and the newsgroups."""
+"""Classifying documents: the feed, training, warnings, scores, files, the command, and the newsgroups."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ TREE = make_tree({"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "c1": "
 
 
 def make_corpus(count=900, *, seed=0, right=0.6):
-    """Return documents whose words tell their class, and a prior whose best class is right for a part of them."""
+    """Return documents whose words determine the class, and a prior that is right for some of them."""
     rng = np.random.default_rng(seed)
     syllables = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 5)) for _ in range(120)]
     favourites = [rng.choice(120, 12, replace=False) for _ in TREE.fine]
@@ -65,7 +65,7 @@ def accuracy(found, documents=CORPUS[0]):
 # -- parts ---------------------------------------------------------------------------------------
 
 
-def test_sparse_rows_are_those_of_the_matrix(rng):
+def test_sparse_rows_equal_those_of_the_matrix(rng):
     rows = SparseRows(FEATURES)
     chosen = torch.from_numpy(rng.integers(0, 900, 20))
     assert np.array_equal(rows.take(chosen).to_dense().numpy(), FEATURES[chosen.numpy()].toarray())
@@ -78,7 +78,7 @@ def test_sparse_rows_are_those_of_the_matrix(rng):
     np.testing.assert_allclose(layer(rows.take(chosen)).detach(), expected, atol=1e-5)
 
 
-def test_the_gradient_of_sparse_rows_is_that_of_dense_ones(rng):
+def test_sparse_and_dense_rows_have_the_same_gradient(rng):
     x = SparseRows(FEATURES).take(torch.arange(30))
     weights = torch.from_numpy(rng.normal(size=(30, 3))).float()
     grads = []
@@ -92,7 +92,7 @@ def test_the_gradient_of_sparse_rows_is_that_of_dense_ones(rng):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 5000])
-def test_every_document_is_seen_once_an_epoch(batch_size):
+def test_every_document_is_seen_once_per_epoch(batch_size):
     matrix = trigram_features([f"{'abcdefghij'[n % 10]}{'klmnopqrst'[n // 10]}z" for n in range(57)])
     log_prior = torch.arange(57.0)[:, None].expand(-1, 2)
     feed = DocumentFeed(SparseRows(matrix), log_prior, batch_size=batch_size, seed=3)
@@ -107,7 +107,7 @@ def test_every_document_is_seen_once_an_epoch(batch_size):
         rows = batch.log_prior[:, 0].long().numpy()
         assert np.array_equal(batch.inputs.to_dense().numpy(), matrix[rows].toarray())
     again = DocumentFeed(SparseRows(matrix), log_prior, batch_size=batch_size, seed=3)
-    assert torch.equal(again(feed.epoch_steps).log_prior, epochs[1][0].log_prior)  # a function of the step
+    assert torch.equal(again(feed.epoch_steps).log_prior, epochs[1][0].log_prior)  # depends only on the step
 
 
 # -- training ------------------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def test_r_is_the_posterior_with_the_marginal_of_all_documents():
     np.testing.assert_allclose(result.log_r, expected, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same():
+def test_the_same_seed_gives_the_same_result():
     one, two, other = (run(TextSettings(epochs=2, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(one.log_q, two.log_q)
     assert not np.array_equal(one.log_q, other.log_q)
 
 
-def test_fine_labels_are_not_looked_at():
+def test_training_does_not_use_fine_labels():
     documents, prior = CORPUS
     blind = Documents(texts=documents.texts, coarse=documents.coarse, ids=documents.ids)
     assert np.array_equal(run(TextSettings(epochs=2)).log_r, run(TextSettings(epochs=2), corpus=(blind, prior)).log_r)
@@ -151,7 +151,7 @@ def test_small_batches_learn_with_the_running_marginal():
     assert accuracy(run(settings).labels()) > 0.9
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_result(tmp_path, monkeypatch):
     settings = TextSettings(epochs=4, batch_size=100)
     whole = run(settings)
     checkpoint = tmp_path / "state"
@@ -174,7 +174,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     assert [epoch.step for epoch in resumed.history.epochs] == [9, 18, 27, 36]
 
 
-def test_settings_that_leave_nothing_for_the_loss():
+def test_settings_without_steps_for_the_loss():
     with pytest.raises(InputError, match="4 epochs of warm-up leave no epochs of 4 for rq"):
         run(TextSettings(epochs=4, warmup_epochs=4))
     assert run(TextSettings(loss="ce", epochs=1, warmup_epochs=4)).history.epochs  # ce has no warm-up
@@ -185,7 +185,7 @@ def test_settings_that_leave_nothing_for_the_loss():
 # -- warnings ------------------------------------------------------------------------------------
 
 
-def test_a_weak_prior_is_warned_of_and_warmed_up():
+def test_a_weak_prior_gives_a_warning_and_a_warm_up():
     documents, prior = CORPUS
     allowed = documents.allowed(TREE)
     flat = 0.15 * prior + 0.85 * allowed / allowed.sum(axis=1, keepdims=True)
@@ -203,7 +203,7 @@ def test_a_weak_prior_is_warned_of_and_warmed_up():
     assert TextSettings(loss="ce").warm(weak=True) == 0
 
 
-def test_classes_that_changed_places_are_seen_without_labels():
+def test_swapped_classes_are_detected_without_labels():
     documents, _ = CORPUS
     sharp = make_corpus(right=0.9)[1] ** 4
     sharp /= sharp.sum(axis=1, keepdims=True)
@@ -221,7 +221,7 @@ def test_classes_that_changed_places_are_seen_without_labels():
 # -- scores and files ----------------------------------------------------------------------------
 
 
-def test_f1_is_that_of_scikit_learn(rng):
+def test_f1_matches_scikit_learn(rng):
     fine, found = rng.integers(0, 6, 200), rng.integers(1, 5, 200)
     fine[fine == 3] = 2
     documents = Documents(
@@ -235,7 +235,7 @@ def test_f1_is_that_of_scikit_learn(rng):
     assert score(found, Documents(texts=documents.texts, coarse=documents.coarse)) is None
 
 
-def test_predictions_are_written_whole_or_not_at_all(tmp_path):
+def test_predictions_are_written_completely_or_not_at_all(tmp_path):
     documents, _ = CORPUS
     result = run(TextSettings(epochs=2))
     write_predictions(tmp_path / "p.csv", result, documents, TREE)
@@ -312,7 +312,7 @@ def test_the_command_end_to_end(files):
 
 
 @pytest.mark.needs("transformers")
-def test_the_command_asks_a_language_model(files):
+def test_the_command_uses_a_language_model(files):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -357,7 +357,7 @@ def test_the_command_refuses_in_one_line(files, arguments, code, said):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Return the folder with the real texts, beside that of the real land-cover sets."""
+    """Return the folder with the real texts, next to that of the real land-cover sets."""
     root = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "data"
     folder = Path(os.environ.get("LANDPRIOR_TEST_DATA", root)) / "text"
     if not folder.is_dir():
@@ -387,7 +387,7 @@ def test_the_newsgroups(texts):
 
 
 @pytest.mark.realdata
-def test_the_weak_prior_is_warned_of(texts):
+def test_the_weak_prior_gives_a_warning(texts):
     import gzip
 
     with gzip.open(texts / "nyt_c2f.jsonl.gz", "rt", encoding="utf-8") as stream:

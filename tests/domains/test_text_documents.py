@@ -1,4 +1,4 @@
-"""Reading documents and trees, and what is said of those that are wrong."""
+"""Reading documents and class trees, and the errors for invalid ones."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from landprior.errors import ConfigError, InputError, MissingInputError
 TREE = make_tree({"hockey": "sports", "tennis": "sports", "dance": "arts"})
 
 
-def test_a_tree_knows_its_children():
+def test_the_children_in_a_tree():
     assert TREE.coarse == ("sports", "arts")
     assert TREE.fine == TREE.names == ("hockey", "tennis", "dance")
     assert TREE.children.tolist() == [[True, True, False], [False, False, True]]
@@ -29,7 +29,7 @@ def test_a_tree_knows_its_children():
         ),
     ],
 )
-def test_a_tree_is_read_in_each_form(tmp_path, name, text):
+def test_a_tree_is_read_in_every_form(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     tree = read_tree(tmp_path / name)
     assert (tree.coarse, tree.fine, tree.parent.tolist()) == (TREE.coarse, TREE.fine, [0, 0, 1])
@@ -53,7 +53,7 @@ def test_a_tree_is_read_in_each_form(tmp_path, name, text):
         ('{"coarse_of": ["x"]}', "coarse_of must map texts to texts"),
     ],
 )
-def test_a_wrong_tree_is_explained_in_one_line(tmp_path, text, said):
+def test_an_invalid_tree_is_explained_in_one_line(tmp_path, text, said):
     path = tmp_path / "tree.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tree\.json") as error:
@@ -62,7 +62,7 @@ def test_a_wrong_tree_is_explained_in_one_line(tmp_path, text, said):
     assert "\n" not in str(error.value)
 
 
-def test_a_tree_that_is_not_there(tmp_path):
+def test_a_missing_tree(tmp_path):
     with pytest.raises(MissingInputError, match="no such file"):
         read_tree(tmp_path / "tree.json")
 
@@ -89,7 +89,7 @@ def write(path, rows):
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl", "d.jsonl.gz", "d.ndjson"])
-def test_documents_are_read_in_each_format(tmp_path, name):
+def test_documents_are_read_in_every_format(tmp_path, name):
     documents = read_documents(write(tmp_path / name, ROWS), TREE, text=("title", "text"))
     assert documents.texts == ("One. Pucks, and\nice.", "Tanz in Köln", "Three. Rackets")
     assert documents.coarse.tolist() == [0, 1, 0]
@@ -100,7 +100,7 @@ def test_documents_are_read_in_each_format(tmp_path, name):
     assert (some.ids, some.fine.tolist(), len(some)) == (("c", "a"), [1, 0], 2)
 
 
-def test_columns_have_the_names_they_are_said_to_have(tmp_path):
+def test_the_names_of_columns_can_be_given(tmp_path):
     rows = [{"body": row["text"], "section": row["coarse"], "topic": row["fine"]} for row in ROWS]
     path = write(tmp_path / "d.jsonl", rows)
     documents = read_documents(path, TREE, text=("body",), coarse="section")
@@ -113,7 +113,7 @@ def test_columns_have_the_names_they_are_said_to_have(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("name", ["d.csv", "d.csv.gz"])
-def test_documents_are_read_however_excel_wrote_them(tmp_path, name, delimiter, encoding):
+def test_documents_are_read_in_all_forms_that_excel_writes(tmp_path, name, delimiter, encoding):
     cells = (("ID", "Coarse ", "TEXT", ""), ("a", "sports", '"Pucks; and, ice\tx"', ""), ("", "", "", ""))
     content = "\r\n".join(delimiter.join(row) for row in cells).encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
@@ -123,7 +123,7 @@ def test_documents_are_read_however_excel_wrote_them(tmp_path, name, delimiter, 
     assert documents.ids == ("a",)
 
 
-def test_a_document_may_be_longer_than_the_csv_module_likes(tmp_path):
+def test_a_document_may_be_longer_than_the_limit_of_the_csv_module(tmp_path):
     rows = [ROWS[0] | {"text": "word " * 60_000}]
     assert len(read_documents(write(tmp_path / "d.csv", rows), TREE).texts[0]) == 299_999
 
@@ -140,14 +140,14 @@ def test_a_document_may_be_longer_than_the_csv_module_likes(tmp_path):
         ({"id": "b"}, "id 'b' already occurs on line 2"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path, change, said):
+def test_the_error_names_an_invalid_line(tmp_path, change, said):
     path = write(tmp_path / "d.jsonl", [*ROWS[:2], ROWS[2] | change])
     with pytest.raises(InputError) as error:
         read_documents(path, TREE)
     assert str(error.value) == f"{path}, line 3: {said}"
 
 
-def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+def test_the_error_for_a_missing_column_lists_the_others(tmp_path):
     path = write(tmp_path / "d.csv", ROWS)
     with pytest.raises(InputError, match=r"line 3: there is no column 'body'; it has id, coarse, fine, title, text"):
         read_documents(path, TREE, text=("body",))
@@ -172,6 +172,6 @@ def test_files_that_cannot_be_read(tmp_path):
             read_documents(tmp_path / name, TREE)
 
 
-def test_fine_labels_of_which_none_is_given_are_none(tmp_path):
+def test_empty_fine_labels_count_as_none(tmp_path):
     assert read_documents(write(tmp_path / "d.jsonl", [ROWS[1]]), TREE).fine is None
     assert np.array_equal(read_documents(write(tmp_path / "e.jsonl", ROWS[:1]), TREE).fine, [0])

@@ -1,4 +1,4 @@
-"""Trigrams against a slow loop, and their weights against scikit-learn."""
+"""Trigrams, compared with a slow loop, and their weights, compared with scikit-learn."""
 
 import unicodedata
 from collections import Counter
@@ -25,14 +25,14 @@ def slow(text):
     return row
 
 
-def test_trigrams_lie_within_words():
+def test_trigrams_do_not_cross_words():
     row = count_trigrams(["The the-THE, th'e ab"]).toarray()[0]
     assert row.sum() == row[(19 * 26 + 7) * 26 + 4] == 3
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(alphabet="abcXYZ é\u00df\n-ﬁ0", max_size=40) | st.text(max_size=12), max_size=6))
-def test_counts_are_those_of_a_slow_loop(texts):
+def test_counts_equal_those_of_a_slow_loop(texts):
     counts = count_trigrams(texts)
     assert counts.shape == (len(texts), TRIGRAMS)
     assert np.array_equal(counts.toarray(), np.array([slow(text) for text in texts]).reshape(len(texts), TRIGRAMS))
@@ -48,7 +48,7 @@ def test_counts_do_not_depend_on_chunks(monkeypatch, rng):
     assert parts.dtype == np.float32
 
 
-def test_weights_are_those_of_scikit_learn(rng):
+def test_weights_match_scikit_learn(rng):
     texts = ["".join(rng.choice(list("abcd "), 80)) for _ in range(12)] + ["no"]
     counts = count_trigrams(texts)
     # scikit-learn adds 1 to every inverse document frequency

@@ -1,4 +1,4 @@
-"""Priors of documents: by hand, from files, and from language models against a slow loop."""
+"""Priors of documents: by hand, from files, and from language models, compared with a slow loop."""
 
 import logging
 
@@ -43,7 +43,7 @@ def test_scores_are_normalised_over_the_children():
 
 
 def test_calibration_by_hand():
-    # two documents of one label, whose mean is (0.75, 0.25), and one of another, alone: it says nothing
+    # two documents with one label, whose mean is (0.75, 0.25), and a single one with another, which has no effect
     prior = np.array([[0.9, 0.1, 0.0, 0.0], [0.6, 0.4, 0.0, 0.0], [0.0, 0.0, 0.8, 0.2]])
     found = calibrate(prior, np.array([0, 0, 1]))
     first, second = np.array([0.9 / 0.75, 0.1 / 0.25]), np.array([0.6 / 0.75, 0.4 / 0.25])
@@ -78,7 +78,7 @@ def test_zeros_stay_zeros(rng):
         np.testing.assert_allclose(prior.sum(axis=1), 1)
 
 
-def test_tables_and_scores_that_make_no_sense(rng):
+def test_invalid_tables_and_scores(rng):
     table = rng.random(ALLOWED.shape)
     for value, said in ((-1.0, "document 2 has negative"), (np.nan, "document 2 has negative, infinite or NaN")):
         wrong = table.copy()
@@ -98,7 +98,7 @@ def test_tables_and_scores_that_make_no_sense(rng):
 # -- files ---------------------------------------------------------------------------------------
 
 
-def test_a_prior_is_the_same_when_it_was_saved(tmp_path, rng):
+def test_a_saved_prior_is_read_unchanged(tmp_path, rng):
     prior = prior_from_scores(rng.normal(size=ALLOWED.shape), DOCUMENTS, TREE)
     save_prior(tmp_path / "p.npz", prior, DOCUMENTS, TREE)
     np.testing.assert_allclose(read_prior(tmp_path / "p.npz", DOCUMENTS, TREE), prior, rtol=1e-12)
@@ -106,7 +106,7 @@ def test_a_prior_is_the_same_when_it_was_saved(tmp_path, rng):
     np.testing.assert_allclose(read_prior(tmp_path / "p.npz", some, TREE), prior[[4, 1]], rtol=1e-12)
 
 
-def test_files_are_brought_to_the_order_of_documents_and_tree(tmp_path, rng):
+def test_files_are_put_in_the_order_of_documents_and_tree(tmp_path, rng):
     values = rng.random(ALLOWED.shape)
     rows, columns = rng.permutation(6), rng.permutation(6)
     moved = values[rows][:, columns]
@@ -122,7 +122,7 @@ def test_files_are_brought_to_the_order_of_documents_and_tree(tmp_path, rng):
     )
 
 
-def test_embeddings_become_cosines(tmp_path, rng):
+def test_embeddings_are_compared_by_cosine(tmp_path, rng):
     texts, classes = rng.normal(size=(6, 5)), rng.normal(size=(6, 5))
     np.savez(tmp_path / "x.npz", documents=texts * 3, classes=classes)
     cosine = np.array([[t @ c / np.linalg.norm(t) / np.linalg.norm(c) for c in classes] for t in texts])
@@ -169,7 +169,7 @@ def test_files_that_do_not_fit_are_explained(tmp_path, rng):
 
 
 def make_tokenizer(*, begin):
-    """Return a tokenizer of bytes, a few of them merged, which puts a first token before a text if asked."""
+    """Return a byte tokenizer with a few merges that can put a start token before a text."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -186,7 +186,7 @@ def make_tokenizer(*, begin):
 
 
 def make_language(kind):
-    """Return a small model with random weights, large enough that its likelihoods differ."""
+    """Return a small model with random weights, large enough for likelihoods to differ."""
     import transformers
 
     tokenizer = make_tokenizer(begin=kind == "llama")
@@ -215,7 +215,7 @@ def language(request):
 
 
 def slow_scores(documents, tree, language, *, max_tokens):
-    """One document and one name at a time, without padding, mask, positions or memory."""
+    """One document and one name at a time, without padding, mask, positions or cache."""
 
     def tokens(text):
         return language.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -246,12 +246,12 @@ def test_the_language_model_is_exact(language, share, max_tokens, batch_size):
     found = score_names(DOCUMENTS, TREE, language, max_tokens=max_tokens, batch_size=batch_size, share=share)
     assert np.array_equal(np.isfinite(found), ALLOWED)
     np.testing.assert_allclose(found[ALLOWED], expected[ALLOWED], atol=1e-4)
-    assert np.ptp(found[0][ALLOWED[0]]) > 0.1  # there is something to get wrong
+    assert np.ptp(found[0][ALLOWED[0]]) > 0.1  # the scores do differ
 
 
-def test_what_is_cut_is_said_and_the_prompt_always_fits(language, caplog):
+def test_truncation_is_logged_and_the_prompt_always_fits(language, caplog):
     with caplog.at_level(logging.INFO, logger="landprior"):
-        score_names(DOCUMENTS, TREE, language, max_tokens=5000)  # as many as the model knows
+        score_names(DOCUMENTS, TREE, language, max_tokens=5000)  # limited by the model
     assert "1 of 5 documents are longer than 96 tokens allow" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="landprior"):
@@ -261,7 +261,7 @@ def test_what_is_cut_is_said_and_the_prompt_always_fits(language, caplog):
         score_names(DOCUMENTS, TREE, language, max_tokens=12)
 
 
-def test_a_model_is_loaded_from_a_folder_without_pickles(tmp_path):
+def test_a_model_is_loaded_from_a_folder_but_not_from_pickles(tmp_path):
     language = make_language("gpt2")
     language.model.save_pretrained(tmp_path / "safe")
     language.tokenizer.save_pretrained(tmp_path / "safe")
@@ -275,6 +275,6 @@ def test_a_model_is_loaded_from_a_folder_without_pickles(tmp_path):
         load_language_model(tmp_path / "safe", device="cpu")
 
 
-def test_a_gguf_that_is_not_there(tmp_path):
+def test_a_missing_gguf(tmp_path):
     with pytest.raises(MissingInputError, match="no such file"):
         load_language_model(tmp_path / "model.gguf")
