@@ -1,4 +1,4 @@
-"""Area-weighted accuracy against published figures, brute force, and real truth."""
+"""Area-weighted accuracy, compared with published figures, brute force, and real truth."""
 
 import geopandas
 import numpy as np
@@ -18,14 +18,14 @@ def make_scheme(*names):
 
 
 def spread(counts):
-    """Turn a matrix of points (rows: map, columns: reference) into one entry per point."""
+    """Turn a matrix of counts (rows: map, columns: reference) into one entry per point."""
     rows, columns = np.indices(np.shape(counts))
     times = np.ravel(counts)
     return np.repeat(rows.ravel(), times), np.repeat(columns.ravel(), times)
 
 
 def margins_by_equation_7(counts, sizes):
-    """Half widths of the intervals of producer's accuracy, by eq. 7 of Olofsson et al. 2014 as it stands there."""
+    """Half widths of the intervals of producer's accuracy, by equation 7 of Olofsson et al. 2014 verbatim."""
     n, size = np.array(counts, dtype=float), np.array([sizes[i] for i in range(len(counts))], dtype=float)
     drawn = n.sum(1)
     margins = []
@@ -63,9 +63,9 @@ def test_the_worked_example_published_with_the_method():
     assert round(found.overall.margin, 2) == 0.02
 
 
-def test_other_strata_than_the_map_agree_with_repeated_sampling(rng):
+def test_strata_other_than_the_map_agree_with_repeated_sampling(rng):
     # a population with strata that are neither the map nor the truth: over many samples the estimates are unbiased
-    # and their mean variance is the variance seen
+    # and their mean variance equals the observed variance
     size = 6_000
     truth = rng.integers(0, 3, size)
     mapped = np.where(rng.random(size) < 0.7, truth, rng.integers(0, 3, size))
@@ -86,7 +86,7 @@ def test_other_strata_than_the_map_agree_with_repeated_sampling(rng):
     assert np.mean(variances, axis=0) == pytest.approx(values.var(0), rel=0.2)
 
 
-def test_a_class_that_is_nowhere_has_no_accuracy():
+def test_a_class_that_does_not_occur_has_no_accuracy():
     scheme = make_scheme("a", "b", "c")
     mapped, reference = spread([[5, 1, 0], [1, 5, 0], [0, 0, 0]])
     found = estimate_areas(mapped, reference, mapped, {0: 50, 1: 50}, scheme)
@@ -105,7 +105,7 @@ def test_a_stratum_with_one_point_is_refused():
 
 @pytest.fixture
 def chart(make_raster, rng):
-    """A map of three classes and its truth, on disk."""
+    """A map with three classes and its truth, on disk."""
     scheme = make_scheme("a", "b", "c")
     truth = np.kron(rng.integers(1, 4, (12, 15)), np.ones((8, 8), dtype=np.int64)).astype(np.uint8)
     mapped = np.where(rng.random(truth.shape) < 0.8, truth, rng.integers(1, 4, truth.shape)).astype(np.uint8)
@@ -119,7 +119,7 @@ def interpret(sample, truth, scheme, grid_top=4_500_000.0, left=600_000.0):
     return sample.assign(reference=[scheme.names[truth[r, c] - 1] for r, c in zip(rows, columns, strict=True)])
 
 
-def test_from_a_drawn_sample_to_estimates(tmp_path, chart):
+def test_from_a_sample_to_estimates(tmp_path, chart):
     scheme, path, mapped, truth = chart
     sample = interpret(draw_sample(path, scheme, count=400, least=80, seed=3), truth, scheme)
     sample.to_crs(4326).to_file(tmp_path / "points.gpkg")
@@ -128,7 +128,7 @@ def test_from_a_drawn_sample_to_estimates(tmp_path, chart):
     assert found.hectares == pytest.approx(known.sum() / 1e4)
     assert found.overall.value == pytest.approx((mapped == truth)[known].mean(), abs=2 * found.overall.margin)
     mapped_shares = [(mapped[known] == code).mean() for code in (1, 2, 3)]
-    assert found.proportions.sum(1) == pytest.approx(mapped_shares)  # the strata's own weights
+    assert found.proportions.sum(1) == pytest.approx(mapped_shares)  # weighted by the strata
     assert [int(row.sum()) for row in found.counts] == sample["stratum"].value_counts().sort_index().tolist()
 
 
@@ -144,7 +144,7 @@ def test_points_without_strata_are_stratified_by_the_map(tmp_path, chart, caplog
     assert found.proportions.sum(1) == pytest.approx(np.array(counts) / sum(counts))
 
 
-def test_classes_with_too_few_points_of_a_random_sample_are_joined(tmp_path, make_raster, caplog):
+def test_classes_with_too_few_points_in_a_random_sample_are_merged(tmp_path, make_raster, caplog):
     scheme = make_scheme("a", "b", "c", "d")
     mapped = np.ones((40, 40), dtype=np.uint8)
     mapped[30:, :20], mapped[39, 39], mapped[0, 38:] = 2, 3, 4
@@ -158,11 +158,11 @@ def test_classes_with_too_few_points_of_a_random_sample_are_joined(tmp_path, mak
     points.to_file(tmp_path / "points.gpkg")
     found = evaluate_points(path, tmp_path / "points.gpkg", scheme)
     assert "too few points in class 3, 4 of the map" in caplog.text
-    # classes c and d, three pixels, join b, the smallest with points: 203 of 1,600 px, all its points right
+    # classes c and d (three pixels) are merged into b, the smallest with points: 203 of 1,600 px, all points right
     assert found.overall.value == pytest.approx((1397 * 3 / 4 + 203) / 1600)
 
 
-def test_a_stratum_of_one_pixel_is_known_from_one_point():
+def test_a_stratum_of_one_pixel_needs_only_one_point():
     scheme = make_scheme("a", "b")
     strata = np.array([0, 0, 0, 1])
     found = estimate_areas(strata, np.array([0, 0, 1, 1]), strata, {0: 99, 1: 1}, scheme)
@@ -172,8 +172,8 @@ def test_a_stratum_of_one_pixel_is_known_from_one_point():
     assert found.shares[0].error == pytest.approx(0.99 * alone.shares[0].error)
 
 
-def test_hectares_are_those_of_the_map_that_was_sampled(tmp_path, chart, make_raster, make_grid):
-    """Another map of the place, of 8 m pixels, is evaluated with the points of the 1 m map."""
+def test_hectares_are_those_of_the_sampled_map(tmp_path, chart, make_raster, make_grid):
+    """Another map of the same place, with pixels of 8 m, is evaluated with the points of the 1 m map."""
     scheme, path, mapped, truth = chart
     sample = interpret(draw_sample(path, scheme, count=90, seed=1), truth, scheme)
     write_sample(sample, tmp_path / "points.gpkg", scheme)
@@ -185,7 +185,7 @@ def test_hectares_are_those_of_the_map_that_was_sampled(tmp_path, chart, make_ra
     assert stated.hectares == pytest.approx(4 * found.hectares)
 
 
-def test_a_map_without_a_crs_from_the_draw_to_the_estimate(tmp_path, make_raster, make_grid):
+def test_a_map_without_a_crs_from_the_sample_to_the_estimate(tmp_path, make_raster, make_grid):
     scheme = make_scheme("a", "b")
     mapped = np.kron([[1, 2], [2, 1]], np.ones((20, 20))).astype(np.uint8)
     path = make_raster("local.tif", mapped, grid=make_grid(40, 40, epsg=None), nodata=255, scheme=scheme)
@@ -196,7 +196,7 @@ def test_a_map_without_a_crs_from_the_draw_to_the_estimate(tmp_path, make_raster
     assert found.overall.value == 1
 
 
-def test_points_not_interpreted_are_left_out_and_told(tmp_path, chart, caplog):
+def test_points_without_a_class_are_left_out_and_counted(tmp_path, chart, caplog):
     scheme, path, _, truth = chart
     sample = interpret(draw_sample(path, scheme, count=90, seed=1), truth, scheme)
     sample.loc[sample.index[:7], "reference"] = None
@@ -237,7 +237,7 @@ def test_points_that_cannot_be_used(tmp_path, chart, change, error, text):
 
 @pytest.mark.realdata
 def test_intervals_cover_the_true_areas_on_ohio(real_data, rng):
-    """In about 95 of 100 draws: the 30 m majority map against all 215 hand-drawn masks, 1,000 points, balanced."""
+    """In about 95 of 100 draws of 1,000 balanced points: the 30 m majority map against all 215 hand-drawn masks."""
     masks = []
     for path in sorted((real_data / "naip-ohio-6class" / "mask").iterdir()):
         with open_raster(path) as src:
@@ -264,7 +264,7 @@ def test_intervals_cover_the_true_areas_on_ohio(real_data, rng):
     assert (np.mean(covered, axis=0) >= 0.90).all()
 
 
-def test_written_points_open_as_they_were(tmp_path, chart):
+def test_written_points_are_read_unchanged(tmp_path, chart):
     scheme, path, _, _ = chart
     sample = draw_sample(path, scheme, count=60, seed=1)
     write_sample(sample, tmp_path / "points.gpkg", scheme)

@@ -1,4 +1,4 @@
-"""The design of a sample survives what formats do to names of columns, or reading stops."""
+"""The design of a sample survives the changes that formats make to column names, or reading fails."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_strata_survive_a_shapefile(tmp_path, points):
         (lambda f: f.assign(stratum_pixels=[100, 9000, 9000, 8000]), "several sizes for stratum 2, 8000 and 9000"),
     ],
 )
-def test_a_damaged_design_stops(points, change, reason):
+def test_a_damaged_design_is_an_error(points, change, reason):
     with pytest.raises(InputError, match=reason):
         read_design(change(points), "a.gpkg")
 
@@ -82,7 +82,7 @@ def test_points_without_a_design_have_none(points):
 @pytest.mark.parametrize("prefix", ["points_", "P_", "pts_", "joined_layer_", "validation_"])
 @pytest.mark.parametrize("local", [False, True])
 def test_strata_survive_a_join_in_a_shapefile(tmp_path, points, prefix, local):
-    """QGIS puts the layer's name before each column, and ten letters leave ``points_str, points_s_1, points_s_2``."""
+    """QGIS prefixes columns with the layer's name; ten letters leave ``points_str, points_s_1, points_s_2``."""
     frame = points.rename(columns={c: f"{prefix}{c}" for c in points.columns if c != "geometry"})
     if local:
         frame[f"{prefix}stratum_hectares"] = np.nan
@@ -91,12 +91,12 @@ def test_strata_survive_a_join_in_a_shapefile(tmp_path, points, prefix, local):
     found = read_everything(tmp_path / "a.shp")
     assert max(map(len, found.columns)) <= 10
     if local and prefix in ("joined_layer_", "validation_"):
-        assert read_design(found, "a.shp") is None  # nothing tells them from any other numbers
+        assert read_design(found, "a.shp") is None  # indistinguishable from any other numbers
         return
     assert read_design(found, "a.shp").sizes == {1: 100, 2: 9000}
 
 
-def test_a_damaged_design_under_cut_names_stops(points):
+def test_a_damaged_design_under_truncated_names_is_an_error(points):
     names = {"stratum": "points_str", "stratum_pixels": "points_s_1", "stratum_hectares": "points_s_2"}
     frame = points.rename(columns=names)
     frame.loc[1, "points_s_1"] = 8000
@@ -110,7 +110,7 @@ def test_a_damaged_design_under_cut_names_stops(points):
 
 @pytest.fixture
 def sampled(make_raster, chesapeake, rng):
-    """A map, and 80 points of it with what was seen: far from what a simple random sample would say."""
+    """A map and 80 interpreted points; counted as a simple random sample they would give a very different result."""
     codes = np.full((60, 80), 2, np.uint8)
     codes[:6], codes[54:] = 1, 4
     path = make_raster("map.tif", codes, scheme=chesapeake, nodata=255)
@@ -121,7 +121,7 @@ def sampled(make_raster, chesapeake, rng):
 
 
 def _write_excel(frame, path):
-    """Write a CSV as Excel saves it where decimals have commas."""
+    """Write a CSV like Excel in a locale with decimal commas."""
     flat = frame.drop(columns="geometry").assign(X=frame.geometry.x, Y=frame.geometry.y)
     flat.to_csv(path, index=False, sep=";", decimal=",", encoding="utf-8-sig", lineterminator="\r\n")
 
@@ -165,8 +165,8 @@ _FORMATS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", _FORMATS)
-def test_a_sample_says_the_same_after_any_format(tmp_path, sampled, chesapeake, name, caplog):
-    """The estimate, and what each point counts for in --recalibrate, are those of the GeoPackage."""
+def test_a_sample_gives_the_same_result_in_every_format(tmp_path, sampled, chesapeake, name, caplog):
+    """The estimate, and the weight of each point in --recalibrate, are those of the GeoPackage."""
     path, sample = sampled
     _FORMATS[name](sample, tmp_path / name)
     with open_raster(path) as src:
@@ -175,7 +175,7 @@ def test_a_sample_says_the_same_after_any_format(tmp_path, sampled, chesapeake, 
     right = sample["reference"] == [chesapeake.names[code - 1] for code in sample["stratum"]]
     shares = {code: right[sample["stratum"] == code].mean() for code in (1, 2, 4)}
     assert found.overall.value == pytest.approx(0.1 * shares[1] + 0.8 * shares[2] + 0.1 * shares[4])
-    assert abs(found.overall.value - right.mean()) > 0.15  # what a simple random sample would say
+    assert abs(found.overall.value - right.mean()) > 0.15  # what a simple random sample would give
     assert found.hectares == pytest.approx(0.48)
     labels = read_sparse_labels(tmp_path / name, chesapeake, grid, column="reference")
     assert labels.designed
@@ -195,8 +195,8 @@ def run(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_commands_say_the_same_after_a_shapefile(tmp_path, sampled, make_raster):
-    """evaluate and build-prior --recalibrate through the command line, by value; without strata they warn."""
+def test_commands_give_the_same_result_for_a_shapefile(tmp_path, sampled, make_raster):
+    """The values of evaluate and build-prior --recalibrate on the command line; without strata they warn."""
     path, sample = sampled
     nlcd = make_raster("nlcd.tif", np.kron([[41, 21], [81, 41]], np.ones((30, 40))).astype(np.uint8))
     sample.to_file(tmp_path / "a.gpkg")
@@ -220,7 +220,7 @@ def test_commands_say_the_same_after_a_shapefile(tmp_path, sampled, make_raster)
     assert abs(priors["plain.gpkg"] - priors["a.gpkg"]).max() > 0.05
 
 
-def test_strata_that_are_no_classes_stop(tmp_path, sampled, chesapeake):
+def test_strata_that_are_not_classes_are_an_error(tmp_path, sampled, chesapeake):
     path, sample = sampled
     sample.assign(stratum=sample["stratum"] + 40).to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"has strata .*4[124].*which are not codes of scheme 'chesapeake-4'"):
@@ -235,7 +235,7 @@ def test_points_joined_to_multipoints_have_no_design(tmp_path, sampled, chesapea
         evaluate_points(path, tmp_path / "a.gpkg", chesapeake)
 
 
-def test_labels_that_do_not_count_are_counted(tmp_path, sampled, chesapeake, caplog):
+def test_unused_labels_are_counted_in_the_log(tmp_path, sampled, chesapeake, caplog):
     path, sample = sampled
     with open_raster(path) as src:
         grid = Grid.of(src)

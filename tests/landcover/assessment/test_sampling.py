@@ -25,7 +25,7 @@ def look_up(sample, codes, left=600_000.0, top=4_500_000.0):
     return rows.astype(int), columns.astype(int), codes[rows.astype(int), columns.astype(int)]
 
 
-def test_points_lie_in_their_stratum_and_differ(chart, enviroatlas):
+def test_points_are_in_their_stratum_and_distinct(chart, enviroatlas):
     path, codes = chart
     sample = draw_sample(path, enviroatlas, count=300, seed=5)
     rows, columns, here = look_up(sample, codes)
@@ -52,7 +52,7 @@ def test_every_pixel_of_a_stratum_has_the_same_chance(make_raster, enviroatlas):
         [look_up(draw_sample(path, enviroatlas, count=100, seed=seed), codes)[1] for seed in range(30)]
     )
     counts, _ = np.histogram(columns, bins=4, range=(0, 1100))
-    # 3,000 points in four parts: the chi-square of 3 degrees of freedom exceeds 16.3 once in a thousand
+    # 3,000 points in four parts: chi-square with 3 degrees of freedom exceeds 16.3 once in a thousand times
     assert ((counts - 750) ** 2 / 750).sum() < 16.3
 
 
@@ -61,7 +61,7 @@ def test_every_pixel_of_a_stratum_has_the_same_chance(make_raster, enviroatlas):
     count=st.integers(16, 400),
     allocation=st.sampled_from(["balanced", "proportional", "equal"]),
 )
-def test_allocation_keeps_its_bounds(pixels, count, allocation):
+def test_allocation_stays_within_its_bounds(pixels, count, allocation):
     pixels = np.array(pixels)
     points = allocate(pixels, count, allocation)
     assert (points <= pixels).all()
@@ -69,7 +69,7 @@ def test_allocation_keeps_its_bounds(pixels, count, allocation):
     assert points.sum() == min(count, pixels.sum())
 
 
-def test_allocations_mean_what_they_say():
+def test_each_allocation_by_hand():
     pixels = np.array([100_000, 300_000, 600_000, 0])
     assert allocate(pixels, 100, "proportional").tolist() == [10, 30, 60, 0]
     assert allocate(pixels, 99, "equal").tolist() == [33, 33, 33, 0]
@@ -90,7 +90,7 @@ def test_a_map_without_classes(make_raster, enviroatlas):
 def test_the_style_offers_the_classes_and_hides_the_map(tmp_path, chart, enviroatlas):
     sample = draw_sample(chart[0], enviroatlas, count=30)
     write_sample(sample, tmp_path / "points.gpkg", enviroatlas)
-    style = ET.parse(tmp_path / "points.qml").getroot()  # noqa: S314 - our own
+    style = ET.parse(tmp_path / "points.qml").getroot()  # noqa: S314 - written by landprior
     fields = {field.get("name"): field.find("editWidget") for field in style.iter("field")}
     assert {name: widget.get("type") for name, widget in fields.items()} == {
         "reference": "ValueMap",
@@ -102,7 +102,7 @@ def test_the_style_offers_the_classes_and_hides_the_map(tmp_path, chart, enviroa
     assert offered == enviroatlas.names
 
 
-def test_written_once(tmp_path, chart, enviroatlas):
+def test_existing_samples_and_styles_are_not_replaced(tmp_path, chart, enviroatlas):
     sample = draw_sample(chart[0], enviroatlas, count=30)
     write_sample(sample, tmp_path / "points.gpkg", enviroatlas)
     with pytest.raises(OutputExistsError):

@@ -1,4 +1,4 @@
-"""Scores: parity with scikit-learn, pooling, what is left out, bad input."""
+"""Scores: parity with scikit-learn, pooling, exclusions, bad input."""
 
 import json
 
@@ -20,7 +20,7 @@ from landprior.raster.scheme import load_scheme
     st.integers(2, 60),
     st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True),
 )
-def test_scores_are_scikit_learns(seed, count, classes):
+def test_scores_match_scikit_learn(seed, count, classes):
     rng = np.random.default_rng(seed)
     truth, found = rng.choice(classes, count), rng.choice(classes, count)
     scheme = load_scheme("enviroatlas-5")
@@ -79,7 +79,7 @@ def test_a_map_of_another_scheme_is_merged_by_rule(make_raster, chesapeake):
     assert evaluate([pair], chesapeake, map_map=mapping).accuracy == 1
 
 
-def test_labels_on_another_grid_are_put_on_the_maps(make_raster, make_grid, enviroatlas, rng):
+def test_labels_on_another_grid_are_resampled_to_the_map(make_raster, make_grid, enviroatlas, rng):
     coarse = rng.choice([10, 20, 40], (10, 12)).astype(np.uint8)
     labels = make_raster("l.tif", coarse, grid=make_grid(10, 12, pixel=5.0))
     found = make_raster("m.tif", np.kron(coarse, np.ones((5, 5), np.uint8)))
@@ -100,31 +100,31 @@ def test_labels_that_are_all_nodata_are_refused(make_raster, enviroatlas):
         evaluate([pair], enviroatlas)
 
 
-def test_map_without_data_there_is_refused(make_raster, enviroatlas):
+def test_a_map_without_data_at_the_labels_is_refused(make_raster, enviroatlas):
     pair = (make_raster("m.tif", np.full((4, 4), 255, np.uint8)), make_raster("l.tif", np.full((4, 4), 40, np.uint8)))
     with pytest.raises(InputError, match="has no data where"):
         evaluate([pair], enviroatlas)
 
 
-def test_labels_elsewhere_are_refused(make_raster, make_grid, enviroatlas):
+def test_labels_of_another_place_are_refused(make_raster, make_grid, enviroatlas):
     found = make_raster("m.tif", np.full((4, 4), 40, np.uint8))
     far = make_raster("l.tif", np.full((4, 4), 40, np.uint8), grid=make_grid(4, 4, left=700_000.0))
     with pytest.raises(GridMismatchError, match="do not overlap"):
         evaluate([(found, far)], enviroatlas)
 
 
-def test_probabilities_are_no_map(make_raster, enviroatlas):
+def test_probabilities_are_not_accepted_as_a_map(make_raster, enviroatlas):
     found = make_raster("m.tif", np.full((4, 4), 0.5, np.float32))
     with pytest.raises(InputError, match=r"has 0\.5 at row 0, column 0.*whole numbers.*prior or probabilities"):
         evaluate([(found, make_raster("l.tif", np.full((4, 4), 40, np.uint8)))], enviroatlas)
 
 
-def test_a_map_that_does_not_say_its_scheme(make_raster):
+def test_a_map_without_a_scheme(make_raster):
     with pytest.raises(SchemeError, match="give --scheme"):
         scheme_of_map(make_raster("m.tif", np.full((4, 4), 40, np.uint8)))
 
 
-def test_json_is_plain(enviroatlas):
+def test_scores_can_be_written_as_json(enviroatlas):
     scores = Scores.of(np.array([0, 1, 1]), np.array([0, 1, 0]), enviroatlas)
     data = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert data["accuracy"] == pytest.approx(2 / 3)
@@ -141,14 +141,14 @@ def test_json_is_plain(enviroatlas):
     }
 
 
-def test_table_names_what_is_left_out(enviroatlas):
+def test_the_table_names_classes_left_out(enviroatlas):
     text = Scores.of(np.array([0, 1, 1]), np.array([0, 1, 0]), enviroatlas).to_text()
     assert "accuracy 0.6667   mean IoU 0.5000   3 pixels" in text
     assert "not in labels or map, left out of the mean: barren, trees, grass" in text
 
 
-def test_what_is_left_out_reaches_in_from_outside(tmp_path, make_raster, enviroatlas):
-    """A point 5 m east of the map with 20 m around it: a cap of 15 m depth."""
+def test_an_exclusion_outside_the_map_reaches_into_it(tmp_path, make_raster, enviroatlas):
+    """A point 5 m east of the map with a buffer of 20 m excludes a circular segment 15 m deep."""
     path = make_raster("map.tif", np.full((100, 100), 40, dtype=np.uint8), nodata=255, scheme=enviroatlas)
     point = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy([600_105], [4_499_950]), crs=26917)
     point.to_crs(4326).to_file(tmp_path / "point.gpkg")
@@ -157,8 +157,8 @@ def test_what_is_left_out_reaches_in_from_outside(tmp_path, make_raster, enviroa
     assert 100 * 100 - scores.pixels == pytest.approx(cap, rel=0.1)
 
 
-def test_a_map_may_be_put_on_the_grid_of_the_labels(make_raster, make_grid, enviroatlas):
-    """A coarse map counts for every labelled pixel; codes beyond the labels do not matter."""
+def test_a_map_can_be_resampled_to_the_labels(make_raster, make_grid, enviroatlas):
+    """A coarse map counts at every labelled pixel; codes outside the labels do not matter."""
     labels = np.full((60, 60), 40, dtype=np.uint8)
     labels[:, 30:] = 70
     codes = np.full((5, 5), 40, dtype=np.uint8)
@@ -193,7 +193,7 @@ def test_figure_shows_all_panels(tmp_path, make_image, make_prior, make_model, m
     height, width = picture.shape[:2]
     assert width > 4.5 * 0.7 * height  # five panels in a row
     trees = np.array(enviroatlas.classes[3].rgb) / 255
-    assert (np.abs(picture[:, -width // 5 :] - trees).max(-1) < 0.01).mean() > 0.3  # the labels, last
+    assert (np.abs(picture[:, -width // 5 :] - trees).max(-1) < 0.01).mean() > 0.3  # the labels are last
 
 
 def test_figure_of_a_model_needs_the_image(tmp_path, make_raster, enviroatlas):

@@ -1,4 +1,4 @@
-"""Small directories in exactly the layout of torchgeo's EnviroAtlas and ChesapeakeCVPR data sets."""
+"""Small directories with exactly the layout of torchgeo's EnviroAtlas and ChesapeakeCVPR data sets."""
 
 import geopandas
 import numpy as np
@@ -51,7 +51,7 @@ class Writer:
         geopandas.GeoDataFrame(self.rows, geometry="geometry", crs=3857).to_file(path, driver="GeoJSON")
 
     def scene(self, codes, colours, nlcd_of):
-        """Patches of a few classes: labels, an image in their colours, the NLCD code of each 30 m cell's majority."""
+        """Patches of a few classes: labels, an image in their colours, and NLCD codes of the 30 m majority."""
         side = self.side
         pick = self.rng.integers(0, len(codes), (side // 12 + 1, side // 12 + 1))
         classes = np.kron(pick, np.ones((12, 12), dtype=int))[:side, :side]
@@ -69,7 +69,7 @@ COLOURS = [(40, 60, 70, 30), (150, 150, 150, 110), (60, 90, 60, 150), (120, 140,
 
 
 def make_enviroatlas(root, *, side=72, tiles=2, seed=0):
-    """Make torchgeo's EnviroAtlas directory; the second Austin tile has a field with code 80, Phoenix has shrub."""
+    """Make torchgeo's EnviroAtlas directory; the second Austin tile has a field with code 80, and Phoenix has shrub."""
     folder = root / "enviroatlas_lotp"
     writer = Writer(folder, side, seed)
     scheme = load_scheme("enviroatlas-5")

@@ -1,4 +1,4 @@
-"""Experiments: torchgeo's directories, the rules of scoring, resuming, the report."""
+"""Experiments: torchgeo's directories, scoring rules, resuming, the report."""
 
 import json
 import warnings
@@ -43,7 +43,7 @@ def chesapeake_root(tmp_path_factory):
 
 
 def small(name, **changes):
-    """Return a shipped experiment for a small machine; learned priors tiny too."""
+    """Return a shipped experiment reduced for a small machine, with tiny learned priors."""
     experiment = load_experiment(name, **{"settings": TINY} | changes)
     content = experiment.model_dump(mode="json")
     for row in content["rows"]:
@@ -55,9 +55,9 @@ def small(name, **changes):
 
 
 def test_torchgeo_opens_the_same_directories(enviroatlas_root, chesapeake_root):
-    """What the tests run on is what torchgeo's own classes take."""
+    """torchgeo's own classes can read the directories of these tests."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchgeo's own
+        warnings.simplefilter("ignore")  # warnings of torchgeo itself
         from torchgeo.datasets import ChesapeakeCVPR, EnviroAtlas
 
         cities = EnviroAtlas(enviroatlas_root, splits=["durham_nc-2012_1m-test"], layers=["naip", "prior", "lc"])
@@ -83,7 +83,7 @@ def test_tiles_with_agriculture_are_left_out(enviroatlas_root, tmp_path):
         Places(Experiment.model_validate(everything), enviroatlas_root, tmp_path).find("austin")
 
 
-def test_regions_of_several(chesapeake_root, tmp_path):
+def test_regions_made_of_several_regions(chesapeake_root, tmp_path):
     places = Places(load_experiment("table-1"), chesapeake_root, tmp_path)
     both = places.find("ny+pa")
     assert [place.region for place in both] == ["ny", "pa"]
@@ -91,7 +91,7 @@ def test_regions_of_several(chesapeake_root, tmp_path):
     assert both[0].prior.name.endswith("no_osm_no_buildings.tif")
 
 
-def test_data_that_is_not_there(tmp_path, enviroatlas_root):
+def test_missing_data(tmp_path, enviroatlas_root):
     experiment = load_experiment("table-2")
     with pytest.raises(MissingInputError, match="fetch --dataset"):
         Places(experiment, tmp_path / "none", tmp_path)
@@ -105,7 +105,7 @@ def test_data_that_is_not_there(tmp_path, enviroatlas_root):
 
 
 @pytest.mark.parametrize("name", list_experiments())
-def test_what_is_shipped_is_valid(name):
+def test_shipped_experiments_are_valid(name):
     experiment = load_experiment(name)
     assert experiment.title
     for row in experiment.rows:
@@ -161,26 +161,26 @@ def minimal(**changes):
         ({"colour": "red"}, "Extra inputs"),
     ],
 )
-def test_configurations_that_make_no_sense(tmp_path, changes, text):
+def test_invalid_configurations(tmp_path, changes, text):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(minimal(**changes)))
     with pytest.raises(ConfigError, match=text):
         load_experiment(path)
 
 
-def test_narrowing_keeps_what_a_row_starts_from():
+def test_a_selection_keeps_the_regions_that_a_row_starts_from():
     some = load_experiment("table-2").select(rows=["QR from Pittsburgh"], regions=["durham"])
     assert [row.name for row in some.rows] == ["HR", "QR from Pittsburgh"]
     assert some.columns == ("durham",)
-    assert set(some.others("durham")) == {"pittsburgh", "austin", "phoenix"}  # as in the whole table
+    assert set(some.others("durham")) == {"pittsburgh", "austin", "phoenix"}  # the same as in the whole table
     with pytest.raises(ConfigError, match="'QQ' is not a row"):
         load_experiment("table-2").select(rows=["QQ"])
     with pytest.raises(ConfigError, match="'boston' is not a region"):
         load_experiment("table-2").select(regions=["boston"])
 
 
-def test_another_recipe_brings_its_own_learning_rates():
-    """Those of the shipped tables are of the paper's schedule."""
+def test_another_recipe_uses_its_own_learning_rates():
+    """The rates in the shipped tables are for the paper's schedule."""
     shipped, quick = (
         load_experiment("table-2"),
         load_experiment("table-2", settings={"recipe": "default", "filters": 8}),
@@ -205,13 +205,13 @@ def test_elsewhere_needs_another_region():
 
 @pytest.fixture
 def two_rows():
-    """A prior and QR from labels elsewhere, on two cities."""
+    """A prior, and QR starting from labels elsewhere, in two cities."""
     return small("table-2", modes=("joint", "tile")).select(
         rows=["prior", "QR from Pittsburgh"], regions=["durham", "phoenix"]
     )
 
 
-def test_a_table_twice_gives_identical_figures(tmp_path, two_rows, enviroatlas_root):
+def test_running_a_table_twice_gives_identical_figures(tmp_path, two_rows, enviroatlas_root):
     reports = []
     for name in ("one", "two"):
         runner = Runner(two_rows, enviroatlas_root, tmp_path / name)
@@ -223,7 +223,7 @@ def test_a_table_twice_gives_identical_figures(tmp_path, two_rows, enviroatlas_r
     assert maps == {"prior", "q", "r"}
 
 
-def test_killed_in_the_middle_it_goes_on(tmp_path, two_rows, enviroatlas_root, monkeypatch):
+def test_a_killed_run_resumes(tmp_path, two_rows, enviroatlas_root, monkeypatch):
     whole = Runner(two_rows, enviroatlas_root, tmp_path / "whole").run()
     score, calls = Runner._score, []
 
@@ -245,7 +245,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, two_rows, enviroatlas_root, m
     assert again == whole
     assert (tmp_path / "cut" / RESULTS).read_bytes() == (tmp_path / "whole" / RESULTS).read_bytes()
     models = {path.name for path in (tmp_path / "cut" / "models").iterdir()}
-    assert 0 < len(trained) < len(models)  # what was trained before the kill is not trained again
+    assert 0 < len(trained) < len(models)  # models trained before the kill are not trained again
     trained.clear()
     Runner(two_rows, enviroatlas_root, tmp_path / "cut").run()
     assert trained == []
@@ -260,7 +260,7 @@ def test_another_configuration_is_refused(tmp_path, two_rows, enviroatlas_root):
     other = prior.rows[0].model_copy(update={"prior": "nlcd"})
     with pytest.raises(ConfigError, match=r"it differs in row 'prior'"):
         Runner(prior.model_copy(update={"rows": (other,)}), enviroatlas_root, tmp_path / "run")
-    # more rows, seeds, another title: what is done stays done
+    # with more rows or seeds, or another title, finished cells stay finished
     more = two_rows.model_copy(update={"seeds": 2, "title": "again"})
     assert Runner(more, enviroatlas_root, tmp_path / "run").results() == done
 
@@ -275,12 +275,12 @@ def test_other_data_is_refused(tmp_path, two_rows, enviroatlas_root):
         Runner(prior, tmp_path / "other", tmp_path / "run")
 
 
-def test_looking_claims_nothing(tmp_path, two_rows, enviroatlas_root):
+def test_listing_the_cells_creates_no_folder(tmp_path, two_rows, enviroatlas_root):
     assert list(Runner(two_rows, enviroatlas_root, tmp_path / "run").cells())
     assert not (tmp_path / "run").exists()
 
 
-def test_learned_priors_of_two_sizes_are_two(tmp_path, enviroatlas_root):
+def test_learned_priors_of_two_sizes_are_kept_apart(tmp_path, enviroatlas_root):
     content = small("table-2").select(rows=["learned prior"], regions=["durham"]).model_dump(mode="json")
     second = content["rows"][0] | {"name": "wider", "published": {}}
     content["rows"].append(second | {"learned": second["learned"] | {"filters": 5}})
@@ -289,7 +289,7 @@ def test_learned_priors_of_two_sizes_are_two(tmp_path, enviroatlas_root):
 
 
 def test_a_map_of_another_resolution_is_scored_on_the_tile(tmp_path, enviroatlas_root):
-    """A 3 m mosaic that reaches further than the tile, with a code of its own out there."""
+    """A 3 m mosaic that extends beyond the tile, with an unknown code out there."""
     experiment = small("table-e2").select(rows=["Robinson 2019"], regions=["durham"])
     places = Places(experiment, enviroatlas_root, tmp_path).find("durham")
     for place in places:
@@ -308,15 +308,15 @@ def test_a_map_of_another_resolution_is_scored_on_the_tile(tmp_path, enviroatlas
     assert result.pixels == sum(int(np.isin(rasterio.open(p).read(1), (10, 20, 30, 40, 70)).sum()) for p in own)
 
 
-def test_damaged_results_are_told(tmp_path, two_rows, enviroatlas_root):
+def test_damaged_results_are_an_error(tmp_path, two_rows, enviroatlas_root):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / RESULTS).write_text('{"row": "prior"}\n')
     with pytest.raises(InputError, match="delete that line"):
         Runner(two_rows, enviroatlas_root, tmp_path / "run").run()
 
 
-def test_table_2_in_small(tmp_path, enviroatlas_root):
-    """Every row of the shipped table, on a directory of torchgeo's layout."""
+def test_table_2_on_a_small_scale(tmp_path, enviroatlas_root):
+    """Every row of the shipped table, on a directory with torchgeo's layout."""
     experiment = small("table-2", modes=("joint",))
     runner = Runner(experiment, enviroatlas_root, tmp_path)
     results = runner.run()
@@ -332,7 +332,7 @@ def test_table_2_in_small(tmp_path, enviroatlas_root):
     assert len(next(model for name, model in names.items() if name.startswith("qr-best")).members) == 3
     joint = next(model for name, model in names.items() if name.startswith("qr-from-random-joint-durham"))
     assert len(joint.record["tiles"]) == 2
-    # the scores are those of landprior evaluate on the maps, pooled
+    # the scores equal those of landprior evaluate, pooled over the maps
     place = runner._places.find("phoenix")
     mine = next(r for r in results if (r.row, r.region) == ("HR", "phoenix"))
     folder = next(p for p in (tmp_path / "maps").iterdir() if p.name.startswith("hr-joint-phoenix"))
@@ -356,7 +356,7 @@ def test_table_1_chooses_the_rate_on_delaware(tmp_path, chesapeake_root):
     assert sorted(t["learning_rate"] for t in trials.values()) == [1e-5, 1e-4, 1e-3]
     assert tuned.learning_rate == best["learning_rate"]
     assert tuned.tiles == 2
-    assert next(r for r in results if r.row != "QR").learning_rate == 1e-4  # its own, in the file
+    assert next(r for r in results if r.row != "QR").learning_rate == 1e-4  # Delaware's own, in the file
 
 
 def test_figure_e3_draws_the_maps(tmp_path, enviroatlas_root):
@@ -371,10 +371,10 @@ def test_figure_e3_draws_the_maps(tmp_path, enviroatlas_root):
     assert width > 6 * height  # image, prior, six maps, labels
 
 
-def test_maps_of_others_are_scored_in_three_views(tmp_path, enviroatlas_root):
-    """A map without barren, in its own codes, as Table E.2 has it."""
+def test_external_maps_are_scored_in_three_views(tmp_path, enviroatlas_root):
+    """A map without a barren class and with its own codes, like that in Table E.2."""
     experiment = small("table-e2").select(rows=["Robinson 2019"], regions=["durham"])
-    assert list(Runner(experiment, enviroatlas_root, tmp_path / "none").cells()) == []  # its maps are not there
+    assert list(Runner(experiment, enviroatlas_root, tmp_path / "none").cells()) == []  # without its maps
     places = Places(experiment, enviroatlas_root, tmp_path)
     for place in places.find("durham"):
         with rasterio.open(place.labels) as src:
@@ -406,7 +406,7 @@ def test_the_views_by_hand(enviroatlas):
     assert view_scores(scores, "all", merge) is scores
 
 
-def test_labels_never_meet_their_own_scores(tmp_path, enviroatlas_root):
+def test_labels_used_for_training_are_not_used_for_scores(tmp_path, enviroatlas_root):
     content = small("table-2").select(rows=["HR"], regions=["durham"]).model_dump(mode="json")
     content["rows"][0]["train"] = "durham/test"
     with pytest.raises(ConfigError, match="trained on tiles of durham that are scored"):
@@ -417,8 +417,8 @@ def test_labels_never_meet_their_own_scores(tmp_path, enviroatlas_root):
         Runner(Experiment.model_validate(learned), enviroatlas_root, tmp_path / "b").run()
 
 
-def test_files_by_a_pattern_in_halves(tmp_path, make_raster, coarse, make_image, rng):
-    """The user's own files: two places, each cut into two tiles, priors learned on the other half."""
+def test_files_from_a_pattern_cut_into_halves(tmp_path, make_raster, coarse, make_image, rng):
+    """Your own files: two places, each cut into two tiles, with priors learned on the other half."""
     for name in ("one", "two"):
         codes = coarse(60, 81, codes=(41, 81))
         make_image(f"{name}_image.tif", 60, 81)
@@ -455,7 +455,7 @@ def test_files_by_a_pattern_in_halves(tmp_path, make_raster, coarse, make_image,
     assert len([name for name in trained if name.startswith("qr-tile-one")]) == 2
 
 
-def test_the_report_has_ours_theirs_and_the_difference(tmp_path, two_rows, enviroatlas_root):
+def test_the_report_has_own_and_published_figures_and_the_difference(tmp_path, two_rows, enviroatlas_root):
     results = Runner(two_rows, enviroatlas_root, tmp_path).run()
     paths = write_report(tmp_path, two_rows, results, missing=3)
     assert [path.name for path in paths] == ["report.md", "report.json", "report.png"]

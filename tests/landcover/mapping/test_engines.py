@@ -1,4 +1,4 @@
-"""What runs the network: OpenVINO against torch, choices, memory."""
+"""Engines that run the network: OpenVINO compared with torch, choices, memory."""
 
 from types import SimpleNamespace
 from typing import get_args
@@ -44,7 +44,7 @@ def expected(network, x):
 
 
 @OPENVINO
-def test_openvino_in_single_precision_is_torch(network, samples):
+def test_openvino_in_single_precision_equals_torch(network, samples):
     engine = OpenVinoEngine(network, samples, "fp32")
     for shape in ((64, 64), (37, 90), (11, 11)):
         x = torch.randn(1, 4, *shape)
@@ -52,7 +52,7 @@ def test_openvino_in_single_precision_is_torch(network, samples):
 
 
 @OPENVINO
-def test_ensembles_and_mirrors_too(samples):
+def test_openvino_runs_ensembles_and_mirrored_images(samples):
     torch.manual_seed(0)
     network = Ensemble([build_fcn(4, 5, filters=3) for _ in range(2)], flips=True).eval()
     x = torch.randn(1, 4, 30, 41)
@@ -61,29 +61,29 @@ def test_ensembles_and_mirrors_too(samples):
 
 
 @OPENVINO
-def test_strips_leave_no_seam(network, samples, monkeypatch):
+def test_strips_of_openvino_leave_no_seams(network, samples, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     engine = OpenVinoEngine(network, samples, "fp32")
-    for rows in (3 * LEAST_STRIP + 7, 3 * LEAST_STRIP - 1):  # three strips, and one
+    for rows in (3 * LEAST_STRIP + 7, 3 * LEAST_STRIP - 1):  # three strips, and a single one
         x = torch.randn(1, 4, rows, 50)
         torch.testing.assert_close(engine.start(x)(), expected(network, x), rtol=0, atol=1e-4)
 
 
 @OPENVINO
-def test_windows_may_be_begun_before_others_are_done(network, samples, monkeypatch):
+def test_windows_can_be_started_before_others_are_finished(network, samples, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     engine = OpenVinoEngine(network, samples, "fp32")
     windows = [torch.randn(1, 4, rows, 50) for rows in (60, 30, 200, 10)]
     waiting = [engine.start(x) for x in windows]
     for x, wait in reversed(list(zip(windows, waiting, strict=True))):
         torch.testing.assert_close(wait(), expected(network, x), rtol=0, atol=1e-4)
-    assert len(engine._idle) == 5  # the third is in two strips
+    assert len(engine._idle) == 5  # the third window has two strips
     engine.start(windows[0])()
-    assert len(engine._idle) == 5  # used again
+    assert len(engine._idle) == 5  # reused
 
 
 @pytest.mark.parametrize("rows", [1, LEAST_STRIP, 3 * LEAST_STRIP + 7])
-def test_torch_computes_strips_that_leave_no_seam(network, monkeypatch, rows):
+def test_strips_of_torch_leave_no_seams(network, monkeypatch, rows):
     monkeypatch.setattr(engine_module, "STRIP_BYTES", 0)
     engine, seen = TorchEngine(network, torch.device("cpu"), "fp32"), []
     x = torch.randn(1, 4, rows, 50)
@@ -105,7 +105,7 @@ def test_strips_are_as_high_as_memory_allows(network):
 
 @OPENVINO
 def test_int8_does_not_depend_on_the_window(network, samples):
-    """The scales are fixed once: a window of a window is the same."""
+    """The scales are fixed once, so that part of a window gives the same values."""
     engine = OpenVinoEngine(network, samples, "int8")
     x = torch.from_numpy(samples[0])
     whole, part = engine.start(x)(), engine.start(x[:, :, :40, :40])()
@@ -127,7 +127,7 @@ def test_int8_does_not_depend_on_the_window(network, samples):
         pytest.param({"name": "openvino", "precision": "bf16"}, 1000, True, ("openvino", "bf16"), marks=OPENVINO),
     ],
 )
-def test_what_is_chosen(network, samples, monkeypatch, asked, pixels, there, found):
+def test_the_choice_of_engine_and_precision(network, samples, monkeypatch, asked, pixels, there, found):
     monkeypatch.setattr(engine_module, "installed", lambda: there)
     engine = make_engine(network, lambda: samples, device="cpu", pixels=pixels, **asked)
     assert (engine.name, engine.precision) == found
@@ -141,20 +141,20 @@ def test_what_is_chosen(network, samples, monkeypatch, asked, pixels, there, fou
         ({"name": "torch", "precision": "int8"}, True, "int8 needs OpenVINO"),
     ],
 )
-def test_what_cannot_be_had(network, samples, monkeypatch, asked, there, text):
+def test_unavailable_engines_are_errors(network, samples, monkeypatch, asked, there, text):
     monkeypatch.setattr(engine_module, "installed", lambda: there)
     with pytest.raises(InputError, match=text):
         make_engine(network, lambda: samples, device="cpu", **asked)
 
 
-def test_names_are_those_of_the_command():
+def test_names_match_the_choices_of_the_command():
     from landprior.cli.predict import command
 
     choices = {p.name: tuple(p.type.choices) for p in command.params if p.name in ("engine", "precision")}
     assert choices == {"engine": get_args(EngineName), "precision": get_args(Precision)}
 
 
-def test_bf16_on_a_cpu_is_near(network):
+def test_bf16_on_a_cpu_is_close(network):
     x = torch.randn(1, 4, 50, 50)
     found = TorchEngine(network, torch.device("cpu"), "bf16").start(x)()
     assert found.dtype == torch.float32
@@ -192,12 +192,14 @@ def test_maps_of_both_engines_agree(tmp_path, make_image, make_prior, make_model
     assert (maps["fp32"] == maps["torch"]).mean() > 0.9999
     with open_raster(tmp_path / "torch_probabilities.tif") as src:
         second, first = np.sort(src.read(), axis=0)[-2:]
-    clear = first - second > 0.2  # random weights tell classes apart badly; benchmarks/engines.py has trained ones
+    clear = first - second > 0.2  # random weights separate classes badly; benchmarks/engines.py has trained ones
     assert clear.mean() > 0.7
     assert (maps["int8"] == maps["torch"])[clear].mean() > 0.999
 
 
-def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_prior, make_model, monkeypatch):
+def test_windows_kept_from_the_first_pass_do_not_change_the_result(
+    tmp_path, make_image, make_prior, make_model, monkeypatch
+):
     image, prior = make_image("image.tif", 150, 170), make_prior("prior.tif", 150, 170)
     model, options = make_model(), MapOptions(probabilities=True, encoding="float32")
     forwards = []
@@ -212,19 +214,19 @@ def test_what_the_first_pass_keeps_changes_nothing(tmp_path, make_image, make_pr
         with open_raster(path.with_name(f"{path.stem}_probabilities.tif")) as src:
             found.append(src.read())
         counts.append(len(forwards))
-    assert counts == [18, 14, 9]  # nine windows: all twice, the four that fit once, all once
+    assert counts == [18, 14, 9]  # nine windows: all computed twice; the four that fit only once; all only once
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
 
 
-def test_too_little_memory_is_said(tmp_path, make_image, make_model):
+def test_too_little_memory_is_an_error(tmp_path, make_image, make_model):
     with pytest.raises(InputError, match=r"--memory 100 is too little for this model: give \d+ or more"):
         predict(make_image("image.tif", 40, 40), tmp_path / "map.tif", make_model(), memory=100)
     assert not (tmp_path / "map.tif").exists()
 
 
 @pytest.mark.parametrize(("free", "kept"), [(2**40, 2**30), (2**31, 2**29)])
-def test_several_workers_do_not_each_take_a_share_of_all_memory(make_model, monkeypatch, free, kept):
+def test_the_memory_budget_has_a_limit_for_several_workers(make_model, monkeypatch, free, kept):
     monkeypatch.setattr(mapper_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert mapper_module.compute_budget(None, make_model(), 512) == kept
 
@@ -237,5 +239,5 @@ def test_windows_without_data_are_not_computed(tmp_path, make_model, make_raster
     call = TorchEngine.start
     monkeypatch.setattr(TorchEngine, "start", lambda self, x: forwards.append(x.shape) or call(self, x))
     codes = read(predict(image, tmp_path / "map.tif", make_model(), window_size=32))
-    assert len(forwards) == 4  # of a hundred windows
+    assert len(forwards) == 4  # out of a hundred windows
     np.testing.assert_array_equal(codes == 255, (values == 0).all(0))

@@ -1,4 +1,4 @@
-"""Prediction: windows do not matter, products are right, bad input is refused and nothing is left behind."""
+"""Prediction: windows do not matter, products are correct, bad input is refused and nothing is left behind."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def holes_of(height, width, rng):
 
 
 def whole_q(model, image, holes):
-    """Return q of the image in one piece, (C, H, W)."""
+    """Return q of the whole image at once, (C, H, W)."""
     with rasterio.open(image) as src:
         values = torch.from_numpy(src.read())
     x = model.statistics.standardise(values, torch.from_numpy(~holes))[None]
@@ -116,7 +116,7 @@ def test_the_map_is_a_valid_cog_with_names_colours_and_tags(tmp_path, make_image
         assert src.overviews(1) == [2]
 
 
-def test_confidence_is_the_largest_probability_and_the_entropy(tmp_path, make_image, make_model, rng):
+def test_confidence_has_the_largest_probability_and_the_entropy(tmp_path, make_image, make_model, rng):
     holes = holes_of(40, 50, rng)
     image, model = make_image("image.tif", 40, 50, holes=holes), make_model()
     predict(image, tmp_path / "map.tif", model, options=MapOptions(confidence=True))
@@ -152,7 +152,7 @@ def test_style_and_quicklook(tmp_path, make_image, make_model):
     np.testing.assert_array_equal(picture, model.scheme.render(read(tmp_path / "map.tif")[0]))
 
 
-def test_map_of_the_prior_itself(tmp_path, make_prior, enviroatlas):
+def test_a_map_of_the_prior_itself(tmp_path, make_prior, enviroatlas):
     holes = np.zeros((30, 40), bool)
     holes[3:6, 7:9] = True
     prior = make_prior("prior.tif", 30, 40, holes=holes)
@@ -164,7 +164,7 @@ def test_map_of_the_prior_itself(tmp_path, make_prior, enviroatlas):
 JUDGED = {"verdict": {"decision": "abstained", "why": "a test"}}
 
 
-def test_a_model_judged_worse_hands_back_the_prior(tmp_path, make_image, make_prior, make_model):
+def test_a_model_judged_worse_gives_the_prior(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 30, 40), make_prior("prior.tif", 30, 40)
     options = MapOptions(probabilities=True, encoding="float32")
     with pytest.warns(HarmWarning, match=r"judged worse than its prior \(a test\).*--force"):
@@ -175,7 +175,7 @@ def test_a_model_judged_worse_hands_back_the_prior(tmp_path, make_image, make_pr
         assert src.tags(ns="landprior")["decision"] == "abstained"
 
 
-def test_force_maps_the_posterior_all_the_same(tmp_path, make_image, make_prior, make_model):
+def test_force_maps_the_posterior_anyway(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 30, 40), make_prior("prior.tif", 30, 40)
     plain = predict(image, tmp_path / "plain.tif", make_model(), posterior=prior)
     with pytest.warns(HarmWarning):
@@ -276,8 +276,8 @@ def test_interruption_while_writing_leaves_the_old_map(tmp_path, make_image, mak
     assert left(tmp_path) == before
 
 
-def test_near_infrared_called_alpha_is_a_band(tmp_path, rng, make_grid, make_model):
-    """As GDAL writes four bands of bytes, and as most NAIP files in circulation say."""
+def test_near_infrared_declared_as_alpha_is_a_band(tmp_path, rng, make_grid, make_model):
+    """GDAL declares it so in four bands of bytes, and so do most NAIP files."""
     values = rng.integers(1, 255, (4, 30, 40)).astype(np.uint8)
     grid, path = make_grid(30, 40), tmp_path / "naip.tif"
     profile = {"driver": "GTiff", "height": 30, "width": 40, "count": 4, "dtype": "uint8"}
@@ -302,11 +302,11 @@ def test_a_true_alpha_band_is_a_mask(tmp_path, rng, make_grid, make_model):
 
 
 def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_prior, make_model):
-    """r over the other classes, the tag says which; --force maps all of them."""
+    """r has only the other classes, a tag names those left out, and --force maps all classes."""
     image, prior = make_image("image.tif", 40, 50), make_prior("prior.tif", 40, 50)
     verdict = {"decision": "kept", "why": "a test", "unsupported": [1, 3]}
     model = make_model(record={"verdict": verdict, "settings": {"drop_unsupported": True}})
-    assert make_model(record={"verdict": verdict}).dropped == ()  # the paper's r is over all classes
+    assert make_model(record={"verdict": verdict}).dropped == ()  # in the paper, r has all classes
     full = predict(
         image, tmp_path / "all.tif", model, posterior=prior, force=True, options=MapOptions(probabilities=True)
     )
@@ -325,7 +325,7 @@ def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_pr
 
 
 def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, make_model):
-    """In windows, from its file, the mean over networks and mirrored images, by hand."""
+    """In windows and loaded from a file, it equals the mean over networks and mirrored images, computed by hand."""
     image = make_image("image.tif", 40, 52)
     models = [make_model(seed=seed) for seed in (0, 1)]
     ensemble = replace(models[0], network=Ensemble([m.network for m in models], flips=True).eval())
@@ -348,7 +348,7 @@ def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, 
 
 
 @pytest.mark.parametrize("place", ["nowhere", "no CRS", "known"])
-def test_a_map_without_a_place_is_said(make_raster, make_grid, make_model, rng, tmp_path, caplog, place):
+def test_a_map_without_a_georeference_is_logged(make_raster, make_grid, make_model, rng, tmp_path, caplog, place):
     grid = make_grid(40, 40, epsg=None) if place == "no CRS" else make_grid(40, 40)
     grid = replace(grid, crs=None, transform=Affine.identity()) if place == "nowhere" else grid
     image = make_raster("image.tif", rng.integers(1, 255, (4, 40, 40)).astype(np.uint8), grid=grid)

@@ -28,7 +28,7 @@ MARYLAND = load_cooccurrence(None, CHESAPEAKE)
 
 
 def published_recipe(nlcd, matrix):
-    """One-hot, torchvision's blur, matrix, normalise: the published order, in float."""
+    """One-hot encoding, torchvision's blur, matrix, normalisation: the published order, in float."""
     import torch
     from torchvision.transforms import GaussianBlur
 
@@ -83,7 +83,7 @@ def test_windows_do_not_change_the_prior(height, width, size, pixel, seed):
 
 
 def test_the_blur_is_in_metres(coarse):
-    """The same place at 2 m gives the prior of the 1 m grid, at every second pixel."""
+    """The same place at 2 m gives the prior of the 1 m grid at every second pixel."""
     fine = np.kron(coarse(120, 120), np.ones((2, 2), np.uint8))
     at_1m = prior_from_arrays(fine, MARYLAND, pixel_size=1.0)
     at_2m = prior_from_arrays(fine[::2, ::2], MARYLAND, pixel_size=2.0)
@@ -91,13 +91,13 @@ def test_the_blur_is_in_metres(coarse):
     assert np.abs(pooled - at_2m)[:, 30:-30, 30:-30].max() < 0.004
 
 
-def test_no_data_is_left_out_and_far_from_data_there_is_no_prior(coarse):
+def test_nodata_is_left_out_and_there_is_no_prior_far_from_data(coarse):
     nlcd = coarse(200, 300)
     nlcd[:, 150:] = 255
     prior = prior_from_arrays(nlcd, MARYLAND)
     assert np.isfinite(prior[:, :, :200]).all()
     assert np.isnan(prior[:, :, 201:]).all()
-    # the edge is what the known side says, not thinned by the unknown
+    # at the edge only the known side counts, and the unknown side does not dilute it
     np.testing.assert_allclose(prior[:, :, :200].sum(0), 1, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_build_prior_writes_a_valid_cog_with_its_provenance(make_raster, coarse,
     assert (tags["kind"], tags["layers"], tags["encoding"]) == ("prior", "roads", "float16")
 
 
-def test_layers_at_another_grid_are_put_on_the_images(make_raster, make_grid, tmp_path):
+def test_layers_on_another_grid_are_resampled_to_the_image(make_raster, make_grid, tmp_path):
     image = make_raster("image.tif", np.zeros((3, 90, 120), np.uint8))
     albers = make_grid(40, 40, pixel=30.0, left=599_500.0, top=4_500_500.0)
     nlcd = make_raster("nlcd.tif", np.full((40, 40), 41, np.uint8), grid=albers, nodata=0)
@@ -129,7 +129,7 @@ def test_layers_at_another_grid_are_put_on_the_images(make_raster, make_grid, tm
 
 
 def test_pixels_that_are_too_small_for_any_filter_are_refused(make_raster, make_grid, tmp_path):
-    """As a damaged georeference says."""
+    """A damaged georeference can give such a size."""
     codes = np.full((20, 20), 41, np.uint8)
     tiny = replace(make_grid(20, 20), transform=Affine(1e-15, 0, 600_000, 0, -1e-15, 4_500_000))
     nlcd = make_raster("tiny.tif", codes, grid=tiny)
@@ -139,7 +139,7 @@ def test_pixels_that_are_too_small_for_any_filter_are_refused(make_raster, make_
     assert not (tmp_path / "p.tif").exists()
 
 
-def test_pixel_size_must_be_known(make_raster, make_grid, tmp_path, coarse):
+def test_a_missing_pixel_size_is_an_error(make_raster, make_grid, tmp_path, coarse):
     grid = replace(make_grid(60, 60, epsg=None), transform=Affine.identity())
     nlcd = make_raster("nlcd.tif", coarse(60, 60), grid=grid)
     with pytest.raises(InputError, match="--pixel-size"):
@@ -148,7 +148,7 @@ def test_pixel_size_must_be_known(make_raster, make_grid, tmp_path, coarse):
     assert not list(tmp_path.glob(".p*"))
 
 
-def test_bad_inputs_say_what_to_do(make_raster, make_grid, tmp_path, coarse):
+def test_errors_for_bad_inputs_give_advice(make_raster, make_grid, tmp_path, coarse):
     out = tmp_path / "p.tif"
     good = make_raster("good.tif", coarse(64, 80))
     with pytest.raises(PriorError, match="neither NLCD codes nor in the matrix"):
@@ -170,7 +170,7 @@ def test_bad_inputs_say_what_to_do(make_raster, make_grid, tmp_path, coarse):
     assert not out.exists()
 
 
-# -- the user's own labels ---------------------------------------------------------------------------
+# -- sparse labels -----------------------------------------------------------------------------------
 
 
 def test_allowed_classes(enviroatlas):
@@ -187,7 +187,7 @@ def test_restriction_in_closed_form():
 
 
 @pytest.mark.parametrize("crs", ["EPSG:26917", "EPSG:4326"])
-def test_labels_sharpen_the_prior_where_they_lie(make_raster, make_grid, coarse, tmp_path, crs):
+def test_labels_sharpen_the_prior_at_their_places(make_raster, make_grid, coarse, tmp_path, crs):
     grid = make_grid(64, 80)
     nlcd = make_raster("nlcd.tif", coarse(64, 80))
     left, top = 600_000.0, 4_500_000.0
@@ -246,7 +246,7 @@ CITIES = {
 @pytest.mark.parametrize("city", CITIES)
 @pytest.mark.parametrize("kind", ["nlcd-only", "hand-coded"])
 def test_golden_priors(real_data, enviroatlas, city, kind):
-    """The paper's drawn priors, in grey levels, more than 45 px from the border."""
+    """The paper's hand-drawn priors, in grey levels, more than 45 px from the border."""
     matrix, hand_coded_bar = CITIES[city]
     bar = 1.0 if kind == "nlcd-only" else hand_coded_bar
     folder = real_data / "enviroatlas-4city-notebook"
@@ -264,7 +264,7 @@ def test_golden_priors(real_data, enviroatlas, city, kind):
     prior = prior_from_arrays(read("nlcd")[0], load_cooccurrence(path, enviroatlas), pixel_size=pixel, **layers)
     drawn = read(f"prior-{kind}_rgb").transpose(1, 2, 0).astype(float)
     error = np.abs(enviroatlas.blend(prior) - drawn)[45:-45, 45:-45].mean()
-    if bar is None:  # Phoenix's drawing hides its waterways; its PROVENANCE measured 4.1
+    if bar is None:  # the drawing of Phoenix hides the waterways; its PROVENANCE gives a measured 4.1
         assert error < 4.1
     else:
         assert error <= bar

@@ -1,4 +1,4 @@
-"""Recalibrating a prior with labelled points."""
+"""Recalibration of a prior with labelled points."""
 
 import json
 
@@ -24,12 +24,12 @@ from landprior.raster.windows import grow_window
 
 
 def draw(rng, prior):
-    """Draw a label for each column of probabilities."""
+    """Draw a label from each column of probabilities."""
     return np.array([rng.choice(len(p), p=p / p.sum()) for p in prior.T])
 
 
-def test_it_finds_what_was_done_to_the_prior(rng):
-    """Labels drawn from p^a e^b: with many points the penalties do not matter."""
+def test_it_finds_the_change_made_to_the_prior(rng):
+    """Labels are drawn from p^a e^b; with many points the penalties do not matter."""
     prior = rng.dirichlet(np.ones(3), 20_000).T
     truth = Calibration(1.6, (1.0, 0.0, -1.0), 0)
     found = calibrate(prior, draw(rng, truth.apply(prior.astype(np.float32))))
@@ -38,17 +38,17 @@ def test_it_finds_what_was_done_to_the_prior(rng):
     assert found.points == 20_000
 
 
-def test_a_calibrated_prior_is_left_as_it_is(rng):
+def test_a_calibrated_prior_is_left_unchanged(rng):
     prior = rng.dirichlet(np.ones(4), 20_000).T
     found = calibrate(prior, draw(rng, prior))
     np.testing.assert_allclose(found.apply(prior.astype(np.float32)), prior, atol=0.03)
 
 
-def test_the_slope_is_the_objectives(rng, monkeypatch):
-    """The gradient that is handed to the optimiser, against differences."""
+def test_the_gradient_matches_the_objective(rng, monkeypatch):
+    """The gradient passed to the optimiser, compared with finite differences."""
     seen = {}
 
-    def minimize(objective, start, **options):  # noqa: ARG001 - scipy's
+    def minimize(objective, start, **options):  # noqa: ARG001 - scipy's signature
         seen["objective"] = objective
         return type("Found", (), {"x": start})
 
@@ -60,7 +60,7 @@ def test_the_slope_is_the_objectives(rng, monkeypatch):
     np.testing.assert_allclose(seen["objective"](at)[1], slope, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_count_points_twice(rng):
+def test_a_weight_of_two_counts_a_point_twice(rng):
     prior = rng.dirichlet(np.ones(3), 50).T
     classes = rng.integers(0, 3, 50)
     twice = calibrate(np.repeat(prior, 2, axis=1), np.repeat(classes, 2), np.tile([1.0, 0.0], 50) + 1e-12)
@@ -68,7 +68,7 @@ def test_weights_count_points_twice(rng):
     assert twice.bias == pytest.approx(again.bias, abs=1e-3)
 
 
-def test_a_calibration_keeps_a_belief(rng):
+def test_a_calibrated_prior_stays_normalised(rng):
     prior = rng.dirichlet(np.ones(5), (6, 7)).transpose(2, 0, 1).astype(np.float32)
     prior[:, 0, 0] = np.nan
     prior[:, 1, 1] = [1, 0, 0, 0, 0]
@@ -87,7 +87,7 @@ def test_too_few_points():
 
 @pytest.fixture
 def place(make_raster, coarse, enviroatlas, rng, tmp_path):
-    """A place whose grass is barren, which the shipped matrix does not know; and sixty points that say so."""
+    """A place where grassland is barren, contrary to the shipped matrix, and sixty points that show it."""
     codes = coarse(80, 100, codes=(41, 71))
     truth = np.where(codes == 41, 40, 30)
     nlcd = make_raster("nlcd.tif", codes)
@@ -101,7 +101,7 @@ def place(make_raster, coarse, enviroatlas, rng, tmp_path):
     return nlcd, truth, grid, frame
 
 
-def test_points_mend_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
+def test_points_recalibrate_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
     nlcd, truth, grid, _ = place
     labels = read_sparse_labels(tmp_path / "points.gpkg", enviroatlas, grid, weight=0.5)
     right = {}
@@ -116,7 +116,7 @@ def test_points_mend_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
         with PriorLayer(path) as belief:
             best = enviroatlas.codes[belief.read()[0].argmax(0)]
         right[name] = (best == truth).mean()
-    assert right["as it is"] < (truth == 40).mean() + 0.05  # barren is hardly named
+    assert right["as it is"] < (truth == 40).mean() + 0.05  # barren hardly occurs
     assert right["mended"] > 0.8
     with rasterio.open(tmp_path / "True.tif") as src:
         tags = json.loads(src.tags(ns="LANDPRIOR")["calibration"])
@@ -124,7 +124,7 @@ def test_points_mend_the_prior_of_a_whole_place(tmp_path, place, enviroatlas):
     assert tags["bias"][2] == max(tags["bias"])  # barren
 
 
-def test_recalibrating_takes_points_of_one_class(tmp_path, place, enviroatlas):
+def test_recalibrating_uses_only_points_with_one_class(tmp_path, place, enviroatlas):
     nlcd, _, grid, frame = place
     matrix = load_cooccurrence(None, enviroatlas)
     with pytest.raises(InputError, match="needs labelled points"):
@@ -136,7 +136,7 @@ def test_recalibrating_takes_points_of_one_class(tmp_path, place, enviroatlas):
     assert not (tmp_path / "b.tif").exists()
 
 
-def test_points_of_a_stratified_sample_count_for_their_area(tmp_path, place, enviroatlas):
+def test_points_of_a_stratified_sample_are_weighted_by_area(tmp_path, place, enviroatlas):
     _, _, grid, frame = place
     strata = np.where(np.arange(60) < 10, 10, 40)
     sizes = np.where(strata == 10, 100, 5000)
@@ -147,7 +147,7 @@ def test_points_of_a_stratified_sample_count_for_their_area(tmp_path, place, env
     assert (shares == 10).sum() == 10
 
 
-def test_points_lie_in_their_pixels(place, enviroatlas, tmp_path):
+def test_points_are_assigned_to_the_pixels_that_contain_them(place, enviroatlas, tmp_path):
     _, truth, grid, frame = place
     outside = geopandas.GeoDataFrame({"class": ["trees"]}, geometry=[Point(grid.bounds.left - 5, 0)], crs=frame.crs)
     geopandas.pd.concat([frame, outside]).to_file(tmp_path / "more.gpkg")
@@ -156,6 +156,6 @@ def test_points_lie_in_their_pixels(place, enviroatlas, tmp_path):
     assert (enviroatlas.codes[classes] == truth[rows, columns]).all()
 
 
-def test_windows_grow_as_far_as_the_raster_goes(make_grid):
+def test_windows_grow_up_to_the_edge_of_the_raster(make_grid):
     assert grow_window(Window(5, 6, 1, 1), 10, make_grid(20, 30)) == Window(0, 0, 16, 17)
     assert grow_window(Window(5, 6, 1, 1), 2, Window(4, 0, 30, 30)) == Window(4, 4, 4, 5)

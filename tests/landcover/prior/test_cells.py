@@ -1,4 +1,4 @@
-"""The 30 m cells behind a coarse raster, and how much they differ."""
+"""The 30 m cells behind a coarse raster, and the spread between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODES = np.array([11, 21, 22, 23, 41, 42, 71, 81, 82, 90])
 
 
 def turn(height, width, tilt, *, pixel=1.0, cell=30.0, shift=(7.3, 19.1), seed=0):
-    """Return codes of tilted cells of random codes, and the cell of each pixel, one by one."""
+    """Return random codes in tilted cells, and the cell of each pixel, computed one by one."""
     rng = np.random.default_rng(seed)
     table = rng.choice(CODES, (2000, 2000))
     codes, keys = np.zeros((height, width), np.uint8), np.zeros((height, width), np.int64)
@@ -38,7 +38,7 @@ def turn(height, width, tilt, *, pixel=1.0, cell=30.0, shift=(7.3, 19.1), seed=0
 
 
 def same_partition(first, second):
-    """Return the share of pixels on which two labellings of cells agree, up to their names."""
+    """Return the share of pixels on which two numberings of cells agree, up to renumbering."""
     _, a = np.unique(first, return_inverse=True)
     _, b = np.unique(second, return_inverse=True)
     votes = np.zeros((a.max() + 1, b.max() + 1), dtype=int)
@@ -47,7 +47,7 @@ def same_partition(first, second):
 
 
 @pytest.mark.parametrize(("degrees", "pixel"), [(0.0, 1.0), (9.0, 1.0), (-13.5, 1.0), (7.0, 0.6), (3.0, 4.7)])
-def test_tilted_cells_are_found_from_where_codes_change(make_grid, degrees, pixel):
+def test_tilted_cells_are_found_from_changes_of_codes(make_grid, degrees, pixel):
     codes, keys = turn(180, 220, np.radians(degrees), pixel=pixel)
     grid = make_grid(180, 220, pixel=pixel, epsg=None)
     lattice = estimate_lattice(codes, grid)
@@ -58,7 +58,7 @@ def test_tilted_cells_are_found_from_where_codes_change(make_grid, degrees, pixe
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 60), st.integers(1, 60))
 @settings(max_examples=25, deadline=None)
-def test_a_cell_has_one_number_in_every_window(top, left, height, width):
+def test_a_cell_has_the_same_number_in_every_window(top, left, height, width):
     codes, _ = turn(40, 40, 0.2, seed=1)
     grid = Grid(width=200, height=200, transform=Affine(1, 0, 6e5, 0, -1, 4.5e6), crs=None)
     lattice = estimate_lattice(codes, Grid(width=40, height=40, transform=grid.transform, crs=None))
@@ -71,7 +71,7 @@ def test_a_cell_has_one_number_in_every_window(top, left, height, width):
 def national(make_raster):
     """Return NLCD-like codes on NLCD's own grid in Albers."""
     rng = np.random.default_rng(3)
-    left, top = 1_500_015.0, 2_000_025.0 - 10  # edges at 15 beside multiples of 30
+    left, top = 1_500_015.0, 2_000_025.0 - 10  # edges at multiples of 30, plus 15
     left, top = left - left % 30 + 15, top - top % 30 + 15
     grid = Grid(width=60, height=60, transform=Affine(30, 0, left, 0, -30, top), crs=ALBERS)
     return make_raster("nlcd.tif", rng.choice(CODES, (60, 60)).astype(np.uint8), grid=grid, nodata=0), grid
@@ -84,7 +84,7 @@ def fine_grid(national_grid, size=300):
 
 
 def slow_cells(grid, national_grid):
-    """Return the national cell of every pixel of a grid, one by one."""
+    """Return the national cell of every pixel of a grid, computed one by one."""
     to_albers = Transformer.from_crs(grid.crs, ALBERS, always_xy=True)
     keys = np.zeros(grid.shape, np.int64)
     for row in range(grid.height):
@@ -107,7 +107,7 @@ def test_cells_of_a_raster_on_its_own_grid_are_its_pixels(national, make_raster)
     assert cells.sizes.sum() == codes.size
 
 
-def test_cells_of_a_warped_raster_are_nlcds_own(national, make_raster):
+def test_cells_of_a_warped_raster_are_those_of_nlcd(national, make_raster):
     path, own = national
     grid = fine_grid(own)
     import rasterio
@@ -125,7 +125,7 @@ def test_cells_of_a_warped_raster_are_nlcds_own(national, make_raster):
     assert (cells.codes[cells.index] == codes).mean() > 0.995
 
 
-def test_cells_that_are_not_nlcds_are_found_in_spite_of_a_crs(make_raster, make_grid):
+def test_cells_that_do_not_match_nlcd_are_found_from_the_codes(make_raster, make_grid):
     codes, keys = turn(200, 200, np.radians(20))
     grid = make_grid(200, 200)
     path = make_raster("codes.tif", codes, grid=grid)
@@ -141,7 +141,7 @@ def test_cells_are_numbered_without_nodata():
     assert (cells.codes.tolist(), cells.sizes.tolist()) == ([41, 11], [3, 1])
 
 
-def test_a_raster_of_no_data_has_no_cells(make_raster):
+def test_a_raster_without_data_has_no_cells(make_raster):
     path = make_raster("empty.tif", np.zeros((40, 40), np.uint8))
     with pytest.raises(InputError, match="no NLCD code in the area of"):
         read_cells(path, path)
@@ -150,7 +150,7 @@ def test_a_raster_of_no_data_has_no_cells(make_raster):
 # -- spread ------------------------------------------------------------------------------------------
 
 
-def test_the_spread_is_that_of_single_cells(make_raster, chesapeake):
+def test_the_spread_equals_that_of_single_cells(make_raster, chesapeake):
     rng = np.random.default_rng(5)
     shares = rng.random((40, 40))
     grid_codes = rng.choice([21, 41], (40, 40))
@@ -173,7 +173,7 @@ def test_partly_labelled_cells_do_not_count(make_raster, chesapeake):
     labels = np.full((60, 60), 2, np.uint8)
     labels[:30, :30] = 15  # not labelled
     matrix = measure_spread([(make_raster("n.tif", nlcd), make_raster("l.tif", labels))], chesapeake)
-    assert matrix.cells == {41: 2}  # of 21 one cell is left, which has no spread
+    assert matrix.cells == {41: 2}  # only one cell of code 21 is left, which has no spread
 
 
 def test_a_spread_is_written_and_read(make_raster, chesapeake, tmp_path):
@@ -189,7 +189,7 @@ def test_a_spread_is_written_and_read(make_raster, chesapeake, tmp_path):
     assert again.spread_table([21])[21] == pytest.approx([0, 0.25, 0, 0.25])
 
 
-def test_marylands_table_ships(chesapeake, real_data):
+def test_the_shipped_spread_is_that_of_maryland(chesapeake, real_data):
     matrix = load_cooccurrence(None, chesapeake)
     published = np.genfromtxt(
         real_data / "chesapeake-nlcd-class-frequencies" / "nlcd_sigma.csv", delimiter=",", skip_header=1
@@ -199,7 +199,7 @@ def test_marylands_table_ships(chesapeake, real_data):
             assert matrix.spread[int(code)] == pytest.approx(row)
 
 
-def test_intervals_of_a_definition(tmp_path, chesapeake):
+def test_intervals_in_a_matrix(tmp_path, chesapeake):
     names = chesapeake.names
     header = ",".join(["nlcd", *(f"{name} {end}" for name in names for end in ("low", "high"))])
     path = tmp_path / "intervals.csv"
@@ -213,7 +213,7 @@ def test_intervals_of_a_definition(tmp_path, chesapeake):
         load_cooccurrence(path, chesapeake)
 
 
-def test_an_unknown_spread_is_the_usual_one(tmp_path, chesapeake):
+def test_an_unknown_spread_is_replaced_by_the_usual_one(tmp_path, chesapeake):
     path = tmp_path / "m.csv"
     path.write_text(",".join(["nlcd", *chesapeake.names]) + "\n41,0,0.9,0.1,0\n")
     matrix = load_cooccurrence(path, chesapeake)
@@ -224,7 +224,7 @@ def test_an_unknown_spread_is_the_usual_one(tmp_path, chesapeake):
 
 
 @pytest.mark.realdata
-def test_west_virginias_cells_are_turned_by_nine_degrees(real_data):
+def test_cells_in_west_virginia_are_found_and_differ_as_usual(real_data):
     folder = real_data / "chesapeake-wv-patches"
     path = folder / "m_3708035_ne_17_1-6_nlcd.tif"
     cells, codes = read_cells(path, path)

@@ -22,7 +22,7 @@ def test_defaults_are_complete_and_normalised(enviroatlas, chesapeake):
     np.testing.assert_allclose(maryland[22], np.array([0.01, 0.31, 0.34, 0.35]) / 1.01)
 
 
-def test_table_has_zeros_for_no_data_and_rows_by_code(chesapeake):
+def test_the_table_has_zeros_for_nodata_and_rows_by_code(chesapeake):
     table = load_cooccurrence(None, chesapeake).table([0, 11, 41, 255])
     assert table.shape == (256, 4)
     assert (table[[0, 255]] == 0).all()
@@ -35,9 +35,9 @@ def test_unknown_codes_are_refused(chesapeake):
         load_cooccurrence(None, chesapeake).table([11, 7, 99])
 
 
-def test_published_npy_adds_shrub_to_trees_and_drops_the_rest(tmp_path, enviroatlas):
+def test_in_a_published_npy_shrub_is_added_to_trees_and_the_rest_dropped(tmp_path, enviroatlas):
     array = np.zeros((11, 17))
-    array[0] = 1  # never seen: the published code for it
+    array[0] = 1  # the published value for codes that never occur
     array[:, 8] = 0
     array[[2, 4, 5, 7], 8] = [0.1, 0.5, 0.3, 0.1]  # code 41: impervious, trees, shrub, agriculture
     np.save(tmp_path / "m.npy", array)
@@ -46,7 +46,7 @@ def test_published_npy_adds_shrub_to_trees_and_drops_the_rest(tmp_path, enviroat
     np.testing.assert_allclose(matrix.probabilities[41], [0, 0.1 / 0.9, 0, 0.8 / 0.9, 0])
 
 
-def test_missing_codes_fall_back_to_the_default_and_say_so(tmp_path, chesapeake):
+def test_missing_codes_fall_back_to_the_default_with_a_warning(tmp_path, chesapeake):
     path = tmp_path / "m.csv"
     path.write_text("nlcd,water,tree canopy,low vegetation,impervious\n41,0,1,0,0\n")
     matrix = load_cooccurrence(path, chesapeake)
@@ -98,7 +98,7 @@ def test_pickled_and_misshapen_npy_are_refused(tmp_path, chesapeake):
         load_cooccurrence(tmp_path / "s.npy", chesapeake)
 
 
-def test_measuring_is_a_table_of_counts(make_raster, coarse, chesapeake, rng, tmp_path):
+def test_measuring_equals_a_table_of_counts(make_raster, coarse, chesapeake, rng, tmp_path):
     pairs, codes, labels = [], [], []
     for i in range(2):
         code, label = coarse(700, 600), rng.choice([0, 1, 2, 3, 4, 5, 6, 15], (700, 600)).astype(np.uint8)
@@ -122,7 +122,7 @@ def test_measuring_is_a_table_of_counts(make_raster, coarse, chesapeake, rng, tm
         np.testing.assert_allclose(again.probabilities[c], row, atol=1e-6)
 
 
-def test_nlcd_at_30_m_in_albers_is_put_on_the_labels_grid(make_raster, make_grid, chesapeake):
+def test_nlcd_at_30_m_in_albers_is_resampled_to_the_labels(make_raster, make_grid, chesapeake):
     grid = make_grid(90, 120)
     label = np.full((90, 120), 2, np.uint8)
     label[:, 60:] = 3

@@ -1,4 +1,4 @@
-"""Learned priors: what the network sees, what it learns, and what is refused."""
+"""Learned priors: the network's field of view, learning, and refused inputs."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from landprior.landcover.training.layers import PriorLayer
 from landprior.landcover.training.model import load_model
 from landprior.raster.windows import iter_blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")  # of runs of eight steps
+pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.CollapseWarning")  # trainings of only eight steps
 
 NARROW = PriorSettings(blur_sigma=5, blur_radius=8)
 
@@ -31,7 +31,7 @@ def quick(**training):
 
 @pytest.fixture
 def place(make_raster, enviroatlas, coarse):
-    """Coarse layers of 90 x 110 px, and labels: impervious within 3 px of a road, water in bodies, else by NLCD."""
+    """Coarse layers of 90 x 110 px, and labels: impervious within 3 px of roads, water in water bodies, else NLCD."""
     codes = coarse(90, 110, codes=(41, 81))
     roads, water = np.zeros((2, 90, 110), dtype=bool)
     roads[30], roads[:, 70] = True, True
@@ -62,7 +62,7 @@ def build(place, output, model, **changes):
         return belief.read()
 
 
-def test_the_network_sees_ten_pixels_around_and_no_more():
+def test_the_network_sees_exactly_ten_pixels_around():
     torch.manual_seed(0)
     network = build_prior_network(3, 4, filters=6).eval()
     assert network.halo == 10
@@ -75,11 +75,11 @@ def test_the_network_sees_ten_pixels_around_and_no_more():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 30)
 
 
-def test_it_learns_what_the_layers_say(tmp_path, place, enviroatlas):
+def test_it_learns_the_classes_from_the_layers(tmp_path, place, enviroatlas):
     settings = prior_settings(filters=16, patch_size=48, batch_size=8, training={"steps": 300, "learning_rate": 1e-2})
     model = learn_prior([place], tmp_path / "learned.safetensors", settings, prior=NARROW)
     assert model.bands == 0
-    assert model.extras == ("nlcd", "roads", "waterbodies")  # in one order, however they were given
+    assert model.extras == ("nlcd", "roads", "waterbodies")  # in a fixed order, regardless of the order given
     assert model.supervised
     assert "verdict" not in model.record
     learnt, _ = build(place, tmp_path / "learned.tif", model)
@@ -91,7 +91,7 @@ def test_it_learns_what_the_layers_say(tmp_path, place, enviroatlas):
     assert (learnt.argmax(0) == truth)[known].mean() > (by_hand.argmax(0) == truth)[known].mean() + 0.03
 
 
-def test_windows_give_what_the_whole_gives(place, learned):
+def test_windows_give_the_same_as_the_whole(place, learned):
     with CoarseLayers(place.nlcd, place.layers) as coarse:
         base = PriorModel.of(coarse, place.cooccurrence, settings=NARROW)
         prior = LearnedPrior(learned, base, device="cpu")
@@ -105,25 +105,25 @@ def test_windows_give_what_the_whole_gives(place, learned):
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
 
 
-def test_no_data_of_nlcd_stays_no_data(tmp_path, place, learned, make_raster, coarse):
+def test_nodata_in_nlcd_stays_nodata(tmp_path, place, learned, make_raster, coarse):
     codes = coarse(90, 110, codes=(41, 81))
     codes[:, 60:] = 0
     path = make_raster("holes.tif", codes)
     prior, valid = build(replace(place, nlcd=path), tmp_path / "prior.tif", learned)
     assert valid[:, :60].all()
-    assert not valid[:, 60 + 8 :].any()  # out of reach of the blur
+    assert not valid[:, 60 + 8 :].any()  # beyond the blur
     np.testing.assert_allclose(prior.sum(0), valid, atol=1e-3)
 
 
-def test_the_file_says_which_prior_made_it(tmp_path, place, learned):
+def test_the_file_records_the_model_and_its_settings(tmp_path, place, learned):
     build(place, tmp_path / "prior.tif", learned)
     with rasterio.open(tmp_path / "prior.tif") as src:
         tags = src.tags(ns="LANDPRIOR")
     assert tags["learned"] == learned.digest()
-    assert PriorSettings.model_validate_json(tags["settings"]) == NARROW  # the model's own widths
+    assert PriorSettings.model_validate_json(tags["settings"]) == NARROW  # the widths of the model
 
 
-def test_a_learned_prior_survives_its_file(tmp_path, place, learned):
+def test_a_learned_prior_is_the_same_after_saving_and_loading(tmp_path, place, learned):
     again = load_model(tmp_path / "learned.safetensors")
     assert again.digest() == learned.digest()
     assert again.extras == learned.extras
@@ -133,7 +133,9 @@ def test_a_learned_prior_survives_its_file(tmp_path, place, learned):
     np.testing.assert_array_equal(first, second)
 
 
-def test_what_does_not_fit_is_refused(tmp_path, place, learned, chesapeake, make_image, make_model):
+def test_mismatched_layers_settings_and_models_are_refused(
+    tmp_path, place, learned, chesapeake, make_image, make_model
+):
     output = tmp_path / "prior.tif"
     with pytest.raises(PriorError, match="NLCD and roads, waterbodies: give --waterbodies"):
         build(place, output, learned, layers={"roads": place.layers["roads"]})

@@ -1,4 +1,4 @@
-"""The demo, whole."""
+"""The demo, end to end."""
 
 import pytest
 import rasterio
@@ -25,8 +25,8 @@ def test_a_scene_on_disk_is_a_tile_of_a_workspace(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_what_it_promises(tmp_path):
-    """r at least ten points above the prior's best guess, and QR above cross-entropy."""
+def test_the_demo_reaches_the_promised_accuracy(tmp_path):
+    """r is at least ten points above the prior's most probable class, and QR is above cross-entropy."""
     result = run_demo(tmp_path)
     scores = {name: score.accuracy for name, score in result.scores.items()}
     assert scores["QR r"] >= scores["prior (most probable)"] + 0.10

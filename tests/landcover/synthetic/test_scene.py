@@ -1,4 +1,4 @@
-"""The synthetic scene: seeded, believable by numbers, and not too easy."""
+"""The synthetic scene: seeded, with realistic statistics, and not too easy."""
 
 import numpy as np
 import pytest
@@ -35,8 +35,8 @@ def test_shapes_and_codes(scene, enviroatlas):
         assert set(np.unique(layer)) == {0, 1}
 
 
-def test_developed_codes_follow_nlcds_impervious_rule():
-    """Cells of a developed code have, on average, the impervious share the code stands for."""
+def test_developed_codes_follow_the_impervious_rule_of_nlcd():
+    """Cells with a developed code have, on average, the impervious share that it stands for."""
     shares = {code: [] for code in (21, 22, 23, 24)}
     for seed in range(3):
         one = make_scene(512, seed=seed)
@@ -50,14 +50,14 @@ def test_developed_codes_follow_nlcds_impervious_rule():
 
 
 def test_cells_are_thirty_metres_and_tilted(scene):
-    """Rows of the code raster are not cut at multiples of 30: cells are turned against the grid."""
+    """Codes do not change at multiples of 30, because the cells are rotated against the grid."""
     changes = (np.diff(scene.nlcd.astype(int), axis=1) != 0).sum(axis=0)
     by_phase = np.array([changes[phase::30].sum() for phase in range(30)])
     assert by_phase.max() / by_phase.sum() < 0.15
 
 
-def test_layers_leave_out_and_shift(scene):
-    """Footprints and roads miss some of what is there, as OpenStreetMap does, but are mostly right."""
+def test_layers_have_gaps_and_offsets(scene):
+    """Like OpenStreetMap, footprints and roads are incomplete, but mostly right."""
     for name, low in (("buildings", 0.6), ("roads", 0.5)):
         layer = scene.layers[name] > 0
         right = (scene.truth[layer] == 20).mean()
@@ -74,8 +74,8 @@ def test_prior_is_not_too_good(scene, enviroatlas):
     assert 0.55 < accuracy <= 0.75
 
 
-def test_pixels_alone_do_not_tell_the_class(scene):
-    """A random forest trained on the truth, and k-means with majority classes, on the four bands."""
+def test_pixels_alone_do_not_determine_the_class(scene):
+    """Checked with a random forest trained on the truth, and k-means with majority classes, on the four bands."""
     pixels, truth = scene.image.reshape(4, -1).T.astype(np.float32), scene.truth.ravel()
     rng = np.random.default_rng(0)
     train, test = rng.permutation(truth.size)[:60_000].reshape(2, -1)

@@ -1,4 +1,4 @@
-"""A model on another kind of image: refused, with a way out; and no false alarm on images of the same kind."""
+"""A model refuses another kind of image, with advice, and raises no false alarm on images of the same kind."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ RGBN = ("red", "green", "blue", "nir")
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a factory of images: values by default those of a NAIP-like tile."""
+    """Return a factory of images, by default with values like those of a NAIP tile."""
 
     def make(name, values=None, *, dtype="uint8", scale=1.0, pixel=1.0, names=RGBN, epsg=26917, colours=None, **more):
         if values is None:
@@ -47,7 +47,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def trained(make_model):
-    """Return a factory of models that say that they were trained on an image."""
+    """Return a factory of models that record an image as their training data."""
 
     def make(image):
         with ImageLayer(image) as layer:
@@ -69,7 +69,7 @@ def palette(write):
     return path
 
 
-def test_the_kind_is_kept_in_the_model(tmp_path, write, make_prior, quick):
+def test_the_kind_is_recorded_in_the_model(tmp_path, write, make_prior, quick):
     train_files([(write("train.tif"), make_prior("p.tif", 48, 56))], tmp_path / "m.safetensors", settings=quick())
     kind = ImageKind.model_validate(load_model(tmp_path / "m.safetensors").record["image"])
     assert (kind.dtype, kind.names, kind.nodata) == ("uint8", list(RGBN), "none")
@@ -92,7 +92,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("how", OTHERS)
-def test_another_kind_of_image_is_refused_with_a_way_out(tmp_path, write, model, how, caplog):
+def test_another_kind_of_image_is_refused_with_advice(tmp_path, write, model, how, caplog):
     options, message = OTHERS[how]
     image = write("other.tif", **options)
     with pytest.raises(ModelError, match=f"other.tif is another kind of image .*{message}.*--force"):
@@ -122,13 +122,13 @@ def test_images_of_the_same_kind_are_mapped(tmp_path, write, model, how):
     predict(write("fine.tif", **FINE[how]), tmp_path / "map.tif", model)
 
 
-def test_near_infrared_called_alpha_is_no_other_band(tmp_path, write, model):
+def test_near_infrared_declared_as_alpha_is_the_same_band(tmp_path, write, model):
     rgba = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
     image = write("alpha.tif", colours=rgba, names=None)
     predict(image, tmp_path / "map.tif", model)
 
 
-def test_without_descriptions_colours_say_the_order(tmp_path, write, trained):
+def test_without_descriptions_colours_give_the_order_of_bands(tmp_path, write, trained):
     rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     values = np.random.default_rng(3).integers(20, 220, (3, 48, 56))
     model = trained(write("rgb.tif", values, names=None, colours=rgb, photometric="rgb"))
@@ -140,7 +140,10 @@ def test_without_descriptions_colours_say_the_order(tmp_path, write, trained):
 @pytest.mark.parametrize(
     ("trained_on", "given"),
     [
-        ({"dtype": "uint16", "scale": 15}, {"dtype": "uint16", "scale": 1}),  # reflectance times 10,000, and bytes
+        (
+            {"dtype": "uint16", "scale": 15},
+            {"dtype": "uint16", "scale": 1},
+        ),  # reflectance times 10,000, compared with bytes
         ({"dtype": "uint16", "scale": 1}, {"dtype": "uint16", "scale": 15}),
         ({"dtype": "float32", "scale": 1 / 255}, {"dtype": "float32", "scale": 1}),
         ({"dtype": "float32", "scale": 1}, {"dtype": "float32", "scale": 1 / 255}),
@@ -154,20 +157,20 @@ def test_other_units_of_the_same_type_are_refused(tmp_path, write, trained, trai
 
 
 @pytest.mark.parametrize("shown", [slice(None), slice(0, 40)])
-def test_an_alpha_band_that_is_not_called_so_is_not_taken_for_infrared(tmp_path, write, model, shown):
-    """Drone mosaics often are red, green, blue and a mask of 0 and 255, and say nothing of it."""
+def test_an_undeclared_alpha_band_is_not_taken_for_infrared(tmp_path, write, model, shown):
+    """Drone mosaics often have red, green, blue and an undeclared mask of 0 and 255."""
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     values[3] = 0
     values[3, :, shown] = 255
     image = write("drone.tif", values, names=None, photometric="minisblack")
     with pytest.raises(ModelError, match="its band 4 holds only 0 and the largest number, like a mask"):
         predict(image, tmp_path / "map.tif", model)
-    white = write("white.tif", np.full((4, 48, 56), 255), photometric="minisblack")  # all cloud
+    white = write("white.tif", np.full((4, 48, 56), 255), photometric="minisblack")  # entirely cloud
     predict(white, tmp_path / "map.tif", model)
 
 
-def test_bands_that_are_called_after_their_file_say_nothing(tmp_path, write, trained):
-    """R writes ``tile1_1`` to ``tile1_4``."""
+def test_band_names_derived_from_the_file_are_ignored(tmp_path, write, trained):
+    """R writes names such as ``tile1_1`` to ``tile1_4``."""
     model = trained(write("tile1.tif", names=[f"tile1_{n}" for n in range(1, 5)]))
     predict(write("tile2.tif", names=[f"tile2_{n}" for n in range(1, 5)]), tmp_path / "map.tif", model)
     again, mixed = trained(write("named.tif")), write("mixed.tif", names=("red", "green", "blue", "swir2"))
@@ -175,8 +178,8 @@ def test_bands_that_are_called_after_their_file_say_nothing(tmp_path, write, tra
         predict(mixed, tmp_path / "2.tif", again)
 
 
-def test_what_may_be_another_kind_is_a_warning(tmp_path, write, trained, caplog):
-    """Infrared of 0 may be water; blue first may be what a model saw whose images did not name their bands."""
+def test_a_possibly_different_kind_gives_a_warning(tmp_path, write, trained, caplog):
+    """Infrared of 0 may be water; bands starting with blue may be right for a model whose images had no band names."""
     bare = {"names": None, "photometric": "minisblack"}
     model = trained(write("train.tif", **bare))
     predict(write("fine.tif", photometric="minisblack"), tmp_path / "0.tif", model)
@@ -191,7 +194,7 @@ def test_what_may_be_another_kind_is_a_warning(tmp_path, write, trained, caplog)
     assert "band 4 is 0 nearly everywhere" in caplog.text
 
 
-def test_an_alpha_band_is_named_where_bands_are_too_few(tmp_path, write, model):
+def test_the_error_for_too_few_bands_mentions_an_alpha_band(tmp_path, write, model):
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     values[3] = 255
     image = write("rgba.tif", values, names=None, photometric="rgb", alpha="yes")
@@ -199,7 +202,7 @@ def test_an_alpha_band_is_named_where_bands_are_too_few(tmp_path, write, model):
         predict(image, tmp_path / "map.tif", model)
 
 
-def test_a_band_that_was_dead_in_training_is_not_let_through(tmp_path, write, trained):
+def test_values_in_a_band_that_was_constant_in_training_are_refused(tmp_path, write, trained):
     values = np.random.default_rng(3).integers(20, 220, (4, 48, 56))
     dead = values.copy()
     dead[0] = 7
@@ -219,7 +222,7 @@ def test_a_band_that_was_dead_in_training_is_not_let_through(tmp_path, write, tr
         ({"dtype": "uint16", "scale": 15}, True),
     ],
 )
-def test_models_from_before_the_kind_was_kept_are_compared_by_their_bands(tmp_path, write, model, options, refused):
+def test_models_without_a_recorded_kind_are_compared_by_their_bands(tmp_path, write, model, options, refused):
     model.record.pop("image")
     image = write("given.tif", **options)
     if not refused:
@@ -229,7 +232,7 @@ def test_models_from_before_the_kind_was_kept_are_compared_by_their_bands(tmp_pa
         predict(image, tmp_path / "map.tif", model)
 
 
-def test_a_kind_that_is_nonsense_is_an_error_in_a_line(tmp_path, write, model):
+def test_an_invalid_kind_is_a_one_line_error(tmp_path, write, model):
     model.record["image"] = {"low": "no"}
     with pytest.raises(ModelError, match="record of its training images is invalid"):
         predict(write("given.tif"), tmp_path / "map.tif", model)
@@ -266,7 +269,7 @@ def test_a_start_from_another_kind_of_image_is_refused(tmp_path, write, model, m
             )
 
 
-def test_a_learned_prior_is_for_pixels_of_its_size(make_model, make_grid):
+def test_a_learned_prior_needs_pixels_of_the_same_size(make_model, make_grid):
     model = make_model(record={"image": {"pixel_size": 1.0}})
     require_size(model, make_grid(pixel=1.4), None, "nlcd.tif")
     with pytest.raises(
@@ -277,8 +280,8 @@ def test_a_learned_prior_is_for_pixels_of_its_size(make_model, make_grid):
 
 
 @pytest.mark.realdata
-def test_real_naip_is_one_kind_wherever_and_whenever(real_data):
-    """Every NAIP of 4 bands against every other, but for pixel sizes: no false alarm."""
+def test_real_naip_of_all_places_and_years_is_one_kind(real_data):
+    """Every NAIP image compared with every other, except for pixel sizes, gives no false alarm."""
     paths = [
         path
         for path in sorted(real_data.rglob("*.tif"))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarni
 
 @pytest.fixture
 def pairs(make_image, make_prior):
-    """Three tiles of different sizes; two of them have files of the same name."""
+    """Three tiles of different sizes, two with the same file name."""
     found = []
     for folder, name, size in (("x", "b.tif", 40), ("y", "a.tif", 44), ("z", "a.tif", 48)):
         found.append((make_image(f"{folder}/{name}", size, 40), make_prior(f"{folder}/prior.tif", size, 40)))
@@ -33,7 +33,7 @@ def test_every_order_of_files_gives_the_same_weights(pairs, quick, tmp_path, cha
     assert load_model(tmp_path / "0.safetensors").record["tiles"] == ["a.tif", "a.tif", "b.tif"]
 
 
-def test_tiles_of_one_name_go_by_their_content(pairs):
+def test_tiles_with_the_same_name_are_ordered_by_content(pairs):
     tiles = [read_tile(image, prior, name="same") for image, prior in pairs]
     first = [tiles[index].shape for index in order_tiles(tiles)]
     for order in permutations(tiles):
@@ -42,7 +42,7 @@ def test_tiles_of_one_name_go_by_their_content(pairs):
     assert order_tiles(named) == [1, 2, 0]
 
 
-def test_a_tile_that_is_given_twice_counts_twice_and_is_said(pairs, quick, tmp_path, caplog):
+def test_a_tile_given_twice_counts_twice_with_a_warning(pairs, quick, tmp_path, caplog):
     once = train_files(list(pairs[:2]), tmp_path / "once.safetensors", settings=quick())
     assert "more than once" not in caplog.text
     twice = train_files([pairs[0], pairs[1], pairs[0]], tmp_path / "twice.safetensors", settings=quick())

@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, alone; bad files are refused in a line."""
+"""Model files: saving and loading, and bad files, which are refused in one line."""
 
 import json
 import pickle
@@ -74,7 +74,7 @@ def test_foreign_safetensors_is_refused(tmp_path):
 def edit(path, change):
     with safe_open(path, framework="pt") as handle:
         metadata = json.loads(handle.metadata()[KEY])
-        state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dictionary
     change(metadata)
     save_file(state, path, metadata={KEY: json.dumps(metadata)})
 
@@ -140,13 +140,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("how", HOSTILE)
-def test_a_model_file_from_a_stranger_is_refused_in_a_line(tmp_path, make_model, how, monkeypatch):
-    """And nothing is built from what it says."""
+def test_an_invalid_model_file_is_refused_in_one_line(tmp_path, make_model, how, monkeypatch):
+    """Nothing is allocated from its metadata."""
     change, message = HOSTILE[how]
     path = save_model(make_model(), tmp_path / "model.safetensors")
     edit(path, change)
     real = torch.empty
-    with torch.device("meta"):  # which looks up torch's functions once
+    with torch.device("meta"):  # the first call looks up torch's functions
         real(1)
 
     def empty(*size, **more):
@@ -162,7 +162,7 @@ def test_a_model_file_from_a_stranger_is_refused_in_a_line(tmp_path, make_model,
     assert len(str(caught.value)) < 1000
 
 
-def test_metadata_nested_without_end_is_refused(tmp_path):
+def test_metadata_nested_too_deeply_is_refused(tmp_path):
     path = tmp_path / "m.safetensors"
     save_file({"a": torch.zeros(2)}, path, metadata={KEY: "[" * 100_000 + "]" * 100_000})
     with pytest.raises(ModelError, match="metadata is not a JSON object"):
@@ -191,7 +191,7 @@ def test_weights_of_another_type_or_shape_are_refused(tmp_path, make_model):
     path = save_model(make_model(), tmp_path / "m.safetensors")
     with safe_open(path, framework="pt") as handle:
         metadata = handle.metadata()
-        state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dictionary
     name = min(state)
     for other, message in (
         (state[name].to(torch.int64), "is of type I64"),

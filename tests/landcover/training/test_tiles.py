@@ -1,4 +1,4 @@
-"""Tiles in memory and the patches cut from them."""
+"""Tiles in memory, and the patches cut from them."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def tile(make_image, make_prior, holes):
     return read_tile(make_image("image.tif", 70, 90, holes=holes), make_prior("prior.tif", 70, 90, holes=other))
 
 
-def test_a_tile_is_its_files(make_image, make_prior, holes):
+def test_a_tile_has_the_values_of_its_files(make_image, make_prior, holes):
     image, prior = make_image("image.tif", 70, 90, holes=holes), make_prior("prior.tif", 70, 90)
     tile = read_tile(image, prior)
     with rasterio.open(image) as src:
@@ -56,15 +56,15 @@ def test_constant_band_does_not_divide_by_zero(make_raster, make_prior):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
-def test_every_numeric_type_trains(make_image, make_prior, dtype):
+def test_every_numeric_type_can_be_used_for_training(make_image, make_prior, dtype):
     tile = read_tile(make_image("image.tif", 40, 40, dtype=dtype), make_prior("prior.tif", 40, 40))
     batch = PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=2)(0)
     assert batch.inputs.dtype == torch.float32
     assert torch.isfinite(batch.inputs).all()
 
 
-def test_patches_are_pieces_of_the_tile(tile):
-    """Every patch is found in the tile, with its own prior and mask."""
+def test_patches_are_parts_of_the_tile(tile):
+    """Every patch occurs in the tile, with its prior and mask."""
     statistics = measure_bands([tile])
     batch = PatchFeed([tile], statistics, patch_size=20, batch_size=8, seed=3, smoothing=0.0)(5)
     whole = statistics.standardise(tile.image, tile.valid)
@@ -83,7 +83,7 @@ def test_patches_are_pieces_of_the_tile(tile):
     assert len(places) > 4
 
 
-def test_a_batch_depends_on_seed_and_step_alone(tile):
+def test_a_batch_depends_only_on_seed_and_step(tile):
     def feed(seed):
         return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=4, seed=seed)
 
@@ -94,8 +94,8 @@ def test_a_batch_depends_on_seed_and_step_alone(tile):
     assert not torch.equal(one(7).inputs, feed(2)(7).inputs)
 
 
-def test_varied_patches_are_a_line_of_what_they_were(tile):
-    """Each band of a patch is a * x + b, a near 1 and b near 0, which depend on seed and step alone."""
+def test_varied_patches_are_linear_in_the_original_values(tile):
+    """Each band becomes a * x + b, with a near 1 and b near 0 that depend only on seed and step."""
 
     def feed(**options):
         return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=64, seed=1, **options)(7)
@@ -105,15 +105,17 @@ def test_varied_patches_are_a_line_of_what_they_were(tile):
     torch.testing.assert_close(varied.log_prior, plain.log_prior)
     x, y = plain.inputs.flatten(2), varied.inputs.flatten(2)
     dx, dy = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    some = dx.square().sum(-1).amin(1) > 1  # not the patches that lie in a hole
+    some = dx.square().sum(-1).amin(1) > 1  # without patches in a hole
     assert some.sum() > 40
     x, y, dx, dy = x[some], y[some], dx[some], dy[some]
     factor = (dx * dy).sum(-1) / dx.square().sum(-1)
     torch.testing.assert_close(dy, factor[..., None] * dx, atol=1e-4, rtol=0)
     offset = y.mean(-1) - factor * x.mean(-1)
     assert factor.mean().item() == pytest.approx(1, abs=0.1)
-    assert factor.mean(1).std().item() == pytest.approx(0.2, abs=0.07)  # common to the bands
-    assert (offset - offset.mean(1, keepdim=True)).std().item() == pytest.approx(0.1, abs=0.03)  # of each band
+    assert factor.mean(1).std().item() == pytest.approx(0.2, abs=0.07)  # the same for all bands
+    assert (offset - offset.mean(1, keepdim=True)).std().item() == pytest.approx(
+        0.1, abs=0.03
+    )  # different for each band
     one = PatchFeed(
         [replace(tile, extra=tile.prior, extras=("prior",))], measure_bands([tile]), patch_size=16, jitter=0.2
     )
@@ -133,13 +135,13 @@ def test_patches_are_drawn_where_there_is_data(tile):
 
     batch = feed(sparse)
     assert batch.mask[:, 5, 5].all()
-    assert len({tuple(one.flatten().tolist()) for one in batch.inputs}) > 50  # from all over
+    assert len({tuple(one.flatten().tolist()) for one in batch.inputs}) > 50  # from everywhere in the data
     torch.testing.assert_close(batch.inputs, feed(sparse).inputs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("row", "column", "alike"), [(30, 30, False), (5, 30, False), (4, 30, True), (30, 0, True)])
 def test_no_label_near_the_edge_is_left_out(row, column, alike):
-    """A pixel counts in patches whose middle has data; one that could be in none makes all places alike."""
+    """Patches need data in the middle; if some pixel could then be in no patch, all positions are allowed."""
     valid = torch.zeros((64, 64), dtype=torch.bool)
     valid[row, column] = True
     found = count_middles(valid, 11)
@@ -147,11 +149,11 @@ def test_no_label_near_the_edge_is_left_out(row, column, alike):
     if found is not None:
         assert found.tolist() == [0] * (row - 5) + [1] * (54 - row + 5)
     assert count_middles(torch.ones_like(valid), 11) is None
-    valid[row : row + 20, 20:50] = True  # in the patches of others
+    valid[row : row + 20, 20:50] = True  # covered by patches around other pixels
     assert (count_middles(valid, 11) is None) is (column == 0)
 
 
-def test_views_are_the_same_patches_in_another_light(tile):
+def test_views_are_the_same_patches_with_other_colours(tile):
     def feed(**options):
         return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=8, seed=1, **options)(7)
 
@@ -168,13 +170,15 @@ def test_views_are_the_same_patches_in_another_light(tile):
     )
     expected = first * change[:, None, None]
     offset = (second - expected).mean((1, 2), keepdim=True)
-    torch.testing.assert_close(second, expected + offset, atol=1e-4, rtol=0)  # without tint: one line for all bands
+    torch.testing.assert_close(
+        second, expected + offset, atol=1e-4, rtol=0
+    )  # without tint: the same change for all bands
     assert (change - 1).abs().min() > 1e-4
     assert not torch.equal(feed(tint=0.3 * torch.eye(bands)).inputs, once.inputs)  # tint alone is enough
 
 
 @pytest.mark.parametrize("way", range(8))
-def test_a_turned_batch_is_turned_in_all_its_parts(tile, way):
+def test_all_parts_of_a_batch_are_turned(tile, way):
     batch = PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=3)(0)
     turned = turn_batch(batch, way)
     for was, now in ((batch.inputs, turned.inputs), (batch.log_prior, turned.log_prior), (batch.mask, turned.mask)):
@@ -182,7 +186,7 @@ def test_a_turned_batch_is_turned_in_all_its_parts(tile, way):
         np.testing.assert_array_equal(now.numpy(), expected[..., ::-1] if way >= 4 else expected)
 
 
-def test_all_eight_ways_are_taken(tile):
+def test_all_eight_orientations_occur(tile):
     def feed(*, turned):
         return PatchFeed([tile], measure_bands([tile]), patch_size=16, batch_size=1, turned=turned)
 
@@ -199,9 +203,9 @@ def test_the_seed_of_a_tile_comes_from_its_name():
     assert derive_seed(0, "a") != derive_seed(1, "a")
 
 
-def test_tiles_are_chosen_by_their_valid_pixels(make_image, make_prior):
+def test_tiles_are_drawn_in_proportion_to_valid_pixels(make_image, make_prior):
     holes = np.zeros((60, 60), dtype=bool)
-    holes[:, 15:] = True  # a quarter is valid
+    holes[:, 15:] = True  # only a quarter is valid
     full = read_tile(make_image("a.tif", 60, 60), make_prior("ap.tif", 60, 60))
     part = read_tile(make_image("b.tif", 60, 60, holes=holes), make_prior("bp.tif", 60, 60))
     feed = PatchFeed([full, part], measure_bands([full, part]), patch_size=60, batch_size=64)
@@ -266,7 +270,7 @@ def test_half_missing_prior_is_refused(make_image, make_raster, enviroatlas):
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("nodata", [None, -9999.0, np.nan])
-def test_nan_and_infinity_in_the_image_are_no_data(make_raster, make_prior, caplog, broken, nodata):
+def test_nan_and_infinity_in_the_image_are_nodata(make_raster, make_prior, caplog, broken, nodata):
     values = np.ones((3, 40, 40), np.float32)
     values[1, 11, 5] = values[0, 3, 2] = broken
     image = make_raster("nan.tif", values, nodata=nodata)
@@ -291,13 +295,13 @@ def test_nan_that_is_declared_nodata_is_a_hole(make_raster, make_prior):
 def test_nodata_given_by_the_user(make_raster, make_prior):
     values = np.full((3, 40, 40), 9, np.uint8)
     values[:, 0, :] = 0
-    values[0, 5, 5] = 0  # dark in one band only: data
+    values[0, 5, 5] = 0  # dark in one band only, which is data
     tile = read_tile(make_raster("image.tif", values), make_prior("prior.tif", 40, 40), nodata=0)
     assert not tile.valid[0].any()
     assert tile.valid[1:].all()
 
 
-def test_tiles_of_one_model_must_fit(make_image, make_prior, chesapeake):
+def test_tiles_for_one_model_must_match(make_image, make_prior, chesapeake):
     one = read_tile(make_image("a.tif", 40, 40), make_prior("ap.tif", 40, 40))
     bands = read_tile(make_image("b.tif", 40, 40, bands=3), make_prior("bp.tif", 40, 40))
     classes = read_tile(make_image("c.tif", 40, 40), make_prior("cp.tif", 40, 40, scheme=chesapeake))

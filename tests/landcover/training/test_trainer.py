@@ -1,4 +1,4 @@
-"""Training on tiles and files: seeds, joint models, starting points, resuming, the verdict."""
+"""Training on tiles and files: seeds, joint models, initial weights, resuming, the verdict."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def pair(make_image, make_prior):
 
 @pytest.fixture
 def easy(make_raster, enviroatlas, rng):
-    """An image that tells two classes by brightness, and a coarse prior that mostly knows."""
+    """An image with two classes that differ in brightness, and a coarse prior that is mostly right."""
     truth = np.kron(rng.integers(0, 2, (6, 6)), np.ones((12, 12), int))
     image = np.where(truth, 180, 70) + rng.integers(-20, 20, (3, 72, 72))
     prior = np.full((5, 72, 72), 0.005, np.float32)
@@ -40,7 +40,7 @@ def easy(make_raster, enviroatlas, rng):
     return files, truth
 
 
-def test_same_seed_same_model_whatever_the_order_of_tiles(make_image, make_prior, quick):
+def test_same_seed_same_model_for_any_order_of_tiles(make_image, make_prior, quick):
     tiles = [read_tile(make_image(f"{n}.tif", 48, 56), make_prior(f"{n}p.tif", 48, 56), name=n) for n in ("one", "two")]
     first, again = train_model(tiles, quick()), train_model(tiles, quick())
     assert first.digest() == again.digest()
@@ -53,7 +53,7 @@ def test_the_seed_comes_from_the_name_of_the_tile(pair, quick):
     assert models[0].digest() == models[1].digest() != models[2].digest()
 
 
-def test_a_model_says_how_it_was_made(tmp_path, pair, quick):
+def test_a_model_records_how_it_was_made(tmp_path, pair, quick):
     path = tmp_path / "model.safetensors"
     train_files([pair], path, settings=quick())
     model = load_model(path)
@@ -66,7 +66,7 @@ def test_a_model_says_how_it_was_made(tmp_path, pair, quick):
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
 
 
-def test_learns_from_the_prior_and_is_kept(easy):
+def test_a_model_learns_from_the_prior_and_is_kept(easy):
     files, truth = easy
     settings = TileSettings(filters=8, patch_size=32, batch_size=8)
     settings = settings.model_copy(
@@ -86,16 +86,16 @@ def test_learns_from_the_prior_and_is_kept(easy):
     assert model.record["verdict"]["estimate"] > 0.85
 
 
-def test_an_image_that_tells_nothing_is_given_up(pair, quick):
-    """Noise: no class has a hold in it."""
+def test_an_image_without_information_is_abstained_from(pair, quick):
+    """With noise, no class can be learned."""
     with pytest.warns(HarmWarning, match=r"looks worse than its prior.*map the prior instead"):
         model = train_model([read_tile(*pair)], quick())
     assert model.record["verdict"]["decision"] == "abstained"
 
 
 @pytest.mark.parametrize("kind", ["frame", "nothing in common"])
-def test_a_tile_that_is_valid_only_along_its_border_is_refused(tmp_path, make_image, make_prior, quick, kind):
-    """Nothing would count in any batch: the loss would be 0, and the verdict over no pixel."""
+def test_a_tile_valid_only_along_its_border_is_refused(tmp_path, make_image, make_prior, quick, kind):
+    """No pixel would count in any batch: the loss would be 0, and the verdict would have no pixels."""
     holes = np.zeros((48, 56), dtype=bool)
     holes[5:-5, 5:-5] = True
     other = np.zeros_like(holes)
@@ -112,7 +112,7 @@ def test_a_tile_that_is_valid_only_along_its_border_is_refused(tmp_path, make_im
     assert not (tmp_path / "m.safetensors").exists()
 
 
-def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image, make_prior, quick):
+def test_a_model_that_cannot_be_judged_gives_the_prior(tmp_path, make_image, make_prior, quick):
     holes = np.ones((48, 56), dtype=bool)
     holes[20:25, 20:30] = False
     image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56)
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_judged_hands_back_the_prior(tmp_path, make_image
         assert src.tags(ns="LANDPRIOR")["decision"] == "abstained"
 
 
-def test_no_smoothing_trains_on_a_tile_with_gaps(make_image, make_prior, quick):
+def test_training_without_smoothing_on_a_tile_with_gaps(make_image, make_prior, quick):
     holes = np.zeros((48, 56), dtype=bool)
     holes[10:20, 10:30] = True
     tile = read_tile(make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56, holes=np.roll(holes, 5, 0)))
@@ -140,11 +140,11 @@ def test_the_run_ends_when_the_map_has_settled(pair, quick):
     still = {"steps": 40, "learning_rate": 1e-9}
     model = train_model([read_tile(*pair)], quick(training=still, settled=0.01))
     assert model.record["history"]["stopped"] == "the map has settled"
-    assert model.record["history"]["steps"] == 20  # half of the steps
+    assert model.record["history"]["steps"] == 20  # half the steps
     assert train_model([read_tile(*pair)], quick(training=still)).record["history"]["steps"] == 40
 
 
-def test_watch_sees_every_look_and_changes_nothing(pair, quick):
+def test_watch_sees_every_snapshot_and_changes_nothing(pair, quick):
     steps = []
     watched = train_model(
         [read_tile(*pair)], quick(), watch=lambda look: {"seen": float(len(steps.append(look) or steps))}
@@ -166,7 +166,7 @@ def test_starting_from_another_model(tmp_path, pair, quick):
 
 
 def stop_at(monkeypatch, step):
-    """Interrupt the next training at a step."""
+    """Interrupt the next training at a given step."""
     original = PatchFeed.__call__
 
     def interrupted(self, at):
@@ -193,7 +193,7 @@ def test_interrupted_and_resumed_gives_the_same_model(tmp_path, pair, quick):
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_a_full_disk_at_the_end_costs_no_training(tmp_path, pair, quick, members):
+def test_a_full_disk_at_the_end_loses_no_training(tmp_path, pair, quick, members):
     from landprior.errors import RasterWriteError
     from landprior.landcover.training import files
 
@@ -210,12 +210,12 @@ def test_a_full_disk_at_the_end_costs_no_training(tmp_path, pair, quick, members
         with pytest.raises(RasterWriteError):
             train_files([pair], path, settings=quick(members=members))
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 0)  # the first step of a training would be interrupted
+        stop_at(patch, 0)  # any further training would be interrupted
         train_files([pair], path, settings=quick(members=members))
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path, pair, make_prior, quick):
+def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path, pair, make_prior, quick):
     from landprior.errors import TrainingInterruptedError
 
     path = tmp_path / "model.safetensors"
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path, pair, make_pri
     assert train_files([other], path, settings=quick()).digest() == fresh.digest()
 
 
-def test_of_several_starts_the_likeliest_is_kept(tmp_path, pair, quick):
+def test_of_several_starts_the_one_with_the_largest_evidence_is_kept(tmp_path, pair, quick):
     tile = [read_tile(*pair, name="image.tif")]
     settings = quick(starts=3)
     each = [train_model(tile, settings, start=start) for start in range(3)]
@@ -240,7 +240,7 @@ def test_of_several_starts_the_likeliest_is_kept(tmp_path, pair, quick):
     assert not list(tmp_path.glob(".model*"))
 
 
-def test_an_interrupted_start_leaves_the_finished_ones(tmp_path, pair, quick, monkeypatch):
+def test_an_interrupted_start_keeps_the_finished_ones(tmp_path, pair, quick, monkeypatch):
     from landprior.errors import TrainingInterruptedError
     from landprior.landcover.training import ensemble
 
@@ -276,7 +276,7 @@ def test_no_tiles(quick):
         train_model([], quick())
 
 
-def test_the_papers_schedule():
+def test_the_schedule_of_the_paper():
     paper = TileSettings.paper("rq")
     assert (paper.filters, paper.patch_size, paper.batch_size) == (128, 128, 128)
     assert (paper.training.learning_rate, paper.training.schedule, paper.training.warmup) == (1e-3, "plateau", "none")
@@ -285,7 +285,7 @@ def test_the_papers_schedule():
 
 @pytest.fixture
 def labelled(easy, make_raster):
-    """The easy image, its prior and its labels, of which a third is missing."""
+    """The easy image, its prior, and its labels with a third missing."""
     (image, prior), truth = easy
     codes = np.where(truth, 20, 70)
     codes[:, 48:] = 0
@@ -312,10 +312,10 @@ def test_labels_are_fitted_without_a_prior(tmp_path, labelled, enviroatlas):
     assert "verdict" not in model.record
     assert model.network.smoothing == 1e-8
     predict(image, tmp_path / "map.tif", load_model(tmp_path / "hr.safetensors"))
-    assert score(tmp_path / "map.tif", truth) > 0.97  # also where there was no label
+    assert score(tmp_path / "map.tif", truth) > 0.97  # also at pixels without a label
 
 
-def test_pixels_without_a_label_are_seen_and_do_not_count(labelled, enviroatlas):
+def test_pixels_without_a_label_are_visible_but_do_not_count(labelled, enviroatlas):
     image, _, labels, _ = labelled
     tile = read_labelled_tile(image, labels, scheme=enviroatlas)
     assert tile.visible.all()
@@ -346,8 +346,8 @@ def test_the_prior_can_be_an_input(tmp_path, labelled, enviroatlas):
         )
 
 
-def test_the_prior_as_input_matters(labelled, enviroatlas):
-    """The input is the prior's own values, after the standardised bands."""
+def test_the_prior_as_an_input_has_its_own_values(labelled, enviroatlas):
+    """The prior's values are unchanged, after the standardised bands."""
     image, prior, labels, _ = labelled
     tile = read_labelled_tile(image, labels, scheme=enviroatlas, prior=prior)
     batch = PatchFeed([tile], measure_bands([tile]), patch_size=60, batch_size=2)(0)
@@ -373,7 +373,7 @@ def test_from_labels_elsewhere_to_the_prior_here(tmp_path, labelled, enviroatlas
         train_files([(image, prior)], tmp_path / "x.safetensors", settings=settings, init=aux)
 
 
-def test_labels_and_losses_that_do_not_go_together(tmp_path, labelled, enviroatlas, make_raster):
+def test_labels_and_losses_that_do_not_fit_together(tmp_path, labelled, enviroatlas, make_raster):
     image, prior, labels, _ = labelled
     target = tmp_path / "x.safetensors"
     with pytest.raises(InputError, match="qr fits a prior, not labels"):
@@ -388,7 +388,7 @@ def test_labels_and_losses_that_do_not_go_together(tmp_path, labelled, enviroatl
     assert not target.exists()
 
 
-def test_labels_of_other_codes_are_mapped(tmp_path, labelled, enviroatlas, make_raster):
+def test_labels_with_other_codes_are_mapped(tmp_path, labelled, enviroatlas, make_raster):
     image, _, _, truth = labelled
     labels = make_raster("ones.tif", np.where(truth, 1, 2).astype(np.uint8))
     target = tmp_path / "m.safetensors"
@@ -413,7 +413,7 @@ def test_members_are_all_kept_and_judged_together(tmp_path, pair, quick):
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_flips_alone_make_one_member(pair, quick):
+def test_flips_alone_need_one_member(pair, quick):
     tile = read_tile(*pair)
     assert len(train_best([tile], quick(flips=True)).members) == 1
     assert train_best([tile], quick(flips=True)).ensemble

@@ -1,4 +1,4 @@
-"""The U-Net: its reach, its windows, its file, and what runs it."""
+"""The U-Net: its receptive field, windows, file, and engines."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ pytestmark = [
 def network():
     torch.manual_seed(0)
     network = build_unet(3, 4, filters=4)
-    for _ in range(3):  # so that its batch statistics are of some data
+    for _ in range(3):  # gives it batch statistics
         network(torch.randn((2, 3, 64, 64)))
     return network.eval()
 
 
-def test_its_shape_is_the_papers():
+def test_its_shape_is_that_of_the_paper():
     widths = [
         layer.out_channels
         for layer in build_unet(4, 5).modules()
         if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3)
     ]
     assert (min(widths), max(widths)) == (32, 64)
-    assert len(widths) == 18  # two on each of five levels down and four up
+    assert len(widths) == 18  # two convolutions on each of five levels down and four up
 
 
 @torch.no_grad()
@@ -50,8 +50,8 @@ def test_any_size_and_probabilities(network):
     torch.testing.assert_close(log_q.exp().sum(1), torch.ones((1, 37, 50)))
 
 
-def test_its_halo_is_its_reach(network):
-    """The output of a pixel depends on nothing beyond the halo, and on something not far within it."""
+def test_its_halo_covers_its_receptive_field(network):
+    """The output at a pixel depends on nothing beyond the halo, but on pixels not far within it."""
     side = 2 * UNET_HALO + 64
     x = torch.randn((1, 3, side, side), requires_grad=True)
     middle = side // 2 // UNET_STRIDE * UNET_STRIDE
@@ -60,18 +60,18 @@ def test_its_halo_is_its_reach(network):
         gradient = torch.autograd.grad(network(x)[0, 0, middle + shift, middle + shift], x, retain_graph=False)[0]
         rows, columns = torch.nonzero(gradient[0].abs().sum(0), as_tuple=True)
         reach = max(reach, *(int((at - middle - shift).abs().max()) for at in (rows, columns)))
-    assert 80 < reach <= UNET_HALO  # the largest reach needs one path through all maxima
+    assert 80 < reach <= UNET_HALO  # the largest distance needs a single path through all maxima
 
 
 @torch.no_grad()
-def test_strips_leave_no_seam(network, monkeypatch):
+def test_strips_leave_no_seams(network, monkeypatch):
     monkeypatch.setattr("landprior.landcover.mapping.engines.STRIP_BYTES", 1)
     x = torch.randn((1, 3, 1500, 40), generator=torch.Generator().manual_seed(1))
     engine = TorchEngine(network, torch.device("cpu"), "fp32")
     seen = []
     monkeypatch.setattr(engine, "_forward", lambda part: seen.append(part.shape[2]) or network(part))
     torch.testing.assert_close(engine.start(x)(), network(x), atol=1e-5, rtol=1e-4)
-    assert seen == [496 + UNET_HALO, 496 + 2 * UNET_HALO, 508 + UNET_HALO]  # they begin at multiples of the stride
+    assert seen == [496 + UNET_HALO, 496 + 2 * UNET_HALO, 508 + UNET_HALO]  # strips start at multiples of the stride
 
 
 @pytest.fixture
@@ -81,16 +81,16 @@ def model(make_model, enviroatlas):
     network(torch.randn((4, 3, 64, 64)))
     with torch.no_grad():
         for value in network.parameters():
-            value.mul_(1.5)  # so that the classes differ from place to place
+            value.mul_(1.5)  # make the classes vary in space
     return replace(make_model(bands=3, filters=4), network=network.eval(), architecture="unet")
 
 
 @pytest.mark.parametrize(
     ("height", "width", "window", "flips"),
     [
-        (290, 333, 100, False),  # brought to 112, a multiple of the stride
+        (290, 333, 100, False),  # rounded to 112, a multiple of the stride
         (290, 333, 100, True),
-        (288, 304, 100, True),  # whole strides
+        (288, 304, 100, True),  # a whole number of strides
         (301, 289, 160, True),
         (130, 345, 96, True),
     ],
@@ -109,7 +109,7 @@ def test_windows_do_not_matter(tmp_path, make_image, model, height, width, windo
 
 @pytest.mark.parametrize("flips", [False, True])
 @torch.no_grad()
-def test_strips_of_a_mirrored_unet_leave_no_seam(network, monkeypatch, flips):
+def test_strips_of_a_mirrored_unet_leave_no_seams(network, monkeypatch, flips):
     monkeypatch.setattr("landprior.landcover.mapping.engines.STRIP_BYTES", 1)
     ensemble = Ensemble([network], flips=flips).eval()
     x = torch.randn((1, 3, 1383, 41), generator=torch.Generator().manual_seed(2))
@@ -122,7 +122,7 @@ def test_strips_of_a_mirrored_unet_leave_no_seam(network, monkeypatch, flips):
 
 @torch.no_grad()
 def test_a_mirrored_image_is_padded_before_it_is_mirrored(network):
-    """By hand: pad to whole strides, mirror, predict, mirror back, cut off the padding."""
+    """By hand: pad to whole strides, mirror, predict, mirror back, remove the padding."""
     x = torch.randn((1, 3, 37, 50), generator=torch.Generator().manual_seed(3))
     padded = torch.nn.functional.pad(x, (0, 14, 0, 11))
     axes = ((), (2,), (3,), (2, 3))
@@ -139,7 +139,7 @@ def test_round_trip(tmp_path, model):
         torch.testing.assert_close(again.network(x), model.network(x))
 
 
-def test_a_unet_is_no_fcn_to_start_from(tmp_path, make_image, make_prior, quick):
+def test_a_unet_cannot_start_from_an_fcn(tmp_path, make_image, make_prior, quick):
     image, prior = make_image("naip.tif", 64, 64), make_prior("prior.tif", 64, 64)
     train_files([(image, prior)], tmp_path / "fcn.safetensors", settings=quick())
     with pytest.raises(ModelError, match=r"4 filters \(fcn\).*4 filters \(unet\)"):
@@ -151,13 +151,13 @@ def test_a_unet_is_no_fcn_to_start_from(tmp_path, make_image, make_prior, quick)
         )
 
 
-def test_openvino_is_not_given_it(network):
+def test_openvino_is_not_used_for_a_unet(network):
     assert make_engine(network, list, device="cpu", pixels=10**9).name == "torch"
     with pytest.raises(InputError, match="OpenVINO supports only the FCN"):
         make_engine(network, list, name="openvino", device="cpu")
 
 
-def test_without_monai_it_says_how_to_get_it(monkeypatch):
+def test_without_monai_the_error_suggests_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.networks.nets.basic_unet", None)
     with pytest.raises(InputError, match=r"pip install 'landprior\[unet\]'"):
         build_unet(3, 4)

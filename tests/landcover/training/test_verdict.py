@@ -1,4 +1,4 @@
-"""Judging without labels: the estimate is exact where its assumptions hold, and looks are what they say."""
+"""Judging without labels: the estimate is exact under its assumptions, and snapshots are computed correctly."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Sn
 
 
 def moments_of(seed, classes, items=5000):
-    """Return a calibrated prior's moments with a noisy map of confusion T, and the map's true accuracy."""
+    """Return the moments of a calibrated prior and a noisy map with confusion T, and the map's true accuracy."""
     rng = np.random.default_rng(seed)
     prior = rng.dirichlet(np.full(classes, 0.5), items)
     confusion = 0.6 * np.eye(classes) + 0.4 * rng.dirichlet(np.ones(classes), classes).T  # columns sum to one
@@ -44,7 +44,7 @@ def test_a_constant_map_gets_the_share_of_its_class():
     assert estimate_accuracy(constant, own) == pytest.approx(own[1].sum(), abs=2e-3)
 
 
-def test_classes_the_prior_never_names_do_no_harm():
+def test_classes_that_are_never_in_the_prior_do_not_matter():
     _, own, _ = moments_of(2, 3)
     wider = np.zeros((4, 4))
     wider[:3, :3] = own
@@ -57,7 +57,7 @@ def tile(make_image, make_prior, rng):
     return read_tile(make_image("image.tif", 60, 70, holes=holes), make_prior("prior.tif", 60, 70))
 
 
-def test_a_look_is_the_posterior_of_the_tile(tile, make_model):
+def test_a_snapshot_is_the_posterior_of_the_tile(tile, make_model):
     network = make_model().network
     judge = Judge([tile], measure_bands([tile]), smoothing=1e-4)
     snapshot = judge.take_snapshot(network)
@@ -88,7 +88,7 @@ def test_change_is_the_share_of_pixels_with_another_class(tile, make_model):
     assert changed.change > 0.1
 
 
-def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_prior, make_model):
+def test_large_tiles_are_judged_on_crops_that_contain_data(make_image, make_prior, make_model):
     holes = np.ones((700, 900), dtype=bool)
     holes[500:, 650:] = False
     tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
@@ -98,8 +98,8 @@ def test_large_tiles_are_looked_at_by_crops_where_the_data_is(make_image, make_p
     assert seen > 0.5 * 200 * 250
 
 
-def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_model):
-    """Rows that lie in the borders of all crops that stand side by side."""
+def test_a_strip_where_crops_meet_is_judged(make_image, make_prior, make_model):
+    """These rows are in the borders of all adjacent crops."""
     holes = np.ones((700, 900), dtype=bool)
     holes[124:132] = False
     tile = read_tile(make_image("image.tif", 700, 900, holes=holes), make_prior("prior.tif", 700, 900))
@@ -111,7 +111,7 @@ def test_a_strip_where_crops_meet_is_looked_at(make_image, make_prior, make_mode
 @pytest.mark.parametrize(
     ("count", "why"), [(0, "the map cannot be judged"), (30, "too few pixels to judge the map: 30 of")]
 )
-def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, count, why):
+def test_without_enough_pixels_the_verdict_is_abstained(tile, make_model, count, why):
     valid = torch.zeros((60, 70), dtype=torch.bool)
     valid[:4] = True
     valid[20, 20 : 20 + count] = True
@@ -122,7 +122,7 @@ def test_without_pixels_there_is_no_verdict_but_an_abstention(tile, make_model, 
     assert why in verdict.why
     if not count:
         assert (verdict.evidence, verdict.estimate, verdict.change) == (None, None, None)
-        assert not snapshot.change < 1  # so that nothing is taken as settled
+        assert not snapshot.change < 1  # so that the map does not count as settled
 
 
 def look_of(*, evidence=0.3, estimate=0.9, prior_estimate=0.8):
@@ -149,7 +149,7 @@ def test_decisions(snapshot, decision, why):
 
 
 def test_support_and_found_by_hand(tile, make_model):
-    """Mean q where r names a class, and how much of the prior's share of it is named; over the inner pixels."""
+    """Mean q where r is a class, and the ratio of its share in r to that in the prior, over the inner pixels."""
     model = make_model()
     snapshot = Judge([tile], model.statistics, smoothing=1e-4).take_snapshot(model.network)
     inner = (..., slice(5, -5), slice(5, -5))
@@ -170,10 +170,10 @@ def test_support_and_found_by_hand(tile, make_model):
 @pytest.mark.parametrize(
     ("support", "found", "expected"),
     [
-        ((0.9, 0.9, 0.9), (1.0, 0.2, 1.1), []),  # hardly found, but the network is sure of it
-        ((0.9, 0.2, 0.9), (1.0, 0.8, 1.1), []),  # the network is not sure, but most of it is found
+        ((0.9, 0.9, 0.9), (1.0, 0.2, 1.1), []),  # hardly found, but the network is confident
+        ((0.9, 0.2, 0.9), (1.0, 0.8, 1.1), []),  # the network is not confident, but most of it is found
         ((0.9, 0.2, 0.9), (1.0, 0.2, 1.1), [1]),
-        ((0.9, float("nan"), 0.9), (1.0, 0.0, 1.1), []),  # never named: nothing to leave out
+        ((0.9, float("nan"), 0.9), (1.0, 0.0, 1.1), []),  # never predicted, so there is nothing to leave out
     ],
 )
 def test_classes_without_support(support, found, expected):

@@ -1,4 +1,4 @@
-"""What a city argument means: one place decides it for all commands."""
+"""The meaning of a city argument, which is the same for all commands."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ scheme: chesapeake-4
 
 @pytest.fixture
 def preset(tmp_path):
-    """Return a function that writes a preset file whose name inside may be another than the file's."""
+    """Return a function that writes a preset file; the name inside may differ from the file name."""
 
     def write(name, file="my-area.yaml"):
         path = tmp_path / file
@@ -58,20 +58,20 @@ def workspace(tmp_path, make_grid):
         ("village", "village", False),
     ],
 )
-def test_a_city_by_name_whatever_its_case(workspace, text, name, is_preset):
+def test_a_city_by_name_in_any_case(workspace, text, name, is_preset):
     found = find_city(text, workspace.root)
     assert (found.name, found.preset is not None) == (name, is_preset)
     assert find_city(found, workspace.root) is found
 
 
-def test_a_folder_of_just_this_name_comes_before_a_preset(workspace):
+def test_a_folder_with_exactly_this_name_takes_precedence_over_a_preset(workspace):
     (workspace.root / "Pittsburgh").mkdir()
     found = find_city("Pittsburgh", workspace.root)
     assert (found.name, found.preset) == ("Pittsburgh", None)
     assert find_city("PITTSBURGH", workspace.root).preset == load_city("pittsburgh")
 
 
-def test_two_folders_that_differ_in_case_are_told_apart(workspace):
+def test_two_folders_that_differ_only_in_case(workspace):
     (workspace.root / "Town").mkdir()
     if not (workspace.root / "Town").samefile(workspace.root / "town"):
         assert [find_city(text, workspace.root).name for text in ("Town", "town")] == ["Town", "town"]
@@ -80,8 +80,8 @@ def test_two_folders_that_differ_in_case_are_told_apart(workspace):
 
 
 @pytest.mark.parametrize("file", ["my-area.yaml", "my-area.yml", "MY-AREA.YAML"])
-def test_a_preset_file_names_its_folder_itself(preset, workspace, file, monkeypatch):
-    """The folder that fetch fills is the one that every other command looks into."""
+def test_the_name_in_a_preset_file_determines_its_folder(preset, workspace, file, monkeypatch):
+    """All commands use the folder that fetch fills."""
     path = preset("town", file)
     monkeypatch.chdir(path.parent)
     for given in (path, str(path), path.name):
@@ -110,7 +110,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_name_that_is_no_single_folder_is_refused_everywhere(tmp_path, workspace, preset, name):
+def test_a_name_that_is_not_a_single_folder_is_refused_everywhere(tmp_path, workspace, preset, name):
     with pytest.raises(InputError, match="cannot be the name of") as caught:
         check_component(name)
     assert "\n" not in str(caught.value)
@@ -129,12 +129,12 @@ def test_a_name_that_is_no_single_folder_is_refused_everywhere(tmp_path, workspa
         load_city(path)
 
 
-def test_names_that_catalogues_have_are_kept():
+def test_names_from_catalogues_are_accepted():
     for name in ("m_4008033_sw_17_060_20190814", "tile 1 (2)", "Zürich", "x" * MOST_BYTES):
         assert check_component(name) == name
 
 
-def test_a_path_of_a_folder_says_how_to_name_it(workspace):
+def test_the_error_for_the_path_of_a_folder_gives_the_options(workspace):
     with pytest.raises(InputError, match=rf"--city town --data {workspace.root}"):
         find_city(workspace.root / "town", workspace.root)
     with pytest.raises(MissingInputError, match=r"no such file: none\.yaml"):
@@ -142,6 +142,6 @@ def test_a_path_of_a_folder_says_how_to_name_it(workspace):
 
 
 def test_a_link_to_a_tile_elsewhere_is_followed(workspace):
-    """Links are the workspace's owner's: no plan, preset or catalogue makes one."""
+    """Links are made by the owner of the workspace, never by a plan, preset or catalogue."""
     (workspace.root / "linked").symlink_to(workspace.root / "town", target_is_directory=True)
     assert [tile.id for tile in workspace.tiles("linked")] == ["linked/t1"]

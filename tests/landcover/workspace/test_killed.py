@@ -1,4 +1,4 @@
-"""``kill -9`` of ``landprior run`` at random moments: the same call again ends as if nothing had happened."""
+"""After ``kill -9`` of ``landprior run`` at a random moment, the same call ends as if nothing had happened."""
 
 import json
 import os
@@ -116,7 +116,7 @@ print(json.dumps(told))
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_maps(tmp_path):
+def test_a_run_killed_at_any_moment_resumes_to_the_same_maps(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "ignore", "-c", _DRIVER, str(tmp_path), str(KILLS), "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -124,6 +124,6 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_maps(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     print(f"{told['killed']} of {KILLS} runs were killed; {told['events']} events on files in a whole one")
     assert told["killed"] > KILLS * 0.7
-    assert told["half"] == []  # what has a final name is whole, and what an undisturbed run writes
+    assert told["half"] == []  # files with a final name are complete and equal to those of an undisturbed run
     assert told["wrong"] == []
-    assert told["hidden"] == []  # neither temporary files nor checkpoints, nor locks
+    assert told["hidden"] == []  # no temporary files, checkpoints or locks

@@ -1,4 +1,4 @@
-"""Several processes that write into one workspace at once, and some that are killed meanwhile."""
+"""Several processes that write into one workspace at the same time, some of which are killed."""
 
 import errno
 import json
@@ -86,7 +86,7 @@ def started(code, *arguments):
             process.kill()
 
 
-def test_sixty_steps_of_two_processes_are_all_recorded(tile):
+def test_all_sixty_steps_of_two_processes_are_recorded(tile):
     with started(RECORD, tile.path, 0, 30) as one, started(RECORD, tile.path, 30, 60) as two:
         assert [process.stdout.readline() for process in (one, two)] == ["ready\n"] * 2
         for process in (one, two):  # at the same time
@@ -103,7 +103,7 @@ def test_sixty_steps_of_two_processes_are_all_recorded(tile):
     assert not [path.name for path in (*tile.path.iterdir(), *root.iterdir()) if path.name.startswith(".")]
 
 
-def test_results_of_two_processes_in_one_folder_are_all_kept(tmp_path):
+def test_all_results_of_two_processes_in_one_folder_are_kept(tmp_path):
     with started(ADD, tmp_path, 0, 30) as one, started(ADD, tmp_path, 20, 50) as two:
         assert [process.stdout.readline() for process in (one, two)] == ["ready\n"] * 2
         for process in (one, two):
@@ -114,7 +114,7 @@ def test_results_of_two_processes_in_one_folder_are_all_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [records.RESULTS]
 
 
-def test_without_locks_in_the_file_system_one_process_can_still_write(tile, monkeypatch):
+def test_a_process_can_write_on_a_file_system_without_locks(tile, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -123,7 +123,7 @@ def test_without_locks_in_the_file_system_one_process_can_still_write(tile, monk
     assert set(tile.steps()) == {"prior"}
 
 
-def test_files_that_have_not_changed_are_described_once(tile, monkeypatch, make_grid):
+def test_unchanged_files_are_described_only_once(tile, monkeypatch, make_grid):
     opened = []
     describe = workspace._describe_raster
     monkeypatch.setattr(workspace, "_describe_raster", lambda path: opened.append(path.name) or describe(path))
@@ -139,7 +139,7 @@ def test_files_that_have_not_changed_are_described_once(tile, monkeypatch, make_
     assert json.loads((tile.path / ITEM).read_text())["assets"]["naip"]["bands"][0]["name"] == "red"
 
 
-def test_the_lock_of_a_killed_process_holds_nobody_up(tile):
+def test_the_lock_of_a_killed_process_does_not_block(tile):
     with started(HOLD, tile.path / ITEM) as holder:
         assert holder.stdout.readline() == "held\n"
         assert (tile.path / f".landprior-{ITEM}.lock").exists()
@@ -150,7 +150,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tile):
     assert not (tile.path / f".landprior-{ITEM}.lock").exists()
 
 
-def test_a_process_that_holds_the_lock_for_ever_is_told_of(tile, monkeypatch):
+def test_a_process_that_never_releases_the_lock_is_an_error(tile, monkeypatch):
     monkeypatch.setattr(records, "PATIENCE", 0.1)
     with started(HOLD, tile.path / ITEM) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -158,7 +158,7 @@ def test_a_process_that_holds_the_lock_for_ever_is_told_of(tile, monkeypatch):
             tile.record("prior", "key")
 
 
-def test_a_description_that_fails_to_be_written_leaves_the_old_one(tile):
+def test_a_failed_write_of_a_description_keeps_the_old_one(tile):
     tile.record("prior", "key")
     before = (tile.path / ITEM).read_bytes()
     with pytest.raises(TypeError), changing(tile.path / ITEM) as write:
@@ -166,8 +166,8 @@ def test_a_description_that_fails_to_be_written_leaves_the_old_one(tile):
     assert (tile.path / ITEM).read_bytes() == before
 
 
-def test_a_file_of_the_same_size_and_date_as_before_is_another(tmp_path):
-    """What is remembered of a file's content does not rest on dates that can be set."""
+def test_a_new_file_of_the_same_size_and_date_is_noticed(tmp_path):
+    """The cached checksum does not depend on dates that can be set."""
     path = tmp_path / "nlcd.tif"
     path.write_bytes(b"one")
     dated = path.stat()

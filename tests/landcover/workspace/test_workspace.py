@@ -1,4 +1,4 @@
-"""The workspace: items say what was made from what, and a rerun does what is needed and no more."""
+"""The workspace: items record how results were made, and a rerun does only what is needed."""
 
 import hashlib
 import json
@@ -52,14 +52,14 @@ LAYERS = ("roads", "buildings", "waterways", "waterbodies")
 
 @contextmanager
 def unheard():
-    """Drop our own warnings: a network trained for four steps may well be worthless, and training says so."""
+    """Drop landprior's warnings: a network trained for four steps may be useless, which gives a warning."""
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("ignore", LandpriorWarning)
         yield
 
 
 def write_tile(folder, window, *, layers=LAYERS, labels=True):
-    """Write a part of a synthetic scene as a tile."""
+    """Write part of a synthetic scene as a tile."""
     scene = make_scene(128, seed=0)
     at, grid = window.toslices(), scene.grid.window(window)
     write_raster(folder / "naip.tif", scene.image[(slice(None), *at)], grid)
@@ -91,7 +91,7 @@ def _one_core():
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
-    """Return a workspace with two tiles, run once; not to be changed."""
+    """Return a workspace with two tiles that was run once; do not change it."""
     root = tmp_path_factory.mktemp("workspace")
     write_tile(root / "town" / "east", Window(64, 20, 48, 56))
     write_tile(root / "town" / "west", Window(10, 30, 52, 44), layers=("roads",))
@@ -108,7 +108,7 @@ def _unheard():
 
 @pytest.fixture
 def done(town, tmp_path):
-    """Return a copy of the workspace that was run."""
+    """Return a copy of the workspace with results."""
     return Workspace(shutil.copytree(town, tmp_path / "done"))
 
 
@@ -126,7 +126,7 @@ def tile(tmp_path):
 
 @pytest.fixture
 def log(caplog):
-    """Return a function that gives the lines logged since it was last called."""
+    """Return a function that returns the lines logged since the last call."""
     caplog.set_level(logging.INFO, "landprior")
 
     def lines():
@@ -142,18 +142,18 @@ def item_of(tile):
 
 
 def results_of(workspace):
-    """Return when and with what content every result was made."""
+    """Return the time and content of every result."""
     paths = [path for tile in workspace.tiles() for path in map(tile.file, RESULTS) if path.is_file()]
     return {f"{p.parent.name}/{p.name}": (p.stat().st_mtime_ns, p.read_bytes()) for p in paths}
 
 
 def remade(before, after):
-    """Name the results that were made anew between two calls of :func:`results_of`."""
+    """Return the results that were remade between two calls of :func:`results_of`."""
     return {name for name in after if before.get(name, (None,))[0] != after[name][0]}
 
 
 def repaint(path, code=7):
-    """Write a raster again, its upper rows with another value."""
+    """Rewrite a raster with another value in the upper rows."""
     with rasterio.open(path) as src:
         values, grid, nodata = src.read(), Grid.of(src), src.nodata
     values[:, :20] = code
@@ -163,7 +163,7 @@ def repaint(path, code=7):
 # -- the item -------------------------------------------------------------------------------------
 
 
-def test_item_is_a_stac_item_that_lies_where_the_tile_lies(done):
+def test_the_item_is_a_stac_item_with_the_extent_of_the_tile(done):
     for tile in done.tiles("town"):
         item = pystac.Item.from_dict(item_of(tile), preserve_dict=True)
         assert item.id == f"town-{tile.name}"
@@ -182,7 +182,7 @@ def test_item_is_a_stac_item_that_lies_where_the_tile_lies(done):
         assert [max(c) for c in zip(*corners, strict=True)] == pytest.approx(item.bbox[2:])
 
 
-def test_checksums_of_assets_verify(done):
+def test_checksums_of_assets_are_correct(done):
     for tile in done.tiles("town"):
         item = pystac.Item.from_dict(item_of(tile), preserve_dict=True)
         assert {asset.href for asset in item.assets.values()} == {
@@ -199,7 +199,7 @@ def test_checksums_of_assets_verify(done):
 
 
 @pytest.mark.parametrize("name", [ITEM, FILES["model"]])
-def test_metadata_is_json_that_every_reader_takes(done, name):
+def test_metadata_is_strictly_valid_json(done, name):
     def refuse(constant):
         pytest.fail(f"{constant} is no JSON")
 
@@ -211,12 +211,12 @@ def test_metadata_is_json_that_every_reader_takes(done, name):
             json.loads(handle.metadata()["landprior"], parse_constant=refuse)
 
 
-def test_item_names_no_path_of_the_machine(done):
+def test_the_item_contains_no_absolute_path(done):
     for tile in done.tiles("town"):
         assert str(done.root) not in (tile.path / ITEM).read_text()
 
 
-def test_item_says_what_was_done(done):
+def test_the_item_records_the_steps(done):
     east, west = done.tiles("town")
     steps = {tile.name: tile.steps() for tile in (east, west)}
     assert set(steps["east"]) == {"prior", "model", "prediction", "evaluation"}
@@ -236,7 +236,7 @@ def test_item_says_what_was_done(done):
         pytest.param(CRS.from_proj4("+proj=aea +lat_1=29 +lat_2=45 +lat_0=23 +lon_0=-96 +datum=WGS84"), id="custom"),
     ],
 )
-def test_item_of_a_grid_without_an_epsg_code(tmp_path, make_grid, crs):
+def test_the_item_of_a_grid_without_an_epsg_code(tmp_path, make_grid, crs):
     grid = replace(make_grid(20, 30, left=1_400_000.0, top=2_000_000.0), crs=crs)
     write_raster(tmp_path / "town" / "a" / "naip.tif", np.ones((4, 20, 30), np.uint8), grid)
     tile = TileFolder(path=tmp_path / "town" / "a", city="town")
@@ -258,13 +258,13 @@ def key_of(tile, **settings):
 
 @pytest.fixture
 def made(tile):
-    """Return a tile whose prior is recorded as made."""
+    """Return a tile with a recorded prior."""
     tile.file("prior").write_bytes(b"a prior")
     tile.record("prior", key_of(tile))
     return tile
 
 
-def test_a_result_that_is_not_there_is_missing(tile):
+def test_a_result_without_a_file_is_missing(tile):
     assert tile.state("prior", key_of(tile)) == "missing"
 
 
@@ -278,7 +278,7 @@ def test_a_recorded_result_that_was_deleted_is_missing(made):
     assert made.state("prior", key_of(made)) == "missing"
 
 
-def test_a_result_nobody_recorded_is_stale(tile):
+def test_an_unrecorded_result_is_stale(tile):
     tile.file("prior").write_bytes(b"from elsewhere")
     assert tile.state("prior", key_of(tile)) == "stale"
 
@@ -293,12 +293,12 @@ def test_a_changed_input_makes_a_result_stale(made, layer):
     assert made.state("prior", key_of(made)) == "stale"
 
 
-def test_a_further_input_makes_a_result_stale(made):
+def test_an_additional_input_makes_a_result_stale(made):
     key = make_key({"blur": 31}, {name: made.file(name) for name in ("nlcd", "naip", "labels")})
     assert made.state("prior", key) == "stale"
 
 
-def test_a_touched_or_copied_input_does_not(made):
+def test_a_touched_or_copied_input_does_not_make_a_result_stale(made):
     content = made.file("nlcd").read_bytes()
     made.file("nlcd").unlink()
     made.file("nlcd").write_bytes(content)
@@ -338,7 +338,7 @@ def test_without_its_item_a_result_is_stale(made):
         b'{"properties": {"landprior:steps": null}}',
     ],
 )
-def test_a_damaged_item_is_written_anew(made, content):
+def test_a_damaged_item_is_rewritten(made, content):
     (made.path / ITEM).write_bytes(content)
     assert made.state("prior", key_of(made)) == "stale"
     made.record("prior", key_of(made))
@@ -390,13 +390,13 @@ def test_a_city_without_tiles(tmp_path):
         Workspace(tmp_path).tiles("town")
 
 
-def test_a_missing_layer_says_what_to_do(tile):
+def test_the_error_for_a_missing_layer_gives_advice(tile):
     assert tile.require("naip", hint="") == tile.path / "naip.tif"
     with pytest.raises(MissingInputError, match=r"east/model\.safetensors is missing; train it"):
         tile.require("model", hint="train it")
 
 
-# -- the whole chain ------------------------------------------------------------------------------
+# -- the whole pipeline ---------------------------------------------------------------------------
 
 
 def test_all_results_are_made(done, enviroatlas):
@@ -413,7 +413,7 @@ def test_all_results_are_made(done, enviroatlas):
         assert not [path for path in tile.path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_rerun_makes_nothing_anew_and_says_so(done, log):
+def test_a_rerun_remakes_nothing_and_logs_it(done, log):
     before = results_of(done)
     maps, scores = run_workspace(done, "town", settings_of())
     assert results_of(done) == before
@@ -456,7 +456,7 @@ def test_a_rerun_makes_nothing_anew_and_says_so(done, log):
     ],
     ids=["blur", "loss", "seed", "posterior"],
 )
-def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes, anew, why):
+def test_other_settings_remake_what_depends_on_them_and_log_why(done, log, changes, anew, why):
     before = results_of(done)
     run_workspace(done, "town", settings_of(**changes), only=["east"])
     assert remade(before, results_of(done)) == {f"east/{FILES[name]}" for name in anew}
@@ -468,7 +468,7 @@ def test_other_settings_redo_what_depends_on_them_and_say_why(done, log, changes
     assert log() == ["town/east", *(f"{file} is current" for file in FILES.values())]
 
 
-def test_other_products_redo_the_map(done):
+def test_other_products_remake_the_map(done):
     before = results_of(done)
     run_workspace(done, "town", settings_of(), only=["west"], options=MapOptions(confidence=True))
     assert remade(before, results_of(done)) == {"west/prediction.tif"}
@@ -483,7 +483,7 @@ def test_other_products_redo_the_map(done):
         ("labels", 10, set()),
     ],
 )
-def test_a_changed_file_redoes_what_depends_on_it(done, layer, code, anew):
+def test_a_changed_file_remakes_what_depends_on_it(done, layer, code, anew):
     tile = done.tiles("town", only=["east"])[0]
     repaint(tile.file(layer), code)
     before = results_of(done)
@@ -498,8 +498,8 @@ def test_a_changed_file_redoes_what_depends_on_it(done, layer, code, anew):
     ("layer", "code"),
     [("prior", 0), ("prediction", 10)],
 )
-def test_a_result_changed_by_hand_is_kept_until_it_may_be_replaced(done, layer, code):
-    """Nothing else is made either, in no tile."""
+def test_a_result_changed_by_hand_is_kept_without_overwrite(done, layer, code):
+    """And no other result is made, in any tile."""
     tile = done.tiles("town", only=["west"])[0]
     repaint(tile.file(layer), code)
     before = results_of(done)
@@ -524,8 +524,8 @@ def test_a_result_that_landprior_did_not_make_is_kept(fresh, step):
     assert {path.name for path in tile.path.iterdir()} & set(FILES.values()) == {FILES[step]}
 
 
-def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done, tmp_path):
-    """Also after it was asked for once; and the other model may replace its own map."""
+def test_a_map_of_another_model_is_not_replaced_by_a_run_or_the_tile_model(done, tmp_path):
+    """Even after --overwrite was used once; but the other model can replace its own map."""
     tile = done.tiles("town", only=["east"])[0]
     joint = train_city(done.tiles("town"), tmp_path / "joint.safetensors", settings_of().training)
     own = tile.file("prediction").read_bytes()
@@ -542,15 +542,15 @@ def test_a_map_of_another_model_is_kept_by_a_run_and_by_the_tiles_own_model(done
         with pytest.raises(OutputExistsError, match="was made by predict --model joint"):
             again()
     assert tile.file("prediction").read_bytes() == theirs
-    ensure_map(tile, model=joint, posterior=False)  # its own, with another setting
+    ensure_map(tile, model=joint, posterior=False)  # the other model's own map, with another setting
     assert tile.file("prediction").read_bytes() != theirs
-    ensure_map(tile, model=tile.file("model"), run=Run(overwrite=True))  # by its path: the tile's own all the same
+    ensure_map(tile, model=tile.file("model"), run=Run(overwrite=True))  # by its path, but still the tile's own
     run_workspace(done, "town", settings_of(), only=["east"])
     assert tile.file("prediction").read_bytes() == own
 
 
-def test_what_another_command_made_with_other_settings_is_kept(done):
-    """With the same settings it is current, or remade when inputs have changed."""
+def test_results_of_another_command_with_other_settings_are_kept(done):
+    """With the same settings they are current, or remade when inputs have changed."""
     tile = done.tiles("town", only=["east"])[0]
     before = results_of(done)
     ensure_model(tile, settings_of().training)
@@ -584,8 +584,8 @@ def test_another_recipe_does_not_replace_a_model(done, recipe):
 
 
 @pytest.mark.parametrize("step", RESULTS)
-def test_a_process_that_is_killed_before_it_records_a_result_leaves_one_of_ours(fresh, step, monkeypatch):
-    """As kill -9 does between the rename and the record: a rerun ends as if nothing had happened."""
+def test_a_result_whose_process_was_killed_before_recording_it_counts_as_made_here(fresh, step, monkeypatch):
+    """After kill -9 between rename and record, a rerun ends as if nothing had happened."""
     tile = fresh.tiles("town", only=["east"])[0]
     record = TileFolder.record
 
@@ -608,7 +608,7 @@ def test_a_process_that_is_killed_before_it_records_a_result_leaves_one_of_ours(
     assert results_of(fresh) == before
 
 
-def test_a_hand_that_follows_a_killed_process_is_still_a_hand(fresh, monkeypatch):
+def test_a_change_by_hand_after_a_killed_process_is_still_noticed(fresh, monkeypatch):
     tile = fresh.tiles("town", only=["east"])[0]
     with monkeypatch.context() as patch:
         patch.setattr(TileFolder, "record", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -619,7 +619,7 @@ def test_a_hand_that_follows_a_killed_process_is_still_a_hand(fresh, monkeypatch
         ensure_prior(tile, settings_of())
 
 
-def test_a_joint_model_is_remade_only_if_it_is_stale_and_ours(done):
+def test_a_joint_model_is_remade_only_if_stale_and_made_here(done):
     tiles = done.tiles("town")
     path = ensure_joint_model(tiles, settings_of().training)
     assert path == done.root / "town" / "model.safetensors"
@@ -641,8 +641,8 @@ def test_a_joint_model_is_remade_only_if_it_is_stale_and_ours(done):
         ensure_joint_model(tiles, settings_of(seed=1).training)
 
 
-def test_labels_that_fetch_has_put_into_codes_are_not_mapped_again(done):
-    """A label map is for labels.tif that was put there by hand."""
+def test_labels_that_fetch_has_converted_to_codes_are_not_mapped_again(done):
+    """A label map applies to a labels.tif that was added by hand."""
     tile = done.tiles("town", only=["east"])[0]
     plain = score_tile(tile, settings_of())
     mapped = replace(settings_of(), label_map={40: 70, 70: 40})
@@ -651,7 +651,7 @@ def test_labels_that_fetch_has_put_into_codes_are_not_mapped_again(done):
     assert score_tile(tile, mapped).accuracy == plain.accuracy
 
 
-def test_a_layer_that_comes_later_redoes_the_prior(done):
+def test_a_layer_added_later_remakes_the_prior(done):
     before = results_of(done)
     west = done.tiles("town", only=["west"])[0]
     shutil.copy(west.file("roads"), west.file("buildings"))
@@ -660,7 +660,7 @@ def test_a_layer_that_comes_later_redoes_the_prior(done):
     assert west.steps()["prior"]["layers"] == ["buildings", "roads"]
 
 
-def test_an_image_on_another_grid_redoes_the_prior(done):
+def test_an_image_on_another_grid_remakes_the_prior(done):
     tile = done.tiles("town", only=["east"])[0]
     with rasterio.open(tile.file("naip")) as src:
         values, grid = src.read(), Grid.of(src)
@@ -672,17 +672,17 @@ def test_an_image_on_another_grid_redoes_the_prior(done):
     assert item_of(tile)["properties"]["proj:shape"] == [50, 40]
 
 
-def test_a_prior_is_the_same_file_every_time(tile):
+def test_a_prior_is_always_the_same_file(tile):
     digests = set()
     for size in range(6):
         noise = [np.full(100_000 * (size + 1), 0.1 * size) for _ in range(3)]
-        del noise  # memory that was in use may not end up in the file
+        del noise  # previously used memory must not end up in the file
         digests.add(hashlib.sha256(ensure_prior(tile, settings_of(), run=Run(overwrite=True)).read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_deleted_result_is_made_again_just_as_it_was(done, name):
+def test_a_deleted_result_is_remade_identically(done, name):
     before = results_of(done)
     for tile in done.tiles("town"):
         tile.file(name).unlink()
@@ -694,7 +694,7 @@ def test_a_deleted_result_is_made_again_just_as_it_was(done, name):
     }
 
 
-def test_overwrite_makes_all_anew(done):
+def test_overwrite_remakes_everything(done):
     before = results_of(done)
     run_workspace(done, "town", settings_of(), only=["east"], run=Run(overwrite=True))
     assert remade(before, results_of(done)) == {f"east/{file}" for file in FILES.values()}
@@ -715,7 +715,7 @@ def test_only_some_tiles(fresh):
     assert not (fresh.root / "town" / "east" / "prior.tif").exists()
 
 
-def test_pooled_scores_are_the_sum(done, enviroatlas):
+def test_pooled_scores_are_the_sum_over_tiles(done, enviroatlas):
     _, pooled = run_workspace(done, "town", settings_of())
     east, west = (score_tile(tile, settings_of()) for tile in done.tiles("town"))
     np.testing.assert_array_equal(pooled.confusion, east.confusion + west.confusion)
@@ -734,7 +734,7 @@ def test_tiles_without_labels_have_no_scores(done):
     assert results_of(done) == before
 
 
-def test_a_failure_keeps_what_was_done_and_a_rerun_goes_on(fresh):
+def test_a_failure_keeps_finished_results_and_a_rerun_continues(fresh):
     missing = fresh.root / "town" / "west" / "nlcd.tif"
     content = missing.read_bytes()
     missing.unlink()
