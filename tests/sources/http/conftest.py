@@ -1,4 +1,4 @@
-"""Fixtures: a network with a cache of its own, files and rasters to serve."""
+"""Fixtures: a network with its own cache, and files and rasters to serve."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def network(cache):
 
 @pytest.fixture
 def waits(network, monkeypatch):
-    """The waits of ``network``, which are noted and left out."""
+    """The waits of ``network``, which are recorded and skipped."""
     noted = []
     monkeypatch.setattr(network, "pause", noted.append)
     return noted
@@ -24,7 +24,7 @@ def waits(network, monkeypatch):
 
 @pytest.fixture(scope="module")
 def rasters(tmp_path_factory):
-    """A folder with ``image.tif``, 4 bands of noise that do not shrink, about 9 chunks, and another in ``other/``."""
+    """A folder with ``image.tif``, 4 bands of incompressible noise in about 9 chunks, and another in ``other/``."""
     folder = tmp_path_factory.mktemp("rasters")
     for number, path in enumerate((folder / "image.tif", folder / "other" / "image.tif")):
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the tests of the network share: patience for tests, a source, servers that say what they are told."""
+"""Helpers for the tests of the network: a retry policy, a source, servers with given responses."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def write_noise(path, *, seed, size=1024, **options):
 
 
 def ranges(server):
-    """What was asked for of files: (first, last) of each request, last None if open, None for the whole."""
+    """Return the requested ranges: (first, last) of each request, with last None if open, and None for a whole file."""
     found = (re.fullmatch(r"bytes=(\d+)-(\d*)", r.headers.get("Range", "")) for r in server.requests)
     return [None if f is None else (int(f[1]), int(f[2]) if f[2] else None) for f in found]
 
 
 @contextmanager
 def speaking(answer=b"", *, times=1):
-    """Give the address of a server that sends these very bytes, or nothing, and then waits for the client."""
+    """Give the address of a server that sends exactly these bytes, or nothing, and then waits for the client."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections = []
 
@@ -66,12 +66,12 @@ def speaking(answer=b"", *, times=1):
 
 
 def files_of(folder):
-    """What a folder has in the end; locks are no content."""
+    """Return the files in a folder, without locks."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".locks" not in p.parts)
 
 
 def failing(*failures):
-    """Return an action that raises these one by one, then returns 7."""
+    """Return an action that raises the given errors one by one, and then returns 7."""
     left = list(failures)
 
     def action():
@@ -88,7 +88,7 @@ def read_all(network, remote):
 
 
 def served(content, validators, *, if_range=True):
-    """Return a route that serves a file with ranges and these validators; it may not know If-Range."""
+    """Return a route that serves a file with ranges and these validators, optionally without support for If-Range."""
 
     def route(request):
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))

@@ -25,7 +25,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def filled(cache):
-    """A cache with 300 bytes of NAIP, of which 100 are ten days old, and 50 of OpenStreetMap."""
+    """A cache with 300 bytes of NAIP, 100 of which are ten days old, and 50 of OpenStreetMap."""
     cache.put(cache.path("osm", "features", ".gpkg"), bytes(50))
     folder = cache.path("naip", "image", ".chunks")
     cache.put(folder / "meta.json", bytes(100))
@@ -49,7 +49,7 @@ def names(folder):
 # -- the cache -----------------------------------------------------------------------------------
 
 
-def test_where_it_lies(monkeypatch, tmp_path):
+def test_the_folder_of_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("LANDPRIOR_CACHE", str(tmp_path / "here"))
     assert Cache().root == default_cache() == tmp_path / "here"
     monkeypatch.delenv("LANDPRIOR_CACHE")
@@ -58,7 +58,7 @@ def test_where_it_lies(monkeypatch, tmp_path):
     assert not (tmp_path / "here").exists(), "made on first use only"
 
 
-def test_names_tell_keys_apart_and_nothing_of_them(cache):
+def test_file_names_differ_between_keys_and_do_not_reveal_them(cache):
     first, second = (cache.path("naip", f"http://host/a.tif?sig={secret}", ".tif") for secret in ("x", "y"))
     assert first != second
     assert first == cache.path("naip", "http://host/a.tif?sig=x", ".tif")
@@ -67,14 +67,14 @@ def test_names_tell_keys_apart_and_nothing_of_them(cache):
     assert (cache.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
-def test_a_file_is_put_whole(cache):
+def test_a_file_is_written_completely(cache):
     path = cache.path("naip", "a", ".json")
     assert cache.put(path, b"first") == path
     assert cache.put(path, b"second").read_bytes() == b"second"
     assert names(cache.root / "naip") == [path.name]
 
 
-def test_a_file_that_cannot_be_put_leaves_the_old_one(cache, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(cache, monkeypatch):
     path = cache.path("naip", "a", ".json")
     cache.put(path, b"first")
 
@@ -99,23 +99,23 @@ def raising(context, error):
         raise error
 
 
-def test_what_the_disk_says_has_a_remedy(cache, tmp_path):
+def test_errors_of_the_disk_give_advice(cache, tmp_path):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(RasterWriteError, match=r"x.zip \(No space left on device\); free some space there$"):
         raising(cache.writing(tmp_path / "x.zip"), full)
     with pytest.raises(RasterWriteError, match=r"x.gpkg \(disk I/O error\); is the disk full\?$"):
         raising(writing_features(tmp_path / "x.gpkg"), DataSourceError("disk\n I/O error"))
-    with pytest.raises(SourceBusyError, match=r"^busy$"):  # an OSError too, but not of the disk
+    with pytest.raises(SourceBusyError, match=r"^busy$"):  # also an OSError, but not from the disk
         raising(cache.writing(tmp_path), SourceBusyError("busy"))
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RasterWriteError, match=r"^cannot use the cache .*; set LANDPRIOR_CACHE to another folder$"):
         Cache(tmp_path / "file" / "cache").path("naip", "a")
 
 
-def test_locks_lie_apart(cache, tmp_path):
+def test_locks_are_kept_apart(cache, tmp_path):
     path = cache.path("naip", "a", ".tif")
     assert cache.lock_path(path) == cache.lock_path(path) != cache.lock_path(tmp_path / "a.tif")
     cache.lock_path(path).touch()
@@ -149,7 +149,7 @@ def test_clear(filled, sources, days, freed, left):
     assert not [path for path in filled.root.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
-def test_clear_refuses_what_it_does_not_know(filled, tmp_path):
+def test_clear_refuses_unknown_sources_and_other_folders(filled, tmp_path):
     with pytest.raises(InputError, match=r"^the cache has nothing from \.\., nlcd; it has: naip, osm$"):
         filled.clear(("nlcd", ".."))
     assert len(filled.usage()) == 2
@@ -162,7 +162,7 @@ def test_clear_refuses_what_it_does_not_know(filled, tmp_path):
     assert [Cache(tmp_path / name).clear(("osm",)) for name in ("none", "empty")] == [0, 0]
 
 
-def test_clear_says_what_it_cannot_delete(filled, monkeypatch):
+def test_clear_names_the_file_that_it_cannot_delete(filled, monkeypatch):
     def refuse(self, **_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
@@ -194,7 +194,7 @@ def test_info(filled, run):
     ]
 
 
-def test_info_for_programs(filled, run, tmp_path):
+def test_info_as_json(filled, run, tmp_path):
     shown = run("info", "--json", "--folder", str(filled.root), LANDPRIOR_CACHE=str(tmp_path / "other"))
     assert json.loads(shown.stdout) == {
         "folder": str(filled.root),

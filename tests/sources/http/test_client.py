@@ -1,4 +1,4 @@
-"""The client: retries, time limits, small answers, offline mode, stopping, against servers on loopback."""
+"""The client, with servers on loopback: retries, time limits, small responses, offline mode, stopping."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.sources.programs import find_program
 
 from .shared import DATA, QUICK, SOURCE, failing, read_all, speaking
 
-# -- patience ------------------------------------------------------------------------------------
+# -- retries -------------------------------------------------------------------------------------
 
 
-def test_waits_grow_to_a_cap_and_vary():
+def test_waits_grow_up_to_a_limit_and_vary():
     policy = RetryPolicy(first_wait=2.0, longest_wait=30.0)
     for attempt, longest in enumerate((2.0, 4.0, 8.0, 16.0, 30.0, 30.0), start=1):
         waits = [policy.wait(attempt) for _ in range(300)]
@@ -42,14 +42,14 @@ def test_waits_grow_to_a_cap_and_vary():
         assert 0.95 * longest < max(waits) <= longest
 
 
-def test_what_is_busy_is_asked_again(network, waits, caplog):
+def test_a_busy_source_is_tried_again(network, waits, caplog):
     caplog.set_level(logging.INFO, logger="landprior")
     assert network.call(SOURCE, failing(SourceBusyError("it is busy"), requests.ConnectionError())) == 7
     assert 0.005 <= waits[0] <= 0.01 <= waits[1] <= 0.02
     assert "The source: it is busy; trying again in 0.0 s (1 of 2)" in caplog.messages
 
 
-def test_patience_ends_with_source_cause_and_remedy(network, waits):
+def test_the_final_error_has_the_source_the_cause_and_advice(network, waits):
     with pytest.raises(SourceBusyError) as caught:
         network.call(SOURCE, failing(*[SourceBusyError("it is busy")] * 9))
     assert str(caught.value) == (
@@ -61,7 +61,7 @@ def test_patience_ends_with_source_cause_and_remedy(network, waits):
         network.call(SOURCE, failing(SourceBusyError("it is busy")))
 
 
-def test_what_cannot_help_is_not_tried(network, waits):
+def test_permanent_errors_are_not_retried(network, waits):
     with pytest.raises(SourceError) as caught:
         network.call(SOURCE, failing(SourceError("it says no")))
     assert str(caught.value) == "The source: it says no; give a file of your own"
@@ -70,7 +70,7 @@ def test_what_cannot_help_is_not_tried(network, waits):
     assert waits == []
 
 
-def test_an_error_is_said_once(network, waits):
+def test_nested_calls_name_the_source_only_once(network, waits):
     with pytest.raises(SourceError) as caught:
         network.call(SOURCE, lambda: network.call(SOURCE, failing(SourceError("it says no"))))
     assert str(caught.value) == "The source: it says no; give a file of your own"
@@ -80,17 +80,17 @@ def test_an_error_is_said_once(network, waits):
     assert len(waits) == 2
 
 
-def test_who_has_spoken_is_told_by_the_error_and_not_by_its_words(network, waits):
+def test_the_source_of_an_error_is_an_attribute_not_parsed_from_its_text(network, waits):
     with pytest.raises(SourceError) as caught:
         network.call(SOURCE, failing(SourceError("The source: nowhere/damaged.tif")))
     assert str(caught.value) == "The source: The source: nowhere/damaged.tif; give a file of your own"
     assert caught.value.source == "The source"
-    again = pickle.loads(pickle.dumps(SourceBusyError("busy", wait=3.0, source="The source")))  # noqa: S301 - our own, as of another process
+    again = pickle.loads(pickle.dumps(SourceBusyError("busy", wait=3.0, source="The source")))  # noqa: S301 - made here
     assert (type(again), str(again), again.wait, again.source) == (SourceBusyError, "busy", 3.0, "The source")
     assert waits == []
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(network, waits, tmp_path):
+def test_an_untrusted_certificate_is_refused_at_once(network, waits, tmp_path):
     files = {name: str(tmp_path / f"{name}.pem") for name in ("out", "keyout")}
     command = [find_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     paths = [word for name, path in files.items() for word in (f"-{name}", path)]
@@ -112,13 +112,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(network, waits
     assert waits == []
 
 
-def test_the_wait_that_is_asked_for_is_the_least(network, waits):
+def test_the_requested_wait_is_the_minimum(network, waits):
     assert network.call(SOURCE, failing(SourceBusyError("busy", wait=3.0), SourceBusyError("busy", wait=0.0))) == 7
     assert 3.005 <= waits[0] <= 3.01
     assert 0.005 <= waits[1] <= 0.01
 
 
-def test_too_long_a_wait_is_said_and_not_waited_for(network, waits):
+def test_too_long_a_requested_wait_is_an_error_at_once(network, waits):
     with pytest.raises(
         SourceBusyError, match=r"busy \(the server asks to wait 3600 s\); run the same command again later"
     ):
@@ -126,13 +126,13 @@ def test_too_long_a_wait_is_said_and_not_waited_for(network, waits):
     assert waits == []
 
 
-def test_patience_counts_only_new_bytes(network, waits):
+def test_only_new_bytes_count_as_progress(network, waits):
     with pytest.raises(SourceBusyError, match="tried 3 times"):
         network.call(SOURCE, failing(*[SourceBusyError("busy")] * 9), gained=lambda: 2**30)
     assert len(waits) == 2
 
 
-def test_patience_lasts_while_bytes_come(network, waits):
+def test_retries_continue_while_bytes_arrive(network, waits):
     kept = iter([2**20, 2 * 2**20, 3 * 2**20, 3 * 2**20 + 9, 3 * 2**20 + 9, 3 * 2**20 + 9])
     now = 0  # bytes
 
@@ -144,17 +144,17 @@ def test_patience_lasts_while_bytes_come(network, waits):
 
     with pytest.raises(SourceBusyError, match="tried 3 times"):
         network.call(SOURCE, action, gained=lambda: now)
-    assert len(waits) == 4  # three with progress, of which the last counts as the first, and two without
+    assert len(waits) == 4  # three with progress, the last of which counts as the first attempt, and two without
     assert list(kept) == [3 * 2**20 + 9]
 
 
 @pytest.mark.parametrize("url", ["foo", "ftp://host/a", "http://[bad/a", "http://host:port/a", "http://.example./a"])
-def test_addresses_that_are_none(network, url):
+def test_invalid_addresses(network, url):
     with pytest.raises(SourceError, match=r"^The source: .* cannot be queried \(.*\); give a file of your own$"):
         network.get(url, SOURCE)
 
 
-def test_nobody_listens(network):
+def test_a_port_without_a_server(network):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(SourceBusyError, match=r"127.0.0.1:\d+/a cannot be reached, .* \(tried 3 times\)"):
@@ -177,7 +177,7 @@ def test_a_server_that_stops_half_way(cache, faulty_server, folder):
         network.get(f"{server.url}/data.bin", SOURCE)
 
 
-def test_a_server_that_drips_is_given_up_by_its_speed(cache, faulty_server, folder):
+def test_a_very_slow_server_is_given_up(cache, faulty_server, folder):
     server = faulty_server(folder)
     server.fail("drip", seconds=0.02, times=None)
     network = Network(cache, policy=RetryPolicy(attempts=2, first_wait=0.01, read_timeout=5.0, grace=0.3))
@@ -197,7 +197,7 @@ def test_a_server_that_drips_is_given_up_by_its_speed(cache, faulty_server, fold
         b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-def test_answers_that_are_no_http(network, answer):
+def test_responses_that_are_not_http(network, answer):
     with speaking(answer, times=3) as url, pytest.raises(SourceError, match=r"^The source: .*give a file of your own$"):
         network.get(f"{url}/a?sig=secret", SOURCE)
 
@@ -210,16 +210,16 @@ def test_a_redirect_loop(network, faulty_server, folder):
     assert len(server.requests) == 3 * 11
 
 
-# -- small answers -------------------------------------------------------------------------------
+# -- small responses -----------------------------------------------------------------------------
 
 
 def counting(content=b"an answer"):
-    """Return a route that numbers its answers."""
+    """Return a route that numbers its responses."""
     answers = iter(range(1, 100))
     return lambda _request: (200, {}, content + b" %d" % next(answers))
 
 
-def test_what_is_asked(network, faulty_server):
+def test_requests_have_the_given_query_headers_and_body(network, faulty_server):
     server = faulty_server(routes={"/a": lambda _: (200, {}, b"answer")})
     assert network.get(f"{server.url}/a", SOURCE, params={"x": 1, "y": "z"}, headers={"X-Key": "k"}) == b"answer"
     assert network.get(f"{server.url}/a", SOURCE, body={"bbox": [1, 2]}) == b"answer"
@@ -229,7 +229,7 @@ def test_what_is_asked(network, faulty_server):
     assert (posted.method, json.loads(posted.body)) == ("POST", {"bbox": [1, 2]})
 
 
-def test_answers_are_kept_for_a_while(cache, network, faulty_server):
+def test_responses_are_cached_for_the_given_time(cache, network, faulty_server):
     server = faulty_server(routes={"/a": counting()})
 
     def ask(**options):
@@ -243,7 +243,7 @@ def test_answers_are_kept_for_a_while(cache, network, faulty_server):
     assert len(server.requests) == 3
 
 
-def test_threads_that_ask_the_same_ask_once(network, faulty_server):
+def test_threads_share_one_request_for_the_same_address(network, faulty_server):
     route = counting()
     server = faulty_server(routes={"/a": lambda request: (time.sleep(0.1), route(request))[1]})
     with ThreadPoolExecutor(4) as pool:
@@ -252,13 +252,13 @@ def test_threads_that_ask_the_same_ask_once(network, faulty_server):
     assert len(server.requests) == 1
 
 
-def test_answers_are_not_kept_unasked(cache, network, faulty_server):
+def test_responses_are_not_cached_by_default(cache, network, faulty_server):
     server = faulty_server(routes={"/a": counting()})
     assert [network.get(f"{server.url}/a", SOURCE) for _ in range(2)] == [b"an answer 1", b"an answer 2"]
     assert not cache.root.exists()
 
 
-def test_an_old_answer_is_better_than_none(cache, network, faulty_server, caplog):
+def test_an_expired_response_is_used_if_the_server_fails(cache, network, faulty_server, caplog):
     server = faulty_server(routes={"/a": counting()})
     network.get(f"{server.url}/a", SOURCE, keep=DAY, suffix=".txt")
     (kept,) = cache.root.glob("source/*.txt")
@@ -269,7 +269,7 @@ def test_an_old_answer_is_better_than_none(cache, network, faulty_server, caplog
     assert said.endswith("or give a file of your own; using the response of 2023-11-14")
 
 
-def test_refresh_asks_anew_once(cache, network, faulty_server):
+def test_refresh_requests_only_once_more(cache, network, faulty_server):
     server = faulty_server(routes={"/a": counting()})
     network.get(f"{server.url}/a", SOURCE, keep=DAY)
     anew = Network(cache, policy=QUICK, refresh=True)
@@ -278,7 +278,7 @@ def test_refresh_asks_anew_once(cache, network, faulty_server):
     assert len(server.requests) == 2
 
 
-def test_offline_takes_what_is_there_and_names_what_is_not(cache, network, faulty_server):
+def test_offline_uses_the_cache_and_names_what_is_missing(cache, network, faulty_server):
     server = faulty_server(routes={"/a": counting()})
     network.get(f"{server.url}/a", SOURCE, keep=DAY)
     (kept,) = cache.root.glob("source/*")
@@ -293,7 +293,7 @@ def test_offline_takes_what_is_there_and_names_what_is_not(cache, network, fault
     assert len(server.requests) == 1
 
 
-def test_a_damaged_answer_is_not_kept_nor_taken(cache, network, faulty_server):
+def test_a_damaged_response_is_neither_cached_nor_used(cache, network, faulty_server):
     def check(content):
         if not content.endswith(b"}"):
             msg = "that is no JSON"
@@ -303,14 +303,14 @@ def test_a_damaged_answer_is_not_kept_nor_taken(cache, network, faulty_server):
     server.fail("wrong-length", times=2)
     assert network.get(f"{server.url}/a", SOURCE, keep=DAY, check=check) == b'{"a": 1}'
     (kept,) = cache.root.glob("source/*")
-    kept.write_bytes(b"")  # as after a power cut
+    kept.write_bytes(b"")  # like after a power failure
     assert network.get(f"{server.url}/a", SOURCE, keep=DAY, check=check) == b'{"a": 1}'
     assert [request.fault for request in server.requests] == ["wrong-length", "wrong-length", "", ""]
     assert kept.read_bytes() == b'{"a": 1}'
 
 
 @pytest.mark.parametrize("size", [0, 100, 3_000_000])
-def test_packed_answers_are_unpacked(network, faulty_server, size):
+def test_compressed_responses_are_decompressed(network, faulty_server, size):
     content = (b"0123456789" * (size // 10)) + DATA[: size // 10]
     packed = gzip.compress(content)
     server = faulty_server(routes={"/a": lambda _: (200, {"Content-Encoding": "gzip"}, packed)})
@@ -319,7 +319,7 @@ def test_packed_answers_are_unpacked(network, faulty_server, size):
     assert len(server.requests) == 2
 
 
-def test_bytes_are_counted_for_whoever_listens(network, faulty_server, folder):
+def test_listeners_are_told_the_number_of_bytes(network, faulty_server, folder):
     server = faulty_server(folder)
     counted = []
     with network.listening(counted.append):
@@ -330,7 +330,7 @@ def test_bytes_are_counted_for_whoever_listens(network, faulty_server, folder):
     assert sum(counted) == len(DATA)
 
 
-def test_keys_are_not_told_to_another_host(network, faulty_server):
+def test_keys_are_not_sent_to_another_host(network, faulty_server):
     other = faulty_server(routes={"/b": lambda _: (200, {}, b"there")})
     server = faulty_server(routes={"/b": lambda _: (200, {}, b"here")})
     server.routes["/near"] = lambda _: (302, {"Location": "/b"}, b"")
@@ -356,7 +356,7 @@ def test_queries_stay_out_of_the_logs_of_urllib3(network, faulty_server, caplog)
 
 
 def assert_stops(network, action):
-    """Run an action that would take days in a thread, stop the network, and wait for the end."""
+    """Run an action that would take days in a thread, stop the network, and wait for the thread to end."""
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(action)
         time.sleep(0.3)
@@ -379,13 +379,13 @@ def test_stop_ends_a_wait(patient):
         patient.get("http://127.0.0.1:1/", SOURCE)
 
 
-def test_stop_ends_a_request_without_an_answer(patient):
+def test_stop_ends_a_request_without_a_response(patient):
     with speaking() as url:
         assert_stops(patient, lambda: patient.get(url, SOURCE))
 
 
 @pytest.mark.parametrize("kind", ["download", "raster"])
-def test_stop_ends_an_answer_in_progress(patient, faulty_server, rasters, kind):
+def test_stop_ends_a_response_in_progress(patient, faulty_server, rasters, kind):
     server = faulty_server(rasters)
     server.fail("drip", seconds=1e6, times=None)
     remote = Remote(f"{server.url}/image.tif")

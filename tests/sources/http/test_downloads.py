@@ -1,4 +1,4 @@
-"""Whole files: resumed, checked, fetched once."""
+"""Downloads of whole files: resuming, checking, fetching only once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_file_is_downloaded_once(cache, network, faulty_server, folder):
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
 
 
-def test_a_download_goes_on_where_it_broke_off(network, faulty_server, folder):
+def test_a_download_resumes_where_it_broke_off(network, faulty_server, folder):
     server = faulty_server(folder)
     server.fail("truncate", times=2)
     path = download(network, Remote(f"{server.url}/data.bin"), SOURCE)
@@ -43,20 +43,20 @@ def test_a_download_goes_on_where_it_broke_off(network, faulty_server, folder):
     assert server.requests[1].headers["If-Range"].startswith('"')
 
 
-def test_a_download_goes_on_in_the_next_run(cache, faulty_server, folder):
+def test_a_download_resumes_in_the_next_run(cache, faulty_server, folder):
     server = faulty_server(folder)
     server.fail("truncate")
     remote = Remote(f"{server.url}/data.bin")
     with pytest.raises(SourceBusyError, match=r"broke off after 300000 bytes .*\(tried once\); run the same command"):
         download(Network(cache, policy=RetryPolicy(attempts=1)), remote, SOURCE)
     assert [path.suffix for path in sorted(cache.root.glob("source/*"))] == [".part", ".version"]
-    anew = Network(cache, policy=QUICK, refresh=True)  # also then what was begun is gone on with
+    anew = Network(cache, policy=QUICK, refresh=True)  # a partial download is resumed even with refresh
     assert download(anew, remote, SOURCE).read_bytes() == DATA
     assert ranges(server) == [None, (300_000, None)]
     assert [path.suffix for path in cache.root.glob("source/*")] == [""]
 
 
-def test_a_file_that_has_changed_starts_over(cache, network, faulty_server, folder):
+def test_a_changed_file_is_downloaded_from_the_start(cache, network, faulty_server, folder):
     server = faulty_server(folder)
     server.fail("truncate")
     remote = Remote(f"{server.url}/data.bin")
@@ -77,7 +77,7 @@ def test_a_file_that_has_changed_starts_over(cache, network, faulty_server, fold
         ({}, None),
     ],
 )
-def test_only_a_file_that_can_be_told_from_others_is_gone_on_with(network, faulty_server, validators, if_range):
+def test_only_a_file_with_a_strong_validator_is_resumed(network, faulty_server, validators, if_range):
     server = faulty_server(routes={"/a": served(DATA, validators)})
     server.fail("truncate")
     assert download(network, Remote(f"{server.url}/a"), SOURCE).read_bytes() == DATA
@@ -85,7 +85,7 @@ def test_only_a_file_that_can_be_told_from_others_is_gone_on_with(network, fault
     assert server.requests[1].headers.get("If-Range") == if_range
 
 
-def test_versions_are_not_mixed_by_a_server_that_does_not_know_if_range(network, faulty_server):
+def test_versions_are_not_mixed_by_a_server_without_if_range(network, faulty_server):
     server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'})})
     server.fail("truncate")
 
@@ -99,14 +99,14 @@ def test_versions_are_not_mixed_by_a_server_that_does_not_know_if_range(network,
 
 
 def begin_download(cache, remote, content, version):
-    """Put a part into the cache as an earlier run would have."""
+    """Put a partial download into the cache, like an earlier run."""
     path = cache.path(SOURCE.folder, remote.href)
     path.with_name(f"{path.name}.part").write_bytes(content)
     if version is not None:
         path.with_name(f"{path.name}.part.version").write_text(version)
 
 
-def test_a_part_that_is_whole_is_taken(cache, network, faulty_server):
+def test_a_complete_part_is_used(cache, network, faulty_server):
     server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'})})
     remote = Remote(f"{server.url}/a")
     begin_download(cache, remote, DATA, '"v1"')
@@ -118,12 +118,12 @@ def test_a_part_that_is_whole_is_taken(cache, network, faulty_server):
     ("part", "version", "asked"),
     [
         (DATA + b"more", '"v1"', [(600_004, None), None]),  # longer than the file
-        (DATA[:9], None, [None]),  # of no known version
-        (DATA[:9], "", [None]),  # the disk was full
+        (DATA[:9], None, [None]),  # without a version
+        (DATA[:9], "", [None]),  # written on a full disk
         (b"", '"v1"', [None]),
     ],
 )
-def test_a_part_that_cannot_be_used_is_not(cache, network, faulty_server, part, version, asked):
+def test_an_unusable_part_is_not_used(cache, network, faulty_server, part, version, asked):
     server = faulty_server(routes={"/a": served(DATA, {"ETag": '"v1"'}, if_range=False)})
     remote = Remote(f"{server.url}/a")
     begin_download(cache, remote, part, version)
@@ -131,7 +131,7 @@ def test_a_part_that_cannot_be_used_is_not(cache, network, faulty_server, part, 
     assert ranges(server) == asked
 
 
-def test_a_part_without_a_version_is_not_gone_on_with_by_that_of_another(cache, network, faulty_server):
+def test_a_part_is_not_resumed_if_the_server_has_no_version(cache, network, faulty_server):
     server = faulty_server(routes={"/a": served(DATA, {})})
     remote = Remote(f"{server.url}/a")
     begin_download(cache, remote, DATA[::-1][:9], '"v1"')
@@ -140,21 +140,21 @@ def test_a_part_without_a_version_is_not_gone_on_with_by_that_of_another(cache, 
     assert ranges(server) == [(9, None), None]
 
 
-def test_a_server_without_ranges_starts_over(network, faulty_server, folder):
+def test_without_ranges_a_download_starts_over(network, faulty_server, folder):
     server = faulty_server(folder)
     server.faults += ["truncate", "ignore-range"]
     assert download(network, Remote(f"{server.url}/data.bin"), SOURCE).read_bytes() == DATA
     assert ranges(server) == [None, (300_000, None)]
 
 
-def test_an_empty_answer_does_not_cost_the_part(network, faulty_server, folder):
+def test_an_empty_response_does_not_lose_the_part(network, faulty_server, folder):
     server = faulty_server(folder)
     server.faults += ["truncate", "empty"]
     assert download(network, Remote(f"{server.url}/data.bin"), SOURCE).read_bytes() == DATA
     assert ranges(server) == [None, (300_000, None), (300_000, None)]
 
 
-def test_patience_with_a_long_file_does_not_end_while_it_grows(cache, faulty_server, folder):
+def test_retries_continue_while_a_long_file_grows(cache, faulty_server, folder):
     content = np.random.default_rng(1).bytes(8 * 2**20)
     (folder / "long.bin").write_bytes(content)
     server = faulty_server(folder)
@@ -178,7 +178,7 @@ def test_a_checksum_is_checked(cache, network, faulty_server, folder):
     assert str(caught.value) == (
         f"The source: {server.url}/data.bin has the wrong checksum and was deleted; give a file of your own"
     )
-    assert len(server.requests) == 2  # once more, as it may have been an accident
+    assert len(server.requests) == 2  # tried once more, in case it was an accident
     assert files_of(cache.root) == ["CACHEDIR.TAG"]
     server.fail("garbage")
     md5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
@@ -186,7 +186,7 @@ def test_a_checksum_is_checked(cache, network, faulty_server, folder):
     assert len(server.requests) == 4
 
 
-def test_a_file_may_go_elsewhere(cache, network, faulty_server, folder, tmp_path):
+def test_a_file_can_be_written_elsewhere(cache, network, faulty_server, folder, tmp_path):
     server = faulty_server(folder)
     target = tmp_path / "elsewhere" / "data.zip"
     target.parent.mkdir()
@@ -196,7 +196,7 @@ def test_a_file_may_go_elsewhere(cache, network, faulty_server, folder, tmp_path
     assert cache.usage() == []
 
 
-def test_a_packed_file_is_kept_as_it_lies_there(network, faulty_server):
+def test_a_compressed_file_is_kept_compressed(network, faulty_server):
     packed = gzip.compress(DATA)
     server = faulty_server(routes={"/a.gz": served(packed, {"ETag": '"v1"', "Content-Encoding": "gzip"})})
     server.fail("truncate")
@@ -204,7 +204,7 @@ def test_a_packed_file_is_kept_as_it_lies_there(network, faulty_server):
     assert ranges(server) == [None, (len(packed) // 2, None)]
 
 
-def test_refresh_keeps_the_old_file_until_the_new_one_is_whole(cache, network, faulty_server, folder):
+def test_refresh_keeps_the_old_file_until_the_new_one_is_complete(cache, network, faulty_server, folder):
     server = faulty_server(folder)
     remote = Remote(f"{server.url}/data.bin")
     path = download(network, remote, SOURCE)
@@ -218,7 +218,7 @@ def test_refresh_keeps_the_old_file_until_the_new_one_is_whole(cache, network, f
     assert len(server.requests) == 1 + 3 + 1
 
 
-def test_two_who_want_the_same_file_fetch_it_once(cache, faulty_server, folder, caplog):
+def test_two_threads_fetch_the_same_file_once(cache, faulty_server, folder, caplog):
     server = faulty_server(folder)
     server.routes["/slow"] = lambda _: (time.sleep(0.5), server.routes.clear(), (200, {}, DATA))[2]
     caplog.set_level(logging.INFO, logger="landprior")

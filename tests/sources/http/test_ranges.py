@@ -1,4 +1,4 @@
-"""Remote rasters by ranges: chunks, versions, damage, interruptions."""
+"""Remote rasters read by ranges: chunks, versions, damage, interruptions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from landprior.sources.http.ranges import CHUNK, Chunks, RangeFile, open_remote
 from .shared import DATA, DATED, QUICK, SOURCE, files_of, ranges, read_all, served, speaking, write_noise
 
 
-def test_a_remote_raster_reads_as_a_local_one(network, faulty_server, rasters, image):
+def test_a_remote_raster_reads_like_a_local_one(network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         assert (src.crs, src.transform, src.shape, src.count) == (local.crs, local.transform, local.shape, 4)
@@ -33,11 +33,11 @@ def test_a_remote_raster_reads_as_a_local_one(network, faulty_server, rasters, i
     assert asked == sorted(asked)
     assert [first for first, _ in asked] == [0, *(last + 1 for _, last in asked[:-1])]
     assert asked[-1][1] >= image.stat().st_size - 1
-    # read on and on, so the requests grow
+    # sequential reads, so the requests grow
     assert [(last + 1 - first) // CHUNK for first, last in asked] == [1, 1, 2, 4, 1]
 
 
-def test_a_file_may_have_any_name(network, faulty_server, image):
+def test_a_file_can_have_any_name(network, faulty_server, image):
     server = faulty_server(routes={"/a b:c!.tif": served(image.read_bytes(), {"ETag": '"v1"'})})
     remote = Remote(f"{server.url}/a%20b:c!.tif?x=1/2.tif")
     with open_remote(network, remote, SOURCE) as src, rasterio.open(image) as local:
@@ -57,7 +57,7 @@ def test_only_what_is_read_is_fetched(cache, network, faulty_server, rasters, im
     assert usage.size < 4 * CHUNK + 1000
 
 
-def test_chunks_are_used_again(cache, network, faulty_server, rasters, image):
+def test_chunks_are_reused(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     window = ((0, 100), (0, 100))
@@ -75,7 +75,7 @@ def test_chunks_are_used_again(cache, network, faulty_server, rasters, image):
     assert len(asked) == len(set(asked))
 
 
-def test_offline_with_nothing(cache, faulty_server, rasters):
+def test_offline_with_an_empty_cache(cache, faulty_server, rasters):
     server = faulty_server(rasters)
     with pytest.raises(OfflineError, match=r"image.tif is not in the cache"):
         read_all(Network(cache, offline=True), Remote(f"{server.url}/image.tif?sig=secret"))
@@ -87,7 +87,7 @@ WINDOW = ((0, 100), (0, 100))
 
 @pytest.fixture
 def changing(tmp_path, faulty_server):
-    """Return a factory of a served raster and a function that puts another version in its place."""
+    """Return a factory of a served raster and a function that replaces it by another version."""
 
     def make(**options):
         path = tmp_path / "served" / "image.tif"
@@ -99,7 +99,7 @@ def changing(tmp_path, faulty_server):
     return make
 
 
-@pytest.mark.parametrize("options", [{"compress": None}, {}], ids=["same length", "other length"])
+@pytest.mark.parametrize("options", [{"compress": None}, {}], ids=["same length", "different length"])
 def test_two_versions_are_not_mixed_while_a_file_is_read(cache, network, changing, tmp_path, options):
     _, remote, change = changing(**options)
     expected = (
@@ -113,9 +113,9 @@ def test_two_versions_are_not_mixed_while_a_file_is_read(cache, network, changin
     np.testing.assert_array_equal(read_all(network, remote), rasterio.open(tmp_path / "served" / "image.tif").read())
 
 
-@pytest.mark.parametrize("options", [{"compress": None}, {}], ids=["same length", "other length"])
+@pytest.mark.parametrize("options", [{"compress": None}, {}], ids=["same length", "different length"])
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_two_versions_are_not_mixed_from_run_to_run(cache, network, changing, tmp_path, options, attempts):
+def test_two_versions_are_not_mixed_between_runs(cache, network, changing, tmp_path, options, attempts):
     _, remote, change = changing(**options)
     with open_remote(network, remote, SOURCE) as src:
         src.read(window=WINDOW)
@@ -127,7 +127,7 @@ def test_two_versions_are_not_mixed_from_run_to_run(cache, network, changing, tm
 
 
 @pytest.mark.parametrize("validators", [({"ETag": 'W/"v1"'}, {"ETag": 'W/"v2"'}), (DATED, {"Last-Modified": "now"})])
-def test_versions_are_told_by_what_the_server_says_of_them(network, faulty_server, image, validators):
+def test_versions_are_recognised_by_validators(network, faulty_server, image, validators):
     content = image.read_bytes()
     server = faulty_server(routes={"/a.tif": served(content, validators[0])})
     remote = Remote(f"{server.url}/a.tif")
@@ -137,7 +137,7 @@ def test_versions_are_told_by_what_the_server_says_of_them(network, faulty_serve
         src.read()
 
 
-def test_a_slip_of_the_server_does_not_cost_the_chunks(network, faulty_server, rasters, image):
+def test_a_single_wrong_response_does_not_lose_the_chunks(network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         src.read(window=WINDOW)
@@ -154,11 +154,11 @@ def test_two_processes_do_not_mix_versions(cache, network, changing, tmp_path):
     with pytest.raises(SourceError, match="has changed since"), open_remote(network, remote, SOURCE) as src:  # noqa: PT012
         src.read(window=WINDOW)
         change()
-        other = Network(cache, policy=QUICK, refresh=True)  # its locks are its own, as those of a process are
+        other = Network(cache, policy=QUICK, refresh=True)  # with separate locks, like another process
         np.testing.assert_array_equal(read_all(other, remote), rasterio.open(tmp_path / "served" / "image.tif").read())
         before = len(server.requests)
         src.read()
-    assert len(server.requests) == before + 2  # it did not take the other's chunks
+    assert len(server.requests) == before + 2  # it did not use the other's chunks
 
 
 def test_a_server_without_ranges_is_read_once(cache, network, faulty_server, rasters, image):
@@ -169,27 +169,27 @@ def test_a_server_without_ranges_is_read_once(cache, network, faulty_server, ras
     assert len(list(cache.root.glob("source/*/*/*"))) == -(-image.stat().st_size // CHUNK)
 
 
-def test_a_server_that_says_no_length_is_read_once(network, image):
+def test_a_server_without_a_length_is_read_once(network, image):
     content = image.read_bytes()
     with speaking(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + content) as url:
         np.testing.assert_array_equal(read_all(network, Remote(f"{url}/image.tif")), rasterio.open(image).read())
 
 
-def test_of_a_broken_answer_whole_chunks_are_kept(network, faulty_server, rasters, image):
+def test_complete_chunks_of_a_broken_response_are_kept(network, faulty_server, rasters, image):
     server, content = faulty_server(rasters), image.read_bytes()
     chunks = Chunks(network, Remote(f"{server.url}/image.tif"), SOURCE)
     for number, breaks in ((0, 0), (1, 0), (2, 1), (4, 2)):
         server.faults += ["truncate"] * breaks
         start = number * CHUNK
         assert chunks.read(start, start + 99) == content[start : start + 99]
-    # two were asked for and one came; four, and two came; two, and one came
+    # two requested and one received; four and two; two and one
     asked = [(first // CHUNK, (last + 1) // CHUNK) for first, last in ranges(server)]
     assert asked == [(0, 1), (1, 2), (2, 4), (3, 4), (4, 8), (6, 8), (7, 8)]
     assert chunks.read(0, 8 * CHUNK) == content[: 8 * CHUNK]
     assert len(server.requests) == 7
 
 
-def test_parts_that_are_not_those_asked_for_are_refused(network, faulty_server, image):
+def test_ranges_other_than_those_requested_are_refused(network, faulty_server, image):
     content = image.read_bytes()
     good = served(content, {"ETag": '"v1"'})
 
@@ -211,7 +211,7 @@ def test_parts_that_are_not_those_asked_for_are_refused(network, faulty_server, 
     assert ranges(server)[:3] == [(0, CHUNK - 1)] * 3
 
 
-def test_what_is_damaged_is_thrown_away(cache, network, faulty_server, rasters, image):
+def test_damaged_files_are_deleted_from_the_cache(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     server.fail("garbage")
@@ -231,7 +231,7 @@ def test_what_is_damaged_is_thrown_away(cache, network, faulty_server, rasters, 
     np.testing.assert_array_equal(read_all(network, remote), rasterio.open(image).read())
 
 
-def test_errors_of_the_reader_are_its_own(cache, network, faulty_server, rasters):
+def test_errors_of_the_caller_pass_through_unchanged(cache, network, faulty_server, rasters):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     msg = "not what we want"
@@ -244,7 +244,7 @@ def test_errors_of_the_reader_are_its_own(cache, network, faulty_server, rasters
     assert cache.usage()[0].entries > 1
 
 
-def test_a_failed_read_is_said_even_if_nobody_minded(network, faulty_server, rasters):
+def test_a_failed_read_is_reported_even_if_it_was_ignored(network, faulty_server, rasters):
     server = faulty_server(rasters)
 
     def read_and(then):
@@ -271,7 +271,7 @@ def test_an_interruption_within_gdal_is_not_lost(network, faulty_server, rasters
         src.read()
 
 
-def test_a_file_that_seeks_and_tells(network, faulty_server, folder):
+def test_seek_and_tell(network, faulty_server, folder):
     server = faulty_server(folder)
     with RangeFile(Chunks(network, Remote(f"{server.url}/data.bin"), SOURCE)) as file:
         assert file.readable()
@@ -286,7 +286,7 @@ def test_a_file_that_seeks_and_tells(network, faulty_server, folder):
     assert ranges(server) == [(0, CHUNK - 1), (CHUNK, 2 * CHUNK - 1)]
 
 
-def test_memory_for_chunks_is_bounded(network, faulty_server, tmp_path):
+def test_memory_for_chunks_is_limited(network, faulty_server, tmp_path):
     (tmp_path / "long.bin").write_bytes(bytes(40 * CHUNK))
     server = faulty_server(tmp_path)
     chunks = Chunks(network, Remote(f"{server.url}/long.bin"), SOURCE)
@@ -314,7 +314,7 @@ def test_threads_that_read_one_file_fetch_it_once(network, faulty_server, raster
     assert sorted(asked) == list(range(-(-len(content) // CHUNK)))
 
 
-def test_two_files_of_one_name_are_not_confused(network, faulty_server, rasters):
+def test_two_files_with_the_same_name_are_not_confused(network, faulty_server, rasters):
     server = faulty_server(rasters)
     names = ["image.tif", "other/image.tif"] * 3
 
@@ -330,7 +330,7 @@ def test_two_files_of_one_name_are_not_confused(network, faulty_server, rasters)
         assert not np.array_equal(first.read(1), second.read(1))
 
 
-def test_a_cache_that_is_cleared_meanwhile(cache, network, faulty_server, rasters, image):
+def test_the_cache_can_be_cleared_during_a_read(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     with open_remote(network, Remote(f"{server.url}/image.tif"), SOURCE) as src, rasterio.open(image) as local:
         src.read(window=WINDOW)
@@ -338,7 +338,7 @@ def test_a_cache_that_is_cleared_meanwhile(cache, network, faulty_server, raster
         np.testing.assert_array_equal(src.read(), local.read())
 
 
-def test_chunks_cut_short_are_fetched_again(cache, network, faulty_server, rasters, image):
+def test_truncated_chunks_are_fetched_again(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     read_all(network, remote)
@@ -354,7 +354,7 @@ def test_chunks_cut_short_are_fetched_again(cache, network, faulty_server, raste
     assert len(server.requests) == before + 3
 
 
-def test_refresh_reads_anew_once_and_keeps_the_old_until_it_can(cache, network, faulty_server, rasters):
+def test_refresh_fetches_once_more_and_keeps_the_old_chunks_until_then(cache, network, faulty_server, rasters):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     read_all(network, remote)

@@ -1,4 +1,4 @@
-"""What answers say: statuses, waits, failures in our words."""
+"""Responses: statuses, requested waits, and failures as errors of landprior."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def answer_of(status, **headers):
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520, 599])
-def test_statuses_that_may_pass(status):
+def test_temporary_statuses(status):
     with pytest.raises(SourceBusyError, match=f"^http://host/path answered {status} Reason$") as caught:
         check_status(answer_of(status, **{"Retry-After": "7"}))
     assert caught.value.wait == 7.0
 
 
 @pytest.mark.parametrize("status", [300, 304, 400, 401, 403, 404, 410, 501, 505])
-def test_statuses_that_will_not_pass(status):
+def test_permanent_statuses(status):
     with pytest.raises(SourceError, match=f"answered {status} Reason") as caught:
         check_status(answer_of(status))
     assert not isinstance(caught.value, SourceBusyError)
@@ -49,7 +49,7 @@ def test_statuses_that_will_not_pass(status):
         ("9" * 400, None), ("Mon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 99 Oct 2015 07:28:00", None),
     ],
 )  # fmt: skip
-def testretry_after(text, seconds):
+def test_retry_after(text, seconds):
     assert retry_after(answer_of(503, **{"Retry-After": text})) == seconds
 
 
@@ -60,7 +60,7 @@ def test_retry_after_a_date(zone):
 
 
 def refused(error):
-    """What requests raises when TLS does, within urllib3."""
+    """Return the error that requests raises for a TLS error in urllib3."""
     within = urllib3.exceptions.SSLError(error)
     return requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(None, "/a", within))
 
@@ -83,7 +83,7 @@ def refused(error):
         (requests.exceptions.InvalidURL(), SourceError, r"http://host/a cannot be queried \(InvalidURL\)"),
     ],
 )
-def test_failures_in_our_words(error, kind, said):
+def test_failures_are_translated(error, kind, said):
     failure = translate(error, "http://user:secret@host/a?sig=secret")
     assert type(failure) is kind
     assert re.match(f"(.* )?{said}", str(failure))
