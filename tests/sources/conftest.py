@@ -1,6 +1,6 @@
-"""Fixtures: real servers on loopback, a server that fails as told, and a synthetic place as its sources would give it.
+"""Fixtures: real servers on loopback, a server that fails on demand, and the files of a synthetic place.
 
-Servers get free ports, keep their files and logs in temporary folders, and end with the fixture.
+Servers use free ports, keep their files and logs in temporary folders, and stop with the fixture.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    """An empty cache of the test's own."""
+    """A separate, empty cache."""
     return Cache(tmp_path / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_proxy() -> Iterator[None]:
-    """Reach loopback directly, whatever proxy the environment names."""
+    """Reach loopback directly, even if the environment sets a proxy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
@@ -49,7 +49,7 @@ def file_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer
 
 @pytest.fixture(scope="session")
 def wcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WcsServers]:
-    """``wcs_server(raster, coverage=name)`` serves it with MapServer, returns the URL; ``.requests``, ``.stop``."""
+    """``wcs_server(raster, coverage=name)`` serves it with MapServer and returns the URL; ``.requests``, ``.stop``."""
     for name in ("nginx", "spawn-fcgi", "mapserv"):
         find_program(name)
     servers = WcsServers(tmp_path_factory)
@@ -81,5 +81,5 @@ def faulty_server() -> Iterator[Callable[..., FaultyServer]]:
 
 @pytest.fixture(scope="session")
 def scene_files(tmp_path_factory: pytest.TempPathFactory) -> SceneFiles:
-    """Return the files of the demo's scene; not to be changed, as all tests share them."""
+    """Return the files of the demo's scene; do not change them, because all tests share them."""
     return write_scene_files(tmp_path_factory.mktemp("scene"))

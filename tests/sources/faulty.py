@@ -1,4 +1,4 @@
-"""An HTTP server that serves files and recorded answers, and fails as told."""
+"""An HTTP server that serves files and recorded responses, and fails on demand."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ LOOP = "/.loop"
 
 @dataclass
 class Fault:
-    """What goes wrong with a request, if its path and query contain ``path`` and its method is ``method`` (or any).
+    """A failure of requests whose path and query contain ``path`` and whose method is ``method`` (or any).
 
-    - ``reset``: the connection is reset (TCP RST) instead of an answer.
-    - ``403``, ``503``, any status from 300: that status and a line of text, with ``retry_after`` as Retry-After.
-    - ``truncate``: the whole length is promised, half is sent.
-    - ``wrong-length``: to a range, a Content-Range with another total; else the first half as if it were all.
+    - ``reset``: the connection is reset (TCP RST) instead of a response.
+    - ``403``, ``503`` or any status from 300: this status and a line of text, with ``retry_after`` as Retry-After.
+    - ``truncate``: the full length is announced, but only half is sent.
+    - ``wrong-length``: for a range, a Content-Range with another total; otherwise the first half as if it were all.
     - ``empty``: 200 and no body.
-    - ``redirect-loop``: leads to an address that leads to itself for ever.
-    - ``drip``: the whole length is promised, a byte comes every ``seconds``.
-    - ``garbage``: the right length, every byte wrong.
+    - ``redirect-loop``: a redirect to an address that redirects to itself for ever.
+    - ``drip``: the full length is announced, and one byte is sent every ``seconds``.
+    - ``garbage``: the right length, but every byte is wrong.
     - ``ignore-range``: 200 and the whole file.
 
-    It happens ``times`` times, None for ever.
+    It happens ``times`` times, or for ever if None.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Received:
-    """A request that came in: ``path`` without its query, and the kind of its fault or ''."""
+    """A received request: ``path`` without the query, and the kind of its fault or ''."""
 
     method: str
     path: str
@@ -69,31 +69,31 @@ class Received:
 
     @property
     def form(self) -> dict[str, str]:
-        """The fields of a posted form."""
+        """Return the fields of a posted form."""
         return dict(parse_qsl(self.body.decode()))
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """The server; a context manager.
+    """The server, a context manager.
 
     Parameters
     ----------
     folder
         Its files, with ranges and ETags.
     routes
-        Path -> function of the request that returns status, headers and body; may be changed later.
+        Path -> function of the request that returns status, headers and body; can be changed later.
 
     Attributes
     ----------
     url
         Without a slash at the end.
     faults
-        :class:`Fault` or only its kind, in the order in which requests meet them; changes as it happens.
+        :class:`Fault` or only its kind, in the order of the requests; faults that have happened are removed.
     requests
-        What came in.
+        The received requests.
     """
 
-    daemon_threads = False  # so that closing waits for them
+    daemon_threads = False  # closing waits for them
 
     def __init__(self, folder: Path | None, routes: Mapping[str, Callable[[Received], Answer]] | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -109,11 +109,11 @@ class FaultyServer(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 
     def fail(self, kind: str, **options: Any) -> None:
-        """Append a fault; the options are those of :class:`Fault`."""
+        """Append a fault with the options of :class:`Fault`."""
         self.faults.append(Fault(kind, **options))
 
     def take_fault(self, method: str, target: str) -> Fault | None:
-        """Return the first fault that is for this request, if any, and count it down."""
+        """Return the first fault that matches this request, if any, and count it down."""
         with self._lock:
             for position, entry in enumerate(self.faults):
                 fault = Fault(entry) if isinstance(entry, str) else entry
@@ -136,7 +136,7 @@ class FaultyServer(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         error = sys.exception()
-        if not isinstance(error, ConnectionError):  # clients that give up are expected
+        if not isinstance(error, ConnectionError):  # clients are expected to give up
             self._errors.append(error)
 
     def __enter__(self) -> Self:
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_GET  # noqa: N815
 
     def _file(self, request: Received) -> Answer:
-        """Return a file, or the range of it that was asked for."""
+        """Return a file, or the requested range of it."""
         root = self.server.folder
         path = root and (root / request.path.lstrip("/")).resolve()
         if not (root and path and path.is_relative_to(root) and path.is_file()):
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, data[start:stop]
 
     def _spoil(self, status: int, headers: dict[str, str], data: bytes, fault: Fault | None) -> None:
-        """Send an answer as the fault, if any, has it."""
+        """Send a response with its fault, if any."""
         kind = fault.kind if fault else ""
         span, _, total = headers.get("Content-Range", "").partition("/")
         if kind == "empty":
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return
 
     def _send(self, status: int, headers: Mapping[str, str], data: bytes, *, sent: int | None = None) -> None:
-        """Send an answer that promises all of the data, and so many bytes of it."""
+        """Send a response that announces all of the data, but only the given number of bytes."""
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _reset(self) -> None:
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        socket.close(self.connection.detach())  # at once, though rfile and wfile still hold it
+        socket.close(self.connection.detach())  # immediately, although rfile and wfile still hold it
 
     def log_message(self, *_: object) -> None:
-        """Stay silent."""
+        """Log nothing."""

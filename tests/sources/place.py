@@ -1,4 +1,4 @@
-"""The synthetic scene as the sources would give it: NAIP, NLCD, OpenStreetMap, building footprints."""
+"""The synthetic scene in the form in which sources deliver it: NAIP, NLCD, OpenStreetMap, building footprints."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ TAGS = {
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """The files of a scene, all below ``folder``.
+    """The files of a scene, all in ``folder``.
 
     Parameters
     ----------
     folder
-        Serve this one.
+        The folder to serve.
     scene
-        What they were made from.
+        The scene that they were made from.
     image
-        NAIP-like: one GeoTIFF, 4 bands, UTM.
+        One NAIP-like GeoTIFF with 4 bands, in UTM.
     neighbours
-        The same image as two that overlap, west and east.
+        The same image as two overlapping ones, west and east.
     nlcd
-        NLCD codes at 30 m in EPSG:5070, on NLCD's grid, 0 for no data around the scene.
+        NLCD codes at 30 m in EPSG:5070, on NLCD's grid, with 0 as nodata around the scene.
     labels
         The truth on the image's grid.
     elements
-        Nodes, ways and relations as Overpass lists them.
+        Nodes, ways and relations as listed by Overpass.
     """
 
     folder: Path
@@ -77,18 +77,18 @@ class SceneFiles:
 
     @cached_property
     def pbf(self) -> Path:
-        """The OpenStreetMap data as .osm.pbf; skips without pyosmium."""
+        """Return the OpenStreetMap data as .osm.pbf; skips the test without pyosmium."""
         return write_pbf(self.folder / "place.osm.pbf", self.elements)
 
     def overpass(self, _request: object = None) -> tuple[int, dict[str, str], bytes]:
-        """Answer as Overpass does (``[out:json]``, ways with their nodes); a route of the faulty server."""
+        """Respond like Overpass (``[out:json]``, ways with their nodes); a route of the faulty server."""
         head = {"timestamp_osm_base": "2026-11-01T00:00:00Z", "copyright": "OpenStreetMap contributors, ODbL"}
         answer = {"version": 0.6, "generator": "Overpass API", "osm3s": head, "elements": self.elements}
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
     @cached_property
     def footprints(self) -> dict[str, Path]:
-        """Level-9 quadkey -> the buildings in it, as Microsoft's .csv.gz of GeoJSON lines; skips without mercantile."""
+        """Level-9 quadkey -> its buildings, like Microsoft's .csv.gz of GeoJSON lines; skips without mercantile."""
         mercantile = pytest.importorskip("mercantile", reason="mercantile is not installed; pip install mercantile")
         lines: dict[str, list[str]] = {}
         for shape in in_degrees(self.scene.vectors["buildings"], self.scene.grid.crs.to_wkt()):
@@ -102,7 +102,7 @@ class SceneFiles:
         return paths
 
     def links_csv(self, url: str) -> str:
-        """Return dataset-links.csv for the folder served at a URL, with a far tile whose file does not exist."""
+        """Return dataset-links.csv for the folder served at a URL, with a distant tile whose file does not exist."""
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["Location", "QuadKey", "Url", "Size", "UploadDate"])
@@ -113,7 +113,7 @@ class SceneFiles:
         return table.getvalue()
 
     def naip_items(self, url: str, *paths: Path) -> list[dict[str, Any]]:
-        """Return STAC items of images (without paths: of the one) in the folder served at a URL."""
+        """Return STAC items of images (without paths, of the single one) in the folder served at a URL."""
         return [self._naip_item(url, path) for path in paths or (self.image,)]
 
     def _naip_item(self, url: str, path: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class SceneFiles:
 
 
 def write_scene_files(folder: Path) -> SceneFiles:
-    """Make the scene and write what every test may need; the rest is written when asked for."""
+    """Make the scene and write the files that any test may need; others are written on demand."""
     scene = make_scene(SCENE_SIZE, seed=0)
     width, height, half = scene.grid.width, scene.grid.height, (scene.grid.width + OVERLAP) // 2
     west, east = Window(0, 0, half, height), Window(width - half, 0, half, height)
@@ -178,7 +178,7 @@ def write_scene_files(folder: Path) -> SceneFiles:
 
 
 def write_naip(path: Path, scene: Scene, window: Window) -> Path:
-    """Write a window of the scene's image; as in NAIP's files, nothing says what the fourth band is."""
+    """Write a window of the scene's image; as in NAIP's files, the fourth band has no description."""
     values = scene.image[(slice(None), *window.toslices())]
     return write_tiff(path, values, scene.grid.window(window), photometric="RGB")
 
@@ -194,7 +194,7 @@ def write_tiff(path: Path, values: NDArray[np.uint8], grid: Grid, **options: obj
 
 
 def nlcd_in_albers(scene: Scene, *, margin: int = 10) -> tuple[NDArray[np.uint8], Grid]:
-    """Sample the scene's NLCD at the centres of NLCD's cells, whose edges lie at 15 modulo 30 m."""
+    """Sample the scene's NLCD at the centres of NLCD's cells, whose edges are at 15 modulo 30 m."""
     left, bottom, right, top = transform_bounds(scene.grid.crs, ALBERS, *scene.grid.bounds)
     first, low = (int((edge - 15) // 30) - margin for edge in (left, bottom))
     last, high = (int((edge - 15) // 30) + 1 + margin for edge in (right, top))
@@ -212,14 +212,14 @@ def nlcd_in_albers(scene: Scene, *, margin: int = 10) -> tuple[NDArray[np.uint8]
 
 
 def in_degrees(shapes: list[BaseGeometry], crs: str) -> list[BaseGeometry]:
-    """Return the parts of geometries with longitudes and latitudes."""
+    """Return the parts of geometries in longitude and latitude."""
     to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
     parts = shapely.get_parts(shapes)
     return list(shapely.transform(parts, lambda xy: np.column_stack(to_degrees(*xy.T))))
 
 
 def osm_elements(vectors: Mapping[str, list[BaseGeometry]], crs: str) -> list[dict[str, Any]]:
-    """Return layers of geometries as nodes, ways and, for areas with holes, multipolygon relations."""
+    """Return layers of geometries as nodes and ways, and areas with holes as multipolygon relations."""
     ids = count(1)
     nodes: list[dict[str, Any]] = []
     ways: list[dict[str, Any]] = []
@@ -248,7 +248,7 @@ def osm_elements(vectors: Mapping[str, list[BaseGeometry]], crs: str) -> list[di
 
 
 def write_pbf(path: Path, elements: list[dict[str, Any]]) -> Path:
-    """Write elements as .osm.pbf; skip without pyosmium."""
+    """Write elements as .osm.pbf; skips the test without pyosmium."""
     osmium = pytest.importorskip("osmium", reason="pyosmium is not installed; pip install osmium")
     mutable = pytest.importorskip("osmium.osm.mutable")
     with osmium.SimpleWriter(str(path), overwrite=True) as writer:

@@ -1,4 +1,4 @@
-"""Real servers on loopback: nginx, MapServer, rustac. A program that is missing skips the test."""
+"""Real servers on loopback: nginx, MapServer, rustac. If a program is missing, the test is skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PACKAGES = {
 
 
 def find_program(name: str) -> str:
-    """Return where a program lies; skip without it."""
+    """Return the path of a program; skips the test without it."""
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/lib/cgi-bin"]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
@@ -47,15 +47,15 @@ def find_program(name: str) -> str:
 
 
 class Servers:
-    """Starts servers, each one or more programs with a port and a folder of its own, and ends them."""
+    """Starts and stops servers, each of which has one or more programs, a port and a folder."""
 
     def __init__(self, folders: pytest.TempPathFactory) -> None:
         self._folders = folders
         self._running: dict[str, tuple[Path, list[subprocess.Popen[bytes]]]] = {}
 
     def _start(self, prepare: Callable[[Path, int], list[list[str]]], probe: str, expected: str) -> str:
-        """Start the commands ``prepare(folder, port)`` returns; return the URL once the probe answers as expected."""
-        for _ in range(3):  # somebody else may take the port before the program does
+        """Start the commands from ``prepare(folder, port)``; return the URL once the probe responds as expected."""
+        for _ in range(3):  # another process may take the port first
             folder = self._folders.mktemp("server")
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
@@ -86,14 +86,14 @@ class Servers:
         raise RuntimeError(msg)
 
     def stop(self, url: str) -> None:
-        """End a server before the fixture does; its port then refuses connections."""
+        """Stop a server before the fixture does; its port then refuses connections."""
         _, programs = self._running.pop(_base(url))
         for program in programs:
-            program.kill()  # nothing to save, and MapServer waits for one more request when asked politely
+            program.kill()  # there is nothing to save, and on SIGTERM MapServer would wait for one more request
             program.wait()
 
     def close(self) -> None:
-        """End all servers."""
+        """Stop all servers."""
         for url in list(self._running):
             self.stop(url)
 
@@ -135,7 +135,7 @@ http {{
 
 @dataclass(frozen=True)
 class Logged:
-    """A request as nginx logged it: the path with its query, bytes of the body sent, the Range header or ''."""
+    """A request in nginx's log: the path with the query, bytes of the body sent, and the Range header or ''."""
 
     method: str
     path: str
@@ -145,7 +145,7 @@ class Logged:
 
 
 class NginxServers(Servers):
-    """Servers that have nginx in front."""
+    """Servers behind nginx."""
 
     def _nginx(self, home: Path, port: int, location: str) -> list[str]:
         (home / "nginx.conf").write_text(NGINX.format(folder=home, port=port, location=location))
@@ -153,18 +153,18 @@ class NginxServers(Servers):
 
     def requests(self, url: str) -> list[Logged]:
         """Return the requests to a server so far."""
-        # A request is logged after its last byte went out, so its client can be here first. This nginx does one thing
-        # at a time: once it answers another request, the line is written.
+        # A request is logged after its last byte was sent, so its client may get here first. This nginx handles one
+        # request at a time: once it responds to another, the line has been written.
         _get(int(urlsplit(url).port or 80), "/.up")
         lines = (self._running[_base(url)][0] / "requests.jsonl").read_text().splitlines()
         return [Logged(**json.loads(line)) for line in lines]
 
 
 class FileServers(NginxServers):
-    """nginx over folders."""
+    """nginx that serves folders."""
 
     def __call__(self, folder: Path) -> str:
-        """Serve a folder's files, with ranges; return the base URL."""
+        """Serve the files of a folder, with ranges; return the base URL."""
         location = f'location / {{ root "{folder.resolve()}"; }}'
         return self._start(lambda home, port: [self._nginx(home, port, location)], "/.up", "up")
 
@@ -173,7 +173,7 @@ class FileServers(NginxServers):
 
 MAPSERVER = 'CONFIG ENV MS_MAPFILE "{folder}/wcs.map" MS_MAP_PATTERN "." END END\n'
 
-# IMAGEMODE BYTE, NODATA=OFF and NULLVALUE together hand out the codes as they lie in the file.
+# IMAGEMODE BYTE, NODATA=OFF and NULLVALUE together return the codes unchanged from the file.
 MAPFILE = """\
 MAP
     NAME "wcs"
@@ -203,7 +203,7 @@ END
 
 
 def epsg_of(src: DatasetReader) -> int:
-    """Return a raster's EPSG code; without one, that of the usual ones which has the same coordinates."""
+    """Return a raster's EPSG code or, without one, the common code that gives the same coordinates."""
     if code := src.crs.to_epsg():
         return int(code)
     west, south, east, north = src.bounds
@@ -217,10 +217,10 @@ def epsg_of(src: DatasetReader) -> int:
 
 
 class WcsServers(NginxServers):
-    """MapServer over rasters, as FastCGI behind nginx."""
+    """MapServer that serves rasters, as FastCGI behind nginx."""
 
     def __call__(self, raster: Path, *, coverage: str) -> str:
-        """Serve a uint8 raster as WCS 1.0.0 in its own projection; return the URL that takes ``?SERVICE=...``."""
+        """Serve a uint8 raster as WCS 1.0.0 in its own projection; return the URL for ``?SERVICE=...``."""
         with rasterio.open(raster) as src:
             words: dict[str, Any] = {"raster": raster.resolve(), "coverage": coverage, "epsg": epsg_of(src)}
             words |= {"extent": " ".join(map(repr, src.bounds)), "nodata": int(src.nodata or 0)}
@@ -242,7 +242,7 @@ class WcsServers(NginxServers):
 
 
 class StacServers(Servers):
-    """STAC APIs of rustac."""
+    """STAC APIs served by rustac."""
 
     def __call__(self, items: list[dict[str, Any]]) -> str:
         """Serve items, each with its ``collection``; return the root URL."""

@@ -1,4 +1,4 @@
-"""Areas: presets, boxes in the right order and in wrong ones, outlines from files, places by name."""
+"""Areas: presets, boxes in the right and in wrong orders, outlines from files, places by name."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from landprior.sources.outlines import area_from_file, area_from_place
 PAPER = {"austin": (2012, 26914), "durham": (2012, 26917), "phoenix": (2010, 26912), "pittsburgh": (2010, 26917)}
 
 
-def test_the_papers_four_cities_ship():
+def test_the_four_cities_of_the_paper_are_shipped():
     assert list_cities() == sorted(PAPER)
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))
-def test_a_preset_has_the_papers_years_zone_and_rates(name):
+def test_a_preset_has_the_years_zone_and_rates_of_the_paper(name):
     city = load_city(name)
     assert (city.naip_year, city.epsg) == PAPER[name]
     assert load_scheme(city.scheme).name == "enviroatlas-5"
@@ -44,12 +44,12 @@ def test_a_preset_has_the_papers_years_zone_and_rates(name):
     assert top - bottom < 1.2
 
 
-def test_an_unknown_city_lists_what_ships():
+def test_the_error_for_an_unknown_city_lists_the_presets():
     with pytest.raises(ConfigError, match="austin, durham, phoenix, pittsburgh"):
         load_city("atlantis")
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_custom_preset_file(tmp_path):
     path = tmp_path / "ithaca.yaml"
     path.write_text(
         "name: ithaca\ntitle: Ithaca NY\nbounds: [-76.6, 42.4, -76.4, 42.5]\nnaip_year: 2021\nnlcd_year: 2021\n"
@@ -68,7 +68,7 @@ def test_a_file_of_ones_own(tmp_path):
         ("zone: 18", "zone"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_file(tmp_path, line, message):
+def test_a_mistake_gives_one_line_with_the_file(tmp_path, line, message):
     lines = {
         "name": "name: x",
         "title": "title: x",
@@ -123,7 +123,7 @@ VILLAGE = (-80.21, 37.22, -80.2, 37.23)
         "-8.021e1,37.22,-80.20,37.23",
     ],
 )
-def test_a_box_is_read_from_text_as_people_paste_it(text):
+def test_a_box_is_read_from_pasted_text(text):
     assert parse_bounds(text) == VILLAGE
 
 
@@ -152,18 +152,18 @@ def test_a_box_is_read_from_text_as_people_paste_it(text):
         ("10,50,-10,51", "another order.*: -10,50,10,51$"),
     ],
 )
-def test_a_text_that_is_no_box_gets_one_line_with_the_way_out(text, message):
+def test_an_invalid_box_gives_one_line_with_advice(text, message):
     with pytest.raises(InputError, match=message) as caught:
         area_from_bounds(parse_bounds(text))
     assert "\n" not in str(caught.value)
 
 
-def test_halves_beside_the_antimeridian_are_boxes():
+def test_halves_on_each_side_of_the_antimeridian_are_boxes():
     for half in ((179.9, 51.8, 180.0, 52.0), (-180.0, 51.8, -179.9, 52.0)):
         assert area_from_bounds(half).bounds == half
 
 
-def test_an_outline_over_the_antimeridian_is_refused_with_advice(tmp_path):
+def test_an_outline_across_the_antimeridian_is_refused_with_advice(tmp_path):
     halves = [box(179.9, 51.8, 180, 52), box(-180, 51.8, -179.9, 52)]
     geopandas.GeoDataFrame(geometry=halves, crs=4326).to_file(tmp_path / "halves.geojson")
     utm = geopandas.GeoDataFrame(geometry=[box(290_000, 5_740_000, 310_000, 5_750_000)], crs=32601)
@@ -185,7 +185,7 @@ def test_a_box_is_west_south_east_north():
 @pytest.mark.parametrize(
     "bounds", [(5.0, 50.0, 6.0, 51.0), (144.6, 13.2, 145.0, 13.7), (-171.0, -14.5, -170.0, -14.0), (20, -34, 21, -33)]
 )
-def test_a_box_elsewhere_is_taken_as_it_is(bounds):
+def test_boxes_in_other_parts_of_the_world_are_unchanged(bounds):
     assert area_from_bounds(bounds).bounds == bounds
 
 
@@ -200,14 +200,14 @@ def test_a_box_elsewhere_is_taken_as_it_is(bounds):
         ((-76.52, -76.46, 42.42, 42.46), "has its numbers in another order"),
     ],
 )
-def test_numbers_in_another_order_are_put_right_in_the_message(bounds, message):
+def test_the_error_for_numbers_in_another_order_gives_the_right_order(bounds, message):
     with pytest.raises(InputError) as caught:
         area_from_bounds(bounds)
     given = ",".join(map(str, bounds))
     assert str(caught.value) == f"{given} {message}; a box is west,south,east,north: -76.52,42.42,-76.46,42.46"
 
 
-def test_corners_elsewhere_are_put_right_too():
+def test_corners_in_the_wrong_order_are_corrected_in_the_error():
     with pytest.raises(InputError, match=re.escape("a box is west,south,east,north: 5,50,6,51")):
         area_from_bounds((6, 51, 5, 50))
 
@@ -221,13 +221,13 @@ def test_corners_elsewhere_are_put_right_too():
         ((float("nan"), 42.4, -76.4, 42.5), "are not degrees"),
     ],
 )
-def test_what_is_no_box_is_said_in_a_line(bounds, message):
+def test_numbers_that_are_not_a_box_are_a_one_line_error(bounds, message):
     with pytest.raises(InputError, match=message) as caught:
         area_from_bounds(bounds)
     assert "\n" not in str(caught.value)
 
 
-def test_names_are_folders():
+def test_names_can_be_used_as_folders():
     assert slug("Ithaca, NY") == "ithaca-ny"
     assert slug("Cañon City") == "canon-city"
     assert slug("北京") == "area"
@@ -246,7 +246,7 @@ FIELD = Polygon([(-76.5, 42.4), (-76.4, 42.4), (-76.45, 42.5)])
     ("name", "epsg"),
     [("f.geojson", 4326), ("f.geojson", 26918), ("f.gpkg", 26918), ("f.fgb", 5070), ("f.shp", 3857)],
 )
-def test_an_outline_comes_from_any_format_in_any_crs(tmp_path, name, epsg):
+def test_an_outline_is_read_from_any_format_in_any_crs(tmp_path, name, epsg):
     geopandas.GeoSeries([FIELD], crs=4326).to_crs(epsg).to_file(tmp_path / name)
     area = area_from_file(tmp_path / name)
     assert area.name == "f"
@@ -254,7 +254,7 @@ def test_an_outline_comes_from_any_format_in_any_crs(tmp_path, name, epsg):
     assert area_from_file(tmp_path / name, name="field").name == "field"
 
 
-def test_several_polygons_are_one_outline_and_broken_ones_are_mended(tmp_path):
+def test_several_polygons_form_one_outline_and_broken_ones_are_repaired(tmp_path):
     bow = Polygon([(-76.3, 42.0), (-76.2, 42.1), (-76.2, 42.0), (-76.3, 42.1)])
     geopandas.GeoSeries([FIELD, bow, Point(-80, 40)], crs=4326).to_file(tmp_path / "two.geojson")
     outline = area_from_file(tmp_path / "two.geojson").outline
@@ -268,7 +268,7 @@ def write_json(path, shape):
     return path
 
 
-def test_outlines_that_cannot_be_used_are_said_with_the_file(tmp_path):
+def test_errors_for_unusable_outlines_name_the_file(tmp_path):
     lines = write_json(tmp_path / "line.geojson", LineString(FIELD.exterior))
     with pytest.raises(InputError, match=r"line\.geojson has no polygon"):
         area_from_file(lines)
@@ -297,12 +297,12 @@ QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=
 
 @pytest.fixture
 def network(tmp_path, monkeypatch):
-    monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # a second per question
+    monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # it waits a second per request
     return Network(Cache(tmp_path / "cache"), policy=QUICK)
 
 
 def found(shape, *, kind="relation", number=217092):
-    """A result as Nominatim's search gives it with format=json and polygon_geojson=1."""
+    """A search result of Nominatim with format=json and polygon_geojson=1."""
     left, bottom, right, top = shape.bounds
     return {
         "place_id": 336951837,
@@ -325,7 +325,7 @@ def found(shape, *, kind="relation", number=217092):
 
 @pytest.fixture
 def nominatim(faulty_server):
-    """A server whose answer is the ``results``."""
+    """A server that responds with its ``results``."""
 
     def search(_request):
         return 200, {"Content-Type": "application/json"}, json.dumps(server.results).encode()
@@ -335,7 +335,7 @@ def nominatim(faulty_server):
     return server
 
 
-def test_a_place_is_its_outline_and_is_asked_for_once(nominatim, network):
+def test_a_place_has_its_outline_and_is_requested_once(nominatim, network):
     resolver, agent = socket.getaddrinfo, osmnx.settings.http_user_agent
     nominatim.results = [found(Point(-76.45, 42.45), kind="node", number=158857828), found(FIELD)]
     first = area_from_place("Ithaca, NY", network, url=nominatim.url)
@@ -351,7 +351,7 @@ def test_a_place_is_its_outline_and_is_asked_for_once(nominatim, network):
     assert len(nominatim.requests) == 1
 
 
-def test_a_broken_outline_is_mended(nominatim, network):
+def test_a_broken_outline_is_repaired(nominatim, network):
     nominatim.results = [found(Polygon([(-76.3, 42.0), (-76.2, 42.1), (-76.2, 42.0), (-76.3, 42.1)]))]
     outline = area_from_place("Ithaca", network, url=nominatim.url).outline
     assert outline.is_valid
@@ -365,9 +365,9 @@ def test_a_broken_outline_is_mended(nominatim, network):
         ([found(Point(-76.45, 42.45), kind="node")], "'Ithaca' has no outline at .*, only a point; give --bbox"),
     ],
 )
-def test_a_place_unknown_or_a_point_is_an_input_error(nominatim, network, results, message):
+def test_an_unknown_place_or_one_without_an_outline_is_an_input_error(nominatim, network, results, message):
     nominatim.results = results
-    for _ in range(2):  # that there is none is not kept
+    for _ in range(2):  # such a response is not cached
         with pytest.raises(InputError, match=message):
             area_from_place("Ithaca", network, url=nominatim.url)
     assert len(nominatim.requests) == 2
@@ -380,13 +380,13 @@ def test_a_place_unknown_or_a_point_is_an_input_error(nominatim, network, result
         ([{"lat": "42"}], "unreadable places .*; give the place by --bbox or --aoi"),
     ],
 )
-def test_an_answer_of_another_kind_is_a_source_error(nominatim, network, results, message):
+def test_an_unexpected_response_is_a_source_error(nominatim, network, results, message):
     nominatim.results = results
     with pytest.raises(SourceError, match=message):
         area_from_place("Ithaca", network, url=nominatim.url)
 
 
-def test_a_busy_geocoder_is_asked_again_a_dead_one_is_said(nominatim, network, tmp_path):
+def test_a_busy_geocoder_is_tried_again_and_a_failing_one_is_an_error(nominatim, network, tmp_path):
     nominatim.fail("503")
     assert area_from_place("Ithaca", network, url=nominatim.url).bounds == FIELD.bounds
     assert [request.fault for request in nominatim.requests] == ["503", ""]

@@ -1,4 +1,4 @@
-"""Buildings: Microsoft's footprints are found by quadkey, fetched whole, and burnt as rasterio burns them."""
+"""Buildings: Microsoft's footprints are found by quadkey, downloaded, and burnt like with rasterio."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_index(folder, rows):
 
 
 def write_footprints(path, shapes):
-    """Write GeoJSON lines as Microsoft's files have them, one for each shape."""
+    """Write GeoJSON lines like those in Microsoft's files, one for each shape."""
     lines = [
         json.dumps({"type": "Feature", "properties": {"height": -1.0}, "geometry": mapping(shape)}) for shape in shapes
     ]
@@ -53,7 +53,7 @@ def write_footprints(path, shapes):
 
 
 def test_a_quadkey_computed_by_hand():
-    # north of Pittsburgh, in tile x 142, y 192 of the 512 x 512 of level 9, counted from the north-west:
+    # north of Pittsburgh, in tile x = 142, y = 192 of the 512 x 512 tiles of level 9, from the north-west:
     # x = 010001110, y = 011000000 in binary, and each digit of the key is 2 y + x
     assert (-80.0 + 180) / 360 * 512 // 1 == 142
     mercator = np.arcsinh(np.tan(np.radians(40.6)))
@@ -76,10 +76,10 @@ def test_quadkeys_cover_the_box(left, bottom, width, height):
 # -- the index -----------------------------------------------------------------------------------
 
 NORTH_WEST = (-179.9, 85.0, -179.8, 85.04)
-"""In quadkey 000000000, whose zeros a table program drops."""
+"""In quadkey 000000000, whose zeros spreadsheet programs drop."""
 
 
-def test_the_index_may_have_lost_zeros_and_have_several_files_for_a_key(faulty_server, tmp_path, network):
+def test_the_index_may_lack_leading_zeros_and_have_several_files_per_key(faulty_server, tmp_path, network):
     write_index(
         tmp_path,
         [
@@ -102,7 +102,7 @@ def test_the_index_may_have_lost_zeros_and_have_several_files_for_a_key(faulty_s
 
 
 @pytest.mark.parametrize("content", ["", "Location;QuadKey;Url\n", "<html>Not here</html>", "QuadKey,Size\n0,1\n"])
-def test_what_is_no_index_is_refused(faulty_server, tmp_path, network, content):
+def test_an_invalid_index_is_refused(faulty_server, tmp_path, network, content):
     (tmp_path / "dataset-links.csv").write_text(content)
     with pytest.raises(
         SourceError, match=r"Buildings .Microsoft.: the index is not a table with QuadKey and Url.*--buildings"
@@ -120,7 +120,7 @@ def grid(make_grid):
 
 @pytest.fixture
 def houses(grid):
-    """In degrees: some on the grid, one with a court, one far away."""
+    """In degrees: some on the grid, one with a courtyard, one far away."""
     left, bottom, right, top = grid.bounds
     court = box(left + 100.3, top - 60.2, left + 140.1, top - 20.7)
     shapes = [
@@ -150,7 +150,7 @@ def bounds_of(grid):
 
 @pytest.fixture
 def served(faulty_server, tmp_path, grid, houses):
-    """A server of an index with two files for the grid's quadkey."""
+    """A server with an index that has two files for the grid's quadkey."""
     folder = tmp_path / "files"
     folder.mkdir()
     (key,) = quadkeys_of(bounds_of(grid))
@@ -163,12 +163,12 @@ def served(faulty_server, tmp_path, grid, houses):
     return server
 
 
-def test_all_files_of_a_quadkey_are_burnt_as_they_are_drawn(served, network, grid, houses, tmp_path):
+def test_all_files_of_a_quadkey_are_burnt(served, network, grid, houses, tmp_path):
     path = download_buildings(bounds_of(grid), network, index_url=served.index)
     assert pyogrio.read_info(path)["features"] == 4
     expected = expected_of(houses, grid)
     np.testing.assert_array_equal(burn_file(path, grid), expected)
-    assert expected[40, 120] == 0  # the court
+    assert expected[40, 120] == 0  # the courtyard
     assert expected[40, 103] == 1
     paths = [request.path for request in served.requests]
     assert paths == ["/dataset-links.csv", "/a.csv.gz", "/b.csv.gz"]
@@ -189,7 +189,7 @@ def test_the_scene_has_its_buildings(file_server, scene_files, network):
     assert (burn_file(path, grid) == (scene_files.scene.layers["buildings"] > 0)).mean() > 0.999
 
 
-def test_a_quadkey_that_is_not_listed_is_said_and_empty(served, network, grid, make_grid):
+def test_a_quadkey_that_is_not_listed_is_empty_with_a_message(served, network, grid, make_grid):
     elsewhere = make_grid(20, 30, left=300_000.0)
     (key,) = quadkeys_of(bounds_of(elsewhere))
     with pytest.warns(SourceWarning, match=rf"no buildings for quadkey {key}; the layer stays empty there"):
@@ -203,7 +203,7 @@ def test_a_quadkey_that_is_not_listed_is_said_and_empty(served, network, grid, m
     assert pyogrio.read_info(path)["features"] == 4
 
 
-def test_only_polygons_are_footprints(served, network, grid, houses, tmp_path):
+def test_only_polygons_count_as_footprints(served, network, grid, houses, tmp_path):
     others = [houses[0].centroid, LineString(houses[3].exterior)]
     write_footprints(tmp_path / "files" / "a.csv.gz", others)
     write_footprints(tmp_path / "files" / "b.csv.gz", [*others, houses[0]])
@@ -211,7 +211,7 @@ def test_only_polygons_are_footprints(served, network, grid, houses, tmp_path):
     np.testing.assert_array_equal(burn_file(path, grid), expected_of(houses[:1], grid))
 
 
-def test_an_interrupted_download_goes_on_and_a_damaged_one_is_refused(served, network, grid, houses, tmp_path):
+def test_an_interrupted_download_resumes_and_a_damaged_one_is_refused(served, network, grid, houses, tmp_path):
     served.fail("truncate", path="a.csv.gz")
     path = download_buildings(bounds_of(grid), network, index_url=served.index)
     np.testing.assert_array_equal(burn_file(path, grid), expected_of(houses, grid))
@@ -231,7 +231,7 @@ def test_an_interrupted_download_goes_on_and_a_damaged_one_is_refused(served, ne
     np.testing.assert_array_equal(burn_file(path, grid), expected_of(houses, grid))
 
 
-def test_without_the_network_what_is_missing_is_said(served, network, grid, tmp_path):
+def test_offline_the_missing_file_is_named(served, network, grid, tmp_path):
     list_files(bounds_of(grid), network, index_url=served.index)
     offline = Network(Cache(tmp_path / "cache"), offline=True)
     with pytest.raises(OfflineError, match=r"a\.csv\.gz is not in the cache"):

@@ -1,4 +1,4 @@
-"""Published sets: archives in torchgeo's layout are downloaded in pieces, checked, and unpacked where it looks."""
+"""Published sets: archives are downloaded in parts, checked, and unpacked into torchgeo's layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def network(tmp_path):
 
 
 def write_zip(path, names, folder, index):
-    """Write an archive of files with a word in each, and folders, as torchgeo expects them."""
+    """Write an archive of small text files and folders in the layout that torchgeo expects."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             if name == "spatial_index.geojson":
@@ -35,7 +35,7 @@ def write_zip(path, names, folder, index):
 
 
 def files_of(cls):
-    """The files torchgeo looks for, by part: since 0.10 it has a table of them."""
+    """Return the files that torchgeo looks for, by part; since 0.10 it has a table of them."""
     return cls._files if isinstance(cls._files, dict) else {"base": cls._files}
 
 
@@ -48,7 +48,7 @@ def make_index(**columns):
 
 @pytest.fixture
 def served(tmp_path, faulty_server, monkeypatch):
-    """A server of both sets, small, that torchgeo's classes point to."""
+    """A server with small versions of both sets, to which torchgeo's classes point."""
     folder = tmp_path / "served"
     folder.mkdir()
     layers = ("naip", "nlcd", "roads", "water", "waterways", "waterbodies", "buildings", "lc")
@@ -77,7 +77,7 @@ def asked(server):
     return [request.path for request in server.requests]
 
 
-def test_enviroatlas_is_downloaded_and_opens(served, network, tmp_path):
+def test_enviroatlas_is_downloaded_and_can_be_opened(served, network, tmp_path):
     root = tmp_path / "data" / "enviroatlas"
     assert fetch_dataset("enviroatlas", root, network) == root
     assert len(EnviroAtlas(root=root, layers=["naip", "lc"]).index) == 1
@@ -92,7 +92,7 @@ def test_enviroatlas_is_downloaded_and_opens(served, network, tmp_path):
     assert asked(served) == ["/atlas.zip"]
 
 
-def test_chesapeake_has_two_archives_and_the_prior(served, network, tmp_path):
+def test_chesapeake_has_two_archives_with_the_prior(served, network, tmp_path):
     root = tmp_path / "chesapeake"
     fetch_dataset("chesapeake", root, network)
     layer = "prior_from_cooccurrences_101_31_no_osm_no_buildings"
@@ -102,7 +102,7 @@ def test_chesapeake_has_two_archives_and_the_prior(served, network, tmp_path):
     assert asked(served) == ["/base.zip", "/prior.zip"]
 
 
-def test_an_interrupted_download_goes_on_where_it_was(served, network, tmp_path):
+def test_an_interrupted_download_resumes(served, network, tmp_path):
     served.fail("truncate")
     fetch_dataset("enviroatlas", tmp_path / "a", network)
     first, second = served.requests
@@ -112,7 +112,7 @@ def test_an_interrupted_download_goes_on_where_it_was(served, network, tmp_path)
 
 
 @pytest.mark.usefixtures("served")
-def test_an_archive_of_another_checksum_is_refused(network, tmp_path, monkeypatch):
+def test_an_archive_with_a_wrong_checksum_is_refused(network, tmp_path, monkeypatch):
     monkeypatch.setattr(EnviroAtlas, "md5", "0" * 32)
     root = tmp_path / "a"
     with pytest.raises(
@@ -122,7 +122,7 @@ def test_an_archive_of_another_checksum_is_refused(network, tmp_path, monkeypatc
     assert not list(root.glob("*.zip*"))
 
 
-def test_archives_brought_by_hand_are_unpacked(served, network, tmp_path):
+def test_archives_copied_by_hand_are_unpacked(served, network, tmp_path):
     root = tmp_path / "a"
     root.mkdir()
     (root / "enviroatlas_lotp.zip").write_bytes((tmp_path / "served" / "atlas.zip").read_bytes())
@@ -131,7 +131,7 @@ def test_archives_brought_by_hand_are_unpacked(served, network, tmp_path):
     assert asked(served) == []
 
 
-def test_a_damaged_or_other_archive_is_said(served, network, tmp_path):
+def test_a_damaged_or_different_archive_is_an_error(served, network, tmp_path):
     whole = (tmp_path / "served" / "atlas.zip").read_bytes()
     for content in (whole[: len(whole) // 2], b"no archive"):
         root = tmp_path / f"a{len(content)}"
@@ -147,7 +147,7 @@ def test_a_damaged_or_other_archive_is_said(served, network, tmp_path):
     assert asked(served) == []
 
 
-def test_offline_and_unknown_sets_are_said(served, network, tmp_path):
+def test_missing_sets_offline_and_unknown_sets_are_errors(served, network, tmp_path):
     with pytest.raises(OfflineError, match=r"The published set enviroatlas: .*/atlas\.zip is not in the cache"):
         fetch_dataset("enviroatlas", tmp_path / "a", Network(network.cache, offline=True))
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_offline_and_unknown_sets_are_said(served, network, tmp_path):
     assert asked(served) == []
 
 
-def test_torchgeos_own_tables_are_what_is_expected():
+def test_the_tables_of_torchgeo_are_as_expected():
     ((url, filename, md5),) = archives_of("enviroatlas")
     assert (url.startswith("https://zenodo.org/"), filename, len(md5)) == (True, "enviroatlas_lotp.zip", 32)
     names = [filename for _, filename, _ in archives_of("chesapeake")]

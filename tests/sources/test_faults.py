@@ -1,4 +1,4 @@
-"""Whatever goes wrong on the way, with every source: nothing wrong is kept, nothing good is fetched twice.
+"""Faults of the network with every source: nothing wrong is kept, and nothing good is fetched twice.
 
 docs/results/reliability.md counts these cases.
 """
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 QUICK = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=60.0, read_timeout=10.0, grace=10.0)
 LAYERS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings")
-TOKEN = "SASTOKENx7Q"  # noqa: S105 - no secret, but must look as if
+TOKEN = "SASTOKENx7Q"  # noqa: S105 - not a secret, but must look like one
 KEY = "SUBSCRIPTIONKEYx9Z"
 
 
@@ -71,7 +71,7 @@ KEY = "SUBSCRIPTIONKEYx9Z"
 
 @dataclass
 class Place:
-    """The synthetic place behind one server that plays all sources."""
+    """The synthetic place behind one server that acts as all sources."""
 
     server: FaultyServer
     files: SceneFiles
@@ -102,7 +102,7 @@ class Place:
 
     @property
     def grid(self) -> Grid:
-        """The scene's grid less 100 m."""
+        """Return the scene's grid without a margin of 100 m."""
         whole = self.files.scene.grid
         return whole.window(Window(100, 100, whole.width - 200, whole.height - 200))
 
@@ -112,7 +112,7 @@ class Place:
 
     @property
     def settings(self) -> FetchSettings:
-        """All layers from the server; the options of the command line are the same."""
+        """Return settings with all layers from the server, the same as the options in :meth:`command`."""
         return FetchSettings(
             year=2010,
             stac_url=f"{self.url}/stac",
@@ -126,7 +126,7 @@ class Place:
         return Network(Cache(self.folder / cache), policy=policy, **options)
 
     def fetch(self, network: Network, *, workspace: str = "w", **changes: object) -> Path:
-        """Fetch the place; return the folder of its tile."""
+        """Fetch the place, and return the folder of its tile."""
         settings = self.settings.model_copy(update=changes)
         space = Workspace(self.folder / workspace)
         plan = plan_fetch(area_from_bounds(self.bounds, name="village"), space, settings, network)
@@ -134,13 +134,13 @@ class Place:
         return tile.path
 
     def command(self, *, workspace: str = "w", **changes: object) -> list[str]:
-        """Return the command line that does the same."""
+        """Return the equivalent command line."""
         chosen = self.settings.model_dump(exclude_defaults=True, mode="json") | changes
         options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
         where = [f"--bbox={','.join(map(str, self.bounds))}", "--name=village", f"--data={self.folder / workspace}"]
         return ["-q", "fetch", *where, *options]
 
-    # what the sources answer
+    # responses of the sources
 
     def catalogue(self, _request: Received) -> tuple[int, dict[str, str], bytes]:
         conforms = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
@@ -191,7 +191,7 @@ def answer(content: object) -> tuple[int, dict[str, str], bytes]:
 
 
 def describe(grid: Grid) -> str:
-    """Describe a coverage as WCS 1.0.0 has it."""
+    """Describe a coverage in the form of WCS 1.0.0."""
     left, bottom, right, top = grid.bounds
     return f"""<?xml version="1.0"?>
 <CoverageDescription xmlns="http://www.opengis.net/wcs" xmlns:gml="http://www.opengis.net/gml" version="1.0.0">
@@ -207,22 +207,22 @@ def describe(grid: Grid) -> str:
 
 @pytest.fixture
 def place(faulty_server, scene_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # a second per question
-    monkeypatch.setattr("geopandas.GeoDataFrame.estimate_utm_crs", lambda *_: 26917)  # 0.2 s per question
+    monkeypatch.setattr("osmnx._nominatim.time", SimpleNamespace(sleep=lambda _: None))  # it waits a second per request
+    monkeypatch.setattr("geopandas.GeoDataFrame.estimate_utm_crs", lambda *_: 26917)  # 0.2 s per request
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     return Place(server=faulty_server(scene_files.folder), files=scene_files, folder=tmp_path)
 
 
 @pytest.fixture
 def log(caplog):
-    """All records of landprior."""
+    """All log records of landprior."""
     caplog.set_level(logging.DEBUG, "landprior")
     return caplog
 
 
 @pytest.fixture(scope="module")
 def expected(scene_files, tmp_path_factory):
-    """What the layers of the place should be."""
+    """The expected layers of the place."""
     with FaultyServer(scene_files.folder, None) as server:
         place = Place(server=server, files=scene_files, folder=tmp_path_factory.mktemp("expected"))
         tile = place.fetch(place.network())
@@ -250,33 +250,33 @@ def assert_same(layers, expected):
         np.testing.assert_array_equal(layers[name], expected[name], err_msg=name)
 
 
-# -- how sources are asked -----------------------------------------------------------------------
+# -- requests to the sources ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Access:
-    """One way of asking, which gives something that can be compared.
+    """One kind of request, with a result that can be compared.
 
     Parameters
     ----------
     source, remedy
-        What an error must name.
+        Strings that an error must contain.
     hits
-        What the addresses contain that the faults are for.
+        A part of the addresses that the faults apply to.
     act
-        Asks.
+        Makes the request.
     truth
-        What it must give.
+        The expected result.
     asks
-        Number of requests, if all goes well.
+        Number of requests without faults.
     leaves
-        What is in the cache then, by ending.
+        The files left in the cache, by extension.
     redirects
-        How often it follows.
+        How many redirects it follows.
     bears
-        How often content may be wrong.
+        How many times the content may be wrong.
     lie
-        What a wrong length costs in requests.
+        How many extra requests a wrong length takes.
     """
 
     source: str
@@ -327,7 +327,7 @@ def read_national(place, network):
 
 
 def codes_around(place, path):
-    """Return the codes of the cells in the middle of the place."""
+    """Return the codes of the cells at the centre of the place."""
     left, bottom, right, top = transform_bounds(place.grid.crs, "EPSG:5070", *place.grid.bounds)
     with rasterio.open(path) as src:
         (first, row), (last, low) = (~src.transform @ corner for corner in ((left, top), (right, bottom)))
@@ -405,14 +405,14 @@ ACCESSES = {
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that goes wrong with a request; the parameters are those of ``Fault``, and the patience with it."""
+    """A fault of a request, with the parameters of ``Fault`` and a retry policy."""
 
     kind: str
     retry_after: int | None = None
     seconds: float = 0.01
     policy: RetryPolicy = QUICK
-    content: bool = False  # wrong, which shows only when it is looked at
-    only: tuple[str, ...] = ()  # accesses; it takes time, and the others share their ways
+    content: bool = False  # wrong content, which is only noticed when it is read
+    only: tuple[str, ...] = ()  # only these kinds of access: it is slow, and the others use the same code
 
 
 IMPATIENT = RetryPolicy(attempts=2, first_wait=0.01, read_timeout=0.5, grace=0.25)
@@ -443,14 +443,14 @@ def fail(place, access, trouble, times):
 
 
 def patient(place, policy, monkeypatch):
-    """Return a network and the list of its waits, which are left out."""
+    """Return a network and the list of its waits, which are skipped."""
     network, waits = place.network(policy=policy), []
     monkeypatch.setattr(network, "pause", waits.append)
     return network, waits
 
 
 def kept(cache):
-    """Return the final files of a cache; what was begun is not final, and locks are no content."""
+    """Return the final files of a cache, without partial files and locks."""
     begun = {".part", ".version", ".lock"}
     paths = [p for p in cache.root.rglob("*/*") if p.is_file() and p.suffix not in begun]
     assert not [p for p in paths if p.name.startswith(".")], "a temporary file was left"
@@ -464,11 +464,11 @@ def test_no_fault(place, access):
     assert len(place.server.requests) == access.asks
     again = place.network()
     assert access.act(place, again) == access.truth(place)
-    assert len(place.server.requests) == access.asks + (access.hits == "sign?")  # signatures are not kept
+    assert len(place.server.requests) == access.asks + (access.hits == "sign?")  # signatures are not cached
 
 
 def combine(troubles):
-    """Return every trouble with every access, by name."""
+    """Return every combination of a fault and a kind of access, by name."""
     pairs = [(access, trouble) for access in ACCESSES for trouble in troubles]
     return {
         f"{trouble}-{access}": (ACCESSES[access], troubles[trouble])
@@ -482,7 +482,7 @@ LASTING = combine(ENDLESS)
 
 
 @pytest.mark.parametrize(("access", "trouble"), PASSING.values(), ids=PASSING)
-def test_a_fault_that_passes(place, access, trouble, monkeypatch):
+def test_a_temporary_fault(place, access, trouble, monkeypatch):
     times = access.bears if trouble.content else min(2, trouble.policy.attempts - 1)
     network, waits = patient(place, trouble.policy, monkeypatch)
     fail(place, access, trouble, times)
@@ -495,7 +495,7 @@ def test_a_fault_that_passes(place, access, trouble, monkeypatch):
 
 
 @pytest.mark.parametrize(("access", "trouble"), LASTING.values(), ids=LASTING)
-def test_a_fault_that_lasts(place, access, trouble, monkeypatch):
+def test_a_lasting_fault(place, access, trouble, monkeypatch):
     policy = replace(trouble.policy, attempts=1) if trouble.policy is IMPATIENT else trouble.policy
     network, waits = patient(place, policy, monkeypatch)
     fail(place, access, trouble, None)
@@ -515,7 +515,7 @@ def test_a_fault_that_lasts(place, access, trouble, monkeypatch):
 
 
 def ranged(content, request):
-    """Serve a range of a file, as the server does for its folder."""
+    """Serve a range of a file, like the server does for its folder."""
     first, _, last = request.headers["Range"].removeprefix("bytes=").partition("-")
     start, stop = int(first), min(int(last) + 1, len(content))
     headers = {"ETag": '"v1"', "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
@@ -523,7 +523,7 @@ def ranged(content, request):
 
 
 def serve_image(place, before, path=None):
-    """Serve the image by a route that calls ``before(number, request)`` first; what that returns is the answer."""
+    """Serve the image by a route that first calls ``before(number, request)``, which may return another response."""
     content, asked = place.files.image.read_bytes(), []
 
     def route(request):
@@ -535,16 +535,16 @@ def serve_image(place, before, path=None):
 
 
 def spans(requests):
-    """Return the chunks that requests were for."""
+    """Return the chunks that were requested."""
     found = (r.headers["Range"].removeprefix("bytes=").split("-") for r in requests)
     return [number for first, last in found for number in range(int(first) // CHUNK, (int(last) + 1) // CHUNK)]
 
 
-# -- content that is wrong -----------------------------------------------------------------------
+# -- wrong content -------------------------------------------------------------------------------
 
 
 def spoil_after(place, number, times):
-    """Let chunks be corrupt, with the right length, after so many good ones."""
+    """Corrupt the chunks after the given number of good ones, keeping their length."""
 
     def before(asked, _request):
         if asked == number:
@@ -553,7 +553,7 @@ def spoil_after(place, number, times):
     serve_image(place, before)
 
 
-def test_a_corrupt_chunk_is_thrown_away_and_fetched_again_once(place, log):
+def test_a_corrupt_chunk_is_deleted_and_fetched_again_once(place, log):
     spoil_after(place, 3, 1)
     access, network = ACCESSES["ranges"], place.network()
     assert access.act(place, network) == access.truth(place)
@@ -586,7 +586,7 @@ def remark(place, elements):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_an_answer_of_overpass_with_a_remark_is_an_error_and_no_zeros(place, share, monkeypatch):
+def test_an_overpass_response_with_a_remark_is_an_error_not_zeros(place, share, monkeypatch):
     whole = json.loads(place.overpass(None)[2])["elements"]
     good = place.server.routes["/overpass/interpreter"]
     remark(place, lambda _: whole[: int(share * len(whole))])
@@ -601,7 +601,7 @@ def test_an_answer_of_overpass_with_a_remark_is_an_error_and_no_zeros(place, sha
     assert ACCESSES["features"].act(place, network) == ACCESSES["features"].truth(place)
 
 
-def test_an_answer_of_overpass_without_features_is_zeros(place, expected):
+def test_an_overpass_response_without_features_gives_zeros(place, expected):
     place.server.routes["/overpass/interpreter"] = lambda _: answer({"version": 0.6, "elements": []})
     tile = place.fetch(place.network())
     layers = read_layers(tile)
@@ -611,7 +611,7 @@ def test_an_answer_of_overpass_without_features_is_zeros(place, expected):
     steps = json.loads((tile / "item.json").read_text())["properties"]["landprior:steps"]
     assert [steps[name]["features"] for name in osm.LAYERS] == [0, 0, 0]
     before = len(place.server.requests)
-    place.fetch(place.network(), workspace="another")  # the empty answer was kept as well
+    place.fetch(place.network(), workspace="another")  # the empty response was cached too
     assert len(place.server.requests) == before
 
 
@@ -619,7 +619,7 @@ def test_an_answer_of_overpass_without_features_is_zeros(place, expected):
 
 
 def signing(place, *, revoke_after):
-    """Serve the image to the last signature only, which is void after so many answers; return what was asked."""
+    """Serve the image for the latest signature only, which expires after some responses; return the requests."""
     void, good = set(), []
 
     def before(_number, request):
@@ -639,7 +639,7 @@ def signed(place, network, path=None):
 
 
 @pytest.mark.parametrize("revoke_after", [1, 2, 3])
-def test_a_signature_that_runs_out_half_way_is_renewed(place, revoke_after):
+def test_a_signature_that_expires_half_way_is_renewed(place, revoke_after):
     asked, good = signing(place, revoke_after=revoke_after)
     network = place.network()
     with open_remote(network, signed(place, network), NAIP) as src:
@@ -649,7 +649,7 @@ def test_a_signature_that_runs_out_half_way_is_renewed(place, revoke_after):
     assert sorted(spans(good)) == [0, 1, 2, 3, 4]
 
 
-def test_a_signature_that_is_never_good_is_an_error(place):
+def test_a_signature_that_is_never_valid_is_an_error(place):
     asked, good = signing(place, revoke_after=1)
     place.server.routes["/sign"] = lambda request: answer({"href": f"{request.query['href']}?sig={TOKEN}"})
     place.tokens.append("another")
@@ -662,7 +662,7 @@ def test_a_signature_that_is_never_good_is_an_error(place):
     assert kept(network.cache) == {}
 
 
-def test_a_signature_that_cannot_be_renewed_costs_no_chunk(place, monkeypatch):
+def test_a_failed_renewal_of_a_signature_loses_no_chunk(place, monkeypatch):
     _, good = signing(place, revoke_after=2)
     network, _ = patient(place, QUICK, monkeypatch)
     remote = signed(place, network)
@@ -678,7 +678,7 @@ def test_a_signature_that_cannot_be_renewed_costs_no_chunk(place, monkeypatch):
     assert sorted(spans(good)) == [0, 1, 2, 3, 4]
 
 
-def test_threads_renew_a_signature_once(place):
+def test_threads_renew_a_signature_only_once(place):
     paths = [f"/naip/{name}.tif" for name in "abcd"]
     void = []
     for path in paths:
@@ -701,7 +701,7 @@ def test_threads_renew_a_signature_once(place):
 
 @contextmanager
 def limited(size):
-    """Let no file grow beyond so many bytes: writing fails half-way, as on a full disk."""
+    """Limit the size of files, so that writing fails half-way, like on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -715,11 +715,11 @@ FULL = [
     ("ranges", 100_000), ("ranges of NLCD", 300), ("coverage", 200), ("its description", 200),
     ("features", 100), ("features", 10_000), ("features", 50_000), ("place by name", 200),
 ]  # fmt: skip
-"""Access and length in bytes at which the disk is full: at its first file, or a later one."""
+"""Kind of access, and the size in bytes at which the disk is full: in its first file or a later one."""
 
 
 @pytest.mark.parametrize(("name", "size"), FULL)
-def test_a_disk_that_fills_half_way(place, name, size):
+def test_a_disk_that_fills_up_half_way(place, name, size):
     access, network = ACCESSES[name], place.network()
     with limited(size), pytest.raises(RasterWriteError) as caught:
         access.act(place, network)
@@ -735,7 +735,7 @@ def test_a_disk_that_fills_half_way(place, name, size):
 
 
 @pytest.mark.parametrize("size", [100, 50_000])
-def test_a_workspace_that_fills_half_way(place, size):
+def test_a_workspace_that_fills_up_half_way(place, size):
     access, network = ACCESSES["ranges"], place.network()
     access.act(place, network)
     before, asked = (place.folder / "naip.tif").read_bytes(), len(place.server.requests)
@@ -751,7 +751,7 @@ def environment(cache):
     return {**os.environ, "LANDPRIOR_CACHE": str(cache), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
 
-def test_a_disk_that_is_really_full(place, expected, tmp_path):
+def test_a_real_full_disk(place, expected, tmp_path):
     """Run the command with its cache on a disk of 1 MB, then on a larger one."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -783,7 +783,7 @@ def test_a_disk_that_is_really_full(place, expected, tmp_path):
     assert_same(read_layers(tile), expected)
     chunks = spans(asked)
     assert set(chunks) == {0, 1, 2, 3, 4}
-    assert chunks.count(0) == chunks.count(4) == 1  # those that had room were kept
+    assert chunks.count(0) == chunks.count(4) == 1  # files that fitted were kept
 
 
 # -- kill -9 and ctrl-C --------------------------------------------------------------------------
@@ -794,13 +794,13 @@ import functools
 from landprior.sources.http import client
 client.RetryPolicy = functools.partial(client.RetryPolicy, read_timeout=1e6, grace=1e6)
 """
-"""Run before a command: its requests wait for ever."""
+"""Code that runs before a command and makes its requests wait for ever."""
 
 
 @contextmanager
 def running(place, before=""):
-    """Run the command; it is killed in the end."""
-    # whoever runs the tests in the background may ignore ctrl-C, and a child would, too
+    """Run the command, and kill it at the end."""
+    # tests that run in the background may ignore ctrl-C, and a child process would inherit that
     start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += f"{before}\nrunpy.run_module('landprior', run_name='__main__')"
     command = [sys.executable, "-c", start, *place.command()]
@@ -812,21 +812,21 @@ def running(place, before=""):
 
 
 def wait_for(condition, process):
-    """Wait until a process has come so far; it ends by itself, as it is not patient for ever."""
+    """Wait until a condition holds or the process ends."""
     while not condition():
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.02)
 
 
 def assert_others_asked_once(place, *, but):
-    """All requests but those for one thing went well at once, and there was one of each."""
+    """Check that all requests except those for ``but`` succeeded at once, and that there was one of each."""
     others = [request for request in place.server.requests if but not in request.path]
     names = [(request.path, request.query.get("request"), request.headers.get("Range")) for request in others]
     assert len(names) == len(set(names))
     assert {request.fault for request in others} == {""}
 
 
-def test_kill_while_chunks_come(place, expected):
+def test_kill_while_chunks_arrive(place, expected):
     def before(number, _request):
         if number == 2:
             place.server.fail("drip", path=".tif", seconds=0.001)
@@ -847,7 +847,7 @@ def test_kill_while_chunks_come(place, expected):
     assert_others_asked_once(place, but="naip")
 
 
-def test_kill_while_a_file_comes(place, expected):
+def test_kill_while_a_file_arrives(place, expected):
     place.server.fail("drip", path="part-", seconds=0.001)
     parts = (place.folder / "cache" / "buildings").glob
     with running(place) as process:
@@ -878,7 +878,7 @@ def test_ctrl_c_while_a_server_is_silent(place, expected):
         wait_for(lambda: len(asked) == 3, process)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130  # neither server nor command would have given up
+        assert process.wait() == 130  # neither the server nor the command would have given up
         said = process.stderr.read().decode().strip()
     assert said.startswith("Interrupted")
     assert len(said.splitlines()) == 1
@@ -903,7 +903,7 @@ LAYER_FAULTS = {
 
 
 @pytest.mark.parametrize(("source", "hits", "done"), LAYER_FAULTS.values(), ids=LAYER_FAULTS)
-def test_a_fetch_goes_on_with_the_layer_that_failed(place, expected, source, hits, done, monkeypatch):
+def test_a_fetch_resumes_at_the_layer_that_failed(place, expected, source, hits, done, monkeypatch):
     place.server.fail("503", path=hits, times=None)
     network, _ = patient(place, QUICK, monkeypatch)
     with pytest.raises(SourceBusyError) as caught:
@@ -920,7 +920,7 @@ def test_a_fetch_goes_on_with_the_layer_that_failed(place, expected, source, hit
     assert len(good) == len(set(good)) == 11
 
 
-def test_a_tile_that_fails_does_not_stop_the_others(place):
+def test_a_failing_tile_does_not_stop_the_others(place):
     west, east = place.files.neighbours
     place.server.routes["/stac/search"] = lambda _: answer(
         {"type": "FeatureCollection", "features": place.files.naip_items(place.url, west, east), "links": []}
@@ -939,7 +939,7 @@ def test_a_tile_that_fails_does_not_stop_the_others(place):
     assert {request.path for request in place.server.requests[before:]} == {f"/naip-split/{east.name}"}
 
 
-def test_workspaces_share_the_cache_and_offline_needs_nothing_else(place, expected, monkeypatch):
+def test_workspaces_share_the_cache_which_is_enough_offline(place, expected, monkeypatch):
     place.fetch(place.network())
     before = len(place.server.requests)
 
@@ -957,7 +957,7 @@ def test_workspaces_share_the_cache_and_offline_needs_nothing_else(place, expect
 
 @pytest.fixture(scope="module")
 def fetched(scene_files, tmp_path_factory):
-    """The place after a fetch; its server goes on."""
+    """The place after a fetch, with its server still running."""
     with FaultyServer(scene_files.folder, None) as server:
         place = Place(server=server, files=scene_files, folder=tmp_path_factory.mktemp("fetched"))
         place.fetch(place.network())
@@ -976,7 +976,7 @@ def fetched(scene_files, tmp_path_factory):
         ("*/*[!n]", ["NLCD: http", "OpenStreetMap (Overpass): ", "Buildings (Microsoft): http", "NAIP: http"]),
     ],
 )
-def test_offline_says_what_is_missing(fetched, tmp_path, lost, named):
+def test_offline_the_error_lists_what_is_missing(fetched, tmp_path, lost, named):
     place = replace(fetched, folder=tmp_path)
     place.server.routes |= fetched.server.routes
     shutil.copytree(fetched.folder / "cache", tmp_path / "cache")
@@ -1007,10 +1007,12 @@ HIDING = ("403", "503", "reset", "garbage", "redirect-loop")
         *((kind, "sign") for kind in HIDING),
     ],
 )
-def test_keys_and_signatures_are_told_to_nobody_else(place, log, monkeypatch, capsys, kind, hits):
-    """Look for them in logs (of all libraries), on the screen, in errors and in every file."""
+def test_keys_and_signatures_are_not_leaked(place, log, monkeypatch, capsys, kind, hits):
+    """Searched for in logs (of all libraries), on the screen, in errors and in every file."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    monkeypatch.setattr("landprior.sources.naip.sign.SIGN_URL", f"{place.url}/sign")  # the only one that gets the key
+    monkeypatch.setattr(
+        "landprior.sources.naip.sign.SIGN_URL", f"{place.url}/sign"
+    )  # the only signer that gets the key
     log.set_level(logging.DEBUG)
     serve_image(place, lambda _, r: None if r.query.get("sig") == place.tokens[-1] else (403, {}, b""))
     if kind:

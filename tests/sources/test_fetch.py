@@ -1,4 +1,4 @@
-"""The whole way: a synthetic place served by real servers, fetched, run, scored."""
+"""End to end: a synthetic place is served by real servers, fetched, run and scored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def network(tmp_path):
 
 @pytest.fixture
 def inside(scene_files):
-    """The scene's box in degrees, less 100 m, so that the margin stays within the image."""
+    """The scene's box in degrees, without 100 m at the edges, so that the margin stays within the image."""
     left, bottom, right, top = scene_files.scene.grid.bounds
     box = (left + 100, bottom + 100, right - 100, top - 100)
     return tuple(transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", *box))
@@ -47,7 +47,7 @@ def inside(scene_files):
 
 @pytest.fixture
 def served(scene_files, file_server, stac_server, wcs_server):
-    """Settings whose sources are servers on loopback, all but OpenStreetMap's."""
+    """Settings whose sources are servers on loopback, except for OpenStreetMap."""
     url = file_server(scene_files.folder)
     (scene_files.folder / "dataset-links.csv").write_text(scene_files.links_csv(url), encoding="utf-8")
     return FetchSettings(
@@ -61,7 +61,7 @@ def served(scene_files, file_server, stac_server, wcs_server):
     )
 
 
-def test_layers_lie_on_one_grid_and_hold_what_was_served(scene_files, served, inside, network, tmp_path, enviroatlas):
+def test_layers_have_one_grid_and_the_served_values(scene_files, served, inside, network, tmp_path, enviroatlas):
     settings = served.model_copy(update={"scheme": enviroatlas})
     workspace = Workspace(tmp_path / "w")
     plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
@@ -87,7 +87,7 @@ def test_layers_lie_on_one_grid_and_hold_what_was_served(scene_files, served, in
     assert set(item["assets"]) == {*LAYERS, "labels"}
 
 
-def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, network, tmp_path, enviroatlas):
+def test_priors_of_neighbouring_tiles_have_no_seam(scene_files, served, network, tmp_path, enviroatlas):
     left, bottom, right, top = scene_files.scene.grid.bounds
     place = tuple(
         transform_bounds(scene_files.scene.grid.crs, "EPSG:4326", left + 90, bottom + 90, right - 90, top - 90)
@@ -99,7 +99,7 @@ def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, netw
     (complete,) = whole.values()
     overlap = None
     for core, prior in parts.items():
-        # exact within the core, right up to its edge: the layers reach further
+        # exact up to the edge of the core, because the layers extend further
         assert np.abs(prior - window_of(complete, whole, core)).max() < 1e-3
         overlap = core if overlap is None else intersect(overlap, core)
     assert overlap[2] - overlap[0] > 100
@@ -108,7 +108,7 @@ def test_neighbouring_tiles_have_priors_without_a_seam(scene_files, served, netw
 
 
 def prior_of(place, settings, network, folder, scheme):
-    """Fetch a place and return the priors of its tiles' cores by their bounds."""
+    """Fetch a place, and return the priors in the cores of its tiles by their bounds."""
     from landprior.landcover.workspace.settings import PipelineSettings
     from landprior.landcover.workspace.steps import ensure_prior
 
@@ -136,13 +136,13 @@ def intersect(a, b):
 
 
 def crop(values, bounds, inner):
-    """Cut an array at 1 m with these bounds to others within."""
+    """Crop an array with pixels of 1 m from its bounds to inner ones."""
     top, left = round(bounds[3] - inner[3]), round(inner[0] - bounds[0])
     height, width = round(inner[3] - inner[1]), round(inner[2] - inner[0])
     return values[:, top : top + height, left : left + width]
 
 
-def test_what_is_there_is_not_fetched_again(served, inside, file_server, network, tmp_path, enviroatlas):
+def test_existing_layers_are_not_fetched_again(served, inside, file_server, network, tmp_path, enviroatlas):
     settings = served.model_copy(update={"scheme": enviroatlas})
     workspace = Workspace(tmp_path / "w")
     plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
@@ -154,13 +154,13 @@ def test_what_is_there_is_not_fetched_again(served, inside, file_server, network
     plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, offline)
     assert fetch(plan, workspace, settings, offline) == [tile]
     assert {path.name: path.stat().st_mtime_ns for path in tile.path.glob("*.tif")} == before
-    tile.file("roads").unlink()  # another workspace, or a lost file: from the cache, without a request
+    tile.file("roads").unlink()  # a lost file, or another workspace, is filled from the cache without a request
     fetch(plan, workspace, settings, offline)
     assert tile.file("roads").is_file()
     assert len(file_server.requests(url)) == asked
 
 
-def test_another_option_is_noticed(served, inside, network, tmp_path):
+def test_a_changed_option_is_noticed(served, inside, network, tmp_path):
     settings = served.model_copy(update={"labels": ()})
     workspace = Workspace(tmp_path / "w")
     plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
@@ -169,14 +169,14 @@ def test_another_option_is_noticed(served, inside, network, tmp_path):
         narrow = src.read(1).sum()
     fetch(plan, workspace, settings.model_copy(update={"road_width": "tags"}), network)
     with rasterio.open(tile.file("roads")) as src:
-        assert src.read(1).sum() > 1.5 * narrow  # residential: 7 m
+        assert src.read(1).sum() > 1.5 * narrow  # residential roads are 7 m wide
 
 
-def test_offline_says_all_that_is_missing(served, inside, network, tmp_path, enviroatlas):
+def test_offline_the_error_lists_all_that_is_missing(served, inside, network, tmp_path, enviroatlas):
     workspace = Workspace(tmp_path / "w")
     settings = served.model_copy(update={"scheme": enviroatlas})
     place = area_from_bounds(inside, name="village")
-    plan = plan_fetch(place, workspace, settings, network)  # the catalogue's answer is in the cache now
+    plan = plan_fetch(place, workspace, settings, network)  # caches the catalogue's response
     offline = Network(network.cache, offline=True)
     with pytest.raises(OfflineError) as caught:
         fetch(plan_fetch(place, workspace, settings, offline), workspace, settings, offline)
@@ -192,7 +192,7 @@ def test_offline_says_all_that_is_missing(served, inside, network, tmp_path, env
         plan_fetch(place, workspace, settings, Network(Cache(tmp_path / "empty"), offline=True))
 
 
-def test_files_put_there_by_hand_are_kept(served, inside, network, tmp_path):
+def test_files_added_by_hand_are_kept(served, inside, network, tmp_path):
     workspace = Workspace(tmp_path / "w")
     settings = served.model_copy(update={"labels": ()})
     plan = plan_fetch(area_from_bounds(inside, name="village"), workspace, settings, network)
@@ -243,7 +243,7 @@ def test_a_failing_tile_does_not_stop_the_others(served, scene_files, network, t
 
 
 def root_of(server):
-    """The landing page of a STAC API, as short as it can be."""
+    """Return a minimal landing page of a STAC API."""
     conforms = ["https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"]
     links = [
         {"rel": "search", "href": f"{server.url}/search", "type": "application/geo+json", "method": m}
@@ -289,7 +289,7 @@ def test_item_and_collection_are_valid_stac(served, inside, network, tmp_path, e
     bands = item.assets["naip"].to_dict()["bands"]
     assert [b["name"] for b in bands] == ["red", "green", "blue", "near infrared"]
     assert {b["data_type"] for b in bands} == {"uint8"}
-    for asset in item.assets.values():  # the checksum is of the file that lies there
+    for asset in item.assets.values():  # the checksum is that of the file
         content = (tile.path / asset.href).read_bytes()
         assert asset.extra_fields["file:checksum"] == f"1220{hashlib.sha256(content).hexdigest()}"
         assert asset.extra_fields["file:size"] == len(content)
@@ -300,7 +300,7 @@ def test_item_and_collection_are_valid_stac(served, inside, network, tmp_path, e
 
 @pytest.mark.realdata
 def test_real_images_across_a_zone_border(real_data, file_server, stac_server, network, tmp_path):
-    """Real NAIP from real servers: neighbours in two UTM zones, each a tile in its own, NLCD over both."""
+    """Real NAIP from real servers: neighbours in two UTM zones, each a tile in its own zone, with NLCD over both."""
     folder = real_data / "naip-samples"
     url = file_server(folder)
     local = {image.id: image for image in list_images(folder) if image.year is not None}
@@ -313,7 +313,7 @@ def test_real_images_across_a_zone_border(real_data, file_server, stac_server, n
     workspace = Workspace(tmp_path / "w")
     with pytest.warns(
         SourceWarning, match=r"NAIP images cover 9\d\.\d% of the place"
-    ):  # the box is not turned as they are
+    ):  # the tiles are rotated against the box
         plan = plan_fetch(area_from_bounds(both.bounds, name="border"), workspace, settings, network)
     tiles = fetch(plan, workspace, settings, network)
     assert [tile.name for tile in tiles] == sorted(image.id for image in pair)
@@ -325,7 +325,7 @@ def test_real_images_across_a_zone_border(real_data, file_server, stac_server, n
             assert np.array_equal(dst.read(window=window), src.read())
         with rasterio.open(tile.file("nlcd")) as dst:
             codes = dst.read(1)
-            # every pixel has the code of the cell that its centre lies in
+            # every pixel has the code of the cell that contains its centre
             rows, cols = np.mgrid[: dst.height : 7, : dst.width : 7]
             x, y = transform(dst.crs, "EPSG:5070", *(dst.transform @ (cols.ravel() + 0.5, rows.ravel() + 0.5)))
         with rasterio.open(settings.nlcd) as src:
@@ -336,7 +336,7 @@ def test_real_images_across_a_zone_border(real_data, file_server, stac_server, n
 
 
 def item_of(image, href):
-    """Describe an image as a STAC API does."""
+    """Describe an image like a STAC API."""
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -377,7 +377,7 @@ def invoke(tmp_path, monkeypatch):
     return run
 
 
-def test_dry_run_says_what_would_be_done(invoke, served, inside, tmp_path):
+def test_dry_run_shows_the_plan(invoke, served, inside, tmp_path):
     box = ",".join(map(str, inside))
     args = ["fetch", "--bbox", box, "--name", "village", "--data", tmp_path / "w", *options_of(served), "--dry-run"]
     done = invoke(*args, "--json")
@@ -406,14 +406,14 @@ def test_dry_run_says_what_would_be_done(invoke, served, inside, tmp_path):
         (["--aoi", "nowhere.geojson"], "no such file: nowhere.geojson"),
     ],
 )
-def test_a_place_that_makes_no_sense_is_one_line(invoke, args, message, tmp_path):
+def test_an_invalid_place_gives_one_line(invoke, args, message, tmp_path):
     done = invoke("fetch", *args, "--data", tmp_path / "w")
     assert done.exit_code in {1, 2}
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_city_file_of_ones_own(invoke, served, inside, tmp_path):
+def test_a_custom_city_file(invoke, served, inside, tmp_path):
     preset = tmp_path / "village.yaml"
     preset.write_text(
         f"name: village\ntitle: A village\nbounds: {list(inside)}\nnaip_year: 2010\nnlcd_year: 2011\nepsg: 26917\n"
@@ -424,15 +424,15 @@ def test_a_city_file_of_ones_own(invoke, served, inside, tmp_path):
 
 
 def options_of(settings):
-    """The same sources as options of the command line."""
+    """Return the same sources as options of the command line."""
     given = settings.model_dump(exclude_defaults=True, exclude={"labels", "year", "scheme"})
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return [*options, "--year", "2010", "--reference", str(settings.labels[0])]
 
 
 @pytest.mark.slow
-def test_run_scores_as_the_demo_does(scene_files, served, invoke, tmp_path):
-    """Of three starts each: a single training is a few points better or worse, wherever its layers come from."""
+def test_run_scores_like_the_demo(scene_files, served, invoke, tmp_path):
+    """With three starts each, because single trainings vary by a few points, whatever the layers."""
     from landprior.landcover.synthetic.demo import FILTERS, write_scene
 
     write_scene(tmp_path / "demo")

@@ -1,4 +1,4 @@
-"""Fetching from local files: what a changed option or file makes stale, and files of another place."""
+"""Fetching from local files: layers made stale by changed options or files, and files of another place."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def houses(moved=0.0):
 
 
 class Place:
-    """Files of a small place, and what is fetched from them."""
+    """Files of a small place, and a workspace fetched from them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -111,7 +111,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """Files of the place, written once, and a workspace with all of its layers."""
+    """Files of the place, written once, and a workspace with all its layers."""
     place = Place(tmp_path_factory.mktemp("place")).write()
     with warnings.catch_warnings():
         warnings.simplefilter("error", SourceWarning)
@@ -121,14 +121,14 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def bare(files, tmp_path):
-    """A place with nothing in its workspace."""
+    """A place with an empty workspace."""
     shutil.copytree(files.folder, tmp_path / "place", ignore=shutil.ignore_patterns("ws", "cache"))
     return Place(tmp_path / "place")
 
 
 @pytest.fixture
 def place(files, bare):
-    """A place whose image and NLCD are there already, put there by hand, so that fetch has less to do."""
+    """A place whose image and NLCD were added by hand, so that fetch has less to do."""
     return by_hand(files, bare, "naip", "nlcd")
 
 
@@ -149,10 +149,10 @@ def log(caplog):
 ALL = {"buildings": 320, "naip": 51984, "nlcd": 51984, "roads": 319, "waterbodies": 0, "waterways": 0}
 
 
-# -- what is stale -------------------------------------------------------------------------------
+# -- stale layers --------------------------------------------------------------------------------
 
 
-def test_another_layer_of_the_same_file_is_noticed_with_a_line(place, log):
+def test_another_layer_of_the_same_file_is_noticed_and_logged(place, log):
     path = place.save(houses(), "project.gpkg", layer="old")
     place.save(houses().iloc[:1], path.name, layer="new")
     labels = frame([CORE], {"class": ["water"]})
@@ -172,7 +172,7 @@ def test_another_layer_of_the_same_file_is_noticed_with_a_line(place, log):
         place.fetch(buildings=f"{path}|layername=gone")
 
 
-def test_none_after_a_fetch_with_roads_removes_them_with_a_line(place, log):
+def test_none_after_a_fetch_with_roads_removes_them_and_logs_it(place, log):
     assert place.fetch() == ALL
     for name in ("roads", "buildings"):
         place.tile.file(name).with_name(f"{name}.tif.aux.xml").write_text("<PAMDataset/>")
@@ -187,7 +187,7 @@ def test_none_after_a_fetch_with_roads_removes_them_with_a_line(place, log):
     assert place.fetch() == ALL
 
 
-def test_a_prior_is_made_anew_without_the_layers_that_were_removed(place, enviroatlas):
+def test_a_prior_is_remade_without_removed_layers(place, enviroatlas):
     chain = PipelineSettings.for_city("town", scheme=enviroatlas)
 
     def prior():
@@ -199,11 +199,11 @@ def test_a_prior_is_made_anew_without_the_layers_that_were_removed(place, enviro
     place.fetch(osm="none", buildings="none")
     without = prior()
     assert np.abs(with_roads - without).max() > 0.2
-    assert without.std(axis=(1, 2)).max() < 1e-6  # one code all over the tile, and nothing else
+    assert without.std(axis=(1, 2)).max() < 1e-6  # only one code in the whole tile
 
 
 @pytest.mark.parametrize("layer", ["osm", "buildings"])
-def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, layer):
+def test_another_or_edited_file_replaces_the_layer_and_logs_it(place, log, layer):
     without = {"buildings" if layer == "osm" else "osm": "none"}
     place.fetch(**without)
     name, moved = ("roads", road(20)) if layer == "osm" else ("buildings", houses(20).to_crs(4326))
@@ -213,7 +213,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     old = path.stat()
     path.unlink()
     place.save(moved, path.name, **({"layer": "lines"} if layer == "osm" else {}))
-    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**15))  # older than before
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**15))  # with an older date
     log.clear()
     place.fetch(**without)
     with rasterio.open(place.tile.file(name)) as src:
@@ -228,7 +228,7 @@ def test_another_or_an_edited_file_replaces_the_layer_with_a_line(place, log, la
     assert "fetching it again (changed: the source)" in log.text
 
 
-def test_other_widths_are_noticed_with_a_line(place, log):
+def test_other_widths_are_noticed_and_logged(place, log):
     before = place.fetch(buildings="none")["roads"]
     assert place.fetch(buildings="none", road_width="tags")["roads"] > 1.5 * before
     assert "roads, waterways, waterbodies is stale; fetching it again (changed: --road-width)" in log.text
@@ -253,14 +253,14 @@ def codes_of(place):
         return set(np.unique(src.read()).tolist())
 
 
-def test_what_lies_beside_a_file_counts_as_its_content(tmp_path):
+def test_sidecar_files_count_as_content(tmp_path):
     path = tmp_path / "labels.shp"
     shapes = [box(0, 0, 1, 1), box(2, 2, 3, 3)]
     frame(shapes, {"class": ["tree", "road"]}).to_file(path)
     first = identify(path)
     assert identify(path) == first
     geometry = path.read_bytes()
-    frame(shapes, {"class": ["road", "tree"]}).to_file(path)  # changes the .dbf only
+    frame(shapes, {"class": ["road", "tree"]}).to_file(path)  # changes only the .dbf
     assert path.read_bytes() == geometry
     second = identify(path)
     assert second != first
@@ -270,7 +270,7 @@ def test_what_lies_beside_a_file_counts_as_its_content(tmp_path):
     assert identify(tmp_path / "missing") is None
 
 
-def test_the_rasters_of_a_vrt_and_the_files_of_a_folder_count(tmp_path, make_raster):
+def test_rasters_in_a_vrt_and_files_in_a_folder_count_as_content(tmp_path, make_raster):
     make_raster("a.tif", np.full((32, 32), 1, np.uint8))
     vrt = tmp_path / "a.vrt"
     vrt.write_text(
@@ -283,7 +283,7 @@ def test_the_rasters_of_a_vrt_and_the_files_of_a_folder_count(tmp_path, make_ras
     assert identify(tmp_path) != folder
 
 
-def test_large_files_are_told_apart_without_reading_all(tmp_path, monkeypatch):
+def test_large_files_are_distinguished_without_reading_everything(tmp_path, monkeypatch):
     monkeypatch.setattr("landprior.sources.local_files._WHOLE", 1000)
     path = tmp_path / "large.bin"
     path.write_bytes(bytes(5_000_000))
@@ -297,7 +297,7 @@ def test_large_files_are_told_apart_without_reading_all(tmp_path, monkeypatch):
     assert identify(path) != first
 
 
-def test_another_spelling_of_a_path_is_not_another_source(place, monkeypatch, log):
+def test_a_different_spelling_of_a_path_is_the_same_source(place, monkeypatch, log):
     monkeypatch.chdir(place.folder)
     place.fetch(osm="none", buildings="houses.geojson")
     log.clear()
@@ -306,7 +306,7 @@ def test_another_spelling_of_a_path_is_not_another_source(place, monkeypatch, lo
     assert place.tile.steps()["buildings"]["origin"] == str(place.folder / "houses.geojson")
 
 
-def test_settings_of_a_plan_name_their_files_whole(place, monkeypatch):
+def test_settings_in_a_plan_have_absolute_paths(place, monkeypatch):
     monkeypatch.chdir(place.folder)
     local = {"naip": "naip", "nlcd": "nlcd_{year}.tif", "osm": "osm.gpkg|layername=lines", "buildings": "none"}
     found = FetchSettings(**local, labels=("houses.geojson",)).make_absolute()
@@ -319,7 +319,7 @@ def test_settings_of_a_plan_name_their_files_whole(place, monkeypatch):
     assert (remote.nlcd, remote.naip, remote.osm, remote.labels) == ("https://h.test/nlcd_{year}.tif", None, None, ())
 
 
-def test_a_layer_whose_fetch_was_killed_before_it_was_recorded_is_fetched_anew(place, log, monkeypatch):
+def test_a_layer_whose_fetch_was_killed_before_recording_it_is_fetched_again(place, log, monkeypatch):
     def killed(_tile, step, *_, **__):
         raise KeyboardInterrupt(step)
 
@@ -340,7 +340,7 @@ def test_a_layer_whose_fetch_was_killed_before_it_was_recorded_is_fetched_anew(p
     assert "landprior:begun" not in json.loads((path.parent / "item.json").read_text())["properties"]
 
 
-def test_tiles_of_another_year_over_the_same_ground_are_named_in_a_dry_run_too(place, monkeypatch):
+def test_tiles_of_another_year_at_the_same_place_are_named_also_in_a_dry_run(place, monkeypatch):
     (place.folder / "naip2").mkdir()
     older = place.folder / "naip2" / f"{NAME[:-8]}20110712.tif"
     shutil.copy(place.folder / "naip" / f"{NAME}.tif", older)
@@ -356,7 +356,7 @@ def test_tiles_of_another_year_over_the_same_ground_are_named_in_a_dry_run_too(p
     assert place.tile.name == older.stem
     image = place.root / "town" / NAME / "naip.tif"
     assert image.is_file()
-    again = run(place, monkeypatch, "--naip", "naip", "--year", "2014", "--dry-run", None)  # the other way round
+    again = run(place, monkeypatch, "--naip", "naip", "--year", "2014", "--dry-run", None)  # and vice versa
     assert re.search(rf"town also has {older.stem} \(NAIP 2011\)", again.stdout)
     image.write_bytes(b"II*")
     with warnings.catch_warnings():
@@ -364,28 +364,32 @@ def test_tiles_of_another_year_over_the_same_ground_are_named_in_a_dry_run_too(p
         place.fetch(naip=older.parent, year=2011, osm="none", buildings="none")
 
 
-# -- what somebody has put there -----------------------------------------------------------------
+# -- layers added by hand ------------------------------------------------------------------------
 
 
-def test_layers_put_there_by_hand_are_never_removed_or_replaced_in_silence(bare, log):
+def test_layers_added_by_hand_are_never_silently_removed_or_replaced(bare, log):
     place = bare
     place.fetch()
     tile, own = place.tile, None
     with rasterio.open(tile.file("roads")) as src:
         grid, own = Grid.of(src), np.ones(src.shape, np.uint8)
-    write_raster(tile.file("roads"), own, grid, overwrite=True)  # over what was fetched
+    write_raster(tile.file("roads"), own, grid, overwrite=True)  # replaces the fetched layer
     write_raster(tile.file("buildings"), own, grid, overwrite=True)
     log.clear()
     assert place.fetch(osm="none")["roads"] == own.size
     assert f"--osm none: {tile.file('roads')} was not fetched and is kept" in log.text
     assert not tile.file("waterways").exists()
     kept = place.fetch(road_width="tags")
-    assert (kept["roads"], kept["waterways"], kept["buildings"]) == (own.size, 0, own.size)  # the rest is fetched
+    assert (kept["roads"], kept["waterways"], kept["buildings"]) == (
+        own.size,
+        0,
+        own.size,
+    )  # the other layers are fetched
     assert f"{tile.file('buildings')} was not fetched and is kept" in log.text
     assert place.fetch(overwrite=True) == ALL
 
 
-def test_a_damaged_layer_is_fetched_again_and_a_damaged_foreign_one_refused(place, log):
+def test_a_damaged_layer_is_fetched_again_but_not_one_added_by_hand(place, log):
     place.fetch()
     path = place.tile.file("roads")
     path.write_bytes(path.read_bytes()[:100])
@@ -411,7 +415,7 @@ HERE = r"-80\.2\d+,37\.22\d+,-80\.20\d+,37\.22\d+"
 
 
 @pytest.mark.parametrize("driver", ["gpkg", "geojson", "shp", "fgb", "zip", "parquet"])
-def test_footprints_of_another_place_are_said_once_with_both_places(place, driver):
+def test_footprints_of_another_place_give_one_warning_with_both_places(place, driver):
     if driver == "parquet":
         pytest.importorskip("pyarrow")
         path = place.folder / "far.parquet"
@@ -466,19 +470,19 @@ def test_an_extract_of_another_place_is_refused(place):
     assert place.fetch(buildings="none", osm=extract(place.folder / "here.osm", *PLACE))["roads"] > 100
 
 
-def test_an_extract_without_bounds_and_without_roads_here_is_said(place):
+def test_an_extract_without_bounds_and_without_roads_here_gives_a_warning(place):
     path = extract(place.folder / "plain.osm", -122.31, 37.8, -122.29, 37.81, bounds=False)
     with pytest.warns(SourceWarning, match=r"plain.osm has nothing within 2 km of tile .*-122.31.*the tile in -80.21"):
         assert place.fetch(buildings="none", osm=path)["roads"] == 0
 
 
-def test_an_extract_that_covers_a_part_of_a_tile_is_said(place):
+def test_an_extract_that_covers_part_of_a_tile_gives_a_warning(place):
     path = extract(place.folder / "part.osm", -80.22, 37.22, -80.2096, 37.23)
     with pytest.warns(SourceWarning, match=r"part.osm covers .*, only [3-7]\d% of tile .*; the rest stays empty"):
         place.fetch(buildings="none", osm=path)
 
 
-def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
+def test_bounds_are_read_from_the_header_of_a_pbf(tmp_path):
     osmium = pytest.importorskip("osmium")
     header = osmium.io.Header()
     header.add_box(osmium.osm.Box(osmium.osm.Location(-76.9, 40.1), osmium.osm.Location(-76.7, 40.3)))
@@ -492,7 +496,7 @@ def test_the_header_of_a_pbf_says_its_bounds(tmp_path):
     assert extents.find_extent(path) is None
 
 
-def test_a_packed_source_is_refused_before_anything_is_fetched(bare):
+def test_a_compressed_source_is_refused_before_anything_is_fetched(bare):
     for name, option in (("town.osm.bz2", "osm"), ("houses.geojson.gz", "buildings")):
         (bare.folder / name).write_bytes(b"BZh9")
         with pytest.raises(
@@ -502,18 +506,18 @@ def test_a_packed_source_is_refused_before_anything_is_fetched(bare):
     assert bare.pixels() == {}
 
 
-def test_an_extract_with_an_ending_in_capitals_is_one(place):
+def test_an_extract_is_recognised_with_an_upper_case_extension(place):
     path = extract(place.folder / "TOWN.OSM", *PLACE)
     assert place.fetch(buildings="none", osm=path)["roads"] > 100
 
 
-def test_a_csv_of_outlines_in_degrees_is_read_as_such(place, log):
+def test_a_csv_of_outlines_in_degrees_is_read_as_degrees(place, log):
     houses().to_crs(4326).to_csv(place.folder / "houses.csv")
     assert place.fetch(osm="none", buildings=place.folder / "houses.csv")["buildings"] == ALL["buildings"]
     assert "houses.csv: coordinates are off this map and look like degrees" in log.text
 
 
-def test_nlcd_in_an_archive_is_read_by_its_path_there(files, bare):
+def test_nlcd_in_an_archive_is_read_by_its_path_in_it(files, bare):
     place = by_hand(files, bare, "naip")
     with zipfile.ZipFile(place.folder / "nlcd.zip", "w") as archive:
         archive.write(place.folder / "nlcd.tif", "a/nlcd.tif")
@@ -525,7 +529,7 @@ def test_nlcd_in_an_archive_is_read_by_its_path_there(files, bare):
     assert codes_of(place) == {41}
 
 
-def test_hidden_files_beside_images_are_no_news(place, log):
+def test_hidden_files_beside_images_are_ignored(place, log):
     (place.folder / "naip" / f"._{NAME}.tif").write_bytes(b"Mac OS X")
     (place.folder / "naip" / ".trash").mkdir()
     (place.folder / "naip" / ".trash" / "old.tif").write_bytes(b"")
@@ -539,21 +543,21 @@ def test_the_bounds_of_real_extracts(real_data):
     assert tuple(found.box) == pytest.approx((-76.8459, 40.2075, -76.7474, 40.3136), abs=1e-4)
 
 
-def test_a_tile_without_features_in_a_source_of_this_place_is_no_news(place):
+def test_a_tile_without_features_in_a_source_of_this_place_gives_no_warning(place):
     beside = place.save(houses(900), "beside.gpkg")  # the next village
     with warnings.catch_warnings():
         warnings.simplefilter("error", SourceWarning)
         assert place.fetch(osm="none", buildings=beside)["buildings"] == 0
 
 
-def test_features_on_both_sides_but_none_near_are_said(place):
+def test_features_on_both_sides_but_none_nearby_give_a_warning(place):
     both = gpd.GeoDataFrame(geometry=[*houses(-FAR).geometry, *houses(FAR).geometry], crs=CRS)
     path = place.save(both, "both.gpkg")
     with pytest.warns(SourceWarning, match=r"both.gpkg has no building on tile .* or within 2 km: it lies in -80.6"):
         place.fetch(osm="none", buildings=path)
 
 
-def test_latitude_first_is_suggested(place):
+def test_the_warning_for_swapped_coordinates_mentions_latitude_first(place):
     swapped = houses().to_crs(4326)
     swapped["geometry"] = swapped.geometry.map(lambda g: Polygon([(y, x) for x, y in g.exterior.coords]))
     path = place.save(swapped, "swapped.geojson")
@@ -563,7 +567,7 @@ def test_latitude_first_is_suggested(place):
         place.fetch(osm="none", buildings=path)
 
 
-def test_coordinates_that_do_not_fit_their_crs_are_said(place):
+def test_coordinates_that_do_not_fit_their_crs_are_reported(place):
     metres = houses().set_crs(4326, allow_override=True)
     path = place.folder / "metres.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": json.loads(metres.to_json())["features"]}))
@@ -575,7 +579,7 @@ def test_coordinates_that_do_not_fit_their_crs_are_said(place):
 
 
 @pytest.mark.parametrize(("crs", "advice"), [(CRS, "EPSG:CODE"), (4326, "EPSG:4326")])
-def test_a_shapefile_without_prj_is_said_with_advice_that_fits(bare, crs, advice):
+def test_the_error_for_a_shapefile_without_prj_gives_fitting_advice(bare, crs, advice):
     path = bare.save(houses().to_crs(crs), "lost.shp")
     path.with_suffix(".prj").unlink()
     with pytest.raises(InputError, match=rf"lost.shp has no CRS; its coordinates lie in .*-a_srs {advice}"):
@@ -583,7 +587,7 @@ def test_a_shapefile_without_prj_is_said_with_advice_that_fits(bare, crs, advice
     assert bare.pixels() == {}
 
 
-def test_labels_of_another_place_are_said(place):
+def test_labels_of_another_place_are_reported(place):
     scheme = chesapeake_scheme()
     far = frame([box(LEFT + FAR, TOP, LEFT + FAR + 9, TOP + 9)], {"class": ["water"]})
     path = place.save(far, "far.gpkg")
@@ -614,7 +618,7 @@ def test_nlcd_of_another_place_or_without_data_here_is_refused(files, bare):
         place.fetch(osm="none", buildings="none", nlcd=place.folder / "half.tif")
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused(place, monkeypatch):
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(place, monkeypatch):
     monkeypatch.setattr("landprior.sources.local_files._WHOLE", 2**20)
     path = place.folder / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -660,14 +664,14 @@ def test_remote_addresses_are_refused_from_python_too(value):
     assert FetchSettings(nlcd="https://h.test/x.tif?year={year}").nlcd == "https://h.test/x.tif?year={year}"
 
 
-def test_local_files_receive_nothing_and_say_nothing_of_it(bare, monkeypatch):
+def test_with_local_files_no_received_bytes_are_reported(bare, monkeypatch):
     result = run(bare, monkeypatch)
     assert result.exit_code == 0, result.output
     assert "received" not in result.output
     assert "0 bytes" not in result.output
 
 
-def test_a_dry_run_finds_what_is_wrong_with_local_files(bare, monkeypatch):
+def test_a_dry_run_finds_errors_in_local_files(bare, monkeypatch):
     bare.save(road(FAR), "far.gpkg", layer="lines")
     for options, words in [
         (("--osm", "far.gpkg"), "far.gpkg has nothing within 2 km"),

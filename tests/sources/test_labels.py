@@ -1,4 +1,4 @@
-"""Labels: rasters and vectors become codes of the scheme on the tile's grid, the first source on top."""
+"""Labels: rasters and vectors become codes of the scheme on the tile's grid, with the first source on top."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def grid(make_grid):
 
 @pytest.fixture
 def put(tmp_path, grid):
-    """Write labels onto the grid and return them; None if there are none."""
+    """Write labels onto the grid, and return them, or None if there are none."""
 
     def write(*sources, **options):
         path = tmp_path / "labels.tif"
@@ -79,13 +79,13 @@ def test_a_raster_on_the_grid_is_merged_by_the_scheme(make_raster, codes, put, g
     )
 
 
-def test_codes_are_mapped_first(make_raster, codes, put, grid):
+def test_codes_are_mapped_before_merging(make_raster, codes, put, grid):
     path = make_raster("a.tif", codes + np.uint8(100), grid=grid)
     found = put(path, label_map={code + 100: code for code in (0, 1, 2, 7, 15, 21)} | {122: 7})
     np.testing.assert_array_equal(found, np.where(codes == 22, 7, merged(codes)))
 
 
-def test_an_unknown_code_is_an_error_with_the_file(make_raster, codes, put, grid):
+def test_an_unknown_code_is_an_error_that_names_the_file(make_raster, codes, put, grid):
     codes[3, 4] = 99
     path = make_raster("a.tif", codes, grid=grid)
     with pytest.raises(SchemeError, match=r"a\.tif has code\(s\) 99 that are not in scheme 'three' .*--label-map"):
@@ -97,7 +97,7 @@ def test_an_unknown_code_is_an_error_with_the_file(make_raster, codes, put, grid
         put(path.parent / "none.tif")
 
 
-def test_a_shifted_raster_covers_a_part(make_raster, codes, put, grid):
+def test_a_shifted_raster_covers_part_of_the_tile(make_raster, codes, put, grid):
     moved = Grid(width=80, height=60, transform=grid.transform @ Affine.translation(30, -20), crs=grid.crs)
     expected = np.full(grid.shape, GONE)
     expected[:40, 30:] = merged(codes)[20:, :50]
@@ -105,7 +105,7 @@ def test_a_shifted_raster_covers_a_part(make_raster, codes, put, grid):
 
 
 @pytest.mark.parametrize("epsg", [26918, 5070])
-def test_a_raster_in_another_crs_is_put_there_by_nearest_neighbour(make_raster, rng, put, grid, epsg):
+def test_a_raster_in_another_crs_is_resampled_by_nearest_neighbour(make_raster, rng, put, grid, epsg):
     left, bottom, right, top = transform_bounds(grid.crs, CRS.from_epsg(epsg), *grid.bounds)
     transform = Affine(3, 0, left - 20, 0, -3, top + 20)
     own = Grid(
@@ -147,7 +147,7 @@ def write_fields(path, grid, epsg=26917, **columns):
 
 
 def drawn(grid, values):
-    """The first of several is on top."""
+    """Draw the fields with the first one on top."""
     shapes = [(shape, value) for shape, value in zip(fields(grid), values, strict=True) if value is not None]
     return rasterize(shapes[::-1], grid.shape, fill=GONE, transform=grid.transform, dtype="uint8")
 
@@ -164,7 +164,7 @@ def drawn(grid, values):
         ([1, None, 7, None], [1, None, 7, None]),
     ],
 )
-def test_classes_are_given_by_name_or_code(tmp_path, put, grid, values, expected):
+def test_classes_can_be_given_by_name_or_code(tmp_path, put, grid, values, expected):
     found = put(write_fields(tmp_path / "a.gpkg", grid, **{"class": values}))
     np.testing.assert_array_equal(found, drawn(grid, expected))
 
@@ -197,7 +197,7 @@ def test_an_unknown_class_is_an_error(tmp_path, put, grid, values, message):
 # -- several -------------------------------------------------------------------------------------
 
 
-def test_the_first_source_that_says_something_counts(tmp_path, make_raster, codes, put, grid):
+def test_the_first_source_with_a_label_counts(tmp_path, make_raster, codes, put, grid):
     first = write_fields(tmp_path / "a.gpkg", grid, **{"class": ["Water", "Trees", None, "Built up"]})
     on_top = drawn(grid, [1, 2, None, 7])
     second = make_raster("b.tif", codes, grid=grid)
@@ -205,7 +205,7 @@ def test_the_first_source_that_says_something_counts(tmp_path, make_raster, code
     np.testing.assert_array_equal(put(second, first), np.where(merged(codes) == GONE, on_top, merged(codes)))
 
 
-def test_sources_elsewhere_are_passed_over(tmp_path, make_raster, make_grid, codes, put, grid):
+def test_sources_of_other_places_are_skipped(tmp_path, make_raster, make_grid, codes, put, grid):
     far = make_grid(60, 80, left=700_000.0)
     raster = make_raster("far.tif", codes, grid=far)
     vector = write_fields(tmp_path / "far.gpkg", far, **{"class": ["Water"] * 4})
@@ -216,12 +216,12 @@ def test_sources_elsewhere_are_passed_over(tmp_path, make_raster, make_grid, cod
     assert put(vector) is None
 
 
-def test_labels_that_say_nothing_are_none(tmp_path, make_raster, put, grid):
+def test_labels_without_a_class_give_none(tmp_path, make_raster, put, grid):
     assert put(make_raster("a.tif", np.full(grid.shape, 15, dtype=np.uint8), grid=grid)) is None
     assert put(write_fields(tmp_path / "a.gpkg", grid, **{"class": [15, 0, 15, 0]})) is None
 
 
-def test_what_is_there_is_kept_unless_told(make_raster, codes, grid):
+def test_existing_labels_are_kept_without_overwrite(make_raster, codes, grid):
     source = make_raster("a.tif", codes, grid=grid)
     path = make_raster("labels.tif", np.ones(grid.shape, dtype=np.uint8), grid=grid)
     with pytest.raises(OutputExistsError, match="--overwrite"):
@@ -261,7 +261,7 @@ def test_real_polygons_become_labels(real_data, tmp_path):
         ("noending", "GTiff"),
     ],
 )
-def test_labels_are_rasters_by_what_they_hold(make_raster, codes, put, grid, tmp_path, name, driver):
+def test_rasters_are_recognised_by_content(make_raster, codes, put, grid, tmp_path, name, driver):
     import rasterio.shutil
 
     expected = put(make_raster("a.tif", codes, grid=grid))
@@ -270,7 +270,7 @@ def test_labels_are_rasters_by_what_they_hold(make_raster, codes, put, grid, tmp
     np.testing.assert_array_equal(put(tmp_path / name), expected)
 
 
-def test_vectors_are_no_rasters_whatever_their_name(tmp_path):
+def test_vectors_are_not_taken_for_rasters_under_any_name(tmp_path):
     points = geopandas.GeoDataFrame({"class": ["water"]}, geometry=[Point(600001, 4499999)], crs=26917)
     points.to_file(tmp_path / "a.geojson")
     (tmp_path / "a.tif").write_bytes((tmp_path / "a.geojson").read_bytes())

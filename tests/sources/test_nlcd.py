@@ -1,4 +1,4 @@
-"""NLCD: cells come bit by bit from coverage services and national files, and lie where they should to half a metre."""
+"""NLCD: cells from coverage services and national files are exact, and placed to within half a metre."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(path):
 
 
 def check_cells(path, source, grid):
-    """A file holds cells of another, bit by bit on its grid, and covers a grid with two cells around."""
+    """Check that a file has exactly the cells of another on its grid, and covers a grid plus two cells around it."""
     values, own, _ = read(path)
     whole, there, _ = read(source)
     column, row = ~there.transform @ own.transform @ (0, 0)
@@ -75,7 +75,7 @@ def place_at(left, top, width=90, height=60, epsg=5070):
 # -- a real server -----------------------------------------------------------------------------
 
 
-def test_mapserver_gives_the_cells_bit_by_bit(wcs_server, scene_files, network, tmp_path):
+def test_cells_from_mapserver_are_exact(wcs_server, scene_files, network, tmp_path):
     url = wcs_server(scene_files.nlcd, coverage="nlcd")
     described = describe_coverage(network, url=url, coverage="nlcd")
     with rasterio.open(scene_files.nlcd) as src:
@@ -97,13 +97,13 @@ def test_mapserver_gives_the_cells_bit_by_bit(wcs_server, scene_files, network, 
         download_nlcd(within(scene_files, left=0), None, offline, url=url, coverage="nlcd")
 
 
-def test_at_the_edge_of_the_coverage_at_least_three_cells_are_asked_for(wcs_server, scene_files, network):
+def test_at_the_edge_of_the_coverage_at_least_three_cells_are_requested(wcs_server, scene_files, network):
     url = wcs_server(scene_files.nlcd, coverage="nlcd")
     with rasterio.open(scene_files.nlcd) as src:
         left, bottom, right, top = src.bounds
     whole, there, _ = read(scene_files.nlcd)
     for grid in (
-        place_at(left - 89, top + 59),  # a metre of it
+        place_at(left - 89, top + 59),  # overlaps it by only a metre
         place_at(right - 1, bottom + 1),
         place_at(left - 50, bottom + 50),
         place_at(left + 300, top - 300, width=1, height=1),
@@ -126,7 +126,7 @@ def test_at_the_edge_of_the_coverage_at_least_three_cells_are_asked_for(wcs_serv
     assert len(wcs_server.requests(url)) == count
 
 
-def test_what_mapserver_refuses_is_said_in_its_words(wcs_server, scene_files, network):
+def test_errors_of_mapserver_are_passed_on(wcs_server, scene_files, network):
     url = wcs_server(scene_files.nlcd, coverage="nlcd")
     with pytest.raises(SourceError, match=r"NLCD: .*/wcs says: .*none.*; give the national file") as caught:
         describe_coverage(network, url=url, coverage="none")
@@ -140,7 +140,7 @@ def test_what_mapserver_refuses_is_said_in_its_words(wcs_server, scene_files, ne
 
 
 @pytest.mark.realdata
-def test_real_nlcd_comes_bit_by_bit_and_lies_where_it_should(wcs_server, real_data, network, tmp_path):
+def test_real_nlcd_is_exact_and_in_the_right_place(wcs_server, real_data, network, tmp_path):
     source = real_data / "nlcd-samples" / "nlcd_rhode_island_30m.tif"
     url = wcs_server(source, coverage="nlcd")
     grid = place_at(290_000, 4_620_000, width=1000, height=500, epsg=26919)
@@ -159,14 +159,14 @@ def test_real_nlcd_comes_bit_by_bit_and_lies_where_it_should(wcs_server, real_da
     coast = place_at(322_010, 4_586_780, width=300, height=300, epsg=26919)
     layer, _, _ = read(write_nlcd(source, coast, tmp_path / "coast.tif"))
     assert 255 not in layer
-    assert 0.1 < (layer == 0).mean() < 0.3  # the file's 255
+    assert 0.1 < (layer == 0).mean() < 0.3  # 255 in the file
 
 
-# -- where cells lie ---------------------------------------------------------------------------
+# -- position of cells -------------------------------------------------------------------------
 
 
 def check_edges(layer, source, grid):
-    """Each pixel has the code of the cell that its middle lies in, unless it is less than 0.1 m to another."""
+    """Check that each pixel has the code of the cell that contains its centre, except within 0.1 m of another cell."""
     codes, there, _ = read(source)
     columns, rows = np.meshgrid(np.arange(grid.width) + 0.5, np.arange(grid.height) + 0.5)
     places = grid.transform @ (columns, rows)
@@ -180,7 +180,7 @@ def check_edges(layer, source, grid):
 
 
 @pytest.mark.parametrize("crs", ["EPSG:5070", "EPSG:4326", "EPSG:3857"])
-def test_cells_lie_where_they_should_all_over_a_tile(tmp_path, rng, crs):
+def test_cells_are_in_the_right_place_throughout_a_tile(tmp_path, rng, crs):
     grid = place_at(585_000, 4_483_000, width=7000, height=120, epsg=26917)
     left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)
     cell = 30 if crs != "EPSG:4326" else 1 / 3600
@@ -204,7 +204,7 @@ def test_the_layer_has_the_cells_of_the_service(wcs_server, scene_files, network
 
 # -- a server like that of USGS ------------------------------------------------------------------
 
-# As GeoServer writes it (WCS 1.0.0): the origin is the centre of the first cell, its numbers may be rounded.
+# GeoServer's form (WCS 1.0.0): the origin is the centre of the first cell, and its numbers may be rounded.
 DESCRIPTION = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <wcs:CoverageDescription version="1.0.0" xmlns:wcs="http://www.opengis.net/wcs" xmlns:gml="http://www.opengis.net/gml"
@@ -277,7 +277,7 @@ XML = {"Content-Type": "application/vnd.ogc.se_xml"}
 
 @pytest.fixture
 def geoserver(faulty_server, scene_files):
-    """A coverage service over the scene's NLCD that answers as GeoServer does; may be changed by its attributes."""
+    """A coverage service of the scene's NLCD that responds like GeoServer; its attributes change the responses."""
     codes, there, _ = read(scene_files.nlcd)
 
     def answer(request):
@@ -318,7 +318,7 @@ def encode_tiff(values, transform, **options):
     [
         {},
         {"envelope": "EnvelopeWithTimePeriod", "span": TIMES[0] + TIMES[-1]},
-        {"left": 1_400_000.0, "top": 1_900_000.0},  # the envelope is somebody's guess
+        {"left": 1_400_000.0, "top": 1_900_000.0},  # the envelope is only a guess
     ],
     ids=["plain", "with times", "guessed"],
 )
@@ -337,7 +337,7 @@ def test_the_origin_of_geoserver_is_the_centre_of_a_cell(geoserver, scene_files,
     assert (query["version"], query["coverage"], query["interpolation"]) == ("1.0.0", COVERAGE, "nearest neighbor")
 
 
-def test_a_rounded_origin_moves_cells_by_no_more_than_that(geoserver, scene_files, network):
+def test_a_rounded_origin_moves_cells_only_by_the_rounding(geoserver, scene_files, network):
     with rasterio.open(scene_files.nlcd) as src:
         left, top = src.bounds.left, src.bounds.top
     geoserver.changes = {"x": left + 15.004, "y": top - 14.996}
@@ -355,12 +355,12 @@ def test_a_rounded_origin_moves_cells_by_no_more_than_that(geoserver, scene_file
         ("<wcs:temporalDomain><gml:timePosition>2001</gml:timePosition></wcs:temporalDomain>", (2001,)),
     ],
 )
-def test_the_years_are_those_listed_or_all_of_a_period(geoserver, network, domain, years):
+def test_the_years_are_those_listed_or_all_in_a_period(geoserver, network, domain, years):
     geoserver.domain = domain
     assert describe_coverage(network, url=geoserver.wcs, coverage=COVERAGE).years == years
 
 
-def test_each_year_and_service_has_a_place_of_its_own_in_the_cache(geoserver, scene_files, network):
+def test_each_year_and_service_is_cached_separately(geoserver, scene_files, network):
     grid = within(scene_files)
     paths = {download_nlcd(grid, year, network, url=geoserver.wcs, coverage=COVERAGE) for year in (2006, 2011, None)}
     paths |= {download_nlcd(grid, 2011, network, url=f"{geoserver.wcs}?map=other", coverage=COVERAGE)}
@@ -374,8 +374,8 @@ def test_each_year_and_service_has_a_place_of_its_own_in_the_cache(geoserver, sc
     assert len(geoserver.requests) == count + 2
 
 
-def test_the_services_own_nodata_is_kept(geoserver, scene_files, network, tmp_path):
-    """Annual NLCD has 250 around the country."""
+def test_the_nodata_value_of_the_service_is_kept(geoserver, scene_files, network, tmp_path):
+    """Annual NLCD has 250 outside the country."""
 
     def encode(values, transform):
         return encode_tiff(np.where(values == values[0, 0], 250, values).astype(np.uint8), transform, nodata=250)
@@ -416,7 +416,7 @@ OWS = b"""<?xml version="1.0"?><ows:ExceptionReport xmlns:ows="http://www.opengi
         (b"II*\x00 and nothing more", r"sent a damaged raster", 1),
     ],
 )
-def test_what_the_service_says_instead_is_passed_on(geoserver, scene_files, network, content, words, again):
+def test_unexpected_responses_of_the_service_are_passed_on(geoserver, scene_files, network, content, words, again):
     geoserver.says = content
     with pytest.raises(SourceError, match=rf"NLCD: .*/wcs {words}") as caught:
         download_nlcd(within(scene_files), 2011, network, url=geoserver.wcs, coverage=COVERAGE)
@@ -447,13 +447,13 @@ def moved(columns, rows, scale=1.0):
     ],
     ids=["size", "half a cell", "scale", "large codes", "no codes"],
 )
-def test_a_raster_of_something_else_is_refused(geoserver, scene_files, network, encode, words):
+def test_a_raster_other_than_the_requested_one_is_refused(geoserver, scene_files, network, encode, words):
     geoserver.encode = encode
     with pytest.raises(SourceError, match=rf"NLCD: .*/wcs {words}"):
         download_nlcd(within(scene_files), 2011, network, url=geoserver.wcs, coverage=COVERAGE)
 
 
-def test_rounding_in_the_answers_place_does_no_harm(geoserver, scene_files, network):
+def test_rounded_coordinates_in_the_response_are_accepted(geoserver, scene_files, network):
     geoserver.encode = moved(0.01, -0.01)
     grid = within(scene_files)
     check_cells(download_nlcd(grid, 2011, network, url=geoserver.wcs, coverage=COVERAGE), scene_files.nlcd, grid)
@@ -472,14 +472,14 @@ def test_rounding_in_the_answers_place_does_no_harm(geoserver, scene_files, netw
         ("<gml:origin><gml:pos>", "<gml:origin><gml:pos>east "),
     ],
 )
-def test_a_description_that_does_not_serve_is_said(geoserver, network, monkeypatch, old, new):
+def test_an_unusable_description_is_an_error(geoserver, network, monkeypatch, old, new):
     assert old in DESCRIPTION
     monkeypatch.setattr(f"{__name__}.DESCRIPTION", DESCRIPTION.replace(old, new))
     with pytest.raises(SourceError, match=r"NLCD: .*/wcs gives an unusable description of its raster; give"):
         describe_coverage(network, url=geoserver.wcs, coverage=COVERAGE)
 
 
-def test_entities_in_an_answer_are_not_expanded(geoserver, scene_files, network):
+def test_entities_in_a_response_are_not_expanded(geoserver, scene_files, network):
     bomb = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa">]><ServiceException>&a;</ServiceException>'
     geoserver.says = bomb
     with pytest.raises(SourceError, match="did not send XML"):
@@ -501,7 +501,7 @@ def test_entities_in_an_answer_are_not_expanded(geoserver, scene_files, network)
         (2030, (2001, 2021), 2021),
     ],
 )
-def test_the_nearest_year_is_taken_the_earlier_of_two(year, years, expected):
+def test_the_nearest_year_is_chosen_and_the_earlier_of_two(year, years, expected):
     assert match_year(year, years) == expected
 
 
@@ -510,7 +510,7 @@ def offered(network, url):
     return TileFetcher(plan=None, settings=settings, network=network, run=Run())._offered_year
 
 
-def test_a_year_is_asked_for_only_where_there_are_several(geoserver, network, monkeypatch):
+def test_a_year_is_requested_only_if_there_are_several(geoserver, network, monkeypatch):
     with pytest.warns(SourceWarning, match="NLCD 2012 is not available; using 2011"):
         assert offered(network, geoserver.wcs)(2012) == 2011
     assert offered(network, geoserver.wcs)(2016) == 2016
@@ -519,13 +519,13 @@ def test_a_year_is_asked_for_only_where_there_are_several(geoserver, network, mo
     assert offered(network, f"{geoserver.wcs}?single")(2012) is None
     single = describe_coverage(network, url=f"{geoserver.wcs}?single", coverage=COVERAGE)
     monkeypatch.setattr("landprior.sources.nlcd.describe_coverage", lambda *_, **__: single)
-    assert offered(network, WCS_URL)(2012) == 2012  # known to have all years
+    assert offered(network, WCS_URL)(2012) == 2012  # this service is known to have all years
 
 
 # -- files -------------------------------------------------------------------------------------
 
 
-def test_a_local_file_is_used_where_it_is(tmp_path, scene_files, network, make_grid):
+def test_a_local_file_is_used_in_place(tmp_path, scene_files, network, make_grid):
     assert clip_file(scene_files.nlcd, 2011, make_grid(), network) == scene_files.nlcd
     assert clip_file(f"{tmp_path}/nlcd_{{year}}.tif", 2011, make_grid(), network) == tmp_path / "nlcd_2011.tif"
     assert clip_file(str(scene_files.nlcd), None, make_grid(), network) == scene_files.nlcd
@@ -539,7 +539,7 @@ def test_a_local_file_is_used_where_it_is(tmp_path, scene_files, network, make_g
 
 @pytest.fixture
 def national(tmp_path, rng):
-    """A big file in blocks, as the national ones are: 4 MB that do not compress."""
+    """A large tiled file like the national ones: 4 MB that cannot be compressed."""
     path = tmp_path / "files" / "nlcd_2011.tif"
     path.parent.mkdir()
     place = {"crs": "EPSG:5070", "transform": Affine(30, 0, 1_400_025, 0, -30, 1_960_005), "nodata": 250}
@@ -549,7 +549,7 @@ def national(tmp_path, rng):
     return path
 
 
-def test_of_a_remote_file_only_the_part_that_is_needed_is_fetched(file_server, national, network, tmp_path):
+def test_only_the_necessary_part_of_a_remote_file_is_fetched(file_server, national, network, tmp_path):
     url = file_server(national.parent)
     address = f"{url}/nlcd_{{year}}.tif?signature=secret"
     grid = place_at(1_430_000, 1_930_000, width=700, height=500)
@@ -562,13 +562,13 @@ def test_of_a_remote_file_only_the_part_that_is_needed_is_fetched(file_server, n
     assert clip_file(address, 2011, grid, network) == path
     offline = Network(Cache(tmp_path / "cache"), offline=True)
     assert clip_file(address, 2011, grid, offline) == path
-    # another place from the same parts: no more is fetched
+    # another place in the same parts needs no further requests
     near = place_at(1_430_300, 1_930_000, width=400, height=500)
     check_cells(clip_file(address, 2011, near, offline), national, near)
     assert len(file_server.requests(url)) == len(requests)
 
 
-def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(faulty_server, network):
+def test_two_addresses_that_differ_only_in_their_query_are_kept_apart(faulty_server, network):
     grid, files = place_at(1_430_000, 1_930_000, width=300, height=300), {}
     for year in ("2016", "2019"):
         with MemoryFile() as memory:
@@ -585,7 +585,7 @@ def test_of_two_addresses_that_differ_in_their_query_each_gives_its_own_codes(fa
     assert not [path for path in network.cache.root.rglob("*") if "secret" in path.name]
 
 
-def test_a_remote_file_elsewhere_missing_or_damaged_is_said(file_server, national, network):
+def test_remote_files_of_another_place_missing_or_damaged_are_errors(file_server, national, network):
     url = file_server(national.parent)
     with pytest.raises(GridMismatchError, match=r"NLCD: .*/nlcd_2011\.tif has no data at this place"):
         clip_file(f"{url}/nlcd_2011.tif", 2011, place_at(0, 0), network)

@@ -1,4 +1,4 @@
-"""OpenStreetMap: the same roads and water whatever they come from, and only what can be seen from the air."""
+"""OpenStreetMap: all sources give the same roads and water, limited to what is visible from the air."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_same(first, second):
 
 
 def make_elements(features, crs="EPSG:26917"):
-    """Return nodes, ways and relations of (shape, tags)."""
+    """Return nodes, ways and relations for pairs of shape and tags."""
     ids = count(1)
     nodes, ways, relations = [], [], []
 
@@ -90,7 +90,7 @@ def make_elements(features, crs="EPSG:26917"):
 
 @pytest.fixture
 def overpass(faulty_server):
-    """An Overpass server that answers any question with its ``elements``."""
+    """An Overpass server that responds to every query with its ``elements``."""
 
     def interpreter(_request):
         head = {"version": 0.6, "generator": "Overpass API", "osm3s": {"copyright": "ODbL"}}
@@ -126,11 +126,11 @@ def test_overpass_and_an_extract_give_the_same_rasters(overpass, scene_files, ne
 
 
 def extract_as(kind, elements, tmp_path, cache):
-    """Return the features of an extract as somebody may have them."""
+    """Return the features of an extract in a form in which users may have them."""
     pbf = write_pbf(tmp_path / "place.osm.pbf", elements)
     if kind == "ours":
         return convert_extract(pbf, cache, WORLD)
-    path = tmp_path / "ogr2ogr.gpkg"  # with GDAL's own configuration: most tags are in other_tags
+    path = tmp_path / "ogr2ogr.gpkg"  # with GDAL's default configuration, in which most tags are in other_tags
     for layer in ("points", "lines", "multipolygons"):
         frame = pyogrio.read_dataframe(pbf, layer=layer)
         assert "other_tags" in frame.columns
@@ -195,10 +195,10 @@ BODIES = [
 
 
 @pytest.mark.parametrize("kind", ["overpass", "ours", "ogr2ogr"])
-def test_only_what_can_be_seen_is_burnt(kind, overpass, grid, network, cache, tmp_path):
+def test_only_visible_features_are_burnt(kind, overpass, grid, network, cache, tmp_path):
     lines = [(line(grid, 10 * i + 10), tags, there) for i, (tags, there) in enumerate(ROADS)]
     lines += [(line(grid, 10 * i + 210), tags, there) for i, (tags, there) in enumerate(WATERWAYS)]
-    # ogr2ogr takes a closed waterway for a line
+    # ogr2ogr treats a closed waterway as a line
     squares = [
         (square(grid, 12 * i + 20), tags, there and not (kind == "ogr2ogr" and "waterway" in tags))
         for i, (tags, there) in enumerate(BODIES)
@@ -221,7 +221,7 @@ def test_only_what_can_be_seen_is_burnt(kind, overpass, grid, network, cache, tm
     bodies = [shape for (shape, _, there) in squares if there] + [square(grid, 300, hole=2)]
     burnt = rasterize(roads, grid.shape, transform=grid.transform, dtype="uint8")
     agree = found["roads"] == binary_dilation(burnt, np.ones((3, 3)))
-    assert (~agree).sum() <= 20  # the roundabout's places are rounded to a centimetre
+    assert (~agree).sum() <= 20  # coordinates of the roundabout are rounded to a centimetre
     assert agree[:, :300].all()
     assert found["roads"][50, 350] == 0
     expected = rasterize(ways, grid.shape, transform=grid.transform, all_touched=True, dtype="uint8")
@@ -270,7 +270,7 @@ def test_real_extracts_and_ready_made_layers_agree(real_data, cache, city, corne
 
 
 def geofabrik(tmp_path, grid, ending):
-    """Write layers as Geofabrik's free shapefiles have them."""
+    """Write layers like those in Geofabrik's free shapefiles."""
     left, _, _, top = grid.bounds
     layers = {
         "gis_osm_roads_free_1": (
@@ -302,7 +302,7 @@ def geofabrik(tmp_path, grid, ending):
 
 
 @pytest.mark.parametrize("ending", ["gpkg", "zip"])
-def test_layers_of_geofabrik_are_known_by_name(tmp_path, grid, ending):
+def test_layers_of_geofabrik_are_recognised_by_name(tmp_path, grid, ending):
     path = geofabrik(tmp_path, grid, ending)
     frames = read_layers(path, grid)
     assert {name: len(frame) for name, frame in frames.items()} == {"roads": 2, "waterways": 2, "waterbodies": 2}
@@ -314,10 +314,10 @@ def test_layers_of_geofabrik_are_known_by_name(tmp_path, grid, ending):
     assert found["waterbodies"][[10, 30, 50, 70], 250].tolist() == [1, 1, 0, 0]
 
 
-def test_layers_by_our_names_need_no_tags(tmp_path, grid):
+def test_layers_with_names_of_landprior_need_no_tags(tmp_path, grid):
     path = tmp_path / "mine.gpkg"
     for name, shapes in {
-        "roads": [line(grid, 10), square(grid, 100)],  # an area is no road
+        "roads": [line(grid, 10), square(grid, 100)],  # an area is not a road
         "waterways": [line(grid, 20)],
         "waterbodies": [square(grid, 30), line(grid, 300)],
         "other": [line(grid, 40)],
@@ -342,12 +342,12 @@ def test_a_file_without_roads_and_water_is_refused(tmp_path, grid):
 # -- extracts ------------------------------------------------------------------------------------
 
 
-def test_extracts_are_known_by_their_ending(tmp_path):
+def test_extracts_are_recognised_by_extension(tmp_path):
     known = {name: is_extract(tmp_path / name) for name in ("a.osm.pbf", "a.pbf", "a.osm", "a.gpkg", "a.zip", "pbf")}
     assert known == {"a.osm.pbf": True, "a.pbf": True, "a.osm": True, "a.gpkg": False, "a.zip": False, "pbf": False}
 
 
-def test_an_extract_is_converted_once_and_only_where_it_is_needed(grid, cache, tmp_path):
+def test_an_extract_is_converted_once_and_only_within_the_bounds(grid, cache, tmp_path):
     left, _, _, top = grid.bounds
     far = LineString([(left + 50_000, top), (left + 50_100, top)])
     pbf = write_pbf(
@@ -366,14 +366,14 @@ def test_an_extract_is_converted_once_and_only_where_it_is_needed(grid, cache, t
     assert pyogrio.read_info(changed, layer="lines")["features"] == 3
 
 
-def test_an_extract_without_anything_there_gives_empty_layers(grid, cache, tmp_path):
+def test_an_extract_without_features_at_the_place_gives_empty_layers(grid, cache, tmp_path):
     pbf = write_pbf(tmp_path / "a.osm.pbf", make_elements([(line(grid, 10), {"highway": "path"})]))
     path = convert_extract(pbf, cache, (10.0, 50.0, 11.0, 51.0))
     for name, values in burn_all(path, grid).items():
         assert (values.shape, values.dtype, values.any()) == (grid.shape, np.uint8, False), name
 
 
-def test_an_extract_that_cannot_be_read_is_said(cache, tmp_path):
+def test_an_unreadable_extract_is_an_error(cache, tmp_path):
     with pytest.raises(MissingInputError, match="no such file"):
         convert_extract(tmp_path / "none.osm.pbf", cache, WORLD)
     (tmp_path / "text.osm.pbf").write_text("roads and rivers")
@@ -384,7 +384,7 @@ def test_an_extract_that_cannot_be_read_is_said(cache, tmp_path):
 
 
 @pytest.mark.realdata
-def test_a_truncated_extract_is_said(real_data, cache, tmp_path):
+def test_a_truncated_extract_is_an_error(real_data, cache, tmp_path):
     content = (real_data / "osm-samples" / "harrisburg.osm.pbf").read_bytes()
     (tmp_path / "half.osm.pbf").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"half\.osm\.pbf cannot be read as an OpenStreetMap extract"):
@@ -392,11 +392,11 @@ def test_a_truncated_extract_is_said(real_data, cache, tmp_path):
     assert not list((cache.root / "osm").glob("*.gpkg"))
 
 
-# -- asking Overpass -----------------------------------------------------------------------------
+# -- requests to Overpass ------------------------------------------------------------------------
 
 
-def test_the_question_holds_the_whole_tile_and_our_name(overpass, network):
-    # wide and low, and not where longitude and latitude look alike
+def test_the_query_covers_the_whole_tile_and_has_our_user_agent(overpass, network):
+    # wide and flat, at a place where longitude and latitude cannot be confused
     grid = Grid(width=900, height=200, transform=Affine(1, 0, 712_345, 0, -1, 4_512_345), crs=CRS.from_epsg(26917))
     before = {name: getattr(osmnx.settings, name) for name in dir(osmnx.settings) if not name.startswith("_")}
     resolver = socket.getaddrinfo
@@ -409,7 +409,7 @@ def test_the_question_holds_the_whole_tile_and_our_name(overpass, network):
     assert question.startswith("[out:json][timeout:15];")
     (outline,) = set(re.findall(r"\(poly:'([^']+)'\)", question))
     numbers = [float(number) for number in outline.split()]
-    asked = Polygon(list(zip(numbers[1::2], numbers[::2], strict=True)))  # latitude first
+    asked = Polygon(list(zip(numbers[1::2], numbers[::2], strict=True)))  # Overpass has latitude first
     edges = box(*grid.bounds).segmentize(1.0)
     to_degrees = Transformer.from_crs(26917, 4326, always_xy=True).transform
     for place in edges.exterior.coords:
@@ -419,7 +419,7 @@ def test_the_question_holds_the_whole_tile_and_our_name(overpass, network):
         assert f"({wanted}(poly:" in question
 
 
-def test_no_features_are_a_good_answer_and_kept(overpass, network, cache, grid):
+def test_an_empty_response_is_valid_and_cached(overpass, network, cache, grid):
     path = download_features(grid, network, url=overpass.api)
     for values in burn_all(path, grid).values():
         assert not values.any()
@@ -433,13 +433,13 @@ def test_no_features_are_a_good_answer_and_kept(overpass, network, cache, grid):
     assert not burn_all(path, grid)["roads"].any()
 
 
-def test_what_is_not_cached_needs_the_network(overpass, cache, grid):
+def test_offline_an_uncached_tile_is_an_error(overpass, cache, grid):
     with pytest.raises(OfflineError, match=r"OpenStreetMap .*not in the cache"):
         download_features(grid, Network(cache, offline=True), url=overpass.api)
     assert overpass.requests == []
 
 
-def test_failures_on_the_way_are_tried_again(overpass, grid, cache):
+def test_failures_of_the_network_are_retried(overpass, grid, cache):
     overpass.answer = {"elements": make_elements([(line(grid, 10), {"highway": "path"})])}
     faults = ["429", "504", "truncate", "garbage", "reset", "empty"]
     overpass.faults.extend(faults)
@@ -459,7 +459,7 @@ def test_failures_on_the_way_are_tried_again(overpass, grid, cache):
         ({"version": 0.6}, SourceError, "not an Overpass response"),
     ],
 )
-def test_half_answers_are_refused_and_settings_put_back(overpass, network, grid, cache, answer, kind, words):
+def test_incomplete_responses_are_refused_and_settings_restored(overpass, network, grid, cache, answer, kind, words):
     overpass.answer = answer
     agent, resolver = osmnx.settings.http_user_agent, socket.getaddrinfo
     with pytest.raises(kind, match=rf"OpenStreetMap \(Overpass\): .*/api/interpreter .*{words}.*--osm FILE\.osm\.pbf"):
@@ -469,19 +469,19 @@ def test_half_answers_are_refused_and_settings_put_back(overpass, network, grid,
     assert not list((cache.root / "osm").iterdir())
 
 
-def test_a_list_is_no_answer_either(overpass, network, grid):
+def test_a_list_is_not_a_valid_response(overpass, network, grid):
     overpass.routes["/api/interpreter"] = lambda _: (200, {"Content-Type": "application/json"}, b"[]")
     with pytest.raises(SourceError, match="not an Overpass response"):
         download_features(grid, network, url=overpass.api)
 
 
-def test_a_server_that_moved_is_followed(overpass, network, grid):
+def test_redirects_of_the_server_are_followed(overpass, network, grid):
     overpass.answer = {"elements": make_elements([(line(grid, 10), {"highway": "path"})])}
     assert burn_all(download_features(grid, network, url=f"{overpass.url}/old"), grid)["roads"].any()
     assert [request.path for request in overpass.requests] == ["/old/interpreter", "/api/interpreter"]
 
 
-def test_the_public_server_is_asked_whether_it_has_time(overpass, network, grid, monkeypatch):
+def test_the_status_of_the_public_server_is_checked_first(overpass, network, grid, monkeypatch):
     monkeypatch.setattr(osm, "OVERPASS_URL", overpass.api)
     download_features(grid, network)
     assert [request.path for request in overpass.requests] == ["/api/status", "/api/interpreter"]
@@ -532,7 +532,7 @@ def test_fixed_roads_are_three_pixels_wide(grid, rng):
         ({"width": "500"}, 60.0),
     ],
 )
-def test_widths_come_from_the_tags(grid, tags, metres):
+def test_widths_are_read_from_tags(grid, tags, metres):
     frame = frame_of([line(grid, 10)], grid, **{name: [value] for name, value in tags.items()})
     assert osm.road_widths(frame).tolist() == pytest.approx([metres])
     other = "".join(f'"{name}"=>"{value}",' for name, value in tags.items()).rstrip(",")
@@ -540,7 +540,7 @@ def test_widths_come_from_the_tags(grid, tags, metres):
     assert osm.road_widths(frame).tolist() == pytest.approx([metres])
 
 
-def test_roads_are_as_wide_as_their_tags_say(grid):
+def test_roads_have_the_width_in_their_tags(grid):
     shapes = [translate(line(grid, row), 0.5, 0.5) for row in (20, 60, 100)]
     frame = frame_of(shapes, grid, highway=["motorway", "service", "path"], width=[None, "8 m", None])
     found = burn_layer("roads", frame, grid, road_width="tags")

@@ -1,4 +1,4 @@
-"""docs/results/reliability.md counts the cases of the tests that it rests on."""
+"""The numbers of test cases in docs/results/reliability.md are correct."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 
-def test_the_page_counts_the_cases(request):
-    """docs/results/reliability.md gives the numbers; they are counted if pytest was not told to leave some out."""
+def test_the_page_has_the_numbers_of_cases(request):
+    """The cases can only be counted if pytest collected all of them."""
     here = Path(__file__).parent
     found = Counter(item.path for item in request.session.items)
     groups = [[here / "test_faults.py"], list((here / "http").glob("test_*.py"))]

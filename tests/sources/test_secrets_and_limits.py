@@ -1,4 +1,4 @@
-"""What servers get to know of us, and how much of their answers we take: against servers on loopback."""
+"""Secrets that servers may receive, and limits on their responses, tested with servers on loopback."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def netrc(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("netrc")
-def test_passwords_of_netrc_go_nowhere(faulty_server, network):
+def test_passwords_in_netrc_are_never_sent(faulty_server, network):
     other = faulty_server(routes={"/there": good})
     server = faulty_server(routes={"/here": good, "/on": leading_to(f"{other.url}/there")})
     assert network.get(f"{server.url}/here", SOURCE) == b"good"
@@ -69,7 +69,7 @@ def test_passwords_of_netrc_go_nowhere(faulty_server, network):
 
 
 @pytest.mark.usefixtures("netrc")
-def test_passwords_of_netrc_do_not_go_to_overpass_or_where_it_leads(
+def test_passwords_in_netrc_are_not_sent_to_overpass_or_its_redirects(
     faulty_server, network, make_grid, scene_files, monkeypatch
 ):
     monkeypatch.setattr("geopandas.GeoDataFrame.estimate_utm_crs", lambda *_: 26917)
@@ -80,7 +80,7 @@ def test_passwords_of_netrc_do_not_go_to_overpass_or_where_it_leads(
     assert sent(server) + sent(other) == [None] * 2
 
 
-def test_a_password_in_an_address_is_for_that_host_only(faulty_server, network):
+def test_a_password_in_an_address_is_sent_to_that_host_only(faulty_server, network):
     other = faulty_server(routes={"/there": good})
     server = faulty_server(routes={"/here": good, "/on": leading_to(f"{other.url}/there"), "/by": leading_to("/here")})
     address = server.url.replace("http://", "http://me:word@")
@@ -91,7 +91,7 @@ def test_a_password_in_an_address_is_for_that_host_only(faulty_server, network):
     assert sent(other) == [None]
 
 
-def test_keys_and_tokens_do_not_follow_to_another_host(faulty_server, network):
+def test_keys_and_tokens_are_not_sent_on_to_another_host(faulty_server, network):
     other = faulty_server(routes={"/there": good})
     server = faulty_server(routes={"/on": leading_to(f"{other.url}/there")})
     secrets = {"Ocp-Apim-Subscription-Key": "k", "X-Api-Key": "k", "Authorization": "Bearer k"}
@@ -115,7 +115,7 @@ def test_a_redirect_from_https_to_http_is_refused(network):
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/a", "gopher://host/a", "/vsicurl/x"])
-def test_only_the_web_is_asked(faulty_server, network, target):
+def test_only_http_addresses_are_requested(faulty_server, network, target):
     if "://" in target:
         server = faulty_server(routes={"/on": leading_to(target)})
         with pytest.raises(SourceError, match=r"The source: .* cannot be queried"):
@@ -133,7 +133,7 @@ def test_only_the_web_is_asked(faulty_server, network, target):
             act()
 
 
-def test_a_catalogue_cannot_make_us_read_files(faulty_server, network, tmp_path):
+def test_a_catalogue_cannot_cause_local_files_to_be_read(faulty_server, network, tmp_path):
     stolen = tmp_path / "catalog.json"
     stolen.write_text(json.dumps({"type": "Catalog", "id": "x", "stac_version": "1.0.0", "description": "x"}))
     for address in (stolen.as_uri(), str(stolen)):
@@ -144,7 +144,7 @@ def test_a_catalogue_cannot_make_us_read_files(faulty_server, network, tmp_path)
         search_images(PLACE, network, stac_url=f"{server.url}/")
 
 
-def test_addresses_in_what_a_server_says_lose_their_secrets():
+def test_secrets_are_removed_from_addresses_in_messages_of_a_server():
     said = "cannot read http://me:word@host.test:81/a/b?sig=TOKEN#x, nor 's3://k:s@bucket/c?token=T'; see docs"
     assert hide_addresses(said) == "cannot read http://host.test:81/a/b nor 's3://bucket/c'; see docs"
 
@@ -152,18 +152,18 @@ def test_addresses_in_what_a_server_says_lose_their_secrets():
 # -- keys of the cache ---------------------------------------------------------------------------
 
 
-def test_a_fingerprint_tells_queries_and_passwords_apart_and_shows_neither():
+def test_fingerprints_differ_by_query_and_password_and_reveal_neither():
     alike = ["https://h.test/a?y=1", "https://h.test/a?y=2", "https://me:1@h.test/a", "https://me:2@h.test/a"]
     assert len({redact(url) for url in alike}) == 1
     assert len({fingerprint(url) for url in alike}) == 4
     assert all(len(fingerprint(url)) == 64 for url in alike)
 
 
-# -- how much is taken ---------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------
 
 
 def zeros(size):
-    """Return so many zeros as gzip, made without holding them."""
+    """Return the given number of zeros as gzip, without holding them in memory."""
     packer, piece = zlib.compressobj(wbits=31), bytes(MEGABYTE)
     return b"".join([packer.compress(piece) for _ in range(size // MEGABYTE)] + [packer.flush()])
 
@@ -187,25 +187,25 @@ def peak_of(act, words):
         tracemalloc.stop()
 
 
-def test_an_answer_that_unpacks_to_far_more_is_given_up_early(faulty_server, network, bomb):
+def test_a_response_that_decompresses_to_far_too_much_is_given_up_early(faulty_server, network, bomb):
     server = faulty_server(routes={"/a": packed(bomb)})
     assert len(bomb) < MEGABYTE
     peak = peak_of(
         lambda: network.get(f"{server.url}/a", SOURCE, keep=99), "The source: http.*/a sends more than 32 MB, far more"
     )
     assert peak < 2 * ANSWER_LIMIT
-    assert len(server.requests) == 1  # asking again would not help
+    assert len(server.requests) == 1  # not retried, because that would not help
     assert [path for path in network.cache.root.rglob("*") if path.is_file() and path.suffix != ".TAG"] == []
 
 
-def test_an_answer_of_the_limit_is_taken(faulty_server, network):
+def test_a_response_of_exactly_the_limit_is_accepted(faulty_server, network):
     server = faulty_server(routes={"/a": packed(gzip.compress(bytes(1000)))})
     assert network.get(f"{server.url}/a", SOURCE, limit=1000) == bytes(1000)
     with pytest.raises(TooLongError):
         network.get(f"{server.url}/a", SOURCE, limit=999)
 
 
-def test_every_kind_of_answer_has_its_limit(faulty_server, network, bomb, make_grid, monkeypatch):
+def test_every_kind_of_response_has_a_limit(faulty_server, network, bomb, make_grid, monkeypatch):
     monkeypatch.setattr(osm, "_OVERPASS_LIMIT", ANSWER_LIMIT)
     monkeypatch.setattr(buildings, "_INDEX_LIMIT", ANSWER_LIMIT)
     server = faulty_server(
@@ -239,7 +239,7 @@ def test_the_body_of_a_redirect_is_not_read(faulty_server, network, bomb):
 
 
 @pytest.mark.parametrize("length", ["99999999999999", "9" * 5000])
-def test_a_length_beyond_all_measure(faulty_server, network, length):
+def test_an_absurd_content_length(faulty_server, network, length):
     server = faulty_server(routes={"/a": good})
     original = server.RequestHandlerClass._send
 
@@ -266,7 +266,7 @@ def test_a_length_beyond_all_measure(faulty_server, network, length):
     for act in acts if len(length) < 20 else ():
         with pytest.raises(SourceError, match=r"sends more than [0-9,]+ MB"):
             act()
-    if len(length) > 20:  # of no use as a number: as if it were not there
+    if len(length) > 20:  # too long to be a number, so it is ignored
         assert network.get(f"{server.url}/a", SOURCE) == b"good"
 
 
@@ -278,7 +278,7 @@ def test_a_download_is_given_up_at_its_limit_and_nothing_is_kept(faulty_server, 
     assert download(network, Remote(f"{server.url}/a"), SOURCE, limit=5000).stat().st_size == 5000
 
 
-def test_footprints_that_unpack_to_far_more_are_refused(faulty_server, network, tmp_path, bomb):
+def test_footprints_that_decompress_to_far_too_much_are_refused(faulty_server, network, tmp_path, bomb):
     (tmp_path / "part.csv.gz").write_bytes(bomb)
     index = f"Location,QuadKey,Url,Size\nX,{buildings.quadkeys_of((-79, 38, -78.99, 38.01))[0]},part.csv.gz,1KB\n"
     (tmp_path / "index.csv").write_text(index)
@@ -291,7 +291,7 @@ def test_footprints_that_unpack_to_far_more_are_refused(faulty_server, network, 
     assert list(network.cache.root.glob("buildings/*.gz")) == []
 
 
-def test_json_nested_without_end_is_refused(faulty_server, network, make_grid):
+def test_json_nested_too_deeply_is_refused(faulty_server, network, make_grid):
     deep = b"[" * 300_000 + b"]" * 300_000
     with pytest.raises(SourceError, match="here sent JSON that is nested too deeply"):
         parse_json(deep, "here")
@@ -307,7 +307,7 @@ def test_json_nested_without_end_is_refused(faulty_server, network, make_grid):
     assert len(server.requests) == 4
 
 
-def test_cells_of_a_service_cannot_be_so_small_that_they_fill_the_memory(make_grid):
+def test_cells_of_a_service_that_would_fill_the_memory_are_refused(make_grid):
     grid = make_grid(1000, 1000)
     fine = Grid(width=10**7, height=10**7, crs=grid.crs, transform=grid.transform @ grid.transform.scale(0.001))
     with pytest.raises(InputError, match=r"NLCD: https://h.test/wcs has .* cells in one tile"):

@@ -1,4 +1,4 @@
-"""The servers of the other tests behave as those tests take for granted."""
+"""The servers of the other tests behave as those tests assume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATA = bytes(range(256)) * 4
-# NLCD's own projection as older files carry it: Albers on WGS 84, no EPSG code
+# NLCD's projection in older files: Albers on WGS 84, without an EPSG code
 NLCD_ALBERS = "+proj=aea +lat_0=23 +lon_0=-96 +lat_1=29.5 +lat_2=45.5 +x_0=0 +y_0=0 +datum=WGS84 +units=m"
 
 
@@ -47,7 +47,7 @@ def session():
 # -- nginx ---------------------------------------------------------------------------------------
 
 
-def test_nginx_serves_ranges_and_logs_what_was_asked(file_server, folder, session):
+def test_nginx_serves_ranges_and_logs_requests(file_server, folder, session):
     url = file_server(folder)
     assert session.get(f"{url}/data.bin?a=b").content == DATA
     part = session.get(f"{url}/data.bin", headers={"Range": "bytes=10-19"})
@@ -78,7 +78,7 @@ def get_coverage(session, url, src, window, epsg, **others):
 
 
 def check_coverage(session, url, src, window, epsg):
-    around = np.pad(src.read(1), 100, constant_values=int(src.nodata))  # windows reach over the edge
+    around = np.pad(src.read(1), 100, constant_values=int(src.nodata))  # windows extend beyond the edge
     expected = around[window.row_off + 100 :, window.col_off + 100 :][: window.height, : window.width]
     for size in ({"RESX": 30, "RESY": 30}, {"WIDTH": window.width, "HEIGHT": window.height}):
         answer = get_coverage(session, url, src, window, epsg, INTERPOLATION="nearest neighbor", **size)
@@ -90,7 +90,7 @@ def check_coverage(session, url, src, window, epsg):
 
 
 @pytest.mark.parametrize("crs", ["EPSG:5070", NLCD_ALBERS], ids=["EPSG", "custom"])
-def test_the_wcs_gives_the_codes_bit_by_bit(wcs_server, tmp_path, session, rng, crs):
+def test_the_wcs_returns_the_exact_codes(wcs_server, tmp_path, session, rng, crs):
     codes = rng.choice(np.array([0, 11, 21, 24, 41, 82, 95], dtype=np.uint8), size=(90, 70))
     place = {"crs": crs, "transform": Affine(30, 0, 1_500_015, 0, -30, 1_900_005), "nodata": 0}
     with rasterio.open(tmp_path / "nlcd.tif", "w", width=70, height=90, count=1, dtype="uint8", **place) as out:
@@ -101,7 +101,7 @@ def test_the_wcs_gives_the_codes_bit_by_bit(wcs_server, tmp_path, session, rng, 
         for window in (Window(7, 11, 40, 30), Window(0, 0, 70, 90), Window(-5, 70, 20, 40)):
             check_coverage(session, url, src, window, 5070)
         timed = get_coverage(session, url, src, Window(7, 11, 4, 3), 5070, WIDTH=4, HEIGHT=3, TIME="2021")
-    # an error comes with status 200
+    # errors have status 200
     assert (timed.status_code, timed.headers["Content-Type"][:26]) == (200, "application/vnd.ogc.se_xml")
     assert "does not support temporal subsetting" in timed.text
     described = session.get(url, params={**WCS, "REQUEST": "DescribeCoverage"}).text
@@ -113,7 +113,7 @@ def test_the_wcs_gives_the_codes_bit_by_bit(wcs_server, tmp_path, session, rng, 
 
 
 @pytest.mark.realdata
-def test_the_wcs_gives_the_codes_of_real_nlcd(wcs_server, real_data, session):
+def test_the_wcs_returns_the_codes_of_real_nlcd(wcs_server, real_data, session):
     path = real_data / "nlcd-samples" / "nlcd_rhode_island_30m.tif"
     url = wcs_server(path, coverage="NLCD")
     with rasterio.open(path) as src:
@@ -124,7 +124,7 @@ def test_the_wcs_gives_the_codes_of_real_nlcd(wcs_server, real_data, session):
 # -- STAC ----------------------------------------------------------------------------------------
 
 
-def test_stac_search_finds_items_by_their_box(stac_server, scene_files):
+def test_stac_search_finds_items_by_bounding_box(stac_server, scene_files):
     pystac_client = pytest.importorskip("pystac_client")
     items = scene_files.naip_items("http://127.0.0.1:1", *scene_files.neighbours)
     client = pystac_client.Client.open(stac_server(items))
@@ -142,7 +142,7 @@ def test_stac_search_finds_items_by_their_box(stac_server, scene_files):
 # -- faults --------------------------------------------------------------------------------------
 
 
-def test_without_faults_it_is_a_file_server(faulty_server, folder, session):
+def test_without_faults_the_faulty_server_serves_files(faulty_server, folder, session):
     server = faulty_server(folder)
     whole = session.get(f"{server.url}/data.bin")
     assert (whole.status_code, whole.content) == (200, DATA)
@@ -162,7 +162,7 @@ def test_without_faults_it_is_a_file_server(faulty_server, folder, session):
     assert server.requests[1].headers["range"] == "bytes=5-9"
 
 
-def test_faults_are_met_one_by_one(faulty_server, folder, session):
+def test_faults_happen_one_after_the_other(faulty_server, folder, session):
     server = faulty_server(folder)
     address = f"{server.url}/data.bin"
     server.faults.extend(["reset", "429", "503", "504", "403", "truncate", "wrong-length", "empty", "garbage"])
@@ -180,7 +180,7 @@ def test_faults_are_met_one_by_one(faulty_server, folder, session):
     assert [request.fault for request in server.requests][-3:] == ["empty", "garbage", ""]
 
 
-def test_a_reset_is_an_rst(faulty_server, folder):
+def test_a_reset_is_a_tcp_rst(faulty_server, folder):
     server = faulty_server(folder)
     server.faults.append("reset")
     with socket.create_connection(("127.0.0.1", server.server_port)) as client:
@@ -189,7 +189,7 @@ def test_a_reset_is_an_rst(faulty_server, folder):
             client.recv(1)
 
 
-def test_faults_of_ranges(faulty_server, folder, session):
+def test_faults_with_ranges(faulty_server, folder, session):
     server = faulty_server(folder)
     server.faults.extend(["wrong-length", "ignore-range", "empty", "truncate"])
     span = {"Range": "bytes=0-9"}
@@ -201,7 +201,7 @@ def test_faults_of_ranges(faulty_server, folder, session):
         session.get(f"{server.url}/data.bin", headers=span)
 
 
-def test_a_redirect_loop_ends_with_the_next_try(faulty_server, folder, session):
+def test_a_redirect_loop_ends_at_the_next_attempt(faulty_server, folder, session):
     server = faulty_server(folder)
     server.faults.append("redirect-loop")
     with pytest.raises(requests.TooManyRedirects):
@@ -209,7 +209,7 @@ def test_a_redirect_loop_ends_with_the_next_try(faulty_server, folder, session):
     assert session.get(f"{server.url}/data.bin").content == DATA
 
 
-def test_a_drip_is_slow_and_does_not_hold_up_the_end(folder):
+def test_a_drip_is_slow_and_does_not_block_closing(folder):
     def read(server, size):
         with socket.create_connection(("127.0.0.1", server.server_port)) as client:
             client.sendall(b"GET /data.bin HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -222,13 +222,13 @@ def test_a_drip_is_slow_and_does_not_hold_up_the_end(folder):
 
     start = time.monotonic()
     with FaultyServer(folder, None) as server:
-        server.faults.extend(["drip", Fault("drip", seconds=1e6)])  # closing the server ends it
+        server.faults.extend(["drip", Fault("drip", seconds=1e6)])  # ends when the server is closed
         assert read(server, 3) == DATA[:3]
         assert time.monotonic() - start > 0.35
         assert read(server, 1) == DATA[:1]
 
 
-def test_faults_are_for_the_requests_they_name(faulty_server, folder, session):
+def test_faults_apply_to_matching_requests(faulty_server, folder, session):
     server = faulty_server(folder)
     server.fail("503", path="year=2010", times=2, retry_after=7)
     server.faults.append(Fault("404", method="HEAD", times=None))
@@ -240,7 +240,7 @@ def test_faults_are_for_the_requests_they_name(faulty_server, folder, session):
         server.fail("fire")
 
 
-def test_routes_answer_what_was_recorded(faulty_server, session):
+def test_routes_return_recorded_responses(faulty_server, session):
     def sign(request):
         return (
             200,
@@ -317,7 +317,7 @@ def test_areas_with_holes_become_multipolygons(tmp_path):
     assert frame.to_crs(26917).area[0] == pytest.approx(lake.area, rel=1e-4)
 
 
-def test_overpass_answers_with_the_same_features(faulty_server, scene_files, session):
+def test_overpass_returns_the_same_features(faulty_server, scene_files, session):
     server = faulty_server(routes={"/api/interpreter": scene_files.overpass})
     answer = session.post(f"{server.url}/api/interpreter", data={"data": "[out:json];..."}).json()
     nodes = {element["id"] for element in answer["elements"] if element["type"] == "node"}

@@ -1,4 +1,4 @@
-"""One reader for all tables: as Excel, pandas and QGIS write them, read when there is one reading, else one line."""
+"""Tables from Excel, pandas and QGIS are read if they are unambiguous, and give a one-line error otherwise."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def lines(separator=",", header=HEADER, rows=ROWS, *, comma=False):
         (lines(";", header=(*HEADER, '"Pixels"'), rows=[(*row, '"1,234,567"') for row in ROWS]), "utf-8"),
     ],
 )
-def test_matrices_of_excel_are_read_alike(tmp_path, chesapeake, text, encoding):
+def test_all_forms_of_matrices_from_excel_give_the_same(tmp_path, chesapeake, text, encoding):
     path = tmp_path / "m.csv"
     path.write_bytes(text.encode(encoding))
     found = load_cooccurrence(path, chesapeake).probabilities
@@ -77,7 +77,7 @@ def test_matrices_of_excel_are_read_alike(tmp_path, chesapeake, text, encoding):
         ),
     ],
 )
-def test_a_matrix_that_may_be_read_in_two_ways_names_line_and_value(tmp_path, chesapeake, text, reason):
+def test_the_error_for_an_ambiguous_matrix_names_line_and_value(tmp_path, chesapeake, text, reason):
     path = tmp_path / "m.csv"
     path.write_text(text)
     with pytest.raises(PriorError, match=rf"m\.csv.*{reason}") as caught:
@@ -85,7 +85,7 @@ def test_a_matrix_that_may_be_read_in_two_ways_names_line_and_value(tmp_path, ch
     assert "\n" not in str(caught.value)
 
 
-def test_another_encoding_says_where_and_what_to_do(tmp_path, chesapeake):
+def test_the_error_for_another_encoding_names_the_line_and_gives_advice(tmp_path, chesapeake):
     path = tmp_path / "m.csv"
     path.write_bytes(lines().replace("water", "forêt").encode("latin-1"))
     with pytest.raises(PriorError, match=r"m\.csv, line 1: the byte 0xea is not UTF-8; save the file as UTF-8"):
@@ -119,7 +119,7 @@ def test_another_encoding_says_where_and_what_to_do(tmp_path, chesapeake):
         (["1,50,000.5", "--1"], [None, None]),
     ],
 )
-def test_numbers_have_one_reading_or_none(tmp_path, cells, expected):
+def test_numbers_are_unambiguous_or_not_read(tmp_path, cells, expected):
     table = parse_table("v\tw\n" + "\n".join(f"{cell}\tx" for cell in cells), tmp_path / "a")
     assert [table.parse(cell) for cell in cells] == expected
 
@@ -136,7 +136,7 @@ def test_quotes_in_other_columns_do_not_hide_the_delimiter(tmp_path):
         read_table(tmp_path / "b.csv")
 
 
-def test_blank_lines_do_not_shift_the_lines_that_errors_name(tmp_path):
+def test_line_numbers_in_errors_count_blank_lines(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("Class;Probability\n\n0;0,1\n;;\n1;x\n")
     with pytest.raises(InputError, match="line 5: probability is 'x', not a number"):
@@ -145,7 +145,7 @@ def test_blank_lines_do_not_shift_the_lines_that_errors_name(tmp_path):
     assert read_priors(path, 2).tolist() == [0.1, 0.9]
 
 
-def test_tables_of_images_are_read_alike(tmp_path):
+def test_tables_of_images_use_the_same_reader(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes("First;SECOND\na  b.png;c.png\n\nd.png;e.png\n".encode("utf-16"))
     rows = read_image_table(path, ("first", "second"))

@@ -1,4 +1,4 @@
-"""Vector data: any format and CRS is read where the grid lies, and burnt as rasterio and scipy would."""
+"""Vector data: read from any format and CRS within the grid, and burnt like with rasterio and scipy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grid(make_grid):
 
 @pytest.fixture
 def houses(grid):
-    """Three on the grid, one of them reaching over its edge, and two far from it."""
+    """Three on the grid, one of which extends beyond its edge, and two far away."""
     left, bottom, right, top = grid.bounds
     shapes = [
         box(left + 5.2, top - 20.1, left + 15.3, top - 8.2),
@@ -71,7 +71,7 @@ def check(found, houses, grid):
 
 @pytest.mark.parametrize("epsg", [26917, 4326, 5070, 32618])
 @pytest.mark.parametrize("ending", ["gpkg", "fgb", "geojson", "shp", "zip", "parquet"])
-def test_any_format_in_any_crs_is_read_where_the_grid_lies(tmp_path, houses, grid, ending, epsg):
+def test_any_format_in_any_crs_is_read_within_the_grid(tmp_path, houses, grid, ending, epsg):
     path = write(houses.to_crs(epsg), tmp_path / f"houses.{ending}")
     check(read_vectors(path, grid=grid), houses, grid)
     assert len(read_vectors(path)) == 5
@@ -79,19 +79,19 @@ def test_any_format_in_any_crs_is_read_where_the_grid_lies(tmp_path, houses, gri
 
 
 @pytest.mark.parametrize("epsg", [26917, 4326])
-def test_geoparquet_with_boxes_of_its_features_is_cut_in_its_own_crs(tmp_path, houses, grid, epsg):
+def test_geoparquet_with_bounding_boxes_is_filtered_in_its_own_crs(tmp_path, houses, grid, epsg):
     path = tmp_path / "boxes.parquet"
     houses.to_crs(epsg).to_parquet(path, write_covering_bbox=True, row_group_size=1)
     check(read_vectors(path, grid=grid), houses, grid)
 
 
-def test_geoparquet_as_overture_publishes_it(tmp_path, houses, grid):
+def test_geoparquet_in_the_form_of_overture(tmp_path, houses, grid):
     path = tmp_path / "overture.parquet"
     houses.to_crs(4326).to_parquet(path, write_covering_bbox=True)
     table = pyarrow.parquet.read_table(path)
     about = json.loads(table.schema.metadata[b"geo"])
-    del about["columns"]["geometry"]["crs"]  # that is longitude, latitude
-    for covering in (True, False):  # earlier releases have the boxes and do not say what they are
+    del about["columns"]["geometry"]["crs"]  # without it the CRS is longitude, latitude
+    for covering in (True, False):  # earlier releases have the boxes, but no metadata about them
         if not covering:
             about["version"] = "1.0.0"
             del about["columns"]["geometry"]["covering"]
@@ -101,7 +101,7 @@ def test_geoparquet_as_overture_publishes_it(tmp_path, houses, grid):
         check(read_vectors(path, grid=grid), houses, grid)
 
 
-def test_of_several_layers_one_must_be_named(tmp_path, houses):
+def test_one_of_several_layers_must_be_chosen(tmp_path, houses):
     path = tmp_path / "two.gpkg"
     pyogrio.write_dataframe(houses.drop(columns="geometry"), path, layer="table")
     pyogrio.write_dataframe(houses[:2], path, layer="some", append=True)
@@ -124,7 +124,7 @@ def test_of_several_layers_one_must_be_named(tmp_path, houses):
         assert len(read_vectors(f"{path}{text}")) == count, text
     for text, reason in (
         ("|layername=none", "no layer 'none'; it has 'some', 'all'"),
-        ("|layerid=2", "no layer 2"),  # a table comes after them
+        ("|layerid=2", "no layer 2"),  # after the layers comes a table
         ("|layerid=9", "no layer 9"),
         ("|layername=all|subset=class = 'a'", "a filter"),
         ("|layername=", "is not supported"),
@@ -138,7 +138,7 @@ def test_of_several_layers_one_must_be_named(tmp_path, houses):
         read_vectors(tmp_path / "none.gpkg|layername=some")
 
 
-def test_an_empty_layer_and_a_table_do_not_count_and_a_bar_in_a_name_is_a_name(tmp_path, houses):
+def test_empty_layers_and_tables_do_not_count_and_file_names_may_have_bars(tmp_path, houses):
     path = tmp_path / "two.gpkg"
     pyogrio.write_dataframe(houses[:0], path, layer="draft", geometry_type="Polygon")
     pyogrio.write_dataframe(houses, path, layer="all", append=True)
@@ -156,7 +156,7 @@ def test_features_without_a_geometry_are_counted(tmp_path, houses, grid, caplog)
     assert "2 of 5 features have no usable geometry" in caplog.text
 
 
-def test_a_grid_without_features_gives_none(tmp_path, houses, make_grid):
+def test_a_grid_without_features_gives_an_empty_result(tmp_path, houses, make_grid):
     for ending in ("gpkg", "fgb", "parquet"):
         path = write(houses, tmp_path / f"houses.{ending}")
         found = read_vectors(path, grid=make_grid(left=700_000.0))
@@ -166,14 +166,14 @@ def test_a_grid_without_features_gives_none(tmp_path, houses, make_grid):
 
 @pytest.mark.parametrize("ending", ["gpkg", "shp", "fgb", "parquet"])
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
-def test_no_crs_is_refused(tmp_path, houses, grid, ending):
+def test_a_missing_crs_is_refused(tmp_path, houses, grid, ending):
     path = write(houses.set_crs(None, allow_override=True), tmp_path / f"lost.{ending}")
     for where in (grid, None):
         with pytest.raises(InputError, match=rf"lost\.{ending} has no CRS; set it \(ogr2ogr -a_srs EPSG:4326\)"):
             read_vectors(path, grid=where)
 
 
-def test_what_cannot_be_read_is_said(tmp_path, houses, grid):
+def test_unreadable_files_are_errors(tmp_path, houses, grid):
     with pytest.raises(MissingInputError, match="no such file"):
         read_vectors(tmp_path / "none.gpkg", grid=grid)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
@@ -211,7 +211,7 @@ def test_a_real_zipped_shapefile(real_data, make_grid):
 
 
 @pytest.mark.realdata
-def test_real_polygons_are_cut_to_their_image(real_data):
+def test_real_polygons_are_clipped_to_their_image(real_data):
     folder = real_data / "redmond-naip-vector"
     found = read_vectors(folder / "example_labels.geojson")
     assert dict(found["class"].value_counts()) == {"building": 45, "other": 17, "water": 6}
@@ -227,7 +227,7 @@ def test_real_polygons_are_cut_to_their_image(real_data):
 # -- burning -------------------------------------------------------------------------------------
 
 
-def test_holes_lines_and_points_are_burnt_as_rasterio_does(grid):
+def test_holes_lines_and_points_are_burnt_like_rasterio(grid):
     left, bottom, right, top = grid.bounds
     ring = Point(left + 30, top - 30).buffer(20).difference(Point(left + 30, top - 30).buffer(8))
     shapes = [
@@ -255,7 +255,7 @@ def test_widening_is_dilation_by_a_square(mask, width):
     np.testing.assert_array_equal(mask, before)
 
 
-@pytest.mark.filterwarnings("ignore:Non closed ring detected")  # pyogrio's
+@pytest.mark.filterwarnings("ignore:Non closed ring detected")  # a warning of pyogrio
 @pytest.mark.parametrize(
     ("ring", "message"),
     [
@@ -266,7 +266,7 @@ def test_widening_is_dilation_by_a_square(mask, width):
         ([[-79.8, 40.6], [-79.7, 1e999], [-79.7, 40.7], [-79.8, 40.6]], "not a finite number|cannot be read"),
     ],
 )
-def test_broken_rings_and_coordinates_are_one_line(tmp_path, ring, message):
+def test_broken_rings_and_coordinates_give_one_line(tmp_path, ring, message):
     text = json.dumps({"type": "Polygon", "coordinates": [ring]})
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
@@ -276,14 +276,14 @@ def test_broken_rings_and_coordinates_are_one_line(tmp_path, ring, message):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_a_feature_with_a_coordinate_that_is_no_number_is_named(tmp_path):
+def test_the_error_names_a_feature_with_an_invalid_coordinate(tmp_path):
     frame = geopandas.GeoDataFrame(geometry=[Point(1, 2), LineString([(0, 0), (float("nan"), 1)])], crs=4326)
     frame.to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"a.gpkg: feature 2 has a coordinate that is not a finite number"):
         read_vectors(tmp_path / "a.gpkg")
 
 
-def test_latitudes_beyond_the_poles_are_said(tmp_path, make_grid):
+def test_latitudes_beyond_the_poles_are_an_error(tmp_path, make_grid):
     shapes = [Point(37.5, -122.1), Point(37.6, -122.2)]
     geopandas.GeoDataFrame({"a": [1, 2]}, geometry=shapes, crs=4326).to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"latitudes from -122.2 to -122.1 .*longitude and latitude swapped\?"):

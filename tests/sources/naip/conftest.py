@@ -1,4 +1,4 @@
-"""Fixtures: a network with a cache of its own, a catalogue."""
+"""Fixtures: a network with its own cache, and a catalogue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def network(tmp_path):
 
 @pytest.fixture(scope="module")
 def many():
-    """More items than a page, of four years, some beside the place."""
+    """More items than fit on a page, from four years, some next to the place."""
     cells = [(-80.1 + 0.01 * i, 40.0 + 0.01 * j) for i in range(12) for j in range(5)]
     return [
         make_item(f"va_m_{n:07d}_{year}", (x, y, x + 0.01, y + 0.01), year)
@@ -30,7 +30,7 @@ def many():
 
 @pytest.fixture
 def catalogue(faulty_server):
-    """A STAC API whose search gives the ``pages``, one after the other, for ever."""
+    """A STAC API whose search returns the ``pages`` one after the other, in an endless loop if asked."""
 
     def answer(content):
         return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()

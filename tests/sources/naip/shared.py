@@ -1,4 +1,4 @@
-"""What the tests of NAIP share: items of a catalogue, images, rasters."""
+"""Helpers for the tests of NAIP: items of a catalogue, images, rasters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK = RetryPolicy(attempts=2, first_wait=0.01, longest_wait=0.2, read_timeout=
 
 
 def make_item(name, bounds, year, **changes):
-    """An item as Planetary Computer has them."""
+    """An item like those of Planetary Computer."""
     item = {
         "type": "Feature",
         "stac_version": "1.0.0",

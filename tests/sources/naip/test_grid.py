@@ -1,4 +1,4 @@
-"""Grids of tiles: whole metres, in the zone of the image."""
+"""Grids of tiles: whole metres, in the UTM zone of the image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_a_tile_has_whole_metres_and_a_margin(tmp_path):
     (image,) = list_images(tmp_path)
     grid = tile_grid(choose_all(image), margin=10)
     assert grid.transform == Affine(1, 0, 599_990, 0, -1, 4_500_011)
-    assert grid.bounds.right == 600_131  # 600 120.3
-    assert grid.bounds.bottom == 4_499_930  # 4 499 940.7
+    assert grid.bounds.right == 600_131  # rounded up from 600 120.3 and the margin
+    assert grid.bounds.bottom == 4_499_930  # rounded down from 4 499 940.7 and the margin
     assert grid.crs == CRS.from_epsg(26917)
     part = box(*image.footprint.centroid.buffer(0.0003).bounds)
     smaller = tile_grid(Choice(image=image, part=part), margin=0)
@@ -33,7 +33,7 @@ def test_a_tile_has_whole_metres_and_a_margin(tmp_path):
     assert smaller.bounds == (*np.floor(corners.min(axis=0)), *np.ceil(corners.max(axis=0)))
 
 
-def test_a_tile_of_whole_metres_does_not_grow(tmp_path):
+def test_a_tile_in_whole_metres_does_not_grow(tmp_path):
     write_tiff(tmp_path / "a.tif", np.ones((4, 100, 200)), transform=AT)
     (image,) = list_images(tmp_path)
     grid = tile_grid(choose_all(image), margin=0)
@@ -56,7 +56,7 @@ def test_neighbours_across_a_zone_border_keep_their_zones(real_data):
 @pytest.mark.parametrize(
     ("crs", "x", "expected"),
     [
-        (26917, -77.5, 26917),  # its own, though the place lies in the next
+        (26917, -77.5, 26917),  # its own zone, although the place is in the next one
         (32617, -77.5, 32617),
         (3857, -77.5, 26918),
         (5070, -90.5, 26915),
@@ -65,12 +65,12 @@ def test_neighbours_across_a_zone_border_keep_their_zones(real_data):
         (None, 180.0, 32660),
     ],
 )
-def test_the_zone_is_the_images_own_or_that_of_the_place(crs, x, expected):
+def test_the_zone_is_that_of_the_image_or_else_of_the_place(crs, x, expected):
     crs = None if crs is None else CRS.from_epsg(crs)
     assert utm_of(crs, box(x - 0.001, 40, x + 0.001, 40.1)) == CRS.from_epsg(expected)
 
 
-def test_utm_without_a_code_is_kept_and_in_feet_is_not():
+def test_utm_without_a_code_is_kept_but_not_utm_in_feet():
     place = box(-80.5, 40, -80.4, 40.1)
     own = CRS.from_string("+proj=utm +zone=18 +ellps=GRS80 +units=m")
     assert utm_of(own, place) is own

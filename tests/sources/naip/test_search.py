@@ -1,4 +1,4 @@
-"""NAIP images found in catalogues and folders."""
+"""Finding NAIP images in catalogues and folders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from landprior.sources.naip.search import list_images, search_images
 from .shared import AT, PLACE, QUICK, make_item, write_tiff
 
 
-def test_all_pages_of_a_real_catalogue_are_read_and_kept(stac_server, many, network, tmp_path):
+def test_all_pages_of_a_real_catalogue_are_read_and_cached(stac_server, many, network, tmp_path):
     url = stac_server(many)
     found = search_images(PLACE, network, stac_url=url)
-    # ten columns lie beside the place; one of them touches it
+    # ten columns are next to the place; one of them touches it
     expected = {item["id"] for item in many if box(*item["bbox"]).intersects(PLACE)}
     assert len(found) == len(expected) > 50
     assert {image.id for image in found} == expected
@@ -47,11 +47,11 @@ def test_many_items_take_several_pages(stac_server, many, network):
     assert len(found) == 240
 
 
-def test_a_place_without_images_gives_none(stac_server, many, network):
+def test_a_place_without_images_gives_an_empty_list(stac_server, many, network):
     assert search_images(box(10, 50, 11, 51), network, stac_url=stac_server(many)) == []
 
 
-def test_the_question_is_a_post_of_the_box(catalogue, network):
+def test_the_search_is_a_post_request_with_the_box(catalogue, network):
     catalogue.pages = [[make_item("a", PLACE.bounds, 2010)], [make_item("b", PLACE.bounds, 2012)]]
     assert [image.id for image in search_images(PLACE, network, stac_url=catalogue.url)] == ["a", "b"]
     posted = [json.loads(request.body) for request in catalogue.requests if request.method == "POST"]
@@ -62,9 +62,9 @@ def test_the_question_is_a_post_of_the_box(catalogue, network):
     assert len(catalogue.requests) == count
 
 
-def test_what_is_no_image_of_the_place_is_left_out(catalogue, network):
+def test_items_that_are_not_images_of_the_place_are_left_out(catalogue, network):
     item = make_item("whole", PLACE.bounds, 2010)
-    corner = box(-80.2, 40.0, -80.0001, 40.1)  # within the box searched, but not in the place
+    corner = box(-80.2, 40.0, -80.0001, 40.1)  # within the searched box, but not in the place
     catalogue.pages = [
         [
             item,
@@ -84,7 +84,7 @@ def test_what_is_no_image_of_the_place_is_left_out(catalogue, network):
 
 
 @pytest.mark.parametrize("href", ["s3://naip-analytic/va/2018/60cm/m_1.tif", "m_1.tif"])
-def test_addresses_that_cost_or_lead_nowhere_are_refused(catalogue, network, href):
+def test_paid_and_local_addresses_are_refused(catalogue, network, href):
     catalogue.pages = [[make_item("a", PLACE.bounds, 2010, assets={"image": {"href": href}})]]
     kind = "s3" if href.startswith("s3") else "local"
     with pytest.raises(SourceError, match=rf"gives {kind} addresses.*requester pays.*--naip FOLDER"):
@@ -92,7 +92,7 @@ def test_addresses_that_cost_or_lead_nowhere_are_refused(catalogue, network, hre
 
 
 @pytest.mark.parametrize("root", [{}, [], "x", {"type": "Feature"}])
-def test_what_is_no_catalogue_is_said_and_not_kept(catalogue, network, root):
+def test_an_address_without_a_catalogue_is_an_error_and_not_cached(catalogue, network, root):
     catalogue.root, catalogue.pages = root, [[make_item("a", PLACE.bounds, 2010)]]
     with pytest.raises(SourceError, match=r"NAIP: the address is not a STAC API; give another .*--stac-url"):
         search_images(PLACE, network, stac_url=catalogue.url)
@@ -100,7 +100,7 @@ def test_what_is_no_catalogue_is_said_and_not_kept(catalogue, network, root):
     assert len(search_images(PLACE, network, stac_url=catalogue.url)) == 1
 
 
-def test_a_catalogue_that_cannot_be_searched_is_said_in_a_line(catalogue, network):
+def test_a_catalogue_without_search_is_a_one_line_error(catalogue, network):
     catalogue.root = {"type": "Catalog", "links": []}
     with pytest.raises(SourceError, match=r"is not a STAC API with search .*--stac-url") as caught:
         search_images(PLACE, network, stac_url=f"{catalogue.url}?key=secret")
@@ -108,7 +108,7 @@ def test_a_catalogue_that_cannot_be_searched_is_said_in_a_line(catalogue, networ
     assert "\n" not in str(caught.value)
 
 
-def test_pages_in_a_circle_and_pages_of_nonsense_end(catalogue, network):
+def test_pages_in_a_loop_and_invalid_pages_are_errors(catalogue, network):
     catalogue.pages, catalogue.endless = [[make_item("a", PLACE.bounds, 2010)], [make_item("b", PLACE.bounds, 2010)]], 1
     with pytest.raises(SourceError, match=r"not a STAC API with search \(its pages form a loop\)"):
         search_images(PLACE, network, stac_url=catalogue.url)
@@ -117,7 +117,7 @@ def test_pages_in_a_circle_and_pages_of_nonsense_end(catalogue, network):
         search_images(PLACE, Network(network.cache, refresh=True, policy=QUICK), stac_url=catalogue.url)
 
 
-def test_a_catalogue_that_is_busy_is_asked_again(catalogue, network):
+def test_a_busy_catalogue_is_tried_again(catalogue, network):
     catalogue.pages = [[make_item("a", PLACE.bounds, 2010)]]
     catalogue.fail("503", path="/search")
     assert len(search_images(PLACE, network, stac_url=catalogue.url)) == 1
@@ -126,7 +126,7 @@ def test_a_catalogue_that_is_busy_is_asked_again(catalogue, network):
         search_images(box(-80.0, 40.0, -79.8, 40.1), network, stac_url=catalogue.url)
 
 
-def test_a_folder_is_listed_and_what_is_no_image_left_out(tmp_path, caplog):
+def test_images_in_a_folder_are_listed_and_other_files_left_out(tmp_path, caplog):
     folder = tmp_path / "naip"
     (folder / "below").mkdir(parents=True)
     values = np.full((4, 20, 30), 7)
@@ -159,7 +159,7 @@ def test_a_folder_is_listed_and_what_is_no_image_left_out(tmp_path, caplog):
     assert "jpg" not in caplog.text
 
 
-def test_a_folder_may_lie_elsewhere_or_hold_nothing(tmp_path):
+def test_a_folder_of_another_place_or_without_images(tmp_path):
     write_tiff(tmp_path / "a.tif", np.ones((4, 20, 30)), transform=AT)
     (image,) = list_images(tmp_path)
     assert list_images(tmp_path / "a.tif", image.footprint) == [image]
@@ -174,7 +174,7 @@ def test_a_folder_may_lie_elsewhere_or_hold_nothing(tmp_path):
         list_images(tmp_path / "empty" / "one.tif")
 
 
-def test_footprints_follow_the_turned_edges(tmp_path):
+def test_footprints_follow_rotated_edges(tmp_path):
     write_tiff(tmp_path / "far.tif", np.ones((3, 60, 60)), transform=Affine(100, 0, 300_000, 0, -100, 4_500_000))
     (image,) = list_images(tmp_path)
     to_degrees = Transformer.from_crs(26917, 4326, always_xy=True).transform

@@ -1,4 +1,4 @@
-"""Signatures of addresses: kept until they run out; the key goes to one signer."""
+"""Signatures of addresses are kept until they expire, and the key goes to one signer only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .shared import PLACE, make_item
 
 @pytest.fixture
 def signing(faulty_server):
-    """An endpoint like ``sas/v1/sign``: each answer has another signature, good for ``holds`` seconds."""
+    """An endpoint like ``sas/v1/sign``: each response has a new signature, valid for ``holds`` seconds."""
 
     def sign(request):
         server.signed += 1
@@ -32,7 +32,7 @@ def signing(faulty_server):
     return server
 
 
-def test_a_signature_serves_a_container_until_it_runs_out(signing, network, monkeypatch):
+def test_a_signature_is_used_for_a_container_until_it_expires(signing, network, monkeypatch):
     signer = TokenSigner(network, f"{signing.url}/sign")
     first = signer.sign("https://east.test/naip/a.tif")
     assert first == "https://east.test/naip/a.tif?st=now&sig=1%3D"
@@ -48,11 +48,11 @@ def test_a_signature_serves_a_container_until_it_runs_out(signing, network, monk
     now = time.time()
     monkeypatch.setattr("landprior.sources.naip.sign.time.time", lambda: now + 3600 - 90)
     assert signer.sign("https://east.test/naip/a.tif").endswith("sig=4%3D")
-    monkeypatch.setattr("landprior.sources.naip.sign.time.time", lambda: now + 3600 - 30)  # before it is too late
+    monkeypatch.setattr("landprior.sources.naip.sign.time.time", lambda: now + 3600 - 30)  # shortly before it expires
     assert signer.sign("https://east.test/naip/a.tif").endswith("sig=5%3D")
 
 
-def test_the_key_of_planetary_computer_goes_to_its_own_signer_if_there_is_one(signing, network, monkeypatch):
+def test_the_key_of_planetary_computer_is_sent_to_its_own_signer(signing, network, monkeypatch):
     monkeypatch.setattr(sign, "SIGN_URL", f"{signing.url}/sas/v1/sign")
     signer = TokenSigner(network, f"{signing.url}/sign")
     signer.sign("https://east.test/naip/a.tif")
@@ -62,7 +62,7 @@ def test_the_key_of_planetary_computer_goes_to_its_own_signer_if_there_is_one(si
     assert keys == [None, "mine"]
 
 
-def test_the_key_of_planetary_computer_goes_to_no_other_signer(signing, network, monkeypatch):
+def test_the_key_of_planetary_computer_is_not_sent_to_other_signers(signing, network, monkeypatch):
     monkeypatch.setenv("PC_SDK_SUBSCRIPTION_KEY", "mine")
     TokenSigner(network, f"{signing.url}/sign").sign("https://east.test/naip/a.tif")
     assert [request.headers.get("Ocp-Apim-Subscription-Key") for request in signing.requests] == [None]
@@ -76,7 +76,7 @@ def test_the_key_of_planetary_computer_goes_to_no_other_signer(signing, network,
         "https://planetarycomputer.microsoft.com.evil.test/sign",
         "https://planetarycomputer.microsoft.com@evil.test/sign",
         "https://me:you@planetarycomputer.microsoft.com/sign",
-        "https://evil.test\\@planetarycomputer.microsoft.com/sign",  # two parsers, two hosts
+        "https://evil.test\\@planetarycomputer.microsoft.com/sign",  # parsers disagree about the host
         "https://evil.test/?https://planetarycomputer.microsoft.com/sign",
         "https:/planetarycomputer.microsoft.com/sign",
         "//planetarycomputer.microsoft.com/sign",
@@ -88,13 +88,13 @@ def test_an_address_that_looks_like_the_signer_gets_no_key(url, monkeypatch):
     assert key_headers(SIGN_URL) == {"Ocp-Apim-Subscription-Key": "mine"}
 
 
-def test_an_endpoint_that_does_not_sign_is_said(signing, network):
+def test_an_endpoint_that_does_not_sign_is_an_error(signing, network):
     signing.whole = False
     with pytest.raises(SourceError, match=r"NAIP: .*/sign returned no signature"):
         TokenSigner(network, f"{signing.url}/sign").sign("https://east.test/naip/a.tif")
 
 
-def test_images_of_a_catalogue_are_signed_when_they_are_read(catalogue, signing, network):
+def test_images_from_a_catalogue_are_signed_when_they_are_read(catalogue, signing, network):
     catalogue.pages = [[make_item("a", PLACE.bounds, 2010, assets={"image": {"href": "https://e.test/naip/a.tif"}})]]
     (image,) = search_images(PLACE, network, stac_url=catalogue.url, sign_url=f"{signing.url}/sign")
     assert signing.signed == 0

@@ -1,4 +1,4 @@
-"""NAIP images put onto the grid of a tile."""
+"""Resampling NAIP images to the grid of a tile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .shared import AT, PLACE, choose_all, write_tiff
 
 
 def put(tmp_path, path, grid, network):
-    """Write an image onto a grid; return its bands."""
+    """Write an image onto a grid, and return its bands."""
     (image,) = list_images(path)
     out = write_image(image, grid, tmp_path / f"out_{path.name}", network, overwrite=True)
     with rasterio.open(out) as dst:
@@ -37,7 +37,7 @@ RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 
 @pytest.fixture
 def speckled(rng):
-    """Values of all kinds; near infrared is 0 in places, as over water, and so are other bands."""
+    """Varied values; near infrared is 0 in places, as over water, and so are other bands."""
     values = rng.integers(0, 256, size=(4, 90, 120), dtype=np.uint8)
     values[3, 20:40, 20:40] = 0
     values[:3, 50:55, 50:55] = 0
@@ -75,20 +75,20 @@ def test_windows_leave_no_seams(tmp_path, network, rng, monkeypatch):
         monkeypatch.undo()
         if grid is own:
             assert not difference.any()
-        assert difference.max() <= 1  # GDAL follows the curve to an eighth of a pixel, window by window
+        assert difference.max() <= 1  # in each window GDAL approximates positions to an eighth of a pixel
         assert difference.mean() < 0.002
         assert (whole > 0).any(axis=0).mean() > 0.3
 
 
 def weights(grid_edges, source_edges):
-    """Return how much of each source pixel lies in each pixel of the grid, along one axis."""
+    """Return how much of each source pixel is in each pixel of the grid, along one axis."""
     low = np.maximum(grid_edges[:-1, None], source_edges[None, :-1])
     high = np.minimum(grid_edges[1:, None], source_edges[None, 1:])
     return np.clip(high - low, 0, None)
 
 
 def average(values, transform, grid, valid=None):
-    """Return the area-weighted mean of the source pixels with data in each pixel; 0 where none are."""
+    """Return the area-weighted mean of the source pixels with data in each pixel, or 0 if there are none."""
     height, width = values.shape[1:]
     valid = np.ones((height, width)) if valid is None else valid
     columns = transform.c + transform.a * np.arange(width + 1)
@@ -121,12 +121,12 @@ def test_smaller_pixels_are_averaged_by_area(tmp_path, network, rng, a, e, color
 
 @pytest.mark.parametrize("kind", ["zeros", "nodata 0", "nodata 255", "mask"])
 @pytest.mark.parametrize("size", [1.0, 0.6, 2.0])
-def test_what_has_no_data_stays_without_and_does_not_bleed(tmp_path, network, kind, size):
+def test_nodata_stays_nodata_and_does_not_bleed(tmp_path, network, kind, size):
     values = np.full((4, 100, 100), 200, dtype=np.uint8)
     gone = np.zeros((100, 100), dtype=bool)
     gone[20:50, 30:70] = True
     values[:, gone] = {"nodata 255": 255, "mask": 37}.get(kind, 0)
-    values[:, 80:90, 80:90] = 0 if kind in {"nodata 255", "mask"} else 1  # black, and has data
+    values[:, 80:90, 80:90] = 0 if kind in {"nodata 255", "mask"} else 1  # black, but data
     options = {"nodata": int(kind.split()[1])} if kind.startswith("nodata") else {}
     mask = np.where(gone, 0, 255).astype(np.uint8) if kind == "mask" else None
     start = 0.0 if size == 1.0 else 0.1
@@ -144,7 +144,7 @@ def test_what_has_no_data_stays_without_and_does_not_bleed(tmp_path, network, ki
     x, y = round(85 * size) + 5, round(85 * size) + 5
     assert result[:, y, x].max() <= 1
     assert has_data[y, x]
-    # the edge of what is missing is as bright as the rest: nothing is mixed with what is not there
+    # the edge of missing data is as bright as the rest, so missing values are not mixed in
     edge = has_data & (result[0] < 150)
     rows, columns = np.nonzero(edge)
     assert rows.min() > 75 * size
@@ -155,7 +155,7 @@ CORNER = (600_431, 4_499_612)
 
 
 def bright_square(tmp_path, size, *, epsg=26917, west=600_400.0, north=4_499_650.0):
-    """Write 10 everywhere but 210 in a square of 30 m whose upper left corner is CORNER."""
+    """Write 10 everywhere except for 210 in a square of 30 m whose upper left corner is CORNER."""
     count = round(100 / size)
     x = west + size * (np.arange(count) + 0.5)
     y = north - size * (np.arange(count) + 0.5)
@@ -167,7 +167,7 @@ def bright_square(tmp_path, size, *, epsg=26917, west=600_400.0, north=4_499_650
 @pytest.mark.parametrize("size", [1.0, 0.6, 0.5, 0.3])
 @pytest.mark.parametrize("epsg", [26917, 26918], ids=["own zone", "next zone"])
 @pytest.mark.parametrize("offset", [0.0, 0.25])
-def test_a_corner_stays_where_it_is(tmp_path, network, size, epsg, offset):
+def test_a_corner_stays_in_its_place(tmp_path, network, size, epsg, offset):
     path = bright_square(tmp_path, size, west=600_400.0 + offset, north=4_499_650.0 - offset)
     to_grid = Transformer.from_crs(26917, epsg, always_xy=True).transform
     left, top = np.floor(to_grid(CORNER[0] - 15, CORNER[1] + 15))
@@ -175,12 +175,12 @@ def test_a_corner_stays_where_it_is(tmp_path, network, size, epsg, offset):
     bright = put(tmp_path, path, grid, network)[0] > 110
     columns, rows = np.meshgrid(np.arange(70) + 0.5, np.arange(70) + 0.5)
     x, y = Transformer.from_crs(epsg, 26917, always_xy=True).transform(*(grid.transform @ (columns, rows)))
-    # how far inside the square the middle of a pixel is, in metres; the source itself is off by half its pixel
+    # how far inside the square a pixel's centre is, in metres; the source itself is off by half a pixel
     depth = np.minimum.reduce([x - CORNER[0], CORNER[0] + 30 - x, CORNER[1] - y, y - CORNER[1] + 30])
     slack = 0.5 + size / 2 * (offset > 0 or size not in {1.0, 0.5})
     np.testing.assert_array_equal(bright[depth > slack], True)
     np.testing.assert_array_equal(bright[depth < -slack], False)
-    # and on the whole it is not moved: its centre of mass, and its area
+    # overall it is not moved either: its centre of mass, and its area
     shift = np.array([columns[bright].mean(), rows[bright].mean()]) - [
         columns[depth > 0].mean(),
         rows[depth > 0].mean(),
@@ -191,7 +191,7 @@ def test_a_corner_stays_where_it_is(tmp_path, network, size, epsg, offset):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["naip_va_4band_1m", "m_3607717_sw_18_1_20160620_subset"])
-def test_real_images_of_one_metre_are_copied(real_data, tmp_path, network, name):
+def test_real_images_at_one_metre_are_copied(real_data, tmp_path, network, name):
     path = real_data / "naip-samples" / f"{name}.tif"
     with rasterio.open(path) as src:
         values, grid = src.read(), Grid.of(src)
@@ -201,7 +201,7 @@ def test_real_images_of_one_metre_are_copied(real_data, tmp_path, network, name)
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["m_3211605_ne_11_060_20200415", "m_4208701_ne_16_060_20200902"])
-def test_real_images_of_less_are_averaged(real_data, tmp_path, network, name):
+def test_real_images_with_smaller_pixels_are_averaged(real_data, tmp_path, network, name):
     path = real_data / "naip-samples" / f"{name}.tif"
     with rasterio.open(path) as src:
         values, transform = src.read(), src.transform
@@ -214,8 +214,8 @@ def test_real_images_of_less_are_averaged(real_data, tmp_path, network, name):
 
 
 @pytest.mark.realdata
-def test_real_neighbours_agree_on_the_zone_border(real_data, tmp_path, network):
-    """What both show is the same place, whichever zone it is put into."""
+def test_real_neighbours_agree_at_the_border_of_two_zones(real_data, tmp_path, network):
+    """Both show the same place, in whichever zone."""
     folder = real_data / "naip-samples"
     first, second = folder / "m_3607717_sw_18_1_20160620_subset.tif", folder / "m_3607824_se_17_1_20160620_subset.tif"
     with rasterio.open(first) as src:
@@ -234,7 +234,7 @@ def test_real_neighbours_agree_on_the_zone_border(real_data, tmp_path, network):
     assert scores[0, 0] > 0.99
 
 
-def test_three_bands_are_three_and_elsewhere_is_nothing(tmp_path, network, speckled):
+def test_three_bands_stay_three_and_there_is_no_data_elsewhere(tmp_path, network, speckled):
     rgb = write_tiff(tmp_path / "rgb.tif", speckled[:3], transform=AT)
     grid = Grid(width=40, height=30, transform=AT, crs=CRS.from_epsg(26917))
     np.testing.assert_array_equal(put(tmp_path, rgb, grid, network), speckled[:3, :30, :40])
@@ -242,7 +242,7 @@ def test_three_bands_are_three_and_elsewhere_is_nothing(tmp_path, network, speck
     assert not put(tmp_path, rgb, far, network).any()
 
 
-def test_pixels_of_a_catalogue_come_by_ranges(tmp_path, network, faulty_server, speckled):
+def test_pixels_of_a_catalogue_are_read_by_ranges(tmp_path, network, faulty_server, speckled):
     write_tiff(tmp_path / "m_1_20100620.tif", speckled, transform=AT)
     server = faulty_server(tmp_path)
     remote = make_remote(f"{server.url}/m_1_20100620.tif")
@@ -277,7 +277,9 @@ def test_a_damaged_download_is_fetched_again_once(tmp_path, network, faulty_serv
     assert not (tmp_path / "cut_out.tif").exists()
     with pytest.raises(SourceError, match=r"NAIP: .*damaged\.tif answered 404"):
         write_image(make_remote(f"{server.url}/damaged.tif"), grid, tmp_path / "cut_out.tif", network)
-    assert sum("damaged.tif" in request.path for request in server.requests) == 1  # it is only called so
+    assert (
+        sum("damaged.tif" in request.path for request in server.requests) == 1
+    )  # not retried, since it is damaged in name only
     (image,) = list_images(tmp_path / "cut.tif")
     with pytest.raises(RasterReadError, match=r"cut\.tif is damaged or truncated .*copy or download it again"):
         write_image(image, grid, tmp_path / "cut_out.tif", network)
@@ -287,7 +289,7 @@ def test_a_damaged_download_is_fetched_again_once(tmp_path, network, faulty_serv
 @pytest.mark.parametrize(
     ("options", "message"), [({"epsg": None}, "has no CRS"), ({"dtype": "uint16"}, "has type uint16; NAIP has uint8")]
 )
-def test_a_remote_file_that_is_no_naip_is_refused(tmp_path, network, faulty_server, options, message):
+def test_a_remote_file_that_is_not_naip_is_refused(tmp_path, network, faulty_server, options, message):
     write_tiff(tmp_path / "a.tif", np.ones((4, 30, 40)), transform=AT, **options)
     grid = Grid(width=40, height=30, transform=AT, crs=CRS.from_epsg(26917))
     with pytest.raises(RasterReadError, match=message):
