@@ -152,7 +152,7 @@ def list_modules() -> str:
     lines = [
         "# Modules",
         "",
-        "Every module with the first line of its docstring. [Architecture](architecture.md) has the rooms.",
+        "Every module with the first line of its docstring. [Architecture](architecture.md) explains the packages.",
     ]
     for package, modules in find_modules().items():
         folder = REPOSITORY / package.replace(".", "/")

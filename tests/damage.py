@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = 90
-"""After which a case counts as hanging."""
+"""Seconds after which a case counts as hanging."""
 
 _WORDS = r"""
 nan NaN -inf Infinity 1e999 -1 0 1.5 255 256 99999999999999999999 1e-400 null true [] {}

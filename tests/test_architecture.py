@@ -26,9 +26,9 @@ ARROWS = {
     "domains": BASE | {"implicit", "raster", "records", "sources", "landcover"},
     "batch": BASE | {"raster", "records", "sources", "landcover"},
 }
-"""What each package may import; the command line (and ``__main__``) may import all."""
+"""The packages that each package may import; the command line (and ``__main__``) may import all."""
 
-ROOMS = {
+SUBPACKAGES = {
     "training": set(),
     "prior": {"training"},
     "mapping": {"training"},
@@ -37,7 +37,7 @@ ROOMS = {
     "experiments": {"training", "prior", "mapping", "assessment", "workspace"},
     "synthetic": {"training", "prior", "mapping", "assessment", "workspace"},
 }
-"""What each room of landcover may import of the others."""
+"""The packages of landcover that each of them may import."""
 
 MOST_LINES = 450
 REASON = "# Over 450 lines: "
@@ -115,21 +115,21 @@ def test_packages_import_one_way(package):
                 assert package_of(other) in ARROWS[package], f"{name}:{line} imports {other}"
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_packages_of_landcover_import_one_way(room):
+@pytest.mark.parametrize("package", sorted(SUBPACKAGES))
+def test_packages_of_landcover_import_one_way(package):
     for name in MODULES:
-        if not name.startswith(f"landprior.landcover.{room}."):
+        if not name.startswith(f"landprior.landcover.{package}."):
             continue
         for other, line in (*imports_of(name, lazy=False), *imports_of(name, lazy=True)):
-            if other.startswith("landprior.landcover.") and other.split(".")[2] != room:
-                assert other.split(".")[2] in ROOMS[room], f"{name}:{line} imports {other}"
+            if other.startswith("landprior.landcover.") and other.split(".")[2] != package:
+                assert other.split(".")[2] in SUBPACKAGES[package], f"{name}:{line} imports {other}"
 
 
 def test_every_module_is_in_a_package_with_rules():
     known = {*ARROWS, "cli", "__main__", ""}
     assert {package_of(name) for name in MODULES} <= known
-    rooms = {name.split(".")[2] for name in MODULES if name.startswith("landprior.landcover.")}
-    assert rooms == set(ROOMS)
+    packages = {name.split(".")[2] for name in MODULES if name.startswith("landprior.landcover.")}
+    assert packages == set(SUBPACKAGES)
 
 
 def test_no_module_imports_itself_indirectly():

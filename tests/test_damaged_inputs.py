@@ -20,10 +20,10 @@ sys.modules["damage"] = damage
 _spec.loader.exec_module(damage)
 
 FEW = 200
-"""Cases of the fast suite."""
+"""Number of cases in the fast suite."""
 
 MANY = int(os.environ.get("LANDPRIOR_DAMAGED", "5000"))
-"""Cases of the slow test; continuous integration takes fewer."""
+"""Number of cases in the slow test; continuous integration runs fewer."""
 
 
 @pytest.fixture(scope="session")

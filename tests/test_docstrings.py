@@ -12,10 +12,10 @@ from landprior import errors
 
 PACKAGE = Path(landprior.__file__).parent
 COMMANDS = PACKAGE / "cli"
-"""The docstring of a command is its help, and its options are documented in place."""
+"""The docstring of a command is its help text, and its options are documented in place."""
 
 MANY = 3
-"""From so many parameters on, one line is not enough for them."""
+"""With this many parameters, a one-line docstring is not enough."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from landprior.cli.parameters import OUTPUT, SchemeType
 from landprior.errors import InputError
 
 OUTPUTS = {"output", "figure", "save_prior"}
-"""Parameters that name a file to write; cluster's --model is one too."""
+"""Parameters that name an output file; cluster's --model is another."""
 
 BASES = {
     "fetch": ["--bbox", "-81,40,-80.99,40.01", "--data", "{work}", "--offline", "--dry-run"],
@@ -205,7 +205,7 @@ NOT_READ = {
 """Inputs for which a call with a bad file may succeed."""
 
 LONG = {("run", "retries"), ("demo", "seed")}
-"""Options with which a call computes, or waits for a cluster, for minutes."""
+"""Options that make a call compute, or wait for a cluster, for minutes."""
 
 
 def is_input(command, parameter):

@@ -17,7 +17,7 @@ from landprior.cli.workspace import STEPS, choose_steps
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 LONGEST = 200
-"""Lines that a module of the command line may have."""
+"""Maximum number of lines in a module of the command line."""
 
 LONGER = {
     "__init__.py": "the commands, and what goes wrong in any of them",

@@ -31,10 +31,10 @@ from landprior.raster.pixel_areas import PixelAreas
 
 UTM = CRS.from_epsg(26917)
 SQUARE = (570_000.0, 4_120_000.0, 570_240.0, 4_120_240.0)
-"""240 x 240 m in Virginia, at 37.2 N, in UTM 17: 5.76 ha."""
+"""The test square: 240 x 240 m in Virginia, at 37.2 N, in UTM 17 (5.76 ha)."""
 
 STRETCH = 1 / math.cos(math.radians(37.224))
-"""Of EPSG:3857 there, on a sphere."""
+"""Scale of EPSG:3857 at that latitude, on a sphere."""
 
 
 def grid_over(crs, pixel, *, bounds=SQUARE, own=UTM):

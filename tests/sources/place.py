@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SCENE_SIZE = 768
 ALBERS = "EPSG:5070"
 OVERLAP = 200
-"""Pixels that the neighbouring images share."""
+"""Overlap of the neighbouring images in pixels."""
 
 TAGS = {
     "roads": {"highway": "residential"},

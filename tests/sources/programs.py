@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 START_SECONDS = 20
-"""How long a server may take to answer for the first time."""
+"""Maximum time in seconds until a server first responds."""
 
 PACKAGES = {
     "nginx": "apt-get install nginx-light",

@@ -306,7 +306,7 @@ def read_footprints(place, network):
 
 
 PART = (300, 250, 256, 156)
-"""Columns and rows of the grid that are read of the image: column, row, width, height."""
+"""The part of the image that is read: column, row, width, height."""
 
 
 def read_image(place, network):
