@@ -170,6 +170,6 @@ def test_imports_inside_functions_avoid_torch():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_modules_are_short_or_say_why_not(name):
+def test_modules_are_short_or_explain_why_not(name):
     text = MODULES[name].read_text(encoding="utf-8")
     assert text.count("\n") <= MOST_LINES or REASON in text

@@ -174,7 +174,7 @@ def test_a_plan_does_not_create_a_missing_workspace(plan, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-# -- a plan maps as run does -----------------------------------------------------------------------
+# -- a plan gives the same maps as run -------------------------------------------------------------
 
 
 def test_a_plan_and_a_run_give_the_same_maps_if_the_matrix_lacks_a_code(workspace, tmp_path):

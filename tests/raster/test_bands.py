@@ -140,7 +140,7 @@ def test_nodata_is_rounded_to_the_data_type_or_unusable(value, dtype, expected):
     assert usable_nodata(value, dtype) == expected
 
 
-def test_a_value_that_cannot_be_measured_is_nodata_in_a_single_band():
+def test_an_impossible_value_in_a_single_band_is_nodata():
     values = np.array([[[-9999, 0, 5]], [[7, 0, 0]]], dtype=np.int16)
     assert match_nodata(values, [-9999, -9999]).tolist() == [[True, False, False]]
     assert match_nodata(values, [0, 0]).tolist() == [[False, True, False]]

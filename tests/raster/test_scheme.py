@@ -42,7 +42,7 @@ def test_decode_is_the_inverse_of_encode(positions):
     assert scheme.encode(scheme.decode(array)).tolist() == positions
 
 
-def test_index_takes_names_codes_and_merged_codes(chesapeake):
+def test_index_accepts_names_codes_and_merged_codes(chesapeake):
     assert [chesapeake.index(k) for k in ("Water", 2, "3", " impervious ", 6)] == [0, 1, 2, 3, 3]
     with pytest.raises(SchemeError, match="it has: 1 water"):
         chesapeake.index("swamp")

@@ -83,7 +83,7 @@ def test_counting_alone_finds_the_classes(stripes, quick, seed):
 
 
 @pytest.mark.filterwarnings("ignore::landprior.errors.LandpriorWarning")
-def test_patches_hold_whole_cells(stripes, quick, caplog):
+def test_patches_contain_whole_cells(stripes, quick, caplog):
     coarse, matrix, _ = stripes
     with caplog.at_level("INFO", logger="landprior"):
         model = train_by_counts([coarse], matrix, quick(patch_size=41, batch_size=9))
@@ -99,7 +99,7 @@ def feed_of(coarse, matrix, **options):
     return CellFeed(tiles, measure_bands(tiles), coarse=coarse, eta=eta, rho=rho, **settings)
 
 
-def test_a_batch_holds_its_cells(stripes):
+def test_a_batch_contains_its_cells(stripes):
     coarse, matrix, _ = stripes
     feed = feed_of([coarse], matrix)
     batch = feed(3)

@@ -45,7 +45,7 @@ def test_existing_model_is_kept(tmp_path, make_model):
     assert path.read_bytes() != before
 
 
-def test_missing_model_says_how_to_train_one(tmp_path):
+def test_the_error_for_a_missing_model_suggests_train(tmp_path):
     with pytest.raises(MissingInputError, match=r"no model at .*landprior train --image"):
         load_model(tmp_path / "none.safetensors")
 

@@ -161,7 +161,7 @@ def test_a_port_without_a_server(network):
         network.get(f"http://127.0.0.1:{port}/a?sig=secret", SOURCE)
 
 
-def test_a_server_that_never_answers(cache):
+def test_a_server_that_never_responds(cache):
     network = Network(cache, policy=RetryPolicy(attempts=2, first_wait=0.01, read_timeout=0.2))
     start = time.monotonic()
     with speaking(times=2) as url, pytest.raises(SourceBusyError, match=r"did not answer in time \(tried 2 times\)"):

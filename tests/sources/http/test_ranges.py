@@ -44,7 +44,7 @@ def test_a_file_can_have_any_name(network, faulty_server, image):
         np.testing.assert_array_equal(src.read(1), local.read(1))
 
 
-def test_only_what_is_read_is_fetched(cache, network, faulty_server, rasters, image):
+def test_only_chunks_that_are_read_are_fetched(cache, network, faulty_server, rasters, image):
     server = faulty_server(rasters)
     remote = Remote(f"{server.url}/image.tif")
     with open_remote(network, remote, SOURCE) as src, rasterio.open(image) as local:
@@ -87,7 +87,7 @@ WINDOW = ((0, 100), (0, 100))
 
 @pytest.fixture
 def changing(tmp_path, faulty_server):
-    """Return a factory of a served raster and a function that replaces it by another version."""
+    """Return a factory of a served raster and a function that replaces it with another version."""
 
     def make(**options):
         path = tmp_path / "served" / "image.tif"
