@@ -127,7 +127,7 @@ def test_a_finished_run_is_not_repeated(tmp_path):
         torch.testing.assert_close(value, again.state_dict()[name], rtol=0, atol=0)
 
 
-def test_the_error_for_an_interruption_without_a_checkpoint_states_that_nothing_was_saved():
+def test_the_error_without_a_checkpoint_states_that_nothing_was_saved():
     def interrupted(_):
         raise KeyboardInterrupt
 
