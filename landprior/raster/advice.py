@@ -41,6 +41,11 @@ def advise_crs(path: str | Path, crs: str = "EPSG:CODE") -> str:
     return _advise(path, f"--crs {crs}", f"-a_srs {crs}")
 
 
+def advise_extent(path: str | Path) -> str:
+    """Return the command that copies a raster and gives the copy a new extent; its pixels stay as they are."""
+    return f"gdal_translate -a_ullr LEFT TOP RIGHT BOTTOM {quote(split_band(path)[0])} fixed.tif"
+
+
 def advise_archive(text: str) -> str:
     """Return how to name a raster in an archive; "" if the file is not one, or is damaged."""
     name = text.lower()

@@ -11,7 +11,7 @@ import numpy as np
 from affine import Affine
 
 from landprior.errors import GridMismatchError, InputError
-from landprior.raster.advice import advise_crs
+from landprior.raster.advice import advise_crs, advise_extent
 from landprior.raster.ground import NEAR, measure_steps, metres_per_unit, require_degrees
 from landprior.raster.names import quote
 
@@ -74,7 +74,7 @@ class Grid:
             numbers = ", ".join(f"{number:.6g}" for number in src.transform[:6])
             msg = (
                 f"{src.name}: its georeferencing is damaged, its pixels have no area (transform {numbers}); "
-                f"set it again, with gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {quote(src.name)}"
+                f"give a copy the right extent: {advise_extent(src.name)}"
             )
             raise InputError(msg)
         return cls(width=src.width, height=src.height, transform=src.transform, crs=src.crs)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from click.testing import CliRunner
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -22,9 +23,9 @@ from rasterio.rio.main import main_group
 from landprior.errors import GridMismatchError, InputError, RasterReadError
 from landprior.landcover.prior.coarse import CoarseLayers
 from landprior.landcover.training.layers import ImageLayer
-from landprior.raster.advice import advise_crs, advise_nodata
+from landprior.raster.advice import advise_crs, advise_extent, advise_nodata
 from landprior.raster.codes import open_codes
-from landprior.raster.grid import require_same_grid
+from landprior.raster.grid import Grid, require_same_grid
 from landprior.raster.reading import open_raster
 
 
@@ -67,6 +68,26 @@ def test_advice_on_nodata_works_in_each_format(codes, tmp_path):
 def test_advice_on_a_crs_works_in_each_format(codes, tmp_path):
     with rasterio.open(paste(advise_crs(codes, "EPSG:5070"), tmp_path)) as src:
         assert src.crs.to_epsg() == 5070
+
+
+def test_advice_on_an_extent_works_in_each_format(codes, make_grid, tmp_path):
+    """GDAL refuses to edit a COG and cannot edit a PNG, so the file is copied."""
+    expected = make_grid(64, 64)
+    left, bottom, right, top = expected.bounds
+    command = advise_extent(codes).replace("LEFT TOP RIGHT BOTTOM", f"{left} {top} {right} {bottom}")
+    with rasterio.open(paste(command, tmp_path)) as src:
+        assert Grid.of(src).bounds == pytest.approx(expected.bounds)
+        assert (src.read(1)[:, :2] == [5, 7]).all()
+
+
+def test_a_raster_without_an_area_becomes_readable_by_the_command_of_its_error(make_raster, make_grid, tmp_path):
+    flat = replace(make_grid(64, 64), transform=Affine(1.8e-255, 0, 600_000, 0, -1.8e-255, 4_500_000))
+    path = make_raster("flat codes.tif", np.full((64, 64), 41, np.uint8), grid=flat)
+    with pytest.raises(InputError, match="its pixels have no area") as caught:
+        CoarseLayers(path)
+    command = str(caught.value).split("the right extent: ")[1]
+    with CoarseLayers(paste(command.replace("LEFT TOP RIGHT BOTTOM", "0 64 64 0"), tmp_path)) as layers:
+        assert layers.codes() == {41: 64 * 64}
 
 
 def test_the_command_in_an_error_works(make_raster, make_grid, tmp_path):

@@ -63,5 +63,5 @@ def test_pixel_size_without_a_known_unit(make_grid):
 def test_pixels_without_an_area_are_refused(size):
     transform = Affine(size, 0, 600_000, 0, -size, 4_500_000)
     torn = SimpleNamespace(name="torn.tif", width=4, height=4, transform=transform, crs=None)
-    with pytest.raises(InputError, match=r"torn.tif: .* its pixels have no area .*gdal_edit.py -a_ullr"):
+    with pytest.raises(InputError, match=r"torn.tif: .* its pixels have no area .*gdal_translate -a_ullr"):
         Grid.of(torn)
