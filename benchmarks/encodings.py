@@ -16,7 +16,8 @@ import click
 import numpy as np
 
 from benchmarks.accuracy.__main__ import run_case
-from benchmarks.accuracy.cases import Case, data_folder, prepare
+from benchmarks.accuracy.cases import Case, data_folder
+from benchmarks.accuracy.sets import prepare
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.prior.cooccurrence import load_cooccurrence

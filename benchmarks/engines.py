@@ -19,7 +19,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.accuracy.cases import prepare
+from benchmarks.accuracy.sets import prepare
 from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.mapping.engines import Engine, OpenVinoEngine, TorchEngine
 from landprior.landcover.mapping.predict import predict

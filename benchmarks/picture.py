@@ -17,7 +17,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from benchmarks.accuracy.cases import Case, prepare
+from benchmarks.accuracy.sets import prepare
 from landprior.landcover.assessment.figures import draw_panels, stretch
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.predict import map_prior, predict
@@ -27,6 +27,8 @@ from landprior.raster.reading import open_raster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from benchmarks.accuracy.cases import Case
 
 PLACE = "m_3708020_sw_17_1-0"
 """Woods, fields, a farm and its road; of the eleven patches, the one whose accuracy is nearest to that of all."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.accuracy.cases import Case, prepare
+from benchmarks.accuracy.sets import prepare
 from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.predict import map_prior, predict
@@ -32,6 +32,7 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from benchmarks.accuracy.cases import Case
     from landprior.landcover.training.model import LandcoverModel
 
 SETS = ("pittsburgh", "phoenix", "chesapeake-wv", "epitome", "pennsylvania")

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.accuracy.__main__ import run_case
-from benchmarks.accuracy.cases import data_folder, prepare
+from benchmarks.accuracy.cases import data_folder
+from benchmarks.accuracy.sets import prepare
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.training.layers import ImageLayer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.accuracy.__main__ import Watch
-from benchmarks.accuracy.cases import prepare
+from benchmarks.accuracy.sets import prepare
 from landprior.errors import CollapseWarning, HarmWarning
 from landprior.landcover.training.settings import TileSettings, make_settings
 from landprior.landcover.training.tiles import read_tile

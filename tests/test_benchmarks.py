@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from benchmarks import gpu
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import main as list_benchmarks
-from benchmarks.accuracy.cases import prepare
+from benchmarks.accuracy.__main__ import Row, show_areas
+from benchmarks.accuracy.places import derive_layers
+from benchmarks.accuracy.sets import prepare
 from benchmarks.same_maps.__main__ import compare
 from benchmarks.same_maps.__main__ import main as same_maps
 from benchmarks.same_maps.contents import digest, encode, flatten, read_content
@@ -81,6 +83,27 @@ def test_two_runs_of_the_commands_write_the_same_files(tmp_path):
     assert first.exit_code == 0, first.output
     second = CliRunner().invoke(same_maps, [*options[:4], "--against", str(tmp_path / "before.json")])
     assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "0 differences")
+
+
+def test_roads_and_footprints_are_derived_from_a_mask():
+    mask = np.zeros((90, 120), np.uint8)
+    mask[40:47] = 2  # a road of 7 m
+    mask[60:85, 40:80] = 2  # a car park
+    mask[10:22, 10:20] = mask[10:22, 60:75] = 1
+    layers = derive_layers(mask, 1.0, seed=0)
+    np.testing.assert_array_equal(np.flatnonzero(layers["roads"][:, 20]), [42, 43, 44])
+    assert not layers["roads"][70, 60]  # too wide for a road
+    sizes = {120, 180, 300}  # one or both, moved
+    assert int(layers["buildings"].sum()) in sizes
+    assert np.abs(np.argwhere(layers["buildings"]).min(0) - [10, 10]).max() <= 51
+
+
+def test_the_table_of_areas_has_means_over_the_seeds():
+    rows = [
+        Row("demo", "default", "qr", seed, areas={"prior": {"water": 0.5}, "r": {"water": ratio}})
+        for seed, ratio in enumerate((1.0, 1.5))
+    ]
+    assert [line.split()[-2:] for line in show_areas(rows).splitlines()[1:]] == [["water", "0.50"], ["water", "1.25"]]
 
 
 @pytest.mark.realdata

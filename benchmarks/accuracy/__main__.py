@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import tempfile
 import time
@@ -21,7 +22,7 @@ import click
 import torch
 
 from benchmarks.accuracy.bars import check_bars
-from benchmarks.accuracy.cases import Case, prepare
+from benchmarks.accuracy.sets import SETS, prepare
 from landprior.errors import HarmWarning
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.mapping.predict import map_prior, predict
@@ -36,6 +37,7 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from benchmarks.accuracy.cases import Case
     from landprior.landcover.training.verdict import Snapshot
 
 LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
@@ -52,6 +54,7 @@ class Row:
     seed: int
     accuracy: dict[str, float] = field(default_factory=dict)
     mean_iou: dict[str, float] = field(default_factory=dict)
+    areas: dict[str, dict[str, float]] = field(default_factory=dict)
     decision: str = ""
     best: float = float("nan")
     last: float = float("nan")
@@ -63,6 +66,8 @@ class Row:
     def note(self, key: str, scores: Scores) -> None:
         """Keep the figures of one map."""
         self.accuracy[key], self.mean_iou[key] = scores.accuracy, scores.mean_iou
+        ratios = zip(scores.scheme.names, scores.area_ratio.tolist(), strict=True)
+        self.areas[key] = {name: ratio for name, ratio in ratios if not math.isnan(ratio)}
 
 
 class Watch:
@@ -129,7 +134,7 @@ def show(rows: list[Row]) -> str:
         groups[row.name, row.matrix, row.loss].append(row)
     lines = [
         (
-            f"{'set':<14} {'matrix':<19} {'loss':<9} {'prior':>6} {'q':>14} {'r':>14} "
+            f"{'set':<16} {'matrix':<19} {'loss':<9} {'prior':>6} {'q':>14} {'r':>14} "
             f"{'IoU prior':>9} {'IoU q':>14} {'IoU r':>14} {'gap':>6} {'kept':>5} {'s':>4}"
         )
     ]
@@ -139,10 +144,24 @@ def show(rows: list[Row]) -> str:
         gap = statistics.mean(row.best - row.last for row in some)
         kept = sum(row.decision == "kept" for row in some)
         lines.append(
-            f"{name:<14} {matrix:<19} {loss:<9} {some[0].accuracy['prior']:6.3f} {cells[0]:>14} {cells[1]:>14} "
+            f"{name:<16} {matrix:<19} {loss:<9} {some[0].accuracy['prior']:6.3f} {cells[0]:>14} {cells[1]:>14} "
             f"{some[0].mean_iou['prior']:9.3f} {ious[0]:>14} {ious[1]:>14} {gap:6.3f} {kept:>2}/{len(some)} "
             f"{statistics.mean(row.seconds for row in some):4.0f}"
         )
+    return "\n".join(lines)
+
+
+def show_areas(rows: list[Row]) -> str:
+    """Return the area of each class on the maps relative to the truth: means over the seeds."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.areas:
+            groups[row.name, row.matrix, row.loss].append(row)
+    lines = ["area of each class, map / truth (1 is right; classes without a label are left out):"]
+    for (name, matrix, loss), some in groups.items():
+        for key in ("prior", "r"):
+            shown = [f"{c} {statistics.mean(r.areas[key][c] for r in some):.2f}" for c in some[0].areas[key]]
+            lines.append(f"{name:<16} {matrix:<19} {loss:<9} {key:<5} {', '.join(shown)}")
     return "\n".join(lines)
 
 
@@ -179,6 +198,8 @@ def report(rows: list[Row], filters: int) -> str:
             "kept: share of runs that kept the posterior. 'own' matrices were measured with the city's labels.",
             show(rows),
             "",
+            show_areas(rows),
+            "",
             show_verdicts(rows),
             "",
             check_bars([asdict(row) for row in rows]),
@@ -187,7 +208,7 @@ def report(rows: list[Row], filters: int) -> str:
 
 
 @click.command()
-@click.option("--sets", default="", help="Comma-separated: demo,ohio,durham,pittsburgh,phoenix,chesapeake-wv,epitome.")
+@click.option("--sets", default="", help="Comma-separated: " + ",".join(SETS) + ".")
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")

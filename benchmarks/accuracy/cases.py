@@ -47,6 +47,9 @@ MATRICES = {
     "az": "avg_nlcd_az_whole_city_no_ag_label_cooccurrences.npy",
     "austin_tx": "avg_nlcd_austin_tx_whole_city_no_ag_label_cooccurrences.npy",
 }
+TOWN = 3000
+"""Side of the scene with a town, metres."""
+
 TILT = np.deg2rad(7.0)
 """Rotation of the derived 30 m cells against the image, as between Albers and UTM."""
 
@@ -85,33 +88,26 @@ def data_folder() -> Path:
     return Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "landcover"
 
 
-def prepare(work: Path, names: list[str]) -> Iterator[Case]:
-    """Yield the cases of the named sets."""
-    makers = {
-        "demo": _demo,
-        "ohio": _ohio,
-        "durham": lambda folder: _city(folder, "durham"),
-        "pittsburgh": lambda folder: _city(folder, "pittsburgh"),
-        "phoenix": lambda folder: _city(folder, "phoenix"),
-        "chesapeake-wv": _west_virginia,
-        "epitome": _epitome,
-        "pennsylvania": _pennsylvania,
-    }
-    for name in names or [name for name in makers if name != "pennsylvania"]:
-        (work / name).mkdir(parents=True, exist_ok=True)
-        yield from makers[name](work / name)
+def prepare_demo(folder: Path, seed: int = 0) -> Iterator[Case]:
+    """Make the scene of the demo: a village in farmland."""
+    yield _make_scene_case(folder, "demo", seed)
 
 
-def _demo(folder: Path, seed: int = 0) -> Iterator[Case]:
+def prepare_town(folder: Path, seed: int = 0) -> Iterator[Case]:
+    """Make a scene of a town and its country, 3 x 3 km."""
+    yield _make_scene_case(folder, "town", seed, size=TOWN)
+
+
+def _make_scene_case(folder: Path, name: str, seed: int, **options: int) -> Case:
     scheme = load_scheme("enviroatlas-5")
-    tile = write_scene(folder, seed=seed, overwrite=True)
+    tile = write_scene(folder, seed=seed, overwrite=True, **options)
     layers = tile.present(tuple(LAYERS))
     prior = folder / f"prior-{seed}.tif"
     build_prior(
         tile.file("nlcd"), prior, cooccurrence=load_cooccurrence(None, scheme), layers=layers, run=Run(overwrite=True)
     )
-    yield Case(
-        name="demo",
+    return Case(
+        name=name,
         matrix="default",
         scheme=scheme,
         tiles=((tile.file("naip"), prior, tile.file("labels")),),
@@ -119,7 +115,8 @@ def _demo(folder: Path, seed: int = 0) -> Iterator[Case]:
     )
 
 
-def _city(folder: Path, city: str) -> Iterator[Case]:
+def prepare_city(folder: Path, city: str) -> Iterator[Case]:
+    """Take a city's window, with its own matrix, the default and another city's."""
     scheme = load_scheme("enviroatlas-5")
     stem, own = CITIES[city]
     source = data_folder() / "enviroatlas-4city-notebook"
@@ -148,7 +145,8 @@ def _city(folder: Path, city: str) -> Iterator[Case]:
         )
 
 
-def _west_virginia(folder: Path) -> Iterator[Case]:
+def prepare_west_virginia(folder: Path) -> Iterator[Case]:
+    """Take the patches of West Virginia, as one joint model."""
     scheme = load_scheme("chesapeake-4")
     source = data_folder() / "chesapeake-wv-patches"
     matrix = load_cooccurrence(None, scheme)
@@ -161,7 +159,8 @@ def _west_virginia(folder: Path) -> Iterator[Case]:
     yield Case(name="chesapeake-wv", matrix="default (Maryland)", scheme=scheme, tiles=tuple(tiles))
 
 
-def _epitome(folder: Path) -> Iterator[Case]:
+def prepare_epitome(folder: Path) -> Iterator[Case]:
+    """Take the window of the epitome's demo."""
     scheme = load_scheme("chesapeake-4")
     source = data_folder() / "epitome-demo"
     prior = folder / "prior.tif"
@@ -175,7 +174,7 @@ def _epitome(folder: Path) -> Iterator[Case]:
     )
 
 
-def _pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers' signature
+def prepare_pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers' signature
     """Use the paper's own window of a Pennsylvania tile with its prior, shrunk to 3.7 m; for the recipes only."""
     source = data_folder() / "chesapeake-ny-pa-notebook"
     stem = "pa_m_3907614_ne_18_1"
@@ -189,7 +188,7 @@ def _pennsylvania(folder: Path) -> Iterator[Case]:  # noqa: ARG001 - the makers'
     )
 
 
-def _ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
+def prepare_ohio(folder: Path, clusters: tuple[int, ...] = (3, 15)) -> Iterator[Case]:
     """Merge each cluster of neighbouring tiles into one tile; coarse codes are derived from the masks.
 
     The matrix of a cluster is measured on all other clusters.

@@ -100,6 +100,11 @@ class Scores:
         return _ratio(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
+    def area_ratio(self) -> NDArray[np.float64]:
+        """Area of each class on the map relative to the labels, shape (C,); NaN for a class that has no label."""
+        return _ratio(self.confusion.sum(0), self.confusion.sum(1))
+
+    @property
     def mean_iou(self) -> float:
         """Mean IoU over the classes that occur in the labels or the map."""
         return float(self.iou[self.present].mean()) if self.present.any() else float("nan")

@@ -1,7 +1,8 @@
 """A synthetic scene: a realistic place with known 1 m truth, for the demo and for tests.
 
 From a seed: farmland parcels, woods of single crowns with a sunny and a shaded side, hedgerows, a
-village with streets, houses, drives and garden trees, a river, ponds and a gravel pit. Then the data a user
+village with streets, houses, drives and garden trees, a river, ponds and a gravel pit. From 1.5 km on the village
+is a town, and roads with single farms cross the country around it. Then the data a user
 would have for such a place: a 4-band image, NLCD codes by NLCD's own rules on 30 m cells that are
 rotated by a few degrees (as Albers is to UTM) and generalised, and OpenStreetMap-like vectors and
 footprints with omissions and shifts. Colours overlap on purpose (lush crops and crowns, dry grass and
@@ -21,7 +22,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from shapely import affinity
+from shapely import affinity, intersects
 from shapely.geometry import LineString, Point, Polygon, box
 
 from landprior.errors import InputError
@@ -42,6 +43,12 @@ WATER, IMPERVIOUS, BARREN, TREES, GRASS = 10, 20, 30, 40, 70
 
 SCENE_CRS = CRS.from_epsg(26917)
 _ORIGIN = (680_000.0, 4_210_000.0)
+_WIDE = 1500
+"""Side, in metres, from which a scene is a town and its country."""
+
+_COUNTRY_ROAD = 2.75
+"""Half width of a country road, metres."""
+
 _SUN = (0.8, 0.6)
 """Direction in which shadows fall, in (columns, rows)."""
 
@@ -176,24 +183,62 @@ class _Painter:
 
     def _noise(self, scale: float) -> NDArray[np.float32]:
         """Return smooth noise with mean 0 and standard deviation 1."""
-        noise = ndimage.gaussian_filter(self.rng.standard_normal((self.n, self.n)), scale, mode="wrap")
+        step = int(scale / 8) if self.n >= _WIDE else 1  # smooth noise needs no finer grid
+        side = -(-self.n // max(step, 1))
+        noise = ndimage.gaussian_filter(self.rng.standard_normal((side, side)), scale / max(step, 1), mode="wrap")
+        if side < self.n:
+            noise = ndimage.zoom(noise, self.n / side, order=1, mode="nearest")
         return np.asarray(noise / noise.std(), dtype=np.float32)
 
     def _mask(self, shapes: Sequence[BaseGeometry]) -> NDArray[np.bool_]:
+        mask = np.zeros((self.n, self.n), dtype=bool)
+        rows, columns = self._around(shapes)
+        mask[rows, columns] = self._burn_window(shapes, (rows, columns))
+        return mask
+
+    def _around(self, shapes: Sequence[BaseGeometry]) -> tuple[slice, slice]:
+        """Return the rows and columns that shapes reach."""
+        bounds = [shape.bounds for shape in shapes if not shape.is_empty]
+        if not bounds:
+            return slice(0, 0), slice(0, 0)
+        left, top = np.min(bounds, axis=0)[:2]
+        right, bottom = np.max(bounds, axis=0)[2:]
+        low, high = np.clip([top - 1, left - 1], 0, self.n), np.clip([bottom + 2, right + 2], 0, self.n)
+        return slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))
+
+    def _burn_window(self, shapes: Sequence[BaseGeometry], at: tuple[slice, slice]) -> NDArray[np.bool_]:
+        """Rasterise shapes in a window."""
+        rows, columns = at
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
         shapes = [shape for shape in shapes if not shape.is_empty]
-        if not shapes:
-            return np.zeros((self.n, self.n), dtype=bool)
-        return np.asarray(rasterize(shapes, out_shape=(self.n, self.n), dtype="uint8"), dtype=bool)
+        if not shapes or not min(shape):
+            return np.zeros(shape, dtype=bool)
+        to_scene = Affine.translation(columns.start, rows.start)
+        return np.asarray(rasterize(shapes, out_shape=shape, transform=to_scene, dtype="uint8"), dtype=bool)
+
+    def _paint_shape(
+        self, shape: BaseGeometry, material: str, code: int, *, texture: float = 0.05, height: float = 0.0
+    ) -> None:
+        """Cover a shape with a material."""
+        at = self._around([shape])
+        self._paint(self._burn_window([shape], at), material, code, texture=texture, height=height, at=at)
 
     def _paint(
-        self, where: NDArray[np.bool_], material: str, code: int, *, texture: float = 0.05, height: float = 0.0
+        self,
+        where: NDArray[np.bool_],
+        material: str,
+        code: int,
+        *,
+        texture: float = 0.05,
+        height: float = 0.0,
+        at: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> None:
-        """Cover pixels with a material with a slightly different brightness and tint for each object."""
+        """Cover pixels of a window with a material with a slightly different brightness and tint for each object."""
         tint = 1 + 0.025 * self.rng.standard_normal((4, 1)) + 0.06 * self.rng.standard_normal()
         grain = 1 + texture * self.rng.standard_normal(int(where.sum()))
-        self.colour[:, where] = np.array(_COLOURS[material])[:, None] * tint * grain
-        self.truth[where] = code
-        self.height[where] = height
+        self.colour[:, *at][:, where] = np.array(_COLOURS[material])[:, None] * tint * grain
+        self.truth[at][where] = code
+        self.height[at][where] = height
 
     def _burn(self, shapes: Sequence[BaseGeometry], name: str) -> NDArray[np.uint8]:
         """Rasterise drawn vectors as the paper did: roads three pixels wide, waterways one."""
@@ -233,15 +278,17 @@ class _Painter:
         )
         chosen = self.rng.choice(len(kinds), size=count, p=[kind[3] for kind in kinds])
         tone = 0.22 * self._noise(9) + 0.12 * self._noise(4)
+        found = ndimage.find_objects(self.parcels + 1, max_label=count)
         for parcel in range(count):
             code, use, (low, high), _ = kinds[chosen[parcel]]
-            where = self.parcels == parcel
-            self._soften(where, code, tone + self.rng.uniform(low, high))
-            self.use[where] = use
+            at = found[parcel] or (slice(0, 0), slice(0, 0))
+            where = self.parcels[at] == parcel
+            self._soften(where, code, tone[at] + self.rng.uniform(low, high), at=at)
+            self.use[at][where] = use
             if use == 82:  # drilling rows
                 angle = self.rng.uniform(0, np.pi)
-                phase = (columns * np.cos(angle) + rows * np.sin(angle)) * (2 * np.pi / self.rng.uniform(4, 9))
-                self.colour[:, where] *= 1 + 0.05 * np.sin(phase[where])
+                phase = (columns[at] * np.cos(angle) + rows[at] * np.sin(angle)) * (2 * np.pi / self.rng.uniform(4, 9))
+                self.colour[:, *at][:, where] *= 1 + 0.05 * np.sin(phase[where])
         self._soften(village, BARREN if self.arid else GRASS, tone + (0.8 if self.arid else 0.4))
         self.use[village] = 52 if self.arid else 71
         bare = (self._noise(3.5) > 2.3) & (self.truth == GRASS)  # worn ground, building sites, tracks
@@ -249,24 +296,31 @@ class _Painter:
         patches = 1 + 0.08 * self._noise(9) + 0.13 * self._noise(1.6)
         self.colour *= patches
 
-    def _soften(self, where: NDArray[np.bool_], code: int, tone: NDArray[np.floating]) -> None:
+    def _soften(
+        self,
+        where: NDArray[np.bool_],
+        code: int,
+        tone: NDArray[np.floating],
+        *,
+        at: tuple[slice, slice] = (slice(None), slice(None)),
+    ) -> None:
         """Cover ground with herbs or soil; the tone, 0..1, runs from lush to dry or from dark to pale."""
         steps = np.array(_SOILS if code == BARREN else _HERBS, dtype=np.float32)
-        at = np.clip(tone[where], 0, 1) * (len(steps) - 1)
-        low = np.minimum(at.astype(int), len(steps) - 2)
-        share = (at - low)[:, None]
+        place = np.clip(tone[where], 0, 1) * (len(steps) - 1)
+        low = np.minimum(place.astype(int), len(steps) - 2)
+        share = (place - low)[:, None]
         tint = 1 + 0.02 * self.rng.standard_normal((4, 1))
         grain = 1 + 0.05 * self.rng.standard_normal(int(where.sum()))
-        self.colour[:, where] = ((1 - share) * steps[low] + share * steps[low + 1]).T * tint * grain
-        self.truth[where] = code
-        self.height[where] = 0
+        self.colour[:, *at][:, where] = ((1 - share) * steps[low] + share * steps[low + 1]).T * tint * grain
+        self.truth[at][where] = code
+        self.height[at][where] = 0
 
     def _river(self) -> LineString:
         t = np.linspace(-0.1, 1.1, 60)
         start, swing = self.rng.uniform(0.08, 0.22), self.rng.uniform(0.04, 0.08)
         x = start + 0.12 * t + swing * np.sin(2 * np.pi * (t * self.rng.uniform(1.2, 1.8) + self.rng.uniform()))
         line = LineString(np.column_stack([x, t]) * self.n)
-        self._paint(self._mask([line.buffer(self.rng.uniform(6, 9))]), "river", WATER, texture=0.04)
+        self._paint_shape(line.buffer(self.rng.uniform(6, 9)), "river", WATER, texture=0.04)
         self.vectors["waterways"].append(affinity.translate(line, *self.rng.normal(0, 1.5, 2)))
         return line
 
@@ -279,7 +333,7 @@ class _Painter:
                 affinity.scale(spot.buffer(self.rng.uniform(8, 24)), 1, self.rng.uniform(0.5, 0.9)),
                 self.rng.uniform(0, 180),
             )
-            self._paint(self._mask([pond]), str(self.rng.choice(["pond", "river"])), WATER, texture=0.04)
+            self._paint_shape(pond, str(self.rng.choice(["pond", "river"])), WATER, texture=0.04)
             if self.rng.random() < 0.7:
                 self.vectors["waterbodies"].append(affinity.translate(pond, *self.rng.normal(0, 2, 2)))
 
@@ -301,6 +355,8 @@ class _Painter:
         main = np.column_stack([t, cy + 0.05 * np.sin(2 * np.pi * (t + rng.uniform())) * np.abs(t - cx) * 2])
         cross = np.column_stack([cx + 0.06 * np.sin(2 * np.pi * (t + rng.uniform())) * np.abs(t - cy) * 2, t])
         streets = [(LineString(main * n), 4.5), (LineString(cross * n), 3.5)]
+        if n >= _WIDE:
+            streets += [(line, _COUNTRY_ROAD) for line in self._country_roads(t)]
         reach = village_shape(village)
         angle = rng.uniform(-20, 20)
         for offset in np.arange(-n, n, rng.uniform(62, 72)):
@@ -312,11 +368,21 @@ class _Painter:
                 streets.extend((p, 3.0) for p in pieces if isinstance(p, LineString) and p.length > 60)
         return streets
 
+    def _country_roads(self, t: NDArray[np.floating]) -> list[LineString]:
+        """Return two roads in each direction, on both sides of the town."""
+        roads = []
+        for turned in (False, True):
+            for place in (0.12, 0.88):
+                bend = place + 0.04 * np.sin(2 * np.pi * (t * self.rng.uniform(0.8, 1.6) + self.rng.uniform()))
+                points = np.column_stack([bend, t] if turned else [t, bend]) * self.n
+                roads.append(LineString(points))
+        return roads
+
     def _roads(self, streets: list[tuple[LineString, float]]) -> None:
         drift = self.rng.normal(0, 1.2, 2)
         for line, half in streets:
             material = str(self.rng.choice(["asphalt", "asphalt", "concrete", "dark roof"]))
-            self._paint(self._mask([line.buffer(half, cap_style="flat")]), material, IMPERVIOUS, texture=0.04)
+            self._paint_shape(line.buffer(half, cap_style="flat"), material, IMPERVIOUS, texture=0.04)
             if half > 3 or self.rng.random() < 0.8:  # some streets are missing from the map
                 shift = drift + self.rng.normal(0, 0.8, 2)
                 self.vectors["roads"].append(affinity.translate(line, *shift))
@@ -328,13 +394,14 @@ class _Painter:
         roads = [line.buffer(half + 1) for line, half in streets]
         for line, half in streets:
             small = half == 3.0
+            skipped = 0.16 if small else 0.95 if half == _COUNTRY_ROAD else 0.75
             at = rng.uniform(8, 20)
             while at < line.length - 8:
                 here, ahead = line.interpolate(at), line.interpolate(at + 1)
                 dx, dy = ahead.x - here.x, ahead.y - here.y
                 turn = np.degrees(np.arctan2(dy, dx))
                 for side in (-1, 1):
-                    if rng.random() < (0.16 if small else 0.75):
+                    if rng.random() < skipped:
                         continue
                     big = not small and rng.random() < 0.35
                     width, depth = (rng.uniform(20, 40, 2)) if big else rng.uniform(9, 15, 2)
@@ -343,16 +410,16 @@ class _Painter:
                     house = affinity.rotate(
                         box(x - width / 2, y - depth / 2, x + width / 2, y + depth / 2), turn + rng.normal(0, 4)
                     )
-                    if any(house.intersects(other) for other in (*taken, *roads)):
+                    if intersects(house, taken).any() or intersects(house, roads).any():
                         continue
                     taken.append(house.buffer(2))
                     if big:
                         lot = house.buffer(rng.uniform(8, 16), join_style="mitre")
-                        self._paint(self._mask([lot]), str(rng.choice(["asphalt", "concrete"])), IMPERVIOUS)
+                        self._paint_shape(lot, str(rng.choice(["asphalt", "concrete"])), IMPERVIOUS)
                     elif rng.random() < 0.7:
                         drive = LineString([(x + 3 * dx, y + 3 * dy), (here.x + 3 * dx, here.y + 3 * dy)]).buffer(1.6)
-                        self._paint(self._mask([drive]), str(rng.choice(["concrete", "asphalt", "gravel"])), IMPERVIOUS)
-                    self._paint(self._mask([house]), str(rng.choice(_ROOFS)), IMPERVIOUS, height=rng.uniform(3, 6))
+                        self._paint_shape(drive, str(rng.choice(["concrete", "asphalt", "gravel"])), IMPERVIOUS)
+                    self._paint_shape(house, str(rng.choice(_ROOFS)), IMPERVIOUS, height=rng.uniform(3, 6))
                     if rng.random() < 0.78:  # some footprints are missing
                         self.vectors["buildings"].append(affinity.translate(house, *rng.normal(0, 1.3, 2)))
                 at += rng.uniform(17, 27)

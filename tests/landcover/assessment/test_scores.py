@@ -141,6 +141,12 @@ def test_scores_can_be_written_as_json(enviroatlas):
     }
 
 
+def test_area_ratios_are_those_of_pixel_counts(enviroatlas):
+    labels, mapped = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 1, 1, 2, 3])
+    found = Scores.of(mapped, labels, enviroatlas).area_ratio
+    np.testing.assert_allclose(found, [0.5, 1.5, np.nan, 1.0, np.nan])
+
+
 def test_the_table_names_classes_left_out(enviroatlas):
     text = Scores.of(np.array([0, 1, 1]), np.array([0, 1, 0]), enviroatlas).to_text()
     assert "accuracy 0.6667   mean IoU 0.5000   3 pixels" in text

@@ -86,6 +86,17 @@ def test_pixels_alone_do_not_determine_the_class(scene):
     assert 0.5 < right / truth.size < 0.90
 
 
+@pytest.mark.slow
+def test_a_large_scene_is_a_town_and_its_country():
+    scene = make_scene(1500, seed=0)
+    middle = scene.truth[500:1000, 500:1000] == 20
+    rim = np.concatenate([scene.truth[:150].ravel(), scene.truth[-150:].ravel()]) == 20
+    assert 0.05 < (scene.truth == 20).mean() < 0.12
+    assert middle.mean() > 5 * rim.mean() > 0
+    assert scene.layers["roads"][:, :300].any()  # roads of the country
+    assert scene.layers["roads"][:, -300:].any()
+
+
 def test_bad_requests_are_refused():
     with pytest.raises(InputError, match="at least 128 m"):
         make_scene(100)
