@@ -16,7 +16,7 @@ import warnings
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import torch
@@ -26,6 +26,7 @@ from benchmarks.accuracy.sets import SETS, prepare
 from landprior.errors import HarmWarning
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.mapping.predict import map_prior, predict
+from landprior.landcover.prior.settings import Fusion, PriorSettings
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import read_tile
 from landprior.landcover.training.trainer import train_model
@@ -211,9 +212,10 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--sets", default="", help="Comma-separated: " + ",".join(SETS) + ".")
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
+@click.option("--fusion", type=click.Choice(get_args(Fusion)), default="added", show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
 @click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
-def main(sets: str, seeds: int, filters: int, json_path: Path | None, shown: Path | None) -> None:
+def main(sets: str, seeds: int, filters: int, fusion: Fusion, json_path: Path | None, shown: Path | None) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:
         click.echo(report([Row(**row) for row in json.loads(shown.read_text(encoding="utf-8"))], filters))
@@ -223,7 +225,7 @@ def main(sets: str, seeds: int, filters: int, json_path: Path | None, shown: Pat
     started = time.monotonic()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work:
-        for case in prepare(Path(work), [name for name in sets.split(",") if name]):
+        for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
             for loss in LOSSES.get(case.name, ("qr",)):
                 for seed in range(seeds):
                     row = run_case(case, loss, seed, filters=filters, folder=Path(work))

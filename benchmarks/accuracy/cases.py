@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from landprior.landcover.prior.cooccurrence import Cooccurrence
+    from landprior.landcover.prior.settings import PriorSettings
     from landprior.raster.scheme import ClassScheme
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -88,23 +89,28 @@ def data_folder() -> Path:
     return Path(os.environ.get("LANDPRIOR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "landcover"
 
 
-def prepare_demo(folder: Path, seed: int = 0) -> Iterator[Case]:
+def prepare_demo(folder: Path, seed: int = 0, *, settings: PriorSettings | None = None) -> Iterator[Case]:
     """Make the scene of the demo: a village in farmland."""
-    yield _make_scene_case(folder, "demo", seed)
+    yield _make_scene_case(folder, "demo", seed, settings)
 
 
-def prepare_town(folder: Path, seed: int = 0) -> Iterator[Case]:
+def prepare_town(folder: Path, seed: int = 0, *, settings: PriorSettings | None = None) -> Iterator[Case]:
     """Make a scene of a town and its country, 3 x 3 km."""
-    yield _make_scene_case(folder, "town", seed, size=TOWN)
+    yield _make_scene_case(folder, "town", seed, settings, size=TOWN)
 
 
-def _make_scene_case(folder: Path, name: str, seed: int, **options: int) -> Case:
+def _make_scene_case(folder: Path, name: str, seed: int, settings: PriorSettings | None, **options: int) -> Case:
     scheme = load_scheme("enviroatlas-5")
     tile = write_scene(folder, seed=seed, overwrite=True, **options)
     layers = tile.present(tuple(LAYERS))
     prior = folder / f"prior-{seed}.tif"
     build_prior(
-        tile.file("nlcd"), prior, cooccurrence=load_cooccurrence(None, scheme), layers=layers, run=Run(overwrite=True)
+        tile.file("nlcd"),
+        prior,
+        cooccurrence=load_cooccurrence(None, scheme),
+        layers=layers,
+        settings=settings,
+        run=Run(overwrite=True),
     )
     return Case(
         name=name,
@@ -115,7 +121,7 @@ def _make_scene_case(folder: Path, name: str, seed: int, **options: int) -> Case
     )
 
 
-def prepare_city(folder: Path, city: str) -> Iterator[Case]:
+def prepare_city(folder: Path, city: str, *, settings: PriorSettings | None = None) -> Iterator[Case]:
     """Take a city's window, with its own matrix, the default and another city's."""
     scheme = load_scheme("enviroatlas-5")
     stem, own = CITIES[city]
@@ -133,6 +139,7 @@ def prepare_city(folder: Path, city: str) -> Iterator[Case]:
             prior,
             cooccurrence=matrix,
             layers={name: source / f"{stem}_{name}.tif" for name in LAYERS},
+            settings=settings,
             run=Run(overwrite=True),
         )
         yield Case(

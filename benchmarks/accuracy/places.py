@@ -52,7 +52,7 @@ OMITTED = 0.2
 """Share of the buildings that have no footprint."""
 
 
-def prepare_places(folder: Path, settings: PriorSettings | None = None) -> Iterator[Case]:
+def prepare_places(folder: Path, *, settings: PriorSettings | None = None) -> Iterator[Case]:
     """Yield the places of Ohio, with derived codes, roads and footprints; the matrix is that of other clusters."""
     scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
     files = {number: make_mosaic(folder, number, ids) for number, ids in list_clusters().items()}

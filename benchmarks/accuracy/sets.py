@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.accuracy.cases import Case
+    from landprior.landcover.prior.settings import PriorSettings
 
-SETS: dict[str, Callable[[Path], Iterator[Case]]] = {
+SETS: dict[str, Callable[..., Iterator[Case]]] = {
     "demo": prepare_demo,
     "town": prepare_town,
     "ohio": prepare_ohio,
@@ -36,8 +37,13 @@ SETS: dict[str, Callable[[Path], Iterator[Case]]] = {
 }
 
 
-def prepare(work: Path, names: list[str]) -> Iterator[Case]:
+LAYERED = ("demo", "town", "ohio-place", "durham", "pittsburgh", "phoenix")
+"""The sets with roads, buildings or water, which may be fused in several ways."""
+
+
+def prepare(work: Path, names: list[str], settings: PriorSettings | None = None) -> Iterator[Case]:
     """Yield the cases of the named sets; without a name all but Pennsylvania's, which is for the recipes only."""
     for name in names or [name for name in SETS if name != "pennsylvania"]:
         (work / name).mkdir(parents=True, exist_ok=True)
-        yield from SETS[name](work / name)
+        options = {"settings": settings} if name in LAYERED else {}
+        yield from SETS[name](work / name, **options)

@@ -17,6 +17,7 @@ from landprior.landcover.prior.settings import PriorSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from landprior.landcover.prior.settings import Fusion
     from landprior.raster.scheme import ClassScheme
     from landprior.run import Run
 
@@ -47,7 +48,7 @@ _OF_POINTS = ("points", "points_weight", "class_column", "layer", "recalibrate")
     "Prior",
     shared.scheme_option(),
     shared.cooccurrence_option(of=", .csv or .npy", default="the scheme's own"),
-    *field_options(PriorSettings, "blur_sigma", "blur_radius"),
+    *field_options(PriorSettings, "blur_sigma", "blur_radius", "fusion"),
     shared.learned_option,
 )
 @grouped(
@@ -93,6 +94,7 @@ def command(
     output: Path | None,
     blur_sigma: float | None,
     blur_radius: float | None,
+    fusion: Fusion | None,
     pixel_size: float | None,
     encoding: str,
     points: Path | None,
@@ -117,9 +119,10 @@ def command(
     landprior build-prior --city pittsburgh
 
     NLCD codes become class probabilities through the cooccurrence matrix and are blurred; roads and buildings
-    add to impervious, water layers to water. Points (--points) have one class ("trees"), several ("trees|grass")
-    or an excluded class ("!water"). With about 100 random points, --recalibrate recalibrates the
-    whole prior.
+    add to impervious, water layers to water. NLCD's shares already contain them: for the areas of a whole county
+    --fusion conserving is better, for dense parts of cities the default. Points (--points) have one class ("trees"),
+    several ("trees|grass") or an excluded class ("!water"). With about 100 random points, --recalibrate recalibrates
+    the whole prior.
     """  # noqa: D301
     from landprior.landcover.prior.build import build_prior
     from landprior.landcover.prior.cooccurrence import load_cooccurrence
@@ -128,7 +131,7 @@ def command(
     from landprior.raster.names import with_band
     from landprior.raster.reading import open_raster
 
-    given = pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius})
+    given = pick_given({"blur_sigma": blur_sigma, "blur_radius": blur_radius, "fusion": fusion})
     widths = make_checked(PriorSettings, "the blur", **given) if given else None
     model = None
     if learned is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "Prior",
     shared.scheme_option(help="Class scheme, if the place is not a preset."),
     shared.cooccurrence_option(default="the preset's or scheme's"),
-    *field_options(PriorSettings, "blur_sigma", "blur_radius"),
+    *field_options(PriorSettings, "blur_sigma", "blur_radius", "fusion"),
     shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
@@ -85,7 +85,7 @@ def command(
     refuse_unused(ctx, steps)
     products = make_map_options(ctx, options)
     training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
-    widths = pick_given({name: options[name] for name in ("blur_sigma", "blur_radius")})
+    widths = pick_given({name: options[name] for name in ("blur_sigma", "blur_radius", "fusion")})
     learned = None
     if options["learned"] is not None:
         from landprior.landcover.training.model import load_model

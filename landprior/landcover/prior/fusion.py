@@ -3,6 +3,10 @@
 NLCD codes become probabilities through the cooccurrence matrix and are blurred (both steps are
 linear, so remapping first and blurring C classes instead of 16 codes is equivalent); roads and
 buildings add to impervious, water layers to water. All widths are metres on the ground.
+
+NLCD's share of impervious already contains roads and buildings, so in whole places adding them counts them twice. The
+*conserving* fusion places them within the share: near them impervious is likely, away from them NLCD's own share is
+lowered, so that the local mean stays that of NLCD.
 """
 
 from __future__ import annotations
@@ -36,6 +40,12 @@ _NO_MASS = 1e-6
 """Sums below this are rounding errors, not data."""
 
 
+ROAD_TRUST, BUILDING_TRUST, WATER_TRUST = 0.8, 0.9, 0.9
+"""Probability of the class where a layer shows it all around; conserving fusion only."""
+
+LEAST_LEFT = 0.15
+"""What is left of NLCD's share, at least, where layers alone exceed it: they do not show everything."""
+
 MOST_TAPS = 20_000
 """Maximum reach of a filter in pixels, since damaged georeferencing may give absurdly small pixels."""
 
@@ -52,10 +62,10 @@ class _Filters:
 
     @classmethod
     def at(cls, settings: PriorSettings, pixel: float) -> _Filters:
-        widest = max(
-            settings.blur_radius, settings.roads_width, settings.buildings_width, settings.water_width,
-            settings.waterways_widening,
-        )  # fmt: skip
+        conserving = settings.fusion == "conserving"
+        roads = settings.conserving_roads_width if conserving else settings.roads_width
+        buildings = settings.conserving_buildings_width if conserving else settings.buildings_width
+        widest = max(settings.blur_radius, roads, buildings, settings.water_width, settings.waterways_widening)
         if widest / pixel > MOST_TAPS:
             msg = (
                 f"pixels of {pixel:.3g} m are too small for filters {widest:g} m wide; is the file's pixel size "
@@ -64,8 +74,8 @@ class _Filters:
             raise PriorError(msg)
         return cls(
             blur=gaussian_taps(settings.blur_sigma, settings.blur_radius, pixel),
-            roads=box_taps(settings.roads_width, pixel),
-            buildings=box_taps(settings.buildings_width, pixel),
+            roads=box_taps(roads, pixel),
+            buildings=box_taps(buildings, pixel),
             water=box_taps(settings.water_width, pixel),
             widening=box_taps(settings.waterways_widening, pixel),
         )
@@ -111,6 +121,7 @@ class PriorModel:
         self.scheme = scheme
         self._table = np.ascontiguousarray(table.T)
         self._grid = grid
+        self._conserving = settings.fusion == "conserving"
         self._columns, self._rows = (_Filters.at(settings, size) for size in pixel_size)
 
     @classmethod
@@ -154,7 +165,8 @@ class PriorModel:
     @property
     def halo(self) -> int:
         """Pixels around a pixel that its prior depends on."""
-        return max(self._columns.halo, self._rows.halo)
+        more = max(self._columns.blur.size, self._rows.blur.size) // 2 if self._conserving else 0
+        return max(self._columns.halo, self._rows.halo) + more
 
     def window(
         self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]] | None = None
@@ -177,32 +189,91 @@ class PriorModel:
         """
         layers = layers or {}
         core, outer = block.core, block.outer
-        prior = self._filter("blur", np.take(self._table, nlcd, axis=1, mode="clip"), outer, core)
-        mass = prior.sum(axis=0)
-        empty = mass < _NO_MASS
-        prior *= np.reciprocal(mass, out=np.zeros_like(mass), where=~empty)
+        if self._conserving and layers:
+            return self._conserve(block, nlcd, layers)
+        prior, empty = self._blur(nlcd, outer, core)
         for name in ("roads", "buildings"):
             if name in layers:
                 prior[self.require(name)] += self._filter(name, _floats(layers[name]), outer, core)
         if "waterways" in layers or "waterbodies" in layers:
-            near = self._near(core, outer)
-            rows, columns = Block(core=near, outer=outer).crop
-            water = np.zeros((int(near.height), int(near.width)), dtype=bool)
-            if "waterways" in layers:
-                water |= self._filter("widening", _floats(layers["waterways"]), outer, near) > _NO_MASS
-            if "waterbodies" in layers:
-                water |= layers["waterbodies"][rows, columns]
-            prior[self.require("waterbodies")] += self._filter("water", _floats(water), near, core)
+            prior[self.require("waterbodies")] += self._find_water(layers, outer, core)
         if layers:
             prior /= prior.sum(axis=0) + empty
         if empty.any():
             prior[:, empty] = np.nan
         return prior
 
-    def _near(self, core: Window, outer: Window) -> Window:
-        """Return the window that the water mean of a core needs."""
+    def _conserve(
+        self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]]
+    ) -> NDArray[np.float32]:
+        """Compute the prior of a block's core so that local means of impervious and water stay those of NLCD.
+
+        With u NLCD's blurred share of a class, s what the layers say of it and f what they leave open, its probability
+        is s + f g u; g in [0.15, 1] makes the local means of both sides equal, with the blur's weights. The other
+        classes share the rest.
+        """
+        core, outer = block.core, block.outer
+        near = self._grow("blur", core, outer)
+        shares, empty = self._blur(nlcd, outer, near)
+        known = (~empty).astype(np.float32)
+        shown: dict[int, NDArray[np.float32]] = {}
+        left = known.copy()
+        if "roads" in layers or "buildings" in layers:
+            bare = known.copy()
+            for name, trust in (("roads", ROAD_TRUST), ("buildings", BUILDING_TRUST)):
+                if name in layers:
+                    bare *= 1 - np.float32(trust) * self._filter(name, _floats(layers[name]), outer, near)
+            shown[self.require("roads" if "roads" in layers else "buildings")] = known - bare
+            left = bare
+        if "waterways" in layers or "waterbodies" in layers:
+            wet = np.float32(WATER_TRUST) * self._find_water(layers, outer, near) * left  # bridges lie over water
+            shown[self.require("waterbodies")] = wet
+            left = left - wet
+        rows, columns = Block(core=core, outer=near).crop
+        prior = np.ascontiguousarray(shares[:, rows, columns])
+        others = prior.sum(axis=0)
+        rest = np.ones_like(others)
+        for index, mask in shown.items():
+            share = shares[index]
+            missing, open_ = self._filter("blur", np.stack([share - mask, left * share]), near, core)
+            kept = np.clip(missing / np.maximum(open_, _NO_MASS), LEAST_LEFT, 1)
+            others -= prior[index]
+            prior[index] = mask[rows, columns] + left[rows, columns] * kept * prior[index]
+            rest -= prior[index]
+        scale = np.maximum(rest, 0) / np.maximum(others, _NO_MASS)
+        for index in range(len(prior)):
+            if index not in shown:
+                prior[index] *= scale
+        nowhere = empty[rows, columns]
+        prior /= prior.sum(axis=0) + nowhere
+        prior[:, nowhere] = np.nan
+        return prior
+
+    def _blur(
+        self, nlcd: NDArray[np.integer], outer: Window, core: Window
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return NLCD's blurred shares of the classes, and where there is no NLCD within reach."""
+        prior = self._filter("blur", np.take(self._table, nlcd, axis=1, mode="clip"), outer, core)
+        mass = prior.sum(axis=0)
+        empty = mass < _NO_MASS
+        prior *= np.reciprocal(mass, out=np.zeros_like(mass), where=~empty)
+        return prior, empty
+
+    def _find_water(self, layers: Mapping[str, NDArray[np.bool_]], outer: Window, core: Window) -> NDArray[np.float32]:
+        """Return the mean of the water layers around each pixel, with waterways widened."""
+        near = self._grow("water", core, outer)
+        rows, columns = Block(core=near, outer=outer).crop
+        water = np.zeros((int(near.height), int(near.width)), dtype=bool)
+        if "waterways" in layers:
+            water |= self._filter("widening", _floats(layers["waterways"]), outer, near) > _NO_MASS
+        if "waterbodies" in layers:
+            water |= layers["waterbodies"][rows, columns]
+        return self._filter("water", _floats(water), near, core)
+
+    def _grow(self, name: str, core: Window, outer: Window) -> Window:
+        """Return the window that a filter of a core needs."""
         right, bottom = outer.col_off + outer.width, outer.row_off + outer.height
-        across, down = self._columns.water.size // 2, self._rows.water.size // 2
+        across, down = getattr(self._columns, name).size // 2, getattr(self._rows, name).size // 2
         left, top = max(core.col_off - across, outer.col_off), max(core.row_off - down, outer.row_off)
         right = min(core.col_off + core.width + across, right)
         bottom = min(core.row_off + core.height + down, bottom)

@@ -363,6 +363,9 @@ def require_match(
         parts += [f"drop {', '.join(surplus)}"] if surplus else []
         msg = f"the prior was learned with NLCD and {', '.join(wanted) or 'nothing else'}: {' and '.join(parts)}"
         raise PriorError(msg)
+    if settings is not None and settings.fusion == "conserving":
+        msg = "a learned prior joins the layers by what it learned; leave --fusion conserving out, or --learned"
+        raise PriorError(msg)
     own = settings_of(model)
     if settings is not None and (settings.blur_sigma, settings.blur_radius) != (own.blur_sigma, own.blur_radius):
         msg = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +17,11 @@ WIDEST = 5000.0
 """Maximum width of a filter in metres; NLCD's cells are 30 m, and wider ones would take gigabytes."""
 
 
+Fusion: TypeAlias = Literal["added", "conserving"]
+
+
 class PriorSettings(BaseModel):
-    """Widths of the prior's filters, in metres on the ground; the defaults are the paper's pixels at 1 m."""
+    """How layers join NLCD, and the widths of the filters in metres; the defaults are the paper's pixels at 1 m."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +31,18 @@ class PriorSettings(BaseModel):
     buildings_width: float = Field(9.0, ge=0, le=WIDEST)
     water_width: float = Field(5.0, ge=0, le=WIDEST)
     waterways_widening: float = Field(5.0, ge=0, le=WIDEST)
+    fusion: Fusion = Field(
+        "added",
+        description="Roads, buildings and water are added to NLCD's shares, or placed within them (conserving), "
+        "which keeps the areas of whole places.",
+    )
+    conserving_roads_width: float = Field(6.0, ge=0, le=WIDEST)
+    conserving_buildings_width: float = Field(4.0, ge=0, le=WIDEST)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the values of a prior depend on: what is added is described as version 0.1 did."""
+        conserving = {"fusion", "conserving_roads_width", "conserving_buildings_width"}
+        return self.model_dump(exclude=conserving if self.fusion == "added" else {"roads_width", "buildings_width"})
 
 
 def prior_settings(**changes: Any) -> TileSettings:  # noqa: ANN401 - the fields

@@ -47,7 +47,7 @@ def prior_basis(
     made: dict[str, Any] = {
         "scheme": settings.scheme.model_dump(mode="json"),
         "cooccurrence": {code: row.tolist() for code, row in matrix.probabilities.items()},
-        "prior": (settings.prior or PriorSettings()).model_dump(),
+        "prior": (settings.prior or PriorSettings()).describe(),
     }
     if matrix.pixels:  # they are the weights of the mean row used for codes missing in the matrix
         made["pixels"] = {code: int(count) for code, count in matrix.pixels.items()}

@@ -64,6 +64,76 @@ def test_hand_coded_fusion_by_hand(coarse):
     np.testing.assert_allclose(prior_from_arrays(nlcd, MARYLAND, **layers), expected, atol=1e-5)
 
 
+CONSERVING = PriorSettings(fusion="conserving")
+
+
+def test_conserving_fusion_keeps_the_share_of_impervious_exactly():
+    """Stripes of a pixel, four pixels apart, have a constant mean over 4 m, so the answer is known."""
+    nlcd = np.full((150, 160), 24, np.uint8)
+    layers = {"buildings": np.zeros(nlcd.shape, bool)}
+    layers["buildings"][:, ::4] = True
+    alone = prior_from_arrays(nlcd, MARYLAND)
+    found = prior_from_arrays(nlcd, MARYLAND, settings=CONSERVING, **layers)
+    inside = (slice(None), slice(60, 90), slice(60, 100))
+    assert alone[3].min() > 0.9 * 0.25  # it can be kept
+    np.testing.assert_allclose(found[inside], alone[inside], atol=1e-5)  # the other classes too
+    nlcd[:] = 41  # hardly any impervious: layers exceed the share
+    alone = prior_from_arrays(nlcd, MARYLAND)
+    found = prior_from_arrays(nlcd, MARYLAND, settings=CONSERVING, **layers)
+    assert alone[3].max() < 0.9 * 0.25
+    expected = 0.225 + 0.775 * 0.15 * alone[3]
+    np.testing.assert_allclose(found[3][inside[1:]], expected[inside[1:]], atol=1e-5)
+    np.testing.assert_allclose(found[1] / found[2], alone[1] / alone[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("code", "position", "names"), [(23, 3, ("roads", "buildings")), (11, 0, ("waterbodies",))])
+def test_conserving_fusion_keeps_local_means(code, position, names):
+    from scipy.ndimage import gaussian_filter
+
+    nlcd = np.full((300, 300), code, np.uint8)
+    shown = np.zeros(nlcd.shape, bool)
+    shown[70:74] = shown[:, 100:104] = shown[150:170, 150:190] = True
+    layers = dict.fromkeys(names, shown)
+    alone, found, added = (
+        prior_from_arrays(nlcd, MARYLAND, **given)[position]
+        for given in ({}, {"settings": CONSERVING, **layers}, layers)
+    )
+    mean, kept, doubled = (gaussian_filter(p, 31, truncate=1.6)[60:240, 60:240] for p in (alone, found, added))
+    assert np.abs(kept - mean).max() < 0.03  # where the factor changes fast
+    assert abs(kept.mean() - mean.mean()) < 0.2 * (doubled.mean() - mean.mean())
+    assert found[160, 170] > max(0.89, alone[160, 170] - 0.05)
+    assert found[200, 250] <= alone[200, 250]
+
+
+def test_what_is_recorded_of_an_added_prior_is_what_version_0_1_recorded():
+    widths = {"roads_width": 9.0, "buildings_width": 9.0, "water_width": 5.0, "waterways_widening": 5.0}
+    assert PriorSettings().describe() == {"blur_sigma": 31.0, "blur_radius": 50.0, **widths}
+    assert CONSERVING.describe()["fusion"] == "conserving"
+
+
+def test_without_layers_nothing_is_conserved_or_added(coarse):
+    nlcd = coarse(120, 110)
+    np.testing.assert_allclose(
+        prior_from_arrays(nlcd, MARYLAND, settings=CONSERVING), prior_from_arrays(nlcd, MARYLAND), atol=1e-6
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(size=st.integers(9, 80), pixel=st.floats(0.6, 6), seed=st.integers(0, 99))
+def test_windows_do_not_change_what_is_conserved(size, pixel, seed):
+    rng = np.random.default_rng(seed)
+    nlcd = rng.choice([0, 11, 22, 41], (70, 95))
+    nlcd[:, 60:] = 0  # further from data than the blur reaches, if pixels are large
+    layers = {name: rng.random(nlcd.shape) < 0.05 for name in ("roads", "buildings", "waterways", "waterbodies")}
+    whole = prior_from_arrays(nlcd, MARYLAND, pixel_size=pixel, settings=CONSERVING, size=1000, **layers)
+    parts = prior_from_arrays(nlcd, MARYLAND, pixel_size=pixel, settings=CONSERVING, size=size, **layers)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    known = ~np.isnan(whole[0])
+    assert np.array_equal(known, ~np.isnan(prior_from_arrays(nlcd, MARYLAND, pixel_size=pixel)[0]))
+    assert np.allclose(whole.sum(0)[known], 1, atol=1e-5)
+    assert (whole[:, known] >= 0).all()
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     height=st.integers(3, 90),

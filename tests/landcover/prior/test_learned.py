@@ -145,6 +145,8 @@ def test_mismatched_layers_settings_and_models_are_refused(
         build(place, output, learned, cooccurrence=load_cooccurrence(None, chesapeake))
     with pytest.raises(PriorError, match="blur of sigma 5 m and radius 8 m"):
         build(place, output, learned, settings=PriorSettings())
+    with pytest.raises(PriorError, match="leave --fusion conserving out"):
+        build(place, output, learned, settings=PriorSettings(fusion="conserving"))
     with pytest.raises(ModelError, match="made with: landprior learn-prior"):
         build(place, output, make_model())
     with pytest.raises(ModelError, match="build-prior --learned"):
