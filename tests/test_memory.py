@@ -84,7 +84,9 @@ def test_build_prior(tmp_path, make_grid):
             tmp_path / f"{side}.tif", make_grid(side, side), 1, lambda r, c: codes[(r // 30 * 7 + c // 30) % 16]
         )
         output = tmp_path / f"prior-{side}.tif"
-        peaks[side] = measure("build-prior", "--nlcd", nlcd, "--scheme", "enviroatlas-5", "-o", output, variables=RETURNED)
+        peaks[side] = measure(
+            "build-prior", "--nlcd", nlcd, "--scheme", "enviroatlas-5", "-o", output, variables=RETURNED
+        )
         assert output.stat().st_size > 0
         output.unlink()
     print(f"peak memory, MiB: {peaks}, ratio {peaks[LARGE] / peaks[SMALL]:.2f}")
