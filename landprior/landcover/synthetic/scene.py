@@ -26,6 +26,7 @@ from shapely import affinity, intersects
 from shapely.geometry import LineString, Point, Polygon, box
 
 from landprior.errors import InputError
+from landprior.landcover.synthetic.nlcd import BARREN, GRASS, IMPERVIOUS, TREES, WATER, derive_nlcd
 from landprior.raster.grid import Grid
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 Climate = Literal["temperate", "arid"]
 """Temperate: fields and woods. Arid: soil with scattered shrubs instead of grass, few trees."""
-
-WATER, IMPERVIOUS, BARREN, TREES, GRASS = 10, 20, 30, 40, 70
-"""Codes of the truth: the enviroatlas-5 scheme."""
 
 SCENE_CRS = CRS.from_epsg(26917)
 _ORIGIN = (680_000.0, 4_210_000.0)
@@ -164,7 +162,7 @@ class _Painter:
         woods = self._woods(village, river)
         self._single_trees(village, woods)
         image = self._light()
-        nlcd = self._nlcd()
+        nlcd = derive_nlcd(self.truth, self.use, self.rng)
         to_map = Affine.translation(_ORIGIN[0], _ORIGIN[1] + n) @ Affine.scale(1, -1)
         grid = Grid(width=n, height=n, transform=to_map, crs=SCENE_CRS)
         layers = {name: self._burn(shapes, name) for name, shapes in self.vectors.items()}
@@ -183,9 +181,9 @@ class _Painter:
 
     def _noise(self, scale: float) -> NDArray[np.float32]:
         """Return smooth noise with mean 0 and standard deviation 1."""
-        step = int(scale / 8) if self.n >= _WIDE else 1  # smooth noise needs no finer grid
-        side = -(-self.n // max(step, 1))
-        noise = ndimage.gaussian_filter(self.rng.standard_normal((side, side)), scale / max(step, 1), mode="wrap")
+        step = max(int(scale / 8), 1) if self.n >= _WIDE else 1  # smooth noise needs no finer grid
+        side = -(-self.n // step)
+        noise = ndimage.gaussian_filter(self.rng.standard_normal((side, side)), scale / step, mode="wrap")
         if side < self.n:
             noise = ndimage.zoom(noise, self.n / side, order=1, mode="nearest")
         return np.asarray(noise / noise.std(), dtype=np.float32)
@@ -505,54 +503,9 @@ class _Painter:
         image += self.rng.normal(0, 5.0, image.shape)
         return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
 
-    def _nlcd(self) -> NDArray[np.uint8]:
-        """Return codes of 30 m cells by NLCD's rules on impervious and canopy shares, generalised and with errors."""
-        rng, n = self.rng, self.n
-        angle = np.radians(rng.uniform(4, 9))
-        rows, columns = np.mgrid[:n, :n]
-        across = columns * np.cos(angle) + rows * np.sin(angle) + rng.uniform(0, 30)
-        down = rows * np.cos(angle) - columns * np.sin(angle) + n + rng.uniform(0, 30)
-        i, j = (down // 30).astype(int), (across // 30).astype(int)
-        shape = (int(i.max()) + 1, int(j.max()) + 1)
-        cell = i * shape[1] + j
-        pixels = np.bincount(cell.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
-
-        def share(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-            sums = np.bincount(cell[mask], minlength=pixels.size).reshape(shape)
-            return sums / np.maximum(pixels, 1)
-
-        uses = np.array([31, 41, 42, 52, 71, 81, 82, 90])
-        main = uses[np.argmax([share(self.use == use) for use in uses], axis=0)]
-        canopy, built, water = share(self.truth == TREES), share(self.truth == IMPERVIOUS), share(self.truth == WATER)
-        woods = share(np.isin(self.use, [41, 42, 90]))
-        codes = main.copy()
-        forest = (canopy > 0.5) & (woods > 0.4)
-        codes[forest & ~np.isin(main, [41, 42, 90])] = 43
-        around = ndimage.uniform_filter(built, 3, mode="nearest")
-        codes[(built >= 0.05) & (around >= 0.06) & (built < 0.2)] = 21
-        for low, code in ((0.2, 22), (0.5, 23), (0.8, 24)):
-            codes[built >= low] = code
-        codes[water > 0.5] = 11
-        codes = _generalise(codes)
-        confusions = {81: 71, 71: 81, 82: 81, 41: 43, 42: 43, 43: 41, 21: 71, 22: 21, 23: 22, 90: 41, 52: 71}
-        wrong = rng.random(shape) < 0.10
-        for code, other in confusions.items():
-            codes[wrong & (codes == code)] = other
-        return np.asarray(codes[i, j], dtype=np.uint8)
-
 
 def village_shape(village: NDArray[np.bool_]) -> Polygon:
     """Return the outline of the village, simplified, in pixels."""
     rows, columns = np.nonzero(village)
     points = np.column_stack([columns, rows])[:: max(rows.size // 4000, 1)]
     return Polygon(LineString(points).convex_hull.exterior)
-
-
-def _generalise(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Replace isolated natural cells by the most frequent code around them (NLCD's minimum mapping unit)."""
-    kinds = np.unique(codes)
-    votes = np.stack([ndimage.uniform_filter((codes == k).astype(float), 3, mode="nearest") for k in kinds])
-    own = np.take_along_axis(votes, np.searchsorted(kinds, codes)[None], 0)[0]
-    natural = ~np.isin(codes, [11, 21, 22, 23, 24])
-    lonely = natural & (own < 0.2)
-    return np.where(lonely, kinds[votes.argmax(0)], codes)
