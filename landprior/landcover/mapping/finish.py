@@ -3,8 +3,8 @@
 The network sees 11 x 11 px around a pixel and decides each pixel by itself, so its maps are speckled and their outlines
 fray. The colour guided filter (He, Sun and Tang, "Guided image filtering", 2013) fits each class's probability around
 a pixel as a linear function of the image's bands and gives the average of these fits: what looks alike becomes
-alike, and steps of the image stay. The fits are made on cells of 2 x 2 px, from the exact sums over their pixels (He and
-Sun, "Fast guided filter", 2015), which takes half the time.
+alike, and steps of the image stay. The fits are made on cells of 2 x 2 px, from the exact sums over their pixels (He
+and Sun, "Fast guided filter", 2015), which takes half the time.
 """
 
 from __future__ import annotations
@@ -43,6 +43,32 @@ SURE = 0.51
 
 _CELL = 2
 """Side of the cells on which the fits are made, pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finish:
+    """How a map is finished: classes that were given up leave r, and probabilities are smoothed along edges.
+
+    Parameters
+    ----------
+    smoothing
+        The filter; None: there is none, as the pixels are too large for it.
+    width
+        Side of its square, metres.
+    """
+
+    smoothing: GuidedFilter | None
+    width: float
+
+    @classmethod
+    def of(cls, pixel: tuple[float, float], width: float = WIDTH) -> Finish:
+        """Make the finish for a size of pixels; see :meth:`GuidedFilter.of`."""
+        return cls(GuidedFilter.of(pixel, width), width)
+
+    @property
+    def name(self) -> str:
+        """What the tags of a map call it."""
+        return "classes" if self.smoothing is None else f"edge {self.width:g} m"
 
 
 @dataclass(frozen=True, eq=False)

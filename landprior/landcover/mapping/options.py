@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,11 @@ class MapOptions:
         Also write a QGIS style ``<stem>.qml``.
     quicklook
         Also write a picture ``<stem>.png`` of at most 1024 px.
+    finish
+        ``"edge"``: classes that the training gave up leave r, and probabilities are smoothed along the edges of the
+        image (:mod:`landprior.landcover.mapping.finish`); ``"none"``: neither.
+    finish_width
+        Side of the square that is smoothed over, metres.
     tags
         Further tags for the map and the rasters beside it.
     """
@@ -37,6 +42,8 @@ class MapOptions:
     encoding: Encoding = "float16"
     style: bool = False
     quicklook: bool = False
+    finish: Literal["none", "edge"] = "none"
+    finish_width: float = 9.0
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def tagged(self, **tags: str) -> Self:

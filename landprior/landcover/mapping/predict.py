@@ -18,10 +18,11 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from landprior.errors import HarmWarning, InputError, ModelError
+from landprior.landcover.mapping.finish import Finish
 from landprior.landcover.mapping.mapper import Mapper, choose_window, compute_budget
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.products import map_writer, starting_map, writing_map
-from landprior.landcover.training.image_kind import require_kind
+from landprior.landcover.training.image_kind import kind_of, require_kind
 from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
 from landprior.landcover.training.verdict import LEAST_PIXELS
 from landprior.raster.grid import require_same_grid
@@ -129,22 +130,12 @@ def predict(
             extra_input,
             abstain=decision == "abstained",
             dropped=dropped,
+            finish=_make_finish(model, pixels, options),
             device=run.device,
             engine=engine,
             precision=precision,
             memory=compute_budget(memory, model, window),
         )
-        tags = {
-            "engine": mapper.engine.name,
-            "precision": mapper.engine.precision,
-            "model": model.digest(),
-            "loss": model.loss,
-            "maps": "q" if belief is None else "r",
-            **({} if decision is None else {"decision": decision}),
-            **({"dropped": ",".join(model.scheme.names[index] for index in dropped)} if dropped else {}),
-        }
-        writing = writing_map(target, model.scheme, pixels.grid, options, tags, overwrite=run.overwrite)
-        sinks = stack.enter_context(writing)
         stream_options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
         if marginal is not None:
             mapper.sums.write(np.asarray(marginal))
@@ -152,12 +143,25 @@ def predict(
             sums: dict[str, Sink] = {"sums": mapper.sums}
             stream(
                 mapper.gather,
-                read=mapper.read_inputs,
+                read=mapper.read_for_sums,
                 grid=pixels.grid,
                 sinks=sums,
                 label="class sums",
                 **stream_options,
             )
+
+        tags = {
+            "engine": mapper.engine.name,
+            "precision": mapper.engine.precision,
+            "model": model.digest(),
+            "loss": model.loss,
+            "maps": "q" if belief is None else "r",
+            **({} if decision is None else {"decision": decision}),
+            **_name_classes(model, dropped=dropped, given_up=mapper.given_up),
+            **({"finish": mapper.finish.name} if mapper.finish else {}),
+        }
+        writing = writing_map(target, model.scheme, pixels.grid, options, tags, overwrite=run.overwrite)
+        sinks = stack.enter_context(writing)
 
         def compute(block: Block, data: tuple[Pixels | None, Belief | None]) -> dict[str, Found]:
             return mapper.compute(block, data, sinks, encoding=options.encoding)
@@ -182,6 +186,20 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
             msg += f" (its band {hidden[0]} is named alpha and looks like a mask, so it is not read as data)"
         raise ModelError(msg)
     require_kind(model, pixels, force=force)
+
+
+def _make_finish(model: LandcoverModel, pixels: ImageLayer, options: MapOptions) -> Finish | None:
+    """Return how the map is finished: its width is in metres, so the size of the pixels must be known."""
+    if options.finish == "none":
+        return None
+    try:
+        return Finish.of(pixels.grid.pixel_size(where=pixels.path), options.finish_width)
+    except InputError:
+        trained = kind_of(model)
+        size = None if trained is None else trained.pixel_size
+        if size is None:
+            logger.warning("the size of a pixel of %s is not known; the map is finished as if it were 1 m", pixels.path)
+        return Finish.of((size or 1.0, size or 1.0), options.finish_width)
 
 
 def _open_extra_input(
@@ -236,6 +254,11 @@ def _find_dropped(model: LandcoverModel) -> list[int]:
         names = ", ".join(model.scheme.names[index] for index in model.dropped)
         logger.warning("r leaves out %s, which the image did not support in training (--force maps all classes)", names)
     return list(model.dropped)
+
+
+def _name_classes(model: LandcoverModel, **classes: Sequence[int]) -> dict[str, str]:
+    """Return tags of the names of classes, of those that there are."""
+    return {tag: ",".join(model.scheme.names[index] for index in found) for tag, found in classes.items() if found}
 
 
 def map_prior(
