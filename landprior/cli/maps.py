@@ -27,6 +27,23 @@ force_option = click.option(
     help="Map despite the checks: r with all classes of a model judged worse than its prior, and an image of "
     "another kind (data type, values, bands, pixel size) than the model was trained on.",
 )
+finish_options = (
+    shared.choice_option(
+        "--finish",
+        choices=["edge", "none"],
+        default="edge",
+        help="How to finish the map. edge: r leaves out classes that the training gave up, and probabilities are "
+        "smoothed along the edges of the image. none: each pixel stays as the network sees it.",
+    ),
+    click.option(
+        "--finish-width",
+        type=click.FloatRange(min=0, min_open=True),
+        default=9.0,
+        show_default=True,
+        metavar="METRES",
+        help="Side of the square over which --finish edge smooths.",
+    ),
+)
 _PRODUCTS = {
     "probabilities": click.option(
         "--probabilities", is_flag=True, help="Also write class probabilities, <map>_probabilities.tif."

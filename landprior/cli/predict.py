@@ -9,7 +9,7 @@ import click
 from landprior.cli import options as shared
 from landprior.cli.checks import refuse_with_city, refuse_without_city
 from landprior.cli.command import Command, grouped
-from landprior.cli.maps import force_option, make_map_options, map_options, maps_option
+from landprior.cli.maps import finish_options, force_option, make_map_options, map_options, maps_option
 from landprior.cli.parameters import INPUT, OUTPUT
 from landprior.cli.workspace import print_steps
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     click.option("-o", "--output", type=OUTPUT, help="Map to write.  [default: <image>_landcover.tif]"),
 )
 @map_options()
-@grouped("Map", force_option)
+@grouped("Map", *finish_options, force_option)
 @grouped("Computing", shared.device_option, shared.engine_option, shared.precision_option, shared.memory_option)
 @grouped(
     "Workspace (the same as landprior run --only map)",

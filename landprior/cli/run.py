@@ -10,7 +10,7 @@ from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
-from landprior.cli.maps import make_map_options, map_options, maps_option
+from landprior.cli.maps import finish_options, make_map_options, map_options, maps_option
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
-@grouped("Map", maps_option)
+@grouped("Map", maps_option, *finish_options)
 @map_options()
 @grouped("Reference labels", shared.label_map_option)
 @plan_options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from landprior.errors import ConfigError
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.model import load_model
 from landprior.raster.scheme import explain
@@ -33,7 +34,7 @@ def _map_by_model(name: str, task: Task, *, run: Run) -> None:
         train_superres(method, task.tiles, task.work, task.settings, matrix=matrix, scheme=matrix.scheme, run=run)
     model = load_model(task.work)
     for tile, output in zip(task.tiles, task.outputs, strict=True):
-        predict(tile.image, output, model, run=run)
+        predict(tile.image, output, model, options=MapOptions(finish="none"), run=run)
 
 
 def _map_by_itself(task: Task, *, run: Run) -> None:

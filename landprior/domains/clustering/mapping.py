@@ -66,7 +66,7 @@ def map_clusters(
         image,
         output,
         blur_model(model, side),
-        options=replace(options, probabilities=True).tagged(scheme=described, blur=str(side)),
+        options=replace(options, probabilities=True, finish="none").tagged(scheme=described, blur=str(side)),
         run=run,
     )
 

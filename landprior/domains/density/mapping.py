@@ -115,7 +115,7 @@ def map_density(
         ready_model(model, image, blur=blur, nodata=run.nodata),
         posterior=posterior,
         marginal=model.record["density"]["marginal"] if posterior is not None else None,
-        options=replace(options, probabilities=True).tagged(blur=str(blur)),
+        options=replace(options, probabilities=True, finish="none").tagged(blur=str(blur)),
         window_size=window_size,
         run=run,
     )

@@ -132,7 +132,7 @@ def paint(
     """
     output = Path(output)
     _require_whole(pictures, palette, model)
-    options = replace(options, probabilities=True, quicklook=True)
+    options = replace(options, probabilities=True, quicklook=True, finish="none")
     folders = [output / picture.name for picture in pictures]
     check_apart(
         _list_results(output, folders, model, options),
@@ -264,7 +264,7 @@ def _map(
 
     classes = folder / CLASSES
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        shares = write(Path(place) / "q.tif", None, MapOptions(probabilities=True))
+        shares = write(Path(place) / "q.tif", None, MapOptions(probabilities=True, finish="none"))
         draw_probabilities(folder / "q.png", shares, model.scheme)
     shares = write(classes, prior, options)
     draw_overlay(folder / "overlay.png", picture.image, classes, model.scheme)

@@ -19,6 +19,7 @@ from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.experiments.places import Place, Places
 from landprior.landcover.experiments.results import Cell, Result
 from landprior.landcover.experiments.tuning import find_best, tune
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import Cooccurrence, load_cooccurrence, measure_cooccurrence
@@ -498,6 +499,7 @@ class Runner:
             prior=self._build_prior(row, cell.region, place) if "prior" in model.extras else None,
             posterior=self._build_prior(row, cell.region, place) if kind == "r" else None,
             force=(row.recipe or self.experiment.settings.recipe) != "best",  # other recipes map r itself
+            options=MapOptions(finish="none"),  # as in the paper
             run=self._run,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from landprior.errors import InputError
 from landprior.landcover.assessment.scores import evaluate
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.files import TrainingTile, train_files
 from landprior.landcover.training.settings import TileSettings
@@ -202,6 +203,7 @@ def _run_trial(
             prior=tile.prior if "prior" in model.extras else None,
             posterior=None if supervised else tile.prior,
             force=True,  # score r itself, not the prior that would replace a harmful r
+            options=MapOptions(finish="none"),
             run=replace(run, overwrite=True),
         )
         pairs.append((target, labels))

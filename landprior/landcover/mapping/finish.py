@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from landprior.errors import InputError
 from landprior.raster.filters import box_taps
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
-
-FinishName = Literal["none", "edge"]
 
 WIDTH = 9.0
 """Side of the square in which the filter fits, metres."""
@@ -62,7 +61,16 @@ class Finish:
 
     @classmethod
     def of(cls, pixel: tuple[float, float], width: float = WIDTH) -> Finish:
-        """Make the finish for a size of pixels; see :meth:`GuidedFilter.of`."""
+        """Make the finish for a size of pixels; see :meth:`GuidedFilter.of`.
+
+        Raises
+        ------
+        InputError
+            If the width is not a positive number of metres.
+        """
+        if not (width > 0 and math.isfinite(width)):
+            msg = f"the finish needs a positive width in metres, not {width}"
+            raise InputError(msg)
         return cls(GuidedFilter.of(pixel, width), width)
 
     @property

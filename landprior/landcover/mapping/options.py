@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from landprior.raster.cog import Encoding
+
+
+FinishName: TypeAlias = Literal["none", "edge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class MapOptions:
     encoding: Encoding = "float16"
     style: bool = False
     quicklook: bool = False
-    finish: Literal["none", "edge"] = "none"
+    finish: FinishName = "edge"
     finish_width: float = 9.0
     tags: Mapping[str, str] = field(default_factory=dict)
 
