@@ -23,6 +23,7 @@ from landprior.errors import (
 )
 from landprior.implicit.networks import Ensemble, log_prior
 from landprior.implicit.posterior import log_posterior
+from landprior.landcover.mapping.finish import GuidedFilter, leave_out
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.training.model import load_model, save_model
@@ -61,7 +62,7 @@ def read(path):
 def test_windows_do_not_matter(tmp_path, make_image, make_model, rng, height, width, window):
     holes = holes_of(height, width, rng)
     image, model = make_image("image.tif", height, width, holes=holes), make_model()
-    options = MapOptions(probabilities=True, encoding="float32")
+    options = MapOptions(finish="none", probabilities=True, encoding="float32")
     predict(image, tmp_path / "map.tif", model, options=options, window_size=window)
     expected = whole_q(model, image, holes).exp().numpy()
     found = read(tmp_path / "map_probabilities.tif")
@@ -80,7 +81,7 @@ def test_posterior_uses_the_sums_of_the_whole_image(tmp_path, make_image, make_p
     unbelieved[40:50, 60:] = True
     image, prior = make_image("image.tif", 61, 83, holes=holes), make_prior("prior.tif", 61, 83, holes=unbelieved)
     model = make_model()
-    options = MapOptions(probabilities=True, encoding="float32")
+    options = MapOptions(finish="none", probabilities=True, encoding="float32")
     predict(image, tmp_path / "map.tif", model, posterior=prior, options=options, window_size=window)
     log_q = whole_q(model, image, holes)[None]
     log_p = log_prior(torch.from_numpy(np.nan_to_num(read(prior)))[None])
@@ -91,6 +92,59 @@ def test_posterior_uses_the_sums_of_the_whole_image(tmp_path, make_image, make_p
     only_q = ~holes & unbelieved
     np.testing.assert_allclose(found[:, only_q], log_q[0].exp().numpy()[:, only_q], atol=1e-5)
     assert np.abs(r - log_q[0].exp().numpy())[:, both].max() > 0.05
+
+
+def finish(shares, valid, model, image, pixel=(1.0, 1.0)):
+    """The whole image's probabilities, (C, H, W), finished in one piece."""
+    with rasterio.open(image) as src:
+        values = torch.from_numpy(src.read())
+    guide = model.statistics.standardise(values, torch.from_numpy(valid))
+    return GuidedFilter.of(pixel).apply(shares.float(), torch.from_numpy(valid), guide, (0, 0)).numpy()
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("window", [16, 23, 512])
+def test_windows_do_not_matter_to_a_finished_map(tmp_path, make_image, make_model, rng, height, width, window):
+    holes = holes_of(height, width, rng)
+    image, model = make_image("image.tif", height, width, holes=holes), make_model()
+    options = MapOptions(probabilities=True, confidence=True, encoding="float32")
+    path = predict(image, tmp_path / "map.tif", model, options=options, window_size=window)
+    expected = finish(whole_q(model, image, holes).exp(), ~holes, model, image)
+    found = read(tmp_path / "map_probabilities.tif")
+    np.testing.assert_allclose(found[:, ~holes], expected[:, ~holes], atol=1e-5)
+    assert (read(path)[0][holes] == MAP_NODATA).all()
+    assert (read(tmp_path / "map_confidence.tif")[:, holes] == 255).all()
+    np.testing.assert_allclose(read(tmp_path / "map_confidence.tif")[0, ~holes] / 250, found.max(0)[~holes], atol=3e-3)
+    with rasterio.open(path) as src:
+        assert src.tags(ns="landprior")["finish"] == "edge 9 m"
+
+
+@pytest.mark.parametrize("memory", [None, 0])
+@pytest.mark.parametrize("window", [16, 37, 512])
+def test_a_class_that_was_given_up_leaves_r(
+    tmp_path, make_image, make_prior, make_model, rng, monkeypatch, window, memory
+):
+    """By hand over the whole image, with what the first pass computes kept and not kept."""
+    if memory is not None:
+        monkeypatch.setattr("landprior.landcover.mapping.predict.compute_budget", lambda *_: memory)
+    holes, unbelieved = holes_of(61, 83, rng), np.zeros((61, 83), bool)
+    unbelieved[40:50, 60:] = True
+    image, prior = make_image("image.tif", 61, 83, holes=holes), make_prior("prior.tif", 61, 83, holes=unbelieved)
+    model, both = make_model(), ~holes & ~unbelieved
+    log_q = whole_q(model, image, holes)[None]
+    shares = np.nan_to_num(read(prior))
+    named = np.bincount(log_q[0].numpy().argmax(0)[both], minlength=5) / both.sum()
+    given_up = np.flatnonzero(named < 0.5 * shares[:, both].mean(1) / shares[:, both].sum(0).mean())
+    assert 0 < len(given_up) < 5
+    log_p = leave_out(log_prior(torch.from_numpy(shares)[None]), given_up.tolist())
+    r = log_posterior(log_q, log_p, torch.from_numpy(~holes)[None], check=False)[0].exp()
+    r = torch.where(torch.from_numpy(unbelieved), log_q[0].exp(), r)
+    options = MapOptions(probabilities=True, encoding="float32")
+    path = predict(image, tmp_path / "map.tif", model, posterior=prior, options=options, window_size=window)
+    found = read(tmp_path / "map_probabilities.tif")
+    np.testing.assert_allclose(found[:, ~holes], finish(r, ~holes, model, image)[:, ~holes], atol=2e-5)
+    with rasterio.open(path) as src:
+        assert src.tags(ns="landprior")["given_up"] == ",".join(model.scheme.names[index] for index in given_up)
 
 
 def test_the_map_is_a_valid_cog_with_names_colours_and_tags(tmp_path, make_image, make_model):
@@ -119,7 +173,7 @@ def test_the_map_is_a_valid_cog_with_names_colours_and_tags(tmp_path, make_image
 def test_confidence_has_the_largest_probability_and_the_entropy(tmp_path, make_image, make_model, rng):
     holes = holes_of(40, 50, rng)
     image, model = make_image("image.tif", 40, 50, holes=holes), make_model()
-    predict(image, tmp_path / "map.tif", model, options=MapOptions(confidence=True))
+    predict(image, tmp_path / "map.tif", model, options=MapOptions(finish="none", confidence=True))
     q = whole_q(model, image, holes).exp().double().numpy()
     with rasterio.open(tmp_path / "map_confidence.tif") as src:
         stored = src.read()
@@ -133,7 +187,7 @@ def test_confidence_has_the_largest_probability_and_the_entropy(tmp_path, make_i
 
 def test_uint8_probabilities_are_rounded(tmp_path, make_image, make_model):
     image, model = make_image("image.tif", 40, 50), make_model()
-    predict(image, tmp_path / "map.tif", model, options=MapOptions(probabilities=True, encoding="uint8"))
+    predict(image, tmp_path / "map.tif", model, options=MapOptions(finish="none", probabilities=True, encoding="uint8"))
     q = whole_q(model, image, np.zeros((40, 50), bool)).exp().numpy()
     with rasterio.open(tmp_path / "map_probabilities.tif") as src:
         np.testing.assert_allclose(src.read() * src.scales[0], q, atol=0.5 / 255 + 1e-6)
@@ -166,7 +220,7 @@ JUDGED = {"verdict": {"decision": "abstained", "why": "a test"}}
 
 def test_a_model_judged_worse_gives_the_prior(tmp_path, make_image, make_prior, make_model):
     image, prior = make_image("image.tif", 30, 40), make_prior("prior.tif", 30, 40)
-    options = MapOptions(probabilities=True, encoding="float32")
+    options = MapOptions(finish="none", probabilities=True, encoding="float32")
     with pytest.warns(HarmWarning, match=r"judged worse than its prior \(a test\).*--force"):
         path = predict(image, tmp_path / "map.tif", make_model(record=JUDGED), posterior=prior, options=options)
     np.testing.assert_array_equal(read(path), read(map_prior(prior, tmp_path / "prior_map.tif")))
@@ -285,7 +339,12 @@ def test_near_infrared_declared_as_alpha_is_a_band(tmp_path, rng, make_grid, mak
         dst.write(values)
     with rasterio.open(path) as src:
         assert src.colorinterp[3].name == "alpha"
-    predict(path, tmp_path / "map.tif", make_model(), options=MapOptions(probabilities=True, encoding="float32"))
+    predict(
+        path,
+        tmp_path / "map.tif",
+        make_model(),
+        options=MapOptions(finish="none", probabilities=True, encoding="float32"),
+    )
     expected = whole_q(make_model(), path, np.zeros((30, 40), bool)).exp().numpy()
     np.testing.assert_allclose(read(tmp_path / "map_probabilities.tif"), expected, atol=1e-5)
 
@@ -308,9 +367,16 @@ def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_pr
     model = make_model(record={"verdict": verdict, "settings": {"drop_unsupported": True}})
     assert make_model(record={"verdict": verdict}).dropped == ()  # in the paper, r has all classes
     full = predict(
-        image, tmp_path / "all.tif", model, posterior=prior, force=True, options=MapOptions(probabilities=True)
+        image,
+        tmp_path / "all.tif",
+        model,
+        posterior=prior,
+        force=True,
+        options=MapOptions(finish="none", probabilities=True),
     )
-    some = predict(image, tmp_path / "some.tif", model, posterior=prior, options=MapOptions(probabilities=True))
+    some = predict(
+        image, tmp_path / "some.tif", model, posterior=prior, options=MapOptions(finish="none", probabilities=True)
+    )
     with rasterio.open(full) as src:
         assert "dropped" not in src.tags(ns="landprior")
     with rasterio.open(some) as src:
@@ -320,7 +386,7 @@ def test_classes_without_support_are_left_out_of_r(tmp_path, make_image, make_pr
     kept = whole[[0, 2, 4]] / whole[[0, 2, 4]].sum(0)
     np.testing.assert_allclose(rest[[0, 2, 4]], kept, atol=3e-3)
     assert rest[[1, 3]].max() == 0
-    plain = predict(image, tmp_path / "q.tif", model)  # q has all classes
+    plain = predict(image, tmp_path / "q.tif", model, options=MapOptions(finish="none"))  # q has all classes
     assert {20, 40} & set(np.unique(read(plain)))
 
 
@@ -335,7 +401,11 @@ def test_an_ensemble_averages_members_and_mirrored_images(tmp_path, make_image, 
     assert again.network.flips
     assert len(again.members) == 2
     path = predict(
-        image, tmp_path / "map.tif", again, window_size=16, options=MapOptions(probabilities=True, encoding="float32")
+        image,
+        tmp_path / "map.tif",
+        again,
+        window_size=16,
+        options=MapOptions(finish="none", probabilities=True, encoding="float32"),
     )
     with rasterio.open(image) as src:
         values = torch.from_numpy(src.read())
