@@ -9,6 +9,7 @@ import click
 from landprior.cli import options as shared
 from landprior.cli.checks import refuse_options
 from landprior.cli.command import grouped
+from landprior.landcover.mapping.options import FINISH_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -38,7 +39,7 @@ finish_options = (
     click.option(
         "--finish-width",
         type=click.FloatRange(min=0, min_open=True),
-        default=9.0,
+        default=FINISH_WIDTH,
         show_default=True,
         metavar="METRES",
         help="Side of the square over which --finish edge smooths.",
@@ -68,4 +69,6 @@ def make_map_options(ctx: click.Context, options: Mapping[str, Any]) -> MapOptio
 
     if options.get("probabilities") is False:
         refuse_options(ctx, "a map only; it sets how --probabilities are stored", "encoding")
+    if options.get("finish") == "none":
+        refuse_options(ctx, "--finish none", "finish_width")
     return MapOptions(**{name: options[name] for name in MapOptions.__dataclass_fields__ if name in options})

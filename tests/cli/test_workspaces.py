@@ -150,6 +150,7 @@ def test_the_error_for_sources_of_a_place_fetched_by_box_suggests_the_box(town):
         ("train --city town --method em -o m.safetensors", ["-o is for plain files"]),
         ("predict a.tif --model m.safetensors --tile centre", ["--tile is for a workspace"]),
         ("predict --city town --encoding uint8", ["--encoding cannot be used with a map only"]),
+        ("predict --city town --finish none --finish-width 5", ["--finish-width cannot be used with --finish none"]),
         ("learn-prior --nlcd a --labels b --scheme enviroatlas-5 -o l --tile x", ["--tile is for a workspace"]),
         ("run --city ../town --scheme enviroatlas-5", ["is a folder; give its name", "--city town"]),
         ("run --city ../../x --scheme enviroatlas-5", ["cannot be the name of a city: it is a path"]),

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from landprior.errors import InputError
+from landprior.landcover.mapping.options import FINISH_WIDTH
 from landprior.raster.filters import box_taps
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from torch import Tensor
-
-WIDTH = 9.0
-"""Side of the square in which the filter fits, metres."""
 
 RIDGE = 0.1
 """Added to the variance of each standardised band: weaker steps of the image than its root are smoothed away."""
@@ -60,7 +58,7 @@ class Finish:
     width: float
 
     @classmethod
-    def of(cls, pixel: tuple[float, float], width: float = WIDTH) -> Finish:
+    def of(cls, pixel: tuple[float, float], width: float = FINISH_WIDTH) -> Finish:
         """Make the finish for a size of pixels; see :meth:`GuidedFilter.of`.
 
         Raises
@@ -93,7 +91,7 @@ class GuidedFilter:
     columns: tuple[float, ...]
 
     @classmethod
-    def of(cls, pixel: tuple[float, float], width: float = WIDTH) -> GuidedFilter | None:
+    def of(cls, pixel: tuple[float, float], width: float = FINISH_WIDTH) -> GuidedFilter | None:
         """Make the filter of a width on the ground.
 
         Parameters
@@ -117,6 +115,13 @@ class GuidedFilter:
     def halo(self) -> int:
         """How many pixels around a pixel its result depends on; one more, so that windows may begin anywhere."""
         return 2 * _CELL * (max(len(self.rows), len(self.columns)) // 2) + _CELL + 1
+
+    @staticmethod
+    def count_bytes(bands: int, classes: int, pixels: int) -> int:
+        """Return how much memory :meth:`apply` takes at most, its arguments included, for a window of some pixels."""
+        on_pixels = 2 * (bands + classes) + 4
+        on_cells = 3 * (bands * (bands + 1) // 2) + 4 * bands + 6
+        return 4 * pixels * on_pixels + 4 * pixels * on_cells // _CELL**2
 
     def apply(self, shares: Tensor, valid: Tensor | None, guide: Tensor, corner: tuple[int, int]) -> Tensor:
         """Smooth the class probabilities of a window.

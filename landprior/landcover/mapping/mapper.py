@@ -82,7 +82,7 @@ def choose_window(device: str) -> int:
     return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
 
 
-def compute_budget(memory: int | None, model: LandcoverModel, window: int) -> int:
+def compute_budget(memory: int | None, model: LandcoverModel, window: int, finish: Finish | None = None) -> int:
     """Return how many bytes of log q may be kept within the memory limit.
 
     Parameters
@@ -93,6 +93,8 @@ def compute_budget(memory: int | None, model: LandcoverModel, window: int) -> in
         The model to be run.
     window
         Side of the windows, pixels.
+    finish
+        How the map is finished.
 
     Returns
     -------
@@ -107,8 +109,12 @@ def compute_budget(memory: int | None, model: LandcoverModel, window: int) -> in
     if memory is None:
         return min(int(psutil.virtual_memory().available / 4), MOST_KEPT)
     own = psutil.Process().memory_info().rss
-    side = window + 2 * model.network.halo
+    smoothing = None if finish is None else finish.smoothing
+    inner = window + 2 * (0 if smoothing is None else smoothing.halo)
+    side = inner + 2 * model.network.halo
     activations = 4 * 4 * max(model.filters, len(model.scheme)) * side * side
+    if smoothing is not None:  # it begins when the network is done
+        activations = max(activations, smoothing.count_bytes(model.bands, len(model.scheme), inner * inner))
     needed = own + GDAL_CACHE_BYTES + activations + WORKING_BYTES
     if memory * 2**20 < needed:
         msg = f"--memory {memory} is too little for this model: give {math.ceil(needed / 2**20)} or more (MB)"

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 
 FinishName: TypeAlias = Literal["none", "edge"]
+"""How maps are finished; see :class:`MapOptions`."""
+
+FINISH_WIDTH = 9.0
+"""Side of the square in which the filter fits, metres."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class MapOptions:
     style: bool = False
     quicklook: bool = False
     finish: FinishName = "edge"
-    finish_width: float = 9.0
+    finish_width: float = FINISH_WIDTH
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def tagged(self, **tags: str) -> Self:

@@ -123,6 +123,7 @@ def predict(
         decision = _decide(model, belief, force=force)
         dropped = [] if belief is None or force or decision == "abstained" else _find_dropped(model)
         window = -(-(window_size or choose_window(run.device)) // model.network.stride) * model.network.stride
+        finish = _make_finish(model, pixels, options)
         mapper = Mapper(
             model,
             pixels,
@@ -130,11 +131,11 @@ def predict(
             extra_input,
             abstain=decision == "abstained",
             dropped=dropped,
-            finish=_make_finish(model, pixels, options),
+            finish=finish,
             device=run.device,
             engine=engine,
             precision=precision,
-            memory=compute_budget(memory, model, window),
+            memory=compute_budget(memory, model, window, finish),
         )
         stream_options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
         if marginal is not None:
@@ -193,13 +194,14 @@ def _make_finish(model: LandcoverModel, pixels: ImageLayer, options: MapOptions)
     if options.finish == "none":
         return None
     try:
-        return Finish.of(pixels.grid.pixel_size(where=pixels.path), options.finish_width)
+        size = pixels.grid.pixel_size(where=pixels.path)
     except InputError:
         trained = kind_of(model)
-        size = None if trained is None else trained.pixel_size
-        if size is None:
+        side = None if trained is None else trained.pixel_size
+        if side is None:
             logger.warning("the size of a pixel of %s is not known; the map is finished as if it were 1 m", pixels.path)
-        return Finish.of((size or 1.0, size or 1.0), options.finish_width)
+        size = (side or 1.0, side or 1.0)
+    return Finish.of(size, options.finish_width)
 
 
 def _open_extra_input(

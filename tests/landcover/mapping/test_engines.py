@@ -20,6 +20,7 @@ from landprior.landcover.mapping.engines import (
     TorchEngine,
     make_engine,
 )
+from landprior.landcover.mapping.finish import Finish, GuidedFilter
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.raster.reading import open_raster
@@ -229,6 +230,16 @@ def test_too_little_memory_is_an_error(tmp_path, make_image, make_model):
 def test_the_memory_budget_has_a_limit_for_several_workers(make_model, monkeypatch, free, kept):
     monkeypatch.setattr(mapper_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert mapper_module.compute_budget(None, make_model(), 512) == kept
+
+
+def test_the_memory_budget_counts_the_finish(make_model):
+    model = make_model()
+    plain = mapper_module.compute_budget(4000, model, 2048)
+    finished = mapper_module.compute_budget(4000, model, 2048, Finish.of((1.0, 1.0)))
+    bands, classes, pixels = model.bands, len(model.scheme), (2048 + 2 * GuidedFilter.of((1.0, 1.0)).halo) ** 2
+    least = 4 * pixels * 2 * (bands + classes)  # image, shares and results, one copy of each
+    assert plain - finished > least - 4 * 4 * max(model.filters, classes) * (2048 + 2 * model.network.halo) ** 2
+    assert finished < plain
 
 
 def test_windows_without_data_are_not_computed(tmp_path, make_model, make_raster, rng, monkeypatch):
