@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
-@grouped("Map", maps_option, *finish_options)
+@grouped("Map", maps_option)
 @map_options()
+@grouped("Map", *finish_options)
 @grouped("Reference labels", shared.label_map_option)
 @plan_options
 @source_options

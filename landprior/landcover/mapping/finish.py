@@ -118,7 +118,18 @@ class GuidedFilter:
 
     @staticmethod
     def count_bytes(bands: int, classes: int, pixels: int) -> int:
-        """Return how much memory :meth:`apply` takes at most, its arguments included, for a window of some pixels."""
+        """Return how much memory :meth:`apply` takes at most, its arguments included.
+
+        Parameters
+        ----------
+        bands, classes, pixels
+            Numbers of bands of the guide, of classes, and of pixels of the window.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
         on_pixels = 2 * (bands + classes) + 4
         on_cells = 3 * (bands * (bands + 1) // 2) + 4 * bands + 6
         return 4 * pixels * on_pixels + 4 * pixels * on_cells // _CELL**2

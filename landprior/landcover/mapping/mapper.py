@@ -187,7 +187,8 @@ class Mapper:
         self._model = model
         self.finish = None if abstain else finish
         self._smoothing = None if self.finish is None else self.finish.smoothing
-        self._margin = 0 if self._smoothing is None else self._smoothing.halo
+        stride = model.network.stride  # windows begin at multiples of it
+        self._margin = 0 if self._smoothing is None else -(-self._smoothing.halo // stride) * stride
         self.halo: int = model.network.halo + self._margin
         """Pixels around a pixel that its map depends on."""
         self._pixels = pixels

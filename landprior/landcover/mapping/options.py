@@ -61,4 +61,6 @@ class MapOptions:
         """Return the options a map depends on, for the record of how it was made."""
         found = dict(vars(self))
         tags = found.pop("tags")
+        if self.finish == "none":  # as version 0.1 described its maps
+            del found["finish"], found["finish_width"]
         return {**found, "tags": dict(tags)} if tags else found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from landprior.landcover.assessment.figures import draw_comparison
 from landprior.landcover.assessment.scores import Scores, evaluate
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.synthetic.scene import make_scene
@@ -42,7 +43,7 @@ class DemoResult:
     Parameters
     ----------
     scores
-        Method -> scores against the truth: prior, CE, QR q, QR r.
+        Method -> scores against the truth: prior, CE, QR q, QR r without and with the finish.
     tile
         The tile's folder.
     map, figure
@@ -153,12 +154,17 @@ def run_demo(
         maps[title] = predict(image, tile.path / f"prediction_{loss}_q.tif", model, run=run)
         if loss == "qr":
             with _recording(tile, "prediction", made | {"model": weights}):
+                plain = MapOptions(finish="none")
+                target = tile.path / "prediction_qr_r_plain.tif"
+                maps["QR r, not finished"] = predict(
+                    image, target, model, posterior=prior, force=True, options=plain, run=run
+                )
                 maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, run=run)
     scores = {name: evaluate([(path, tile.file("labels"))], scheme) for name, path in maps.items()}
     figure = draw_comparison(
         tile.path / "comparison.png",
         scheme,
-        maps={name: path for name, path in maps.items() if name != "prior (most probable)"},
+        maps={name: path for name, path in maps.items() if name not in ("prior (most probable)", "QR r, not finished")},
         labels=tile.file("labels"),
         image=image,
         prior=prior,

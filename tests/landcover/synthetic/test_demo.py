@@ -31,6 +31,7 @@ def test_the_demo_reaches_the_promised_accuracy(tmp_path):
     scores = {name: score.accuracy for name, score in result.scores.items()}
     assert scores["QR r"] >= scores["prior (most probable)"] + 0.10
     assert scores["QR r"] > scores["CE"]
+    assert scores["QR r"] > scores["QR r, not finished"]
     assert scores["QR q"] > scores["CE"]
     assert cog_validate(result.map, strict=True, quiet=True)[0]
     assert result.figure.stat().st_size > 100_000
