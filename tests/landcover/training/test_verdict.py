@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_evidence, log_posterior
 from landprior.landcover.training.tiles import measure_bands, read_tile
-from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Snapshot, estimate_accuracy
+from landprior.landcover.training.verdict import CROP, LEAST_EVIDENCE, Judge, Snapshot, estimate_accuracy, warn_of_harm
 
 
 def moments_of(seed, classes, items=5000):
@@ -165,6 +165,18 @@ def test_support_and_found_by_hand(tile, make_model):
         else:
             assert np.isnan(snapshot.support[index])
         assert snapshot.found[index] == pytest.approx(float(here.float().mean() / p[index].mean()), rel=1e-3)
+    shares = torch.bincount(q.argmax(0), minlength=5) / q.shape[1]
+    assert snapshot.distance == pytest.approx(float((shares - p.mean(1)).abs().sum() / 2), abs=1e-4)
+
+
+def test_shares_far_from_the_priors_are_a_warning_with_the_way_out(caplog):
+    near = Snapshot(maps=[], change=0.001, evidence=0.5, estimate=0.8, prior_estimate=0.7, distance=0.05)
+    for snapshot, warned in ((near, False), (replace(near, distance=0.12), True)):
+        caplog.clear()
+        verdict = snapshot.judge()
+        assert verdict.to_dict()["distance"] == snapshot.distance
+        warn_of_harm(verdict)
+        assert ("--recalibrate" in caplog.text) is warned
 
 
 @pytest.mark.parametrize(
