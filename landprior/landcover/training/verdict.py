@@ -355,9 +355,9 @@ def warn_of_misfit(distance: float | None) -> None:
     if distance is not None and distance > FAR:
         logger.warning(
             "the classes named differ from the prior's shares (distance %.2f, usual up to %.2f): the cooccurrence "
-            "matrix may not fit this place, and classes may be swapped. About 100 labelled points mend it: landprior sample "
-            "MAP --count 100 -o points.gpkg, label them, landprior build-prior ... --points points.gpkg --recalibrate, "
-            "and train again",
+            "matrix may not fit this place, and classes may be swapped. About 100 labelled points mend it: "
+            "landprior sample MAP --count 100 -o points.gpkg, label them, "
+            "landprior build-prior ... --points points.gpkg --recalibrate, and train again",
             distance,
             FAR,
         )
