@@ -80,10 +80,11 @@ class _Filters:
             widening=box_taps(settings.waterways_widening, pixel),
         )
 
-    @property
-    def halo(self) -> int:
-        n = [taps.size // 2 for taps in (self.blur, self.roads, self.buildings)]
-        return max(*n, self.water.size // 2 + self.widening.size // 2)
+    def halo(self, *, conserving: bool) -> int:
+        """Return the reach of all filters; to conserve, what the layers show is blurred too."""
+        blur, roads, buildings = (taps.size // 2 for taps in (self.blur, self.roads, self.buildings))
+        layers = max(roads, buildings, self.water.size // 2 + self.widening.size // 2)
+        return blur + layers if conserving else max(blur, layers)
 
 
 class PriorModel:
@@ -120,6 +121,7 @@ class PriorModel:
         settings = settings or PriorSettings()
         self.scheme = scheme
         self._table = np.ascontiguousarray(table.T)
+        self._known = (self._table.sum(axis=0) > 0).astype(np.float32)
         self._grid = grid
         self._conserving = settings.fusion == "conserving"
         self._columns, self._rows = (_Filters.at(settings, size) for size in pixel_size)
@@ -165,8 +167,7 @@ class PriorModel:
     @property
     def halo(self) -> int:
         """Pixels around a pixel that its prior depends on."""
-        more = max(self._columns.blur.size, self._rows.blur.size) // 2 if self._conserving else 0
-        return max(self._columns.halo, self._rows.halo) + more
+        return max(axis.halo(conserving=self._conserving) for axis in (self._columns, self._rows))
 
     def window(
         self, block: Block, nlcd: NDArray[np.integer], layers: Mapping[str, NDArray[np.bool_]] | None = None
@@ -209,45 +210,52 @@ class PriorModel:
         """Compute the prior of a block's core so that local means of impervious and water stay those of NLCD.
 
         With u NLCD's blurred share of a class, s what the layers say of it and f what they leave open, its probability
-        is s + f g u; g in [0.15, 1] makes the local means of both sides equal, with the blur's weights. The other
-        classes share the rest.
+        is s + f g u, where g in [0.15, 1] makes the mean around the pixel, with the blur's weights, that of u. The
+        other classes share the rest.
         """
         core, outer = block.core, block.outer
         near = self._grow("blur", core, outer)
-        shares, empty = self._blur(nlcd, outer, near)
-        known = (~empty).astype(np.float32)
-        shown: dict[int, NDArray[np.float32]] = {}
-        left = known.copy()
-        if "roads" in layers or "buildings" in layers:
-            bare = known.copy()
-            for name, trust in (("roads", ROAD_TRUST), ("buildings", BUILDING_TRUST)):
-                if name in layers:
-                    bare *= 1 - np.float32(trust) * self._filter(name, _floats(layers[name]), outer, near)
-            shown[self.require("roads" if "roads" in layers else "buildings")] = known - bare
-            left = bare
-        if "waterways" in layers or "waterbodies" in layers:
-            wet = np.float32(WATER_TRUST) * self._find_water(layers, outer, near) * left  # bridges lie over water
-            shown[self.require("waterbodies")] = wet
-            left = left - wet
-        rows, columns = Block(core=core, outer=near).crop
-        prior = np.ascontiguousarray(shares[:, rows, columns])
+        prior, empty = self._blur(nlcd, outer, core)
+        shown, left = self._find_shown(layers, outer, near)
+        rows, columns = Block(core=near, outer=outer).crop
+        known = np.take(self._known, nlcd[rows, columns], mode="clip")
+        means = self._filter(
+            "blur", np.stack([known, known * left, *(known * mask for mask in shown.values())]), near, core
+        )
+        means[1:] /= np.maximum(means[0], _NO_MASS)
+        unsaid = np.maximum(means[1], _NO_MASS)
         others = prior.sum(axis=0)
         rest = np.ones_like(others)
-        for index, mask in shown.items():
-            share = shares[index]
-            missing, open_ = self._filter("blur", np.stack([share - mask, left * share]), near, core)
-            kept = np.clip(missing / np.maximum(open_, _NO_MASS), LEAST_LEFT, 1)
-            others -= prior[index]
-            prior[index] = mask[rows, columns] + left[rows, columns] * kept * prior[index]
+        inside = Block(core=core, outer=near).crop
+        for (index, mask), mean in zip(shown.items(), means[2:], strict=True):
+            share = prior[index].copy()
+            others -= share
+            prior[index] = mask[inside] + left[inside] * np.clip((share - mean) / unsaid, LEAST_LEFT * share, share)
             rest -= prior[index]
         scale = np.maximum(rest, 0) / np.maximum(others, _NO_MASS)
         for index in range(len(prior)):
             if index not in shown:
                 prior[index] *= scale
-        nowhere = empty[rows, columns]
-        prior /= prior.sum(axis=0) + nowhere
-        prior[:, nowhere] = np.nan
+        prior /= np.maximum(prior.sum(axis=0), _NO_MASS)
+        prior[:, empty] = np.nan
         return prior
+
+    def _find_shown(
+        self, layers: Mapping[str, NDArray[np.bool_]], outer: Window, near: Window
+    ) -> tuple[dict[int, NDArray[np.float32]], NDArray[np.float32]]:
+        """Return what the layers say of each class that they add to, and what they leave open."""
+        shown: dict[int, NDArray[np.float32]] = {}
+        left = np.ones((int(near.height), int(near.width)), dtype=np.float32)
+        if "roads" in layers or "buildings" in layers:
+            for name, trust in (("roads", ROAD_TRUST), ("buildings", BUILDING_TRUST)):
+                if name in layers:
+                    left *= 1 - np.float32(trust) * self._filter(name, _floats(layers[name]), outer, near)
+            shown[self.require("roads" if "roads" in layers else "buildings")] = 1 - left
+        if "waterways" in layers or "waterbodies" in layers:
+            wet = np.float32(WATER_TRUST) * self._find_water(layers, outer, near) * left  # bridges lie over water
+            shown[self.require("waterbodies")] = wet
+            left = left - wet
+        return shown, left
 
     def _blur(
         self, nlcd: NDArray[np.integer], outer: Window, core: Window

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import geopandas
 import numpy as np
@@ -18,9 +19,12 @@ from shapely.geometry import Point, box
 from landprior.errors import FormerNameWarning, GridMismatchError, InputError, PriorError
 from landprior.landcover.prior.build import build_prior
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
-from landprior.landcover.prior.fusion import prior_from_arrays
-from landprior.landcover.prior.settings import PriorSettings
+from landprior.landcover.prior.fusion import PriorModel, prior_from_arrays
+from landprior.landcover.prior.settings import Fusion, PriorSettings
 from landprior.landcover.prior.sparse_labels import parse_allowed, read_sparse_labels, restrict
+from landprior.landcover.workspace.fetch_settings import MARGIN
+from landprior.raster.filters import box_taps, gaussian_taps
+from landprior.raster.grid import Grid
 from landprior.raster.scheme import ClassScheme, load_scheme
 
 CHESAPEAKE = load_scheme("chesapeake-4")
@@ -84,6 +88,41 @@ def test_conserving_fusion_keeps_the_share_of_impervious_exactly():
     expected = 0.225 + 0.775 * 0.15 * alone[3]
     np.testing.assert_allclose(found[3][inside[1:]], expected[inside[1:]], atol=1e-5)
     np.testing.assert_allclose(found[1] / found[2], alone[1] / alone[2], rtol=1e-4)
+
+
+def test_conserving_fusion_by_hand():
+    from scipy.ndimage import convolve1d
+
+    def mean(values, taps):
+        return convolve1d(convolve1d(values.astype(float), taps, axis=0), taps, axis=1)
+
+    nlcd = np.full((180, 170), 24, np.uint8)
+    buildings = np.zeros(nlcd.shape, bool)
+    buildings[80:95, 70:90] = buildings[100:105, 95:100] = True
+    waterbodies = np.zeros(nlcd.shape, bool)
+    waterbodies[60:70, 40:130] = waterbodies[85:90, 80:84] = True  # also under a building
+    share = prior_from_arrays(nlcd, MARYLAND)[:, 90, 85].astype(float)
+
+    built = 0.9 * mean(buildings, box_taps(4.0))
+    wet = 0.9 * mean(waterbodies, box_taps(5.0)) * (1 - built)
+    left, blur = 1 - built - wet, gaussian_taps(31, 50)
+    expected = np.zeros((4, *nlcd.shape))
+    for position, shown in ((3, built), (0, wet)):
+        around, unsaid = mean(shown, blur), mean(left, blur)
+        factor = np.clip((share[position] - around) / (share[position] * unsaid), 0.15, 1)
+        expected[position] = shown + left * factor * share[position]
+    rest = 1 - expected[0] - expected[3]
+    expected[1], expected[2] = (rest * share[k] / (share[1] + share[2]) for k in (1, 2))
+    found = prior_from_arrays(nlcd, MARYLAND, settings=CONSERVING, buildings=buildings, waterbodies=waterbodies)
+    inside = (slice(None), slice(55, 125), slice(55, 115))
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
+
+
+def test_fetch_gets_all_that_a_prior_depends_on():
+    table = MARYLAND.table([24])
+    grid = Grid(width=500, height=500, transform=Affine.identity())
+    for fusion in get_args(Fusion):
+        assert PriorModel(CHESAPEAKE, table, grid, settings=PriorSettings(fusion=fusion)).halo <= MARGIN
 
 
 @pytest.mark.parametrize(("code", "position", "names"), [(23, 3, ("roads", "buildings")), (11, 0, ("waterbodies",))])
