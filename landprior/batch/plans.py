@@ -27,6 +27,7 @@ from shapely.geometry import box
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum, read_text
+from landprior.landcover.prior.settings import PriorSettings  # noqa: TC001 - pydantic reads it
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.city import CityRef, find_city
 from landprior.landcover.workspace.fetch_settings import FetchSettings
@@ -76,6 +77,7 @@ class Recipe(_Part):
     cooccurrence_source: str = ""
     learned: str | None = Field(None, description="path of a learned prior")
     learned_checksum: str | None = None
+    prior: PriorSettings | None = Field(None, description="how layers join NLCD, and the blur; none for the defaults")
     training: dict[str, Any] = Field(description="fields of TileSettings")
     posterior: bool = True
     label_map: dict[int, int] = {}
@@ -140,6 +142,7 @@ class BatchPlan(_Part):
         left_out = {"learned", "cooccurrence_source"}
         # fields of later versions: if unset, the hash of a plan is unchanged
         left_out |= set() if self.recipe.cooccurrence_pixels else {"cooccurrence_pixels"}
+        left_out |= set() if self.recipe.prior else {"prior"}
         own = self.fetch is not None and self.fetch.preset is not None
         content = {
             "city": self.city,
@@ -183,6 +186,7 @@ def describe_recipe(settings: PipelineSettings, *, learned: Path | None = None, 
         cooccurrence_source=settings.cooccurrence.source,
         learned=None if learned is None else str(learned.resolve()),
         learned_checksum=None if learned is None else checksum(learned),
+        prior=settings.prior,
         training=(settings.training or TileSettings()).model_dump(mode="json"),
         posterior=settings.posterior,
         label_map=dict(settings.label_map),

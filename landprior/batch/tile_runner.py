@@ -188,6 +188,7 @@ def make_pipeline_settings(plan: BatchPlan) -> PipelineSettings:
             pixels=recipe.cooccurrence_pixels,
             source=recipe.cooccurrence_source,
         ),
+        prior=recipe.prior,
         learned=learned,
         training=parse_training(plan),
         posterior=recipe.posterior,

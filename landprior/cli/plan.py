@@ -10,6 +10,7 @@ import click
 
 from landprior.cli import options as shared
 from landprior.cli.command import Command, grouped
+from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.maps import maps_option
 from landprior.cli.parameters import OUTPUT
 from landprior.cli.places import (
@@ -24,6 +25,7 @@ from landprior.cli.places import (
     to_be_fetched,
 )
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
+from landprior.landcover.prior.settings import PriorSettings
 
 if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     "Prior",
     shared.scheme_option(help="Class scheme, if the place is not a preset."),
     shared.cooccurrence_option(default="the preset's or scheme's"),
+    *field_options(PriorSettings, "blur_sigma", "blur_radius", "fusion"),
     shared.learned_option,
 )
 @grouped("Training", loss_option(), *training_options())
@@ -95,13 +98,18 @@ def command(
     from landprior.landcover.workspace.settings import PipelineSettings
     from landprior.raster.endings import check_named_output
 
-    if learned is not None:
+    if learned is not None:  # fail now, not in every worker
         from landprior.landcover.training.model import load_model
 
-        load_model(learned)  # fail now, not in every worker
+        load_model(learned)
+        if options["fusion"] == "conserving":
+            msg = "a learned prior joins the layers by what it learned; leave --fusion conserving out, or --learned"
+            raise click.UsageError(msg)
     check_named_output(output, "plan", overwrite=overwrite, inputs=[cooccurrence])
     training = training_settings(options["recipe"], **{name: options[name] for name in ("loss", *FIELDS)})
+    widths = pick_given({name: options[name] for name in ("blur_sigma", "blur_radius", "fusion")})
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
+    changes["prior"] = make_checked(PriorSettings, "the blur", **widths) if widths else None
     ref = None if city is None else find_city(city, workspace)
     if ref is None or to_be_fetched(workspace, ref):
         found, fetching, place = make_plan(

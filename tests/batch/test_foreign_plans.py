@@ -14,6 +14,7 @@ from landprior.batch.states import RUN, find_tile, read_state
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError
 from landprior.landcover.prior.cooccurrence import Cooccurrence
+from landprior.landcover.prior.settings import PriorSettings
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import ITEM, TileFolder
@@ -208,13 +209,14 @@ def test_a_plan_and_a_run_give_the_same_maps_if_the_matrix_lacks_a_code(workspac
     assert tile.file("prior").read_bytes() != alone[f"{tile.name}/prior.tif"]
 
 
-def test_an_older_plan_without_pixel_counts_keeps_its_hash(tmp_path, plan):
+def test_an_older_plan_without_later_fields_keeps_its_hash(tmp_path, plan):
     content = json.loads(plan.model_dump_json())
-    content["recipe"].pop("cooccurrence_pixels")
+    for later in ("cooccurrence_pixels", "prior"):
+        content["recipe"].pop(later)
     path = tmp_path / "old.json"
     path.write_text(json.dumps(content))
     old = read_plan(path)
-    assert old.recipe.cooccurrence_pixels == {}
+    assert (old.recipe.cooccurrence_pixels, old.recipe.prior) == ({}, None)
     recipe = {
         name: value for name, value in content["recipe"].items() if name not in ("learned", "cooccurrence_source")
     }
@@ -222,6 +224,8 @@ def test_an_older_plan_without_pixel_counts_keeps_its_hash(tmp_path, plan):
     assert old.digest == plan.digest == hashlib.sha256(hashed.encode()).hexdigest()[:16]
     counted = plan.recipe.model_copy(update={"cooccurrence_pixels": {41: 9}})
     assert plan.model_copy(update={"recipe": counted}).digest != old.digest
+    fused = plan.recipe.model_copy(update={"prior": PriorSettings(fusion="conserving")})
+    assert plan.model_copy(update={"recipe": fused}).digest != old.digest
 
 
 def results_of(workspace):

@@ -61,6 +61,19 @@ def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - changes the dire
         assert json.loads(src.tags(ns="LANDPRIOR")["scheme"])["name"] == "enviroatlas-5"
 
 
+def test_how_layers_are_fused_is_part_of_the_plan(town):
+    default = json.loads(good(f"{PLAN} --json"))
+    planned = json.loads(good(f"{PLAN} --fusion conserving --blur-sigma 20 -o fused.json --json"))
+    assert planned["hash"] != default["hash"]
+    assert json.loads((town / "plan.json").read_text())["recipe"]["prior"] is None
+    assert good("run fused.json --shard 0/2") == "1 of 1 tiles are done\n"
+    with rasterio.open(town / "landprior-data" / "town" / "east" / "prior.tif") as src:
+        fused = json.loads(src.tags(ns="LANDPRIOR")["settings"])
+    assert (fused["fusion"], fused["blur_sigma"]) == ("conserving", 20)
+    basis = json.loads((town / "landprior-data" / "town" / "east" / "item.json").read_text())
+    assert '"conserving"' in json.dumps(basis)
+
+
 def test_a_failed_tile_is_named_and_sets_the_exit_code(town):
     good(PLAN)
     nlcd = town / "landprior-data" / "town" / "east" / "nlcd.tif"
