@@ -24,7 +24,8 @@ from landprior.implicit.devices import choose_device, count_operations
 from landprior.implicit.networks import build_fcn
 from landprior.implicit.settings import TrainingSettings
 from landprior.implicit.training import fit
-from landprior.landcover.mapping.mapper import Mapper, choose_window
+from landprior.landcover.mapping.mapper import Mapper
+from landprior.landcover.mapping.memory import choose_window
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.layers import ImageLayer
 from landprior.landcover.training.patches import PatchFeed

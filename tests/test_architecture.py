@@ -33,9 +33,10 @@ SUBPACKAGES = {
     "prior": {"training"},
     "mapping": {"training"},
     "assessment": {"training", "mapping"},
-    "workspace": {"training", "prior", "mapping", "assessment"},
-    "experiments": {"training", "prior", "mapping", "assessment", "workspace"},
-    "synthetic": {"training", "prior", "mapping", "assessment", "workspace"},
+    "adaptation": {"training", "prior", "mapping"},
+    "workspace": {"training", "prior", "mapping", "adaptation", "assessment"},
+    "experiments": {"training", "prior", "mapping", "adaptation", "assessment", "workspace"},
+    "synthetic": {"training", "prior", "mapping", "adaptation", "assessment", "workspace"},
 }
 """The packages of landcover that each of them may import."""
 

@@ -26,6 +26,7 @@ SECTIONS = {
         "build-prior": ("landprior.cli.build_prior", "Turn NLCD and optional layers into a prior per pixel."),
         "train": ("landprior.cli.train", "Train a network on an image against its prior."),
         "predict": ("landprior.cli.predict", "Map an image with a trained model."),
+        "adapt": ("landprior.cli.adapt", "Adapt a model to a place with a few labelled points."),
         "learn-prior": ("landprior.cli.learn_prior", "Learn to fuse the layers, from labelled tiles."),
         "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
         "tune": ("landprior.cli.tune", "Choose the learning rate on a labelled validation tile."),

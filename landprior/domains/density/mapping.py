@@ -13,7 +13,8 @@ from landprior.domains.density.points import PointSink
 from landprior.domains.density.training import NORMALISED, TARGET, adapt_model, measure_image
 from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR, BlurredNetwork, blur_model, box_mean
-from landprior.landcover.mapping.mapper import Mapper, choose_window
+from landprior.landcover.mapping.mapper import Mapper
+from landprior.landcover.mapping.memory import choose_window
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.image_kind import require_kind

@@ -8,20 +8,20 @@ from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 from rasterio.windows import Window
 
-from landprior.errors import InputError
-from landprior.implicit.devices import Transfer, Uploader, choose_device
+from landprior.implicit.devices import Transfer, Uploader
 from landprior.implicit.networks import log_prior
 from landprior.implicit.posterior import log_joint, log_posterior
 from landprior.implicit.settings import OUTPUT_SMOOTHING
+from landprior.landcover.mapping.class_sums import ClassSums, arrived, count_named
+from landprior.landcover.mapping.confidence import CONFIDENCE_NODATA, measure_confidence
 from landprior.landcover.mapping.engines import make_engine
-from landprior.landcover.mapping.finish import find_given_up, leave_out
+from landprior.landcover.mapping.finish import leave_out
+from landprior.landcover.training.head import REACH, describe_surroundings
 from landprior.raster.cog import Encoding, encode_probabilities
-from landprior.raster.reading import GDAL_CACHE_BYTES
-from landprior.raster.windows import BLOCK, Block, grow_window
+from landprior.raster.windows import Block, grow_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -29,27 +29,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from landprior.landcover.mapping.finish import Finish, GuidedFilter
+    from landprior.landcover.mapping.finish import Finish
+    from landprior.landcover.training.head import Head
     from landprior.landcover.training.layers import ImageLayer, PositionLayer, PriorLayer
     from landprior.landcover.training.model import LandcoverModel
     from landprior.raster.windows import Found
 
-CONFIDENCE_LEVELS = 250
-"""Confidence 0..1 is stored as 0..250 with the scale in the file; 255 is no data."""
-
-CONFIDENCE_NODATA = 255
-
 SAMPLE_SIDE, SAMPLE_GRID = 128, 4
 """Windows of the image on which int8 is calibrated: side in pixels, and number in each direction."""
-
-MOST_KEPT = 2**30
-"""Default limit: enough for a NAIP quarter quad, and little enough for several workers on one machine."""
-
-GPU_WINDOW = 4 * BLOCK
-"""Side of the windows on a GPU: large enough to keep it busy and make the cost of a launch negligible."""
-
-WORKING_BYTES = 300 * 2**20
-"""Memory used by the libraries while they compute: thread buffers, waiting windows, the layout of the COG."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,79 +60,30 @@ Belief = Transfer
 """A prior on its way to the device, (C, h, w), and the mask of where it exists, (h, w), for a core and its margin."""
 
 
-def _corner(block: Block) -> tuple[int, int]:
-    return int(block.core.row_off), int(block.core.col_off)
-
-
-def choose_window(device: str) -> int:
-    """Return a suitable window size for a device."""
-    return BLOCK if choose_device(device).type == "cpu" else GPU_WINDOW
-
-
-def compute_budget(memory: int | None, model: LandcoverModel, window: int, finish: Finish | None = None) -> int:
-    """Return how many bytes of log q may be kept within the memory limit.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Surroundings:
+    """What smoothing a block needs besides its probabilities.
 
     Parameters
     ----------
-    memory
-        Memory limit of the process in megabytes; None: a quarter of the free memory, at most :data:`MOST_KEPT`.
-    model
-        The model to be run.
-    window
-        Side of the windows, pixels.
-    finish
-        How the map is finished.
-
-    Returns
-    -------
-    int
-        Bytes, at least 0.
-
-    Raises
-    ------
-    InputError
-        If the limit is less than the libraries and one window need.
-    """
-    if memory is None:
-        return min(int(psutil.virtual_memory().available / 4), MOST_KEPT)
-    own = psutil.Process().memory_info().rss
-    smoothing = None if finish is None else finish.smoothing
-    inner = window + 2 * (0 if smoothing is None else smoothing.halo)
-    side = inner + 2 * model.network.halo
-    activations = 4 * 4 * max(model.filters, len(model.scheme)) * side * side
-    if smoothing is not None:  # it begins when the network is done
-        activations = max(activations, smoothing.count_bytes(model.bands, len(model.scheme), inner * inner))
-    needed = own + GDAL_CACHE_BYTES + activations + WORKING_BYTES
-    if memory * 2**20 < needed:
-        msg = f"--memory {memory} is too little for this model: give {math.ceil(needed / 2**20)} or more (MB)"
-        raise InputError(msg)
-    return int(memory * 2**20 - needed)
-
-
-class ClassSums:
-    """Class sums over a map, added up block by block; a sink for :func:`landprior.raster.windows.stream`.
-
-    There are three rows: the sums of q; the number of pixels where the class is the most probable by q; and the sums of
-    the prior. The last two count only pixels with a prior, and stay 0 if :meth:`Mapper.gather` is not asked for them.
+    guide
+        Returns the standardised bands of the core and its margin, (B, h, w).
+    valid
+        Where there is data, (h, w).
+    core
+        Rows and columns of the core.
+    corner
+        Row and column of the raster at which the margin begins.
     """
 
-    def __init__(self, classes: int) -> None:
-        self._total = np.zeros((3, classes))
+    guide: Callable[[], Tensor]
+    valid: NDArray[np.bool_]
+    core: tuple[slice, slice]
+    corner: tuple[int, int]
 
-    def write(self, values: NDArray[np.generic], window: Window | None = None) -> None:  # noqa: ARG002 - a sink's
-        """Add the sums of a block, shape (C,) or (3, C)."""
-        rows = np.atleast_2d(values.astype(np.float64))
-        self._total[: len(rows)] += rows
 
-    def log_shares(self) -> Tensor:
-        """Return the log of the mean prediction over the gathered blocks, shape (C,), float64."""
-        predicted = self._total[0]
-        return torch.log(torch.from_numpy(predicted / predicted.sum()))
-
-    def given_up(self) -> list[int]:
-        """Return the classes that the training gave up (:func:`landprior.landcover.mapping.finish.find_given_up`)."""
-        _, named, prior = self._total
-        return find_given_up(named / named.sum(), prior / prior.sum()) if named.any() else []
+def _corner(block: Block) -> tuple[int, int]:
+    return int(block.core.row_off), int(block.core.col_off)
 
 
 class Mapper:
@@ -185,11 +123,13 @@ class Mapper:
         memory: int = 0,
     ) -> None:
         self._model = model
+        self._head = None if abstain else model.head
         self.finish = None if abstain else finish
         self._smoothing = None if self.finish is None else self.finish.smoothing
         stride = model.network.stride  # windows begin at multiples of it
         self._margin = 0 if self._smoothing is None else -(-self._smoothing.halo // stride) * stride
-        self.halo: int = model.network.halo + self._margin
+        around = max(model.network.halo, REACH if self._head is not None else 0)
+        self.halo: int = -(-around // stride) * stride + self._margin
         """Pixels around a pixel that its map depends on."""
         self._pixels = pixels
         self._belief = belief
@@ -239,7 +179,7 @@ class Mapper:
         """Read what a block needs: the image, unless its log q is kept and nothing else needs it, and the prior."""
         core, kept = self._around(block).core, _corner(block) in self._kept
         pixels = None
-        if not kept or self._smoothing is not None:
+        if not kept or self._smoothing is not None:  # a model with a head keeps nothing
             pixels = self._read(core if kept else block.outer, self._uploader)
         return pixels, None if self._belief is None else self._uploader.send(*self._belief.read(core))
 
@@ -303,7 +243,7 @@ class Mapper:
             if inside is not None:
                 shares *= inside
             sums = shares.sum((1, 2), dtype=torch.float64)
-            return sums if data[1] is None else torch.stack([sums, *_name(shares, data[1], inside)])
+            return sums if data[1] is None else torch.stack([sums, *count_named(shares, data[1], inside)])
 
         if not self.engine.overlaps:
             compute()
@@ -357,7 +297,8 @@ class Mapper:
         wait, valid = self._log_q(block, data[0])
         if wait is None:
             return {}
-        valid = valid[Block(core=block.core, outer=self._around(block).core).crop]
+        around = self._surround(block, data[0], valid)
+        valid = valid[around.core]
         if not valid.any():
             return {}
         self.seen = True
@@ -366,13 +307,13 @@ class Mapper:
         @cache
         @torch.inference_mode()
         def compute() -> dict[str, Tensor]:
-            log_p = self._posterior(wait(), data[1], normalised=shares_wanted and self._smoothing is None)[0]
-            shares = None if self._smoothing is None else self._smooth(self._smoothing, log_p, block, data[0])
+            log_p = self._map(wait(), block, data, normalised=shares_wanted and self._smoothing is None)
+            shares = self.smooth(log_p, around)
             found = {"map": (log_p if shares is None else shares).max(0).indices.to(torch.uint8)}
             if "probabilities" in wanted:
                 found["probabilities"] = log_p.exp().float() if shares is None else shares
             if "confidence" in wanted:
-                found["confidence"] = _confidence(log_p if shares is None else shares.log())
+                found["confidence"] = measure_confidence(log_p if shares is None else shares.log())
             return found
 
         def encode(name: str) -> NDArray[np.generic]:
@@ -387,28 +328,84 @@ class Mapper:
             compute()
         return {name: partial(encode, name) for name in ("map", "probabilities", "confidence") if name in wanted}
 
-    def _smooth(self, smoothing: GuidedFilter, log_p: Tensor, block: Block, pixels: Pixels | None) -> Tensor:
-        """Return smoothed probabilities of a block's core, (C, h, w), from log p of the core and its margin."""
+    def _map(
+        self, log_q: Tensor, block: Block, data: tuple[Pixels | None, Belief | None], *, normalised: bool
+    ) -> Tensor:
+        """Return log probabilities of a block's core and margin, (C, h, w), before they are smoothed."""
+        if self._head is not None:
+            return self._head.apply(self._features(self._head, log_q, block, data))
+        return self._posterior(log_q, data[1], normalised=normalised)[0]
+
+    @torch.inference_mode()
+    def see(
+        self, head: Head, block: Block, data: tuple[Pixels | None, Belief | None]
+    ) -> tuple[Tensor, Surroundings] | None:
+        """Return what a head sees of a block, to fit it.
+
+        Parameters
+        ----------
+        head
+            The head that the fit begins with.
+        block, data
+            As for :meth:`compute`.
+
+        Returns
+        -------
+        tuple or None
+            Features of the block's core and margin, (F, h, w), and what :meth:`smooth` needs; None if no pixel of the
+            core is valid.
+        """
+        wait, valid = self._log_q(block, data[0])
+        around = self._surround(block, data[0], valid)
+        if wait is None or not valid[around.core].any():
+            return None
+        return self._features(head, wait(), block, data), around
+
+    def _features(self, head: Head, log_q: Tensor, block: Block, data: tuple[Pixels | None, Belief | None]) -> Tensor:
+        """Return the features of a block's core and margin, (F, h, w)."""
+        pixels = data[0] or self._read(block.outer, self._uploader)
+        image = self.inputs(pixels)[0, : self._model.bands]
+        inside = None if pixels.valid.all() else self._uploader.to_device(pixels.valid)
+        statistics = describe_surroundings(image, inside)[:, *self._around(block).crop]
+        mean = torch.from_numpy(head.log_prior).to(log_q.device, torch.float32)[:, None, None]
+        if data[1] is None:
+            log_p = mean.expand(log_q.shape[1:])
+        else:
+            prior, has_prior = arrived(data[1])
+            log_p = torch.where(has_prior, log_prior(prior[None], smoothing=OUTPUT_SMOOTHING)[0], mean)
+        return head.features(log_q[0].float(), log_p, statistics)
+
+    def _surround(self, block: Block, pixels: Pixels | None, valid: NDArray[np.bool_]) -> Surroundings:
+        """Return what smoothing a block needs; ``valid`` is of its core and margin."""
         around = self._around(block)
+        return Surroundings(
+            guide=partial(self._guide, around, pixels),
+            valid=valid,
+            core=Block(core=block.core, outer=around.core).crop,
+            corner=(int(around.core.row_off), int(around.core.col_off)),
+        )
+
+    def _guide(self, around: Block, pixels: Pixels | None) -> Tensor:
+        """Return the standardised bands of a block's core and margin, (B, h, w)."""
         pixels = pixels or self._read(around.core, self._uploader)
-        image, valid = self.inputs(pixels)[0, : self._model.bands], pixels.valid
-        if valid.shape != log_p.shape[1:]:  # what was read for the network
-            rows, columns = around.crop
-            image, valid = image[:, rows, columns], valid[rows, columns]
-        inside = None if valid.all() else self._uploader.to_device(valid)
-        corner = (int(around.core.row_off), int(around.core.col_off))
-        shares = smoothing.apply(torch.softmax(log_p.float(), 0), inside, image, corner)
-        rows, columns = Block(core=block.core, outer=around.core).crop
-        return shares[:, rows, columns]
+        image = self.inputs(pixels)[0, : self._model.bands]
+        # what was read for the network is cut to it
+        return image if pixels.valid.shape == (around.core.height, around.core.width) else image[:, *around.crop]
+
+    @torch.inference_mode()
+    def smooth(self, log_p: Tensor, around: Surroundings) -> Tensor | None:
+        """Return smoothed probabilities of a block's core, (C, h, w), from log p of core and margin; None: as it is."""
+        if self._smoothing is None:
+            return None
+        inside = None if around.valid.all() else self._uploader.to_device(around.valid)
+        shares = self._smoothing.apply(torch.softmax(log_p.float(), 0), inside, around.guide(), around.corner)
+        return shares[:, *around.core]
 
     def _posterior(self, log_q: Tensor, belief: Belief | None, *, normalised: bool) -> Tensor:
         """Return log r where there is a prior, log q elsewhere; not normalised if only the largest class matters."""
         if belief is None:
             return log_q
-        prior, has_prior = belief.wait()
-        if prior is None or has_prior is None:  # pragma: no cover - both are always sent
-            msg = "the prior was not sent"
-            raise ValueError(msg)
+        prior, has_prior = arrived(belief)
         log_p = log_prior(prior[None], smoothing=OUTPUT_SMOOTHING)
         if self._dropped:
             log_p[:, self._dropped] = -torch.inf
@@ -429,21 +426,3 @@ class Mapper:
     def given_up(self) -> list[int]:
         """Classes that r leaves out except where the prior is sure of them; read it once the sums are complete."""
         return [] if self.finish is None else self.sums.given_up()
-
-
-def _name(shares: Tensor, belief: Belief, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return how many pixels have each class as the most probable, and the sums of the prior, where there is one."""
-    prior, has_prior = belief.wait()
-    if prior is None or has_prior is None:  # pragma: no cover - both are always sent
-        msg = "the prior was not sent"
-        raise ValueError(msg)
-    counted = has_prior if inside is None else has_prior & inside
-    named = torch.bincount(shares.argmax(0)[counted], minlength=len(shares))
-    return named.double(), (prior * counted).sum((1, 2), dtype=torch.float64)
-
-
-def _confidence(log_p: Tensor) -> Tensor:
-    """Return largest probability and normalised entropy as levels, uint8, shape (2, H, W)."""
-    shares = log_p.exp().float()
-    entropy = -(shares * log_p.clamp_min(-100)).sum(0) / math.log(len(shares))
-    return torch.stack([shares.amax(0), entropy.clamp(0, 1)]).mul(CONFIDENCE_LEVELS).round().to(torch.uint8)

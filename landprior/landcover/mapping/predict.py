@@ -19,7 +19,8 @@ from rasterio.enums import ColorInterp
 
 from landprior.errors import HarmWarning, InputError, ModelError
 from landprior.landcover.mapping.finish import Finish
-from landprior.landcover.mapping.mapper import Mapper, choose_window, compute_budget
+from landprior.landcover.mapping.mapper import Mapper
+from landprior.landcover.mapping.memory import choose_window, compute_budget
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.products import map_writer, starting_map, writing_map
 from landprior.landcover.training.image_kind import kind_of, require_kind
@@ -72,7 +73,8 @@ def predict(
         the network's q; pixels without a prior keep q. If the model's verdict was that r is worse than its prior
         (:mod:`landprior.landcover.training.verdict`), the prior itself is mapped, with a warning and the tag
         ``decision=abstained``. A model of the recipe ``best`` leaves out of r the classes that its verdict found
-        unsupported on its training tiles (tag ``dropped``).
+        unsupported on its training tiles (tag ``dropped``). An adapted model maps its head's probabilities (tag
+        ``adapted``); its points have decided about all this. Where there is no prior, they use the mean prior.
     prior
         The prior on the image's grid, for a model that takes it as input (``train --labels --prior``). Pixels without
         it have no data in the map.
@@ -107,23 +109,28 @@ def predict(
     SchemeError
         If the prior has different classes.
     InputError
-        If no pixel of the image is valid, there is too little memory, or the engine is not available.
+        If no pixel of the image is valid, there is too little memory, the engine is not available, or a mean prediction
+        is given for an adapted model.
     """
     _require_inputs(model, prior)
+    if marginal is not None and model.head is not None:
+        msg = "an adapted model has its own mean prediction; give no other one"
+        raise InputError(msg)
     opening = partial(ImageLayer, image, nodata=run.nodata)
     starting = starting_map(output, options, opening, overwrite=run.overwrite, inputs=(image, posterior, prior))
     with ExitStack() as stack:
         target, pixels = stack.enter_context(starting)
-        _check_image(model, pixels, force=force)
+        check_image(model, pixels, force=force)
         belief = None
         if posterior is not None:
             belief = stack.enter_context(PriorLayer(posterior, scheme=model.scheme))
             require_same_grid(pixels.grid, belief.grid, names=(str(image), str(posterior)))
-        extra_input = _open_extra_input(stack, model, pixels, prior)
-        decision = _decide(model, belief, force=force)
-        dropped = [] if belief is None or force or decision == "abstained" else _find_dropped(model)
+        extra_input = open_extra_input(stack, model, pixels, prior)
+        decision = None if model.head is not None else _decide(model, belief, force=force)
+        keeps_all = belief is None or force or decision == "abstained" or model.head is not None
+        dropped = [] if keeps_all else _find_dropped(model)
         window = -(-(window_size or choose_window(run.device)) // model.network.stride) * model.network.stride
-        finish = _make_finish(model, pixels, options)
+        finish = make_finish(model, pixels, options)
         mapper = Mapper(
             model,
             pixels,
@@ -140,7 +147,7 @@ def predict(
         stream_options: dict[str, Any] = {"halo": mapper.halo, "size": window, "progress": run.progress}
         if marginal is not None:
             mapper.sums.write(np.asarray(marginal))
-        elif belief is not None and decision != "abstained":
+        elif belief is not None and decision != "abstained" and model.head is None:
             sums: dict[str, Sink] = {"sums": mapper.sums}
             stream(
                 mapper.gather,
@@ -160,6 +167,7 @@ def predict(
             **({} if decision is None else {"decision": decision}),
             **_name_classes(model, dropped=dropped, given_up=mapper.given_up),
             **({"finish": mapper.finish.name} if mapper.finish else {}),
+            **({} if model.head is None else {"adapted": f"{model.record['adaptation']['points']} points"}),
         }
         writing = writing_map(target, model.scheme, pixels.grid, options, tags, overwrite=run.overwrite)
         sinks = stack.enter_context(writing)
@@ -174,8 +182,21 @@ def predict(
     return target
 
 
-def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
-    """Raise an error if the model does not fit the image, and log which products the map will lack."""
+def check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:
+    """Raise an error if the model does not fit the image, and log which products the map will lack.
+
+    Parameters
+    ----------
+    model, pixels
+        The model and the image.
+    force
+        Accept images of another kind than the training images.
+
+    Raises
+    ------
+    ModelError
+        If they do not fit.
+    """
     if pixels.grid.crs is None:
         lack = "georeference" if pixels.grid.ungeoreferenced else "CRS"
         logger.info("%s has no %s, so its map will have none", pixels.path, lack)
@@ -189,8 +210,23 @@ def _check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> N
     require_kind(model, pixels, force=force)
 
 
-def _make_finish(model: LandcoverModel, pixels: ImageLayer, options: MapOptions) -> Finish | None:
-    """Return how the map is finished: its width is in metres, so the size of the pixels must be known."""
+def make_finish(model: LandcoverModel, pixels: ImageLayer, options: MapOptions) -> Finish | None:
+    """Return how a map is finished: its width is in metres, so the size of the pixels must be known.
+
+    Parameters
+    ----------
+    model
+        Its training images stand in for an image without a size of pixels.
+    pixels
+        The image.
+    options
+        The finish, and its width.
+
+    Returns
+    -------
+    Finish or None
+        None if it is not finished.
+    """
     if options.finish == "none":
         return None
     try:
@@ -204,10 +240,30 @@ def _make_finish(model: LandcoverModel, pixels: ImageLayer, options: MapOptions)
     return Finish.of(size, options.finish_width)
 
 
-def _open_extra_input(
+def open_extra_input(
     stack: ExitStack, model: LandcoverModel, pixels: ImageLayer, prior: str | Path | None
 ) -> PriorLayer | PositionLayer | None:
-    """Open the model's input besides the image, if it has one."""
+    """Open the model's input besides the image, if it has one.
+
+    Parameters
+    ----------
+    stack
+        Closes it.
+    model, pixels
+        The model and the image.
+    prior
+        The prior, for a model that takes it as input.
+
+    Returns
+    -------
+    PriorLayer, PositionLayer or None
+        The input.
+
+    Raises
+    ------
+    GridMismatchError, SchemeError
+        If the prior is on another grid, or has other classes.
+    """
     if "position" in model.extras:
         return PositionLayer(pixels.grid)
     if prior is None:

@@ -11,7 +11,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 import landprior
-from landprior.landcover.mapping.mapper import CONFIDENCE_LEVELS, CONFIDENCE_NODATA
+from landprior.landcover.mapping.confidence import CONFIDENCE_LEVELS, CONFIDENCE_NODATA
 from landprior.raster.cog import CogWriter, encoding_options
 from landprior.raster.outputs import check_outputs, replacing
 from landprior.raster.pixels import read_window

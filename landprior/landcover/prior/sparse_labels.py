@@ -66,8 +66,20 @@ class SparseLabels:
         """Return the labels' entries for a prior's metadata."""
         return {"source": self.source, "weight": self.weight, "count": len(self.frame)}
 
-    def points(self, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Return rows, columns, class positions and shares of the points on a grid that have exactly one class."""
+    def locate_points(self, grid: Grid) -> geopandas.GeoDataFrame:
+        """Return the points on a grid that have exactly one class.
+
+        Parameters
+        ----------
+        grid
+            The grid.
+
+        Returns
+        -------
+        GeoDataFrame
+            With the columns ``row`` and ``column`` of the pixel, ``position`` of the class, and ``share``; its index is
+            that of the file's features.
+        """
         single = self.frame.geometry.geom_type.eq("Point") & self.frame["allowed"].map(len).eq(1)
         frame = self.frame[single]
         if len(frame) < len(self.frame):
@@ -77,7 +89,13 @@ class SparseLabels:
             )  # fmt: skip
         rows, columns, inside = locate(frame, grid)
         classes = np.array([allowed[0] for allowed in frame["allowed"]], dtype=np.intp)
-        return rows[inside], columns[inside], classes[inside], frame["share"].to_numpy()[inside]
+        return frame[["geometry", "share"]].assign(row=rows, column=columns, position=classes)[inside]
+
+    def points(self, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+        """Return rows, columns, class positions and shares of the points on a grid that have exactly one class."""
+        found = self.locate_points(grid)
+        rows, columns, classes = (found[name].to_numpy() for name in ("row", "column", "position"))
+        return rows, columns, classes, found["share"].to_numpy()
 
     def apply(self, prior: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
         """Sharpen the prior of a window.
@@ -163,8 +181,9 @@ def read_sparse_labels(
     grid: Grid,
     *,
     weight: float = 0.9,
-    column: str = COLUMN,
+    column: str | None = COLUMN,
     layer: str | None = None,
+    needed: bool = True,
 ) -> SparseLabels:
     """Read labelled points or polygons (any vector file GDAL reads, or a CSV with coordinates) for a grid.
 
@@ -179,9 +198,12 @@ def read_sparse_labels(
     weight
         W, above 0 and at most 1.
     column
-        Column with the label; also recognised in another case or cut to ten letters.
+        Column with the label; also recognised in another case or cut to ten letters. None: ``class``, or ``reference``
+        if there is no such column.
     layer
         Layer of the file, if it has several.
+    needed
+        Whether it is an error if no label lies on the grid.
 
     Returns
     -------
@@ -200,6 +222,8 @@ def read_sparse_labels(
         msg = f"the label weight must be above 0 and at most 1, not {weight}"
         raise InputError(msg)
     frame = single_points(read_everything(path, layer=layer, grid=grid), path)
+    if column is None:
+        column = COLUMN if find_column(frame.columns, COLUMN, path) is not None else REFERENCE
     found = find_column(frame.columns, column, path, joined=column == REFERENCE)
     if found is None:
         names = ", ".join(str(name) for name in frame.columns if name != "geometry")
@@ -213,7 +237,7 @@ def read_sparse_labels(
     left, bottom, right, top = grid.bounds
     on_grid = labelled.intersects(box(left, bottom, right, top)).to_numpy()
     near = labelled[on_grid]
-    if near.empty:
+    if labelled.empty or (near.empty and needed):
         if labelled.empty:
             msg = f"no feature of {path} has a label in its column {found!r}"
         else:

@@ -28,8 +28,10 @@ from landprior.implicit.networks import (
     build_unet,
 )
 from landprior.implicit.settings import OUTPUT_SMOOTHING
+from landprior.landcover.training.head import Head
 from landprior.landcover.training.model_header import (
     FORMAT,
+    HEAD_FORMAT,
     KEY,
     LEARNED_PRIOR,
     parse_header,
@@ -118,6 +120,9 @@ class LandcoverModel:
         ``"position"``, row and column, has two channels; the network encodes them as waves.
     record
         Record of the training: settings, inputs, history, the verdict on harm.
+    head
+        What was fitted to labelled points, if anything was (:func:`landprior.landcover.adaptation.adapt.adapt`); its
+        probabilities are mapped in place of q and r.
     """
 
     network: PixelNetwork
@@ -128,6 +133,7 @@ class LandcoverModel:
     options: dict[str, int] = field(default_factory=dict)
     extras: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict)
+    head: Head | None = None
 
     @property
     def bands(self) -> int:
@@ -177,6 +183,8 @@ class LandcoverModel:
         for name, value in sorted(self.network.state_dict().items()):
             sha.update(name.encode())
             sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        for value in () if self.head is None else vars(self.head).values():
+            sha.update(np.ascontiguousarray(value, dtype=np.float64).tobytes())
         return sha.hexdigest()[:16]
 
 
@@ -278,7 +286,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
     if Path(path).suffix.lower() != ENDINGS["model"]:
         check_named_output(path, "model", overwrite=overwrite)
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT if model.head is None else HEAD_FORMAT,
         "version": landprior.__version__,
         "network": {
             "kind": model.kind,
@@ -293,6 +301,7 @@ def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = Fal
         "scheme": model.scheme.model_dump(mode="json", exclude_defaults=True),
         "statistics": {"mean": model.statistics.mean.tolist(), "std": model.statistics.std.tolist()},
         "record": without_nan(model.record),
+        **({} if model.head is None else {"head": {name: value.tolist() for name, value in vars(model.head).items()}}),
     }
     state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
     with replacing(path, overwrite=overwrite) as temporary:
@@ -374,4 +383,5 @@ def load_model(path: str | Path) -> LandcoverModel:
         options=dict(shape.options),
         extras=extras,
         record=header.record,
+        head=None if header.head is None else Head(**{k: np.array(v) for k, v in vars(header.head).items()}),
     )

@@ -28,6 +28,9 @@ KEY = "landprior"
 
 FORMAT = 1
 
+HEAD_FORMAT = 2
+"""Format of a model with a head, which version 0.1 would map without it."""
+
 LEARNED_PRIOR: Final = "prior-fcn"
 """Kind of the network without image bands."""
 
@@ -65,6 +68,23 @@ class StatisticsHeader(_Part):
 
     mean: list[_Finite]
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+class HeadHeader(_Part):
+    """What was fitted to labelled points (:class:`landprior.landcover.training.head.Head`)."""
+
+    weights: list[list[_Finite]]
+    bias: list[_Finite]
+    log_marginal: list[_Finite]
+    log_prior: list[_Finite]
+
+    def require(self, classes: int, bands: int) -> None:
+        """Raise a ValueError if it is not for these numbers of classes and bands."""
+        rows = {len(row) for row in self.weights}
+        counts = {len(self.weights), len(self.bias), len(self.log_marginal), len(self.log_prior)}
+        if counts != {classes} or rows != {2 * classes + 2 * bands}:
+            msg = f"its head does not fit {classes} classes and {bands} bands"
+            raise ValueError(msg)
 
 
 class _Verdict(_Part):
@@ -114,6 +134,7 @@ class Header(_Part):
     scheme: dict[str, Any]
     statistics: StatisticsHeader
     record: dict[str, Any] = {}
+    head: HeadHeader | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Header:
@@ -124,6 +145,8 @@ class Header(_Part):
         if network.kind == LEARNED_PRIOR and network.bands:
             msg = f"a learned prior sees no image, but this one has {network.bands} bands"
             raise ValueError(msg)
+        if self.head is not None:
+            self.head.require(network.classes, network.bands)
         record = _Record.model_validate(self.record)
         wrong = [index for index in (record.verdict.unsupported if record.verdict else []) if index >= network.classes]
         if wrong:
@@ -154,7 +177,7 @@ def parse_header(text: str | None, path: str | Path) -> tuple[Header, ClassSchem
         msg = f"{path} is damaged: its metadata is not a JSON object"
         raise ModelError(msg)
     number = data.get("format", 1)
-    if type(number) is int and number > FORMAT:
+    if type(number) is int and number > HEAD_FORMAT:
         version = str(data.get("version"))[:40]
         msg = f"{path} was written by landprior {version}, which is newer; update landprior"
         raise ModelError(msg)

@@ -11,7 +11,7 @@ import torch
 from landprior.errors import InputError
 from landprior.implicit.networks import Ensemble, build_fcn
 from landprior.landcover.mapping import engines as engine_module
-from landprior.landcover.mapping import mapper as mapper_module
+from landprior.landcover.mapping import memory
 from landprior.landcover.mapping.engines import (
     LEAST_STRIP,
     EngineName,
@@ -209,7 +209,6 @@ def test_windows_kept_from_the_first_pass_do_not_change_the_result(
     found, counts = [], []
     for number, room in enumerate((0, 64 * 64 * (5 * 4 + 1) * 3, 10**9)):
         forwards.clear()
-        monkeypatch.setattr(mapper_module, "compute_budget", lambda *_, room=room: room)
         monkeypatch.setattr("landprior.landcover.mapping.predict.compute_budget", lambda *_, room=room: room)
         path = predict(image, tmp_path / f"{number}.tif", model, posterior=prior, window_size=64, options=options)
         with open_raster(path.with_name(f"{path.stem}_probabilities.tif")) as src:
@@ -228,14 +227,14 @@ def test_too_little_memory_is_an_error(tmp_path, make_image, make_model):
 
 @pytest.mark.parametrize(("free", "kept"), [(2**40, 2**30), (2**31, 2**29)])
 def test_the_memory_budget_has_a_limit_for_several_workers(make_model, monkeypatch, free, kept):
-    monkeypatch.setattr(mapper_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    assert mapper_module.compute_budget(None, make_model(), 512) == kept
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert memory.compute_budget(None, make_model(), 512) == kept
 
 
 def test_the_memory_budget_counts_the_finish(make_model):
     model = make_model()
-    plain = mapper_module.compute_budget(4000, model, 2048)
-    finished = mapper_module.compute_budget(4000, model, 2048, Finish.of((1.0, 1.0)))
+    plain = memory.compute_budget(4000, model, 2048)
+    finished = memory.compute_budget(4000, model, 2048, Finish.of((1.0, 1.0)))
     bands, classes, pixels = model.bands, len(model.scheme), (2048 + 2 * GuidedFilter.of((1.0, 1.0)).halo) ** 2
     least = 4 * pixels * 2 * (bands + classes)  # image, shares and results, one copy of each
     assert plain - finished > least - 4 * 4 * max(model.filters, classes) * (2048 + 2 * model.network.halo) ** 2

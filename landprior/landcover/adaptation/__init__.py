@@ -1,0 +1,1 @@
+"""Adapting a model to a place with a few labelled points."""
