@@ -16,15 +16,17 @@ import warnings
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import torch
 
 from benchmarks.accuracy.bars import check_bars
+from benchmarks.accuracy.points import Tile, draw_points, score_adapted, score_classifiers, score_supervised
 from benchmarks.accuracy.sets import SETS, prepare
 from landprior.errors import HarmWarning
 from landprior.landcover.assessment.scores import Scores, evaluate
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.settings import Fusion, PriorSettings
 from landprior.landcover.training.settings import TileSettings
@@ -36,9 +38,10 @@ from landprior.raster.scheme import IGNORED_INDEX
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.accuracy.cases import Case
+    from landprior.landcover.training.model import LandcoverModel
     from landprior.landcover.training.verdict import Snapshot
 
 LOSSES = {"demo": ("qr", "ce"), "chesapeake-wv": ("qr", "rq", "ce", "ce-argmax")}
@@ -63,12 +66,19 @@ class Row:
     stop_step: int = 0
     seconds: float = 0.0
     verdict: dict[str, object] = field(default_factory=dict)
+    recall: dict[str, dict[str, float]] = field(default_factory=dict)
+    truth: dict[str, float] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    supervised: float = float("nan")
 
     def note(self, key: str, scores: Scores) -> None:
         """Keep the figures of one map."""
         self.accuracy[key], self.mean_iou[key] = scores.accuracy, scores.mean_iou
         ratios = zip(scores.scheme.names, scores.area_ratio.tolist(), strict=True)
         self.areas[key] = {name: ratio for name, ratio in ratios if not math.isnan(ratio)}
+        labelled = scores.confusion.sum(1)
+        self.truth = dict(zip(scores.scheme.names, (labelled / labelled.sum()).tolist(), strict=True))
+        self.recall[key] = dict(zip(scores.scheme.names, scores.recall.tolist(), strict=True))
 
 
 class Watch:
@@ -93,8 +103,10 @@ class Watch:
         return {"label_accuracy": right / max(count, 1)}
 
 
-def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path) -> Row:
-    """Train, map and score one case."""
+def run_case(
+    case: Case, loss: str, seed: int, *, filters: int, folder: Path, numbers: Sequence[int] = (), draws: int = 5
+) -> Row:
+    """Train, map and score one case; then adapt the model to some numbers of points, each drawn several times."""
     started = time.monotonic()
     row = Row(case.name, case.matrix, loss, seed)
     base = TileSettings(filters=filters)
@@ -114,6 +126,7 @@ def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path) ->
             for key, options in {
                 "prior": None,
                 "q": {},
+                "plain r": {"posterior": prior, "force": True, "options": MapOptions(finish="none")},
                 "r": {"posterior": prior, "force": True},
                 "handed back": {"posterior": prior},
             }.items():
@@ -125,7 +138,28 @@ def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path) ->
                 maps[key].append((path, labels))
     for key, pairs in maps.items():
         row.note(key, evaluate(pairs, case.scheme, label_map=case.label_map))
+    if numbers and loss == "qr":
+        _add_points(row, case, model, numbers, draws, folder)
     return row
+
+
+def _add_points(row: Row, case: Case, model: LandcoverModel, numbers: Sequence[int], draws: int, folder: Path) -> None:
+    """Score what points add to a row."""
+    tiles = [Tile.read(image, labels, case) for image, _, labels in case.tiles]
+    row.supervised = score_supervised(case, tiles)
+    path = folder / "points.gpkg"
+    for number in numbers:
+        for draw in range(draws):
+            places = draw_points(tiles, case, number, 1000 * row.seed + draw, path)
+            adapted, found = score_adapted(case, model, path, folder)
+            scored = {"adapted": adapted, **dict(score_classifiers(case, tiles, places, path, draw, folder))}
+            for method, scores in scored.items():
+                one = Row(row.name, row.matrix, row.loss, row.seed)
+                one.note(method, scores)
+                entry = {"method": method, "number": number, "draw": draw, "accuracy": scores.accuracy}
+                entry |= {"mean_iou": scores.mean_iou, "areas": one.areas[method], "recall": one.recall[method]}
+                entry |= {"estimate": found.adapted.value} if method == "adapted" else {}
+                row.points.append(entry)
 
 
 def show(rows: list[Row]) -> str:
@@ -166,6 +200,45 @@ def show_areas(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def show_points(rows: list[Row]) -> str:
+    """Return what points add: means over seeds and draws, areas, and how often a class lost half of its recall."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.points:
+            groups[row.name, row.matrix].append(row)
+    lines = [
+        "labelled points, drawn at random (accuracy / mean IoU; plain r: not finished; supervised: a forest that is",
+        "trained on half of each tile and scored on the other; halved: classes of 1 % and more whose recall fell below",
+        "half of that without points, over all draws; estimate: the mean cross-validated accuracy that adapt prints):",
+    ]
+    for (name, matrix), some in groups.items():
+        means = []
+        for key in ("prior", "plain r", "r"):
+            accuracy, iou = (
+                statistics.mean(getattr(row, what)[key] for row in some) for what in ("accuracy", "mean_iou")
+            )
+            means.append(f"{key} {accuracy:.3f}/{iou:.3f}")
+        supervised = statistics.mean(row.supervised for row in some)
+        lines.append(f"{name} ({matrix}): {', '.join(means)}, supervised {supervised:.3f}")
+        for number, method in sorted({(p["number"], p["method"]) for row in some for p in row.points}):
+            found = [(row, p) for row in some for p in row.points if (p["number"], p["method"]) == (number, method)]
+            figures = [statistics.mean(p[key] for _, p in found) for key in ("accuracy", "mean_iou")]
+            names = list(found[0][1]["areas"])
+            areas = ", ".join(f"{c} {statistics.mean(p['areas'][c] for _, p in found):.2f}" for c in names)
+            text = f"  {number:4d} points, {method:<9} {figures[0]:.3f}/{figures[1]:.3f}   area {areas}"
+            if method == "adapted":
+                halved = sum(
+                    p["recall"][c] < row.recall["r"][c] / 2
+                    for row, p in found
+                    for c in names
+                    if row.truth.get(c, 0) >= 0.01
+                )
+                estimate = statistics.mean(p["estimate"] for _, p in found)
+                text += f"; halved {halved} in {len(found)} draws; estimate {estimate:.3f}"
+            lines.append(text)
+    return "\n".join(lines)
+
+
 def show_verdicts(rows: list[Row]) -> str:
     """Return a summary of the verdicts: harm caught and missed, gains kept and lost."""
     counts: dict[str, int] = defaultdict(int)
@@ -203,6 +276,7 @@ def report(rows: list[Row], filters: int) -> str:
             "",
             show_verdicts(rows),
             "",
+            *([show_points(rows), ""] if any(row.points for row in rows) else []),
             check_bars([asdict(row) for row in rows]),
         ]
     )
@@ -213,9 +287,20 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
 @click.option("--fusion", type=click.Choice(get_args(Fusion)), default="added", show_default=True)
+@click.option("--points", default="", help="Comma-separated numbers of labelled points to adapt to, such as 30,100.")
+@click.option("--draws", default=5, show_default=True, help="Draws of the points.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
 @click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
-def main(sets: str, seeds: int, filters: int, fusion: Fusion, json_path: Path | None, shown: Path | None) -> None:
+def main(
+    sets: str,
+    seeds: int,
+    filters: int,
+    fusion: Fusion,
+    points: str,
+    draws: int,
+    json_path: Path | None,
+    shown: Path | None,
+) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:
         click.echo(report([Row(**row) for row in json.loads(shown.read_text(encoding="utf-8"))], filters))
@@ -228,7 +313,8 @@ def main(sets: str, seeds: int, filters: int, fusion: Fusion, json_path: Path | 
         for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
             for loss in LOSSES.get(case.name, ("qr",)):
                 for seed in range(seeds):
-                    row = run_case(case, loss, seed, filters=filters, folder=Path(work))
+                    numbers = [int(text) for text in points.split(",") if text]
+                    row = run_case(case, loss, seed, filters=filters, folder=Path(work), numbers=numbers, draws=draws)
                     rows.append(row)
                     click.echo(
                         f"{case.name} ({case.matrix}) {loss} seed {seed}: prior {row.accuracy['prior']:.3f} "

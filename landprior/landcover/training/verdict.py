@@ -356,8 +356,8 @@ def warn_of_misfit(distance: float | None) -> None:
         logger.warning(
             "the classes named differ from the prior's shares (distance %.2f, usual up to %.2f): the cooccurrence "
             "matrix may not fit this place, and classes may be swapped. About 100 labelled points mend it: "
-            "landprior sample MAP --count 100 -o points.gpkg, label them, "
-            "landprior build-prior ... --points points.gpkg --recalibrate, and train again",
+            "landprior sample MAP --count 100 -o points.gpkg, label them, and "
+            "landprior adapt --model MODEL --image IMAGE --prior PRIOR --points points.gpkg -o adapted.safetensors",
             distance,
             FAR,
         )

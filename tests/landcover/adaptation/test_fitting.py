@@ -80,7 +80,7 @@ def test_the_penalty_is_weak_where_the_posterior_is_wrong_and_strong_where_it_is
         if name == "wrong":
             classes = (classes + 1) % CLASSES
         chosen[name] = choose_ridge(Labelled(**{**vars(points), "classes": classes}), start)
-    assert chosen["wrong"] < 2 < chosen["right"]
+    assert chosen["wrong"] < 3 < chosen["right"]
 
 
 @pytest.mark.parametrize("groups", [2, 8])
@@ -103,7 +103,7 @@ def test_the_interval_is_wilsons(right, number):
     found = estimate_share(np.arange(number) < right, np.full(number, 5.0))
     assert found.value == pytest.approx(right / number)
     for edge in (found.low, found.high):  # the shares from which the observed one is 1.96 standard errors away
-        assert abs(found.value - edge) == pytest.approx(1.959964 * (edge * (1 - edge) / number) ** 0.5, abs=1e-9)
+        assert abs(found.value - edge) == pytest.approx(1.959964 * (edge * (1 - edge) / number) ** 0.5, abs=1e-6)
 
 
 def test_the_interval_covers_the_truth():

@@ -176,7 +176,7 @@ def test_shares_far_from_the_priors_are_a_warning_with_the_way_out(caplog):
         verdict = snapshot.judge()
         assert verdict.to_dict()["distance"] == snapshot.distance
         warn_of_harm(verdict)
-        assert ("--recalibrate" in caplog.text) is warned
+        assert ("landprior adapt" in caplog.text) is warned
 
 
 @pytest.mark.parametrize(
