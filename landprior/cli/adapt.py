@@ -38,7 +38,13 @@ if TYPE_CHECKING:
 )
 @grouped(
     "Labelled points",
-    click.option("--points", type=INPUT, required=True, help="Points with their class: a vector file or a CSV."),
+    click.option(
+        "--points",
+        type=INPUT,
+        multiple=True,
+        required=True,
+        help="Points with their class: a vector file or a CSV; may be repeated.",
+    ),
     click.option("--class-column", metavar="TEXT", help="Column with the class.  [default: class, or else reference]"),
     shared.layer_option,
 )
@@ -49,7 +55,7 @@ def command(
     model: Path,
     images: tuple[Path, ...],
     priors: tuple[Path, ...],
-    points: Path,
+    points: tuple[Path, ...],
     class_column: str | None,
     layer: str | None,
     output: Path,

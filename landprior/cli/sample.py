@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from landprior.cli import options as shared
+from landprior.cli.checks import refuse_options
 from landprior.cli.command import Command
 from landprior.cli.parameters import INPUT, OUTPUT
 
@@ -22,7 +23,25 @@ logger = logging.getLogger(__name__)
 @click.command(name="sample", cls=Command)
 @click.argument("map_path", metavar="MAP", type=INPUT)
 @click.option("-o", "--output", type=OUTPUT, required=True, help="Points to write, a .gpkg file.")
-@click.option("--count", type=click.IntRange(min=4), default=300, show_default=True, help="Total number of points.")
+@shared.choice_option(
+    "--for",
+    "purpose",
+    choices=["evaluate", "adapt"],
+    default="evaluate",
+    help="evaluate: a random sample of the map. adapt: points where the map is unsure, which help adapt most.",
+)
+@click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(min=4),
+    help="Total number of points.  [default: 300, with --for adapt 20]",
+)
+@click.option(
+    "--known",
+    type=INPUT,
+    multiple=True,
+    help="Points that are labelled already, from which those of --for adapt lie away; may be repeated.",
+)
 @shared.choice_option(
     "--allocation",
     choices=["balanced", "proportional", "equal"],
@@ -46,7 +65,9 @@ def command(
     *,
     map_path: Path,
     output: Path,
-    count: int,
+    purpose: str,
+    count: int | None,
+    known: tuple[Path, ...],
     allocation: str,
     least: int,
     seed: int,
@@ -61,24 +82,39 @@ def command(
     landprior sample map.tif --count 640 --allocation balanced -o points.gpkg
     (look at each point in QGIS, over imagery, and choose its class in the column "reference")
     landprior evaluate map.tif points.gpkg
+    landprior sample map.tif --for adapt --count 20 --known points.gpkg -o more.gpkg
 
     The points are a stratified random sample with the map's classes as strata. A QGIS style beside the file has
     a list of the classes to choose from; the map's own class is hidden. Leave points empty if you cannot tell their
     class.
+
+    With --for adapt they are proposed where the probabilities of the map (predict --probabilities) are closest to a
+    tie, over all its classes. Such points are no random sample, and evaluate refuses them.
     """  # noqa: D301
     from landprior.landcover.assessment.sampling import draw_sample, write_sample
     from landprior.landcover.assessment.scores import scheme_of_map
     from landprior.raster.names import with_band
     from landprior.raster.outputs import check_apart, check_output
 
-    check_output(output, overwrite=overwrite, inputs=[map_path], kind="vector")
-    check_apart([output, output.with_suffix(".qml")], [map_path])
+    inputs = [map_path, *known]
+    check_output(output, overwrite=overwrite, inputs=inputs, kind="vector")
+    check_apart([output, output.with_suffix(".qml")], inputs)
     scheme = scheme or scheme_of_map(map_path)
+    if purpose == "adapt":
+        from landprior.landcover.adaptation.proposals import propose_points
+
+        refuse_options(ctx, "--for adapt", "allocation", "least", "map_band")
+        progress = shared.show_progress(ctx)
+        found = propose_points(map_path, scheme, count=count or 20, known=known, seed=seed, progress=progress)
+        write_sample(found, output, scheme, overwrite=overwrite)
+        click.echo(str(output))
+        return
+    refuse_options(ctx, "a random sample, only with --for adapt", "known")
     map_path = with_band(map_path, map_band)
     sample = draw_sample(
         map_path,
         scheme,
-        count=count,
+        count=count or 300,
         allocation=allocation,  # type: ignore[arg-type]  # click.Choice gave one of them
         least=least,
         seed=seed,

@@ -35,6 +35,9 @@ HECTARES = "stratum_hectares"
 COLUMNS = (STRATUM, PIXELS, HECTARES)
 """Columns hidden from the interpreter."""
 
+PURPOSE, ADAPT = "purpose", "adapt"
+"""Column that marks points proposed for an adaptation, which are no probability sample, and its value."""
+
 _LARGEST = 2**53
 _ALIKE = 7
 """Minimum common prefix of columns whose names a format has cut and numbered."""
@@ -77,6 +80,27 @@ class Design:
         """Return the number of pixels each point represents: its stratum's pixels divided by its points."""
         _, inverse, counts = np.unique(self.strata, return_inverse=True, return_counts=True)
         return np.asarray(self.pixels / counts[inverse], dtype=np.float64)
+
+
+def find_proposed(frame: geopandas.GeoDataFrame, where: str | Path) -> NDArray[np.bool_]:
+    """Return which points were proposed for an adaptation (``landprior sample --for adapt``).
+
+    Parameters
+    ----------
+    frame
+        The points.
+    where
+        The file, for errors.
+
+    Returns
+    -------
+    ndarray of bool
+        Shape (n,).
+    """
+    column = find_column(frame.columns, PURPOSE, where)
+    if column is None:
+        return np.zeros(len(frame), dtype=bool)
+    return np.array([str(value).strip().lower() == ADAPT for value in frame[column].tolist()], dtype=bool)
 
 
 def read_design(frame: geopandas.GeoDataFrame, where: str | Path) -> Design | None:

@@ -86,7 +86,9 @@ class Report:
     adapted
         The adapted map; each point is mapped by a head that was fitted without it and its neighbours.
     designed
-        Whether the points carry the design of a probability sample, by which they are weighted.
+        Whether all points carry the design of a probability sample, by which they are weighted.
+    proposed
+        How many were proposed where a map was unsure (``landprior sample --for adapt``).
     """
 
     points: int
@@ -97,6 +99,7 @@ class Report:
     half: Share
     adapted: Share
     designed: bool
+    proposed: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -117,7 +120,11 @@ class Report:
             *(f"  {name:<28} {one.value:.3f}   {one.low:.3f} to {one.high:.3f}" for name, one in rows.items()),
             self.advise(),
         ]
-        if not self.designed:
+        if self.proposed:
+            lines.append(
+                f"{self.proposed} points were proposed where a map was unsure, so the place as a whole is mapped better"
+            )
+        elif not self.designed:
             lines.append("the interval holds if the points are a random sample of the place")
         return "\n".join(lines)
 
@@ -150,6 +157,7 @@ class _Point:
     at: tuple[int, int]
     """Row and column of the pixel in the core of its window."""
     position: int
+    file: int
     share: float
     prior: int
     plain: int
@@ -173,7 +181,7 @@ class _Point:
 def adapt(
     model: str | Path,
     pairs: Sequence[tuple[str | Path, str | Path]],
-    points: str | Path,
+    points: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     column: str | None = None,
@@ -189,9 +197,9 @@ def adapt(
     pairs
         Image and prior of each tile that has points, on the same grid.
     points
-        Labelled points, any vector file or a CSV (:func:`landprior.landcover.prior.sparse_labels.read_sparse_labels`).
-        Points of a sample are weighted by the area they represent. Those of several classes, lines and polygons do not
-        count.
+        Labelled points, any vector file or a CSV (:func:`landprior.landcover.prior.sparse_labels.read_sparse_labels`),
+        or several. Points of a sample are weighted by the area they represent; those of a file weigh one on average.
+        Points of several classes, lines and polygons do not count.
     output
         The adapted model, a .safetensors file: :func:`landprior.landcover.mapping.predict.predict` maps with it.
     column, layer
@@ -209,16 +217,24 @@ def adapt(
     LandpriorError
         See :func:`fit_head` and :func:`landprior.landcover.training.model.save_model`.
     """
-    inputs = [model, points, *(path for pair in pairs for path in pair)]
+    files = list_files(points)
+    inputs = [model, *files, *(path for pair in pairs for path in pair)]
     target = check_named_output(output, "model", overwrite=run.overwrite, inputs=inputs)
     loaded = load_model(model)
     tiles = [PlaceTile(image=Path(image), prior=Path(prior), model=loaded) for image, prior in pairs]
-    heads, report = fit_head(tiles, points, column=column, layer=layer, run=run)
-    save_model(adapted_model(loaded, heads[0], points, report), target, overwrite=run.overwrite)
+    heads, report = fit_head(tiles, files, column=column, layer=layer, run=run)
+    save_model(adapted_model(loaded, heads[0], files, report), target, overwrite=run.overwrite)
     return report
 
 
-def adapted_model(model: LandcoverModel, head: Head, points: str | Path, report: Report) -> LandcoverModel:
+def list_files(points: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """Return one file or several as a list."""
+    return [points] if isinstance(points, str | Path) else [*points]
+
+
+def adapted_model(
+    model: LandcoverModel, head: Head, points: str | Path | Sequence[str | Path], report: Report
+) -> LandcoverModel:
     """Return a model with a head, and the report in its record.
 
     Parameters
@@ -228,7 +244,7 @@ def adapted_model(model: LandcoverModel, head: Head, points: str | Path, report:
     head
         Its head.
     points
-        The file of the points, for the record.
+        The files of the points, for the record.
     report
         What :func:`fit_head` found.
 
@@ -237,13 +253,13 @@ def adapted_model(model: LandcoverModel, head: Head, points: str | Path, report:
     LandcoverModel
         The adapted model.
     """
-    adaptation = {"file": Path(points).name, **report.to_dict()}
+    adaptation = {"files": [Path(file).name for file in list_files(points)], **report.to_dict()}
     return replace(model, head=head, record={**model.record, "adaptation": adaptation})
 
 
 def fit_head(
     tiles: Sequence[PlaceTile],
-    points: str | Path,
+    points: str | Path | Sequence[str | Path],
     *,
     column: str | None = None,
     layer: str | None = None,
@@ -275,9 +291,10 @@ def fit_head(
     ModelError, GridMismatchError, SchemeError
         If models, images and priors do not fit each other.
     """
+    files = list_files(points)
     with ExitStack() as stack:
         opened = [
-            _open(stack, tile, points, column=column, layer=layer, needed=len(tiles) == 1, run=run) for tile in tiles
+            _open(stack, tile, files, column=column, layer=layer, needed=len(tiles) == 1, run=run) for tile in tiles
         ]
         shared: dict[int, list[_Opened]] = {}
         for one in opened:
@@ -292,14 +309,16 @@ def fit_head(
             mapped, empty = _visit(one, starts[id(one.tile.model)], seen, progress=run.progress)
             found += mapped
             left_out += empty
+        names = ", ".join(str(file) for file in files)
         if left_out:
-            logger.warning("%s: %d points lie on pixels without data and are left out", points, left_out)
+            logger.warning("%s: %d points lie on pixels without data and are left out", names, left_out)
         if len(found) < LEAST_POINTS:
-            msg = (
-                f"{points} has {len(found)} points of one class on pixels with data; at least {LEAST_POINTS} are needed"
-            )
+            msg = f"{names}: {len(found)} points have one class and lie on data; at least {LEAST_POINTS} are needed"
             raise InputError(msg)
-        head, report = _fit(found, starts[id(tiles[0].model)], tiles[0].model.scheme.names, designed=opened[0].designed)
+        proposed = sum(one.proposed for one in opened)
+        designed = opened[0].designed and not proposed
+        start = starts[id(tiles[0].model)]
+        head, report = _fit(found, start, tiles[0].model.scheme.names, designed=designed, proposed=proposed)
         heads = [replace(starts[id(tile.model)], weights=head.weights, bias=head.bias) for tile in tiles]
     return heads, report
 
@@ -311,14 +330,15 @@ class _Opened:
     tile: PlaceTile
     pixels: ImageLayer
     mapper: Mapper
-    labels: geopandas.GeoDataFrame
+    labels: list[geopandas.GeoDataFrame]
     designed: bool
+    proposed: int
 
 
 def _open(
     stack: ExitStack,
     tile: PlaceTile,
-    points: str | Path,
+    points: Sequence[str | Path],
     *,
     column: str | None,
     layer: str | None,
@@ -332,15 +352,19 @@ def _open(
     belief = stack.enter_context(PriorLayer(tile.prior, scheme=model.scheme))
     require_same_grid(pixels.grid, belief.grid, names=(str(tile.image), str(tile.prior)))
     extra = open_extra_input(stack, model, pixels, tile.prior if "prior" in model.extras else None)
-    labels = read_sparse_labels(points, model.scheme, pixels.grid, column=column, layer=layer, needed=needed)
+    read = [
+        read_sparse_labels(file, model.scheme, pixels.grid, column=column, layer=layer, needed=needed)
+        for file in points
+    ]
     finish = make_finish(model, pixels, MapOptions())
     mapper = Mapper(model, pixels, belief, extra, finish=finish, device=run.device)
     return _Opened(
         tile=tile,
         pixels=pixels,
         mapper=mapper,
-        labels=labels.locate_points(pixels.grid),
-        designed=labels.designed,
+        labels=[labels.locate_points(pixels.grid) for labels in read],
+        designed=any(labels.designed for labels in read),
+        proposed=sum(labels.proposed for labels in read),
     )
 
 
@@ -372,9 +396,14 @@ def _visit(tile: _Opened, start: Head, seen: set[Any], *, progress: bool) -> tup
     """Return the points of a tile that no other had, and how many lie on pixels without data."""
     mapper, grid, stride = tile.mapper, tile.pixels.grid, tile.tile.model.network.stride
     found, empty = [], 0
-    labels = tile.labels[~tile.labels.index.isin(seen)]
+    labels = [
+        ((number, index), label)
+        for number, frame in enumerate(tile.labels)
+        for index, label in frame.iterrows()
+        if (number, index) not in seen
+    ]
     # one window per pixel: points are few and lie far apart
-    for key, label in track(labels.iterrows(), total=len(labels), label="points", unit="point", show=progress):
+    for key, label in track(labels, label="points", unit="point", show=progress):
         row, column = int(label["row"]), int(label["column"])
         top, left = row // stride * stride, column // stride * stride
         core = Window(left, top, min(stride, grid.width - left), min(stride, grid.height - top))
@@ -395,6 +424,7 @@ def _visit(tile: _Opened, start: Head, seen: set[Any], *, progress: bool) -> tup
                 mapper=mapper,
                 at=at,
                 position=int(label["position"]),
+                file=key[0],
                 share=float(label["share"]),
                 prior=int(visible[0][len(start.bias) : 2 * len(start.bias)][:, *visible[1].core][:, *at].argmax()),
                 plain=int(shares[:, *at].argmax()),
@@ -405,14 +435,19 @@ def _visit(tile: _Opened, start: Head, seen: set[Any], *, progress: bool) -> tup
     return found, empty
 
 
-def _fit(found: Sequence[_Point], start: Head, names: Sequence[str], *, designed: bool) -> tuple[Head, Report]:
+def _fit(
+    found: Sequence[_Point], start: Head, names: Sequence[str], *, designed: bool, proposed: int
+) -> tuple[Head, Report]:
     """Fit the head, and estimate how good its map is."""
+    shares, files = (np.array([getattr(one, name) for one in found]) for name in ("share", "file"))
+    for file in np.unique(files):
+        shares[files == file] /= shares[files == file].mean()
     truth = np.array([one.position for one in found])
     groups = group(np.array([one.x for one in found]), np.array([one.y for one in found]))
     labelled = Labelled(
         features=np.stack([one.middle() for one in found], axis=1),
         classes=truth,
-        shares=np.array([one.share for one in found]),
+        shares=shares,
         groups=groups,
     )
     ridge = choose_ridge(labelled, start)
@@ -442,5 +477,6 @@ def _fit(found: Sequence[_Point], start: Head, names: Sequence[str], *, designed
         half=share(cross(halved)),
         adapted=share(cross(np.ones(len(found), dtype=bool))),
         designed=designed,
+        proposed=proposed,
     )
     return fit(labelled, start, ridge), report

@@ -21,7 +21,7 @@ from shapely.geometry import box
 
 from landprior.errors import InputError, SchemeError
 from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, single_points
-from landprior.sources.sample_design import REFERENCE, read_design
+from landprior.sources.sample_design import REFERENCE, find_proposed, read_design
 from landprior.sources.vectors import read_everything
 
 if TYPE_CHECKING:
@@ -55,12 +55,15 @@ class SparseLabels:
         The file, for metadata.
     designed
         Whether the points carry their strata.
+    proposed
+        How many points were proposed for an adaptation, and so are no random sample.
     """
 
     frame: geopandas.GeoDataFrame
     weight: float
     source: str = ""
     designed: bool = False
+    proposed: int = 0
 
     def describe(self) -> dict[str, Any]:
         """Return the labels' entries for a prior's metadata."""
@@ -257,6 +260,7 @@ def read_sparse_labels(
         weight=weight,
         source=str(path),
         designed=design is not None,
+        proposed=int(find_proposed(near, path).sum()),
     )
 
 

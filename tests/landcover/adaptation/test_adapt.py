@@ -186,7 +186,7 @@ def test_a_model_that_is_adapted_again_begins_anew(tmp_path, place):
     assert again == first
     a, b = (load_model(tmp_path / f"{name}.safetensors") for name in ("first", "again"))
     assert a.digest() == b.digest()
-    assert a.record["adaptation"]["file"] == "points.gpkg"
+    assert a.record["adaptation"]["files"] == ["points.gpkg"]
     assert a.record["adaptation"]["adapted"]["value"] == first.adapted.value
 
 
@@ -208,7 +208,7 @@ def caplog_count(caplog) -> int:
 
 
 @pytest.mark.parametrize(
-    ("number", "complaint"), [(LEAST_POINTS - 1, f"has 9 points .* at least {LEAST_POINTS} are needed")]
+    ("number", "complaint"), [(LEAST_POINTS - 1, f"9 points have one class .* at least {LEAST_POINTS} are needed")]
 )
 def test_too_few_points_are_an_error(tmp_path, place, number, complaint):
     image, prior, model, grid, bright = place
@@ -250,7 +250,13 @@ def test_the_report_advises(plain, half, adapted, advice):
         name: Share(value, 0.0, 1.0) for name, value in {"plain": plain, "half": half, "adapted": adapted}.items()
     }
     report = Report(
-        points=30, classes={"water": 2, "grass": 28}, ridge=1.0, prior=Share(0.5, 0.4, 0.6), designed=True, **shares
+        points=30,
+        classes={"water": 2, "grass": 28},
+        ridge=1.0,
+        prior=Share(0.5, 0.4, 0.6),
+        designed=True,
+        proposed=0,
+        **shares,
     )
     assert advice in report.advise()
     assert ("label more points of water" in report.advise()) == (plain < adapted)
