@@ -22,7 +22,17 @@ import click
 import torch
 
 from benchmarks.accuracy.bars import check_bars
-from benchmarks.accuracy.points import Tile, draw_points, score_adapted, score_classifiers, score_supervised
+from benchmarks.accuracy.points import (
+    EACH,
+    FIRST,
+    Plan,
+    Tile,
+    draw_points,
+    score_adapted,
+    score_chosen,
+    score_classifiers,
+    score_supervised,
+)
 from benchmarks.accuracy.sets import SETS, prepare
 from landprior.errors import HarmWarning
 from landprior.landcover.assessment.scores import Scores, evaluate
@@ -38,7 +48,7 @@ from landprior.raster.scheme import IGNORED_INDEX
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from benchmarks.accuracy.cases import Case
     from landprior.landcover.training.model import LandcoverModel
@@ -103,10 +113,8 @@ class Watch:
         return {"label_accuracy": right / max(count, 1)}
 
 
-def run_case(
-    case: Case, loss: str, seed: int, *, filters: int, folder: Path, numbers: Sequence[int] = (), draws: int = 5
-) -> Row:
-    """Train, map and score one case; then adapt the model to some numbers of points, each drawn several times."""
+def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, plan: Plan) -> Row:
+    """Train, map and score one case; then adapt the model to points."""
     started = time.monotonic()
     row = Row(case.name, case.matrix, loss, seed)
     base = TileSettings(filters=filters)
@@ -138,21 +146,23 @@ def run_case(
                 maps[key].append((path, labels))
     for key, pairs in maps.items():
         row.note(key, evaluate(pairs, case.scheme, label_map=case.label_map))
-    if numbers and loss == "qr":
-        _add_points(row, case, model, numbers, draws, folder)
+    if plan.numbers and loss == "qr":
+        _add_points(row, case, model, plan, folder)
     return row
 
 
-def _add_points(row: Row, case: Case, model: LandcoverModel, numbers: Sequence[int], draws: int, folder: Path) -> None:
+def _add_points(row: Row, case: Case, model: LandcoverModel, plan: Plan, folder: Path) -> None:
     """Score what points add to a row."""
     tiles = [Tile.read(image, labels, case) for image, _, labels in case.tiles]
     row.supervised = score_supervised(case, tiles)
     path = folder / "points.gpkg"
-    for number in numbers:
-        for draw in range(draws):
+    for number in plan.numbers:
+        for draw in range(plan.draws):
             places = draw_points(tiles, case, number, 1000 * row.seed + draw, path)
             adapted, found = score_adapted(case, model, path, folder)
             scored = {"adapted": adapted, **dict(score_classifiers(case, tiles, places, path, draw, folder))}
+            if plan.chosen and number >= FIRST + EACH:
+                scored["chosen"] = score_chosen(case, model, tiles, number, 1000 * row.seed + draw, folder)
             for method, scores in scored.items():
                 one = Row(row.name, row.matrix, row.loss, row.seed)
                 one.note(method, scores)
@@ -289,6 +299,7 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--fusion", type=click.Choice(get_args(Fusion)), default="added", show_default=True)
 @click.option("--points", default="", help="Comma-separated numbers of labelled points to adapt to, such as 30,100.")
 @click.option("--draws", default=5, show_default=True, help="Draws of the points.")
+@click.option("--chosen", is_flag=True, help="Also score points that are proposed by rounds, instead of random ones.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
 @click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
 def main(
@@ -300,6 +311,8 @@ def main(
     draws: int,
     json_path: Path | None,
     shown: Path | None,
+    *,
+    chosen: bool,
 ) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:
@@ -309,12 +322,12 @@ def main(
     warnings.simplefilter("ignore", HarmWarning)
     started = time.monotonic()
     rows: list[Row] = []
+    plan = Plan(tuple(int(text) for text in points.split(",") if text), draws, chosen)
     with tempfile.TemporaryDirectory() as work:
         for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
             for loss in LOSSES.get(case.name, ("qr",)):
                 for seed in range(seeds):
-                    numbers = [int(text) for text in points.split(",") if text]
-                    row = run_case(case, loss, seed, filters=filters, folder=Path(work), numbers=numbers, draws=draws)
+                    row = run_case(case, loss, seed, filters=filters, folder=Path(work), plan=plan)
                     rows.append(row)
                     click.echo(
                         f"{case.name} ({case.matrix}) {loss} seed {seed}: prior {row.accuracy['prior']:.3f} "

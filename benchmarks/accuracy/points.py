@@ -18,8 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from landprior.landcover.adaptation.adapt import PlaceTile, Report, adapted_model, fit_head
+from landprior.landcover.adaptation.proposals import propose_points
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.mapping.finish import Finish
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.head import describe_surroundings
 from landprior.landcover.training.layers import ImageLayer
@@ -41,8 +43,20 @@ if TYPE_CHECKING:
     from landprior.landcover.training.model import LandcoverModel
 
 BUFFER = 5.0
+FIRST, EACH = 40, 20
+"""Random points, and points of a round, where points are chosen."""
+
 MOST_TRAINED = 20_000
 """Pixels that the supervised forest is trained on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of points to adapt to, how often each is drawn, and whether points are also chosen."""
+
+    numbers: tuple[int, ...] = ()
+    draws: int = 5
+    chosen: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +116,30 @@ def score_adapted(case: Case, model: LandcoverModel, points: Path, folder: Path)
         predict(image, target, adapted, posterior=prior, run=Run(overwrite=True))
         pairs.append((target, labels))
     return evaluate(pairs, case.scheme, label_map=case.label_map, exclude=points, buffer=BUFFER), report
+
+
+def score_chosen(case: Case, model: LandcoverModel, tiles: list[Tile], number: int, seed: int, folder: Path) -> Scores:
+    """Score a model adapted to 40 random points and then, in rounds, to 20 points that are proposed on its map."""
+    path = folder / "chosen.gpkg"
+    draw_points(tiles, case, FIRST, seed, path)
+    given = [PlaceTile(image=image, prior=prior, model=model) for image, prior, _ in case.tiles]
+    for _ in range((number - FIRST) // EACH):
+        heads, report = fit_head(given, path)
+        adapted = adapted_model(model, heads[0], path, report)
+        frames = [geopandas.read_file(path, engine="pyogrio")]
+        for index, (tile, (image, prior, _)) in enumerate(zip(tiles, case.tiles, strict=True)):
+            target = folder / f"unsure-{index}.tif"
+            options = MapOptions(probabilities=True)
+            predict(image, target, adapted, posterior=prior, options=options, run=Run(overwrite=True))
+            count = EACH // len(tiles)
+            found = propose_points(target, case.scheme, count=count, known=[path], seed=seed)
+            columns, rows = ~tile.grid.transform @ (found.geometry.x.to_numpy(), found.geometry.y.to_numpy())
+            labels = tile.labels[np.floor(rows).astype(int), np.floor(columns).astype(int)]
+            found = found.assign(**{"class": [case.scheme.names[max(label, 0)] for label in labels]})
+            frames.append(found.loc[labels >= 0, ["class", "geometry"]])
+        path.unlink()
+        pd.concat(frames, ignore_index=True).to_file(path, engine="pyogrio")
+    return score_adapted(case, model, path, folder)[0]
 
 
 def score_classifiers(

@@ -1113,7 +1113,8 @@ def test_demo_scores_its_maps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "TileSettings", quick)
     report = json.loads(succeed("demo -o shown --size 128 --filters 2 --json").stdout)
-    assert set(report["scores"]) == {"prior (most probable)", "CE", "QR q", "QR r, not finished", "QR r"}
+    rows = ["prior (most probable)", "CE", "QR q", "QR r, not finished", "QR r", "QR r, 100 points"]
+    assert list(report["scores"]) == rows
     assert all(0 < score["accuracy"] < 1 for score in report["scores"].values())
     for name in ("map", "figure"):
         assert (tmp_path / report[name]).is_file()

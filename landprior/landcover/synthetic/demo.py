@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from landprior.landcover.adaptation.adapt import adapt
 from landprior.landcover.assessment.figures import draw_comparison
+from landprior.landcover.assessment.sampling import draw_sample, write_sample
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.files import train_files
+from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.item import TileFolder
 from landprior.landcover.workspace.provenance import Basis
@@ -23,17 +26,22 @@ from landprior.raster.cog import write_raster
 from landprior.raster.outputs import make_folder
 from landprior.raster.scheme import MAP_NODATA, load_scheme
 from landprior.run import Run
+from landprior.sources.sample_design import REFERENCE, STRATUM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from landprior.landcover.synthetic.scene import Climate
+    from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
 
 FILTERS = 16
 """Width of the demo's network: enough for the scene, and quick on two cores."""
+
+POINTS = 100
+"""Random pixels whose truth the model is adapted to; they are not scored in its map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class DemoResult:
     Parameters
     ----------
     scores
-        Method -> scores against the truth: prior, CE, QR q, QR r without and with the finish.
+        Method -> scores against the truth: prior, CE, QR q, QR r without and with the finish, and adapted to points.
     tile
         The tile's folder.
     map, figure
@@ -57,8 +65,8 @@ class DemoResult:
 
     def to_text(self) -> str:
         """Return the scores as a table."""
-        lines = [f"{'':<22} accuracy  mean IoU"]
-        lines += [f"{name:<22} {s.accuracy:8.3f}  {s.mean_iou:8.3f}" for name, s in self.scores.items()]
+        lines = [f"{'':<24} accuracy  mean IoU"]
+        lines += [f"{name:<24} {s.accuracy:8.3f}  {s.mean_iou:8.3f}" for name, s in self.scores.items()]
         return "\n".join(lines)
 
 
@@ -116,7 +124,7 @@ def run_demo(
     filters: int = FILTERS,
     run: Run = Run(),
 ) -> DemoResult:
-    """Make a scene, build its prior, train CE and QR, map, score and draw.
+    """Make a scene, build its prior, train CE and QR, map, adapt to points, score and draw.
 
     Parameters
     ----------
@@ -161,6 +169,13 @@ def run_demo(
                 )
                 maps["QR r"] = predict(image, tile.file("prediction"), model, posterior=prior, force=True, run=run)
     scores = {name: evaluate([(path, tile.file("labels"))], scheme) for name, path in maps.items()}
+    name = f"QR r, {POINTS} points"
+    points = write_points(tile, tile.path / "points.gpkg", scheme, seed=seed, overwrite=run.overwrite)
+    logger.info("adapting to %d points whose class is known", POINTS)
+    adapt(weights, [(image, prior)], points, tile.path / "adapted.safetensors", run=run)
+    adapted = load_model(tile.path / "adapted.safetensors")
+    maps[name] = predict(image, tile.path / "prediction_adapted.tif", adapted, posterior=prior, run=run)
+    scores[name] = evaluate([(maps[name], tile.file("labels"))], scheme, exclude=points)
     figure = draw_comparison(
         tile.path / "comparison.png",
         scheme,
@@ -171,6 +186,41 @@ def run_demo(
         overwrite=run.overwrite,
     )
     return DemoResult(scores=scores, tile=tile, map=tile.file("prediction"), figure=figure)
+
+
+def write_points(
+    tile: TileFolder, path: Path, scheme: ClassScheme, *, count: int = POINTS, seed: int = 0, overwrite: bool = False
+) -> Path:
+    """Write random pixels of a tile with the class that its labels have there, as if someone had looked at each.
+
+    Parameters
+    ----------
+    tile
+        A tile with labels.
+    path
+        The GeoPackage to write.
+    scheme
+        The classes.
+    count
+        Number of points.
+    seed
+        Random seed.
+    overwrite
+        Replace an existing file.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.assessment.sampling.draw_sample`.
+    """
+    sample = draw_sample(tile.file("labels"), scheme, count=count, allocation="proportional", seed=seed)
+    codes = dict(zip(scheme.codes.tolist(), scheme.names, strict=True))
+    return write_sample(sample.assign(**{REFERENCE: sample[STRATUM].map(codes)}), path, scheme, overwrite=overwrite)
 
 
 @contextmanager
