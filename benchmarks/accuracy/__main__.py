@@ -25,6 +25,7 @@ from benchmarks.accuracy.bars import check_bars
 from benchmarks.accuracy.points import (
     EACH,
     FIRST,
+    NO_POINTS,
     Plan,
     Tile,
     draw_points,
@@ -113,7 +114,7 @@ class Watch:
         return {"label_accuracy": right / max(count, 1)}
 
 
-def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, plan: Plan) -> Row:
+def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, plan: Plan = NO_POINTS) -> Row:
     """Train, map and score one case; then adapt the model to points."""
     started = time.monotonic()
     row = Row(case.name, case.matrix, loss, seed)

@@ -59,6 +59,9 @@ class Plan:
     chosen: bool = False
 
 
+NO_POINTS = Plan()
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
     """A tile in memory: what classifiers of pixels see, and the labels."""
