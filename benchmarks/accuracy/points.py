@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from landprior.landcover.adaptation.adapt import PlaceTile, Report, adapted_model, fit_head
+from landprior.landcover.adaptation.adapt import adapted_model, fit_head
+from landprior.landcover.adaptation.labelled_pixels import PlaceTile
 from landprior.landcover.adaptation.proposals import propose_points
 from landprior.landcover.assessment.scores import Scores, evaluate
 from landprior.landcover.mapping.finish import Finish
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmarks.accuracy.cases import Case
+    from landprior.landcover.adaptation.report import Report
     from landprior.landcover.training.model import LandcoverModel
 
 BUFFER = 5.0

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
     "purpose",
     choices=["evaluate", "adapt"],
     default="evaluate",
-    help="evaluate: a random sample of the map. adapt: points where the map is unsure, which help adapt most.",
+    help="What the points are for: a random sample to evaluate the map, or those that help to adapt the model most.",
 )
 @click.option(
     "-n",

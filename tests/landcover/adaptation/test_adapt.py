@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from landprior.errors import InputError, OutputExistsError
-from landprior.landcover.adaptation.adapt import LEAST_POINTS, PlaceTile, Report, adapt, fit_head
+from landprior.landcover.adaptation.adapt import LEAST_POINTS, adapt, fit_head
 from landprior.landcover.adaptation.fitting import Share
+from landprior.landcover.adaptation.labelled_pixels import PlaceTile
+from landprior.landcover.adaptation.report import Report
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.head import Head
