@@ -5,6 +5,7 @@ Points are random labelled pixels of a set's tiles. They and 5 m around them are
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,9 +106,16 @@ def draw_points(tiles: list[Tile], case: Case, number: int, seed: int, path: Pat
         names = [case.scheme.names[index] for index in tile.labels[tuple(here.T)]]
         crs = None if tile.grid.crs is None else tile.grid.crs.to_wkt()
         frames.append(geopandas.GeoDataFrame({"class": names}, geometry=geopandas.points_from_xy(x, y), crs=crs))
-    path.unlink(missing_ok=True)
-    pd.concat(frames, ignore_index=True).to_file(path, engine="pyogrio")
+    write_points(frames, path)
     return found
+
+
+def write_points(frames: list[geopandas.GeoDataFrame], path: Path) -> None:
+    """Write points to one file, in place of an older one."""
+    path.unlink(missing_ok=True)
+    with warnings.catch_warnings():  # images without a CRS have points without one
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        pd.concat(frames, ignore_index=True).to_file(path, engine="pyogrio")
 
 
 def score_adapted(case: Case, model: LandcoverModel, points: Path, folder: Path) -> tuple[Scores, Report]:
@@ -142,8 +150,7 @@ def score_chosen(case: Case, model: LandcoverModel, tiles: list[Tile], number: i
             labels = tile.labels[np.floor(rows).astype(int), np.floor(columns).astype(int)]
             found = found.assign(**{"class": [case.scheme.names[max(label, 0)] for label in labels]})
             frames.append(found.loc[labels >= 0, ["class", "geometry"]])
-        path.unlink()
-        pd.concat(frames, ignore_index=True).to_file(path, engine="pyogrio")
+        write_points(frames, path)
     return score_adapted(case, model, path, folder)[0]
 
 

@@ -291,7 +291,7 @@ def prepare(printed, inputs, folder):
         path = folder / word.partition("|")[0]
         if not word.startswith("-") and word not in outputs and not path.exists():
             inputs.provide(path, scheme)
-        if path.name == "points.gpkg" and path.exists():
+        if path.name in {"points.gpkg", "more.gpkg"} and path.exists():
             inputs.interpret(path)
     if words[1] == "compare":
         inputs.make_comparison(folder)
