@@ -11,6 +11,7 @@ from landprior.cli import options as shared
 from landprior.cli.checks import require_as_many
 from landprior.cli.command import Command, grouped
 from landprior.cli.parameters import INPUT, OUTPUT
+from landprior.cli.training import points_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,18 +37,7 @@ if TYPE_CHECKING:
     shared.nodata_option,
     click.option("-o", "--output", type=OUTPUT, required=True, help="Adapted model to write, a .safetensors file."),
 )
-@grouped(
-    "Labelled points",
-    click.option(
-        "--points",
-        type=INPUT,
-        multiple=True,
-        required=True,
-        help="Points with their class: a vector file or a CSV; may be repeated.",
-    ),
-    click.option("--class-column", metavar="TEXT", help="Column with the class.  [default: class, or else reference]"),
-    shared.layer_option,
-)
+@grouped("Labelled points", *points_options(required=True))
 @shared.json_option
 @shared.run_options("device", "overwrite")
 def command(

@@ -12,7 +12,7 @@ from landprior.cli.checks import refuse_options, refuse_with_city, refuse_withou
 from landprior.cli.command import Command, grouped
 from landprior.cli.methods import METHOD_LOSSES, make_method, method_options, read_matrix, refuse_for_method
 from landprior.cli.parameters import INPUT, OUTPUT
-from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
+from landprior.cli.training import FIELDS, loss_option, points_options, training_options, training_settings
 from landprior.cli.workspace import print_steps
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 )
 @grouped("Training", loss_option("; ce with --labels"), *training_options())
 @method_options
+@grouped("Labelled points", *points_options())
 @grouped(
     "Workspace (the same as landprior run --only model)",
     shared.city_option,
@@ -69,6 +70,7 @@ def command(
     nlcds: tuple[Path, ...],
     nlcd_band: int | None,
     output: Path | None,
+    points: tuple[Path, ...],
     loss: str | None,
     method: str | None,
     recipe: str,
@@ -85,6 +87,7 @@ def command(
     landprior train --image naip.tif --prior prior.tif --nlcd nlcd.tif --method sr -o sr.safetensors
     landprior train --image naip.tif --labels labels.tif --scheme enviroatlas-5 -o supervised.safetensors
     landprior train --image naip.tif --labels labels.tif --prior prior.tif --scheme enviroatlas-5 -o aux.safetensors
+    landprior train --image naip.tif --prior prior.tif --points points.gpkg -o adapted.safetensors
     landprior train --image there.tif --prior there_prior.tif --init supervised.safetensors -o tuned.safetensors
 
     The image is kept in memory and patches are cut from it. If interrupted, rerun the same command to resume. The
@@ -122,7 +125,15 @@ def command(
     known: dict[str, Any] = {"label_map": options["label_map"], "scheme": options["scheme"], "run": run}
     if other_method is None:
         pairs = list(zip(images, priors or [None] * len(images), strict=True))
+        of_points = {"column": options["class_column"], "layer": options["layer"]}
+        if points:
+            from landprior.landcover.adaptation.adapt import adapt_in_place, require_points
+
+            require_points(priors, points, scheme=options["scheme"], **of_points)
         train_files(pairs, output, settings=settings, labels=labels, init=options["init"], **known)
+        if points:
+            report = adapt_in_place(output, list(zip(images, priors, strict=True)), points, **of_points, run=run)
+            click.echo(report.to_text())
     else:
         from landprior.superres.training import train_superres
 
@@ -170,12 +181,16 @@ def _train_place(
 def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, other_method: str | None) -> None:
     """Raise an error for options without effect."""
     refuse_for_method(ctx, other_method)
+    if labelled or other_method is not None:
+        refuse_options(ctx, "--labels or --method", "points")
+    if not ctx.params["points"]:
+        refuse_options(ctx, "a training without --points", "class_column", "layer")
     if labelled and other_method is None:
         refuse_options(ctx, "--labels: there is no evidence to choose a model by", "starts")
     elif not labelled:
         refuse_options(ctx, "a prior, only with --labels", "label_map")
     if city:
-        refuse_with_city(ctx, "images", "priors", "labels", "labels_band", "nlcd_band")
+        refuse_with_city(ctx, "images", "priors", "labels", "labels_band", "nlcd_band", "points")
         if other_method is not None:
             refuse_with_city(ctx, "nlcds", "output", "scheme", "nodata")
         return

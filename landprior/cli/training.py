@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
+import click
+
 from landprior.cli.fields import field_option, field_options, find_field
-from landprior.cli.options import recipe_option, training_settings
+from landprior.cli.options import layer_option, recipe_option, training_settings
+from landprior.cli.parameters import INPUT
 from landprior.implicit.settings import LossName
 from landprior.landcover.training.settings import TileSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FIELDS", "loss_option", "smaller_options", "training_options", "training_settings"]
+__all__ = ["FIELDS", "loss_option", "points_options", "smaller_options", "training_options", "training_settings"]
 
 FIELDS = (
     "network",
@@ -49,4 +52,14 @@ def smaller_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
     texts = {name: find_field(TileSettings, name)[0].description for name in fields}
     return tuple(
         field_option(TileSettings, name, help=f"{text}  [default: the file's]") for name, text in texts.items()
+    )
+
+
+def points_options(*, required: bool = False) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options of labelled points to adapt a model to."""
+    text = "Points with their class to adapt the model to: a vector file or a CSV; may be repeated."
+    return (
+        click.option("--points", type=INPUT, multiple=True, required=required, help=text),
+        click.option("--class-column", metavar="TEXT", help="Column with the class.  [default: class, or reference]"),
+        layer_option,
     )

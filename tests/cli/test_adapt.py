@@ -69,6 +69,26 @@ def test_options_of_the_other_purpose_are_refused(tmp_path, place):
     assert "--known cannot be used with a random sample" in text
 
 
+def test_train_adapts_its_model(tmp_path, place):
+    image, prior, _, points = place
+    target = tmp_path / "trained.safetensors"
+    files = ("--image", image, "--prior", prior, "--points", points, "-o", target)
+    text = landprior("train", *files, "--filters", "2", "--steps", "4", "--patch-size", "16", "--batch-size", "2")
+    assert "30 points (" in text
+    assert load_model(target).record["adaptation"]["points"] == 30
+
+
+def test_points_are_checked_before_the_training(tmp_path, place):
+    image, prior, _, points = place
+    target = tmp_path / "trained.safetensors"
+    geopandas.read_file(points).head(9).to_file(points)
+    text = landprior("train", "--image", image, "--prior", prior, "--points", points, "-o", target, code=1)
+    assert "9 points have one class and lie on the priors; at least 10 are needed" in text
+    assert not target.exists()
+    text = landprior("train", "--image", image, "--prior", prior, "--class-column", "a", "-o", target, code=2)
+    assert "--class-column cannot be used with a training without --points" in text
+
+
 def test_every_image_needs_its_prior(tmp_path, place):
     image, prior, model, points = place
     files = ("--model", model, "--image", image, "--image", image, "--prior", prior, "--points", points)

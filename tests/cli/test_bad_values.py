@@ -69,6 +69,20 @@ BASES = {
         "{out}",
     ],
     "predict": ["{image.tif}", "--model", "{model.safetensors}", "--engine", "torch", "-o", "{out.tif}"],
+    "adapt": [
+        "--model",
+        "{model.safetensors}",
+        "--image",
+        "{image.tif}",
+        "--prior",
+        "{prior.tif}",
+        "--points",
+        "{labelled.csv}",
+        "--device",
+        "cpu",
+        "-o",
+        "{out.safetensors}",
+    ],
     "self-epitome": ["{image.tif}", "--nlcd", "{nlcd.tif}", "--scheme", "enviroatlas-5", "-o", "{out.tif}"],
     "epitome": ["{model.safetensors}", "-o", "{out.png}"],
     "evaluate": ["{labels.tif}", "{labels.tif}", "--scheme", "enviroatlas-5"],
@@ -275,6 +289,8 @@ def good(tmp_path_factory):
     Image.fromarray(painted).save(folder / "painted.png")
     texts = {
         "points.csv": "x,y,class\n600010.5,4499990.5,1\n600020.5,4499980.5,3\n",
+        "labelled.csv": "row,col,class\n"
+        + "".join(f"{3 * i},{4 * i},{('trees', 'grass')[i % 2]}\n" for i in range(12)),
         "coarse.csv": "image,row,col,class\n"
         + "".join(f"image.tif,{r},{c},{(r + c) % 2}\n" for r in (0, 1) for c in (0, 1)),
         "documents.csv": "id,text,coarse\n"

@@ -33,6 +33,8 @@ from landprior.landcover.adaptation.labelled_pixels import (
     visit_points,
 )
 from landprior.landcover.adaptation.report import Report
+from landprior.landcover.prior.sparse_labels import read_sparse_labels
+from landprior.landcover.training.layers import PriorLayer
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
 from landprior.raster.endings import check_named_output
 from landprior.run import Run
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from landprior.landcover.training.head import Head
+    from landprior.raster.scheme import ClassScheme
 
 
 logger = logging.getLogger(__name__)
@@ -93,11 +96,89 @@ def adapt(
     files = list_files(points)
     inputs = [model, *files, *(path for pair in pairs for path in pair)]
     target = check_named_output(output, "model", overwrite=run.overwrite, inputs=inputs)
+    adapted, report = _adapt(model, pairs, files, column=column, layer=layer, run=run)
+    save_model(adapted, target, overwrite=run.overwrite)
+    return report
+
+
+def _adapt(
+    model: str | Path,
+    pairs: Sequence[tuple[str | Path, str | Path]],
+    points: Sequence[str | Path],
+    **how: Any,  # noqa: ANN401
+) -> tuple[LandcoverModel, Report]:
     loaded = load_model(model)
     tiles = [PlaceTile(image=Path(image), prior=Path(prior), model=loaded) for image, prior in pairs]
-    heads, report = fit_head(tiles, files, column=column, layer=layer, run=run)
-    save_model(adapted_model(loaded, heads[0], files, report), target, overwrite=run.overwrite)
+    heads, report = fit_head(tiles, points, **how)
+    return adapted_model(loaded, heads[0], points, report), report
+
+
+def adapt_in_place(
+    model: str | Path,
+    pairs: Sequence[tuple[str | Path, str | Path]],
+    points: str | Path | Sequence[str | Path],
+    *,
+    column: str | None = None,
+    layer: str | None = None,
+    run: Run = Run(),
+) -> Report:
+    """Adapt a model that was just trained, and replace its file.
+
+    Parameters
+    ----------
+    model, pairs, points, column, layer, run
+        See :func:`adapt`.
+
+    Returns
+    -------
+    Report
+        The accuracy at the points.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`adapt`; the model then stays as it is.
+    """
+    adapted, report = _adapt(model, pairs, list_files(points), column=column, layer=layer, run=run)
+    save_model(adapted, model, overwrite=True)
     return report
+
+
+def require_points(
+    priors: Sequence[str | Path],
+    points: Sequence[str | Path],
+    *,
+    scheme: ClassScheme | None = None,
+    column: str | None = None,
+    layer: str | None = None,
+) -> None:
+    """Check points before a training that will be adapted to them.
+
+    Parameters
+    ----------
+    priors
+        The priors that the model is trained on.
+    points, column, layer
+        See :func:`adapt`.
+    scheme
+        Classes of priors whose files do not store them.
+
+    Raises
+    ------
+    LandpriorError
+        If a file cannot be read, or there are fewer than :data:`LEAST_POINTS` points of one class on the priors.
+    """
+    found: set[tuple[int, int]] = set()
+    for path in priors:
+        with PriorLayer(path, scheme=scheme) as belief:
+            for number, file in enumerate(points):
+                needed = len(priors) == 1
+                labels = read_sparse_labels(file, belief.scheme, belief.grid, column=column, layer=layer, needed=needed)
+                found |= {(number, index) for index in labels.locate_points(belief.grid).index}
+    if len(found) < LEAST_POINTS:
+        names = ", ".join(str(file) for file in points)
+        msg = f"{names}: {len(found)} points have one class and lie on the priors; at least {LEAST_POINTS} are needed"
+        raise InputError(msg)
 
 
 def list_files(points: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -47,13 +47,30 @@ class PlaceTile:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelledPixel:
-    """A labelled pixel and what is needed to map it with any head."""
+    """A labelled pixel and what is needed to map it with any head.
+
+    Parameters
+    ----------
+    features
+        What a head sees of the pixel's window and its margin, (F, h, w).
+    surroundings, mapper
+        What smoothing the window needs.
+    at
+        Row and column of the pixel in the core of its window.
+    position, share
+        Class of the label, and the area that it represents.
+    file
+        Number of its file.
+    prior, plain
+        The class by the prior alone, and on the map without points.
+    x, y
+        Its place, in the CRS of the tile.
+    """
 
     features: Tensor
     surroundings: Surroundings
     mapper: Mapper
     at: tuple[int, int]
-    """Row and column of the pixel in the core of its window."""
     position: int
     file: int
     share: float
@@ -98,7 +115,31 @@ def open_tile(
     needed: bool,
     run: Run,
 ) -> OpenTile:
-    """Open a tile and read its points; an adapted model begins anew, without its head."""
+    """Open a tile and read its points; an adapted model begins anew, without its head.
+
+    Parameters
+    ----------
+    stack
+        Closes the files.
+    tile
+        The tile.
+    points, column, layer
+        Files of points; see :func:`landprior.landcover.adaptation.adapt.adapt`.
+    needed
+        Whether it is an error if a file has no point on the tile.
+    run
+        Device, and nodata value of the image.
+
+    Returns
+    -------
+    OpenTile
+        The tile.
+
+    Raises
+    ------
+    LandpriorError
+        If model, image, prior and points do not fit each other.
+    """
     model = replace(tile.model, head=None)
     pixels = stack.enter_context(ImageLayer(tile.image, nodata=run.nodata))
     check_image(model, pixels, force=False)
@@ -122,7 +163,25 @@ def open_tile(
 
 
 def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
-    """Sum q and the prior over the tiles of a model, and return the head that gives r."""
+    """Sum q and the prior over the tiles of a model, and return the head that gives r.
+
+    Parameters
+    ----------
+    tiles
+        Tiles of one model.
+    run
+        Device and progress.
+
+    Returns
+    -------
+    Head
+        The head that a fit begins with.
+
+    Raises
+    ------
+    InputError
+        If a tile has no pixel with image and prior.
+    """
     model = tiles[0].tile.model
     stride = model.network.stride
     window = -(-choose_window(run.device) // stride) * stride
@@ -146,7 +205,24 @@ def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
 
 
 def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool) -> tuple[list[LabelledPixel], int]:
-    """Return the points of a tile that no other had, and how many lie on pixels without data."""
+    """Return the points of a tile that no other had, and how many lie on pixels without data.
+
+    Parameters
+    ----------
+    tile
+        The tile.
+    start
+        The head that the fit begins with.
+    seen
+        Points of the tiles before; those of this one are added.
+    progress
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    found : list of LabelledPixel
+    empty : int
+    """
     mapper, grid, stride = tile.mapper, tile.pixels.grid, tile.tile.model.network.stride
     found, empty = [], 0
     labels = [
