@@ -87,6 +87,17 @@ CASES = (
     Case("sidecar", "image.tif.aux.xml", "predict image.tif --model model.safetensors -o out.tif", text=True),
     Case("model", "model.safetensors", "predict image.tif --model model.safetensors -o out.tif"),
     Case(
+        "adapted model",
+        "adapted.safetensors",
+        "predict image.tif --model adapted.safetensors --posterior prior.tif -o out.tif",
+    ),
+    Case(
+        "points of adapt",
+        "points.gpkg",
+        "adapt --model model.safetensors --image image.tif --prior prior.tif --points points.gpkg -o out.safetensors",
+    ),
+    Case("unsure map", "unsure_probabilities.tif", "sample unsure.tif --for adapt --count 4 -o out.gpkg"),
+    Case(
         "checkpoint", "CHECKPOINT", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True
     ),
     Case("points gpkg", "points.gpkg", "evaluate map.tif points.gpkg"),
@@ -438,6 +449,9 @@ def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
     sample = draw_sample("map.tif", scheme, count=24)
     sample["reference"] = [scheme.names[scheme.index(int(code))] for code in sample["stratum"]]
     write_sample(sample, "points.gpkg", scheme)
+    files = "--image image.tif --prior prior.tif --points points.gpkg"
+    _good(f"adapt --model model.safetensors {files} -o adapted.safetensors")
+    _good("predict image.tif --model adapted.safetensors --posterior prior.tif --probabilities -o unsure.tif")
     sample.to_crs(4326).to_file("points.geojson")
     sample.to_file("points.fgb", driver="FlatGeobuf")
     sample.to_parquet("points.parquet")
