@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -24,7 +25,9 @@ from landprior.landcover.prior.cooccurrence import load_cooccurrence
 from landprior.landcover.prior.fusion import PriorModel, require_role
 from landprior.landcover.prior.settings import PriorSettings
 from landprior.raster.cog import CogWriter, Encoding, encode_probabilities, encoding_options
+from landprior.raster.grid import Grid
 from landprior.raster.outputs import check_output
+from landprior.raster.reading import open_raster
 from landprior.raster.windows import Block, grow_window, stream
 from landprior.run import Run
 
@@ -58,6 +61,7 @@ def build_prior(
     sparse_labels: SparseLabels | None = None,
     recalibrate: bool = False,
     learned: LandcoverModel | None = None,
+    around: Sequence[Mapping[str, Path]] = (),
     run: Run = Run(),
     hints: SparseLabels | None = None,
 ) -> Path:
@@ -93,6 +97,9 @@ def build_prior(
     learned
         A learned prior (:func:`landprior.landcover.prior.learned.learn_prior`) that fuses the layers instead of the
         hand-coded rules. Its scheme, layers and filter widths must match those given here.
+    around
+        Files of neighbouring tiles by layer (``nlcd`` and those of ``layers``), read within reach of the filters
+        outside this tile, so that tiles that overlap have the same prior where they do.
     run
         See :class:`landprior.run.Run`.
     hints
@@ -120,7 +127,9 @@ def build_prior(
     cooccurrence = _choose_matrix(scheme, cooccurrence)
     target = check_output(output, overwrite=run.overwrite, inputs=(nlcd, like, *(layers or {}).values()), kind="raster")
     with ExitStack() as stack:
-        coarse = stack.enter_context(CoarseLayers(nlcd, layers, like=like, progress=run.progress))
+        margin = _find_margin(like or nlcd, settings, pixel_size) if around else 0
+        found = CoarseLayers(nlcd, layers, like=like, around=around, margin=margin, progress=run.progress)
+        coarse = stack.enter_context(found)
         model: PriorModel | LearnedPrior
         if learned is None:
             for name in coarse.names:
@@ -145,7 +154,7 @@ def build_prior(
         writer = stack.enter_context(
             CogWriter(
                 target,
-                coarse.grid,
+                coarse.own,
                 count=len(cooccurrence.scheme),
                 descriptions=cooccurrence.scheme.names,
                 tags=tags,
@@ -155,17 +164,32 @@ def build_prior(
         )
 
         def compute(block: Block) -> dict[str, NDArray[np.generic]]:
-            prior = model.window(block, *coarse.read(block.outer))
+            place = coarse.locate(block.core, model.halo)
+            prior = model.window(place, *coarse.read(place.outer))
             if calibration is not None:
                 prior = calibration.apply(prior)
             if sparse_labels is not None:
-                prior = sparse_labels.apply(prior, coarse.grid.window(block.core))
+                prior = sparse_labels.apply(prior, coarse.grid.window(place.core))
             return {"prior": encode_probabilities(prior, encoding)}
 
-        stream(
-            compute, grid=coarse.grid, sinks={"prior": writer}, halo=model.halo, label="prior", progress=run.progress
-        )
+        stream(compute, grid=coarse.own, sinks={"prior": writer}, label="prior", progress=run.progress)
     return target
+
+
+def find_reach(settings: PriorSettings | None = None) -> float:
+    """Return a distance, metres, beyond which nothing has a part in a prior, hand-coded or learned."""
+    return 2 * (settings or PriorSettings()).blur_radius + _MORE
+
+
+_MORE = 25.0
+"""Reach of a learned prior, and of the narrow filters, metres."""
+
+
+def _find_margin(reference: str | Path, settings: PriorSettings | None, pixel_size: float | None) -> int:
+    """Return how many pixels around a tile its prior may depend on."""
+    with open_raster(reference) as src:
+        sides = Grid.of(src).pixel_size(pixel_size, where=reference)
+    return math.ceil(find_reach(settings) / min(sides))
 
 
 def _choose_matrix(scheme: ClassScheme | None, cooccurrence: Cooccurrence | None) -> Cooccurrence:

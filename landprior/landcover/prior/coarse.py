@@ -9,8 +9,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from rasterio.windows import Window
 
 from landprior.errors import InputError, PriorError, SchemeError
+from landprior.landcover.prior.surroundings import grow_grid, open_joined
 from landprior.raster.advice import advise_nodata
 from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Grid
@@ -18,14 +20,13 @@ from landprior.raster.ground import UNEVEN
 from landprior.raster.names import quote, split_band
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import load_scheme
-from landprior.raster.windows import Block, stream
+from landprior.raster.windows import Block, grow_window, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rasterio.windows import Window
 
     from landprior.raster.scheme import Role
 
@@ -46,10 +47,15 @@ LAYERS: Mapping[str, Role] = {
 class CoarseLayers:
     """NLCD and the other layers, opened on one grid.
 
+    :attr:`own` is the grid of the tile; :attr:`grid`, on which everything is read, also has a margin around it if the
+    neighbours' layers are given.
+
     Parameters
     ----------
-    nlcd, layers, like
+    nlcd, layers, like, around
         See :func:`landprior.landcover.prior.build.build_prior`.
+    margin
+        Pixels around the tile that are read from ``around``, if there are any.
     progress
         Show a progress bar on stderr while NLCD codes are counted.
 
@@ -67,6 +73,8 @@ class CoarseLayers:
         layers: Mapping[str, str | Path] | None = None,
         *,
         like: str | Path | None = None,
+        around: Sequence[Mapping[str, Path]] = (),
+        margin: int = 0,
         progress: bool = False,
     ) -> None:
         layers = layers or {}
@@ -76,12 +84,19 @@ class CoarseLayers:
             raise InputError(msg)
         self._path, self._reference, self._progress = nlcd, like or nlcd, progress
         with ExitStack() as stack:
-            self.grid = Grid.of(stack.enter_context(open_raster(self._reference)))
-            self._nlcd = stack.enter_context(open_on_grid(nlcd, self.grid, like=self._reference))
-            self._layers = {
-                name: stack.enter_context(open_on_grid(path, self.grid, like=self._reference))
-                for name, path in layers.items()
-            }
+            self.own = Grid.of(stack.enter_context(open_raster(self._reference)))
+            self.grid, self._inner = grow_grid(self.own, margin if around else 0)
+
+            def enter(name: str, path: str | Path) -> CodeRaster:
+                raster = stack.enter_context(open_on_grid(path, self.own, like=self._reference))
+                if not around:
+                    return raster
+                others = [files[name] for files in around if name in files]
+                joined = open_joined(raster, self.grid, self._inner, others, like=self._reference)
+                return stack.enter_context(joined)
+
+            self._nlcd = enter("nlcd", nlcd)
+            self._layers = {name: enter(name, path) for name, path in layers.items()}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -89,6 +104,25 @@ class CoarseLayers:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def locate(self, window: Window, halo: int) -> Block:
+        """Return a window of the tile on :attr:`grid`, with its surroundings.
+
+        Parameters
+        ----------
+        window
+            Rows and columns of the tile.
+        halo
+            Pixels around it that are needed.
+
+        Returns
+        -------
+        Block
+            The window and its surroundings, as far as :attr:`grid` reaches.
+        """
+        left, top = window.col_off + self._inner.col_off, window.row_off + self._inner.row_off
+        core = Window(left, top, window.width, window.height)
+        return Block(core=core, outer=grow_window(core, halo, self.grid))
 
     @property
     def names(self) -> tuple[str, ...]:
