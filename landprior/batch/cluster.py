@@ -1,7 +1,8 @@
 """Running a plan on Ray (``pip install 'landprior[ray]'``): on the cores and GPUs of this machine or of a cluster.
 
-A tile is a task, with the number of cores set in the plan. When a worker or a node dies, Ray gives its tasks to
-others; finished tiles are kept. All nodes must see the workspace under the same path.
+A tile is a task, or where tiles share models, each of its stages and each model; a task has the number of cores set in
+the plan. When a worker or a node dies, Ray gives its tasks to others; finished tiles are kept. All nodes must see the
+workspace under the same path.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
+from landprior.batch.jobs import list_chains
 from landprior.batch.plans import parse_training
 from landprior.batch.states import TileState, report_state
 from landprior.batch.tile_runner import TileRunner
@@ -18,8 +20,9 @@ from landprior.progress import Progress
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from landprior.batch.jobs import Chain, Job
     from landprior.batch.plans import BatchPlan
     from landprior.landcover.workspace.item import TileFolder
     from landprior.sources.http.client import Network
@@ -96,7 +99,7 @@ def run_on_ray(
     try:
         if address is None:
             _require_cores(plan.recipe.threads, int(ray.cluster_resources().get("CPU", 0)))
-        task = ray.remote(_run_tile).options(
+        task = ray.remote(_run_job).options(
             num_cpus=plan.recipe.threads,
             num_gpus=gpus,
             memory=None if memory is None else memory * 2**20,
@@ -104,8 +107,12 @@ def run_on_ray(
             name=f"landprior {plan.city}",
         )
         shared = ray.put(plan)
-        waiting = {task.remote(shared, tile.name, network, work, run): tile.name for tile in plan.tiles}
-        return _collect(plan, waiting, RayError, progress=run.progress)
+
+        def submit(job: Job) -> Any:  # noqa: ANN401 - an ObjectRef of Ray
+            return task.remote(shared, job, network, work, run)
+
+        chains = list_chains(plan, whole=work is not None)
+        return _collect(plan, chains, submit, RayError, progress=run.progress)
     finally:
         if ours:
             ray.shutdown()
@@ -117,22 +124,40 @@ def _require_cores(wanted: int, there: int) -> None:
         raise ConfigError(msg)
 
 
-def _collect(plan: BatchPlan, waiting: dict[Any, str], failure: type[Exception], *, progress: bool) -> list[TileState]:
-    """Wait for all tasks."""
+def _collect(
+    plan: BatchPlan,
+    chains: Sequence[Chain],
+    submit: Callable[[Job], Any],
+    failure: type[Exception],
+    *,
+    progress: bool,
+) -> list[TileState]:
+    """Submit jobs as soon as they may begin, and wait for all of them."""
     import ray
 
     found: dict[str, TileState] = {}
-    left = list(waiting)
-    with Progress(len(left), plan.city, "tile", show=progress, leave=True) as bar:
-        while left:
-            (done, *_), left = ray.wait(left, num_returns=1)
-            name = waiting[done]
+    waiting: dict[Any, tuple[Chain, Job]] = {}
+    with Progress(len(plan.tiles), plan.city, "tile", show=progress, leave=True) as bar:
+
+        def go_on(chain: Chain, jobs: Sequence[Job]) -> None:
+            waiting.update({submit(job): (chain, job) for job in jobs})
+            if chain.ended:
+                found.update(chain.states)
+                for state in chain.states.values():
+                    report_state(state)
+                bar.update(len(chain.names))
+
+        for chain in chains:
+            go_on(chain, chain.begin())
+        while waiting:
+            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+            chain, job = waiting.pop(done)
             try:
-                found[name] = ray.get(done)
+                states = ray.get(done)
             except failure as error:  # its workers died repeatedly
-                found[name] = TileState(name, "failed", f"{type(error).__name__}: {_first_line(error)}")
-            report_state(found[name])
-            bar.update()
+                why = f"{type(error).__name__}: {_first_line(error)}"
+                states = [TileState(name, "failed", why) for name in job.tiles]
+            go_on(chain, chain.close(job, states))
     return [found[tile.name] for tile in plan.tiles]
 
 
@@ -145,16 +170,16 @@ _RUNNERS: dict[tuple[str, str, Run], TileRunner] = {}
 """State of a worker process shared by its tiles."""
 
 
-def _run_tile(
+def _run_job(
     plan: BatchPlan,
-    name: str,
+    job: Job,
     network: Callable[[], Network] | None,
     work: Callable[[TileFolder], Mapping[str, Any]] | None,
     run: Run,
-) -> TileState:
-    """Run a tile in a worker process."""
+) -> list[TileState]:
+    """Run a job in a worker process."""
     key = (plan.workspace, plan.digest, run)
     if key not in _RUNNERS:
         made = None if network is None else network()
         _RUNNERS[key] = TileRunner(plan, network=made, run=run)
-    return _RUNNERS[key].run(name, work=work)
+    return _RUNNERS[key].run_job(job, work=work)

@@ -56,7 +56,8 @@ def estimate_work(plan: BatchPlan) -> Work:
     networks = settings.members * settings.starts
     width = (settings.filters / 32) ** 2
     patches = settings.batch_size * settings.patch_size**2
-    training = len(plan.tiles) * networks * settings.training.steps * patches * TRAINING_SECONDS * width
+    models = len(plan.find_groups()) or len(plan.tiles)
+    training = models * networks * settings.training.steps * patches * TRAINING_SECONDS * width
     mapping = plan.pixels * MAPPING_SECONDS * settings.members * (4 if settings.flips else 1) * width
     hours = (training + mapping) / 3600
     return Work(

@@ -31,7 +31,10 @@ from landprior.landcover.prior.settings import PriorSettings  # noqa: TC001 - py
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.city import CityRef, find_city
 from landprior.landcover.workspace.fetch_settings import FetchSettings
+from landprior.landcover.workspace.groups import Group, divide_tiles, name_model
+from landprior.landcover.workspace.item import TileFolder
 from landprior.raster.endings import check_named_output
+from landprior.raster.grid import Grid
 from landprior.raster.outputs import replacing
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA, ClassScheme, explain
@@ -40,7 +43,7 @@ from landprior.sources.cities import CityPreset, list_cities, load_city
 from landprior.sources.folder_names import check_component
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.layout import FetchPlan
@@ -117,6 +120,7 @@ class BatchPlan(_Part):
     city: Annotated[str, AfterValidator(_check_city)]
     tiles: tuple[PlannedTile, ...] = Field(min_length=1)
     recipe: Recipe
+    groups: tuple[tuple[str, ...], ...] = Field((), description="names of the tiles that share each model, if they do")
     fetch: Fetching | None = None
 
     @field_validator("workspace")
@@ -136,9 +140,34 @@ class BatchPlan(_Part):
             raise ValueError(msg)
         return tiles
 
+    @model_validator(mode="after")
+    def _is_divided(self) -> BatchPlan:
+        grouped = Counter(name for names in self.groups for name in names)
+        twice = [name for name, count in grouped.items() if count > 1]
+        if twice or (self.groups and not {tile.name for tile in self.tiles} <= set(grouped)):
+            msg = "each tile must be in exactly one of the groups"
+            raise ValueError(msg)
+        for name in grouped:
+            check_component(name, "a tile")
+        return self
+
+    def find_groups(self) -> list[Group]:
+        """Return the groups of tiles that share a model and have a tile in this plan; none if each has its own."""
+        there = {tile.name for tile in self.tiles}
+        return [self._group(number) for number, names in enumerate(self.groups) if there & {*names}]
+
+    def find_group(self, name: str) -> Group | None:
+        """Return the group of a tile; None if it has a model of its own."""
+        return next((self._group(number) for number, names in enumerate(self.groups) if name in names), None)
+
+    def _group(self, number: int) -> Group:
+        folder = Path(self.workspace) / self.city
+        tiles = tuple(TileFolder(path=folder / name, city=self.city) for name in self.groups[number])
+        return Group(tiles, folder / name_model(number, len(self.groups)))
+
     @property
     def digest(self) -> str:
-        """A hash of the settings; independent of the workspace's path and of added tiles."""
+        """A hash of the settings and groups; independent of the workspace's path and, without groups, of the tiles."""
         left_out = {"learned", "cooccurrence_source"}
         # fields of later versions: if unset, the hash of a plan is unchanged
         left_out |= set() if self.recipe.cooccurrence_pixels else {"cooccurrence_pixels"}
@@ -150,6 +179,7 @@ class BatchPlan(_Part):
             "fetch": None
             if self.fetch is None
             else self.fetch.model_dump(mode="json", exclude=set() if own else {"preset"}),
+            **({"groups": self.groups} if self.groups else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -226,16 +256,17 @@ def plan_workspace(
     MissingInputError
         If there is no such city or tile.
     """
-    tiles = []
     place = find_city(city, workspace.root)
+    grids = {}
     for tile in workspace.tiles(place, only=only):
         with open_raster(tile.require("naip", hint="every tile needs its image")) as src:
-            tiles.append(PlannedTile(name=tile.name, width=src.width, height=src.height))
+            grids[tile.name] = Grid.of(src)
     return BatchPlan(
         landprior=landprior.__version__,
         workspace=str(workspace.root.resolve()),
         city=place.name,
-        tiles=tuple(tiles),
+        tiles=_list_tiles(grids),
+        groups=_divide(grids, settings),
         recipe=describe_recipe(settings, learned=learned, threads=threads),
     )
 
@@ -269,13 +300,13 @@ def plan_area(
     """
     preset = found.area.preset
     shipped = preset is not None and preset.name in list_cities() and load_city(preset.name) == preset
+    grids = {tile.folder.name: tile.grid for tile in found.tiles}
     return BatchPlan(
         landprior=landprior.__version__,
         workspace=str(workspace.root.resolve()),
         city=found.area.name,
-        tiles=tuple(
-            PlannedTile(name=tile.folder.name, width=tile.grid.width, height=tile.grid.height) for tile in found.tiles
-        ),
+        tiles=_list_tiles(grids),
+        groups=_divide(grids, settings),
         recipe=describe_recipe(settings, learned=learned, threads=threads),
         fetch=Fetching(
             outline=found.area.outline.wkt,
@@ -284,6 +315,14 @@ def plan_area(
             settings=fetching.make_absolute().model_dump(mode="json", exclude={"scheme"}),
         ),
     )
+
+
+def _list_tiles(grids: Mapping[str, Grid]) -> tuple[PlannedTile, ...]:
+    return tuple(PlannedTile(name=name, width=grid.width, height=grid.height) for name, grid in grids.items())
+
+
+def _divide(grids: Mapping[str, Grid], settings: PipelineSettings) -> tuple[tuple[str, ...], ...]:
+    return tuple(divide_tiles(grids, settings.group)) if settings.joint else ()
 
 
 def write_plan(plan: BatchPlan, path: str | Path, *, overwrite: bool = False) -> Path:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
-    """Return every count-th tile of a plan, starting at the index-th (from 0).
+    """Return every count-th tile of a plan, or every count-th group, starting at the index-th (from 0).
 
     Parameters
     ----------
@@ -37,9 +37,15 @@ def choose_shard(plan: BatchPlan, index: int, count: int) -> BatchPlan:
     if not 0 <= index < count:
         msg = f"shard {index}/{count}: the index goes from 0 to {count - 1}"
         raise InputError(msg)
-    tiles = plan.tiles[index::count]
+    if plan.groups:  # a group is run as a whole
+        chosen = {name for names in plan.groups[index::count] for name in names}
+        tiles = tuple(tile for tile in plan.tiles if tile.name in chosen)
+        what = f"group of tiles that share a model; the plan has {len(plan.groups)} (landprior plan --group N)"
+    else:
+        tiles = plan.tiles[index::count]
+        what = f"tile; the plan has {len(plan.tiles)}"
     if not tiles:
-        msg = f"shard {index}/{count} has no tile; the plan has {len(plan.tiles)}"
+        msg = f"shard {index}/{count} has no {what}"
         raise InputError(msg)
     return plan.model_copy(update={"tiles": tiles})
 

@@ -105,14 +105,16 @@ def read_state(plan: BatchPlan, name: str) -> TileState:
         return TileState(name, "waiting", "was run by another plan")
     state, seconds = note.get("state"), note.get("seconds")
     if state == "done":
-        lost = _find_change(tile, note.get("files"))
+        lost = _find_change(tile, note.get("files")) or _find_other_model(plan, name, note.get("model"))
         return TileState(name, "waiting", lost) if lost else TileState(name, "done", "", seconds)
     if state == "running":
         where = f"since {note.get('started')} on {note.get('host')}"
         if note.get("host") == platform.node() and not psutil.pid_exists(int(note.get("pid", -1))):
             return TileState(name, "interrupted", f"{where}; the process has ended")
         return TileState(name, "running", where)
-    return TileState(name, "failed" if state == "failed" else "interrupted", str(note.get("detail", "")), seconds)
+    # it waits for the other tiles of its group, failed, or was interrupted
+    ended: State = state if state in ("waiting", "failed") else "interrupted"
+    return TileState(name, ended, str(note.get("detail", "")), seconds)
 
 
 def describe_files(tile: TileFolder) -> dict[str, dict[str, Any]]:
@@ -144,6 +146,14 @@ def _find_change(tile: TileFolder, recorded: object) -> str:
             what = "its map is not the one that this plan made" if name == "prediction" else f"{path.name} has changed"
             return f"{what} since it was done"
     return ""
+
+
+def _find_other_model(plan: BatchPlan, name: str, recorded: object) -> str:
+    """Return that the model of a tile's group is not the one that it was mapped with; empty if it is."""
+    group = plan.find_group(name)
+    if group is None or (group.model.is_file() and checksum(group.model) == recorded):
+        return ""
+    return f"{group.model.name} is {'another' if group.model.is_file() else 'gone'} since it was done"
 
 
 def read_states(plan: BatchPlan) -> list[TileState]:

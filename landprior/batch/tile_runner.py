@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landprior.batch.jobs import LAST, list_chains
 from landprior.batch.plans import parse_fetch, parse_training
 from landprior.batch.states import RUN, TileState, describe_files, find_tile, read_state, recording, report_state
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
@@ -25,17 +26,27 @@ from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.layout import plan_fetch
 from landprior.landcover.workspace.settings import PipelineSettings
-from landprior.landcover.workspace.steps import ensure_map, ensure_model, ensure_prior, require_own_results, score_tile
+from landprior.landcover.workspace.steps import (
+    ensure_joint_model,
+    ensure_map,
+    ensure_model,
+    ensure_prior,
+    require_own_results,
+    score_tile,
+)
 from landprior.progress import Progress
 from landprior.raster.locks import claiming, clear_leftovers
 from landprior.raster.outputs import make_folder
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from landprior.batch.jobs import Job
     from landprior.batch.plans import BatchPlan
+    from landprior.batch.states import Note, State
     from landprior.landcover.workspace.fetch_settings import FetchSettings
+    from landprior.landcover.workspace.groups import Group
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan
     from landprior.sources.http.client import Network
@@ -79,34 +90,85 @@ class TileRunner:
         TileState
             The state, as recorded in the tile's folder.
         """
-        tile = find_tile(self.plan, name)
-        if self.plan.fetch is None and work is None and not tile.path.is_dir():  # do not create a workspace
-            return TileState(name, "failed", f"there is no tile at {tile.path}; make a new plan if it has moved")
-        make_folder(tile.path)
-        clear_leftovers(tile.path)
-        known = read_state(self.plan, name)
-        if known.state == "done":
-            return known
-        try:
-            with claiming(tile.path / RUN):
-                return self._run_locked(tile, work or self._map)
-        except OutputBusyError:
-            return TileState(name, "running", "another process is running it")
+        known = self._open([name], whole=work is None)
+        if known:
+            return known[0]
+        known = [read_state(self.plan, name)]
+        if known[0].state == "done":
+            return known[0]
+        return self._run_claimed([name], work or self._map)[0]
 
-    def _run_locked(self, tile: TileFolder, work: Callable[[TileFolder], Mapping[str, Any]]) -> TileState:
-        start = time.monotonic()
-        with recording(self.plan, tile) as note:
+    def run_job(self, job: Job, *, work: Callable[[TileFolder], Mapping[str, Any]] | None = None) -> list[TileState]:
+        """Run a job; never raises for errors of its tiles.
+
+        Parameters
+        ----------
+        job
+            See :func:`landprior.batch.jobs.list_chains`.
+        work
+            See :meth:`run`.
+
+        Returns
+        -------
+        list of TileState
+            The states of the job's tiles; ``"waiting"`` if the stage ended well and others follow.
+        """
+        if job.stage == "whole":
+            return [self.run(job.tiles[0], work=work)]
+        stages: dict[str, Callable[..., Mapping[str, Any]]] = {
+            "fetch": self._fetch_layers,
+            "prior": self._build_prior,
+            "model": self._train_group,
+            "map": self._map_in_group,
+        }
+        return self._open(job.tiles) or self._run_claimed(job.tiles, stages[job.stage], last=job.stage in LAST)
+
+    def _open(self, names: Sequence[str], *, whole: bool = True) -> list[TileState]:
+        """Make the folders of tiles; return failures if they should exist and one does not."""
+        for tile in (find_tile(self.plan, name) for name in names):
+            if self.plan.fetch is None and whole and not tile.path.is_dir():  # do not create a workspace
+                why = f"there is no tile at {tile.path}; make a new plan if it has moved"
+                return [TileState(name, "failed", why) for name in names]
+            make_folder(tile.path)
+            clear_leftovers(tile.path)
+        return []
+
+    def _run_claimed(
+        self, names: Sequence[str], work: Callable[..., Mapping[str, Any]], *, last: bool = True
+    ) -> list[TileState]:
+        """Run something for tiles that no other process is running."""
+        tiles = [find_tile(self.plan, name) for name in names]
+        with ExitStack() as stack:
             try:
-                note.update(work(tile))
-            except LandpriorError as error:
-                return note.close("failed", str(error), time.monotonic() - start)
-            except MemoryError:
-                return note.close("failed", "out of memory", time.monotonic() - start)
-            except Exception as error:  # a bug of ours or of a library in one tile must not stop the others
-                logger.debug("%s", tile.id, exc_info=True)
-                return note.close("failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
-            note["files"] = describe_files(tile)
-            return note.close("done", "", time.monotonic() - start)
+                for tile in tiles:
+                    stack.enter_context(claiming(tile.path / RUN))
+            except OutputBusyError:
+                return [TileState(name, "running", "another process is running it") for name in names]
+            notes = [stack.enter_context(recording(self.plan, tile)) for tile in tiles]
+            return self._run_locked(tiles, notes, work, last=last)
+
+    def _run_locked(
+        self, tiles: Sequence[TileFolder], notes: Sequence[Note], work: Callable[..., Mapping[str, Any]], *, last: bool
+    ) -> list[TileState]:
+        start = time.monotonic()
+
+        def close(state: State, detail: str = "") -> list[TileState]:
+            return [note.close(state, detail, time.monotonic() - start) for note in notes]
+
+        try:
+            found = work(*tiles)
+        except LandpriorError as error:
+            return close("failed", str(error))
+        except MemoryError:
+            return close("failed", "out of memory")
+        except Exception as error:  # a bug of ours or of a library in one tile must not stop the others
+            logger.debug("%s", tiles[0].id, exc_info=True)
+            return close("failed", f"{type(error).__name__}: {error}")
+        for tile, note in zip(tiles, notes, strict=True):
+            note.update(found)
+            if last:
+                note["files"] = describe_files(tile)
+        return close("done") if last else close("waiting", "a stage of its group is done")
 
     def _map(self, tile: TileFolder) -> dict[str, Any]:
         """Fetch, build the prior, train, map and score a tile."""
@@ -121,6 +183,41 @@ class TileRunner:
             ensure_map(tile, posterior=settings.posterior, command="run", run=self._run)
             scores = score_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+
+    def _fetch_layers(self, tile: TileFolder) -> dict[str, Any]:
+        self._fetch_tile(tile)
+        return {}
+
+    def _build_prior(self, tile: TileFolder) -> dict[str, Any]:
+        """Build a tile's prior, within its group."""
+        group = self._group_of(tile)
+        if not self._run.overwrite:
+            require_own_results([tile], self._pipeline(), groups=[group])
+        with _on_cores(self.plan.recipe.threads):
+            ensure_prior(tile, self._pipeline(), group=group, command="run", run=self._run)
+        return {}
+
+    def _train_group(self, *tiles: TileFolder) -> dict[str, Any]:
+        """Train the model of a group."""
+        with _on_cores(self.plan.recipe.threads):
+            ensure_joint_model(self._group_of(tiles[0]), self._pipeline().training, command="run", run=self._run)
+        return {}
+
+    def _map_in_group(self, tile: TileFolder) -> dict[str, Any]:
+        """Map and score a tile with the model of its group."""
+        settings, model = self._pipeline(), self._group_of(tile).require_model()
+        with _on_cores(self.plan.recipe.threads):
+            ensure_map(tile, posterior=settings.posterior, model=model, command="run", run=self._run)
+            scores = score_tile(tile, settings)
+        note: dict[str, Any] = {"model": checksum(model)}
+        return note if scores is None else note | {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+
+    def _group_of(self, tile: TileFolder) -> Group:
+        group = self.plan.find_group(tile.name)
+        if group is None:
+            msg = f"{tile.id} is in no group of the plan; make a new plan"
+            raise ConfigError(msg)
+        return group
 
     def _pipeline(self) -> PipelineSettings:
         if self._settings is None:
@@ -206,7 +303,7 @@ def run_plan(
     work: Callable[[TileFolder], Mapping[str, Any]] | None = None,
     run: Run = Run(),
 ) -> list[TileState]:
-    """Run the tiles of a plan one after the other in this process.
+    """Run the tiles of a plan one after the other in this process, group by group if they share models.
 
     Parameters
     ----------
@@ -231,11 +328,18 @@ def run_plan(
     """
     parse_training(plan)  # once, not in every tile
     runner = TileRunner(plan, network=network, run=run)
-    found = []
+    found: dict[str, TileState] = {}
     with Progress(len(plan.tiles), plan.city, "tile", show=run.progress, leave=True) as bar:
-        for tile in plan.tiles:
-            found.append(runner.run(tile.name, work=work))
-            report_state(found[-1])
-            bar.note(f"failed={sum(state.state == 'failed' for state in found)}")
-            bar.update()
-    return found
+        for chain in list_chains(plan, whole=work is not None):
+            jobs = chain.begin()
+            while jobs:
+                job = jobs.pop(0)
+                if job.stage != "whole":
+                    bar.note(f"{job.stage} of {job.tiles[0]}")
+                jobs += chain.close(job, runner.run_job(job, work=work))
+            found |= chain.states
+            for state in chain.states.values():
+                report_state(state)
+            bar.note(f"failed={sum(state.state == 'failed' for state in found.values())}")
+            bar.update(len(chain.names))
+    return [found[tile.name] for tile in plan.tiles]

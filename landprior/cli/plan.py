@@ -26,6 +26,7 @@ from landprior.cli.places import (
 )
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
 from landprior.landcover.prior.settings import PriorSettings
+from landprior.cli.workspace import joint_options, joint_settings
 
 if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     *field_options(PriorSettings, "blur_sigma", "blur_radius", "fusion"),
     shared.learned_option,
 )
-@grouped("Training", loss_option(), *training_options())
+@grouped("Training", *joint_options, loss_option(), *training_options())
 @grouped("Maps", maps_option)
 @source_options
 @grouped("Reference labels", shared.label_map_option)
@@ -83,13 +84,15 @@ def command(
     landprior run plan.json
     landprior run plan.json --ray --workers 8
     landprior run plan.json --shard 3/16
+    landprior plan --city mytown --scheme enviroatlas-5 --group 16 -o groups.json
     landprior status plan.json
     landprior mosaic plan.json -o map.tif
 
     Run the plan here, one tile after the other; on Ray, with the cores and GPUs of this machine or of a cluster; or
     as an array of batch jobs, each with its own shard. The plan is a JSON file with tiles, classes, matrix and
     training, and the sources of a place that is still to be fetched (now only the image catalogue is queried). Every
-    worker must see the workspace (--data).
+    worker must see the workspace (--data). With --joint or --group, tiles share models; a group is run as a whole, so
+    there may be as many shards as groups.
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import plan_area, plan_workspace, write_plan
@@ -110,6 +113,7 @@ def command(
     widths = pick_given({name: options[name] for name in ("blur_sigma", "blur_radius", "fusion")})
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     changes["prior"] = make_checked(PriorSettings, "the blur", **widths) if widths else None
+    changes |= joint_settings(options)
     ref = None if city is None else find_city(city, workspace)
     if ref is None or to_be_fetched(workspace, ref):
         found, fetching, place = make_plan(

@@ -15,7 +15,15 @@ from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
-from landprior.cli.workspace import choose_steps, find_settings, only_option, refuse_unused, report_steps
+from landprior.cli.workspace import (
+    choose_steps,
+    find_settings,
+    joint_options,
+    joint_settings,
+    only_option,
+    refuse_unused,
+    report_steps,
+)
 from landprior.landcover.prior.settings import PriorSettings
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     *field_options(PriorSettings, "blur_sigma", "blur_radius", "fusion"),
     shared.learned_option,
 )
-@grouped("Training", loss_option(), *training_options())
+@grouped("Training", *joint_options, loss_option(), *training_options())
 @grouped("Map", maps_option)
 @map_options()
 @grouped("Map", *finish_options)
@@ -63,6 +71,7 @@ def command(
     landprior run --city mytown --scheme chesapeake-4 --data /data/landprior
     landprior run --city mytown --scheme chesapeake-4 --only prior,model --steps 2000
     landprior run --city mytown --only map --probabilities
+    landprior run --place "Ithaca, NY" --scheme enviroatlas-5 --joint
     landprior run plan.json
     landprior run plan.json --shard auto
     landprior run plan.json --ray --workers 8
@@ -71,7 +80,8 @@ def command(
     A place without tiles in the workspace is fetched first. A tile is a folder <workspace>/<place>/<tile>/ with
     naip.tif and nlcd.tif, and optionally roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for
     scores only); you can also fill it by hand. Results that are current are skipped; item.json in each folder records
-    how each was made. --only runs only some of the steps.
+    how each was made. --only runs only some of the steps. With --joint the tiles of the place share one model, and
+    their maps meet without a seam.
 
     Without --overwrite, the run stops at a prior, model or map that you, another command or another model
     made. With a PLAN (landprior plan) one failed tile does not stop the rest; the exit status is then 1, and landprior
@@ -94,8 +104,10 @@ def command(
         learned = load_model(options["learned"])
     ref = fetch_tiles(ctx, options, steps)
     from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.groups import make_groups
     from landprior.landcover.workspace.steps import require_own_results
 
+    joint = joint_settings(options)
     settings = None
     if {"prior", "scores"} & {*steps}:
         settings = find_settings(
@@ -108,11 +120,13 @@ def command(
             learned=learned,
             posterior=options["maps"] == "r",
             label_map=options["label_map"] or {},
+            **joint,
         )
     tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
+    groups = make_groups(Workspace(options["workspace"]).tiles(ref), joint["group"]) if joint["joint"] else []
     if settings is not None and {"prior", "model", "map"} <= {*steps} and not run.overwrite:
-        require_own_results(tiles, settings, options=products)
+        require_own_results(tiles, settings, groups=groups, options=products)
     report_steps(
         tiles,
         steps,
@@ -120,5 +134,6 @@ def command(
         settings=settings,
         training=training,
         mapping={"posterior": options["maps"] == "r", "options": products},
+        groups=groups,
         run=run,
     )

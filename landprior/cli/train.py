@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from landprior.landcover.training.settings import TileSettings
-    from landprior.landcover.workspace.pipeline import Step
     from landprior.run import Run
 
 
@@ -158,6 +157,7 @@ def _train_place(
 ) -> None:
     """Train for the tiles of a place, as ``landprior run --only model`` does."""
     from landprior.landcover.workspace.collection import Workspace
+    from landprior.landcover.workspace.groups import make_groups
     from landprior.landcover.workspace.steps import train_city
 
     if other_method is None:
@@ -174,8 +174,10 @@ def _train_place(
         like = next((tile.file("prior") for tile in tiles if tile.file("prior").is_file()), None)
         matrix = read_matrix(method, options["cooccurrence"], like=like, scheme=None)
         trainer = SuperresMethod(method=method, matrix=matrix)
-    steps: tuple[Step, ...] = ("joint model" if options["joint"] else "model",)
-    print_steps(tiles, steps, training=settings, method=trainer, command="train", run=run)
+    how: dict[str, Any] = {"method": trainer, "command": "train"}
+    if options["joint"]:
+        how = {"groups": make_groups(tiles), "command": "train --joint"}
+    print_steps(tiles, ("model",), training=settings, **how, run=run)
 
 
 def _check_options(ctx: click.Context, *, labelled: bool, city: bool, joint: bool, other_method: str | None) -> None:

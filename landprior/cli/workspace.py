@@ -11,7 +11,7 @@ from landprior.cli.checks import refuse_options
 from landprior.cli.command import group_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from landprior.landcover.workspace.city import CityRef
@@ -57,7 +57,8 @@ def choose_steps(only: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 _USED_BY = {"Training": {"model"}, "Map": {"map"}, "Prior": {"prior"}, "Sources": {"fetch"}}
 """Group of options -> the steps that use them."""
 
-_ELSEWHERE = {"scheme": {*STEPS}, "label_map": {"fetch", "scores"}}
+_SHARED = {"prior", "model", "map"}
+_ELSEWHERE = {"scheme": {*STEPS}, "label_map": {"fetch", "scores"}, "joint": _SHARED, "group": _SHARED}
 """Options used by steps other than those of their group."""
 
 _FILES = {"fetch": "tiles", "prior": "priors", "model": "models", "map": "maps", "scores": "maps"}
@@ -89,6 +90,23 @@ def find_settings(
     from landprior.landcover.workspace.settings import PipelineSettings
 
     return PipelineSettings.for_city(find_city(city, workspace), scheme=scheme, cooccurrence=cooccurrence, **changes)
+
+
+joint_options = (
+    click.option("--joint", is_flag=True, help="Train one model for all tiles of the place, instead of one for each."),
+    click.option(
+        "--group",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Train one model for each N neighbouring tiles or fewer, instead of one for all; implies --joint.",
+    ),
+)
+"""Options of models shared by tiles; :func:`joint_settings` reads their values."""
+
+
+def joint_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the settings given by :data:`joint_options`."""
+    return {"joint": options["joint"] or options["group"] is not None, "group": options["group"]}
 
 
 def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401

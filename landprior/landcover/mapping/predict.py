@@ -49,7 +49,7 @@ def predict(
     *,
     posterior: str | Path | None = None,
     prior: str | Path | None = None,
-    marginal: Sequence[float] | None = None,
+    marginal: Sequence[float] | Sequence[Sequence[float]] | None = None,
     options: MapOptions = MapOptions(),
     force: bool = False,
     engine: str = "auto",
@@ -80,7 +80,9 @@ def predict(
         it have no data in the map.
     marginal
         The mean prediction used for r, shape (C,), if it is not that of the image itself but, for example, that of all
-        training images. This saves a pass.
+        training images. This saves a pass. Which classes were given up is not known then; with shape (3, C) it is: the
+        mean prediction, the shares of the classes that q names, and the mean prior
+        (:func:`landprior.landcover.training.shares.find_shares`).
     options, run
         Other files to write, and how this is carried out.
     force

@@ -156,4 +156,3 @@ def grow_grid(grid: Grid, pixels: int) -> tuple[Grid, Window]:
     """Return a grid that is larger by some pixels on every side, and the place of the original in it."""
     larger = grid.window(Window(-pixels, -pixels, grid.width + 2 * pixels, grid.height + 2 * pixels))
     return larger, Window(pixels, pixels, grid.width, grid.height)
-

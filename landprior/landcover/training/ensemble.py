@@ -8,23 +8,26 @@ import logging
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landprior.errors import HarmWarning, ModelError
 from landprior.implicit.checkpoints import partial_path
 from landprior.implicit.devices import choose_device
 from landprior.implicit.networks import Ensemble
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
+from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.shares import measure_shares
 from landprior.landcover.training.tile_sets import sort_tiles
 from landprior.landcover.training.trainer import identify_run, train_model
 from landprior.landcover.training.verdict import Judge, warn_of_harm
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from landprior.implicit.objectives import Batch
     from landprior.landcover.training.tiles import Tile
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ def train_best(
     settings: TileSettings | None = None,
     *,
     init: LandcoverModel | None = None,
+    feed: Callable[..., Callable[[int], Batch]] = PatchFeed,
+    identity: str = "",
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
@@ -46,7 +51,7 @@ def train_best(
 
     Parameters
     ----------
-    tiles, settings, init
+    tiles, settings, init, feed, identity
         See :func:`landprior.landcover.training.trainer.train_model`.
     checkpoint
         Path of the training state; finished models are kept beside it (:func:`clear_checkpoint`).
@@ -67,14 +72,15 @@ def train_best(
     tiles = sort_tiles(tiles)
     # a fit to labels has no evidence to choose a model by
     count = max(settings.members, 1 if tiles and tiles[0].labelled else settings.starts)
+    how: dict[str, Any] = {"init": init, "feed": feed, "identity": identity, "checkpoint": checkpoint, "run": run}
     if count == 1 and not settings.flips:
-        return train_model(tiles, settings, init=init, checkpoint=checkpoint, run=run)
+        return train_model(tiles, settings, **how)
     models: list[LandcoverModel] = []
     for start in range(count):
         with warnings.catch_warnings():
             if settings.members > 1:  # the verdict is on the ensemble
                 warnings.simplefilter("ignore", HarmWarning)
-            models.append(train_kept(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run))
+            models.append(train_kept(tiles, settings, start=start, **how))
     if settings.members > 1 or settings.flips:
         best = join_models(models, tiles, flips=settings.flips, device=run.device)
     else:
@@ -93,6 +99,8 @@ def train_kept(
     *,
     init: LandcoverModel | None = None,
     start: int = 0,
+    feed: Callable[..., Callable[[int], Batch]] = PatchFeed,
+    identity: str = "",
     checkpoint: Path | None = None,
     run: Run = Run(),
 ) -> LandcoverModel:
@@ -100,7 +108,7 @@ def train_kept(
 
     Parameters
     ----------
-    tiles, settings, init, start, checkpoint, run
+    tiles, settings, init, start, feed, identity, checkpoint, run
         See :func:`landprior.landcover.training.trainer.train_model`.
 
     Returns
@@ -115,11 +123,12 @@ def train_kept(
     """
     tiles = sort_tiles(tiles)
     done = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{start}.safetensors")
-    identity = identify_run(tiles, settings, init, start)
-    model = _load_finished(done, identity)
+    own = f"{identify_run(tiles, settings, init, start)}{identity}"
+    model = _load_finished(done, own)
     if model is None:
-        model = train_model(tiles, settings, init=init, start=start, checkpoint=checkpoint, run=run)
-        model.record["identity"] = identity
+        how: dict[str, Any] = {"feed": feed, "identity": identity, "checkpoint": checkpoint, "run": run}
+        model = train_model(tiles, settings, init=init, start=start, **how)
+        model.record["identity"] = own
         if done is not None and checkpoint is not None:
             save_model(model, done, overwrite=True)
             checkpoint.unlink(missing_ok=True)
@@ -168,6 +177,8 @@ def join_models(
         judge = Judge(on_device, first.statistics, smoothing=first.network.smoothing)
         verdict = judge.take_snapshot(network).judge()
         record["verdict"] = verdict.to_dict()
+        if len(tiles) > 1:
+            record["shares"] = measure_shares(network, on_device, first.statistics)
         warn_of_harm(verdict)
     return replace(first, network=network, record=record)
 

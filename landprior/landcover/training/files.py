@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landprior.errors import InputError
 from landprior.landcover.training.ensemble import clear_checkpoint, train_best
+from landprior.landcover.training.extracts import FIXED, HELD, SIDE, Extracts, Source, StreamedFeed
 from landprior.landcover.training.model import LandcoverModel, load_model, save_model
+from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.training.tiles import (
     Tile,
     read_labelled_tile,
@@ -23,7 +26,6 @@ from landprior.run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from landprior.landcover.training.settings import TileSettings
     from landprior.raster.scheme import ClassScheme
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,14 @@ def train_files(
     names: Sequence[str] | None = None,
     scheme: ClassScheme | None = None,
     init: str | Path | None = None,
+    held: int = HELD,
     run: Run = Run(),
 ) -> LandcoverModel:
     """Train on files and write the model; several images make one joint model.
+
+    Tiles are held in memory whole, unless there are several and they have more than ``held`` pixels together. Then
+    windows are read from the files as training needs them (:mod:`landprior.landcover.training.extracts`), and memory
+    does not grow with the tiles.
 
     While it runs, its state is kept beside the output (``.<name>.checkpoint``). After an interruption, the same call
     resumes and ends with the same weights as an uninterrupted run.
@@ -88,6 +95,8 @@ def train_files(
         The classes; required with labels, and for a prior whose file does not store them.
     init
         A model file whose weights the training starts from.
+    held
+        Pixels of several tiles that are held in memory; labelled tiles always are.
     run
         Device, nodata value of the images, and whether to replace an existing model (:class:`landprior.run.Run`).
 
@@ -107,16 +116,42 @@ def train_files(
     start = None if init is None else load_model(init)
     names = names or [Path(image).name for image, _ in pairs]
     truths: Sequence[str | Path | None] = labels or [None] * len(pairs)
-    tiles = [
-        _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=run.nodata)
-        for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
-    ]
+    streaming: dict[str, Any] = {}
+    extracts = None if labels or len(pairs) == 1 else _find_extracts(pairs, names, scheme, settings, run)
+    if extracts is not None and extracts.pixels > held:
+        tiles = extracts.take(FIXED, "fixed")
+        streaming = {"feed": partial(StreamedFeed, extracts=extracts), "identity": extracts.identify()}
+    else:
+        tiles = [
+            _read(image, prior, truth, name=name, scheme=scheme, label_map=label_map, nodata=run.nodata)
+            for name, (image, prior), truth in zip(names, pairs, truths, strict=True)
+        ]
     checkpoint = checkpoint_path(target)
     with claiming(target):
-        model = train_best(tiles, settings, init=start, checkpoint=checkpoint, run=run)
+        model = train_best(tiles, settings, init=start, checkpoint=checkpoint, run=run, **streaming)
+        if streaming:
+            model.record["tiles"] = sorted(names)
         save_model(model, target, overwrite=run.overwrite)
         clear_checkpoint(checkpoint)
     return model
+
+
+def _find_extracts(
+    pairs: Sequence[tuple[str | Path, str | Path | None]],
+    names: Sequence[str],
+    scheme: ClassScheme | None,
+    settings: TileSettings | None,
+    run: Run,
+) -> Extracts | None:
+    """Return where windows of tiles come from; None if a tile has no prior."""
+    sources = [
+        Source(name, image, prior) for name, (image, prior) in zip(names, pairs, strict=True) if prior is not None
+    ]
+    chosen = settings or TileSettings()
+    if len(sources) < len(pairs):
+        return None
+    side = max(SIDE, 2 * chosen.patch_size)
+    return Extracts(sources, scheme=scheme, nodata=run.nodata, side=side, seed=chosen.training.seed)
 
 
 def _read(

@@ -110,6 +110,14 @@ class _Density(_Part):
     priors: list[_Finite] | list[list[_Finite]] | None = None
 
 
+class _Shares(_Part):
+    """Shares of the classes over the tiles of a joint training."""
+
+    q: list[Annotated[float, Field(gt=0, le=1)]]
+    named: list[Annotated[float, Field(ge=0, le=1)]]
+    prior: list[Annotated[float, Field(ge=0, le=1)]]
+
+
 class _Record(_Part):
     """The part of the training record that is read back."""
 
@@ -117,6 +125,7 @@ class _Record(_Part):
 
     settings: _Settings = _Settings()
     verdict: _Verdict | None = None
+    shares: _Shares | None = None
     labelled: bool = False
     history: dict[str, Any] = {}
     prior: dict[str, Any] = {}
@@ -151,6 +160,10 @@ class Header(_Part):
         wrong = [index for index in (record.verdict.unsupported if record.verdict else []) if index >= network.classes]
         if wrong:
             msg = f"the verdict names class {wrong[0]}, but there are {network.classes}"
+            raise ValueError(msg)
+        shares = record.shares
+        if shares is not None and {len(shares.q), len(shares.named), len(shares.prior)} != {network.classes}:
+            msg = f"the shares of the classes are not those of {network.classes} classes"
             raise ValueError(msg)
         return self
 

@@ -18,6 +18,7 @@ from landprior.landcover.training.image_kind import kind_of, require_one_kind
 from landprior.landcover.training.model import LandcoverModel, build_network
 from landprior.landcover.training.patches import PatchFeed
 from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.shares import measure_shares
 from landprior.landcover.training.tile_sets import find_doubles, require_compatible, require_inside, sort_tiles
 from landprior.landcover.training.tiles import Tile, measure_bands
 from landprior.landcover.training.verdict import Judge, Snapshot, warn_of_harm
@@ -151,6 +152,7 @@ def train_model(
         progress=run.progress,
     )
     network.eval()
+    shares = None if labelled or len(tiles) == 1 else measure_shares(network, on_device, statistics)
     verdict = None if judge is None else (snapshot or judge.take_snapshot(network)).judge()
     if verdict is not None:
         logger.info("verdict: %s; %s", verdict.decision, verdict.why)
@@ -174,6 +176,7 @@ def train_model(
                 ]
             },
             **({} if verdict is None else {"verdict": verdict.to_dict()}),
+            **({} if shares is None else {"shares": shares}),
             **({} if kind is None else {"image": kind.model_dump()}),
             "device": fabric.device.type,
             "torch": torch.__version__,

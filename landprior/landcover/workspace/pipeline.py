@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.workspace.groups import Group, make_groups
 from landprior.landcover.workspace.steps import (
     ensure_joint_model,
     ensure_map,
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-Step = Literal["prior", "model", "joint model", "map", "scores"]
+Step = Literal["prior", "model", "map", "scores"]
 
 STEPS: tuple[Step, ...] = ("prior", "model", "map", "scores")
-"""The steps of the chain for a tile; ``"joint model"`` trains one model for all tiles, once, before they are mapped."""
+"""The steps of the chain for a tile, or for a group of tiles that share a model."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def run_steps(
     training: TileSettings | None = None,
     method: Method | None = None,
     mapping: Mapping[str, Any] | None = None,
+    groups: Sequence[Group] = (),
     command: str = "run",
     run: Run = Run(),
 ) -> Iterator[StepResult]:
-    """Run steps for tiles, tile by tile, each only where needed.
+    """Run steps for tiles, tile by tile or group by group, each only where needed.
 
     Parameters
     ----------
@@ -82,6 +84,9 @@ def run_steps(
         See :func:`ensure_model`.
     mapping
         Options of :func:`ensure_map`.
+    groups
+        Groups of tiles that share a model (:func:`landprior.landcover.workspace.groups.make_groups`). The priors and
+        the model of a whole group are made, and the maps of those of its tiles that are in ``tiles``.
     command
         Command that is running, for the record (:func:`ensure_prior`).
     run
@@ -97,19 +102,60 @@ def run_steps(
     LandpriorError
         The first failure; earlier results are kept.
     """
-    if "joint model" in steps:
-        yield StepResult("joint model", ensure_joint_model(tiles, training, run=run))
-    for tile in tiles:
+    chain = _Chain(steps, settings, training, method, mapping or {}, {"command": command, "run": run})
+    if not groups:
+        for tile in tiles:
+            if len(steps) > 1:
+                logger.info("%s", tile.id)
+            yield from chain.prepare(tile)
+            yield from chain.train(tile)
+            yield from chain.finish(tile)
+        return
+    for group in groups:
+        chosen = [tile for tile in group.tiles if tile in tiles]
+        if not chosen:
+            continue
         if len(steps) > 1:
-            logger.info("%s/%s", tile.city, tile.name)
-        if "prior" in steps and settings is not None:
-            yield StepResult("prior", ensure_prior(tile, settings, command=command, run=run))
-        if "model" in steps:
-            yield StepResult("model", ensure_model(tile, training, method=method, command=command, run=run))
-        if "map" in steps:
-            yield StepResult("map", ensure_map(tile, **(mapping or {}), command=command, run=run))
-        if "scores" in steps and settings is not None:
-            scores = score_tile(tile, settings)
+            logger.info("%s: %d tiles", group.name, len(group.tiles))
+        for tile in group.tiles:
+            yield from chain.prepare(tile, group)
+        yield from chain.train(group)
+        for tile in chosen:
+            yield from chain.finish(tile, group)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The steps that were asked for, and how they are carried out."""
+
+    steps: Sequence[Step]
+    settings: PipelineSettings | None
+    training: TileSettings | None
+    method: Method | None
+    mapping: Mapping[str, Any]
+    how: Mapping[str, Any]
+
+    def prepare(self, tile: TileFolder, group: Group | None = None) -> Iterator[StepResult]:
+        """Build the prior."""
+        if "prior" in self.steps and self.settings is not None:
+            yield StepResult("prior", ensure_prior(tile, self.settings, group=group, **self.how))
+
+    def train(self, unit: TileFolder | Group) -> Iterator[StepResult]:
+        """Train the model of a tile or of a group."""
+        if "model" not in self.steps:
+            return
+        if isinstance(unit, Group):
+            yield StepResult("model", ensure_joint_model(unit, self.training, **self.how))
+        else:
+            yield StepResult("model", ensure_model(unit, self.training, method=self.method, **self.how))
+
+    def finish(self, tile: TileFolder, group: Group | None = None) -> Iterator[StepResult]:
+        """Make the map, and score it."""
+        if "map" in self.steps:
+            own = self.mapping if group is None else {**self.mapping, "model": group.require_model()}
+            yield StepResult("map", ensure_map(tile, **own, **self.how))
+        if "scores" in self.steps and self.settings is not None:
+            scores = score_tile(tile, self.settings)
             if scores is not None:
                 yield StepResult("scores", tile.file("prediction"), scores)
 
@@ -157,10 +203,11 @@ def run_workspace(
     maps: list[Path] = []
     total: Scores | None = None
     tiles = workspace.tiles(city, only=only)
+    groups = make_groups(workspace.tiles(city), settings.group) if settings.joint else []
     if not run.overwrite:
-        require_own_results(tiles, settings, options=options)
-    mapping = {"posterior": settings.posterior, "options": options}
-    for found in run_steps(tiles, STEPS, settings, training=settings.training, mapping=mapping, run=run):
+        require_own_results(tiles, settings, groups=groups, options=options)
+    how: dict[str, Any] = {"mapping": {"posterior": settings.posterior, "options": options}, "groups": groups}
+    for found in run_steps(tiles, STEPS, settings, training=settings.training, run=run, **how):
         if found.step == "map":
             maps.append(found.path)
         elif found.scores is not None:

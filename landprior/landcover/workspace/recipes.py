@@ -105,7 +105,7 @@ def map_basis(
     tile
         Tile of the map.
     model
-        Model, if it is not the tile's own.
+        Model, if it is not the tile's own; one in the folder of the place is that of the tile's group.
     command
         Command that is running, for the record.
     posterior, force, options
@@ -122,7 +122,9 @@ def map_basis(
     """
     own = tile.file("model")
     recipe = "predict with the tile's own model"
-    if model is not None and not (own.exists() and model.exists() and model.samefile(own)):
+    if model is not None and model.resolve().parent == tile.path.parent.resolve():
+        recipe = "predict with the joint model of the place"
+    elif model is not None and not (own.exists() and model.exists() and model.samefile(own)):
         recipe = f"predict --model {model.name} ({checksum(model)[:8]})"
     made = {"products": options.describe(), "force": force, "posterior": posterior, **(computing or {})}
     return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})

@@ -41,6 +41,9 @@ class PipelineSettings:
         Map r (the default) or the network's q.
     label_map
         Codes of ``labels.tif`` -> codes of the scheme.
+    joint, group
+        Train one model for all tiles, or one for each group of at most ``group`` neighbouring tiles, instead of one
+        for each tile.
     """
 
     scheme: ClassScheme
@@ -50,6 +53,8 @@ class PipelineSettings:
     training: TileSettings | None = None
     posterior: bool = True
     label_map: Mapping[int, int] = field(default_factory=dict)
+    joint: bool = False
+    group: int | None = None
 
     @classmethod
     def for_city(

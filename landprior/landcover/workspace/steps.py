@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landprior.landcover.assessment.scores import evaluate
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.prior.build import build_prior
+from landprior.landcover.prior.build import build_prior, find_reach
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.provenance import Basis, Judgement, RecordFile, make_key, refuse_foreign
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.assessment.scores import Scores
     from landprior.landcover.training.methods import Method
+    from landprior.landcover.workspace.groups import Group
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.settings import PipelineSettings
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def ensure_prior(
     tile: TileFolder,
     settings: PipelineSettings,
     *,
+    group: Group | None = None,
     command: str = "build-prior",
     run: Run = Run(),
 ) -> Path:
@@ -42,6 +44,8 @@ def ensure_prior(
     ----------
     tile, settings
         The tile and the settings.
+    group
+        Its group, whose layers are also read around the tile.
     command
         Command that is running, for the record: results of another command with other settings are kept.
     run
@@ -60,7 +64,11 @@ def ensure_prior(
     image = tile.require("naip", hint="every tile needs its image")
     nlcd = tile.require("nlcd", hint="put the NLCD raster of the place there")
     layers = tile.present(tuple(LAYERS))
-    basis = prior_basis(settings, command, {"nlcd": nlcd, **layers}, {"grid": _describe_grid(image)})
+    near = [] if group is None else group.find_neighbours(tile, find_reach(settings.prior))
+    around = {other.name: other.present(("nlcd", *layers)) for other in near}
+    inputs = {"nlcd": nlcd, **layers}
+    inputs |= {f"{name} of {tile.city}/{other}": path for other in around for name, path in around[other].items()}
+    basis = prior_basis(settings, command, inputs, {"grid": _describe_grid(image)})
     if not _must_make(tile, "prior", basis, overwrite=run.overwrite):
         return tile.file("prior")
     with tile.making("prior", basis) as note:
@@ -72,6 +80,7 @@ def ensure_prior(
             like=image,
             settings=settings.prior,
             learned=settings.learned,
+            around=list(around.values()),
             run=_with_overwrite(run),
         )
         note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
@@ -174,21 +183,22 @@ def train_city(
 
 
 def ensure_joint_model(
-    tiles: Sequence[TileFolder],
+    group: Group,
     training: TileSettings | None = None,
     *,
+    command: str = "train --joint",
     run: Run = Run(),
 ) -> Path:
-    """Train the joint model of a city of a workspace, ``<city>/model.safetensors``, unless it is current.
+    """Train the model of a group of tiles, unless it is current.
 
-    Its record is kept beside it, in ``model.json``.
+    Its record is kept beside it, in a JSON file of the same name.
 
     Parameters
     ----------
-    tiles
-        Tiles of one city.
-    training, run
-        See :func:`train_city`.
+    group
+        Tiles of one city, and the path of the model.
+    training, command, run
+        See :func:`ensure_model`.
 
     Returns
     -------
@@ -201,13 +211,13 @@ def ensure_joint_model(
         See :func:`ensure_prior`.
     """
     training = training or TileSettings()
-    target = tiles[0].path.parent / "model.safetensors"
-    record = RecordFile(target.with_suffix(".json"))
-    basis = model_basis(training, None, "train --joint", _joint_files(tiles))
-    if _must_write(target, record.judge(target, basis), overwrite=run.overwrite):
-        with record.making(target, basis):
-            train_city(tiles, target, training, run=_with_overwrite(run))
-    return target
+    record = RecordFile(group.model.with_suffix(".json"))
+    basis = model_basis(training, None, command, _joint_files(group.tiles))
+    clear_leftovers(group.model.parent)
+    if _must_write(group.model, record.judge(group.model, basis), overwrite=run.overwrite):
+        with record.making(group.model, basis):
+            train_city(group.tiles, group.model, training, run=_with_overwrite(run))
+    return group.model
 
 
 def _joint_files(tiles: Sequence[TileFolder]) -> dict[str, Path]:
@@ -242,7 +252,8 @@ def ensure_map(
     posterior, force, options, engine, precision, memory
         See :func:`landprior.landcover.mapping.predict.predict`; ``posterior`` maps r.
     model
-        Model to use instead of the tile's own.
+        Model to use instead of the tile's own. If it was trained on this tile with others, r is computed with the
+        shares of the classes over all of them.
     command, run
         See :func:`ensure_prior`.
 
@@ -258,6 +269,7 @@ def ensure_map(
     """
     from landprior.landcover.mapping.predict import predict
     from landprior.landcover.training.model import load_model
+    from landprior.landcover.training.shares import find_shares
 
     image = tile.require("naip", hint="every tile needs its image")
     model_file = model or tile.require("model", hint=f"train it with: landprior train --city {tile.city}")
@@ -281,6 +293,7 @@ def ensure_map(
             trained,
             posterior=prior if posterior else None,
             prior=prior if takes_prior else None,
+            marginal=find_shares(trained.record, tile.id) if posterior else None,
             force=force,
             options=options,
             engine=engine,
@@ -296,6 +309,7 @@ def require_own_results(
     tiles: Sequence[TileFolder],
     settings: PipelineSettings,
     *,
+    groups: Sequence[Group] = (),
     options: MapOptions = MapOptions(),
 ) -> None:
     """Raise an error, before any work, if a tile has a result that the chain would not replace.
@@ -306,6 +320,8 @@ def require_own_results(
         The tiles.
     settings
         Settings of the run.
+    groups
+        Groups of the tiles, if they share models.
     options
         Other files to write beside the maps.
 
@@ -314,10 +330,18 @@ def require_own_results(
     OutputExistsError
         If there is such a result; names the first. See :func:`ensure_prior`.
     """
+    models = {tile: group.model for group in groups for tile in group.tiles}
+    trained = model_basis(settings.training or TileSettings(), None, "run")
+    for group in groups:
+        found = RecordFile(group.model.with_suffix(".json")).judge(group.model, trained)
+        if found.state == "foreign":
+            refuse_foreign(group.model, found.why)
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, "run"))
-        tile.require_ours("model", model_basis(settings.training or TileSettings(), None, "run"))
-        basis = map_basis(tile, None, "run", posterior=settings.posterior, force=False, options=options)
+        if tile not in models:
+            tile.require_ours("model", trained)
+        how: dict[str, Any] = {"posterior": settings.posterior, "force": False, "options": options}
+        basis = map_basis(tile, models.get(tile), "run", **how)
         tile.require_ours("prediction", basis)
 
 

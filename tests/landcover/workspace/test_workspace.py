@@ -28,6 +28,7 @@ from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings, make_settings
 from landprior.landcover.workspace.collection import Workspace
+from landprior.landcover.workspace.groups import make_groups
 from landprior.landcover.workspace.item import ITEM, RESULTS, TileFolder
 from landprior.landcover.workspace.pipeline import run_workspace
 from landprior.landcover.workspace.provenance import make_key
@@ -620,25 +621,25 @@ def test_a_change_by_hand_after_a_killed_process_is_still_noticed(fresh, monkeyp
 
 
 def test_a_joint_model_is_remade_only_if_stale_and_made_here(done):
-    tiles = done.tiles("town")
-    path = ensure_joint_model(tiles, settings_of().training)
+    (group,) = make_groups(done.tiles("town"))
+    path = ensure_joint_model(group, settings_of().training)
     assert path == done.root / "town" / "model.safetensors"
     first = path.read_bytes(), path.stat().st_mtime_ns
-    ensure_joint_model(tiles, settings_of().training)
+    ensure_joint_model(group, settings_of().training)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == first
-    ensure_joint_model(tiles, settings_of(seed=1).training)
+    ensure_joint_model(group, settings_of(seed=1).training)
     second = path.read_bytes()
     assert second != first[0]
     with pytest.raises(OutputExistsError, match="was made by train --recipe default, not by train --recipe best"):
-        ensure_joint_model(tiles, make_settings("best", filters=2))
+        ensure_joint_model(group, make_settings("best", filters=2))
     path.write_bytes(second + b" ")
     with pytest.raises(OutputExistsError, match="was changed or replaced after landprior made it"):
-        ensure_joint_model(tiles, settings_of(seed=1).training)
-    ensure_joint_model(tiles, settings_of(seed=1).training, run=Run(overwrite=True))
+        ensure_joint_model(group, settings_of(seed=1).training)
+    ensure_joint_model(group, settings_of(seed=1).training, run=Run(overwrite=True))
     assert path.read_bytes() == second
     path.with_suffix(".json").write_text("[]")
     with pytest.raises(OutputExistsError, match="was not made here by landprior"):
-        ensure_joint_model(tiles, settings_of(seed=1).training)
+        ensure_joint_model(group, settings_of(seed=1).training)
 
 
 def test_labels_that_fetch_has_converted_to_codes_are_not_mapped_again(done):
