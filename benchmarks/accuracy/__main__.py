@@ -41,6 +41,7 @@ from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
 from landprior.landcover.prior.settings import Fusion, PriorSettings
 from landprior.landcover.training.settings import TileSettings
+from landprior.landcover.training.shares import find_shares
 from landprior.landcover.training.tiles import read_tile
 from landprior.landcover.training.trainer import train_model
 from landprior.raster.classes import read_classes
@@ -132,12 +133,18 @@ def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, pl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HarmWarning)
         for number, (image, prior, labels) in enumerate(case.tiles):
+            shared = find_shares(model.record, image.name) if case.place else None
             for key, options in {
                 "prior": None,
                 "q": {},
-                "plain r": {"posterior": prior, "force": True, "options": MapOptions(finish="none")},
-                "r": {"posterior": prior, "force": True},
-                "handed back": {"posterior": prior},
+                "plain r": {
+                    "posterior": prior,
+                    "marginal": shared,
+                    "force": True,
+                    "options": MapOptions(finish="none"),
+                },
+                "r": {"posterior": prior, "marginal": shared, "force": True},
+                "handed back": {"posterior": prior, "marginal": shared},
             }.items():
                 path = folder / f"{key.replace(' ', '-')}-{number}.tif"
                 if options is None:

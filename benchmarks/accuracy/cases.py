@@ -73,6 +73,8 @@ class Case:
         Whether the recipe was chosen on it.
     local_labels
         Whether the matrix was measured with labels of the same city.
+    place
+        Whether the tiles are neighbours, mapped with the shares of the classes over all of them, as by ``run --joint``.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Case:
     label_map: Mapping[int, int] = field(default_factory=dict)
     chosen_on: bool = False
     local_labels: bool = False
+    place: bool = False
 
 
 def data_folder() -> Path:

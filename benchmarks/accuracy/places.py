@@ -55,10 +55,10 @@ OMITTED = 0.2
 def prepare_places(folder: Path, *, settings: PriorSettings | None = None) -> Iterator[Case]:
     """Yield the places of Ohio, with derived codes, roads and footprints; the matrix is that of other clusters."""
     scheme = load_scheme(REPOSITORY / "benchmarks" / "accuracy" / "ohio-5.yaml")
-    files = {number: make_mosaic(folder, number, ids) for number, ids in list_clusters().items()}
+    mosaics = {number: make_mosaic(folder, number, ids) for number, ids in list_clusters().items()}
     for number, count in PLACES.items():
-        matrix = measure_cooccurrence([files[other][1:] for other in files if other != number], scheme)
-        image, codes, labels = files[number]
+        matrix = measure_cooccurrence([mosaics[other][1:] for other in mosaics if other != number], scheme)
+        image, codes, labels = mosaics[number]
         with open_raster(labels) as src:
             mask, grid = src.read(1), Grid.of(src)
         layers = derive_layers(mask, grid.transform.a, seed=number)
@@ -66,19 +66,27 @@ def prepare_places(folder: Path, *, settings: PriorSettings | None = None) -> It
             bands = src.read()
         with open_raster(codes) as src:
             nlcd = src.read(1)
+        windows = cut(mask, grid, count)
+        files = []
+        for part, window in enumerate(windows):
+            inside, at = window.toslices(), grid.window(window)
+            stem = f"place-{number}-{part}"
+            written = {
+                name: _write(folder / f"{stem}-{name}.tif", values[inside].astype(np.uint8), at, None)
+                for name, values in layers.items()
+            }
+            files.append({"nlcd": _write(folder / f"{stem}-nlcd.tif", nlcd[inside], at, 0), **written})
         tiles = []
-        for part, window in enumerate(cut(mask, grid, count)):
+        for part, window in enumerate(windows):
             inside, at = window.toslices(), grid.window(window)
             stem = f"place-{number}-{part}"
             built = build_prior(
-                _write(folder / f"{stem}-nlcd.tif", nlcd[inside], at, 0),
+                files[part]["nlcd"],
                 folder / f"{stem}-prior.tif",
                 cooccurrence=matrix,
-                layers={
-                    name: _write(folder / f"{stem}-{name}.tif", values[inside].astype(np.uint8), at, None)
-                    for name, values in layers.items()
-                },
+                layers={name: files[part][name] for name in layers},
                 settings=settings,
+                around=[*files[:part], *files[part + 1 :]],
                 run=Run(overwrite=True),
             )
             tiles.append(
@@ -89,7 +97,12 @@ def prepare_places(folder: Path, *, settings: PriorSettings | None = None) -> It
                 )
             )
         yield Case(
-            name=f"ohio-place-{number}", matrix="other clusters", scheme=scheme, tiles=tuple(tiles), chosen_on=True
+            name=f"ohio-place-{number}",
+            matrix="other clusters",
+            scheme=scheme,
+            tiles=tuple(tiles),
+            chosen_on=True,
+            place=True,
         )
 
 

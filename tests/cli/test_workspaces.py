@@ -80,7 +80,7 @@ def test_a_joint_model_does_not_replace_maps_of_the_tile_models(town):
     assert_refused(
         "predict --city town --model data/town/model.safetensors",
         "data/town/centre/prediction.tif was made by predict with the tile's own model",
-        "not by predict --model model.safetensors",
+        "not by predict with the joint model of the place",
         "--overwrite",
     )
     assert (town / "prediction.tif").read_bytes() == before
