@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -115,14 +115,27 @@ class Watch:
         return {"label_accuracy": right / max(count, 1)}
 
 
-def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, plan: Plan = NO_POINTS) -> Row:
-    """Train, map and score one case; then adapt the model to points."""
+def run_case(
+    case: Case,
+    loss: str,
+    seed: int,
+    *,
+    filters: int,
+    folder: Path,
+    plan: Plan = NO_POINTS,
+    separate: bool = False,
+) -> Row:
+    """Train, map and score one case; then adapt the model to points. ``separate``: each tile of a place has its own."""
     started = time.monotonic()
     row = Row(case.name, case.matrix, loss, seed)
     base = TileSettings(filters=filters)
     settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
-    tiles = [read_tile(image, prior, scheme=case.scheme) for image, prior, _ in case.tiles]
-    model = train_model(tiles, settings, watch=Watch(case))
+    cases = [replace(case, tiles=(files,)) for files in case.tiles] if separate and case.place else [case]
+    models = []
+    for part in cases:
+        tiles = [read_tile(image, prior, scheme=case.scheme) for image, prior, _ in part.tiles]
+        models += [train_model(tiles, settings, watch=Watch(part))] * len(part.tiles)
+    model = models[0]
     row.seconds = time.monotonic() - started
     row.decision = model.record["verdict"]["decision"]
     row.verdict = model.record["verdict"]
@@ -132,7 +145,7 @@ def run_case(case: Case, loss: str, seed: int, *, filters: int, folder: Path, pl
     maps: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HarmWarning)
-        for number, (image, prior, labels) in enumerate(case.tiles):
+        for number, ((image, prior, labels), model) in enumerate(zip(case.tiles, models, strict=True)):
             shared = find_shares(model.record, image.name) if case.place else None
             for key, options in {
                 "prior": None,
@@ -308,19 +321,21 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--points", default="", help="Comma-separated numbers of labelled points to adapt to, such as 30,100.")
 @click.option("--draws", default=5, show_default=True, help="Draws of the points.")
 @click.option("--chosen", is_flag=True, help="Also score points that are proposed by rounds, instead of random ones.")
+@click.option("--separate", is_flag=True, help="Train a model for each tile of a place, instead of one for all.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
 @click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
 def main(
+    *,
     sets: str,
     seeds: int,
     filters: int,
     fusion: Fusion,
     points: str,
     draws: int,
+    chosen: bool,
+    separate: bool,
     json_path: Path | None,
     shown: Path | None,
-    *,
-    chosen: bool,
 ) -> None:
     """Train and score the one recipe on every set."""
     if shown is not None:
@@ -335,7 +350,8 @@ def main(
         for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
             for loss in LOSSES.get(case.name, ("qr",)):
                 for seed in range(seeds):
-                    row = run_case(case, loss, seed, filters=filters, folder=Path(work), plan=plan)
+                    how: dict[str, Any] = {"filters": filters, "plan": plan, "separate": separate}
+                    row = run_case(case, loss, seed, folder=Path(work), **how)
                     rows.append(row)
                     click.echo(
                         f"{case.name} ({case.matrix}) {loss} seed {seed}: prior {row.accuracy['prior']:.3f} "

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from threading import Thread
 
 import numpy as np
@@ -19,12 +20,16 @@ from landprior.batch.shards import choose_shard, find_shard
 from landprior.batch.states import RUN, find_tile, read_state, read_states
 from landprior.batch.tile_runner import TileRunner, run_plan
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.inputs import checksum
+from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.item import TileFolder
+from landprior.landcover.workspace.pipeline import run_workspace
 from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.raster.cog import write_raster
 from landprior.raster.scheme import load_scheme
+from tests.helpers import on_one_core
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::landprior.errors.HarmWarning",
@@ -386,6 +391,148 @@ def test_without_ray_the_error_suggests_the_extra(plan, monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'landprior\[ray\]'"):
         cluster.run_on_ray(plan)
+
+
+# -- groups of tiles that share a model ------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(workspace, settings):
+    """A plan of two groups of two tiles."""
+    return plan_workspace(workspace, "town", replace(settings, joint=True, group=2))
+
+
+def models_of(plan):
+    return {group.model.name: group.model.read_bytes() for group in plan.find_groups()}
+
+
+def test_groups_are_part_of_a_plan(tmp_path, plan, pairs, settings, workspace):
+    assert pairs.groups == (("tile-0", "tile-1"), ("tile-2", "tile-3"))
+    again = read_plan(write_plan(pairs, tmp_path / "plan.json"))
+    assert (again, again.digest) == (pairs, pairs.digest)
+    whole = plan_workspace(workspace, "town", replace(settings, joint=True))
+    assert whole.groups == (("tile-0", "tile-1", "tile-2", "tile-3"),)
+    assert len({plan.digest, pairs.digest, whole.digest}) == 3
+    assert plan.groups == ()
+    assert plan.find_groups() == []
+    alone, shared = (estimate_work(one).core_hours for one in (plan, pairs))
+    assert shared < 0.6 * alone
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[["tile-0", "tile-1"], ["tile-1", "tile-2", "tile-3"]], [["tile-0"]], [["../x", "tile-0"]]],
+    ids=["twice", "missing", "outside"],
+)
+def test_plans_with_wrong_groups_are_refused(tmp_path, pairs, groups):
+    path = write_plan(pairs, tmp_path / "plan.json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"groups": groups}))
+    with pytest.raises(ConfigError, match="a plan is made by landprior plan"):
+        read_plan(path)
+
+
+def test_shards_contain_whole_groups(pairs):
+    shards = [choose_shard(pairs, index, 2) for index in range(2)]
+    assert [[tile.name for tile in shard.tiles] for shard in shards] == [["tile-0", "tile-1"], ["tile-2", "tile-3"]]
+    assert {shard.digest for shard in shards} == {pairs.digest}
+    with pytest.raises(InputError, match=r"shard 2/3 has no group of tiles that share a model; the plan has 2"):
+        choose_shard(pairs, 2, 3)
+
+
+def test_shards_of_groups_give_the_maps_of_a_run_of_the_place(workspace, settings, pairs):
+    with on_one_core():
+        run_workspace(workspace, "town", replace(settings, joint=True, group=2))
+    wanted = maps_of(pairs), models_of(pairs)
+    for path in (workspace.root / "town").rglob("*"):
+        if path.name.startswith(("prior", "model", "prediction", "item")):
+            path.unlink()
+    assert {state.state for state in run_plan(choose_shard(pairs, 1, 2))} == {"done"}
+    assert [state.state for state in read_states(pairs)] == ["waiting", "waiting", "done", "done"]
+    assert [state.state for state in run_plan(pairs)] == ["done"] * 4
+    assert (maps_of(pairs), models_of(pairs)) == wanted
+    note = json.loads((find_tile(pairs, "tile-0").path / RUN).read_text())
+    assert (note["state"], note["model"]) == ("done", checksum(pairs.find_group("tile-0").model))
+    times = {path: path.stat().st_mtime_ns for path in (workspace.root / "town").rglob("*")}
+    run_plan(pairs)
+    assert {path: path.stat().st_mtime_ns for path in (workspace.root / "town").rglob("*")} == times
+    assert not list((workspace.root / "town").rglob(".*"))
+
+
+def test_a_failed_tile_holds_up_its_group_only(pairs):
+    nlcd = find_tile(pairs, "tile-1").file("nlcd")
+    content = nlcd.read_bytes()
+    nlcd.write_bytes(b"no raster")
+    states = run_plan(pairs)
+    assert [state.state for state in states] == ["waiting", "failed", "done", "done"]
+    assert states[0].detail == "its group waits for tile-1"
+    assert "nlcd.tif" in states[1].detail
+    assert [state.state for state in read_states(pairs)] == ["waiting", "failed", "done", "done"]
+    nlcd.write_bytes(content)
+    assert {state.state for state in run_plan(pairs)} == {"done"}
+
+
+def test_a_training_that_fails_fails_for_all_tiles_of_its_group(pairs):
+    pairs.find_groups()[0].model.write_bytes(b"mine")
+    states = run_plan(pairs)
+    assert [state.state for state in states] == ["failed", "failed", "done", "done"]
+    assert "was not made here by landprior; it is kept" in states[0].detail
+    assert pairs.find_groups()[0].model.read_bytes() == b"mine"
+
+
+def test_a_group_is_mapped_again_when_its_model_is(pairs):
+    run_plan(pairs)
+    before = models_of(pairs), maps_of(pairs)
+    pairs.find_groups()[0].model.unlink()
+    assert [state.state for state in read_states(pairs)] == ["waiting", "waiting", "done", "done"]
+    assert read_state(pairs, "tile-0").detail == "model-1.safetensors is gone since it was done"
+    run_plan(pairs)
+    assert (models_of(pairs), maps_of(pairs)) == before
+    nlcd = find_tile(pairs, "tile-0").file("nlcd")
+    with rasterio.open(nlcd, "r+") as src:
+        src.write(np.full((64, 64), 81, np.uint8), 1)
+    assert {state.state for state in run_plan(pairs)} == {"done"}
+    after = models_of(pairs), maps_of(pairs)
+    assert after[0]["model-1.safetensors"] != before[0]["model-1.safetensors"]
+    assert after[0]["model-2.safetensors"] == before[0]["model-2.safetensors"]
+    for name in ("tile-0", "tile-1"):
+        with rasterio.open(find_tile(pairs, name).file("prediction")) as src:
+            assert src.tags(ns="landprior")["model"] == load_model(pairs.find_groups()[0].model).digest()
+
+
+def test_an_interrupted_stage_is_recorded_for_the_group(pairs, monkeypatch):
+    from landprior.batch import tile_runner
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tile_runner, "ensure_joint_model", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(pairs)
+    assert [state.state for state in read_states(pairs)] == ["interrupted", "interrupted", "waiting", "waiting"]
+    assert {state.state for state in run_plan(pairs)} == {"done"}
+
+
+@pytest.mark.needs("ray")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray itself
+def test_ray_runs_each_stage_of_a_group_once(pairs):
+    from landprior.batch.cluster import run_on_ray
+
+    run_plan(pairs)
+    alone = maps_of(pairs), models_of(pairs)
+    for path in find_tile(pairs, "tile-0").path.parent.rglob("*"):
+        if path.name.startswith(("prior", "model", "prediction", "item", RUN)):
+            path.unlink()
+    broken = find_tile(pairs, "tile-3").file("nlcd")
+    content = broken.read_bytes()
+    broken.write_bytes(b"no raster")
+    states = run_on_ray(pairs, workers=2)
+    assert [state.state for state in states] == ["done", "done", "waiting", "failed"]
+    broken.write_bytes(content)
+    assert [state.state for state in run_on_ray(pairs, workers=2)] == ["done"] * 4
+    assert (maps_of(pairs), models_of(pairs)) == alone
 
 
 # -- mosaics ---------------------------------------------------------------------------------------
