@@ -28,6 +28,7 @@ from landprior.landcover.workspace.item import TileFolder
 from landprior.landcover.workspace.pipeline import run_workspace
 from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.raster.cog import write_raster
+from landprior.raster.grid import Grid
 from landprior.raster.scheme import load_scheme
 from tests.helpers import on_one_core
 
@@ -460,16 +461,23 @@ def test_shards_of_groups_give_the_maps_of_a_run_of_the_place(workspace, setting
 
 
 def test_a_failed_tile_holds_up_its_group_only(pairs):
-    nlcd = find_tile(pairs, "tile-1").file("nlcd")
-    content = nlcd.read_bytes()
-    nlcd.write_bytes(b"no raster")
+    mine = find_tile(pairs, "tile-1").file("prior")
+    mine.write_bytes(b"by hand")
     states = run_plan(pairs)
     assert [state.state for state in states] == ["waiting", "failed", "done", "done"]
     assert states[0].detail == "its group waits for tile-1"
-    assert "nlcd.tif" in states[1].detail
+    assert "prior.tif was not made here by landprior; it is kept" in states[1].detail
     assert [state.state for state in read_states(pairs)] == ["waiting", "failed", "done", "done"]
-    nlcd.write_bytes(content)
+    mine.unlink()
     assert {state.state for state in run_plan(pairs)} == {"done"}
+
+
+def test_a_damaged_layer_is_named_by_the_neighbours_too(pairs):
+    nlcd = find_tile(pairs, "tile-1").file("nlcd")
+    nlcd.write_bytes(b"no raster")
+    states = run_plan(pairs)
+    assert [state.state for state in states] == ["failed", "failed", "done", "done"]
+    assert all(str(nlcd) in state.detail for state in states[:2])
 
 
 def test_a_training_that_fails_fails_for_all_tiles_of_its_group(pairs):
@@ -489,8 +497,9 @@ def test_a_group_is_mapped_again_when_its_model_is(pairs):
     run_plan(pairs)
     assert (models_of(pairs), maps_of(pairs)) == before
     nlcd = find_tile(pairs, "tile-0").file("nlcd")
-    with rasterio.open(nlcd, "r+") as src:
-        src.write(np.full((64, 64), 81, np.uint8), 1)
+    with rasterio.open(nlcd) as src:
+        grid = Grid.of(src)
+    write_raster(nlcd, np.full((64, 64), 81, np.uint8), grid, overviews="nearest", overwrite=True)
     assert {state.state for state in run_plan(pairs)} == {"done"}
     after = models_of(pairs), maps_of(pairs)
     assert after[0]["model-1.safetensors"] != before[0]["model-1.safetensors"]
@@ -525,12 +534,11 @@ def test_ray_runs_each_stage_of_a_group_once(pairs):
     for path in find_tile(pairs, "tile-0").path.parent.rglob("*"):
         if path.name.startswith(("prior", "model", "prediction", "item", RUN)):
             path.unlink()
-    broken = find_tile(pairs, "tile-3").file("nlcd")
-    content = broken.read_bytes()
-    broken.write_bytes(b"no raster")
+    mine = find_tile(pairs, "tile-3").file("prior")
+    mine.write_bytes(b"by hand")
     states = run_on_ray(pairs, workers=2)
     assert [state.state for state in states] == ["done", "done", "waiting", "failed"]
-    broken.write_bytes(content)
+    mine.unlink()
     assert [state.state for state in run_on_ray(pairs, workers=2)] == ["done"] * 4
     assert (maps_of(pairs), models_of(pairs)) == alone
 

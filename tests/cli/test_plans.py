@@ -95,6 +95,13 @@ def test_a_failed_tile_is_named_and_sets_the_exit_code(town):
         ("status none.json", 1, "make one with: landprior plan"),
         ("run --city town --scheme enviroatlas-5 --shard 0/2", 2, "--shard cannot be used with a place"),
         ("run mine.json --filters 3", 2, "--filters cannot be used with a plan"),
+        ("run mine.json --joint", 2, "--joint cannot be used with a plan"),
+        ("run --city town --group 0 --scheme enviroatlas-5", 2, "0 is not in the range x>=1"),
+        (
+            "run --city town --joint --only scores --scheme enviroatlas-5",
+            2,
+            "--joint cannot be used with --only scores",
+        ),
         ("run mine.json --shard 4", 2, "lacks the count"),
         ("run mine.json --shard a/b", 2, "neither INDEX/COUNT"),
         ("run mine.json --shard 2/2", 1, "the index goes from 0 to 1"),
@@ -120,6 +127,43 @@ def test_refused_command_lines(town, line, code, text):
     result = run(f"-q {line}")
     assert (result.exit_code, text in result.stderr) == (code, True), result.output
     assert {path: path.read_bytes() for path in town.rglob("*") if path.is_file()} == before
+
+
+def test_from_a_joint_plan_to_one_map(town):
+    """Two tiles share one model; with --group 1 each has its own in the folder of the place."""
+    planned = json.loads(good(f"{PLAN} --joint --json"))
+    assert planned["tiles"] == 2
+    assert run("-q run plan.json --shard 1/2").exit_code == 1
+    assert good("run plan.json --shard 0/2") == "2 of 2 tiles are done\n"
+    place = town / "landprior-data" / "town"
+    assert [path.name for path in place.rglob("model*.safetensors")] == ["model.safetensors"]
+    assert good("run plan.json") == "2 of 2 tiles are done\n"
+    assert good("mosaic plan.json -o map.tif").strip() == "map.tif"
+    before = (place / "east" / "prediction.tif").stat().st_mtime_ns
+    maps = good(f"{PLAN.replace('plan', 'run', 1)} --joint").split("\n")[:2]
+    assert maps == [str(place.relative_to(town) / name / "prediction.tif") for name in ("east", "west")]
+    assert (place / "east" / "prediction.tif").stat().st_mtime_ns == before  # run and run PLAN are one command
+    good(f"{PLAN} --group 1 -o groups.json")
+    assert "waiting" in good("status groups.json --all")
+    assert good("run groups.json --overwrite") == "2 of 2 tiles are done\n"
+    names = sorted(path.name for path in place.glob("model*.safetensors"))
+    assert names == ["model-1.safetensors", "model-2.safetensors", "model.safetensors"]
+
+
+def test_single_steps_of_joint_models(town):
+    place = town / "landprior-data" / "town"
+    line = "run --city town --joint"
+    result = run(f"-q {line} --only map")
+    assert (
+        "model.safetensors is missing; train it with: landprior run --city town --joint --only model" in result.stderr
+    )
+    good(f"{line} --scheme enviroatlas-5 --only prior")
+    shown = good(f"{line} --only model --steps 6 --filters 2")
+    assert shown.split() == [str(place.relative_to(town) / "model.safetensors")]
+    assert len(good(f"{line} --only map").split()) == 2
+    stamp = (place / "model.safetensors").stat().st_mtime_ns
+    good("train --city town --joint --steps 6 --filters 2")  # the same model
+    assert (place / "model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_plan_estimates_the_work(town):  # noqa: ARG001 - changes the directory
