@@ -94,6 +94,31 @@ def test_build_prior(tmp_path, make_grid):
 
 
 @pytest.mark.slow
+def test_joint_training(tmp_path, make_grid, enviroatlas):
+    """Of 3 and of 12 tiles of 5,000 x 5,000 px."""
+    grid = make_grid(SMALL, SMALL)
+    image = write(tmp_path / "image.tif", grid, 4, lambda r, c: 1 + (r // 7 + c // 5) % 200)
+    prior = tmp_path / "prior.tif"
+    tags = {"scheme": enviroatlas.model_dump_json(exclude_defaults=True)}
+    with CogWriter(prior, grid, count=5, tags=tags) as writer:
+        for top in range(0, SMALL, 512):
+            rows = np.arange(top, min(top + 512, SMALL))[None, :, None]
+            values = 1 + (rows // 31 + np.arange(SMALL) // 17 + np.arange(5)[:, None, None] * 9) % 50
+            writer.write(values.astype(np.uint8), Window(0, top, SMALL, rows.shape[1]))
+    peaks = {}
+    for count in (3, 12):
+        files = []
+        for number in range(count):
+            own = tmp_path / f"{count}-{number}.tif"
+            os.link(image, own)
+            files += ["--image", own, "--prior", prior]
+        how = ("--steps", 60, "--warmup-steps", 20, "--filters", 8, "--device", "cpu")
+        peaks[count] = measure("train", *files, "-o", tmp_path / f"{count}.safetensors", *how, variables=RETURNED)
+    print(f"peak memory, MiB: {peaks}, ratio {peaks[12] / peaks[3]:.2f}")
+    assert peaks[12] <= MOST * peaks[3], peaks
+
+
+@pytest.mark.slow
 def test_predict_takes_no_more_than_it_is_told_to(tmp_path, make_grid, enviroatlas):
     """With a posterior, whose first pass keeps as much as fits."""
     network = build_fcn(4, 5, filters=8)

@@ -8,6 +8,7 @@ few steps by another that was read meanwhile.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class Source:
     image: str | Path
     prior: str | Path
 
+    @property
+    def digest(self) -> str:
+        """A hash of the files' contents."""
+        return f"{checksum(Path(self.image))}:{checksum(Path(self.prior))}"
+
 
 class Extracts:
     """Windows of the tiles of a joint training, chosen at random and spread evenly over all tiles.
@@ -105,7 +111,8 @@ class Extracts:
         side: int = SIDE,
         seed: int = 0,
     ) -> None:
-        self._sources = sorted(sources, key=lambda source: source.name)
+        twice = {name for name, count in Counter(source.name for source in sources).items() if count > 1}
+        self._sources = sorted(sources, key=lambda source: (source.name, source.digest if source.name in twice else ""))
         self._scheme, self._nodata, self._side, self._seed = scheme, nodata, side, seed
         self._shapes = []
         for source in self._sources:
@@ -124,7 +131,7 @@ class Extracts:
         """Return a hash of the tiles' names and files."""
         sha = hashlib.sha256()
         for source in self._sources:
-            sha.update(f"{source.name}:{checksum(Path(source.image))}:{checksum(Path(source.prior))};".encode())
+            sha.update(f"{source.name}:{source.digest};".encode())
         return sha.hexdigest()
 
     def take(self, count: int, key: str) -> list[Tile]:
