@@ -177,9 +177,9 @@ def test_one_model_is_better_than_one_each_and_meets_better(tmp_path):
     """On the scene of the demo, cut into four tiles, with a training that is long enough to matter."""
     found = {}
     for joint in (True, False):
-        place = write_town(tmp_path / f"{joint}", side=600, tile=364)
-        settings = settings_of(joint=joint, filters=8, steps=200, warmup_steps=80, epoch_steps=25, learning_rate=1e-3)
-        training = settings.training.model_copy(update={"patch_size": 48})
+        place = write_town(tmp_path / f"{joint}", side=800, tile=464)
+        settings = settings_of(joint=joint, filters=16, steps=300, warmup_steps=100, epoch_steps=25, learning_rate=2e-3)
+        training = settings.training.model_copy(update={"patch_size": 64, "batch_size": 16})
         _, scores = run_workspace(place, "town", replace(settings, training=training))
         found[joint] = scores.accuracy, measure_agreement(place)
     print(found)
