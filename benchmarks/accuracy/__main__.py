@@ -167,7 +167,7 @@ def run_case(
                 maps[key].append((path, labels))
     for key, pairs in maps.items():
         row.note(key, evaluate(pairs, case.scheme, label_map=case.label_map))
-    if plan.numbers and loss == "qr":
+    if plan.numbers and loss == "qr" and not separate:
         _add_points(row, case, model, plan, folder)
     return row
 

@@ -25,8 +25,8 @@ from landprior.cli.places import (
     to_be_fetched,
 )
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
-from landprior.landcover.prior.settings import PriorSettings
 from landprior.cli.workspace import joint_options, joint_settings
+from landprior.landcover.prior.settings import PriorSettings
 
 if TYPE_CHECKING:
     from landprior.raster.scheme import ClassScheme
