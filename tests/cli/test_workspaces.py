@@ -86,9 +86,11 @@ def test_a_joint_model_does_not_replace_maps_of_the_tile_models(town):
     assert (town / "prediction.tif").read_bytes() == before
     succeed("predict --city town --model data/town/model.safetensors --overwrite")
     made = TileFolder(path=town, city="town").steps()["prediction"]
-    assert made["recipe"].startswith("predict --model model.safetensors (")
+    assert made["recipe"] == "predict with the joint model of the place"
     assert_refused(
-        "run --city town --scheme enviroatlas-5", "prediction.tif was made by predict --model", "--overwrite"
+        "run --city town --scheme enviroatlas-5",
+        "prediction.tif was made by predict with the joint model",
+        "--overwrite",
     )
 
 
