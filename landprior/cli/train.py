@@ -92,6 +92,7 @@ def command(
     The image is kept in memory and patches are cut from it. If interrupted, rerun the same command to resume. The
     bar shows the loss, the entropy of q and how often q and the prior agree.
     """  # noqa: D301
+    from landprior.landcover.adaptation.adapt import adapt_in_place, require_points
     from landprior.landcover.training.files import TrainingTile, train_files
     from landprior.raster.names import with_band
 
@@ -126,8 +127,6 @@ def command(
         pairs = list(zip(images, priors or [None] * len(images), strict=True))
         of_points = {"column": options["class_column"], "layer": options["layer"]}
         if points:
-            from landprior.landcover.adaptation.adapt import adapt_in_place, require_points
-
             require_points(priors, points, scheme=options["scheme"], **of_points)
         train_files(pairs, output, settings=settings, labels=labels, init=options["init"], **known)
         if points:
@@ -159,6 +158,7 @@ def _train_place(
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.groups import make_groups
     from landprior.landcover.workspace.steps import train_city
+    from landprior.superres.training import SuperresMethod
 
     if other_method is None:
         refuse_with_city(ctx, "scheme", "nodata", "init", *(() if options["joint"] else ("output",)))
@@ -168,8 +168,6 @@ def _train_place(
         return
     trainer = None
     if other_method is not None:
-        from landprior.superres.training import SuperresMethod
-
         method = make_method(other_method, options)
         like = next((tile.file("prior") for tile in tiles if tile.file("prior").is_file()), None)
         matrix = read_matrix(method, options["cooccurrence"], like=like, scheme=None)
