@@ -271,6 +271,8 @@ def fit_head(
             raise InputError(msg)
         proposed = sum(one.proposed for one in opened)
         designed = opened[0].designed and not proposed
+        shown = np.unique([one.position for one in found])
+        starts = {key: replace(one, left_out=np.setdiff1d(one.left_out, shown)) for key, one in starts.items()}
         start = starts[id(tiles[0].model)]
         head, report = _fit(found, start, tiles[0].model.scheme.names, designed=designed, proposed=proposed)
         heads = [replace(starts[id(tile.model)], weights=head.weights, bias=head.bias) for tile in tiles]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rasterio.windows import Window
 
 from landprior.errors import InputError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import geopandas
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -175,7 +175,7 @@ def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
     Returns
     -------
     Head
-        The head that a fit begins with.
+        The head that a fit begins with; it leaves out the classes that the training gave up.
 
     Raises
     ------
@@ -201,7 +201,8 @@ def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
             msg = f"{one.tile.image} has no valid pixel with a prior; is its nodata value correct?"
             raise InputError(msg)
     total = ClassSums.of([one.mapper.sums for one in tiles])
-    return Head.of_posterior(total.log_shares().numpy(), total.log_prior().numpy(), model.bands)
+    head = Head.of_posterior(total.log_shares().numpy(), total.log_prior().numpy(), model.bands)
+    return replace(head, left_out=np.array(total.given_up(), dtype=np.intp))
 
 
 def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool) -> tuple[list[LabelledPixel], int]:

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from landprior.errors import InputError
 from landprior.landcover.mapping.options import FINISH_WIDTH
+from landprior.landcover.training.head import SURE
 from landprior.raster.filters import box_taps
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ RIDGE = 0.1
 GIVEN_UP = 0.5
 """A class is given up if the share of pixels whose most probable class by q it is falls below this share of its mean
 prior."""
-
-SURE = 0.51
-"""Prior from which a class that was given up stays in r: there, no other class is as probable a priori."""
 
 _CELL = 2
 """Side of the cells on which the fits are made, pixels."""

@@ -10,7 +10,8 @@ and b = 0, they are r [R eq. 3]. :mod:`landprior.landcover.adaptation` fits W an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -20,6 +21,9 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+SURE = 0.51
+"""Prior from which a class that was given up keeps its probability: there, no other class is as probable a priori."""
 
 REACH = 2
 """The statistics are those of the 5 x 5 px around a pixel, as far as they have data."""
@@ -42,12 +46,16 @@ class Head:
         Log of the mean prediction qbar over the image that the head was fitted on, (C,), float64.
     log_prior
         Log of the mean prior over that image, (C,), float64; it stands in where a pixel has no prior.
+    left_out
+        Positions of classes that have no probability except where the prior is sure of them (:data:`SURE`): the
+        training gave them up, and no point shows them.
     """
 
     weights: NDArray[np.float64]
     bias: NDArray[np.float64]
     log_marginal: NDArray[np.float64]
     log_prior: NDArray[np.float64]
+    left_out: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     @classmethod
     def of_posterior(cls, log_marginal: NDArray[np.float64], log_prior: NDArray[np.float64], bands: int) -> Self:
@@ -91,6 +99,9 @@ class Head:
         """Return log probabilities of the classes, (C, ...), from features, (2C + 2B, ...)."""
         weights = torch.as_tensor(self.weights, dtype=features.dtype, device=features.device)
         scores = (weights @ features.flatten(1)).reshape(-1, *features.shape[1:])
+        for index in self.left_out.tolist():
+            sure = features[len(scores) + index] >= math.log(SURE)
+            scores[index] = scores[index].where(sure, torch.full_like(scores[index], -torch.inf))
         return torch.log_softmax(scores + _like(self.bias, features), 0)
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from landprior.landcover.training.model_header import HeadHeader
     from landprior.raster.scheme import ClassScheme
 
 Architecture = Literal["fcn", "unet", "epitome"]
@@ -383,5 +384,10 @@ def load_model(path: str | Path) -> LandcoverModel:
         options=dict(shape.options),
         extras=extras,
         record=header.record,
-        head=None if header.head is None else Head(**{k: np.array(v) for k, v in vars(header.head).items()}),
+        head=None if header.head is None else _build_head(header.head),
     )
+
+
+def _build_head(header: HeadHeader) -> Head:
+    numbers = {name: np.array(value, dtype=np.float64) for name, value in vars(header).items() if name != "left_out"}
+    return Head(**numbers, left_out=np.array(header.left_out, dtype=np.intp))

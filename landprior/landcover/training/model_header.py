@@ -77,6 +77,7 @@ class HeadHeader(_Part):
     bias: list[_Finite]
     log_marginal: list[_Finite]
     log_prior: list[_Finite]
+    left_out: list[Annotated[int, Field(ge=0)]] = []
 
     def require(self, classes: int, bands: int) -> None:
         """Raise a ValueError if it is not for these numbers of classes and bands."""
@@ -84,6 +85,12 @@ class HeadHeader(_Part):
         counts = {len(self.weights), len(self.bias), len(self.log_marginal), len(self.log_prior)}
         if counts != {classes} or rows != {2 * classes + 2 * bands}:
             msg = f"its head does not fit {classes} classes and {bands} bands"
+            raise ValueError(msg)
+        if len(set(self.left_out)) != len(self.left_out) or max(self.left_out, default=-1) >= classes:
+            msg = f"its head leaves out classes {self.left_out} of {classes}"
+            raise ValueError(msg)
+        if len(self.left_out) == classes:
+            msg = "its head leaves out all classes"
             raise ValueError(msg)
 
 

@@ -192,6 +192,19 @@ def test_a_model_that_is_adapted_again_begins_anew(tmp_path, place):
     assert a.record["adaptation"]["adapted"]["value"] == first.adapted.value
 
 
+def test_classes_given_up_are_left_out_unless_a_point_shows_them(tmp_path, place):
+    image, prior, path, grid, bright = place
+    base = load_model(path)
+    # a network that never names barren or trees
+    last = [module for module in base.network.modules() if getattr(module, "out_channels", 0) == 5][-1]
+    last.bias.data[[2, 3]] -= 50.0
+    points = draw(tmp_path / "points.gpkg", grid, bright)
+    heads, _ = fit_head([PlaceTile(image=image, prior=prior, model=base)], points)
+    left_out = heads[0].left_out.tolist()
+    assert 3 in left_out
+    assert 2 not in left_out  # some points are barren
+
+
 def test_points_without_data_are_left_out(tmp_path, place, make_image, caplog):
     _, prior, model, grid, bright = place
     holes = np.zeros((SIDE, SIDE), dtype=bool)

@@ -31,6 +31,20 @@ def test_scores_are_linear_in_what_it_sees():
     np.testing.assert_allclose(found, np.exp(scores) / np.exp(scores).sum(0), rtol=1e-10)
 
 
+def test_classes_that_are_left_out_stay_where_the_prior_is_sure():
+    head, rng = replace(make_head(), left_out=np.array([3])), np.random.default_rng(2)
+    log_q = np.log(rng.dirichlet(np.ones(5), 200)).T
+    p = rng.dirichlet(np.full(5, 0.4), 200).T
+    inputs = head.features(*(torch.from_numpy(x) for x in (log_q, np.log(p), np.zeros((8, 200)))))
+    found, whole = head.apply(inputs).exp().numpy(), make_head().apply(inputs).exp().numpy()
+    sure = p[3] >= 0.51
+    assert 0 < sure.sum() < 200
+    np.testing.assert_allclose(found[:, sure], whole[:, sure])
+    assert (found[3, ~sure] == 0).all()
+    others = np.delete(whole, 3, axis=0)[:, ~sure]
+    np.testing.assert_allclose(np.delete(found, 3, axis=0)[:, ~sure], others / others.sum(0))
+
+
 def test_surroundings_are_means_and_deviations_of_the_pixels_that_exist():
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 9, 11)).astype(np.float32)
@@ -56,7 +70,7 @@ def test_without_holes_surroundings_are_box_means():
 
 
 def test_a_model_file_keeps_its_head(tmp_path, make_model):
-    head = make_head()
+    head = replace(make_head(), left_out=np.array([1, 4]))
     model = replace(make_model(), head=head, record={"adaptation": {"points": 30}})
     found = load_model(save_model(model, tmp_path / "model.safetensors"))
     assert found.head is not None
@@ -93,6 +107,10 @@ def test_a_head_makes_the_file_one_that_older_versions_refuse(tmp_path, make_mod
         ("weights", [[0.0] * 17] * 5, "its head does not fit 5 classes and 4 bands"),
         ("weights", [[0.0] * 18] * 4, "its head does not fit 5 classes and 4 bands"),
         ("log_prior", ["a"] * 5, "log_prior"),
+        ("left_out", [5], "its head leaves out classes"),
+        ("left_out", [2, 2], "its head leaves out classes"),
+        ("left_out", [0, 1, 2, 3, 4], "its head leaves out all classes"),
+        ("left_out", [-1], "left_out"),
         ("log_marginal", None, "log_marginal"),
     ],
 )
