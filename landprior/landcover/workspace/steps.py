@@ -293,7 +293,7 @@ def ensure_map(
             trained,
             posterior=prior if posterior else None,
             prior=prior if takes_prior else None,
-            marginal=find_shares(trained.record, tile.id) if posterior else None,
+            marginal=find_shares(trained.record, tile.id) if posterior and trained.head is None else None,
             force=force,
             options=options,
             engine=engine,

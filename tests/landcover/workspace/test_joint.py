@@ -12,8 +12,11 @@ from rasterio.windows import Window, from_bounds
 
 from landprior.errors import LandpriorWarning, OutputExistsError
 from landprior.implicit.settings import TrainingSettings
+from landprior.landcover.adaptation.adapt import adapt
+from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.prior.cooccurrence import load_cooccurrence
+from landprior.landcover.synthetic.demo import write_points
 from landprior.landcover.synthetic.scene import make_scene
 from landprior.landcover.training.model import load_model
 from landprior.landcover.training.settings import TileSettings
@@ -22,6 +25,7 @@ from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.groups import make_groups
 from landprior.landcover.workspace.pipeline import run_steps, run_workspace
 from landprior.landcover.workspace.settings import PipelineSettings
+from landprior.landcover.workspace.steps import ensure_map
 from landprior.raster.cog import write_raster
 from landprior.raster.grid import Grid
 from landprior.raster.scheme import MAP_NODATA, load_scheme
@@ -292,3 +296,16 @@ def test_single_steps_for_groups(fresh):
     assert [found.path for found in run_steps(tiles, ["model"], **how)] == [groups[0].model]
     mapped = [found.path for found in run_steps(tiles[:1], ["map"], **how)]
     assert mapped == [tiles[0].file("prediction")]
+
+
+def test_an_adapted_model_of_the_place_maps_its_tiles(done, tmp_path):
+    tiles = done.tiles("town")
+    points = write_points(tiles[0], tmp_path / "points.gpkg", load_scheme("enviroatlas-5"), count=40)
+    pairs = [(tile.file("naip"), tile.file("prior")) for tile in tiles]
+    adapted = tmp_path / "adapted.safetensors"
+    report = adapt(tiles[0].path.parent / "model.safetensors", pairs, points, adapted)
+    assert report.points == 40  # those in the overlaps count once
+    options = MapOptions(tags={"about": "adapted"})
+    ensure_map(tiles[1], model=adapted, options=options, run=Run(overwrite=True))
+    with rasterio.open(tiles[1].file("prediction")) as src:
+        assert src.tags(ns="landprior")["adapted"] == "40 points"
