@@ -110,7 +110,7 @@ def main(filters: int, width: int, height: int, patch: int, batch: int, steps: i
         with ImageLayer(image) as pixels:
             mapper = Mapper(model, pixels, engine="torch")
             blocks = iter_blocks(pixels.grid, halo=mapper.halo, size=choose_window("auto"))
-            inputs = [mapper.inputs(mapper.read_inputs(block)[0]) for block in blocks]
+            inputs = [mapper.inputs(mapper.read_for_sums(block)[0]) for block in blocks]
         each = count_operations(model.network.cpu(), inputs[0].cpu()[:, :, :64, :64]) / 64**2
         total = each * sum(x.shape[2] * x.shape[3] for x in inputs)
         model.network.to(device)

@@ -88,7 +88,7 @@ def main(side: int, filters: int, rounds: int, engines: str) -> None:
             options = {"engine": name, "precision": precision, "run": Run(overwrite=True)}
             with ImageLayer(image) as pixels:
                 mapper = Mapper(model, pixels, engine=name, precision=precision)
-                inputs = [mapper.inputs(mapper.read_inputs(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]
+                inputs = [mapper.inputs(mapper.read_for_sums(b)[0]) for b in iter_blocks(pixels.grid, halo=mapper.halo)]
             kinds: dict[str, dict[str, Any]] = {"q": {}, "r": {"posterior": prior, "force": True}}
             bare: list[float] = []
             for kind, more in kinds.items():
