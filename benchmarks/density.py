@@ -26,6 +26,7 @@ import pandas as pd
 from benchmarks.accuracy.cases import data_folder
 from landprior.domains.density import project
 from landprior.domains.density.blocks import BlockLabels, read_blocks
+from landprior.domains.density.images import Images, find_images
 from landprior.domains.density.points import Points, read_points
 from landprior.domains.density.priors import spread_priors
 from landprior.domains.density.settings import DensitySettings
@@ -66,9 +67,9 @@ def settings_of(loss: str, seed: int) -> DensitySettings:
     return DensitySettings(loss=loss, seed=seed, precision="bf16", **restarts)  # type: ignore[arg-type]
 
 
-def load(folder: Path, root: Path) -> tuple[project.Images, BlockLabels, dict[str, Points]]:
+def load(folder: Path, root: Path) -> tuple[Images, BlockLabels, dict[str, Points]]:
     """Read images, density classes and nuclei."""
-    images = project.find_images([root / "images"])
+    images = find_images([root / "images"])
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "blocks.csv"
     count_blocks(root / "nuclei.csv").to_csv(table, index=False)

@@ -134,7 +134,7 @@ def score_developed(
     found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for result in results:
         total = Scores.of(np.empty(0, int), np.empty(0, int), scheme)
-        for place, path in runner.maps_of(result):
+        for place, path in runner.find_maps(result):
             if not path.is_file() or place.nlcd is None:
                 continue
             with open_raster(path) as mapped, open_raster(place.labels) as truth:

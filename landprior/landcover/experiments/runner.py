@@ -503,6 +503,12 @@ class Runner:
             run=self._run,
         )
 
+    def find_maps(self, result: Result) -> list[tuple[Place, Path]]:
+        """Return the tiles of a result with its maps, which need not exist: those of others are not kept by cell."""
+        cell = Cell(result.row, result.mode, result.region, result.seed)
+        row = self._rows[result.row]
+        return [(place, self._map_path(row, cell, place, result.map)) for place in self._places.find(result.region)]
+
     def _map_path(self, row: Row, cell: Cell, place: Place, kind: str) -> Path:
         folder = _slug(f"{row.name} {cell.mode} {cell.region} seed {cell.seed}")
         return self._make_path("maps", folder, f"{_slug(place.id)}_{kind}.tif")
