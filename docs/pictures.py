@@ -108,6 +108,13 @@ def draw_map(folder: Path) -> None:
     save(show(panels, {one.name: one.colour for one in SCHEME.classes}, 5), "map")
 
 
+def draw_adapted(folder: Path) -> None:
+    """Draw the map without points, with them, and the truth."""
+    files = {"map.tif": "map.tif", "adapted to 300 points": "better_map.tif", "truth": "labels.tif"}
+    panels = {title: SCHEME.render(read(folder / name)[0])[..., :3] for title, name in files.items()}
+    save(show(panels, {one.name: one.colour for one in SCHEME.classes}, 5), "adapted")
+
+
 def draw_points(folder: Path) -> None:
     """Draw the points to label over the image."""
     points = geopandas.read_file(folder / "points.gpkg")
@@ -150,5 +157,5 @@ def read_areas(path: Path, codes: list[int]) -> list[float]:
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
-    for draw in (draw_inputs, draw_prior, draw_map, draw_points, draw_areas):
+    for draw in (draw_inputs, draw_prior, draw_map, draw_adapted, draw_points, draw_areas):
         draw(here)
