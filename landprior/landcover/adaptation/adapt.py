@@ -258,18 +258,19 @@ def fit_head(
             starts[key] = begin_head(some, run=run)
         found: list[LabelledPixel] = []
         seen: set[Any] = set()
-        left_out = 0
+        empty: set[Any] = set()
         for one in opened:
-            mapped, empty = visit_points(one, starts[id(one.tile.model)], seen, progress=run.progress)
+            mapped, missed = visit_points(one, starts[id(one.tile.model)], seen, progress=run.progress)
             found += mapped
-            left_out += empty
+            empty |= missed
         names = ", ".join(str(file) for file in files)
+        left_out = len(empty - seen)
         if left_out:
             logger.warning("%s: %d points lie on pixels without data and are left out", names, left_out)
         if len(found) < LEAST_POINTS:
             msg = f"{names}: {len(found)} points have one class and lie on data; at least {LEAST_POINTS} are needed"
             raise InputError(msg)
-        proposed = sum(one.proposed for one in opened)
+        proposed = sum(one.proposed for one in found)
         designed = opened[0].designed and not proposed
         shown = np.unique([one.position for one in found])
         starts = {key: replace(one, left_out=np.setdiff1d(one.left_out, shown)) for key, one in starts.items()}

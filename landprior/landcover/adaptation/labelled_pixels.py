@@ -61,6 +61,8 @@ class LabelledPixel:
         Class of the label, and the area that it represents.
     file
         Number of its file.
+    proposed
+        Whether it was proposed for an adaptation.
     prior, plain
         The class by the prior alone, and on the map without points.
     x, y
@@ -74,6 +76,7 @@ class LabelledPixel:
     position: int
     file: int
     share: float
+    proposed: bool
     prior: int
     plain: int
     x: float
@@ -102,7 +105,6 @@ class OpenTile:
     mapper: Mapper
     labels: list[geopandas.GeoDataFrame]
     designed: bool
-    proposed: int
 
 
 def open_tile(
@@ -157,8 +159,7 @@ def open_tile(
         pixels=pixels,
         mapper=mapper,
         labels=[labels.locate_points(pixels.grid) for labels in read],
-        designed=any(labels.designed for labels in read),
-        proposed=sum(labels.proposed for labels in read),
+        designed=all(labels.designed for labels in read),
     )
 
 
@@ -205,8 +206,12 @@ def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
     return replace(head, left_out=np.array(total.given_up(), dtype=np.intp))
 
 
-def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool) -> tuple[list[LabelledPixel], int]:
-    """Return the points of a tile that no other had, and how many lie on pixels without data.
+def visit_points(
+    tile: OpenTile, start: Head, seen: set[Any], *, progress: bool
+) -> tuple[list[LabelledPixel], set[tuple[int, Any]]]:
+    """Return the points of a tile that no other had, and those that lie on pixels without data.
+
+    Points of one class in one pixel count once, so that a file that is given twice changes nothing.
 
     Parameters
     ----------
@@ -222,10 +227,13 @@ def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool)
     Returns
     -------
     found : list of LabelledPixel
-    empty : int
+    empty : set
+        File and feature of each.
     """
     mapper, grid, stride = tile.mapper, tile.pixels.grid, tile.tile.model.network.stride
-    found, empty = [], 0
+    found: list[LabelledPixel] = []
+    empty: set[tuple[int, Any]] = set()
+    pixels: set[tuple[int, int, int]] = set()
     labels = [
         ((number, index), label)
         for number, frame in enumerate(tile.labels)
@@ -242,9 +250,12 @@ def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool)
         visible = mapper.see(start, block, data)
         at = (row - top, column - left)
         if visible is None or not visible[1].valid[visible[1].core][at]:
-            empty += 1
+            empty.add(key)
             continue
         seen.add(key)
+        if (row, column, int(label["position"])) in pixels:
+            continue
+        pixels.add((row, column, int(label["position"])))
         mapped = mapper.compute(block, data, ("probabilities",))["probabilities"]
         shares = mapped() if callable(mapped) else mapped
         found.append(
@@ -256,6 +267,7 @@ def visit_points(tile: OpenTile, start: Head, seen: set[Any], *, progress: bool)
                 position=int(label["position"]),
                 file=key[0],
                 share=float(label["share"]),
+                proposed=bool(label["proposed"]),
                 prior=int(visible[0][len(start.bias) : 2 * len(start.bias)][:, *visible[1].core][:, *at].argmax()),
                 plain=int(shares[:, *at].argmax()),
                 x=float(label.geometry.x),

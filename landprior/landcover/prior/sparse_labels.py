@@ -47,23 +47,21 @@ class SparseLabels:
     Parameters
     ----------
     frame
-        Geometries with the columns ``allowed``, a tuple of allowed class positions, and ``share``, the area that a
-        point of a stratified sample represents (1 for other points).
+        Geometries with the columns ``allowed``, a tuple of allowed class positions; ``share``, the area that a
+        point of a stratified sample represents (1 for other points); and ``proposed``, whether it was proposed for an
+        adaptation, and so is no part of a random sample.
     weight
         W, in 0..1.
     source
         The file, for metadata.
     designed
         Whether the points carry their strata.
-    proposed
-        How many points were proposed for an adaptation, and so are no random sample.
     """
 
     frame: geopandas.GeoDataFrame
     weight: float
     source: str = ""
     designed: bool = False
-    proposed: int = 0
 
     def describe(self) -> dict[str, Any]:
         """Return the labels' entries for a prior's metadata."""
@@ -80,8 +78,8 @@ class SparseLabels:
         Returns
         -------
         GeoDataFrame
-            With the columns ``row`` and ``column`` of the pixel, ``position`` of the class, and ``share``; its index is
-            that of the file's features.
+            With the columns ``row`` and ``column`` of the pixel, ``position`` of the class, ``share`` and ``proposed``;
+            its index is that of the file's features.
         """
         single = self.frame.geometry.geom_type.eq("Point") & self.frame["allowed"].map(len).eq(1)
         frame = self.frame[single]
@@ -92,7 +90,7 @@ class SparseLabels:
             )  # fmt: skip
         rows, columns, inside = locate(frame, grid)
         classes = np.array([allowed[0] for allowed in frame["allowed"]], dtype=np.intp)
-        return frame[["geometry", "share"]].assign(row=rows, column=columns, position=classes)[inside]
+        return frame[["geometry", "share", "proposed"]].assign(row=rows, column=columns, position=classes)[inside]
 
     def points(self, grid: Grid) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Return rows, columns, class positions and shares of the points on a grid that have exactly one class."""
@@ -256,11 +254,10 @@ def read_sparse_labels(
         path, len(frame), len(near), len(labelled) - len(near), len(frame) - len(labelled),
     )  # fmt: skip
     return SparseLabels(
-        frame=near[["geometry"]].assign(allowed=allowed, share=shares[on_grid]),
+        frame=near[["geometry"]].assign(allowed=allowed, share=shares[on_grid], proposed=find_proposed(near, path)),
         weight=weight,
         source=str(path),
         designed=design is not None,
-        proposed=int(find_proposed(near, path).sum()),
     )
 
 

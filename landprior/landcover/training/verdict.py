@@ -351,11 +351,11 @@ def _count_inner(valid: Tensor, place: tuple[slice, slice]) -> int:
 
 
 def warn_of_misfit(distance: float | None) -> None:
-    """Log a warning if the shares that a network names are far from its prior's, and what mends it."""
+    """Log a warning if the shares that a network names are far from its prior's, and what to do about it."""
     if distance is not None and distance > FAR:
         logger.warning(
             "the classes named differ from the prior's shares (distance %.2f, usual up to %.2f): the cooccurrence "
-            "matrix may not fit this place, and classes may be swapped. About 100 labelled points mend it: "
+            "matrix may not fit this place, and classes may be swapped. About 100 labelled points correct that: "
             "landprior sample MAP --count 100 -o points.gpkg, label them, and "
             "landprior adapt --model MODEL --image IMAGE --prior PRIOR --points points.gpkg -o adapted.safetensors",
             distance,

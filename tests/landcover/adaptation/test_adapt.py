@@ -205,6 +205,23 @@ def test_classes_given_up_are_left_out_unless_a_point_shows_them(tmp_path, place
     assert 2 not in left_out  # some points are barren
 
 
+def test_a_file_given_twice_changes_nothing(tmp_path, place):
+    image, prior, model, grid, bright = place
+    points = draw(tmp_path / "points.gpkg", grid, bright)
+    once = adapt(model, [(image, prior)], points, tmp_path / "once.safetensors")
+    assert adapt(model, [(image, prior)], [points, points], tmp_path / "twice.safetensors") == once
+
+
+def test_points_of_an_overlap_are_counted_once(tmp_path, place, make_model, caplog):
+    image, prior, path, grid, bright = place
+    points = draw(tmp_path / "points.gpkg", grid, bright, purpose=np.where(np.arange(40) < 7, "adapt", ""))
+    tiles = [PlaceTile(image=image, prior=prior, model=model) for model in (load_model(path), make_model(seed=8))]
+    _, report = fit_head(tiles, points)
+    assert report.points == 40
+    assert report.proposed == 7
+    assert "without data" not in caplog.text
+
+
 def test_points_without_data_are_left_out(tmp_path, place, make_image, caplog):
     _, prior, model, grid, bright = place
     holes = np.zeros((SIDE, SIDE), dtype=bool)

@@ -85,7 +85,8 @@ def test_without_neighbours_within_reach_a_prior_stays_the_same_inside(files, tm
     far = [files["se"]]
     alone, _ = build(files["nw"], tmp_path / "a.tif", enviroatlas)
     beside, _ = build(files["nw"], tmp_path / "b.tif", enviroatlas, around=far)
-    assert np.array_equal(alone[:, 30:90, 30:90], beside[:, 30:90, 30:90])
+    # half floats of sums whose order depends on the window and the threads: at most a step apart, here 2^-11
+    assert np.abs(alone[:, 30:90, 30:90] - beside[:, 30:90, 30:90]).max() <= 2**-11
 
 
 def test_around_a_tile_there_is_what_the_first_neighbour_has(make_raster, make_grid):
