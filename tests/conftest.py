@@ -28,8 +28,8 @@ WORKER_MEMORY = 2 << 30
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return the number of processes for ``-n auto`` in pyproject.toml: none if only a part of the suite is chosen.
 
-    Processes take seconds to start and hide printed output, which is worth it for whole folders only. Slow tests
-    measure time and memory, and need the machine for themselves.
+    Processes take seconds to start and hide printed output, which is worth it for whole folders only. Slow
+    tests use several threads by themselves.
     """
     option, arguments = config.option, [argument.partition("::") for argument in config.args]
     chosen = any(test or Path(path).is_file() for path, _, test in arguments)
