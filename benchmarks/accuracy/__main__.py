@@ -313,6 +313,11 @@ def report(rows: list[Row], filters: int) -> str:
     )
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file written with ``--json``."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
 @click.command()
 @click.option("--sets", default="", help="Comma-separated: " + ",".join(SETS) + ".")
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
@@ -322,8 +327,16 @@ def report(rows: list[Row], filters: int) -> str:
 @click.option("--draws", default=5, show_default=True, help="Draws of the points.")
 @click.option("--chosen", is_flag=True, help="Also score points that are proposed by rounds, instead of random ones.")
 @click.option("--separate", is_flag=True, help="Train a model for each tile of a place, instead of one for all.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write every run's figures.")
-@click.option("--show", "shown", type=click.Path(path_type=Path), help="Only print the tables of a --json file.")
+@click.option("--matrix", "matrices", multiple=True, help="Only rows with this matrix, such as default; repeatable.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write every run's figures; runs that the file already has are not repeated.",
+)
+@click.option(
+    "--show", "shown", multiple=True, type=click.Path(path_type=Path), help="Only print the tables of --json files."
+)
 def main(
     *,
     sets: str,
@@ -334,22 +347,28 @@ def main(
     draws: int,
     chosen: bool,
     separate: bool,
+    matrices: tuple[str, ...],
     json_path: Path | None,
-    shown: Path | None,
+    shown: tuple[Path, ...],
 ) -> None:
     """Train and score the one recipe on every set."""
-    if shown is not None:
-        click.echo(report([Row(**row) for row in json.loads(shown.read_text(encoding="utf-8"))], filters))
+    if shown:
+        click.echo(report([row for path in shown for row in read_rows(path)], filters))
         return
     logging.getLogger("landprior").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", HarmWarning)
     started = time.monotonic()
-    rows: list[Row] = []
+    rows = read_rows(json_path) if json_path is not None and json_path.exists() else []
+    done = {(row.name, row.matrix, row.loss, row.seed) for row in rows}
     plan = Plan(tuple(int(text) for text in points.split(",") if text), draws, chosen)
     with tempfile.TemporaryDirectory() as work:
         for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
+            if matrices and case.matrix not in matrices:
+                continue
             for loss in LOSSES.get(case.name, ("qr",)):
                 for seed in range(seeds):
+                    if (case.name, case.matrix, loss, seed) in done:
+                        continue
                     how: dict[str, Any] = {"filters": filters, "plan": plan, "separate": separate}
                     row = run_case(case, loss, seed, folder=Path(work), **how)
                     rows.append(row)
