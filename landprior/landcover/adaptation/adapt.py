@@ -8,7 +8,6 @@ without it.
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,10 @@ from landprior.landcover.adaptation.fitting import (
 )
 from landprior.landcover.adaptation.labelled_pixels import (
     LabelledPixel,
-    OpenTile,
     PlaceTile,
     begin_head,
-    open_tile,
+    measure_sums,
+    read_points,
     visit_points,
 )
 from landprior.landcover.adaptation.report import Report
@@ -246,38 +245,61 @@ def fit_head(
         If models, images and priors do not fit each other.
     """
     files = list_files(points)
-    with ExitStack() as stack:
-        opened = [
-            open_tile(stack, tile, files, column=column, layer=layer, needed=len(tiles) == 1, run=run) for tile in tiles
-        ]
-        shared: dict[int, list[OpenTile]] = {}
-        for one in opened:
-            shared.setdefault(id(one.tile.model), []).append(one)
-        starts: dict[int, Head] = {}
-        for key, some in shared.items():
-            starts[key] = begin_head(some, run=run)
-        found: list[LabelledPixel] = []
-        seen: set[Any] = set()
-        empty: set[Any] = set()
-        for one in opened:
-            mapped, missed = visit_points(one, starts[id(one.tile.model)], seen, progress=run.progress)
-            found += mapped
-            empty |= missed
-        names = ", ".join(str(file) for file in files)
-        left_out = len(empty - seen)
-        if left_out:
-            logger.warning("%s: %d points lie on pixels without data and are left out", names, left_out)
-        if len(found) < LEAST_POINTS:
-            msg = f"{names}: {len(found)} points have one class and lie on data; at least {LEAST_POINTS} are needed"
-            raise InputError(msg)
-        proposed = sum(one.proposed for one in found)
-        designed = opened[0].designed and not proposed
-        shown = np.unique([one.position for one in found])
-        starts = {key: replace(one, left_out=np.setdiff1d(one.left_out, shown)) for key, one in starts.items()}
-        start = starts[id(tiles[0].model)]
-        head, report = _fit(found, start, tiles[0].model.scheme.names, designed=designed, proposed=proposed)
-        heads = [replace(starts[id(tile.model)], weights=head.weights, bias=head.bias) for tile in tiles]
-    return heads, report
+    needed = len(tiles) == 1
+    read = [read_points(tile, files, column=column, layer=layer, needed=needed, run=run) for tile in tiles]
+    tiles = [replace(tile, sums=tile.sums or measure_sums(tile, run=run)) for tile in tiles]
+    starts = {id(tile.model): _begin([one for one in tiles if one.model is tile.model]) for tile in tiles}
+    found: list[LabelledPixel] = []
+    seen: set[Any] = set()
+    empty: set[Any] = set()
+    for tile, own in zip(tiles, read, strict=True):
+        mapped, missed = visit_points(tile, own, starts[id(tile.model)], seen, run=run)
+        found += mapped
+        empty |= missed
+    names = ", ".join(str(file) for file in files)
+    left_out = len(empty - seen)
+    if left_out:
+        logger.warning("%s: %d points lie on pixels without data and are left out", names, left_out)
+    if len(found) < LEAST_POINTS:
+        msg = f"{names}: {len(found)} points have one class and lie on data; at least {LEAST_POINTS} are needed"
+        raise InputError(msg)
+    proposed = sum(one.proposed for one in found)
+    designed = read[0].designed and not proposed
+    shown = np.unique([one.position for one in found])
+    first = starts[id(tiles[0].model)]
+    start = replace(first, left_out=np.setdiff1d(first.left_out, shown))
+    head, report = _fit(found, start, tiles[0].model.scheme.names, designed=designed, proposed=proposed)
+    return [share_head(head, report, starts[id(tile.model)]) for tile in tiles], report
+
+
+def _begin(tiles: Sequence[PlaceTile]) -> Head:
+    """Return the head that gives r with a model, from the sums over its tiles."""
+    different: list[Sequence[Sequence[float]]] = []  # tiles of a joint model have the shares of all of them
+    for tile in tiles:
+        if tile.sums is not None and tile.sums not in different:
+            different.append(tile.sums)
+    return begin_head(different, tiles[0].model.bands)
+
+
+def share_head(head: Head, report: Report, start: Head) -> Head:
+    """Return the head of a place for another of its models.
+
+    Parameters
+    ----------
+    head
+        The head that was fitted.
+    report
+        Its report: a class that a point shows is never left out.
+    start
+        The head with which the model would begin (:func:`begin_head`).
+
+    Returns
+    -------
+    Head
+        The same weights, with the mean prediction and prior of the model.
+    """
+    shown = np.flatnonzero([*report.classes.values()])
+    return replace(start, weights=head.weights, bias=head.bias, left_out=np.setdiff1d(start.left_out, shown))
 
 
 def _fit(

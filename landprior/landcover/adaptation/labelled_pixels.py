@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,7 @@ from landprior.raster.grid import require_same_grid
 from landprior.raster.windows import Block, grow_window, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import ExitStack
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import geopandas
@@ -38,11 +38,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceTile:
-    """A tile of the place: image, prior and the model that maps it."""
+    """A tile of the place: image, prior and the model that maps it.
+
+    Parameters
+    ----------
+    image, prior
+        The files.
+    model
+        The model.
+    sums
+        Sums (or shares) of q, of the classes that q names, and of the prior over all tiles of the model, (3, C), if
+        they are known (:func:`measure_sums`, :func:`landprior.landcover.training.shares.find_shares`).
+    """
 
     image: Path
     prior: Path
     model: LandcoverModel
+    sums: Sequence[Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,32 +109,29 @@ class LabelledPixel:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OpenTile:
-    """A tile that is open, with its points."""
+class TilePoints:
+    """The points on a tile, one frame per file, and whether all of them carry the design of a sample."""
 
-    tile: PlaceTile
-    pixels: ImageLayer
-    mapper: Mapper
     labels: list[geopandas.GeoDataFrame]
     designed: bool
 
 
-def open_tile(
-    stack: ExitStack,
-    tile: PlaceTile,
-    points: Sequence[str | Path],
-    *,
-    column: str | None,
-    layer: str | None,
-    needed: bool,
-    run: Run,
-) -> OpenTile:
-    """Open a tile and read its points; an adapted model begins anew, without its head.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenTile:
+    """A tile that is open."""
+
+    tile: PlaceTile
+    pixels: ImageLayer
+    mapper: Mapper
+
+
+def read_points(
+    tile: PlaceTile, points: Sequence[str | Path], *, column: str | None, layer: str | None, needed: bool, run: Run
+) -> TilePoints:
+    """Read the points on a tile.
 
     Parameters
     ----------
-    stack
-        Closes the files.
     tile
         The tile.
     points, column, layer
@@ -130,63 +139,85 @@ def open_tile(
     needed
         Whether it is an error if a file has no point on the tile.
     run
-        Device, and nodata value of the image.
+        Nodata value of the image.
 
     Returns
     -------
+    TilePoints
+        The points.
+
+    Raises
+    ------
+    LandpriorError
+        See :func:`landprior.landcover.prior.sparse_labels.read_sparse_labels`.
+    """
+    with ImageLayer(tile.image, nodata=run.nodata) as pixels:
+        grid = pixels.grid
+    read = [
+        read_sparse_labels(file, tile.model.scheme, grid, column=column, layer=layer, needed=needed) for file in points
+    ]
+    return TilePoints(
+        labels=[labels.locate_points(grid) for labels in read], designed=all(labels.designed for labels in read)
+    )
+
+
+@contextmanager
+def opening(tile: PlaceTile, *, run: Run) -> Iterator[OpenTile]:
+    """Open a tile; an adapted model begins anew, without its head.
+
+    Parameters
+    ----------
+    tile
+        The tile.
+    run
+        Device, and nodata value of the image.
+
+    Yields
+    ------
     OpenTile
         The tile.
 
     Raises
     ------
     LandpriorError
-        If model, image, prior and points do not fit each other.
+        If model, image and prior do not fit each other.
     """
     model = replace(tile.model, head=None)
-    pixels = stack.enter_context(ImageLayer(tile.image, nodata=run.nodata))
-    check_image(model, pixels, force=False)
-    belief = stack.enter_context(PriorLayer(tile.prior, scheme=model.scheme))
-    require_same_grid(pixels.grid, belief.grid, names=(str(tile.image), str(tile.prior)))
-    extra = open_extra_input(stack, model, pixels, tile.prior if "prior" in model.extras else None)
-    read = [
-        read_sparse_labels(file, model.scheme, pixels.grid, column=column, layer=layer, needed=needed)
-        for file in points
-    ]
-    finish = make_finish(model, pixels, MapOptions())
-    mapper = Mapper(model, pixels, belief, extra, finish=finish, device=run.device)
-    return OpenTile(
-        tile=tile,
-        pixels=pixels,
-        mapper=mapper,
-        labels=[labels.locate_points(pixels.grid) for labels in read],
-        designed=all(labels.designed for labels in read),
-    )
+    with ExitStack() as stack:
+        pixels = stack.enter_context(ImageLayer(tile.image, nodata=run.nodata))
+        check_image(model, pixels, force=False)
+        belief = stack.enter_context(PriorLayer(tile.prior, scheme=model.scheme))
+        require_same_grid(pixels.grid, belief.grid, names=(str(tile.image), str(tile.prior)))
+        extra = open_extra_input(stack, model, pixels, tile.prior if "prior" in model.extras else None)
+        finish = make_finish(model, pixels, MapOptions())
+        mapper = Mapper(model, pixels, belief, extra, finish=finish, device=run.device)
+        if tile.sums is not None:
+            mapper.sums.write(np.asarray(tile.sums))
+        yield OpenTile(tile=tile, pixels=pixels, mapper=mapper)
 
 
-def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
-    """Sum q and the prior over the tiles of a model, and return the head that gives r.
+def measure_sums(tile: PlaceTile, *, run: Run) -> list[list[float]]:
+    """Sum q, the classes that q names, and the prior over a tile.
 
     Parameters
     ----------
-    tiles
-        Tiles of one model.
+    tile
+        The tile.
     run
-        Device and progress.
+        Device, nodata value of the image, and progress.
 
     Returns
     -------
-    Head
-        The head that a fit begins with; it leaves out the classes that the training gave up.
+    list of list of float
+        The sums, (3, C).
 
     Raises
     ------
     InputError
-        If a tile has no pixel with image and prior.
+        If it has no pixel with image and prior.
     """
-    model = tiles[0].tile.model
-    stride = model.network.stride
-    window = -(-choose_window(run.device) // stride) * stride
-    for one in tiles:
+    stride = tile.model.network.stride
+    with opening(tile, run=run) as one:
         sums: dict[str, Sink] = {"sums": one.mapper.sums}
         stream(
             one.mapper.gather,
@@ -195,19 +226,39 @@ def begin_head(tiles: Sequence[OpenTile], *, run: Run) -> Head:
             sinks=sums,
             label="class sums",
             halo=one.mapper.halo,
-            size=window,
+            size=-(-choose_window(run.device) // stride) * stride,
             progress=run.progress,
         )
         if not one.mapper.sums.seen:
-            msg = f"{one.tile.image} has no valid pixel with a prior; is its nodata value correct?"
+            msg = f"{tile.image} has no valid pixel with a prior; is its nodata value correct?"
             raise InputError(msg)
-    total = ClassSums.of([one.mapper.sums for one in tiles])
-    head = Head.of_posterior(total.log_shares().numpy(), total.log_prior().numpy(), model.bands)
+        return one.mapper.sums.to_list()
+
+
+def begin_head(sums: Sequence[Sequence[Sequence[float]]], bands: int) -> Head:
+    """Return the head that gives r.
+
+    Parameters
+    ----------
+    sums
+        Sums over each tile of a model (:func:`measure_sums`).
+    bands
+        Number of bands of the image.
+
+    Returns
+    -------
+    Head
+        The head that a fit begins with; it leaves out the classes that the training gave up.
+    """
+    total = ClassSums(len(sums[0][0]))
+    for rows in sums:
+        total.write(np.asarray(rows))
+    head = Head.of_posterior(total.log_shares().numpy(), total.log_prior().numpy(), bands)
     return replace(head, left_out=np.array(total.given_up(), dtype=np.intp))
 
 
 def visit_points(
-    tile: OpenTile, start: Head, seen: set[Any], *, progress: bool
+    tile: PlaceTile, points: TilePoints, start: Head, seen: set[Any], *, run: Run
 ) -> tuple[list[LabelledPixel], set[tuple[int, Any]]]:
     """Return the points of a tile that no other had, and those that lie on pixels without data.
 
@@ -216,13 +267,15 @@ def visit_points(
     Parameters
     ----------
     tile
-        The tile.
+        The tile, with the sums of its model.
+    points
+        Its points. Only windows around them are read.
     start
         The head that the fit begins with.
     seen
         Points of the tiles before; those of this one are added.
-    progress
-        Show a progress bar on stderr.
+    run
+        Device, nodata value of the image, and progress.
 
     Returns
     -------
@@ -230,16 +283,27 @@ def visit_points(
     empty : set
         File and feature of each.
     """
+    labels = [
+        ((number, index), label)
+        for number, frame in enumerate(points.labels)
+        for index, label in frame.iterrows()
+        if (number, index) not in seen
+    ]
+    if not labels:
+        return [], set()
+    with opening(tile, run=run) as one:
+        found, empty = _visit(one, labels, start, seen, progress=run.progress)
+        one.mapper.release()  # smoothing needs no network
+    return found, empty
+
+
+def _visit(
+    tile: OpenTile, labels: Sequence[tuple[Any, Any]], start: Head, seen: set[Any], *, progress: bool
+) -> tuple[list[LabelledPixel], set[tuple[int, Any]]]:
     mapper, grid, stride = tile.mapper, tile.pixels.grid, tile.tile.model.network.stride
     found: list[LabelledPixel] = []
     empty: set[tuple[int, Any]] = set()
     pixels: set[tuple[int, int, int]] = set()
-    labels = [
-        ((number, index), label)
-        for number, frame in enumerate(tile.labels)
-        for index, label in frame.iterrows()
-        if (number, index) not in seen
-    ]
     # one window per pixel: points are few and lie far apart
     for key, label in track(labels, label="points", unit="point", show=progress):
         row, column = int(label["row"]), int(label["column"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +10,6 @@ import torch
 from landprior.landcover.mapping.finish import find_given_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from rasterio.windows import Window
     from torch import Tensor
@@ -38,12 +36,9 @@ class ClassSums:
         rows = np.atleast_2d(values.astype(np.float64))
         self._total[: len(rows)] += rows
 
-    @classmethod
-    def of(cls, parts: Sequence[ClassSums]) -> Self:
-        """Return the sums over several maps together."""
-        whole = cls(parts[0]._total.shape[1])  # noqa: SLF001 - of its own kind
-        whole._total += sum(part._total for part in parts)  # noqa: SLF001
-        return whole
+    def to_list(self) -> list[list[float]]:
+        """Return the sums, shape (3, C)."""
+        return self._total.tolist()
 
     @property
     def seen(self) -> bool:

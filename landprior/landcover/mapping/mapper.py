@@ -162,6 +162,10 @@ class Mapper:
             return [np.zeros((1, self._model.channels, side, side), dtype=np.float32)]
         return [self.inputs(pixels).numpy() for pixels in seen]
 
+    def release(self) -> None:
+        """Free the network and its engine; :meth:`smooth` still works."""
+        del self.engine
+
     # -- reading, in a thread of its own -------------------------------------------------------------
 
     def _around(self, block: Block) -> Block:
