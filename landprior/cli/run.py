@@ -14,13 +14,14 @@ from landprior.cli.maps import finish_options, make_map_options, map_options, ma
 from landprior.cli.parameters import INPUT
 from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
-from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
+from landprior.cli.training import FIELDS, loss_option, points_options, training_options, training_settings
 from landprior.cli.workspace import (
     choose_steps,
     find_settings,
     joint_options,
     joint_settings,
     only_option,
+    read_points,
     refuse_unused,
     report_steps,
 )
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     shared.learned_option,
 )
 @grouped("Training", *joint_options, loss_option(), *training_options())
+@grouped("Labelled points", *points_options())
 @grouped("Map", maps_option)
 @map_options()
 @grouped("Map", *finish_options)
@@ -72,6 +74,7 @@ def command(
     landprior run --city mytown --scheme chesapeake-4 --only prior,model --steps 2000
     landprior run --city mytown --only map --probabilities
     landprior run --place "Ithaca, NY" --scheme enviroatlas-5 --joint
+    landprior run --city mytown --scheme chesapeake-4 --points points.gpkg
     landprior run plan.json
     landprior run plan.json --shard auto
     landprior run plan.json --ray --workers 8
@@ -81,7 +84,8 @@ def command(
     naip.tif and nlcd.tif, and optionally roads.tif, buildings.tif, waterways.tif, waterbodies.tif and labels.tif (for
     scores only); you can also fill it by hand. Results that are current are skipped; item.json in each folder records
     how each was made. --only runs only some of the steps. With --joint the tiles of the place share one model, and
-    their maps meet without a seam.
+    their maps meet without a seam. With --points the models are adapted to labelled points before they map: one fit
+    for the whole place.
 
     Without --overwrite, the run stops at a prior, model or map that you, another command or another model
     made. With a PLAN (landprior plan) one failed tile does not stop the rest; the exit status is then 1, and landprior
@@ -124,9 +128,11 @@ def command(
         )
     tiles = Workspace(options["workspace"]).tiles(ref, only=options["tiles"])
     require_use_of_label_map(tiles, options["label_map"], fetched=bool(options["labels"]))
-    groups = make_groups(Workspace(options["workspace"]).tiles(ref), joint["group"]) if joint["joint"] else []
+    place = Workspace(options["workspace"]).tiles(ref)
+    points = read_points(ctx, options, place, None if settings is None else settings.scheme)
+    groups = make_groups(place, joint["group"]) if joint["joint"] else []
     if settings is not None and {"prior", "model", "map"} <= {*steps} and not run.overwrite:
-        require_own_results(tiles, settings, groups=groups, options=products)
+        require_own_results(tiles, settings, groups=groups, options=products, adapted=points is not None)
     report_steps(
         tiles,
         steps,
@@ -135,5 +141,6 @@ def command(
         training=training,
         mapping={"posterior": options["maps"] == "r", "options": products},
         groups=groups,
+        points=points,
         run=run,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.pipeline import Step
+    from landprior.landcover.workspace.place_points import PlacePoints
     from landprior.landcover.workspace.settings import PipelineSettings
     from landprior.raster.scheme import ClassScheme
 
@@ -54,7 +55,7 @@ def choose_steps(only: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(step for step in STEPS if not named or step in named)
 
 
-_USED_BY = {"Training": {"model"}, "Map": {"map"}, "Prior": {"prior"}, "Sources": {"fetch"}}
+_USED_BY = {"Training": {"model"}, "Map": {"map"}, "Labelled points": {"map"}, "Prior": {"prior"}, "Sources": {"fetch"}}
 """Group of options -> the steps that use them."""
 
 _SHARED = {"prior", "model", "map"}
@@ -109,6 +110,42 @@ def joint_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"joint": options["joint"] or options["group"] is not None, "group": options["group"]}
 
 
+def read_points(
+    ctx: click.Context, options: Mapping[str, Any], tiles: Sequence[TileFolder], scheme: ClassScheme | None
+) -> PlacePoints | None:
+    """Return the points of a place; None if none are given.
+
+    Parameters
+    ----------
+    ctx
+        The command.
+    options
+        Values of the options.
+    tiles
+        All tiles of the place.
+    scheme
+        The classes; None for those of a model of the place.
+
+    Raises
+    ------
+    InputError
+        See :func:`landprior.landcover.workspace.place_points.find_points`.
+    """
+    from landprior.landcover.training.model import load_model
+    from landprior.landcover.workspace.groups import read_grid
+    from landprior.landcover.workspace.place_points import find_points
+
+    if not options["points"]:
+        refuse_options(ctx, "a run without --points", "class_column", "layer")
+        return None
+    if scheme is None:
+        place = tiles[0].path.parent
+        known = sorted([*place.glob("model*.safetensors"), *place.glob("*/model.safetensors")])
+        scheme = load_model(known[0] if known else tiles[0].file("model")).scheme
+    grids = {tile.name: read_grid(tile) for tile in tiles}
+    return find_points(grids, options["points"], scheme, column=options["class_column"], layer=options["layer"])
+
+
 def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401
     """Run steps for tiles (:func:`landprior.landcover.workspace.pipeline.run_steps`); print each file at once."""
     from landprior.landcover.workspace.pipeline import run_steps
@@ -135,16 +172,20 @@ def report_steps(tiles: Sequence[TileFolder], steps: Sequence[str], *, as_json: 
     from landprior.landcover.workspace.pipeline import run_steps
 
     paths = {"fetch": [tile.path for tile in tiles]}
-    total = None
+    total = report = None
     for result in run_steps(tiles, [step for step in WHOLE if step in steps], **how):
         paths.setdefault(result.step, []).append(result.path)
+        report = result.report or report
         if result.scores is not None:
             total = result.scores if total is None else total + result.scores
     last = next(step for step in ("map", "model", "prior", "scores", "fetch") if step in steps)
     if as_json:
         shown = [str(path) for path in paths.get(last, [])]
-        click.echo(json.dumps({_FILES[last]: shown, "scores": total and total.to_dict()}, indent=2))
+        found = {_FILES[last]: shown, "scores": total and total.to_dict()}
+        click.echo(json.dumps(found | ({"adaptation": report.to_dict()} if report else {}), indent=2))
         return
+    if report is not None:
+        click.echo(report.to_text())
     for path in paths.get(last, []):
         click.echo(str(path))
     if total is not None:

@@ -38,8 +38,19 @@ LEFT_BEHIND = 86_400.0
 
 
 @contextmanager
-def claiming(path: str | Path) -> Iterator[None]:
+def claiming(path: str | Path, *, patience: float = 0.0) -> Iterator[None]:
     """Lock the result at ``path`` against other processes within the block.
+
+    Parameters
+    ----------
+    path
+        The result.
+    patience
+        Seconds to wait for another process that holds the lock.
+
+    Yields
+    ------
+    None
 
     Raises
     ------
@@ -50,8 +61,10 @@ def claiming(path: str | Path) -> Iterator[None]:
     name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
     lock = path.with_name(f"{TEMPORARY}{name}.lock")
     held: int | None = None
+    end = time.monotonic() + patience
     try:
-        held = try_lock(lock)
+        while (held := try_lock(lock)) is None and time.monotonic() < end:
+            time.sleep(0.2)
     except OSError:  # a file system without locks: the user must avoid conflicts
         pass
     else:

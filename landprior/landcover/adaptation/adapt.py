@@ -16,6 +16,7 @@ import numpy as np
 
 from landprior.errors import InputError
 from landprior.landcover.adaptation.fitting import (
+    LEAST_POINTS,
     Labelled,
     Share,
     choose_ridge,
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-LEAST_POINTS = 10
-"""Fewer points than this are not enough to fit a head."""
 
 
 def adapt(
@@ -165,7 +163,7 @@ def require_points(
     Raises
     ------
     LandpriorError
-        If a file cannot be read, or there are fewer than :data:`LEAST_POINTS` points of one class on the priors.
+        If a file cannot be read, or there are fewer than ten points of one class on the priors.
     """
     found: set[tuple[int, int]] = set()
     for path in priors:
@@ -240,7 +238,7 @@ def fit_head(
     Raises
     ------
     InputError
-        If fewer than :data:`LEAST_POINTS` points lie on pixels with data, or the file has none for the place.
+        If fewer than ten points lie on pixels with data, or the file has none for the place.
     ModelError, GridMismatchError, SchemeError
         If models, images and priors do not fit each other.
     """

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from landprior.landcover.training.head import Head
 
+LEAST_POINTS = 10
+"""Fewer points than this are not enough to fit a head."""
+
 BIAS_PULL = 0.25
 """Penalty on b as a share of that on W."""
 

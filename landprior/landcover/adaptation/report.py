@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from landprior.landcover.adaptation.fitting import Share
+from landprior.landcover.adaptation.fitting import Share  # noqa: TC001 - reading a report needs it
 
 FEW = 5
 """A class with fewer points is hardly learned from them."""

@@ -40,6 +40,11 @@ class Group:
         """Name of the group in messages."""
         return f"{self.tiles[0].city}/{self.model.stem}"
 
+    @property
+    def adapted(self) -> Path:
+        """Path of the model adapted to the points of the place."""
+        return self.model.with_name(self.model.name.replace("model", "adapted", 1))
+
     def require_model(self) -> Path:
         """Return the path of the model, which must exist.
 
@@ -69,7 +74,7 @@ class Group:
         list of TileFolder
             In the order of their names. A tile without a CRS has no neighbours.
         """
-        own = _read_grid(tile)
+        own = read_grid(tile)
         if own.crs is None:
             return []
         across, down = own.pixel_size(where=tile.file("naip"))
@@ -78,7 +83,7 @@ class Group:
         tall = reach / down * (top - bottom) / own.height
         found = []
         for other in self.tiles:
-            grid = _read_grid(other)
+            grid = read_grid(other)
             if other == tile or grid.crs is None:
                 continue
             box = transform_bounds(grid.crs, own.crs, *grid.bounds, densify_pts=21)
@@ -102,7 +107,7 @@ def make_groups(tiles: Sequence[TileFolder], size: int | None = None) -> list[Gr
     list of Group
         Compact groups of about the same size; they depend on the places of the tiles, not on their order.
     """
-    grids = {tile.name: _read_grid(tile) for tile in tiles}
+    grids = {tile.name: read_grid(tile) for tile in tiles}
     by_name = {tile.name: tile for tile in tiles}
     named = divide_tiles(grids, size)
     folder = tiles[0].path.parent
@@ -175,6 +180,7 @@ def _find_middle(grid: Grid) -> tuple[float, float]:
     return (left + right) / 2, (bottom + top) / 2
 
 
-def _read_grid(tile: TileFolder) -> Grid:
+def read_grid(tile: TileFolder) -> Grid:
+    """Return the grid of a tile's image."""
     with open_raster(tile.require("naip", hint="every tile needs its image")) as src:
         return Grid.of(src)

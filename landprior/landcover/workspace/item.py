@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INPUTS = ("naip", "nlcd", "roads", "waterways", "waterbodies", "buildings", "labels")
-RESULTS = ("prior", "model", "prediction")
+RESULTS = ("prior", "model", "adapted", "prediction")
+MODELS = ("model", "adapted")
 ITEM = "item.json"
 COLLECTION = "collection.json"
 COLLECTION_ID = "landprior-workspace"
@@ -101,7 +102,7 @@ class TileFolder:
 
     def file(self, layer: str) -> Path:
         """Return the path of a layer, whether or not it exists."""
-        return self.path / (f"{layer}.safetensors" if layer == "model" else f"{layer}.tif")
+        return self.path / (f"{layer}.safetensors" if layer in MODELS else f"{layer}.tif")
 
     def require(self, layer: str, *, hint: str) -> Path:
         """Return the path of a layer that must exist.
@@ -140,7 +141,7 @@ class TileFolder:
         Parameters
         ----------
         step
-            The result: ``prior``, ``model`` or ``prediction``.
+            The result: ``prior``, ``model``, ``adapted`` or ``prediction``.
         key
             Key from :func:`make_key`.
 
@@ -205,7 +206,7 @@ class TileFolder:
         Parameters
         ----------
         step
-            The result: ``prior``, ``model`` or ``prediction``.
+            The result: ``prior``, ``model``, ``adapted`` or ``prediction``.
         grid
             Grid of the tile, if its item does not exist yet.
         **about
@@ -343,11 +344,11 @@ class TileFolder:
             }
             described = known.get(name) if isinstance(known, dict) else None
             same = isinstance(described, dict) and described.get("file:checksum") == asset["file:checksum"]
-            if name != "model":
+            if name not in MODELS:
                 asset["type"] = "image/tiff; application=geotiff; profile=cloud-optimized"
             if isinstance(described, dict) and same:
                 asset |= {key: value for key, value in described.items() if key in _DESCRIBED}
-            elif name != "model":
+            elif name not in MODELS:
                 asset |= _describe_raster(path)
             origin = steps.get(name, {}).get("origin")
             if origin:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.workspace.groups import Group, make_groups
+from landprior.landcover.workspace.place_head import ensure_adapted_model, ensure_head, find_group
 from landprior.landcover.workspace.steps import (
     ensure_joint_model,
     ensure_map,
@@ -22,21 +23,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from landprior.landcover.adaptation.report import Report
     from landprior.landcover.assessment.scores import Scores
     from landprior.landcover.training.methods import Method
     from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.item import TileFolder
+    from landprior.landcover.workspace.place_head import PlaceHead
+    from landprior.landcover.workspace.place_points import PlacePoints
     from landprior.landcover.workspace.settings import PipelineSettings
 
 logger = logging.getLogger(__name__)
 
 
-Step = Literal["prior", "model", "map", "scores"]
+Step = Literal["prior", "model", "adaptation", "map", "scores"]
 
 STEPS: tuple[Step, ...] = ("prior", "model", "map", "scores")
-"""The steps of the chain for a tile, or for a group of tiles that share a model."""
+"""The steps of the chain for a tile, or for a group of tiles that share a model. With points, ``adaptation`` precedes
+the maps."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,14 @@ class StepResult:
         Path of its file; for scores, of the map that was scored.
     scores
         Scores of the step ``"scores"``.
+    report
+        Report of the step ``"adaptation"``.
     """
 
     step: Step
     path: Path
     scores: Scores | None = None
+    report: Report | None = None
 
 
 def run_steps(
@@ -67,6 +75,7 @@ def run_steps(
     method: Method | None = None,
     mapping: Mapping[str, Any] | None = None,
     groups: Sequence[Group] = (),
+    points: PlacePoints | None = None,
     command: str = "run",
     run: Run = Run(),
 ) -> Iterator[StepResult]:
@@ -87,6 +96,9 @@ def run_steps(
     groups
         Groups of tiles that share a model (:func:`landprior.landcover.workspace.groups.make_groups`). The priors and
         the model of a whole group are made, and the maps of those of its tiles that are in ``tiles``.
+    points
+        Points of the place (:func:`landprior.landcover.workspace.place_points.find_points`), to which its models are
+        adapted before the first map is made. Priors and models are then also made of the tiles that hold points.
     command
         Command that is running, for the record (:func:`ensure_prior`).
     run
@@ -103,25 +115,45 @@ def run_steps(
         The first failure; earlier results are kept.
     """
     chain = _Chain(steps, settings, training, method, mapping or {}, {"command": command, "run": run})
-    if not groups:
+    if points is not None and "map" in steps:
+        yield from _run_with_points(chain, tiles, points, groups)
+    elif not groups:
         for tile in tiles:
             if len(steps) > 1:
                 logger.info("%s", tile.id)
             yield from chain.prepare(tile)
             yield from chain.train(tile)
             yield from chain.finish(tile)
-        return
-    for group in groups:
-        chosen = [tile for tile in group.tiles if tile in tiles]
-        if not chosen:
-            continue
-        if len(steps) > 1:
-            logger.info("%s: %d tiles", group.name, len(group.tiles))
-        for tile in group.tiles:
-            yield from chain.prepare(tile, group)
-        yield from chain.train(group)
-        for tile in chosen:
-            yield from chain.finish(tile, group)
+    else:
+        for group in groups:
+            chosen = [tile for tile in group.tiles if tile in tiles]
+            if chosen:
+                yield from chain.prepare_group(group)
+            for tile in chosen:
+                yield from chain.finish(tile, group)
+
+
+def _run_with_points(
+    chain: _Chain, tiles: Sequence[TileFolder], points: PlacePoints, groups: Sequence[Group]
+) -> Iterator[StepResult]:
+    """Train all models that are needed, fit the head of the place, and map."""
+    folder = tiles[0].path.parent
+    wanted = {*tiles, *points.find_tiles(folder)}
+    if groups:
+        for group in groups:
+            if wanted & {*group.tiles}:
+                yield from chain.prepare_group(group)
+    else:
+        for tile in sorted(wanted, key=lambda tile: tile.name):
+            if len(chain.steps) > 1:
+                logger.info("%s", tile.id)
+            yield from chain.prepare(tile)
+            yield from chain.train(tile)
+    logger.info("%s: %d tiles with points", tiles[0].city, len(points.tiles))
+    head = ensure_head(points, folder, groups=groups, **chain.how)
+    yield StepResult("adaptation", head.path, report=head.report)
+    for tile in tiles:
+        yield from chain.finish(tile, find_group(tile, groups), head)
 
 
 @dataclass(frozen=True)
@@ -140,6 +172,14 @@ class _Chain:
         if "prior" in self.steps and self.settings is not None:
             yield StepResult("prior", ensure_prior(tile, self.settings, group=group, **self.how))
 
+    def prepare_group(self, group: Group) -> Iterator[StepResult]:
+        """Build the priors of a group, and train its model."""
+        if len(self.steps) > 1:
+            logger.info("%s: %d tiles", group.name, len(group.tiles))
+        for tile in group.tiles:
+            yield from self.prepare(tile, group)
+        yield from self.train(group)
+
     def train(self, unit: TileFolder | Group) -> Iterator[StepResult]:
         """Train the model of a tile or of a group."""
         if "model" not in self.steps:
@@ -149,10 +189,17 @@ class _Chain:
         else:
             yield StepResult("model", ensure_model(unit, self.training, method=self.method, **self.how))
 
-    def finish(self, tile: TileFolder, group: Group | None = None) -> Iterator[StepResult]:
+    def finish(
+        self, tile: TileFolder, group: Group | None = None, head: PlaceHead | None = None
+    ) -> Iterator[StepResult]:
         """Make the map, and score it."""
         if "map" in self.steps:
             own = self.mapping if group is None else {**self.mapping, "model": group.require_model()}
+            if head is not None:
+                if len(self.steps) > 1:
+                    logger.info("%s", tile.id)
+                adapted = ensure_adapted_model(tile, head, group=group, **self.how)
+                own = {**own, "model": adapted, "adapted": True}
             yield StepResult("map", ensure_map(tile, **own, **self.how))
         if "scores" in self.steps and self.settings is not None:
             scores = score_tile(tile, self.settings)
@@ -167,6 +214,7 @@ def run_workspace(
     *,
     only: Sequence[str] = (),
     options: MapOptions = MapOptions(),
+    points: PlacePoints | None = None,
     run: Run = Run(),
 ) -> tuple[list[Path], Scores | None]:
     """Run the whole chain for the tiles of a city.
@@ -183,6 +231,8 @@ def run_workspace(
         Names of tiles to run; if empty, all.
     options
         Other files to write beside the maps.
+    points
+        See :func:`run_steps`.
     run
         See :class:`landprior.run.Run`.
 
@@ -205,8 +255,9 @@ def run_workspace(
     tiles = workspace.tiles(city, only=only)
     groups = make_groups(workspace.tiles(city), settings.group) if settings.joint else []
     if not run.overwrite:
-        require_own_results(tiles, settings, groups=groups, options=options)
+        require_own_results(tiles, settings, groups=groups, options=options, adapted=points is not None)
     how: dict[str, Any] = {"mapping": {"posterior": settings.posterior, "options": options}, "groups": groups}
+    how["points"] = points
     for found in run_steps(tiles, STEPS, settings, training=settings.training, run=run, **how):
         if found.step == "map":
             maps.append(found.path)

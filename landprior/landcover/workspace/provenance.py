@@ -47,6 +47,8 @@ class Basis:
         Files it depends on, by their names in messages.
     values
         Other values it depends on, such as the grid of a file.
+    replaces
+        Other recipes whose results it may replace, because it goes on from where they ended.
     """
 
     command: str
@@ -54,6 +56,7 @@ class Basis:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Path] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
+    replaces: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -118,7 +121,7 @@ def judge(
         return Judgement("stale", "the process was stopped before the result was recorded")
     if known.get("key") == basis.key:
         return Judgement("current")
-    return Judgement("stale", _changes(basis, known))
+    return Judgement("stale", explain_changes(basis, known))
 
 
 def explain_foreign(
@@ -147,7 +150,7 @@ def explain_foreign(
     if record is None:
         return "was not made here by landprior" if known is None else "was changed or replaced after landprior made it"
     recipe = record.get("recipe", basis.recipe)
-    if recipe != basis.recipe:
+    if recipe not in (basis.recipe, *basis.replaces):
         return f"was made by {recipe}, not by {basis.recipe}"
     command = record.get("command", basis.command)
     if command != basis.command and record.get("settings") != basis.flatten_settings():
@@ -167,7 +170,7 @@ def refuse_foreign(path: Path, why: str) -> NoReturn:
     raise OutputExistsError(msg)
 
 
-def _changes(basis: Basis, known: Mapping[str, Any]) -> str:
+def explain_changes(basis: Basis, known: Mapping[str, Any]) -> str:
     """Return the inputs and settings that have changed since a result was recorded."""
     parts = []
     before = known.get("inputs")

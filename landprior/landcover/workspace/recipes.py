@@ -87,6 +87,11 @@ def model_basis(
     return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})
 
 
+def adapted_basis(command: str, inputs: Mapping[str, Path] | None = None) -> Basis:
+    """Return everything an adapted model is made from: the plain model and the head of the place."""
+    return Basis(command=command, recipe="adapt to the points of the place", inputs=inputs or {})
+
+
 def map_basis(
     tile: TileFolder,
     model: Path | None,
@@ -95,6 +100,7 @@ def map_basis(
     posterior: bool,
     force: bool,
     options: MapOptions,
+    adapted: bool = False,
     computing: Mapping[str, str] | None = None,
     inputs: Mapping[str, Path] | None = None,
 ) -> Basis:
@@ -110,6 +116,8 @@ def map_basis(
         Command that is running, for the record.
     posterior, force, options
         See :func:`landprior.landcover.mapping.predict.predict`.
+    adapted
+        Whether the model is that of the tile, or of its group, adapted to the points of the place.
     computing
         Settings of the computation that the user chose.
     inputs
@@ -124,7 +132,10 @@ def map_basis(
     recipe = "predict with the tile's own model"
     if model is not None and model.resolve().parent == tile.path.parent.resolve():
         recipe = "predict with the joint model of the place"
-    elif model is not None and not (own.exists() and model.exists() and model.samefile(own)):
+    elif model is not None and not adapted and not (own.exists() and model.exists() and model.samefile(own)):
         recipe = f"predict --model {model.name} ({checksum(model)[:8]})"
     made = {"products": options.describe(), "force": force, "posterior": posterior, **(computing or {})}
-    return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {})
+    replaces: tuple[str, ...] = ()
+    if adapted:
+        recipe, replaces = f"{recipe}, adapted to points", (recipe,)
+    return Basis(command=command, recipe=recipe, settings=made, inputs=inputs or {}, replaces=replaces)

@@ -12,7 +12,7 @@ from landprior.landcover.prior.build import build_prior, find_reach
 from landprior.landcover.prior.coarse import LAYERS
 from landprior.landcover.training.settings import TileSettings
 from landprior.landcover.workspace.provenance import Basis, Judgement, RecordFile, make_key, refuse_foreign
-from landprior.landcover.workspace.recipes import map_basis, model_basis, prior_basis
+from landprior.landcover.workspace.recipes import adapted_basis, map_basis, model_basis, prior_basis
 from landprior.raster.grid import Grid
 from landprior.raster.locks import clear_leftovers
 from landprior.raster.reading import open_raster
@@ -69,7 +69,7 @@ def ensure_prior(
     inputs = {"nlcd": nlcd, **layers}
     inputs |= {f"{name} of {tile.city}/{other}": path for other in around for name, path in around[other].items()}
     basis = prior_basis(settings, command, inputs, {"grid": _describe_grid(image)})
-    if not _must_make(tile, "prior", basis, overwrite=run.overwrite):
+    if not must_make(tile, "prior", basis, overwrite=run.overwrite):
         return tile.file("prior")
     with tile.making("prior", basis) as note:
         build_prior(
@@ -81,7 +81,7 @@ def ensure_prior(
             settings=settings.prior,
             learned=settings.learned,
             around=list(around.values()),
-            run=_with_overwrite(run),
+            run=with_overwrite(run),
         )
         note.update(cooccurrence=settings.cooccurrence.source, layers=sorted(layers))
     return tile.file("prior")
@@ -130,10 +130,10 @@ def ensure_model(
     if method is not None and method.counts_cells:
         nlcd = files["nlcd"] = tile.require("nlcd", hint="this method counts classes in NLCD's cells")
     basis = model_basis(training, method, command, files)
-    if not _must_make(tile, "model", basis, overwrite=run.overwrite):
+    if not must_make(tile, "model", basis, overwrite=run.overwrite):
         return tile.file("model")
     target = tile.file("model")
-    run = _with_overwrite(run)
+    run = with_overwrite(run)
     with tile.making("model", basis) as note:
         if method is None:
             model = train_files([(image, prior)], target, settings=training, names=[tile.id], run=run)
@@ -214,9 +214,9 @@ def ensure_joint_model(
     record = RecordFile(group.model.with_suffix(".json"))
     basis = model_basis(training, None, command, _joint_files(group.tiles))
     clear_leftovers(group.model.parent)
-    if _must_write(group.model, record.judge(group.model, basis), overwrite=run.overwrite):
+    if must_write(group.model, record.judge(group.model, basis), overwrite=run.overwrite):
         with record.making(group.model, basis):
-            train_city(group.tiles, group.model, training, run=_with_overwrite(run))
+            train_city(group.tiles, group.model, training, run=with_overwrite(run))
     return group.model
 
 
@@ -237,6 +237,7 @@ def ensure_map(
     force: bool = False,
     options: MapOptions = MapOptions(),
     model: Path | None = None,
+    adapted: bool = False,
     command: str = "predict",
     engine: str = "auto",
     precision: str = "auto",
@@ -254,6 +255,9 @@ def ensure_map(
     model
         Model to use instead of the tile's own. If it was trained on this tile with others, r is computed with the
         shares of the classes over all of them.
+    adapted
+        Whether it is that of the tile, or of its group, adapted to the points of the place; its map may replace the one
+        without points.
     command, run
         See :func:`ensure_prior`.
 
@@ -281,10 +285,9 @@ def ensure_map(
         prior = tile.require("prior", hint=f"build it with: landprior build-prior --city {tile.city}")
         inputs["prior"] = prior
     computing = {name: value for name, value in (("engine", engine), ("precision", precision)) if value != "auto"}
-    basis = map_basis(
-        tile, model, command, posterior=posterior, force=force, options=options, computing=computing, inputs=inputs
-    )
-    if not _must_make(tile, "prediction", basis, overwrite=run.overwrite):
+    how: dict[str, Any] = {"posterior": posterior, "force": force, "options": options, "computing": computing}
+    basis = map_basis(tile, model, command, adapted=adapted, inputs=inputs, **how)
+    if not must_make(tile, "prediction", basis, overwrite=run.overwrite):
         return tile.file("prediction")
     with tile.making("prediction", basis) as note:
         predict(
@@ -299,7 +302,7 @@ def ensure_map(
             engine=engine,
             precision=precision,
             memory=memory,
-            run=_with_overwrite(run),
+            run=with_overwrite(run),
         )
         note.update(maps="r" if posterior else "q")
     return tile.file("prediction")
@@ -311,6 +314,7 @@ def require_own_results(
     *,
     groups: Sequence[Group] = (),
     options: MapOptions = MapOptions(),
+    adapted: bool = False,
 ) -> None:
     """Raise an error, before any work, if a tile has a result that the chain would not replace.
 
@@ -324,6 +328,8 @@ def require_own_results(
         Groups of the tiles, if they share models.
     options
         Other files to write beside the maps.
+    adapted
+        Whether the maps are those of models adapted to the points of the place.
 
     Raises
     ------
@@ -336,12 +342,17 @@ def require_own_results(
         found = RecordFile(group.model.with_suffix(".json")).judge(group.model, trained)
         if found.state == "foreign":
             refuse_foreign(group.model, found.why)
+        found = RecordFile(group.adapted.with_suffix(".json")).judge(group.adapted, adapted_basis("run"))
+        if adapted and found.state == "foreign":
+            refuse_foreign(group.adapted, found.why)
     for tile in tiles:
         tile.require_ours("prior", prior_basis(settings, "run"))
         if tile not in models:
             tile.require_ours("model", trained)
+            if adapted:
+                tile.require_ours("adapted", adapted_basis("run"))
         how: dict[str, Any] = {"posterior": settings.posterior, "force": False, "options": options}
-        basis = map_basis(tile, models.get(tile), "run", **how)
+        basis = map_basis(tile, models.get(tile), "run", adapted=adapted, **how)
         tile.require_ours("prediction", basis)
 
 
@@ -363,7 +374,7 @@ def score_tile(tile: TileFolder, settings: PipelineSettings) -> Scores | None:
     return scores
 
 
-def _with_overwrite(run: Run) -> Run:
+def with_overwrite(run: Run) -> Run:
     """Return the run options of a step that is due: replace the old result, and use the files' own nodata."""
     return replace(run, overwrite=True, nodata=None)
 
@@ -374,13 +385,54 @@ def _describe_grid(path: Path) -> str:
         return repr(Grid.of(src))
 
 
-def _must_make(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
+def must_make(tile: TileFolder, step: str, basis: Basis, *, overwrite: bool) -> bool:
+    """Return whether a result of a tile must be made, and log why.
+
+    Parameters
+    ----------
+    tile, step
+        The tile and the result.
+    basis
+        Everything it would be made from.
+    overwrite
+        Make it in any case.
+
+    Returns
+    -------
+    bool
+        False if it is current.
+
+    Raises
+    ------
+    OutputExistsError
+        If it is of another recipe, or not of landprior.
+    """
     clear_leftovers(tile.path)
-    return _must_write(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
+    return must_write(tile.file(step), tile.judge(step, basis), overwrite=overwrite)
 
 
-def _must_write(path: Path, found: Judgement, *, overwrite: bool) -> bool:
-    """Return whether a result must be made and log why; raise an error for a result of another recipe."""
+def must_write(path: Path, found: Judgement, *, overwrite: bool) -> bool:
+    """Return whether a result must be made, and log why.
+
+    Parameters
+    ----------
+    path
+        Path of the result.
+    found
+        Whether it is current.
+    overwrite
+        Make it in any case.
+
+    Returns
+    -------
+    bool
+        False if it is current.
+
+    Raises
+    ------
+    OutputExistsError
+        If it is of another recipe, or not of landprior.
+    """
     if overwrite or found.state == "missing":
         return True
     if found.state == "foreign":

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from landprior.errors import InputError, OutputExistsError
-from landprior.landcover.adaptation.adapt import LEAST_POINTS, adapt, fit_head
-from landprior.landcover.adaptation.fitting import Share
+from landprior.landcover.adaptation.adapt import adapt, fit_head
+from landprior.landcover.adaptation.fitting import LEAST_POINTS, Share
 from landprior.landcover.adaptation.labelled_pixels import PlaceTile
 from landprior.landcover.adaptation.report import Report
 from landprior.landcover.mapping.options import MapOptions
