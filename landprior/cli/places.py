@@ -17,7 +17,7 @@ from landprior.landcover.workspace.fetch_settings import FetchSettings
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from landprior.landcover.workspace.city import CityRef
@@ -90,12 +90,25 @@ _NETWORK_OPTIONS = (
         help="Number of retries of a failed request.",
     ),
 )
-source_options = grouped(
-    "Sources",
-    *(field_option(FetchSettings, name, *filter(None, [_SPELLINGS.get(name)])) for name in SOURCE_NAMES),
-    *_NETWORK_OPTIONS,
-)
+
+
+def _source_options(**texts: str) -> Callable[[Any], Any]:
+    """Return the options of the sources, some with another help."""
+    fields = (
+        field_option(FetchSettings, name, *filter(None, [_SPELLINGS.get(name)]), help=texts.get(name))
+        for name in SOURCE_NAMES
+    )
+    return grouped("Sources", *fields, *_NETWORK_OPTIONS)
+
+
+source_options = _source_options()
 """Options of the sources; :func:`make_plan` and :func:`make_network` read their values."""
+
+source_options_with_points = _source_options(
+    label_field="Attribute of vector reference labels, and of --points, that holds the class.  "
+    "[default: class; of points, otherwise reference]"
+)
+"""The same where ``--points`` are an option too."""
 
 
 def make_network(options: dict[str, Any]) -> Network:
@@ -185,7 +198,8 @@ def refuse_sources(ctx: click.Context, city: CityRef, workspace: Path) -> None:
         how = f"give its location, as when it was fetched (--bbox, --place or --aoi, and --name {city.name})"
     else:
         how = f"it was not fetched, so put your layers into {workspace / city.name}/<tile>/ (labels.tif, nlcd.tif, ...)"
-    refuse_options(ctx, f"the place {city.name} of the workspace: {how}", *SOURCE_NAMES, "refresh", "retries")
+    names = [name for name in SOURCE_NAMES if name != "label_field" or not ctx.params.get("points")]
+    refuse_options(ctx, f"the place {city.name} of the workspace: {how}", *names, "refresh", "retries")
 
 
 def choose_tiles(found: FetchPlan, names: tuple[str, ...]) -> FetchPlan:

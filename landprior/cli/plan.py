@@ -21,7 +21,7 @@ from landprior.cli.places import (
     place_options,
     refuse_sources,
     require_use_of_label_map,
-    source_options,
+    source_options_with_points,
     to_be_fetched,
 )
 from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )
 @grouped("Training", *joint_options, loss_option(), *training_options())
 @grouped("Maps", maps_option)
-@source_options
+@source_options_with_points
 @grouped("Reference labels", shared.label_map_option)
 @click.option(
     "-o", "--output", type=OUTPUT, default=Path("plan.json"), show_default=True, help="Plan to write (.json)."

@@ -12,7 +12,13 @@ from landprior.cli.command import Command, grouped
 from landprior.cli.fields import field_options, make_checked, pick_given
 from landprior.cli.maps import finish_options, make_map_options, map_options, maps_option
 from landprior.cli.parameters import INPUT
-from landprior.cli.places import FORMER_SOURCES, fetch_tiles, place_options, require_use_of_label_map, source_options
+from landprior.cli.places import (
+    FORMER_SOURCES,
+    fetch_tiles,
+    place_options,
+    require_use_of_label_map,
+    source_options_with_points,
+)
 from landprior.cli.plan_runs import OF_PLANS, plan_options, refuse_with_plan, run_plan_file
 from landprior.cli.training import FIELDS, loss_option, points_options, training_options, training_settings
 from landprior.cli.workspace import (
@@ -45,13 +51,13 @@ if TYPE_CHECKING:
     shared.learned_option,
 )
 @grouped("Training", *joint_options, loss_option(), *training_options())
-@grouped("Labelled points", *points_options())
+@grouped("Labelled points", *points_options(column=False))
 @grouped("Map", maps_option)
 @map_options()
 @grouped("Map", *finish_options)
 @grouped("Reference labels", shared.label_map_option)
 @plan_options
-@source_options
+@source_options_with_points
 @shared.run_options("device", "overwrite")
 @shared.json_option
 @click.pass_context

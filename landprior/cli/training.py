@@ -55,11 +55,12 @@ def smaller_options(*fields: str) -> tuple[Callable[[Any], Any], ...]:
     )
 
 
-def points_options(*, required: bool = False) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options of labelled points to adapt a model to."""
+def points_options(*, required: bool = False, column: bool = True) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options of labelled points to adapt a model to; ``column`` adds that of the column of the class."""
     text = "Points with their class to adapt the model to: a vector file or a CSV; may be repeated."
+    of_class = "Column with the class.  [default: class, or reference]"
     return (
         click.option("--points", type=INPUT, multiple=True, required=required, help=text),
-        click.option("--class-column", metavar="TEXT", help="Column with the class.  [default: class, or reference]"),
+        *([click.option("--class-column", metavar="TEXT", help=of_class)] if column else []),
         layer_option,
     )

@@ -60,6 +60,7 @@ _USED_BY = {"Training": {"model"}, "Map": {"map"}, "Labelled points": {"map"}, "
 
 _SHARED = {"prior", "model", "map"}
 _ELSEWHERE = {"scheme": {*STEPS}, "label_map": {"fetch", "scores"}, "joint": _SHARED, "group": _SHARED}
+_ELSEWHERE["label_field"] = {"fetch", "map"}
 """Options used by steps other than those of their group."""
 
 _FILES = {"fetch": "tiles", "prior": "priors", "model": "models", "map": "maps", "scores": "maps"}
@@ -136,14 +137,14 @@ def read_points(
     from landprior.landcover.workspace.place_points import find_points
 
     if not options["points"]:
-        refuse_options(ctx, "a run without --points", "class_column", "layer")
+        refuse_options(ctx, "a run without --points", "layer")
         return None
     if scheme is None:
         place = tiles[0].path.parent
         known = sorted([*place.glob("model*.safetensors"), *place.glob("*/model.safetensors")])
         scheme = load_model(known[0] if known else tiles[0].file("model")).scheme
     grids = {tile.name: read_grid(tile) for tile in tiles}
-    return find_points(grids, options["points"], scheme, column=options["class_column"], layer=options["layer"])
+    return find_points(grids, options["points"], scheme, column=options["label_field"], layer=options["layer"])
 
 
 def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401

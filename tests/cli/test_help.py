@@ -125,7 +125,9 @@ def test_points_reference_and_labels_mean_the_same_in_every_command():
     assert pairs["tune", "--validation-labels"] == "--reference"
     said = {name: {o for p in one.params for o in p.opts} for name, one in leaves().items()}
     assert {name for name, opts in said.items() if "--labels" in opts} == {"train", "tune", "learn-prior", "assign"}
-    assert {name for name, opts in said.items() if "--points" in opts} == {"build-prior", "train", "adapt", "assign"}
+    assert {name for name, opts in said.items() if "--points" in opts} == {
+        "build-prior", "train", "adapt", "run", "assign"
+    }  # fmt: skip
 
 
 def test_a_former_spelling_still_works_with_a_warning_on_stderr():

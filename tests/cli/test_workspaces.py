@@ -2,9 +2,12 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 from click.testing import CliRunner
 
 # imported first, because the tests change settings that these modules import from another one
@@ -259,3 +262,54 @@ def test_options_of_omitted_steps_are_refused(town, options, words, monkeypatch)
 def test_steps_without_a_place_are_refused(town):
     assert_refused("run --bbox 1,2,3,4 --only map", "give a place of the workspace with --city")
     assert not (town / "prediction.tif").exists()
+
+
+@pytest.fixture
+def labelled(town):
+    """Return points on the tile, from its labels."""
+    with rasterio.open(town / "labels.tif") as src:
+        values, transform = src.read(1), src.transform
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 128, (2, 30))
+    x, y = transform @ (columns + 0.5, rows + 0.5)
+    frame = pd.DataFrame({"x": x, "y": y, "seen": values[rows, columns]})
+    frame.to_csv("points.csv", index=False)
+    return "points.csv"
+
+
+def test_run_with_points_gives_the_same_as_adapt_and_predict(town, labelled):
+    """README: the points of a place adapt its models; plain files and the workspace agree to the bit."""
+    run_with_points = f"run --city town --scheme enviroatlas-5 --points {labelled} --class-column seen"
+    succeed("run --city town --scheme enviroatlas-5")
+    model = (town / "model.safetensors").read_bytes()
+    text = succeed(run_with_points).stdout
+    assert "30 points (" in text
+    assert "data/town/centre/prediction.tif" in text.splitlines()
+    files = f"--image {town}/naip.tif --prior {town}/prior.tif"
+    succeed(f"adapt --model {town}/model.safetensors {files} --points {labelled} --class-column seen -o a.safetensors")
+    succeed(f"predict {town}/naip.tif --model a.safetensors --posterior {town}/prior.tif -o a.tif")
+    assert Path("a.safetensors").read_bytes() == (town / "adapted.safetensors").read_bytes()
+    with rasterio.open("a.tif") as one, rasterio.open(town / "prediction.tif") as other:
+        assert np.array_equal(one.read(), other.read())
+        assert one.tags(ns="landprior") == other.tags(ns="landprior")
+    assert (town / "model.safetensors").read_bytes() == model
+    before = (town / "prediction.tif").stat().st_mtime_ns
+    found = json.loads(succeed(f"{run_with_points} --json").stdout)
+    assert found["adaptation"]["points"] == 30
+    assert (town / "prediction.tif").stat().st_mtime_ns == before
+    assert_refused("run --city town --scheme enviroatlas-5", "adapted to points", "it is kept", "--overwrite")
+    (town / "prediction.tif").unlink()
+    succeed(f"run --city town --only map --points {labelled} --class-column seen")
+    with rasterio.open("a.tif") as one, rasterio.open(town / "prediction.tif") as other:
+        assert np.array_equal(one.read(), other.read())
+
+
+def test_options_of_points_are_checked(town, labelled):
+    line = "run --city town --scheme enviroatlas-5"
+    assert_refused(f"{line} --layer a", "--layer cannot be used with a run without --points")
+    assert_refused(f"{line} --class-column seen", "--class-column cannot be used with the place town")
+    assert_refused(f"{line} --only model --points {labelled}", "--points cannot be used with --only model")
+    assert_refused(f"{line} --points {labelled}", "has no column 'reference'", "--class-column")
+    pd.read_csv(labelled).head(9).to_csv("few.csv", index=False)
+    assert_refused(f"{line} --points few.csv --class-column seen", "9 points have one class", "at least 10 are needed")
+    assert not (town / "prior.tif").exists()

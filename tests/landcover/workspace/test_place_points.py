@@ -22,7 +22,6 @@ from landprior.landcover.workspace.pipeline import run_workspace
 from landprior.landcover.workspace.place_head import ADAPTATION, read_head
 from landprior.landcover.workspace.place_points import find_points
 from landprior.raster.scheme import load_scheme
-from landprior.run import Run
 from tests.helpers import on_one_core
 from tests.landcover.workspace.test_joint import settings_of, write_town
 
