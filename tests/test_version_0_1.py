@@ -106,7 +106,9 @@ def test_a_workspace_is_current(here):
     before, steps = state(tile), steps_of(tile)
     good(RUN + PLAIN)
     after = state(tile)
-    assert {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == {"item.json"}
+    assert {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == {
+        "item.json", "prediction.qml"  # the style that maps had not
+    }  # fmt: skip
     changed = {name for name, step in steps_of(tile).items() if step != steps[name]}
     assert changed == {"evaluation"}  # scores are recomputed
 

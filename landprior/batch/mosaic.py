@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,12 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from landprior.errors import InputError
-from landprior.landcover.mapping.products import map_writer
+from landprior.landcover.mapping.options import MapOptions
+from landprior.landcover.mapping.products import check_products, writing_map
 from landprior.raster.classes import read_classes
 from landprior.raster.codes import CodeRaster, open_on_grid
 from landprior.raster.grid import Bounds, Grid
 from landprior.raster.ground import measure_steps, metres_per_unit
-from landprior.raster.outputs import check_output
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
 from landprior.raster.windows import Block, stream
@@ -52,6 +52,7 @@ def join_maps(
     *,
     crs: str | None = None,
     pixel: float | None = None,
+    options: MapOptions = MapOptions(),
     run: Run = Run(),
 ) -> Path:
     """Join the maps of tiles into one COG, window by window.
@@ -73,6 +74,8 @@ def join_maps(
     pixel
         Pixel size in metres on the ground, at the centre of the mosaic; by default the first tile's. In a CRS that
         keeps lengths within 5 % (UTM, Albers, a State Plane), metres of its coordinates are used instead.
+    options
+        Whether to write a style and a picture beside it; the rest does not apply.
     run
         Whether to replace an older mosaic, and to show progress.
 
@@ -88,7 +91,8 @@ def join_maps(
         the mosaic, or the mosaic would have no data.
     """
     sources = [tile.file("prediction") for tile in tiles]
-    target = check_output(output, overwrite=run.overwrite, inputs=sources, kind="raster")
+    options = replace(options, probabilities=False, confidence=False)
+    target = check_products(output, options, overwrite=run.overwrite, inputs=sources)
     grids = {}
     for tile in tiles:
         with open_raster(tile.require("prediction", hint="run the plan first")) as src:
@@ -115,9 +119,9 @@ def join_maps(
     joiner = _Joiner(parts, grid, scheme, target)
     with (
         joiner,
-        map_writer(target, scheme, grid, {"tiles": str(len(parts))}, overwrite=run.overwrite) as writer,
+        writing_map(target, scheme, grid, options, {"tiles": str(len(parts))}, overwrite=run.overwrite) as sinks,
     ):
-        stream(joiner.compute, grid=grid, sinks={"map": writer}, label="mosaic", progress=run.progress)
+        stream(joiner.compute, grid=grid, sinks=sinks, label="mosaic", progress=run.progress)
         if not joiner.filled:
             msg = f"no pixel of the mosaic ({grid.width} x {grid.height} px) would have data, so it is not written"
             raise InputError(msg)

@@ -53,7 +53,12 @@ _PRODUCTS = {
     "confidence": click.option(
         "--confidence", is_flag=True, help="Also write the largest probability and the entropy, <map>_confidence.tif."
     ),
-    "style": click.option("--style", is_flag=True, help="Also write a QGIS style, <map>.qml."),
+    "style": click.option(
+        "--style/--no-style",
+        default=True,
+        show_default=True,
+        help="Also write a QGIS style, <map>.qml, with which QGIS lists the classes only.",
+    ),
     "quicklook": click.option("--quicklook", is_flag=True, help="Also write a picture, <map>.png."),
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landprior.cli import options as shared
 from landprior.cli.command import Command
+from landprior.cli.maps import make_map_options, map_options
 from landprior.cli.parameters import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     help="Metres per pixel on the ground, whatever the units of --crs.  [default: that of the tiles]",
 )
 @click.option("--partial", is_flag=True, help="Join the finished tiles, even if others are not.")
+@map_options(without=("probabilities", "encoding", "confidence"))
 @shared.run_options("overwrite")
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     *,
     plan: Path,
     output: Path,
@@ -35,6 +40,7 @@ def command(
     pixel_size: float | None,
     partial: bool,
     run: Run,
+    **options: Any,  # noqa: ANN401 - the files of the map
 ) -> None:
     """Join the maps of a PLAN into one Cloud-Optimized GeoTIFF.
 
@@ -66,6 +72,7 @@ def command(
         found.recipe.scheme,
         crs=crs,
         pixel=pixel_size,
+        options=make_map_options(ctx, options),
         run=run,
     )
     click.echo(str(path))

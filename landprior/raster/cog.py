@@ -66,7 +66,8 @@ class CogWriter(AbstractContextManager["CogWriter"]):
     tags
         Tags for the metadata domain ``landprior``.
     scheme
-        Scheme of a class map: it is written to the tags, with a colour table, and class names in ``<path>.aux.xml``.
+        Scheme of a class map: it is written to the tags, with a colour table, and ``<path>.aux.xml`` has
+        class names and, if ``dtype`` is ``uint8``, an attribute table (:func:`write_class_table`).
     overwrite
         Replace an existing file and the files beside it (:func:`landprior.raster.sidecars.sidecars_of`).
     keep
@@ -125,6 +126,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
         own = {} if scheme is None else {"scheme": scheme.model_dump_json(exclude_defaults=True)}
         self.tags = own | dict(tags or {})
         self._scheme = scheme
+        self._counts = np.zeros(256, dtype=np.int64) if scheme is not None and dtype == "uint8" else None
         self._overwrite = overwrite
         self._stack = ExitStack()
         self._dst: DatasetWriter | None = None
@@ -163,6 +165,9 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             self._half
         ):  # not GDAL's NBITS=16: its COG driver leaves uninitialised memory in the edge blocks of such files
             array = array.astype(np.float16).astype(np.float32)
+        if self._counts is not None:
+            for row in array[0]:  # by rows, as bincount needs eight times the memory of bytes
+                self._counts += np.bincount(row.astype(np.uint8, copy=False), minlength=256)
         try:
             self._dst.write(array, window=window)
         except (RasterioError, CPLE_BaseError) as error:
@@ -212,7 +217,7 @@ class CogWriter(AbstractContextManager["CogWriter"]):
             raise self._failure(error) from error
         self._draft.unlink(missing_ok=True)
         if self._scheme is not None:
-            write_category_names(self._final, self._scheme)
+            write_class_table(self._final, self._scheme, self._counts)
 
     def _failure(self, error: Exception) -> RasterWriteError:
         cause = " ".join(str(error.__cause__ or error).split())
@@ -258,15 +263,44 @@ def write_raster(path: str | Path, values: NDArray[np.generic], grid: Grid, **op
     return writer.path
 
 
-def write_category_names(path: Path, scheme: ClassScheme) -> None:
-    """Write class names to the side file read by GDAL and QGIS: ``<path>.aux.xml``.
+_COLUMNS = (
+    ("Value", 0, 5), ("Count", 1, 1), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9),
+)  # fmt: skip
+"""Columns of the attribute table: name, GDAL's code of the type (whole, real, text), GDAL's code of the use."""
 
-    TIFF has no place for category names; GDAL keeps them in this side file.
+
+def write_class_table(path: Path, scheme: ClassScheme, counts: NDArray[np.int64] | None) -> None:
+    """Write class names and an attribute table to the side file of a class map: ``<path>.aux.xml``.
+
+    TIFF has no place for either, and its colour table always has 256 entries. The side file has the classes only. GDAL
+    and ArcGIS read it, and QGIS too.
+
+    Parameters
+    ----------
+    path
+        The map.
+    scheme
+        Its classes.
+    counts
+        Number of pixels by code, shape (256,); None for no attribute table.
     """
     names = {int(c.code): c.name for c in scheme.classes}
-    rows = "".join(f"      <Category>{escape(names.get(i, ''))}</Category>\n" for i in range(max(names) + 1))
-    text = f"{NAMES_HEAD}{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    labels = "".join(f"      <Category>{escape(names.get(i, ''))}</Category>\n" for i in range(max(names) + 1))
+    table = "" if counts is None else _attribute_table(scheme, counts)
+    text = f"{NAMES_HEAD}{labels}    </CategoryNames>\n{table}  </PAMRasterBand>\n</PAMDataset>\n"
     path.with_name(f"{path.name}{NAMES}").write_text(text, encoding="utf-8")
+
+
+def _attribute_table(scheme: ClassScheme, counts: NDArray[np.int64]) -> str:
+    fields = "".join(
+        f'      <FieldDefn index="{number}"><Name>{name}</Name><Type>{kind}</Type><Usage>{use}</Usage></FieldDefn>\n'
+        for number, (name, kind, use) in enumerate(_COLUMNS)
+    )
+    rows = ""
+    for number, c in enumerate(sorted(scheme.classes, key=lambda c: c.code)):
+        cells = "".join(f"<F>{cell}</F>" for cell in (c.code, counts[c.code], escape(c.name), *c.rgb, 255))
+        rows += f'      <Row index="{number}">{cells}</Row>\n'
+    return f'    <GDALRasterAttributeTable tableType="thematic">\n{fields}{rows}    </GDALRasterAttributeTable>\n'
 
 
 def encode_probabilities(values: NDArray[np.floating], encoding: Encoding) -> NDArray[np.generic]:

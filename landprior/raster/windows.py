@@ -83,7 +83,7 @@ def grow_window(window: Window, halo: int, within: Grid | Window) -> Window:
     return Window(left, top, right - left, lower - top)
 
 
-def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Block]:
+def iter_blocks(grid: Grid, *, size: int | tuple[int, int] = BLOCK, halo: int = 0) -> Iterator[Block]:
     """Cut a grid into blocks, row by row.
 
     Parameters
@@ -91,7 +91,7 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
     grid
         The raster's grid.
     size
-        Side of the core windows in pixels.
+        Side of the core windows in pixels, or rows and columns.
     halo
         Pixels around a core that the result depends on.
 
@@ -100,16 +100,18 @@ def iter_blocks(grid: Grid, *, size: int = BLOCK, halo: int = 0) -> Iterator[Blo
     Block
         Blocks from the top down, and from left to right.
     """
-    for row in range(0, grid.height, size):
-        for col in range(0, grid.width, size):
-            bottom, right = min(row + size, grid.height), min(col + size, grid.width)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    for row in range(0, grid.height, rows):
+        for col in range(0, grid.width, columns):
+            bottom, right = min(row + rows, grid.height), min(col + columns, grid.width)
             core = Window(col, row, right - col, bottom - row)
             yield Block(core=core, outer=grow_window(core, halo, grid))
 
 
-def count_blocks(grid: Grid, *, size: int = BLOCK) -> int:
+def count_blocks(grid: Grid, *, size: int | tuple[int, int] = BLOCK) -> int:
     """Return the number of blocks of :func:`iter_blocks`."""
-    return -(-grid.height // size) * -(-grid.width // size)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    return -(-grid.height // rows) * -(-grid.width // columns)
 
 
 AHEAD = 3
@@ -123,7 +125,7 @@ def stream(
     sinks: Mapping[str, Sink],
     read: Callable[[Block], Any] | None = None,
     halo: int = 0,
-    size: int = BLOCK,
+    size: int | tuple[int, int] = BLOCK,
     label: str = "",
     progress: bool = False,
 ) -> None:

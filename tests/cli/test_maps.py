@@ -107,7 +107,7 @@ def test_style_picture_and_encoding_follow_the_options_and_the_map_stays_the_sam
     assert [f'value="{one.code}" color="{one.colour.lower()}"' in style for one in scheme.classes] == [True] * len(
         scheme
     )
-    assert not plain.with_suffix(".qml").exists()
+    assert plain.with_suffix(".qml").read_text(encoding="utf-8") == style  # by default
     # the picture
     picture = np.round(imread(full.with_suffix(".png")) * 255).astype(np.uint8)
     np.testing.assert_array_equal(picture, scheme.render(codes))
@@ -177,11 +177,33 @@ def test_an_existing_picture_is_not_replaced(folder):
         assert [path.name for path in place.iterdir()] == ["map.png"]
 
 
-def test_density_runs_again_for_missing_files_beside_its_maps(folder):
+def test_a_map_without_a_style_and_one_whose_style_was_made_in_qgis(folder):
+    line = LINES["predict"][0].format(".")
+    good(f"{line} --no-style")
+    assert not (folder / "map.qml").exists()
+    assert run(f"-q {line}").exit_code == 1  # the map is there
+    good(f"{line} --overwrite")
+    old = (folder / "map.qml").read_text()
+    good(f"{line} --overwrite --no-style")  # the old style describes the old map
+    assert not (folder / "map.qml").exists()
+    mine = old.replace("<qgis ", '<qgis version="3.34" ')
+    (folder / "map.qml").write_text(mine)
+    refused = run(f"-q {line} --overwrite")
+    assert refused.exit_code == 1
+    assert "map.qml is not a style by landprior, and is kept; move it away" in refused.stderr
+    assert (folder / "map.qml").read_text() == mine
+
+
+def test_density_adds_the_style_of_an_older_map_and_runs_again_for_missing_files_beside_its_maps(folder):
     line, out = LINES["density"][0].format("out"), folder / "out"
     good(line)
     first = (out / "image.tif").stat().st_mtime_ns
     good(line)
+    assert (out / "image.tif").stat().st_mtime_ns == first
+    style = (out / "image.qml").read_bytes()
+    (out / "image.qml").unlink()
+    good(line)
+    assert (out / "image.qml").read_bytes() == style
     assert (out / "image.tif").stat().st_mtime_ns == first
     good(f"{line} --style --encoding uint8")
     assert (out / "image.qml").exists()

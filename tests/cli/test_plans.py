@@ -1,6 +1,7 @@
 """Commands for many tiles, from a workspace to one map."""
 
 import json
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -59,6 +60,12 @@ def test_from_a_plan_to_one_map(town, scene):  # noqa: ARG001 - changes the dire
         assert src.bounds == scene.grid.bounds
         assert (src.read(1) != 255).all()
         assert json.loads(src.tags(ns="LANDPRIOR")["scheme"])["name"] == "enviroatlas-5"
+        counts = dict(zip(*np.unique(src.read(1), return_counts=True), strict=True))
+    table = ET.parse("map.tif.aux.xml").iter("Row")  # noqa: S314 - written by landprior
+    found = {int(row[0].text): int(row[1].text) for row in table}
+    assert {code: count for code, count in found.items() if count} == counts
+    entries = ET.parse("map.qml").iter("paletteEntry")  # noqa: S314 - written by landprior
+    assert {int(entry.get("value")) for entry in entries} == set(found)
 
 
 def test_how_layers_are_fused_is_part_of_the_plan(town):

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -88,6 +89,28 @@ def test_gdal_reads_the_category_names(tmp_path, enviroatlas, make_grid, rng):
     )
 
 
+def test_the_side_file_has_a_table_of_the_classes_only(tmp_path, enviroatlas, make_grid, rng):
+    path = tmp_path / "map.tif"
+    codes = write_map(path, enviroatlas, make_grid(90, 80), rng)
+    table = ET.parse(f"{path}.aux.xml").find("PAMRasterBand/GDALRasterAttributeTable")  # noqa: S314 - written above
+    assert [field.findtext("Name") for field in table.iter("FieldDefn")] == [
+        "Value", "Count", "Class", "Red", "Green", "Blue", "Alpha"
+    ]  # fmt: skip
+    rows = [[cell.text for cell in row] for row in table.iter("Row")]
+    assert rows == [
+        [str(c.code), str((codes == c.code).sum()), c.name, *map(str, c.rgb), "255"] for c in enviroatlas.classes
+    ]
+
+
+def test_names_with_marks_of_xml_survive(tmp_path, enviroatlas, make_grid):
+    first = enviroatlas.classes[0].model_copy(update={"name": 'lakes & "ponds" <1 ha'})
+    scheme = enviroatlas.model_copy(update={"classes": (first, *enviroatlas.classes[1:])})
+    path = write_raster(tmp_path / "map.tif", np.full((4, 5), 10, np.uint8), make_grid(4, 5), scheme=scheme, nodata=255)
+    assert gdal_category_names(path)[10] == first.name
+    table = ET.parse(f"{path}.aux.xml").find("PAMRasterBand/GDALRasterAttributeTable")  # noqa: S314 - written above
+    assert [cell.text for cell in table.find("Row")] == ["10", "20", first.name, "0", "197", "255", "255"]
+
+
 @pytest.mark.integration
 def test_gdalinfo_shows_names_and_colours(tmp_path, enviroatlas, make_grid, rng):
     path = tmp_path / "map.tif"
@@ -100,6 +123,8 @@ def test_gdalinfo_shows_names_and_colours(tmp_path, enviroatlas, make_grid, rng)
     assert "40: 38,115,0,255" in text
     assert "LAYOUT=COG" in text
     assert "kind=map" in text
+    assert text.count("<Row index=") == 5
+    assert "<F>trees</F>" in text
 
 
 @pytest.mark.parametrize(("encoding", "error"), [("float32", 0.0), ("float16", 2.5e-4), ("uint8", 0.5 / 255 + 1e-7)])

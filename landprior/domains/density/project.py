@@ -21,7 +21,7 @@ from landprior.domains.density.training import make_scheme, read_tiles, train_de
 from landprior.errors import ModelError
 from landprior.landcover.mapping.blur import BLUR
 from landprior.landcover.mapping.options import MapOptions
-from landprior.landcover.mapping.products import companion_path, list_products
+from landprior.landcover.mapping.products import add_style, companion_path, list_products
 from landprior.landcover.training.model import load_model, save_model
 from landprior.progress import Progress, track
 from landprior.raster.endings import check_named_output
@@ -196,7 +196,8 @@ def map_images(
         classes = None if labels is None else labels.classes.get(name)
         wanted = {"model": model.digest(), "blur": str(blur), "maps": "q" if classes is None else "r"}
         same = _is_made_alike(target, wanted)
-        if same and not run.overwrite and _has_products(target, options):
+        if same and not run.overwrite and _has_products(target, replace(options, style=False)):
+            add_style(target, model.scheme, options)
             logger.info("%s already exists", target)
             continue
         prior = None

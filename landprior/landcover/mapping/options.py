@@ -32,7 +32,7 @@ class MapOptions:
     encoding
         How probabilities are stored.
     style
-        Also write a QGIS style ``<stem>.qml``.
+        Also write a QGIS style ``<stem>.qml``, with the classes only: without it, QGIS lists 256 colours.
     quicklook
         Also write a picture ``<stem>.png`` of at most 1024 px.
     finish
@@ -47,7 +47,7 @@ class MapOptions:
     probabilities: bool = False
     confidence: bool = False
     encoding: Encoding = "float16"
-    style: bool = False
+    style: bool = True
     quicklook: bool = False
     finish: FinishName = "edge"
     finish_width: float = FINISH_WIDTH
@@ -58,8 +58,11 @@ class MapOptions:
         return replace(self, tags={**tags, **self.tags})
 
     def describe(self) -> dict[str, Any]:
-        """Return the options a map depends on, for the record of how it was made."""
-        found = dict(vars(self))
+        """Return the options a map depends on, for the record of how it was made.
+
+        It does not depend on its style, for which version 0.1 recorded False by default.
+        """
+        found = dict(vars(self)) | {"style": False}
         tags = found.pop("tags")
         if self.finish == "none":  # as version 0.1 described its maps
             del found["finish"], found["finish_width"]

@@ -11,13 +11,14 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 import landprior
+from landprior.errors import OutputExistsError
 from landprior.landcover.mapping.confidence import CONFIDENCE_LEVELS, CONFIDENCE_NODATA
 from landprior.raster.cog import CogWriter, encoding_options
 from landprior.raster.outputs import check_outputs, replacing
 from landprior.raster.pixels import read_window
 from landprior.raster.reading import open_raster
 from landprior.raster.scheme import MAP_NODATA
-from landprior.raster.sidecars import SIGNATURE
+from landprior.raster.sidecars import SIGNATURE, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -87,9 +88,13 @@ def check_products(
     Raises
     ------
     LandpriorError
-        See :func:`landprior.raster.outputs.check_outputs`.
+        See :func:`landprior.raster.outputs.check_outputs`; also if the style would replace one made in QGIS.
     """
     target = Path(output)
+    style = style_path(target)
+    if options.style and overwrite and style.exists() and not is_ours(style):
+        msg = f"{style} is not a style by landprior, and is kept; move it away, or give another output path"
+        raise OutputExistsError(msg)
     rasters, others = [target], [*besides]
     for path in list_products(target, options):
         (others if path.suffix in (".qml", ".png") else rasters).append(path)
@@ -101,7 +106,7 @@ def list_products(target: Path, options: MapOptions) -> list[Path]:
     named = (
         (options.probabilities, companion_path(target, "probabilities")),
         (options.confidence, companion_path(target, "confidence")),
-        (options.style, target.with_suffix(".qml")),
+        (options.style, style_path(target)),
         (options.quicklook, target.with_suffix(".png")),
     )
     return [path for wanted, path in named if wanted]
@@ -182,7 +187,8 @@ def writing_map(
         ``map``, and if requested ``probabilities`` and ``confidence`` -> writer.
     """
     tags = {**tags, **options.tags}
-    new = list_products(target, options)
+    # the old style and picture go with the old map, as the new ones are written last
+    new = [path for path in list_products(target, options) if path.suffix == target.suffix]
     sinks = {"map": map_writer(target, scheme, grid, tags, overwrite=overwrite, keep=new)}
     if options.probabilities:
         sinks["probabilities"] = CogWriter(
@@ -208,7 +214,7 @@ def writing_map(
     with ExitStack() as stack:
         yield {name: stack.enter_context(sink) for name, sink in sinks.items()}
     if options.style:
-        write_style(target.with_suffix(".qml"), scheme)
+        write_style(style_path(target), scheme)
     if options.quicklook:
         write_quicklook(target, target.with_suffix(".png"), scheme)
 
@@ -218,8 +224,13 @@ def companion_path(target: Path, kind: str) -> Path:
     return target.with_name(f"{target.stem}_{kind}{target.suffix}")
 
 
+def style_path(target: Path) -> Path:
+    """Return the path of a map's QGIS style, which QGIS loads with it: ``map.tif`` -> ``map.qml``."""
+    return target.with_suffix(".qml")
+
+
 def write_style(path: Path, scheme: ClassScheme) -> None:
-    """Write a QGIS style: QGIS loads ``map.qml`` automatically with ``map.tif``."""
+    """Write a QGIS style with the classes of a map."""
     entries = "".join(
         f'        <paletteEntry value="{c.code}" color="{c.colour.lower()}" alpha="255" label={quoteattr(c.name)}/>\n'
         for c in scheme.classes
@@ -232,6 +243,22 @@ def write_style(path: Path, scheme: ClassScheme) -> None:
     )
     with replacing(path, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def add_style(target: Path, scheme: ClassScheme, options: MapOptions) -> None:
+    """Write the style of a finished map that has none, such as one made by version 0.1.
+
+    Parameters
+    ----------
+    target
+        The map.
+    scheme
+        Its classes.
+    options
+        Whether a style is wanted.
+    """
+    if options.style and not style_path(target).exists():
+        write_style(style_path(target), scheme)
 
 
 def write_quicklook(source: Path, path: Path, scheme: ClassScheme, *, side: int = 1024) -> None:

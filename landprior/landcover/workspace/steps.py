@@ -272,6 +272,7 @@ def ensure_map(
         If there is a map by another model or recipe, or one not made by landprior.
     """
     from landprior.landcover.mapping.predict import predict
+    from landprior.landcover.mapping.products import add_style
     from landprior.landcover.training.model import load_model
     from landprior.landcover.training.shares import find_shares
 
@@ -288,6 +289,7 @@ def ensure_map(
     how: dict[str, Any] = {"posterior": posterior, "force": force, "options": options, "computing": computing}
     basis = map_basis(tile, model, command, adapted=adapted, inputs=inputs, **how)
     if not must_make(tile, "prediction", basis, overwrite=run.overwrite):
+        add_style(tile.file("prediction"), trained.scheme, options)
         return tile.file("prediction")
     with tile.making("prediction", basis) as note:
         predict(

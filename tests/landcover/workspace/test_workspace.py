@@ -469,6 +469,17 @@ def test_other_settings_remake_what_depends_on_them_and_log_why(done, log, chang
     assert log() == ["town/east", *(f"{file} is current" for file in FILES.values())]
 
 
+def test_a_finished_map_gets_the_style_it_lacks_and_is_not_remade(done):
+    style = done.root / "town" / "west" / "prediction.qml"
+    before, text = results_of(done), style.read_bytes()
+    style.unlink()
+    for option, there in ((False, False), (True, True)):
+        run_workspace(done, "town", settings_of(), only=["west"], options=MapOptions(style=option))
+        assert style.exists() == there
+    assert remade(before, results_of(done)) == set()
+    assert style.read_bytes() == text
+
+
 def test_other_products_remake_the_map(done):
     before = results_of(done)
     run_workspace(done, "town", settings_of(), only=["west"], options=MapOptions(confidence=True))
