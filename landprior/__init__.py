@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from landprior.landcover.training.files import train_files as train
     from landprior.landcover.training.model import LandcoverModel, load_model
     from landprior.landcover.training.settings import TileSettings
+    from landprior.landcover.vectors.zonal import AreaOptions, measure_areas, write_areas
     from landprior.raster.scheme import ClassScheme, load_scheme
     from landprior.run import Run
 
 __all__ = [
+    "AreaOptions",
     "ClassScheme",
     "LandcoverModel",
     "LandpriorError",
@@ -57,13 +59,16 @@ __all__ = [
     "load_model",
     "load_scheme",
     "losses",
+    "measure_areas",
     "predict",
     "train",
+    "write_areas",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AreaOptions": "landprior.landcover.vectors.zonal",
     "ClassScheme": "landprior.raster.scheme",
     "LandcoverModel": "landprior.landcover.training.model",
     "LandpriorError": "landprior.errors",
@@ -78,8 +83,10 @@ _HOMES = {
     "load_model": "landprior.landcover.training.model",
     "load_scheme": "landprior.raster.scheme",
     "losses": "landprior.implicit",
+    "measure_areas": "landprior.landcover.vectors.zonal",
     "predict": "landprior.landcover.mapping.predict",
     "train": "landprior.landcover.training.files",
+    "write_areas": "landprior.landcover.vectors.zonal",
 }
 _NAMES_THERE = {"train": "train_files"}
 

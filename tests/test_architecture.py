@@ -33,6 +33,7 @@ SUBPACKAGES = {
     "prior": {"training"},
     "mapping": {"training"},
     "assessment": {"training", "mapping"},
+    "vectors": {"training", "mapping", "assessment"},
     "adaptation": {"training", "prior", "mapping"},
     "workspace": {"training", "prior", "mapping", "adaptation", "assessment"},
     "experiments": {"training", "prior", "mapping", "adaptation", "assessment", "workspace"},

@@ -31,6 +31,9 @@ SECTIONS = {
         "cooccurrence": ("landprior.cli.cooccurrence", "Measure P(class | NLCD code) where labels exist."),
         "tune": ("landprior.cli.tune", "Choose the learning rate on a labelled validation tile."),
     },
+    "From a map to numbers": {
+        "zonal": ("landprior.cli.zonal", "Measure the area of each class in each polygon of a layer."),
+    },
     "How good is it": {
         "evaluate": ("landprior.cli.evaluate", "Score maps on reference labels, or areas from points."),
         "sample": ("landprior.cli.sample", "Draw points of a map to interpret, for an unbiased accuracy."),

@@ -19,6 +19,7 @@ from landprior.raster.advice import advise_crs
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import shapely
     from affine import Affine
     from numpy.typing import NDArray
     from rasterio.crs import CRS
@@ -94,6 +95,44 @@ def measure_steps(
     bearing_across, across = length(reach[0], 0.0)
     bearing_down, down = length(0.0, reach[1])
     return Steps(across, down, across * down * np.abs(np.sin(bearing_across - bearing_down)))
+
+
+_PARTS = 64
+"""Parts per side of a polygon's extent into which its edges are divided, as they are not geodesics."""
+
+
+def measure_polygon(crs: CRS, transform: Affine, shape: shapely.Geometry) -> float:
+    """Measure the area of a polygon on the ellipsoid.
+
+    Parameters
+    ----------
+    crs, transform
+        CRS and transform of a raster.
+    shape
+        A valid polygon or multipolygon in its pixel coordinates (column, row).
+
+    Returns
+    -------
+    float
+        Square metres; NaN for a local CRS, and for a polygon outside the domain of the projection.
+    """
+    import shapely
+
+    found = _to_degrees(crs.to_wkt())
+    if found is None:
+        return float("nan")
+    project, geod = found
+    left, top, right, bottom = shapely.bounds(shape)
+    divided = shapely.segmentize(shape, max(right - left, bottom - top, 1e-9) / _PARTS)
+    total = 0.0
+    for part in shapely.get_parts(divided):
+        if shapely.get_dimensions(part) != 2:
+            continue
+        for number, ring in enumerate(shapely.get_rings(part)):
+            xy = shapely.get_coordinates(ring)
+            area = abs(geod.polygon_area_perimeter(*project(*(transform @ (xy[:, 0], xy[:, 1]))))[0])
+            total += area if number == 0 else -area
+    return float(total)
 
 
 @lru_cache(maxsize=32)

@@ -30,6 +30,8 @@ class PixelAreas:
         Grid of the raster.
     where
         Name of the raster in error messages.
+    pixel_size
+        Side of a pixel in metres, instead of what the file says.
 
     Raises
     ------
@@ -37,11 +39,11 @@ class PixelAreas:
         If the size of its pixels is unknown (:meth:`landprior.raster.grid.Grid.pixel_size`).
     """
 
-    def __init__(self, grid: Grid, *, where: str | Path = "the raster") -> None:
-        width, height = grid.pixel_size(where=where)
+    def __init__(self, grid: Grid, *, where: str | Path = "the raster", pixel_size: float | None = None) -> None:
+        width, height = grid.pixel_size(pixel_size, where=where)
         self.mean = self.least = self.most = width * height
         self._spline: Any = None
-        if grid.crs is None:
+        if grid.crs is None or pixel_size is not None:
             return
         rows, columns = (np.linspace(0, size, _NODES) for size in grid.shape)
         steps = measure_steps(grid.crs, grid.transform, np.tile(columns, _NODES), np.repeat(rows, _NODES))
@@ -85,10 +87,16 @@ class PixelAreas:
         known = groups >= 0
         if self._spline is None:
             return np.asarray(np.bincount(groups[known], minlength=count) * self.mean, dtype=np.float64)
+        weights = self.read(window)[known]
+        return np.asarray(np.bincount(groups[known], weights=weights, minlength=count), dtype=np.float64)
+
+    def read(self, window: Window) -> NDArray[np.float64]:
+        """Return the areas of a window's pixels in square metres, shape (h, w)."""
         rows = np.arange(int(window.height)) + window.row_off + 0.5
         columns = np.arange(int(window.width)) + window.col_off + 0.5
-        weights = self._spline(rows, columns)[known]
-        return np.asarray(np.bincount(groups[known], weights=weights, minlength=count), dtype=np.float64)
+        if self._spline is None:
+            return np.full((len(rows), len(columns)), self.mean)
+        return np.asarray(self._spline(rows, columns), dtype=np.float64)
 
 
 def _without_gaps(areas: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -24,6 +24,8 @@ from landprior.sources.local_files import refuse_zip_bomb
 from landprior.sources.places import read_places
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import geopandas
 
     from landprior.raster.grid import Grid
@@ -205,13 +207,27 @@ def _with_geometry(frame: geopandas.GeoDataFrame, source: VectorSource) -> geopa
 
 def _read_gdal(source: VectorSource, grid: Grid | None) -> geopandas.GeoDataFrame:
     import pyogrio
-    from pyproj.exceptions import ProjError
 
     path = source.path
-    try:
+    with explaining_damage(path):
         layer = choose_layer(source)
         bounds = None if grid is None else _bounds_in(grid, pyogrio.read_info(path, layer=layer)["crs"])
         return pyogrio.read_dataframe(path, layer=layer, bbox=bounds)
+
+
+@contextlib.contextmanager
+def explaining_damage(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a vector file with GDAL within the block into one that says what to do.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    from pyproj.exceptions import ProjError
+
+    try:
+        yield
     except InputError:
         raise
     except UnicodeDecodeError as error:

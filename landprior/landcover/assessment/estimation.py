@@ -15,24 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from landprior.errors import InputError
+from landprior.landcover.assessment.interpreted import read_interpreted
 from landprior.landcover.assessment.sampling import measure_classes
-from landprior.raster.classes import read_classes_at
 from landprior.raster.codes import open_codes
 from landprior.raster.pixel_areas import PixelAreas
-from landprior.raster.scheme import IGNORED_INDEX
-from landprior.sources.labels import class_position
-from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
-from landprior.sources.sample_design import REFERENCE, find_proposed, read_design
-from landprior.sources.vectors import read_everything
+from landprior.sources.sample_design import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import geopandas
     from numpy.typing import NDArray
 
-    from landprior.raster.grid import Grid
     from landprior.raster.scheme import ClassScheme
 
 logger = logging.getLogger(__name__)
@@ -192,7 +186,7 @@ def estimate_areas(
     InputError
         If a stratum has no point, or only one and more than one pixel (its variance cannot be estimated).
     """
-    _require_points(strata, sizes)
+    require_strata(strata, sizes)
     count = len(scheme)
     weights = _weights(sizes, areas)
     groups = [(strata == name, weights[name]) for name in sizes]
@@ -249,7 +243,14 @@ def _weights(sizes: Mapping[int, int], areas: Mapping[int, float] | None) -> dic
     return {name: areas[name] / ground for name in sizes}
 
 
-def _require_points(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
+def require_strata(strata: NDArray[np.integer], sizes: Mapping[int, int]) -> None:
+    """Raise an error if a stratum has too few interpreted points for a variance.
+
+    Raises
+    ------
+    InputError
+        If so; the message lists the strata.
+    """
     few = {name: int((strata == name).sum()) for name in sizes}
     lacking = [f"{name} ({n})" for name, n in few.items() if n < min(2, sizes[name])]
     if lacking:
@@ -308,34 +309,12 @@ def evaluate_points(
     """
     with open_codes(path) as src:
         grid = src.grid
-        everything, column = _read_points(points, grid, column, layer)
-        design = read_design(everything, points)
-        done = _interpreted(everything, points, column)
-        frame = everything[done]
-        proposed = int(find_proposed(frame, points).sum())
-        if proposed:
-            msg = (
-                f"{proposed} points of {points} were proposed where a map is unsure (landprior sample --for adapt), so "
-                "they say nothing of the whole map; draw a sample with: landprior sample MAP"
-            )
-            raise InputError(msg)
-        centres = frame.geometry
-        places = np.column_stack([centres.x, centres.y])
-        mapped = read_classes_at(src, places, scheme, codes=map_map, where=path).astype(np.int64)
-    if (mapped == IGNORED_INDEX).any():
-        where = name_feature(frame, int(np.flatnonzero(mapped == IGNORED_INDEX)[0]))
-        msg = (
-            f"{(mapped == IGNORED_INDEX).sum()} points of {points} lie where {path} has no class; is it the "
-            f"right map? The first one is at {where}"
-        )
-        raise InputError(msg)
-    reference = _classes(frame, column, points, scheme, label_map)
-    if design is not None:
-        strata = design.strata[done]
-        sizes = design.sizes  # keep strata whose points were all left out
-        _require_known(sizes, scheme, {**(map_map or {}), **(label_map or {})}, points)
+        found = read_interpreted(src, points, scheme, column=column, layer=layer, map_map=map_map, label_map=label_map)
+    mapped, reference = found.mapped, found.reference
+    areas: Mapping[int, float] | None
+    if found.strata is not None:
         # the sample records the sizes of its strata, which do not depend on the evaluated map
-        areas = design.areas
+        strata, sizes, areas = found.strata, dict(found.sizes), found.areas
     else:
         logger.warning(
             "%s has no strata, unlike points drawn by landprior sample; the estimates assume a simple random sample",
@@ -376,75 +355,3 @@ def _join_small(
         gone = ", ".join(str(name) for name in sizes if name not in left)
         logger.warning("too few points in class %s of the map; its area is merged with another class", gone)
     return strata, left, ground
-
-
-def _require_known(
-    sizes: Mapping[int, int], scheme: ClassScheme, others: Mapping[int, int], points: str | Path
-) -> None:
-    """Raise an error if a stratum is not a class of the map (points of another place, or a damaged file)."""
-    known = {code for c in scheme.classes for code in (c.code, *c.merge)} | set(scheme.ignored) | set(others)
-    strange = [str(stratum) for stratum in sizes if stratum not in known]
-    if strange:
-        msg = (
-            f"{points} has strata {', '.join(strange)}, which are not codes of scheme {scheme.name!r}; were the points "
-            "drawn on a map with other classes? Give its scheme with --scheme and the map's codes with --map-map"
-        )
-        raise InputError(msg)
-
-
-def _read_points(points: str | Path, grid: Grid, column: str, layer: str | None) -> tuple[geopandas.GeoDataFrame, str]:
-    """Read points, check that all lie on the grid, and return them with the name of the class column."""
-    everything = read_everything(points, layer=layer, grid=grid)
-    found = find_column(everything.columns, column, points, joined=True)
-    if found is None:
-        names = ", ".join(str(name) for name in everything.columns)
-        msg = f"{points} has no column {column!r} with the class seen (it has {names}); name it with --class-column"
-        raise InputError(msg)
-    if found != column:
-        logger.info("%s: reading the interpreted class from column %r", points, found)
-    frame = require_points(everything, points)
-    *_, inside = locate(frame, grid)
-    if not inside.all():
-        first = name_feature(frame, int(np.flatnonzero(~inside)[0]))
-        msg = (
-            f"{(~inside).sum()} of {len(frame)} points of {points} lie outside the map (the first is {first}): "
-            f"{explain_outside(frame[~inside], grid)}"
-        )
-        raise InputError(msg)
-    return frame, found
-
-
-def _interpreted(frame: geopandas.GeoDataFrame, points: str | Path, column: str) -> NDArray[np.bool_]:
-    """Return which points have a class, shape (n,)."""
-    done = ~blanks(frame, column)
-    if not done.any():
-        msg = f"no point of {points} has a class in column {column!r} yet; fill it in (for example in QGIS)"
-        raise InputError(msg)
-    if not done.all():
-        logger.warning(
-            "%d of %d points have no class and are left out; if they were hard to interpret, accuracy is overestimated",
-            int((~done).sum()),
-            len(frame),
-        )
-    return done
-
-
-def _classes(
-    frame: geopandas.GeoDataFrame,
-    column: str,
-    points: str | Path,
-    scheme: ClassScheme,
-    label_map: Mapping[int, int] | None,
-) -> NDArray[np.int64]:
-    """Return the interpreted class of each point, shape (n,)."""
-    found = np.empty(len(frame), dtype=np.int64)
-    for position, value in enumerate(frame[column].tolist()):
-        where = f"{points}, {name_feature(frame, position)}"
-        found[position] = class_position(value, scheme, label_map, where)
-        if found[position] == IGNORED_INDEX:
-            msg = (
-                f"{where}: {points} has points with code {value}, which scheme {scheme.name!r} ignores; leave their "
-                "class empty instead"
-            )
-            raise InputError(msg)
-    return found

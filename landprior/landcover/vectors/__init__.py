@@ -1,0 +1,1 @@
+"""Maps and polygons: areas per polygon."""
