@@ -19,6 +19,7 @@ BENCHMARKS = {
     "gpu": "how much of a device's matrix rate training and prediction reach",
     "many_tiles": "the overhead of a plan; two workers against one",
     "encodings": "the effect of how probabilities are stored",
+    "zonal": "areas per polygon against exactextract's own",
     "accuracy": "the default recipe on all sets",
     "recipe": "the best recipe against plain QR",
     "points": "the gain from a hundred labelled points",

@@ -84,6 +84,14 @@ CASES = (
     Case("labels of a matrix", "labels.tif", f"cooccurrence nlcd.tif labels.tif {RUN} -o out.csv"),
     Case("map", "map.tif", "evaluate map.tif labels.tif"),
     Case("map of sample", "map.tif", "sample map.tif --count 12 -o out.gpkg"),
+    Case("map of zonal", "map.tif", "zonal map.tif parcels.gpkg -o out.gpkg"),
+    Case(
+        "probabilities of zonal", "unsure_probabilities.tif", "zonal unsure_probabilities.tif parcels.gpkg -o out.csv"
+    ),
+    Case("polygons", "parcels.gpkg", "zonal map.tif parcels.gpkg --id number -o out.gpkg"),
+    Case("polygons geojson", "parcels.geojson", "zonal map.tif parcels.geojson -o out.parquet", text=True),
+    Case("polygons shp", "parcels.shp", "zonal map.tif parcels.shp --points points.gpkg -o out.gpkg"),
+    Case("points of zonal", "points.gpkg", "zonal map.tif parcels.gpkg --points points.gpkg -o out.csv"),
     Case("sidecar", "image.tif.aux.xml", "predict image.tif --model model.safetensors -o out.tif", text=True),
     Case("model", "model.safetensors", "predict image.tif --model model.safetensors -o out.tif"),
     Case(
@@ -467,6 +475,10 @@ def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
     frame = geopandas.GeoDataFrame({"class": ["trees", "water", "trees|grass"]}, geometry=boxes, crs=26917)
     frame.to_crs(4326).to_file("hints.geojson")
     frame.iloc[:2].to_crs(4326).to_file("drawn.geojson")
+    parcels = geopandas.GeoDataFrame({"number": range(3)}, geometry=boxes, crs=26917)
+    for name in ("parcels.gpkg", "parcels.shp"):
+        parcels.to_file(name)
+    parcels.to_crs(4326).to_file("parcels.geojson")
     frame[["geometry"]].to_file("buildings.fgb", driver="FlatGeobuf")
     frame[["geometry"]].to_crs(4326).to_file("buildings.geojson")
     frame[["geometry"]].to_parquet("buildings.parquet")

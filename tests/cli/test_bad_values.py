@@ -8,8 +8,10 @@ import signal
 import traceback
 
 import click
+import geopandas
 import numpy as np
 import pytest
+import shapely
 from click.testing import CliRunner
 
 from landprior.cli import _COMMANDS, main
@@ -87,6 +89,7 @@ BASES = {
     "epitome": ["{model.safetensors}", "-o", "{out.png}"],
     "evaluate": ["{labels.tif}", "{labels.tif}", "--scheme", "enviroatlas-5"],
     "sample": ["{labels.tif}", "--scheme", "enviroatlas-5", "--count", "8", "-o", "{out.gpkg}"],
+    "zonal": ["{labels.tif}", "{areas.gpkg}", "--scheme", "enviroatlas-5", "-o", "{out.csv}"],
     "cooccurrence": ["{nlcd.tif}", "{labels.tif}", "--scheme", "enviroatlas-5", "-o", "{out.csv}"],
     "run": ["{plan.json}", "--device", "cpu"],
     "plan": ["--city", "place", "--scheme", "enviroatlas-5", "--data", "{work}", "-o", "{out.json}"],
@@ -145,6 +148,7 @@ SUFFIXES = {
     "candidates": ".csv",
     "measure": ".csv",
     "documents": ".csv",
+    "polygons": ".gpkg",
     "tree": ".yaml",
     "scheme": ".yaml",
     "config": ".yaml",
@@ -314,6 +318,8 @@ def good(tmp_path_factory):
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+    square = shapely.box(600_005, 4_499_970, 600_025, 4_499_990)
+    geopandas.GeoDataFrame({"parcel": [1]}, geometry=[square], crs=26917).to_file(folder / "areas.gpkg")
     arguments = [
         "-q",
         "plan",

@@ -41,6 +41,7 @@ KINDS = (
     (r"points\.csv", "points_table"),
     (r"points\.gpkg", "points"),
     (r"(mine|survey)\.gpkg", "labels_vector"),
+    (r"parcels\.gpkg", "parcels"),
     (r"(county|parcels|outline)\.(geojson|gpkg)", "outline"),
     (r".*\.(osm\.pbf)", "osm"),
     (r"NewYork\.geojson", "footprints"),
@@ -198,6 +199,12 @@ class Inputs:
         left, bottom, right, top = self.place.scene.grid.bounds
         x, y = (left + right) / 2, (bottom + top) / 2
         frame = geopandas.GeoDataFrame(geometry=[box(x - 60, y - 60, x + 60, y + 60)], crs=self.place.scene.grid.crs)
+        frame.to_crs(4326).to_file(path)
+
+    def make_parcels(self, path, _=None):
+        left, bottom, right, top = self.scene.grid.bounds
+        halves = [box(left, bottom, left + 70, top), box(left + 70, bottom, right, top)]
+        frame = geopandas.GeoDataFrame({"parcel_id": ["a", "b"]}, geometry=halves, crs=self.scene.grid.crs)
         frame.to_crs(4326).to_file(path)
 
     def make_national_nlcd(self, path, _=None):

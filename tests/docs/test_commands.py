@@ -325,6 +325,9 @@ def test_python_works(block, inputs, tmp_path, monkeypatch):
     code = compile(block.text, name_of(block.page), "exec")
     for name in ("naip.tif", "nlcd.tif", "roads.tif", "labels.tif"):
         inputs.provide(tmp_path / name)
+    if "parcels.gpkg" in block.text:
+        for name in ("map.tif", "parcels.gpkg"):
+            inputs.provide(tmp_path / name)
     if "skimage" in block.text:
         pytest.importorskip("skimage", reason="scikit-image is not installed; pip install scikit-image")
     if "fetch(" in block.text:  # needs public servers: only the imports are run

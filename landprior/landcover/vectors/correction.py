@@ -24,10 +24,13 @@ variance expected from the whole sample, which counts as :data:`PRIOR_POINTS` po
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
+
+from landprior.landcover.assessment.estimation import Z95
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -172,13 +175,13 @@ class AreaCorrection:
         differing = (areas @ np.sqrt(self._spread)) ** 2 * self.alike
         variances = sampling + differing
         variances[whole < self._smallest / 2] = np.nan
-        reach = np.full((n, 1), t.ppf(0.975, np.inf))
+        reach = np.full((n, 1), Z95)
         estimators = np.full(n, SYNTHETIC, dtype=object)
         points = np.zeros(n, dtype=np.int64)
         at = self._members
         begin, end = np.searchsorted(at.polygons, (first, first + n))
         starts = begin + np.flatnonzero(np.diff(at.polygons[begin:end], prepend=-1))
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), end], strict=True):
+        for start, stop in pairwise([*starts.tolist(), int(end)]):
             row = int(at.polygons[start]) - first
             points[row] = stop - start
             inside = at.points[start:stop]
@@ -189,7 +192,7 @@ class AreaCorrection:
             estimators[row] = ASSISTED
             values[row] += whole[row] * mean
             variances[row] = whole[row] ** 2 * variance
-            reach[row] = t.ppf(0.975, freedom)
+            reach[row] = stdtrit(freedom, 0.975)
         unknown = areas[:, ~self.known].sum(axis=1) > _UNKNOWN * whole
         variances[unknown] = np.nan
         estimators[whole <= 0] = NONE
