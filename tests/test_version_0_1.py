@@ -20,6 +20,8 @@ from tests.helpers import on_one_core
 
 PLAIN = " --finish none"  # version 0.1 finished no map
 
+FIELD = " --receptive-field 11"  # its only one
+
 pytestmark = pytest.mark.filterwarnings("default::landprior.errors.LandpriorWarning")
 
 FILES = Path(__file__).parent / "fixtures" / "v0.1"
@@ -104,7 +106,7 @@ def steps_of(tile):
 def test_a_workspace_is_current(here):
     tile = here / "data" / "town" / "centre"
     before, steps = state(tile), steps_of(tile)
-    good(RUN + PLAIN)
+    good(RUN + PLAIN + FIELD)
     after = state(tile)
     assert {path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == {
         "item.json", "prediction.qml"  # the style that maps had not
@@ -117,7 +119,7 @@ def test_a_map_of_a_workspace_is_remade_with_the_same_values(here):
     prediction = here / "data" / "town" / "centre" / "prediction.tif"
     weights = prediction.with_name("model.safetensors").read_bytes()
     prediction.unlink()
-    good(RUN + PLAIN)
+    good(RUN + PLAIN + FIELD)
     assert prediction.with_name("model.safetensors").read_bytes() == weights
     assert_same(prediction, FILES / "data" / "town" / "centre" / "prediction.tif")
 

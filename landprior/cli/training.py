@@ -23,6 +23,7 @@ FIELDS = (
     "warmup_steps",
     "learning_rate",
     "filters",
+    "receptive_field",
     "patch_size",
     "batch_size",
     "seed",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from landprior.errors import InputError
-from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING
+from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, WIDEST_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,12 +97,25 @@ class Ensemble(PixelNetwork):
         return total - math.log(len(self.members) * len(axes))
 
 
-FCN_HALO = 5
-"""Half of the FCN's receptive field of 11 x 11."""
+FCN_HALO = WIDEST_FIELD // 2
+"""Half of the largest receptive field of the FCN, 11 x 11."""
+
+_WIDE = {11: (0, 1, 2, 3, 4), 9: (0, 1, 2, 3), 7: (0, 2, 4), 5: (0, 2), 3: (0,)}
+"""Which of the FCN's five convolutions are 3 x 3, by the receptive field; the others are 1 x 1."""
 
 
-def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float = OUTPUT_SMOOTHING) -> SmoothedNetwork:
-    """Build the land-cover network [R E.1.3]: five 3 x 3 convolutions and a 1 x 1 head.
+def build_fcn(
+    bands: int,
+    classes: int,
+    *,
+    filters: int = 128,
+    smoothing: float = OUTPUT_SMOOTHING,
+    receptive_field: int = WIDEST_FIELD,
+) -> SmoothedNetwork:
+    """Build the land-cover network [R E.1.3]: five convolutions and a 1 x 1 head.
+
+    With the paper's receptive field of 11 x 11 all five are 3 x 3. A smaller one keeps outlines where they are: pixels
+    beside a road do not see it.
 
     Parameters
     ----------
@@ -112,15 +125,28 @@ def build_fcn(bands: int, classes: int, *, filters: int = 128, smoothing: float 
         Channels of the inner layers; 128 in the paper.
     smoothing
         See :class:`SmoothedNetwork`.
+    receptive_field
+        Side of the square of pixels that a prediction depends on: 3, 5, 7, 9 or 11.
 
     Returns
     -------
     SmoothedNetwork
-        ``torchgeo.models.FCN`` with smoothed log-probabilities; receptive field 11 x 11.
+        ``torchgeo.models.FCN`` with smoothed log-probabilities.
+
+    Raises
+    ------
+    ValueError
+        If there is no such receptive field.
     """
     from torchgeo.models import FCN
 
-    return SmoothedNetwork(FCN(bands, classes, filters), smoothing=smoothing, halo=FCN_HALO)
+    if receptive_field not in _WIDE:
+        msg = f"the receptive field must be one of {', '.join(map(str, sorted(_WIDE)))} px, not {receptive_field}"
+        raise ValueError(msg)
+    network = FCN(bands, classes, filters)
+    for index in set(_WIDE[WIDEST_FIELD]) - set(_WIDE[receptive_field]):
+        network.backbone[2 * index] = nn.Conv2d(filters, filters, 1)  # between them are the activations
+    return SmoothedNetwork(network, smoothing=smoothing, halo=receptive_field // 2)
 
 
 POSITION = 2

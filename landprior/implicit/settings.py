@@ -33,6 +33,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 Compile = Literal["auto", "on", "off"]
 
+WIDEST_FIELD = 11
+"""Side of the paper's receptive field in pixels, the largest that the FCN can have [R E.1.3]."""
+
 OUTPUT_SMOOTHING = 1e-4
 """Constant added to every class probability of the land-cover network before normalising [R E.1.3]."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.settings import Precision  # noqa: TC001 - pydantic reads it
+from landprior.implicit.settings import WIDEST_FIELD, Precision
 from landprior.landcover.training.settings import TileSettings, make_settings
 
 Normalise = Literal["image", "all"]
@@ -72,6 +72,7 @@ class DensitySettings(BaseModel):
             warmup_steps=warm if warmup != "none" else 0,
             learning_rate=self.learning_rate,
             filters=self.filters,
+            receptive_field=WIDEST_FIELD,
             patch_size=self.patch_size,
             batch_size=self.batch_size,
             precision=self.precision,

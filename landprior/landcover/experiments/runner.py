@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import landprior
 from landprior.errors import ConfigError, InputError, MissingInputError
+from landprior.implicit.settings import WIDEST_FIELD
 from landprior.inputs import checksum
 from landprior.landcover.assessment.figures import draw_comparison
 from landprior.landcover.assessment.scores import Scores, evaluate
@@ -401,6 +402,7 @@ class Runner:
             seed=seed,
             learning_rate=rate or row.learning_rate,
             network=row.network,
+            receptive_field=WIDEST_FIELD,
             **changes,
         )
 

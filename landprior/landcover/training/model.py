@@ -114,7 +114,8 @@ class LandcoverModel:
     architecture
         Kind of network, unless the model is a learned prior.
     options
-        Other numbers that define the network (:class:`landprior.implicit.epitomes.EpitomeClassifier`).
+        Other numbers that define the network, of :func:`landprior.implicit.networks.build_fcn` or
+        :class:`landprior.implicit.epitomes.EpitomeClassifier`.
     extras
         Inputs besides the image's bands, in order: ``"prior"`` (a model on image and prior), or the coarse layers of a
         learned prior, ``"nlcd"`` (the blurred, remapped NLCD) first. Those two have one channel per class.
@@ -235,7 +236,7 @@ def build_network(
     architecture
         ``"fcn"``, ``"unet"`` or ``"epitome"``; without bands, the network of a learned prior.
     options
-        Options of an epitome: size, patch and number.
+        Options of an epitome (size, patch and number) or of the FCN (its receptive field, 11 without it).
 
     Returns
     -------
@@ -245,7 +246,7 @@ def build_network(
     Raises
     ------
     ValueError
-        If there is no such architecture.
+        If there is no such architecture, or it has no such option.
     InputError
         If it needs an extra that is not installed.
     """
@@ -259,7 +260,14 @@ def build_network(
     if kind not in builders:
         msg = f"unknown network {kind!r}; choose from {', '.join(builders)} and epitome"
         raise ValueError(msg)
-    return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing)
+    if options and kind != "fcn":
+        msg = f"the network {kind} has no options, such as {', '.join(options)}"
+        raise ValueError(msg)
+    try:
+        return builders[kind](channels, len(scheme), filters=filters, smoothing=smoothing, **(options or {}))
+    except TypeError as error:
+        msg = f"the network {kind} has no such options: {', '.join(options or {})}"
+        raise ValueError(msg) from error
 
 
 def save_model(model: LandcoverModel, path: str | Path, *, overwrite: bool = False) -> Path:

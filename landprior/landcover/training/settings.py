@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, TrainingSettings
+from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, WIDEST_FIELD, TrainingSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from landprior.implicit.settings import LossName
 
 
 SETTLED = 0.01
 """Share of pixels that change class between two snapshots below which a map has settled (default)."""
+
+USUAL_FIELD = 7
+"""Side of the receptive field in pixels, chosen on the demo scenes, Ohio and Durham."""
+
+LABELLED: dict[str, Any] = {"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0, "receptive_field": WIDEST_FIELD}
+"""Fields that differ where labels are fitted: they say where outlines are, so the network may see far."""
 
 
 class TileSettings(BaseModel):
@@ -26,6 +34,14 @@ class TileSettings(BaseModel):
         "fcn", description="Network: the paper's, or a U-Net (pip install 'landprior[unet]')."
     )
     filters: int = Field(32, ge=1, description="Channels of the network's inner layers; fewer are faster.")
+    receptive_field: int | None = Field(
+        None,
+        ge=3,
+        le=WIDEST_FIELD,
+        description="Side of the square of pixels that the FCN sees around a pixel, odd; 11 in the paper. A smaller "
+        "one keeps outlines where they are and is faster.  [default: 7, or that of the model to start from; "
+        "--recipe paper: 11]",
+    )
     patch_size: int = Field(64, ge=11, description="Side of the training patches, pixels.")
     batch_size: int = Field(16, ge=1, description="Number of patches in a step.")
     smoothing: float = Field(OUTPUT_SMOOTHING, ge=0, description="added to the network's output and to the prior")
@@ -52,6 +68,29 @@ class TileSettings(BaseModel):
             raise ValueError(msg)
         return self
 
+    @field_validator("receptive_field")
+    @classmethod
+    def _has_a_middle(cls, side: int | None) -> int | None:
+        if side is not None and side % 2 == 0:
+            msg = f"the receptive field has a pixel in its middle, so its side is odd, not {side}"
+            raise ValueError(msg)
+        return side
+
+    def network_options(self, bands: int = 1, extras: Sequence[str] = ()) -> dict[str, int]:
+        """Return the options of the network for an image's bands and extra inputs.
+
+        Only the FCN has any; the networks of a learned prior (no bands) and of drawings (``position``) have their own
+        receptive fields.
+        """
+        side = USUAL_FIELD if self.receptive_field is None else self.receptive_field
+        if self.network != "fcn" or not bands or "position" in extras or side == WIDEST_FIELD:
+            return {}
+        return {"receptive_field": side}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what results depend on; version 0.1 had no receptive field but the widest."""
+        return self.model_dump(mode="json", exclude={"receptive_field"}) | self.network_options()
+
     @property
     def recipe(self) -> str:
         """Recipe of :func:`make_settings` the settings are based on, whatever was changed."""
@@ -66,15 +105,13 @@ class TileSettings(BaseModel):
 
     @classmethod
     def supervised(cls, **changes: Any) -> TileSettings:  # noqa: ANN401 - the fields
-        """Return the settings to fit labels: cross-entropy, output smoothed by 1e-8 [R E.1.3]."""
+        """Return the settings to fit labels: cross-entropy, output smoothed by 1e-8, 11 x 11 px [R E.1.3]."""
         training = {"loss": "ce"} | changes.pop("training", {})
-        return cls(
-            training=TrainingSettings(**training), **{"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} | changes
-        )
+        return cls(training=TrainingSettings(**training), **LABELLED | changes)
 
     @classmethod
     def paper(cls, loss: LossName = "qr", **changes: Any) -> TileSettings:  # noqa: ANN401
-        """Return the published schedule: no warm-up, plateau, 128 filters, 128 patches of 128 x 128.
+        """Return the published schedule: no warm-up, plateau, 128 filters, 11 x 11 px, 128 patches of 128 x 128.
 
         Parameters
         ----------
@@ -98,9 +135,8 @@ class TileSettings(BaseModel):
             epoch_steps=100,
             plateau_epochs=5,
         )
-        return cls(
-            **{"training": training, "filters": 128, "patch_size": 128, "batch_size": 128, "settled": 0.0} | changes
-        )
+        published = {"filters": 128, "receptive_field": WIDEST_FIELD, "patch_size": 128, "batch_size": 128}
+        return cls(**{"training": training, **published, "settled": 0.0} | changes)
 
 
 def make_settings(recipe: str = "default", *, labelled: bool = False, **changes: Any) -> TileSettings:  # noqa: ANN401
@@ -111,7 +147,7 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
     recipe
         ``"default"``, ``"best"`` (:meth:`TileSettings.best`) or ``"paper"`` (:meth:`TileSettings.paper`).
     labelled
-        Return settings for labels instead of a prior: cross-entropy by default, output smoothed by 1e-8.
+        Return settings for labels instead of a prior: cross-entropy by default, output smoothed by 1e-8, 11 x 11 px.
     **changes
         Fields of :class:`TileSettings` or of its training; None leaves a field unchanged.
 
@@ -131,7 +167,7 @@ def make_settings(recipe: str = "default", *, labelled: bool = False, **changes:
         base = TileSettings.paper(given["loss"])
     else:
         base = TileSettings.best() if recipe == "best" else TileSettings()
-    chosen = base.model_dump() | ({"smoothing": SUPERVISED_SMOOTHING, "settled": 0.0} if labelled else {})
+    chosen = base.model_dump() | (LABELLED if labelled else {})
     inner = set(TrainingSettings.model_fields)
     if given.get("warmup_steps") and chosen["training"]["warmup"] == "none":  # as in the paper's schedule
         given.setdefault("warmup", TrainingSettings().warmup)

@@ -12,7 +12,7 @@ import torch
 from landprior.errors import InputError, ModelError
 from landprior.implicit.devices import make_fabric
 from landprior.implicit.seeds import derive_seed
-from landprior.implicit.settings import IMPLICIT, WARMED
+from landprior.implicit.settings import IMPLICIT, WARMED, WIDEST_FIELD
 from landprior.implicit.training import fit
 from landprior.landcover.training.image_kind import kind_of, require_one_kind
 from landprior.landcover.training.model import LandcoverModel, build_network
@@ -90,7 +90,7 @@ def train_model(
         If tiles have different bands or classes, are smaller than the network's border, or have no usable pixel inside
         it.
     ModelError
-        If ``init`` has other bands, classes or filters.
+        If ``init`` has other bands, classes, filters or another receptive field.
     TrainingError, TrainingInterruptedError
         See :func:`landprior.implicit.training.fit`.
     """
@@ -112,7 +112,10 @@ def train_model(
     statistics = measure_bands(on_device)
     labelled = tiles[0].labelled
     _require_targets(labelled, settings.training.loss)
-    network = _start(on_device[0], settings, init, start, seed)
+    options = _choose_options(on_device[0], settings, init)
+    if settings.network == "fcn":
+        settings = settings.model_copy(update={"receptive_field": options.get("receptive_field", WIDEST_FIELD)})
+    network = _start(on_device[0], settings, options, init, start, seed)
     halo = min(network.halo, MOST_BORDER)
     require_inside(on_device, halo)
     batches = feed(
@@ -163,6 +166,7 @@ def train_model(
         statistics=statistics,
         filters=settings.filters,
         architecture=settings.network,
+        options=options,
         extras=tiles[0].extras,
         record={
             "settings": settings.model_dump(mode="json"),
@@ -202,7 +206,21 @@ def _require_targets(labelled: bool, loss: str) -> None:  # noqa: FBT001 - priva
         raise InputError(msg)
 
 
-def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, start: int, seed: int) -> PixelNetwork:
+def _choose_options(tile: Tile, settings: TileSettings, init: LandcoverModel | None) -> dict[str, int]:
+    """Return the options of the network; unless they are asked for, those of the model to start from."""
+    if init is not None and settings.receptive_field is None and settings.network == init.architecture:
+        return dict(init.options)
+    return settings.network_options(int(tile.image.shape[0]), tile.extras)
+
+
+def _start(
+    tile: Tile,
+    settings: TileSettings,
+    options: dict[str, int],
+    init: LandcoverModel | None,
+    start: int,
+    seed: int,
+) -> PixelNetwork:
     """Build the network, from the seed or from another model."""
     bands = int(tile.image.shape[0])
     with torch.random.fork_rng(devices=[]):
@@ -214,10 +232,11 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, star
             filters=settings.filters,
             smoothing=settings.smoothing,
             architecture=settings.network,
+            options=options,
         )
     if init is not None:
-        own = (settings.network, bands, tile.scheme.names, settings.filters, tile.extras)
-        other = (init.architecture, init.bands, init.scheme.names, init.filters, init.extras)
+        own = (settings.network, bands, tile.scheme.names, settings.filters, tile.extras, options)
+        other = (init.architecture, init.bands, init.scheme.names, init.filters, init.extras, init.options)
         if own != other:
             msg = f"the model to start from has {_describe(*other)}; this run has {_describe(*own)}"
             raise ModelError(msg)
@@ -225,9 +244,17 @@ def _start(tile: Tile, settings: TileSettings, init: LandcoverModel | None, star
     return network.to(memory_format=torch.channels_last)
 
 
-def _describe(network: str, bands: int, classes: Sequence[str], filters: int, extras: Sequence[str]) -> str:
+def _describe(
+    network: str,
+    bands: int,
+    classes: Sequence[str],
+    filters: int,
+    extras: Sequence[str],
+    options: Mapping[str, int],
+) -> str:
     more = f", {' and '.join(extras)} as input" if extras else ""
-    return f"{bands} bands{more}, {filters} filters ({network}) and classes {', '.join(classes)}"
+    kind = f"{network}, receptive field {options.get('receptive_field', WIDEST_FIELD)}" if network == "fcn" else network
+    return f"{bands} bands{more}, {filters} filters ({kind}) and classes {', '.join(classes)}"
 
 
 def identify_run(tiles: Sequence[Tile], settings: TileSettings, init: LandcoverModel | None, start: int) -> str:

@@ -79,7 +79,7 @@ def model_basis(
     Basis
         Basis to compare with the record of the existing result.
     """
-    made = training.model_dump(mode="json")
+    made = training.describe()
     recipe = f"train --recipe {training.recipe}"
     if method is not None:
         made["method"] = method.description

@@ -62,8 +62,41 @@ def test_a_model_records_how_it_was_made(tmp_path, pair, quick):
     assert model.record["history"]["steps"] == 12
     assert [look["step"] for look in model.record["history"]["looks"]] == [4, 8, 12]
     assert model.record["verdict"]["decision"] in ("kept", "abstained")
-    assert TileSettings.model_validate(model.record["settings"]) == quick()
+    assert TileSettings.model_validate(model.record["settings"]) == quick(receptive_field=7)
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("side", [3, 5, 7, 9, 11])
+def test_the_receptive_field_is_as_asked_for_and_kept(tmp_path, pair, quick, side):
+    path = tmp_path / "model.safetensors"
+    trained = train_files([pair], path, settings=quick(receptive_field=side, filters=3))
+    model = load_model(path)
+    assert model.network.halo == side // 2
+    x = torch.zeros(1, 3, 25, 25, requires_grad=True)
+    model.network(x)[0, 0, 12, 12].backward()
+    seen = torch.nonzero(x.grad.abs().sum((0, 1)))
+    assert seen.min(0).values.tolist() == [12 - side // 2] * 2
+    assert seen.max(0).values.tolist() == [12 + side // 2] * 2
+    again = train_files([pair], tmp_path / "again.safetensors", settings=quick(filters=3), init=path)
+    assert again.options == model.options == trained.options == ({} if side == 11 else {"receptive_field": side})
+    other = quick(filters=3, receptive_field=5 if side == 3 else 3)
+    with pytest.raises(
+        ModelError, match=rf"3 filters \(fcn, receptive field {side}\).*3 filters \(fcn, receptive field"
+    ):
+        train_files([pair], tmp_path / "other.safetensors", settings=other, init=path)
+
+
+@pytest.mark.parametrize(("side", "why"), [(6, "odd"), (1, "3"), (13, "11")])
+def test_no_other_receptive_field(side, why):
+    with pytest.raises(ValidationError, match=why):
+        TileSettings(receptive_field=side)
+
+
+def test_labels_and_the_paper_have_the_papers_receptive_field():
+    assert TileSettings().network_options() == {"receptive_field": 7}
+    assert [s.network_options() for s in (TileSettings.paper(), TileSettings.supervised())] == [{}, {}]
+    assert make_settings(labelled=True).network_options() == {}
+    assert TileSettings(network="unet").network_options() == TileSettings().network_options(0) == {}
 
 
 def test_a_model_learns_from_the_prior_and_is_kept(easy):
@@ -97,16 +130,16 @@ def test_an_image_without_information_is_abstained_from(pair, quick):
 def test_a_tile_valid_only_along_its_border_is_refused(tmp_path, make_image, make_prior, quick, kind):
     """No pixel would count in any batch: the loss would be 0, and the verdict would have no pixels."""
     holes = np.zeros((48, 56), dtype=bool)
-    holes[5:-5, 5:-5] = True
+    holes[3:-3, 3:-3] = True
     other = np.zeros_like(holes)
     if kind == "nothing in common":
         holes[:] = False
         holes[:24] = True
         other[29:43] = True
-        other[24:, 5:-5] = True
+        other[24:, 3:-3] = True
     image, prior = make_image("i.tif", 48, 56, holes=holes), make_prior("p.tif", 48, 56, holes=other)
     with pytest.raises(
-        InputError, match=r"i.tif has no valid pixel more than 5 px away from its border.*nothing to train"
+        InputError, match=r"i.tif has no valid pixel more than 3 px away from its border.*nothing to train"
     ):
         train_files([(image, prior)], tmp_path / "m.safetensors", settings=quick())
     assert not (tmp_path / "m.safetensors").exists()

@@ -142,7 +142,7 @@ def test_round_trip(tmp_path, model):
 def test_a_unet_cannot_start_from_an_fcn(tmp_path, make_image, make_prior, quick):
     image, prior = make_image("naip.tif", 64, 64), make_prior("prior.tif", 64, 64)
     train_files([(image, prior)], tmp_path / "fcn.safetensors", settings=quick())
-    with pytest.raises(ModelError, match=r"4 filters \(fcn\).*4 filters \(unet\)"):
+    with pytest.raises(ModelError, match=r"4 filters \(fcn, receptive field 7\).*4 filters \(unet\)"):
         train_files(
             [(image, prior)],
             tmp_path / "m.safetensors",
