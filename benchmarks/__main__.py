@@ -15,6 +15,7 @@ BENCHMARKS = {
     "feed": "the training feed against a fixed batch, and against torchgeo's sampler",
     "engines": "OpenVINO against torch",
     "whole_path": "predict from file to file against the network alone",
+    "whole_tile": "a tile from layers to map, against version 0.1",
     "finish": "smoothing a map along edges against a naive filter",
     "gpu": "how much of a device's matrix rate training and prediction reach",
     "many_tiles": "the overhead of a plan; two workers against one",

@@ -124,11 +124,12 @@ def run_case(
     folder: Path,
     plan: Plan = NO_POINTS,
     separate: bool = False,
+    receptive_field: int | None = None,
 ) -> Row:
     """Train, map and score one case; then adapt the model to points. ``separate``: each tile of a place has its own."""
     started = time.monotonic()
     row = Row(case.name, case.matrix, loss, seed)
-    base = TileSettings(filters=filters)
+    base = TileSettings(filters=filters, receptive_field=receptive_field)
     settings = base.model_copy(update={"training": base.training.model_copy(update={"loss": loss, "seed": seed})})
     cases = [replace(case, tiles=(files,)) for files in case.tiles] if separate and case.place else [case]
     models = []
@@ -322,6 +323,7 @@ def read_rows(path: Path) -> list[Row]:
 @click.option("--sets", default="", help="Comma-separated: " + ",".join(SETS) + ".")
 @click.option("--seeds", default=3, show_default=True, help="Training runs of each case.")
 @click.option("--filters", default=16, show_default=True, help="Width of the network (the tool's default is 32).")
+@click.option("--receptive-field", type=int, help="Of the network, pixels.  [default: the recipe's]")
 @click.option("--fusion", type=click.Choice(get_args(Fusion)), default="added", show_default=True)
 @click.option("--points", default="", help="Comma-separated numbers of labelled points to adapt to, such as 30,100.")
 @click.option("--draws", default=5, show_default=True, help="Draws of the points.")
@@ -342,6 +344,7 @@ def main(
     sets: str,
     seeds: int,
     filters: int,
+    receptive_field: int | None,
     fusion: Fusion,
     points: str,
     draws: int,
@@ -370,6 +373,7 @@ def main(
                     if (case.name, case.matrix, loss, seed) in done:
                         continue
                     how: dict[str, Any] = {"filters": filters, "plan": plan, "separate": separate}
+                    how["receptive_field"] = receptive_field
                     row = run_case(case, loss, seed, folder=Path(work), **how)
                     rows.append(row)
                     click.echo(

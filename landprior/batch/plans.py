@@ -431,7 +431,7 @@ def parse_training(plan: BatchPlan) -> TileSettings:
         If its settings are invalid.
     """
     try:
-        return TileSettings.model_validate(plan.recipe.training)
+        return TileSettings.read(plan.recipe.training)
     except ValidationError as error:
         msg = f"{explain(error, 'the plan: recipe.training')}; a plan is made by landprior plan"
         raise ConfigError(msg) from error

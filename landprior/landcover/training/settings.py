@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from landprior.implicit.settings import OUTPUT_SMOOTHING, SUPERVISED_SMOOTHING, WIDEST_FIELD, TrainingSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from landprior.implicit.settings import LossName
 
@@ -86,6 +86,11 @@ class TileSettings(BaseModel):
         if self.network != "fcn" or not bands or "position" in extras or side == WIDEST_FIELD:
             return {}
         return {"receptive_field": side}
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> TileSettings:
+        """Return settings that were recorded; version 0.1 recorded no receptive field, as there was only one."""
+        return cls.model_validate({"receptive_field": WIDEST_FIELD, **recorded})
 
     def describe(self) -> dict[str, Any]:
         """Return what results depend on; version 0.1 had no receptive field but the widest."""
