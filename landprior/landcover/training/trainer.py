@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,6 +159,8 @@ def train_model(
     shares = None if labelled or len(tiles) == 1 else measure_shares(network, on_device, statistics)
     verdict = None if judge is None else (snapshot or judge.take_snapshot(network)).judge()
     if verdict is not None:
+        if settings.training.loss not in IMPLICIT:  # cross-entropy leaves out unlikely classes, whatever the matrix
+            verdict = replace(verdict, distance=None)
         logger.info("verdict: %s; %s", verdict.decision, verdict.why)
         warn_of_harm(verdict)
     return LandcoverModel(
