@@ -330,6 +330,7 @@ def read_rows(path: Path) -> list[Row]:
 @click.option("--chosen", is_flag=True, help="Also score points that are proposed by rounds, instead of random ones.")
 @click.option("--separate", is_flag=True, help="Train a model for each tile of a place, instead of one for all.")
 @click.option("--matrix", "matrices", multiple=True, help="Only rows with this matrix, such as default; repeatable.")
+@click.option("--loss", "losses", multiple=True, help="Only this loss of a set; repeatable.")
 @click.option(
     "--json",
     "json_path",
@@ -351,6 +352,7 @@ def main(
     chosen: bool,
     separate: bool,
     matrices: tuple[str, ...],
+    losses: tuple[str, ...],
     json_path: Path | None,
     shown: tuple[Path, ...],
 ) -> None:
@@ -368,7 +370,7 @@ def main(
         for case in prepare(Path(work), [name for name in sets.split(",") if name], PriorSettings(fusion=fusion)):
             if matrices and case.matrix not in matrices:
                 continue
-            for loss in LOSSES.get(case.name, ("qr",)):
+            for loss in [one for one in LOSSES.get(case.name, ("qr",)) if not losses or one in losses]:
                 for seed in range(seeds):
                     if (case.name, case.matrix, loss, seed) in done:
                         continue
