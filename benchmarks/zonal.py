@@ -29,7 +29,7 @@ from landprior.raster.scheme import MAP_NODATA, load_scheme
 
 OURS = """
 import json, sys, time
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 from landprior.cli import main
 main(["-q", "zonal", sys.argv[1], sys.argv[2], "-o", sys.argv[3], "--overwrite"], standalone_mode=False)
 """
@@ -38,14 +38,14 @@ import json, sys, time
 import geopandas, rasterio
 from exactextract import exact_extract
 frame = geopandas.read_file(sys.argv[2], engine="pyogrio")
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 with rasterio.open(sys.argv[1]) as src:
     found = exact_extract(src, frame, ["unique", "frac", "count"], include_cols=["number"], output="pandas")
 """
 PEAK = """
-took = time.perf_counter() - start
+took, cpu = time.perf_counter() - start, time.process_time() - cpu
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": took, "peak": peak / 1024}))
+print(json.dumps({"seconds": took, "cpu": cpu, "peak": peak / 1024}))
 """
 
 
@@ -105,9 +105,11 @@ def main(side: int, count: int, rounds: int) -> None:
             theirs.append(measure(THEIRS, raster, polygons))
         quarter = measure(OURS, raster, few, folder / "few_areas.gpkg")
     first, second = (statistics.median(one["seconds"] for one in some) for some in (ours, theirs))
+    work, other_work = (statistics.median(one["cpu"] for one in some) for some in (ours, theirs))
     peak, other = (statistics.median(one["peak"] for one in some) for some in (ours, theirs))
     print(f"{count:,} polygons, {side:,} x {side:,} px")
     print(f"landprior zonal: {first:.1f} s, exactextract alone: {second:.1f} s, ratio {first / second:.2f} (bar: 3)")
+    print(f"in seconds of a core: {work:.1f} and {other_work:.1f}, ratio {work / other_work:.2f}")
     print(
         f"peak memory: {peak:.0f} MiB, exactextract {other:.0f} MiB; with a quarter of the polygons "
         f"{quarter['peak']:.0f} MiB, ratio {peak / quarter['peak']:.2f}"

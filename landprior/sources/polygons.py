@@ -100,6 +100,7 @@ class PolygonLayer:
         self._frame: geopandas.GeoDataFrame | None = None
         self._integers: list[str] = []
         self._kind: str | None = None
+        self._key = ""
         if isinstance(polygons, geopandas.GeoDataFrame):
             self.where = "the polygons"
             self._frame = polygons.reset_index(drop=True)
@@ -143,6 +144,7 @@ class PolygonLayer:
                 kinds = [str(kind) for kind in info["dtypes"]]
                 self._integers = [n for n, kind in zip(self._names, kinds, strict=True) if "int" in kind]
                 self._kind = self._source.geometry
+                self._key = info["fid_column"]
                 return info["crs"]
             with explaining_damage(file):
                 self._frame = pyogrio.read_dataframe(file, layer=self._layer)
@@ -198,18 +200,33 @@ class PolygonLayer:
         import pyogrio
 
         with explaining_damage(self._source.path):
-            frame = pyogrio.read_dataframe(
-                self._source.path, layer=self._layer, skip_features=first, max_features=size, columns=self.columns
+            frame = self._with_key(
+                pyogrio.read_dataframe(
+                    self._source.path,
+                    layer=self._layer,
+                    skip_features=first,
+                    max_features=size,
+                    columns=[name for name in self.columns if name != self._key],
+                    fid_as_index=bool(self._key),
+                )
             )
         for name in self._integers:  # with gaps they are read as float
             if name in frame and frame[name].dtype.kind == "f":
                 frame[name] = frame[name].astype("Int64")
         return frame
 
+    def _with_key(self, frame: Any) -> Any:  # noqa: ANN401 - with or without geometries
+        """Return features with the key of a GeoPackage as a column, if it is the one to keep."""
+        if self._key and self.identity == self._key:
+            frame.insert(0, self._key, frame.index.to_numpy())
+        return frame
+
     def _find_identity(self, wanted: str) -> str:
         """Return the column of ids, whose values must differ."""
         self.identity = None
         name = find_column(self.columns, wanted, self.where)
+        if name is None and self._key and wanted.casefold() == self._key.casefold():
+            return self._key  # a key is never empty and never repeats
         if name is None:
             msg = f"{self.where} has no column {wanted!r}; it has {', '.join(self.columns) or 'none'}"
             raise InputError(msg)

@@ -249,6 +249,10 @@ def test_only_the_id_is_kept_and_features_are_numbered_without_columns(tmp_path,
     assert found["parcel"].tolist() == ["b", "a"]
     assert "owner" not in found
     assert measure_areas(map_path, tmp_path / "plain.geojson")["feature"].tolist() == [1, 2]
+    frame.to_file(tmp_path / "parcels.gpkg")
+    found = measure_areas(map_path, tmp_path / "parcels.gpkg", options=AreaOptions(identity="fid"))
+    assert list(found.columns[:2]) == ["fid", "area_ha"]
+    assert found["fid"].tolist() == [1, 2]
 
 
 def test_other_formats_are_read(tmp_path, map_path, enviroatlas):
