@@ -11,7 +11,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from landprior.batch.jobs import list_chains
+from landprior.batch.jobs import Tally, list_phases
 from landprior.batch.plans import parse_training
 from landprior.batch.states import TileState, report_state
 from landprior.batch.tile_runner import TileRunner
@@ -20,7 +20,7 @@ from landprior.progress import Progress
 from landprior.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from landprior.batch.jobs import Chain, Job
     from landprior.batch.plans import BatchPlan
@@ -111,8 +111,8 @@ def run_on_ray(
         def submit(job: Job) -> Any:  # noqa: ANN401 - an ObjectRef of Ray
             return task.remote(shared, job, network, work, run)
 
-        chains = list_chains(plan, whole=work is not None)
-        return _collect(plan, chains, submit, RayError, progress=run.progress)
+        phases = list_phases(plan, whole=work is not None)
+        return _collect(plan, phases, submit, RayError, progress=run.progress)
     finally:
         if ours:
             ray.shutdown()
@@ -126,7 +126,7 @@ def _require_cores(wanted: int, there: int) -> None:
 
 def _collect(
     plan: BatchPlan,
-    chains: Sequence[Chain],
+    phases: Iterable[Sequence[Chain]],
     submit: Callable[[Job], Any],
     failure: type[Exception],
     *,
@@ -135,30 +135,34 @@ def _collect(
     """Submit jobs as soon as they may begin, and wait for all of them."""
     import ray
 
-    found: dict[str, TileState] = {}
+    tally = Tally()
     waiting: dict[Any, tuple[Chain, Job]] = {}
     with Progress(len(plan.tiles), plan.city, "tile", show=progress, leave=True) as bar:
 
         def go_on(chain: Chain, jobs: Sequence[Job]) -> None:
             waiting.update({submit(job): (chain, job) for job in jobs})
             if chain.ended:
-                found.update(chain.states)
-                for state in chain.states.values():
-                    report_state(state)
-                bar.update(len(chain.names))
+                report(tally.note(chain))
 
-        for chain in chains:
-            go_on(chain, chain.begin())
-        while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            chain, job = waiting.pop(done)
-            try:
-                states = ray.get(done)
-            except failure as error:  # its workers died repeatedly
-                why = f"{type(error).__name__}: {_first_line(error)}"
-                states = [TileState(name, "failed", why) for name in job.tiles]
-            go_on(chain, chain.close(job, states))
-    return [found[tile.name] for tile in plan.tiles]
+        def report(states: Sequence[TileState]) -> None:
+            for state in states:
+                report_state(state)
+            bar.update(len(states))
+
+        for chains in phases:
+            for chain in chains:
+                go_on(chain, chain.begin())
+            while waiting:
+                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+                chain, job = waiting.pop(done)
+                try:
+                    states = ray.get(done)
+                except failure as error:  # its workers died repeatedly
+                    why = f"{type(error).__name__}: {_first_line(error)}"
+                    states = [TileState(name, "failed", why) for name in job.tiles]
+                go_on(chain, chain.close(job, states))
+        report(tally.close())
+    return [tally.states[tile.name] for tile in plan.tiles]
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from pydantic import (
 from shapely.geometry import box
 
 import landprior
+from landprior.batch.points import PlannedPoints
 from landprior.errors import ConfigError, InputError, MissingInputError
 from landprior.inputs import checksum, read_text
 from landprior.landcover.prior.settings import PriorSettings  # noqa: TC001 - pydantic reads it
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from landprior.landcover.workspace.collection import Workspace
     from landprior.landcover.workspace.layout import FetchPlan
+    from landprior.landcover.workspace.place_points import PointFiles
     from landprior.landcover.workspace.settings import PipelineSettings
 
 
@@ -122,6 +124,7 @@ class BatchPlan(_Part):
     recipe: Recipe
     groups: tuple[tuple[str, ...], ...] = Field((), description="names of the tiles that share each model, if they do")
     fetch: Fetching | None = None
+    points: PlannedPoints | None = Field(None, description="points to which the models are adapted")
 
     @field_validator("workspace")
     @classmethod
@@ -149,6 +152,9 @@ class BatchPlan(_Part):
             raise ValueError(msg)
         for name in grouped:
             check_component(name, "a tile")
+        if self.points is not None and not {*self.points.tiles} <= {tile.name for tile in self.tiles}:
+            msg = "each tile with points must be a tile of the plan"
+            raise ValueError(msg)
         return self
 
     def find_groups(self) -> list[Group]:
@@ -180,6 +186,7 @@ class BatchPlan(_Part):
             if self.fetch is None
             else self.fetch.model_dump(mode="json", exclude=set() if own else {"preset"}),
             **({"groups": self.groups} if self.groups else {}),
+            **({"points": self.points.describe()} if self.points else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -232,6 +239,7 @@ def plan_workspace(
     only: Sequence[str] = (),
     learned: Path | None = None,
     threads: int = 1,
+    points: PointFiles | None = None,
 ) -> BatchPlan:
     """Plan the tiles of a city that are in a workspace.
 
@@ -239,12 +247,12 @@ def plan_workspace(
     ----------
     workspace, city, only
         Workspace and city of the tiles, and optionally the names of some.
-    settings
-        Settings of mapping.
-    learned
-        Path of the learned prior in the settings.
+    settings, learned
+        Settings of mapping, and the path of their learned prior.
     threads
         Cores per tile. Part of the plan, because the last digits of sums, and so a map's pixels, depend on it.
+    points
+        Points to which the models are adapted.
 
     Returns
     -------
@@ -255,6 +263,8 @@ def plan_workspace(
     ------
     MissingInputError
         If there is no such city or tile.
+    InputError
+        See :func:`landprior.landcover.workspace.place_points.find_points`.
     """
     place = find_city(city, workspace.root)
     grids = {}
@@ -268,6 +278,7 @@ def plan_workspace(
         tiles=_list_tiles(grids),
         groups=_divide(grids, settings),
         recipe=describe_recipe(settings, learned=learned, threads=threads),
+        points=None if points is None else PlannedPoints.of(points.find(grids, settings.scheme)),
     )
 
 
@@ -279,6 +290,7 @@ def plan_area(
     *,
     learned: Path | None = None,
     threads: int = 1,
+    points: PointFiles | None = None,
 ) -> BatchPlan:
     """Plan the tiles of a place that is still to be fetched.
 
@@ -290,7 +302,7 @@ def plan_area(
         Workspace for the tiles.
     fetching
         Sources and settings of the fetch.
-    settings, learned, threads
+    settings, learned, threads, points
         See :func:`plan_workspace`.
 
     Returns
@@ -308,6 +320,7 @@ def plan_area(
         tiles=_list_tiles(grids),
         groups=_divide(grids, settings),
         recipe=describe_recipe(settings, learned=learned, threads=threads),
+        points=None if points is None else PlannedPoints.of(points.find(grids, settings.scheme)),
         fetch=Fetching(
             outline=found.area.outline.wkt,
             city=preset.name if preset is not None and shipped else None,

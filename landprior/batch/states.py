@@ -16,6 +16,7 @@ import psutil
 
 from landprior.inputs import checksum, stamp_of
 from landprior.landcover.workspace.item import INPUTS, ITEM, TileFolder
+from landprior.landcover.workspace.place_head import ADAPTATION
 from landprior.raster.outputs import replacing
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 """Name of the run's record in a tile's folder."""
+
+STAGE_DONE = "a stage is done"
+"""Why a tile waits that has further stages."""
 
 State = Literal["waiting", "running", "done", "failed", "interrupted"]
 
@@ -105,7 +109,11 @@ def read_state(plan: BatchPlan, name: str) -> TileState:
         return TileState(name, "waiting", "was run by another plan")
     state, seconds = note.get("state"), note.get("seconds")
     if state == "done":
-        lost = _find_change(tile, note.get("files")) or _find_other_model(plan, name, note.get("model"))
+        lost = (
+            _find_change(tile, note.get("files"))
+            or _find_other_model(plan, name, note.get("model"))
+            or _find_other_head(plan, note.get("adaptation"))
+        )
         return TileState(name, "waiting", lost) if lost else TileState(name, "done", "", seconds)
     if state == "running":
         where = f"since {note.get('started')} on {note.get('host')}"
@@ -154,6 +162,19 @@ def _find_other_model(plan: BatchPlan, name: str, recorded: object) -> str:
     if group is None or (group.model.is_file() and checksum(group.model) == recorded):
         return ""
     return f"{group.model.name} is {'another' if group.model.is_file() else 'gone'} since it was done"
+
+
+def _find_other_head(plan: BatchPlan, recorded: object) -> str:
+    """Return that the fit to the points is not the one that a tile was mapped with; empty if it is."""
+    head = place_of(plan) / ADAPTATION
+    if plan.points is None or (head.is_file() and checksum(head) == recorded):
+        return ""
+    return f"{head.name} is {'another' if head.is_file() else 'gone'} since it was done"
+
+
+def place_of(plan: BatchPlan) -> Path:
+    """Return the folder of the place."""
+    return Path(plan.workspace) / plan.city
 
 
 def read_states(plan: BatchPlan) -> list[TileState]:

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landprior.batch.jobs import LAST, list_chains
+from landprior.batch.jobs import LAST, Tally, list_phases
 from landprior.batch.plans import parse_fetch, parse_training
-from landprior.batch.states import RUN, TileState, describe_files, find_tile, read_state, recording, report_state
+from landprior.batch.states import (
+    RUN,
+    STAGE_DONE,
+    TileState,
+    describe_files,
+    find_tile,
+    place_of,
+    read_state,
+    recording,
+    report_state,
+)
 from landprior.errors import ConfigError, InputError, LandpriorError, MissingInputError, OutputBusyError
 from landprior.inputs import checksum
 from landprior.landcover.prior.cooccurrence import Cooccurrence
@@ -25,6 +35,15 @@ from landprior.landcover.training.model import load_model
 from landprior.landcover.workspace.acquisition import fetch
 from landprior.landcover.workspace.collection import Workspace
 from landprior.landcover.workspace.layout import plan_fetch
+from landprior.landcover.workspace.place_head import (
+    ensure_adapted_model,
+    ensure_head,
+    find_sums,
+    find_untrained,
+    head_basis,
+    judge_head,
+    read_head,
+)
 from landprior.landcover.workspace.settings import PipelineSettings
 from landprior.landcover.workspace.steps import (
     ensure_joint_model,
@@ -49,6 +68,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.groups import Group
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.layout import FetchPlan
+    from landprior.landcover.workspace.place_points import PlacePoints
     from landprior.sources.http.client import Network
 
 logger = logging.getLogger(__name__)
@@ -119,7 +139,9 @@ class TileRunner:
             "fetch": self._fetch_layers,
             "prior": self._build_prior,
             "model": self._train_group,
-            "map": self._map_in_group,
+            "train": self._train,
+            "points": self._fit_points,
+            "map": self._map_in_group if self.plan.points is None else self._map_adapted,
         }
         return self._open(job.tiles) or self._run_claimed(job.tiles, stages[job.stage], last=job.stage in LAST)
 
@@ -157,6 +179,8 @@ class TileRunner:
 
         try:
             found = work(*tiles)
+        except _NotYetError as reason:
+            return close("waiting", str(reason))
         except LandpriorError as error:
             return close("failed", str(error))
         except MemoryError:
@@ -168,18 +192,28 @@ class TileRunner:
             note.update(found)
             if last:
                 note["files"] = describe_files(tile)
-        return close("done") if last else close("waiting", "a stage of its group is done")
+        return close("done") if last else close("waiting", STAGE_DONE)
 
-    def _map(self, tile: TileFolder) -> dict[str, Any]:
-        """Fetch, build the prior, train, map and score a tile."""
+    def _train(self, tile: TileFolder) -> dict[str, Any]:
+        """Fetch, build the prior and train, and sum up what a fit to points needs to know of the whole tile."""
         if self.plan.fetch is not None:
             self._fetch_tile(tile)
         settings = self._pipeline()
+        adapted = self.plan.points is not None
         if not self._run.overwrite:
-            require_own_results([tile], settings)
+            require_own_results([tile], settings, adapted=adapted)
         with _on_cores(self.plan.recipe.threads):
             ensure_prior(tile, settings, command="run", run=self._run)
-            ensure_model(tile, settings.training, command="run", run=self._run)
+            model = ensure_model(tile, settings.training, command="run", run=self._run)
+            if adapted:
+                find_sums(tile, model, load_model(model), run=self._run)
+        return {}
+
+    def _map(self, tile: TileFolder) -> dict[str, Any]:
+        """Fetch, build the prior, train, map and score a tile."""
+        self._train(tile)
+        settings = self._pipeline()
+        with _on_cores(self.plan.recipe.threads):
             ensure_map(tile, posterior=settings.posterior, command="run", run=self._run)
             scores = score_tile(tile, settings)
         return {} if scores is None else {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
@@ -192,7 +226,8 @@ class TileRunner:
         """Build a tile's prior, within its group."""
         group = self._group_of(tile)
         if not self._run.overwrite:
-            require_own_results([tile], self._pipeline(), groups=[group])
+            adapted = self.plan.points is not None
+            require_own_results([tile], self._pipeline(), groups=[group], adapted=adapted)
         with _on_cores(self.plan.recipe.threads):
             ensure_prior(tile, self._pipeline(), group=group, command="run", run=self._run)
         return {}
@@ -210,6 +245,44 @@ class TileRunner:
             ensure_map(tile, posterior=settings.posterior, model=model, command="run", run=self._run)
             scores = score_tile(tile, settings)
         note: dict[str, Any] = {"model": checksum(model)}
+        return note if scores is None else note | {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
+
+    def _fit_points(self, *_: TileFolder) -> dict[str, Any]:
+        """Fit the head of the place, if the models of all tiles with points are there."""
+        points, groups = self._find_points()
+        with _on_cores(self.plan.recipe.threads):
+            ensure_head(points, place_of(self.plan), groups=groups, command="run", run=self._run)
+        return {}
+
+    def _find_points(self) -> tuple[PlacePoints, list[Group]]:
+        """Return the points of the plan, and the groups of tiles with points, whose models must be there."""
+        if self.plan.points is None:
+            msg = "the plan has no points; make a new plan"
+            raise ConfigError(msg)
+        points = self.plan.points.open()
+        found = {name: self.plan.find_group(name) for name in points.tiles}
+        groups = [*{group.model: group for group in found.values() if group is not None}.values()]
+        training = parse_training(self.plan)
+        lacking = find_untrained(points, place_of(self.plan), training, groups)
+        if lacking is not None:
+            msg = f"the points wait for the model of {lacking.name}; run the plan again when it is trained"
+            raise _NotYetError(msg)
+        return points, groups
+
+    def _map_adapted(self, tile: TileFolder) -> dict[str, Any]:
+        """Adapt the model of a tile or its group, and map and score the tile."""
+        settings, place, group = self._pipeline(), place_of(self.plan), self.plan.find_group(tile.name)
+        points, groups = self._find_points()
+        head = read_head(place)
+        if head is None or judge_head(place, head_basis(points, place, groups)).state != "current":
+            msg = "the points are not fitted yet; run the plan again"
+            raise _NotYetError(msg)
+        with _on_cores(self.plan.recipe.threads):
+            model = ensure_adapted_model(tile, head, group=group, run=self._run)
+            ensure_map(tile, posterior=settings.posterior, model=model, adapted=True, command="run", run=self._run)
+            scores = score_tile(tile, settings)
+        note: dict[str, Any] = {"adaptation": checksum(head.path)}
+        note |= {} if group is None else {"model": checksum(group.model)}
         return note if scores is None else note | {"accuracy": scores.accuracy, "mean_iou": scores.mean_iou}
 
     def _group_of(self, tile: TileFolder) -> Group:
@@ -238,6 +311,10 @@ class TileRunner:
             msg = f"the catalogue no longer has the image of {tile.name}; make a new plan"
             raise InputError(msg)
         fetch(replace(found, tiles=own), workspace, settings, self._network, collection=False)
+
+
+class _NotYetError(Exception):
+    """A stage cannot begin yet, because another run of the plan has not done what it needs."""
 
 
 @contextmanager
@@ -328,18 +405,22 @@ def run_plan(
     """
     parse_training(plan)  # once, not in every tile
     runner = TileRunner(plan, network=network, run=run)
-    found: dict[str, TileState] = {}
+    tally = Tally()
     with Progress(len(plan.tiles), plan.city, "tile", show=run.progress, leave=True) as bar:
-        for chain in list_chains(plan, whole=work is not None):
+
+        def report(states: Sequence[TileState]) -> None:
+            for state in states:
+                report_state(state)
+            bar.note(f"failed={sum(state.state == 'failed' for state in tally.states.values())}")
+            bar.update(len(states))
+
+        for chain in (chain for chains in list_phases(plan, whole=work is not None) for chain in chains):
             jobs = chain.begin()
             while jobs:
                 job = jobs.pop(0)
                 if job.stage != "whole":
                     bar.note(f"{job.stage} of {job.tiles[0]}")
                 jobs += chain.close(job, runner.run_job(job, work=work))
-            found |= chain.states
-            for state in chain.states.values():
-                report_state(state)
-            bar.note(f"failed={sum(state.state == 'failed' for state in found.values())}")
-            bar.update(len(chain.names))
-    return [found[tile.name] for tile in plan.tiles]
+            report(tally.note(chain))
+        report(tally.close())
+    return [tally.states[tile.name] for tile in plan.tiles]

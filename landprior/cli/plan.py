@@ -24,8 +24,8 @@ from landprior.cli.places import (
     source_options_with_points,
     to_be_fetched,
 )
-from landprior.cli.training import FIELDS, loss_option, training_options, training_settings
-from landprior.cli.workspace import joint_options, joint_settings
+from landprior.cli.training import FIELDS, loss_option, points_options, training_options, training_settings
+from landprior.cli.workspace import find_point_files, joint_options, joint_settings
 from landprior.landcover.prior.settings import PriorSettings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     shared.learned_option,
 )
 @grouped("Training", *joint_options, loss_option(), *training_options())
+@grouped("Labelled points", *points_options(column=False))
 @grouped("Maps", maps_option)
 @source_options_with_points
 @grouped("Reference labels", shared.label_map_option)
@@ -85,6 +86,7 @@ def command(
     landprior run plan.json --ray --workers 8
     landprior run plan.json --shard 3/16
     landprior plan --city mytown --scheme enviroatlas-5 --group 16 -o groups.json
+    landprior plan --city mytown --scheme enviroatlas-5 --points points.gpkg -o adapted.json
     landprior status plan.json
     landprior mosaic plan.json -o map.tif
 
@@ -92,7 +94,8 @@ def command(
     as an array of batch jobs, each with its own shard. The plan is a JSON file with tiles, classes, matrix and
     training, and the sources of a place that is still to be fetched (now only the image catalogue is queried). Every
     worker must see the workspace (--data). With --joint or --group, tiles share models; a group is run as a whole, so
-    there may be as many shards as groups.
+    there may be as many shards as groups. With --points the models are adapted to labelled points before they map: one
+    fit for the whole place.
     """  # noqa: D301
     from landprior.batch.estimate import estimate_work
     from landprior.batch.plans import plan_area, plan_workspace, write_plan
@@ -114,6 +117,7 @@ def command(
     changes: dict[str, Any] = {"training": training, "posterior": maps == "r", "label_map": label_map or {}}
     changes["prior"] = make_checked(PriorSettings, "the blur", **widths) if widths else None
     changes |= joint_settings(options)
+    sources: dict[str, Any] = {"learned": learned, "threads": threads, "points": find_point_files(ctx, options)}
     ref = None if city is None else find_city(city, workspace)
     if ref is None or to_be_fetched(workspace, ref):
         found, fetching, place = make_plan(
@@ -122,13 +126,13 @@ def command(
         found = choose_tiles(found, tiles)
         chosen = ref or CityRef(name=found.area.name)
         settings = PipelineSettings.for_city(chosen, scheme=scheme, cooccurrence=cooccurrence, **changes)
-        plan = plan_area(found, place, fetching, settings, learned=learned, threads=threads)
+        plan = plan_area(found, place, fetching, settings, **sources)
         folders = [tile.folder for tile in found.tiles]
     else:
         refuse_sources(ctx, ref, workspace)
         settings = PipelineSettings.for_city(ref, scheme=scheme, cooccurrence=cooccurrence, **changes)
         folders = Workspace(workspace).tiles(ref, only=tiles)
-        plan = plan_workspace(Workspace(workspace), ref, settings, only=tiles, learned=learned, threads=threads)
+        plan = plan_workspace(Workspace(workspace), ref, settings, only=tiles, **sources)
     require_use_of_label_map(folders, label_map, fetched=bool(options["labels"]))
     write_plan(plan, output, overwrite=overwrite)
     work = estimate_work(plan)

@@ -109,6 +109,7 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
 
     from landprior.batch.plans import read_plan
     from landprior.batch.shards import choose_shard, find_shard
+    from landprior.batch.states import place_of
     from landprior.batch.tile_runner import run_plan
 
     network = partial(make_network, {name: options[name] for name in ("offline", "refresh", "retries")})
@@ -142,6 +143,9 @@ def run_plan_file(ctx: click.Context, path: Path, options: Mapping[str, Any], *,
     if as_json:
         click.echo(json.dumps([vars(state) for state in states], indent=1))
     else:
+        report = None if plan.points is None else plan.points.find_report(place_of(plan))
+        if report is not None:
+            click.echo(report.to_text())
         click.echo(f"{done} of {len(states)} tiles are done")
     if done < len(states):
         hint = "" if as_json else f"; why: landprior status {path}"

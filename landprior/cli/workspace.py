@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from landprior.landcover.workspace.city import CityRef
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.pipeline import Step
-    from landprior.landcover.workspace.place_points import PlacePoints
+    from landprior.landcover.workspace.place_points import PlacePoints, PointFiles
     from landprior.landcover.workspace.settings import PipelineSettings
     from landprior.raster.scheme import ClassScheme
 
@@ -118,10 +118,8 @@ def read_points(
 
     Parameters
     ----------
-    ctx
-        The command.
-    options
-        Values of the options.
+    ctx, options
+        The command, and the values of its options.
     tiles
         All tiles of the place.
     scheme
@@ -134,17 +132,25 @@ def read_points(
     """
     from landprior.landcover.training.model import load_model
     from landprior.landcover.workspace.groups import read_grid
-    from landprior.landcover.workspace.place_points import find_points
 
-    if not options["points"]:
-        refuse_options(ctx, "a run without --points", "layer")
+    files = find_point_files(ctx, options)
+    if files is None:
         return None
     if scheme is None:
         place = tiles[0].path.parent
         known = sorted([*place.glob("model*.safetensors"), *place.glob("*/model.safetensors")])
         scheme = load_model(known[0] if known else tiles[0].file("model")).scheme
-    grids = {tile.name: read_grid(tile) for tile in tiles}
-    return find_points(grids, options["points"], scheme, column=options["label_field"], layer=options["layer"])
+    return files.find({tile.name: read_grid(tile) for tile in tiles}, scheme)
+
+
+def find_point_files(ctx: click.Context, options: Mapping[str, Any]) -> PointFiles | None:
+    """Return the files of points that are given; None if there are none."""
+    from landprior.landcover.workspace.place_points import PointFiles
+
+    if not options["points"]:
+        refuse_options(ctx, "a run without --points", "layer")
+        return None
+    return PointFiles(files=options["points"], column=options["label_field"], layer=options["layer"])
 
 
 def print_steps(tiles: Sequence[TileFolder], steps: Sequence[Step], **how: Any) -> None:  # noqa: ANN401

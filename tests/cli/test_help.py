@@ -126,7 +126,7 @@ def test_points_reference_and_labels_mean_the_same_in_every_command():
     said = {name: {o for p in one.params for o in p.opts} for name, one in leaves().items()}
     assert {name for name, opts in said.items() if "--labels" in opts} == {"train", "tune", "learn-prior", "assign"}
     assert {name for name, opts in said.items() if "--points" in opts} == {
-        "build-prior", "train", "adapt", "run", "zonal", "assign"
+        "build-prior", "train", "adapt", "run", "plan", "zonal", "assign"
     }  # fmt: skip
 
 

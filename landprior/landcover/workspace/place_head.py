@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from landprior.errors import MissingInputError
 from landprior.landcover.adaptation.report import Report  # noqa: TC001 - pydantic reads it
 from landprior.landcover.workspace.provenance import (
     Basis,
@@ -25,8 +26,8 @@ from landprior.landcover.workspace.provenance import (
     explain_changes,
     make_key,
 )
-from landprior.landcover.workspace.recipes import adapted_basis
-from landprior.landcover.workspace.steps import must_make, must_write, with_overwrite
+from landprior.landcover.workspace.recipes import adapted_basis, model_basis
+from landprior.landcover.workspace.steps import joint_files, must_make, must_write, with_overwrite
 from landprior.raster.locks import claiming
 from landprior.raster.outputs import replacing
 from landprior.run import Run
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from landprior.landcover.training.model import LandcoverModel
+    from landprior.landcover.training.settings import TileSettings
     from landprior.landcover.workspace.groups import Group
     from landprior.landcover.workspace.item import TileFolder
     from landprior.landcover.workspace.place_points import PlacePoints
@@ -72,6 +74,8 @@ class PlaceHead:
         See :class:`landprior.landcover.training.head.Head`.
     report
         How good maps are at the points.
+    made
+        What it was made from (:class:`landprior.landcover.workspace.provenance.Basis`).
     """
 
     path: Path
@@ -79,6 +83,7 @@ class PlaceHead:
     weights: list[list[float]]
     bias: list[float]
     report: Report
+    made: Mapping[str, Any]
 
     def adapt(self, model: LandcoverModel, sums: Sequence[Sequence[float]]) -> LandcoverModel:
         """Return a model of the place with this head.
@@ -113,7 +118,7 @@ def read_head(folder: Path) -> PlaceHead | None:
 
 def _parse(path: Path) -> PlaceHead:
     content = _Content.model_validate(_read(path))
-    return PlaceHead(path, tuple(content.files), content.weights, content.bias, content.report)
+    return PlaceHead(path, tuple(content.files), content.weights, content.bias, content.report, content.made)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -207,6 +212,40 @@ def judge_head(folder: Path, basis: Basis) -> Judgement:
     if made.get("key") != basis.key:
         return Judgement("stale", explain_changes(basis, made))
     return Judgement("stale", "it is damaged") if read_head(folder) is None else Judgement("current")
+
+
+def find_untrained(
+    points: PlacePoints, folder: Path, training: TileSettings, groups: Sequence[Group] = ()
+) -> TileFolder | None:
+    """Return a tile with points whose model, or that of whose group, is missing or stale; None if there is none.
+
+    Parameters
+    ----------
+    points, folder, groups
+        See :func:`head_basis`.
+    training
+        Settings of the training.
+
+    Returns
+    -------
+    TileFolder or None
+        The first.
+    """
+    for tile in points.find_tiles(folder):
+        group = find_group(tile, groups)
+        try:
+            if group is None:
+                files = joint_files([tile])
+                named = {"image": files[f"{tile.id} image"], "prior": files[f"{tile.id} prior"]}
+                found = tile.judge("model", model_basis(training, None, "run", named))
+            else:
+                basis = model_basis(training, None, "run", joint_files(group.tiles))
+                found = RecordFile(group.model.with_suffix(".json")).judge(group.model, basis)
+        except MissingInputError:
+            return tile
+        if found.state != "current":
+            return tile
+    return None
 
 
 def ensure_head(

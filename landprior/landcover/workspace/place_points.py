@@ -33,12 +33,15 @@ class PlacePoints:
         Their files.
     tiles
         Names of the tiles that hold points of one class.
+    count
+        Number of points of one class on the tiles.
     column, layer
         See :func:`landprior.landcover.adaptation.adapt.adapt`.
     """
 
     files: tuple[str, ...]
     tiles: tuple[str, ...]
+    count: int
     column: str | None = None
     layer: str | None = None
 
@@ -46,9 +49,32 @@ class PlacePoints:
         """Return the tiles that hold points, from the folder of the place."""
         return [TileFolder(path=folder / name, city=folder.name) for name in self.tiles]
 
+    def name_files(self) -> list[str]:
+        """Return a name of each file for records and messages."""
+        return [f"points {number} ({Path(file).name})" for number, file in enumerate(self.files)]
+
     def identify(self) -> dict[str, str]:
-        """Return a name of each file, and a text that changes with its content."""
-        return {f"points {number} ({Path(file).name})": repr(identify(file)) for number, file in enumerate(self.files)}
+        """Return the name of each file, and a text that changes with its content."""
+        return {name: repr(identify(file)) for name, file in zip(self.name_files(), self.files, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFiles:
+    """Files of labelled points, and how to read them.
+
+    Parameters
+    ----------
+    files, column, layer
+        See :func:`landprior.landcover.adaptation.adapt.adapt`.
+    """
+
+    files: tuple[str | Path, ...]
+    column: str | None = None
+    layer: str | None = None
+
+    def find(self, grids: Mapping[str, Grid], scheme: ClassScheme) -> PlacePoints:
+        """Return the points of a place; see :func:`find_points`."""
+        return find_points(grids, self.files, scheme, column=self.column, layer=self.layer)
 
 
 def find_points(
@@ -99,7 +125,8 @@ def find_points(
         given = ", ".join(str(file) for file in files)
         msg = f"{given}: {len(found)} points have one class and lie on the tiles; at least {LEAST_POINTS} are needed"
         raise InputError(msg)
-    return PlacePoints(files=tuple(map(str, files)), tiles=tuple(sorted(holding)), column=column, layer=layer)
+    there = tuple(sorted(holding))
+    return PlacePoints(files=tuple(map(str, files)), tiles=there, count=len(found), column=column, layer=layer)
 
 
 def _cover(grids: Sequence[Grid]) -> Grid:

@@ -175,7 +175,7 @@ def train_city(
     """
     from landprior.landcover.training.files import train_files
 
-    files = _joint_files(tiles)
+    files = joint_files(tiles)
     pairs = [(files[f"{tile.id} image"], files[f"{tile.id} prior"]) for tile in tiles]
     names = [tile.id for tile in tiles]
     train_files(pairs, output, settings=training, names=names, run=run)
@@ -212,7 +212,7 @@ def ensure_joint_model(
     """
     training = training or TileSettings()
     record = RecordFile(group.model.with_suffix(".json"))
-    basis = model_basis(training, None, command, _joint_files(group.tiles))
+    basis = model_basis(training, None, command, joint_files(group.tiles))
     clear_leftovers(group.model.parent)
     if must_write(group.model, record.judge(group.model, basis), overwrite=run.overwrite):
         with record.making(group.model, basis):
@@ -220,7 +220,8 @@ def ensure_joint_model(
     return group.model
 
 
-def _joint_files(tiles: Sequence[TileFolder]) -> dict[str, Path]:
+def joint_files(tiles: Sequence[TileFolder]) -> dict[str, Path]:
+    """Return image and prior of each tile, by their names in the record of a joint model."""
     files = {}
     for tile in tiles:
         files[f"{tile.id} image"] = tile.require("naip", hint="every tile needs its image")
