@@ -4,6 +4,7 @@ import json
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 
@@ -155,6 +156,34 @@ def test_from_a_joint_plan_to_one_map(town):
     assert good("run groups.json --overwrite") == "2 of 2 tiles are done\n"
     names = sorted(path.name for path in place.glob("model*.safetensors"))
     assert names == ["model-1.safetensors", "model-2.safetensors", "model.safetensors"]
+
+
+def test_from_a_plan_with_points_to_adapted_maps(town, scene):
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 160, (2, 30))
+    x, y = scene.grid.transform @ (columns + 0.5, rows + 0.5)
+    table = pd.DataFrame({"x": x, "y": y, "class": scene.truth[rows, columns]})
+    table.to_csv("points.csv", index=False)
+    table.head(9).to_csv("few.csv", index=False)
+    few = run(f"-q {PLAN} --points few.csv")
+    assert (few.exit_code, "9 points have one class and lie on the tiles" in few.stderr) == (1, True)
+    assert not (town / "plan.json").exists()
+    good(PLAN)
+    good("run plan.json")
+    good(f"{PLAN} --points points.csv -o adapted.json")
+    assert good("status adapted.json").splitlines()[-1] == "not yet adapted to the plan's 30 points"
+    assert json.loads(good("status adapted.json --json"))["points"] == {"count": 30, "adaptation": None}
+    text = good("run adapted.json")  # in place of the plain maps
+    assert "30 points (" in text
+    assert text.splitlines()[-1] == "2 of 2 tiles are done"
+    assert good("status adapted.json").splitlines()[-1].startswith("adapted to 30 points: accuracy 0.")
+    assert json.loads(good("status adapted.json --json"))["points"]["adaptation"]["points"] == 30
+    for name in ("east", "west"):
+        with rasterio.open(f"landprior-data/town/{name}/prediction.tif") as src:
+            assert src.tags(ns="landprior")["adapted"] == "30 points"
+    back = run("-q run plan.json")
+    assert (back.exit_code, "0 of 2 tiles are done" in back.stdout) == (1, True)
+    assert "adapted to points, not by predict with the tile's own model; it is kept" in good("status plan.json")
 
 
 def test_single_steps_of_joint_models(town):
