@@ -141,6 +141,9 @@ CASES = (
     ),
     Case("plan status", "plan.json", "status plan.json", text=True),
     Case("plan mosaic", "plan.json", "mosaic plan.json --partial -o out.tif", text=True),
+    Case("plan with points", "adapted.json", "status adapted.json", text=True),
+    Case("adaptation", "adapted/town/adaptation.json", "status adapted.json", text=True),
+    Case("adaptation of run", "adapted/town/adaptation.json", "run adapted.json", text=True, slow=True),
     Case("item mosaic", "town/town/t1/item.json", "mosaic plan.json -o out.tif", text=True),
     Case("item prior", "town/town/t1/item.json", f"build-prior --city town --data town {RUN}", text=True),
     Case("tile map", "town/town/t1/prediction.tif", "mosaic plan.json -o out.tif"),
@@ -505,7 +508,10 @@ def build(folder: Path) -> None:  # noqa: PLR0915 - a list of files
         write_raster(tile.file("nlcd"), nlcd, place, nodata=0)
         tile.record("naip", "key", core=Bounds(*place.bounds))
     _good(f"plan --city town --data town {RUN} --steps 2 --filters 2 -o plan.json")
+    shutil.copytree("town", "adapted")
     _good("run plan.json")
+    _good(f"plan --city town --data adapted {RUN} --steps 2 --filters 2 --points points.gpkg -o adapted.json")
+    _good("run adapted.json")
     Path("preset.yaml").write_text(
         f"name: place\ntitle: Place\nbounds: [{Path('BOX').read_text()}]\nnaip_year: 2014\n"
         "nlcd_year: 2016\nepsg: 26917\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.workspace.groups import Group, make_groups
-from landprior.landcover.workspace.place_head import ensure_adapted_model, ensure_head, find_group
+from landprior.landcover.workspace.place_head import ensure_adapted_model, ensure_head, find_group, require_own_head
 from landprior.landcover.workspace.steps import (
     ensure_joint_model,
     ensure_map,
@@ -138,6 +138,8 @@ def _run_with_points(
 ) -> Iterator[StepResult]:
     """Train all models that are needed, fit the head of the place, and map."""
     folder = tiles[0].path.parent
+    if not chain.how["run"].overwrite:
+        require_own_head(folder)
     wanted = {*tiles, *points.find_tiles(folder)}
     if groups:
         for group in groups:

@@ -25,6 +25,7 @@ from landprior.landcover.workspace.provenance import (
     RecordFile,
     explain_changes,
     make_key,
+    refuse_foreign,
 )
 from landprior.landcover.workspace.recipes import adapted_basis, model_basis
 from landprior.landcover.workspace.steps import joint_files, must_make, must_write, with_overwrite
@@ -246,6 +247,19 @@ def find_untrained(
         if found.state != "current":
             return tile
     return None
+
+
+def require_own_head(folder: Path) -> None:
+    """Raise an error if a file of the name of the head exists that landprior did not make.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is one.
+    """
+    found = judge_head(folder, Basis(command="run", recipe="adapt"))
+    if found.state == "foreign":
+        refuse_foreign(folder / ADAPTATION, found.why)
 
 
 def ensure_head(
