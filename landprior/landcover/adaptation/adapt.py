@@ -343,5 +343,6 @@ def _fit(
         adapted=share(cross(np.ones(len(found), dtype=bool))),
         designed=designed,
         proposed=proposed,
+        marks=" ".join(one.mark for one in found),
     )
     return fit(labelled, start, ridge), report

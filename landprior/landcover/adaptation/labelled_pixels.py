@@ -21,6 +21,7 @@ from landprior.landcover.training.layers import ImageLayer, PriorLayer
 from landprior.progress import track
 from landprior.raster.grid import require_same_grid
 from landprior.raster.windows import Block, grow_window, stream
+from landprior.sources.point_marks import mark_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,6 +80,8 @@ class LabelledPixel:
         The class by the prior alone, and on the map without points.
     x, y
         Its place, in the CRS of the tile.
+    mark
+        A hash of its place (:func:`landprior.sources.point_marks.mark_points`).
     """
 
     features: Tensor
@@ -93,6 +96,7 @@ class LabelledPixel:
     plain: int
     x: float
     y: float
+    mark: str
 
     def middle(self) -> NDArray[np.float64]:
         """Return the features of the pixel itself, (F,)."""
@@ -156,8 +160,10 @@ def read_points(
     read = [
         read_sparse_labels(file, tile.model.scheme, grid, column=column, layer=layer, needed=needed) for file in points
     ]
+    located = [labels.locate_points(grid) for labels in read]
     return TilePoints(
-        labels=[labels.locate_points(grid) for labels in read], designed=all(labels.designed for labels in read)
+        labels=[frame.assign(mark=mark_points(frame)) for frame in located],
+        designed=all(labels.designed for labels in read),
     )
 
 
@@ -336,6 +342,7 @@ def _visit(
                 plain=int(shares[:, *at].argmax()),
                 x=float(label.geometry.x),
                 y=float(label.geometry.y),
+                mark=str(label["mark"]),
             )
         )
     return found, empty

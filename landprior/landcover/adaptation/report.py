@@ -38,6 +38,8 @@ class Report:
         Whether all points carry the design of a probability sample, by which they are weighted.
     proposed
         How many were proposed where a map was unsure (``landprior sample --for adapt``).
+    marks
+        Hashes of the places of the points (:func:`landprior.sources.point_marks.mark_points`), separated by blanks.
     """
 
     points: int
@@ -49,6 +51,7 @@ class Report:
     adapted: Share
     designed: bool
     proposed: int
+    marks: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landprior.errors import InputError
+from landprior.landcover.assessment.independence import require_independent
 from landprior.raster.classes import read_classes_at
 from landprior.raster.scheme import IGNORED_INDEX
 from landprior.sources.labels import class_position
 from landprior.sources.points import blanks, explain_outside, find_column, locate, name_feature, require_points
-from landprior.sources.sample_design import REFERENCE, find_proposed, read_design
+from landprior.sources.sample_design import REFERENCE, read_design
 from landprior.sources.vectors import read_everything
 
 if TYPE_CHECKING:
@@ -113,13 +114,7 @@ def read_interpreted(
     design = read_design(everything, points)
     done = _interpreted(everything, points, column)
     frame = everything[done]
-    proposed = int(find_proposed(frame, points).sum())
-    if proposed:
-        msg = (
-            f"{proposed} points of {points} were proposed where a map is unsure (landprior sample --for adapt), so "
-            "they say nothing of the whole map; draw a sample with: landprior sample MAP"
-        )
-        raise InputError(msg)
+    require_independent(frame, points, path)
     centres = frame.geometry
     places = np.column_stack([centres.x, centres.y])
     mapped = read_classes_at(raster, places, scheme, codes=map_map, where=path).astype(np.int64)

@@ -169,7 +169,7 @@ def predict(
             **({} if decision is None else {"decision": decision}),
             **_name_classes(model, dropped=dropped, given_up=mapper.given_up),
             **({"finish": mapper.finish.name} if mapper.finish else {}),
-            **({} if model.head is None else {"adapted": f"{model.record['adaptation']['points']} points"}),
+            **({} if model.head is None else _describe_points(model.record["adaptation"])),
         }
         writing = writing_map(target, model.scheme, pixels.grid, options, tags, overwrite=run.overwrite)
         sinks = stack.enter_context(writing)
@@ -182,6 +182,12 @@ def predict(
             msg = f"{image} has no valid pixel; is its nodata value correct?"
             raise InputError(msg)
     return target
+
+
+def _describe_points(adaptation: dict[str, Any]) -> dict[str, str]:
+    """Return the tags that say how many points a model was adapted to, and which."""
+    marks = adaptation.get("marks")
+    return {"adapted": f"{adaptation['points']} points"} | ({"adapted_to": marks} if marks else {})
 
 
 def check_image(model: LandcoverModel, pixels: ImageLayer, *, force: bool) -> None:

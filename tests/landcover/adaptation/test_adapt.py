@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pytest
 
 from landprior.errors import InputError, OutputExistsError
@@ -15,6 +16,7 @@ from landprior.landcover.adaptation.adapt import adapt, fit_head
 from landprior.landcover.adaptation.fitting import LEAST_POINTS, Share
 from landprior.landcover.adaptation.labelled_pixels import PlaceTile
 from landprior.landcover.adaptation.report import Report
+from landprior.landcover.assessment.estimation import evaluate_points
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import predict
 from landprior.landcover.training.head import Head
@@ -293,3 +295,23 @@ def test_the_report_advises(plain, half, adapted, advice):
     assert advice in report.advise()
     assert ("label more points of water" in report.advise()) == (plain < adapted)
     assert "30 points (water 2, grass 28)" in report.to_text()
+
+
+def test_a_map_knows_the_points_that_it_was_adapted_to(tmp_path, place, enviroatlas, caplog):
+    image, prior, model, grid, bright = place
+    points = draw(tmp_path / "points.gpkg", grid, bright)
+    report = adapt(model, [(image, prior)], points, tmp_path / "adapted.safetensors")
+    assert len(set(report.marks.split())) == 40
+    found = predict(image, tmp_path / "map.tif", load_model(tmp_path / "adapted.safetensors"), posterior=prior)
+    frame = geopandas.read_file(points)
+    moved = frame.assign(geometry=frame.translate(1 / 3))
+    for name, some, text in (
+        ("same", frame, "adapted to 40 of the 40 points, so it looks better"),
+        ("mixed", pd.concat([frame.head(10), moved.tail(20)]).to_crs(4326), "adapted to 10 of the 30 points"),
+        ("new", moved, None),
+    ):
+        some.to_file(tmp_path / f"{name}.gpkg")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="landprior"):
+            evaluate_points(found, tmp_path / f"{name}.gpkg", enviroatlas, column="class")
+        assert (text in caplog.text) if text else ("adapted to" not in caplog.text)
