@@ -16,6 +16,7 @@ BENCHMARKS = {
     "engines": "OpenVINO against torch",
     "whole_path": "predict from file to file against the network alone",
     "whole_tile": "a tile from layers to map, against version 0.1",
+    "polygons": "a map as polygons, and its small patches removed: time and memory",
     "finish": "smoothing a map along edges against a naive filter",
     "gpu": "how much of a device's matrix rate training and prediction reach",
     "many_tiles": "the overhead of a plan; two workers against one",

@@ -104,6 +104,8 @@ CASES = (
         "points.gpkg",
         "adapt --model model.safetensors --image image.tif --prior prior.tif --points points.gpkg -o out.safetensors",
     ),
+    Case("map of polygons", "map.tif", "polygons map.tif -o out.gpkg"),
+    Case("map of sieve", "map.tif", "sieve map.tif --minimum-area 4 -o out.tif"),
     Case("unsure map", "unsure_probabilities.tif", "sample unsure.tif --for adapt --count 4 -o out.gpkg"),
     Case(
         "checkpoint", "CHECKPOINT", f"train --image image.tif --prior prior.tif {TRAIN} -o out.safetensors", slow=True

@@ -33,6 +33,8 @@ SECTIONS = {
     },
     "From a map to numbers": {
         "zonal": ("landprior.cli.zonal", "Measure the area of each class in each polygon of a layer."),
+        "polygons": ("landprior.cli.polygons", "Turn a map into polygons, coloured by class."),
+        "sieve": ("landprior.cli.sieve", "Remove small patches of a map (minimum mapping unit)."),
     },
     "How good is it": {
         "evaluate": ("landprior.cli.evaluate", "Score maps on reference labels, or areas from points."),

@@ -90,6 +90,8 @@ BASES = {
     "evaluate": ["{labels.tif}", "{labels.tif}", "--scheme", "enviroatlas-5"],
     "sample": ["{labels.tif}", "--scheme", "enviroatlas-5", "--count", "8", "-o", "{out.gpkg}"],
     "zonal": ["{labels.tif}", "{areas.gpkg}", "--scheme", "enviroatlas-5", "-o", "{out.csv}"],
+    "polygons": ["{labels.tif}", "--scheme", "enviroatlas-5", "-o", "{out.gpkg}"],
+    "sieve": ["{labels.tif}", "--scheme", "enviroatlas-5", "--minimum-area", "2", "-o", "{out.tif}"],
     "cooccurrence": ["{nlcd.tif}", "{labels.tif}", "--scheme", "enviroatlas-5", "-o", "{out.csv}"],
     "run": ["{plan.json}", "--device", "cpu"],
     "plan": ["--city", "place", "--scheme", "enviroatlas-5", "--data", "{work}", "-o", "{out.json}"],

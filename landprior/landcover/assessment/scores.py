@@ -338,9 +338,16 @@ def scheme_of_map(path: str | Path) -> ClassScheme:
     ------
     SchemeError
         If the map has no such tags.
+    InputError
+        If it is not a map but the probabilities or the confidence beside one.
     """
     with open_raster(path) as src:
-        text = src.tags(ns=TAG_DOMAIN).get("scheme")
+        tags = src.tags(ns=TAG_DOMAIN)
+    text = tags.get("scheme")
+    if tags.get("kind") in ("prior", "probabilities", "confidence"):
+        what = "confidence" if tags["kind"] == "confidence" else "probabilities"
+        msg = f"{path} has {what} and not classes; give the map itself"
+        raise InputError(msg)
     if text is None:
         msg = f"{path} has no classes in its tags; give --scheme (a shipped name or a YAML file)"
         raise SchemeError(msg)

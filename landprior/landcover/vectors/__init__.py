@@ -1,1 +1,1 @@
-"""Maps and polygons: areas per polygon."""
+"""Maps and polygons: maps as polygons, areas per polygon."""
