@@ -331,8 +331,10 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def scheme_of_map(path: str | Path) -> ClassScheme:
+def scheme_of_map(path: str | Path, *, probabilities: bool = False) -> ClassScheme:
     """Return the class scheme stored in the tags of a map written by landprior.
+
+    ``probabilities``: the probabilities beside a map, or a prior, will do too.
 
     Raises
     ------
@@ -344,7 +346,7 @@ def scheme_of_map(path: str | Path) -> ClassScheme:
     with open_raster(path) as src:
         tags = src.tags(ns=TAG_DOMAIN)
     text = tags.get("scheme")
-    if tags.get("kind") in ("prior", "probabilities", "confidence"):
+    if tags.get("kind") == "confidence" or (tags.get("kind") in ("prior", "probabilities") and not probabilities):
         what = "confidence" if tags["kind"] == "confidence" else "probabilities"
         msg = f"{path} has {what} and not classes; give the map itself"
         raise InputError(msg)

@@ -48,6 +48,12 @@ logger = logging.getLogger(__name__)
 
 _HECTARE = 1e4
 
+_DECIMALS = 9
+"""Of hectares: finer is the noise of sums."""
+
+_PARTLY = 1e-6
+"""Share of a polygon from which it counts as partly outside: reprojection moves edges by less than that."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AreaOptions:
@@ -289,7 +295,7 @@ class _Measurement:
             columns = {"feature": np.arange(batch.first, batch.first + len(batch)) + 1, **columns}
         shape = frame.geometry.name
         attributes = frame.drop(columns=shape)
-        added = pd.DataFrame(columns, index=frame.index)
+        added = pd.DataFrame(columns, index=frame.index).round(_DECIMALS)
         joined = pd.concat([pd.DataFrame(attributes), added], axis=1)
         return geopandas.GeoDataFrame(joined, geometry=frame.geometry.rename("geometry"), crs=frame.crs)
 
@@ -300,7 +306,7 @@ class _Measurement:
         if away.any() and not self._counts["away"]:
             self._first_away = batch.first + int(np.flatnonzero(away)[0]) + 1
         self._counts["away"] += int(away.sum())
-        self._counts["partly"] += int(((found[:, -1] > 0) & ~away).sum())
+        self._counts["partly"] += int(((found[:, -1] > _PARTLY * whole) & ~away).sum())
         self._counts["there"] += int((whole > 0).sum())
         self._counts["tiny"] += int(((whole > 0) & (whole < self._areas.areas.least)).sum())
         bounds = shapely.bounds(batch.shapes)
@@ -361,7 +367,7 @@ def _refuse_swapped(map_path: str | Path, polygons: str | Path) -> None:
 
 def _open_map(stack: ExitStack, path: str | Path, options: AreaOptions) -> tuple[ClassAreas, InterpretedPoints | None]:
     """Open a map of classes or of probabilities, and read the points on it."""
-    scheme = options.scheme or scheme_of_map(path)
+    scheme = options.scheme or scheme_of_map(path, probabilities=True)
     if _has_probabilities(path, scheme):
         if options.points is not None:
             msg = f"{path} has probabilities; points correct a map of classes: give the map itself with --points"
