@@ -45,6 +45,7 @@ PACKAGES = [
     "pystac",
     "matplotlib",
     "click",
+    "exactextract",
     "tqdm",
 ]
 LOW_MEMORY = 4 * 2**30

@@ -301,7 +301,7 @@ def test_the_model_has_the_given_settings(here):
     model = load_model(here / "model.safetensors")
     settings = TileSettings.model_validate(model.record["settings"])
     loop = TrainingSettings(loss="qr", seed=0, steps=6, warmup_steps=3)
-    assert settings == TileSettings(training=loop, filters=2, patch_size=16, batch_size=2)
+    assert settings == TileSettings(training=loop, filters=2, receptive_field=7, patch_size=16, batch_size=2)
     assert model.record["tiles"] == ["naip.tif"]
     assert model.scheme.name == "enviroatlas-5"
     assert model.bands == 4
@@ -850,11 +850,11 @@ def test_a_missing_device(here):
 
 
 def test_a_tile_smaller_than_the_border(here, make_raster, grid):
-    small = grid.window(Window(0, 0, 9, 9))
-    make_raster("small.tif", read("naip.tif")[:, :9, :9], grid=small)
-    make_raster("small_prior.tif", read("prior.tif")[:, :9, :9], grid=small, tags=tags_of("prior.tif"))
+    small = grid.window(Window(0, 0, 6, 6))
+    make_raster("small.tif", read("naip.tif")[:, :6, :6], grid=small)
+    make_raster("small_prior.tif", read("prior.tif")[:, :6, :6], grid=small, tags=tags_of("prior.tif"))
     line = "train --image small.tif --prior small_prior.tif -o other.safetensors"
-    assert_refused(line, "small.tif", "(9, 9)", "--patch-size")
+    assert_refused(line, "small.tif", "(6, 6)", "--patch-size")
 
 
 def test_double_verbose_shows_a_traceback(here):

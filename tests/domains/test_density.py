@@ -630,7 +630,7 @@ def test_the_command_trains_maps_scores_and_resumes(scenes: Path, tmp_path: Path
     assert whats == {"density class", "darkness", "q", "r", "q, blur 3", "r, blur 3"}
     assert len(report["maps"]) == 6
     assert sorted(p.name for p in (tmp_path / "out").glob("scene0*")) == [
-        "scene0.tif", "scene0.tif.aux.xml", "scene0_probabilities.tif",
+        "scene0.qml", "scene0.tif", "scene0.tif.aux.xml", "scene0_probabilities.tif",
     ]  # fmt: skip
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.tif")}
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()

@@ -305,8 +305,8 @@ def test_the_command_end_to_end(scene, tmp_path):
     assert {path.name for path in out.iterdir()} == {"one", "legend.png"}
     kept = {path.name for path in (out / "one").iterdir()}
     assert kept == {
-        "classes.tif", "classes.tif.aux.xml", "classes.png", "classes_probabilities.tif", "q.png", "r.png",
-        "overlay.png", "prior.tif", "prior.png", "model.safetensors",
+        "classes.tif", "classes.tif.aux.xml", "classes.qml", "classes.png", "classes_probabilities.tif",
+        "q.png", "r.png", "overlay.png", "prior.tif", "prior.png", "model.safetensors",
     }  # fmt: skip
     again = call("paint", scene / "one.png", "--prior", scene / "one_prior.png", *options, "-o", out)
     assert again.exit_code == 1
