@@ -196,7 +196,12 @@ def writing_map(
             grid,
             count=len(scheme),
             descriptions=scheme.names,
-            tags={"kind": "probabilities", "encoding": options.encoding, **tags},
+            tags={
+                "kind": "probabilities",
+                "scheme": scheme.model_dump_json(exclude_defaults=True),
+                "encoding": options.encoding,
+                **tags,
+            },
             overwrite=overwrite,
             **encoding_options(options.encoding),
         )

@@ -23,6 +23,7 @@ from landprior.errors import (
 )
 from landprior.implicit.networks import Ensemble, log_prior
 from landprior.implicit.posterior import log_posterior
+from landprior.landcover.assessment.scores import scheme_of_map
 from landprior.landcover.mapping.finish import GuidedFilter, leave_out
 from landprior.landcover.mapping.options import MapOptions
 from landprior.landcover.mapping.predict import map_prior, predict
@@ -192,6 +193,7 @@ def test_uint8_probabilities_are_rounded(tmp_path, make_image, make_model):
     with rasterio.open(tmp_path / "map_probabilities.tif") as src:
         np.testing.assert_allclose(src.read() * src.scales[0], q, atol=0.5 / 255 + 1e-6)
         assert src.descriptions == tuple(model.scheme.names)
+    assert scheme_of_map(tmp_path / "map_probabilities.tif", probabilities=True) == model.scheme  # as zonal needs it
 
 
 def test_style_and_quicklook(tmp_path, make_image, make_model):
