@@ -33,6 +33,6 @@ def test_the_demo_reaches_the_promised_accuracy(tmp_path):
     assert scores["QR r"] > scores["CE"]
     assert scores["QR r"] > scores["QR r, not finished"]
     assert scores["QR q"] > scores["CE"]
-    assert scores["QR r, 100 points"] >= scores["QR r"] + 0.02
+    assert scores["QR r, 100 points"] >= max(scores["QR r"] + 0.01, 0.865)
     assert cog_validate(result.map, strict=True, quiet=True)[0]
     assert result.figure.stat().st_size > 100_000
