@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import shapely
 
-from landprior.errors import InputError
+from landprior.landcover.vectors.polygon_files import require_format
 from landprior.raster.outputs import check_output, replacing
-from landprior.sources.vectors import PARQUET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,16 +47,7 @@ def check_area_file(output: str | Path, *, overwrite: bool, inputs: Iterable[obj
         See :func:`landprior.raster.outputs.check_output`.
     """
     target = Path(output)
-    suffix = target.suffix.lower()
-    if suffix not in {_PACKAGE, _TABLE, *PARQUET}:
-        msg = f"-o {target}: areas are written as .gpkg, .csv or .parquet; use a name that ends so"
-        raise InputError(msg)
-    if suffix in PARQUET:
-        try:
-            import pyarrow as pa  # type: ignore[import-untyped]  # noqa: F401
-        except ImportError as error:
-            msg = f"-o {target}: GeoParquet needs pyarrow: pip install 'landprior[parquet]'"
-            raise InputError(msg) from error
+    require_format(target, (_PACKAGE, _TABLE, ".parquet"), "areas")
     return check_output(target, overwrite=overwrite, inputs=inputs, kind=_kind(target))
 
 
@@ -152,7 +142,7 @@ class _Parquet:
 
     def write(self, frame: geopandas.GeoDataFrame) -> None:
         """Append rows."""
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped]
         from pyarrow import parquet
 
         table = frame.drop(columns="geometry").assign(geometry=shapely.to_wkb(frame.geometry.to_numpy()))

@@ -14,7 +14,7 @@ from landprior.raster.outputs import check_output, replacing
 from landprior.sources.vectors import PARQUET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import geopandas
 
@@ -59,9 +59,31 @@ def check_polygon_file(output: str | Path, *, overwrite: bool, inputs: Iterable[
         See :func:`landprior.raster.outputs.check_output`.
     """
     target = Path(output)
+    require_format(target, (".gpkg", ".geojson", ".fgb", ".parquet"), "polygons")
+    return check_output(target, overwrite=overwrite, inputs=inputs, kind="vector")
+
+
+def require_format(target: Path, endings: Sequence[str], what: str) -> None:
+    """Raise an error if a file cannot be written in the format of its extension.
+
+    Parameters
+    ----------
+    target
+        The file.
+    endings
+        Extensions in lower case; ``.parquet`` stands for all of :data:`landprior.sources.vectors.PARQUET`.
+    what
+        What is written, for the message.
+
+    Raises
+    ------
+    InputError
+        If the extension is another, or its format needs a package that is not installed.
+    """
     suffix = target.suffix.lower()
-    if suffix not in {*DRIVERS, *PARQUET}:
-        msg = f"-o {target}: polygons are written as .gpkg, .geojson, .fgb or .parquet; use a name that ends so"
+    if suffix not in endings and suffix not in PARQUET:
+        listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
+        msg = f"-o {target}: {what} are written as {listed}; use a name that ends so"
         raise InputError(msg)
     if suffix in PARQUET:
         try:
@@ -69,7 +91,6 @@ def check_polygon_file(output: str | Path, *, overwrite: bool, inputs: Iterable[
         except ImportError as error:
             msg = f"-o {target}: GeoParquet needs pyarrow: pip install 'landprior[parquet]'"
             raise InputError(msg) from error
-    return check_output(target, overwrite=overwrite, inputs=inputs, kind="vector")
 
 
 @contextmanager
