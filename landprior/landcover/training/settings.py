@@ -76,6 +76,13 @@ class TileSettings(BaseModel):
             raise ValueError(msg)
         return side
 
+    @model_validator(mode="after")
+    def _is_of_the_fcn(self) -> TileSettings:
+        if self.network != "fcn" and self.receptive_field not in (None, WIDEST_FIELD):
+            msg = f"the receptive field is that of the FCN; the network {self.network} has its own, so leave it out"
+            raise ValueError(msg)
+        return self
+
     def network_options(self, bands: int = 1, extras: Sequence[str] = ()) -> dict[str, int]:
         """Return the options of the network for an image's bands and extra inputs.
 

@@ -92,6 +92,12 @@ def test_no_other_receptive_field(side, why):
         TileSettings(receptive_field=side)
 
 
+def test_a_unet_has_its_own_receptive_field():
+    with pytest.raises(ValidationError, match="unet has its own"):
+        TileSettings(network="unet", receptive_field=5)
+    assert make_settings("paper", network="unet").network_options() == {}
+
+
 def test_labels_and_the_paper_have_the_papers_receptive_field():
     assert TileSettings().network_options() == {"receptive_field": 7}
     assert [s.network_options() for s in (TileSettings.paper(), TileSettings.supervised())] == [{}, {}]
